@@ -1,0 +1,85 @@
+"""Counts and sampling law of the masks."""
+
+import pytest
+import torch
+
+from tests.parity.reference import load_table
+from umt_hf.modeling.masking_umt_video import (
+    compute_visible_indices,
+    sample_attention_mask,
+    sample_random_mask,
+    sample_tube_mask,
+)
+
+
+@pytest.mark.parametrize("index", range(len(load_table("mask_law")["tables"])))
+def test_attention_mask_follows_the_published_law(index):
+    table = load_table("mask_law")["tables"][index]
+    draws = 20000
+    row = torch.tensor(table["attention_row"])
+    generator = torch.Generator().manual_seed(index)
+    saliency = row.expand(draws, 1, -1)
+    visible = ~sample_attention_mask(saliency, table["mask_ratio"], generator=generator)
+    assert torch.equal(visible.sum(1), torch.full((draws,), table["kept"]))
+    exact = torch.tensor(table["exact_inclusion_probability"])
+    error = (exact * (1 - exact) / draws).sqrt().clamp_min(1e-4)
+    assert ((visible.float().mean(0) - exact).abs() / error).max() < 4.5
+
+
+def test_visible_counts_match_the_published_table():
+    for tokens, ratio, visible in load_table("mask_law")["visible_per_frame_table"]:
+        mask = sample_attention_mask(torch.rand(1, 2, tokens), ratio)
+        assert (~mask).view(2, tokens).sum(1).tolist() == [visible, visible]
+
+
+def test_tube_and_random_counts_match_the_published_table():
+    rows = load_table("returned_layers_and_mask_counts")["other_mask_generators"]["rows"]
+    for (frames, height, width), ratio, per_frame, tube_total, random_total in rows:
+        patches = height * width
+        tube = sample_tube_mask(2, frames, patches, ratio)
+        assert tube.sum(1).tolist() == [tube_total] * 2
+        framewise = tube.view(2, frames, patches)
+        assert torch.equal(framewise, framewise[:, :1].expand_as(framewise))
+        assert framewise[0, 0].sum() == per_frame
+        assert sample_random_mask(2, frames * patches, ratio).sum(1).tolist() == [random_total] * 2
+
+
+def test_generators_make_draws_repeatable():
+    saliency = torch.rand(6, 16)
+
+    def draw(seed: int) -> torch.Tensor:
+        return sample_attention_mask(saliency, 0.75, num_frames=3, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
+    assert draw(1).shape == (2, 48)
+    assert torch.equal(
+        draw(1), sample_attention_mask(saliency.view(2, 3, 16), 0.75, generator=torch.Generator().manual_seed(1))
+    )
+
+
+def test_zero_saliency_still_leaves_the_right_count():
+    saliency = torch.zeros(1, 1, 10)
+    saliency[..., 3] = 1.0
+    mask = sample_attention_mask(saliency, 0.7)
+    assert (~mask).sum() == 3 and not mask[0, 3]
+
+
+def test_visible_indices_are_raster_ordered():
+    mask = sample_random_mask(4, 30, 0.6)
+    indices = compute_visible_indices(mask, 12)
+    assert torch.equal(indices, (~mask).nonzero()[:, 1].view(4, 12))
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.0, 2])
+def test_ratio_out_of_range(ratio):
+    with pytest.raises(ValueError, match="mask_ratio"):
+        sample_random_mask(1, 8, ratio)
+    with pytest.raises(ValueError, match="mask_ratio"):
+        sample_attention_mask(torch.rand(1, 1, 8), ratio)
+
+
+def test_shapes_that_do_not_tell_the_frames():
+    with pytest.raises(ValueError, match="num_frames"):
+        sample_attention_mask(torch.rand(7, 8), 0.5, num_frames=2)
+    with pytest.raises(ValueError, match="batch, frames, patches"):
+        sample_attention_mask(torch.rand(8), 0.5)

@@ -1,0 +1,174 @@
+"""Configuration of the UMT video encoder: fields, checks and the grid sizes derived from them."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+
+@strict
+class UMTVideoConfig(PreTrainedConfig):
+    """Configuration of [`UMTVideoModel`] and its heads.
+
+    The defaults are UMT ViT-B/16 as pre-trained on 8 frames of 224 x 224 pixels with CLIP ViT-B/16 as teacher.
+
+    Args:
+        image_size: Side of the square input the model is trained on, in pixels. Other sizes run too.
+        patch_size: Side of a square patch, in pixels.
+        num_channels: Colour channels of a frame.
+        num_frames: Frames of a clip the model is trained on. Other counts run too.
+        tubelet_size: Frames that one token covers.
+        hidden_size: Width of the encoder.
+        num_hidden_layers: Transformer layers.
+        num_attention_heads: Attention heads a layer.
+        intermediate_size: Width of the MLP's hidden layer.
+        hidden_act: Activation of the MLP.
+        hidden_dropout_prob: Dropout after the attention and MLP outputs.
+        attention_probs_dropout_prob: Dropout on the attention probabilities.
+        drop_path_rate: Stochastic depth of the last layer; it grows linearly from 0 at the first.
+        initializer_range: Standard deviation of the truncated normal that starts heads and learnable tables.
+        layer_norm_eps: Epsilon of every LayerNorm of the encoder.
+        qv_bias: Whether query and value projections have a bias. The key projection never has one.
+        layer_scale_init_value: Start of the learnable residual scales; 0 leaves them out.
+        use_final_norm: Whether a LayerNorm follows the last layer. Classifiers normalise after pooling instead.
+        position_embedding_frames: Frames of the grid whose position table is interpolated to other shapes. `None`,
+            together with `position_embedding_image_size=None`, computes a fresh sinusoid table for each input's own
+            tokens, which is what stage 2, retrieval and question answering do.
+        position_embedding_image_size: Side of that grid, in pixels.
+        learnable_position_embedding: Whether the table is a trained parameter instead of fixed sinusoids.
+        num_aligned_layers: How many layers are aligned with the teacher's, counted from the last.
+        alignment_interval: Step between aligned layers, 1 for neighbours.
+        teacher_hidden_size: Width of the teacher's projected features, 512 for CLIP-B/16 and 768 for CLIP-L/14.
+        alignment_norm: Normalisation of student and teacher features: "l2" or "none".
+        alignment_norm_eps: Epsilon of the LayerNorm in the alignment heads (1e-6 in stage 1, 1e-5 in stage 2).
+        alignment_loss: Distance between features: "l2", "mse" or "smooth_l1".
+        mask_type: How the hidden tokens of a video are chosen: "attention", "tube" or "random".
+        mask_ratio: Share of video tokens hidden in pre-training, in [0, 1).
+        image_mask_ratio: Share of image tokens hidden in stage 2, in [0, 1).
+        teacher_name_or_path: Hub id or folder of the CLIP teacher.
+        teacher_image_size: Side of the frames the teacher sees, in pixels (196 for CLIP-L/14, so that grids agree).
+
+    Raises:
+        ValueError: If sizes do not divide one another, or a rate or choice is outside its range.
+
+    Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3; published recipes for the values.
+
+    Example:
+    ```python
+    >>> from umt_hf import UMTVideoConfig, UMTVideoModel
+
+    >>> model = UMTVideoModel(UMTVideoConfig(num_hidden_layers=2))
+    ```
+    """
+
+    model_type = "umt_video"
+    base_config_key = "vision_config"
+    base_model_tp_plan = {
+        "layers.*.attention.q_proj": "colwise",
+        "layers.*.attention.k_proj": "colwise",
+        "layers.*.attention.v_proj": "colwise",
+        "layers.*.attention.o_proj": "rowwise",
+        "layers.*.mlp.fc1": "colwise",
+        "layers.*.mlp.fc2": "rowwise",
+    }
+    base_model_fsdp_plan = {"layers.*": "free_full_weight", "norm": "keep_full_weight"}
+
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    num_frames: int = 8
+    tubelet_size: int = 1
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-6
+    qv_bias: bool = True
+    layer_scale_init_value: float | int = 0.0
+    use_final_norm: bool = True
+    position_embedding_frames: int | None = 8
+    position_embedding_image_size: int | None = 224
+    learnable_position_embedding: bool = False
+    num_aligned_layers: int = 6
+    alignment_interval: float | int = 1
+    teacher_hidden_size: int = 512
+    alignment_norm: Literal["l2", "none"] = "l2"
+    alignment_norm_eps: float | int = 1e-6
+    alignment_loss: Literal["l2", "mse", "smooth_l1"] = "l2"
+    mask_type: Literal["attention", "tube", "random"] = "attention"
+    mask_ratio: float | int = 0.8
+    image_mask_ratio: float | int = 0.5
+    teacher_name_or_path: str = "openai/clip-vit-base-patch16"
+    teacher_image_size: int = 224
+
+    def validate_architecture(self) -> None:
+        """Check what single fields cannot tell."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}.")
+        if self.num_frames % self.tubelet_size:
+            raise ValueError(f"num_frames={self.num_frames} is not a multiple of tubelet_size={self.tubelet_size}.")
+        frames, size = self.position_embedding_frames, self.position_embedding_image_size
+        if (frames is None) != (size is None):
+            raise ValueError(
+                "position_embedding_frames and position_embedding_image_size are both numbers (a table that is "
+                f"interpolated) or both None (a table computed afresh), got {frames} and {size}."
+            )
+        if frames is not None and (frames % self.tubelet_size or size % self.patch_size):
+            raise ValueError(
+                f"position_embedding_frames={frames} and position_embedding_image_size={size} are not multiples of "
+                f"tubelet_size={self.tubelet_size} and patch_size={self.patch_size}."
+            )
+        for name in ("mask_ratio", "image_mask_ratio", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
+
+    @property
+    def position_embedding_grid(self) -> tuple[int, int, int]:
+        """Time, rows and columns of the stored position table, in tokens."""
+        frames = self.position_embedding_frames or self.num_frames
+        side = (self.position_embedding_image_size or self.image_size) // self.patch_size
+        return frames // self.tubelet_size, side, side
+
+    @property
+    def aligned_layer_indices(self) -> list[int]:
+        """Layers aligned with the teacher, shallowest first: `depth - 1 - int(i * interval)`, i-th from the end.
+
+        Raises:
+            ValueError: If the interval leads below the first layer.
+        """
+        return select_aligned_layers(self.num_hidden_layers, self.num_aligned_layers, self.alignment_interval)
+
+
+def select_aligned_layers(num_hidden_layers: int, num_aligned_layers: int, interval: float) -> list[int]:
+    """Choose the layers that student and teacher compare, by the same rule for both.
+
+    Args:
+        num_hidden_layers: Depth of the network.
+        num_aligned_layers: How many layers to take, counted from the last.
+        interval: Step between them; fractions are cut.
+
+    Returns:
+        Layer indices from 0, shallowest first.
+
+    Raises:
+        ValueError: If fewer layers exist than are asked for.
+    """
+    indices = [num_hidden_layers - 1 - int(i * interval) for i in reversed(range(num_aligned_layers))]
+    if not indices or indices[0] < 0:
+        raise ValueError(
+            f"{num_aligned_layers} aligned layers at interval {interval} do not fit a network of {num_hidden_layers} "
+            "layers. Lower num_aligned_layers or alignment_interval."
+        )
+    return indices
+
+
+__all__ = ["UMTVideoConfig"]

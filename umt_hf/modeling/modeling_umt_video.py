@@ -1,0 +1,584 @@
+"""The UMT video encoder, a ViT with joint space-time attention that can run on a subset of its tokens, and its heads.
+
+Legend: B batch, T frames, N tokens, V visible tokens, D width, K aligned layers, C teacher channels.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_umt_video import UMTVideoConfig
+from .losses_umt_video_text import normalize_features, uta_loss
+from .masking_umt_video import compute_visible_indices
+
+
+@dataclass
+class UMTVideoModelOutput(BaseModelOutputWithPooling):
+    """Output of [`UMTVideoModel`].
+
+    Args:
+        last_hidden_state: Visible tokens after the last layer (and the final norm, if any), `(B, V, D)`.
+        pooler_output: Mean over those tokens, `(B, D)`.
+        hidden_states: Embeddings and every layer's output before the final norm, when asked for.
+        attentions: Attention probabilities of every layer, when asked for (`attn_implementation="eager"`).
+        aligned_hidden_states: With `output_aligned_states=True`, the outputs of the aligned layers after the final
+            norm, `(K, B, V, D)`, shallowest first.
+    """
+
+    aligned_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class UMTVideoForPreTrainingOutput(ModelOutput):
+    """Output of [`UMTVideoForPreTraining`].
+
+    Args:
+        loss: Alignment loss, when `teacher_features` are given.
+        aligned_features: Projected and normalised student features `(K, B, V, C)`, shallowest layer first, float32.
+        hidden_states: Embeddings and every layer's output, when asked for.
+        attentions: Attention probabilities of every layer, when asked for.
+    """
+
+    loss: torch.Tensor | None = None
+    aligned_features: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def compute_sinusoid_table(num_positions: int, width: int) -> torch.Tensor:
+    """Sinusoids over the flat token index: `sin` on even and `cos` on odd channels of `n / 10000^(2i / width)`.
+
+    Args:
+        num_positions: Rows of the table.
+        width: Channels; pair `i` holds channels `2i` and `2i + 1`.
+
+    Returns:
+        Float32 table `(1, num_positions, width)` on the CPU. Angles are computed in float64, since they grow with the
+        token count.
+
+    Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.5, over flattened space-time positions.
+    """
+    positions = torch.arange(num_positions, dtype=torch.float64, device="cpu")
+    channels = torch.arange(width, dtype=torch.float64, device="cpu")
+    angles = positions[:, None] / 10000 ** (2 * (channels // 2) / width)
+    return torch.where(channels % 2 == 0, angles.sin(), angles.cos()).float()[None]
+
+
+def interpolate_position_table(
+    table: torch.Tensor, grid: tuple[int, int, int], new_grid: tuple[int, int, int]
+) -> torch.Tensor:
+    """Carry a position table to another clip shape: bicubic over space, linear over time.
+
+    Args:
+        table: `(1, T * H * W, D)` for the shape `grid`.
+        grid: Time, rows and columns of `table`.
+        new_grid: Time, rows and columns wanted.
+
+    Returns:
+        `(1, T' * H' * W', D)` in the precision of `table`.
+    """
+    if grid == new_grid:
+        return table
+    (num_frames, *space), (new_frames, *new_space) = grid, new_grid
+    width = table.shape[-1]
+    if space != new_space:
+        frames = table.reshape(num_frames, *space, width).permute(0, 3, 1, 2)
+        frames = F.interpolate(frames, size=tuple(new_space), mode="bicubic", align_corners=False)
+        table = frames.permute(0, 2, 3, 1).reshape(1, -1, width)
+    if num_frames != new_frames:
+        lines = table.reshape(num_frames, -1).T[None]
+        lines = F.interpolate(lines, size=new_frames, mode="linear", align_corners=False)
+        table = lines[0].T.reshape(1, -1, width)
+    return table
+
+
+def gather_tokens(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Select tokens by index: `(..., B, N, D)` and `(B, V)` -> `(..., B, V, D)`."""
+    indices = indices[..., None].expand(*tokens.shape[:-2], indices.shape[-1], tokens.shape[-1])
+    return tokens.gather(-2, indices)
+
+
+class UMTVideoPatchEmbeddings(nn.Module):
+    """Linear embedding of the patches of a video, or of the visible ones alone."""
+
+    def __init__(self, config: UMTVideoConfig):
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.tubelet_size = config.tubelet_size
+        self.patch_size = config.patch_size
+        # A convolution whose stride is its kernel is a linear map of patches; weights are ordered channel, time, y, x.
+        num_inputs = config.num_channels * config.tubelet_size * config.patch_size**2
+        self.projection = nn.Linear(num_inputs, config.hidden_size)
+
+    def compute_grid(self, pixel_values: torch.Tensor) -> tuple[int, int, int]:
+        """Time, rows and columns of the token grid of a video.
+
+        Raises:
+            ValueError: If the video has another layout than `(batch, frames, channels, height, width)`, or the patch
+                grid does not divide it.
+        """
+        if pixel_values.ndim != 5 or pixel_values.shape[2] != self.num_channels:
+            raise ValueError(
+                f"pixel_values must be (batch, frames, {self.num_channels} channels, height, width), got shape "
+                f"{tuple(pixel_values.shape)}."
+            )
+        num_frames, _, height, width = pixel_values.shape[1:]
+        if num_frames % self.tubelet_size or height % self.patch_size or width % self.patch_size or not num_frames:
+            raise ValueError(
+                f"A clip of {num_frames} frames of {height} x {width} pixels cannot be cut into tubelets of "
+                f"{self.tubelet_size} frames and patches of {self.patch_size} x {self.patch_size} pixels; make "
+                "frames, height and width multiples of these."
+            )
+        return num_frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
+
+    def forward(self, pixel_values: torch.Tensor, visible_indices: torch.Tensor | None = None) -> torch.Tensor:
+        time, rows, columns = self.compute_grid(pixel_values)
+        batch, _, channels = pixel_values.shape[:3]
+        size = self.patch_size
+        patches = pixel_values.reshape(batch, time, self.tubelet_size, channels, rows, size, columns, size)
+        patches = patches.permute(0, 1, 4, 6, 3, 2, 5, 7)  # B, time, rows, columns, then the pixels of a patch
+        if visible_indices is None:
+            patches = patches.flatten(4).flatten(1, 3)
+        else:
+            batch_index = torch.arange(batch, device=visible_indices.device)[:, None]
+            patch_index = visible_indices % (rows * columns)
+            frame_index = visible_indices // (rows * columns)
+            patches = patches[batch_index, frame_index, patch_index // columns, patch_index % columns].flatten(2)
+        return self.projection(patches.to(self.projection.weight.dtype))
+
+
+class UMTVideoEmbeddings(nn.Module):
+    """Patch embeddings plus position table."""
+
+    def __init__(self, config: UMTVideoConfig):
+        super().__init__()
+        self.patch_embeddings = UMTVideoPatchEmbeddings(config)
+        self.grid = config.position_embedding_grid
+        self.is_interpolated = config.position_embedding_frames is not None or config.learnable_position_embedding
+        num_positions = self.grid[0] * self.grid[1] * self.grid[2]
+        sinusoid_table = compute_sinusoid_table(num_positions, config.hidden_size)
+        self.register_buffer("sinusoid_table", sinusoid_table.to(torch.get_default_device()), persistent=False)
+        self.position_embeddings = None
+        if config.learnable_position_embedding:
+            self.position_embeddings = nn.Parameter(torch.empty(1, num_positions, config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def compute_position_embeddings(
+        self, grid: tuple[int, int, int], visible_indices: torch.Tensor | None = None, fixed: bool = False
+    ) -> torch.Tensor:
+        """Position table of a token grid, at the visible tokens alone if their indices are given.
+
+        Args:
+            grid: Time, rows and columns of the clip's tokens.
+            visible_indices: `(B, V)`.
+            fixed: Whether to use the sinusoids although the table is learnable.
+
+        Returns:
+            `(1, N, D)`, or `(B, V, D)` with indices.
+        """
+        table = self.sinusoid_table if fixed or self.position_embeddings is None else self.position_embeddings
+        if self.is_interpolated:
+            table = interpolate_position_table(table, self.grid, grid)
+        else:
+            num_positions = grid[0] * grid[1] * grid[2]
+            if num_positions > table.shape[1]:
+                table = compute_sinusoid_table(num_positions, table.shape[-1]).to(table)
+            table = table[:, :num_positions]
+        return table if visible_indices is None else table[0][visible_indices]
+
+    def forward(self, pixel_values: torch.Tensor, visible_indices: torch.Tensor | None = None) -> torch.Tensor:
+        embeddings = self.patch_embeddings(pixel_values, visible_indices)
+        grid = self.patch_embeddings.compute_grid(pixel_values)
+        positions = self.compute_position_embeddings(grid, visible_indices)
+        return self.dropout(embeddings + positions.to(embeddings.dtype))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention with its probabilities written out, `(B, heads, V, head_dim)` in and `(B, V, heads, head_dim)` out."""
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class UMTVideoAttention(nn.Module):
+    """Multi-head self-attention over all tokens of a clip, with a bias on query and value only."""
+
+    def __init__(self, config: UMTVideoConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qv_bias)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        head_shape = (*input_shape, -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(head_shape).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(head_shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+        output, weights = attend(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
+        return self.o_proj(output.reshape(*input_shape, -1).contiguous()), weights
+
+
+class UMTVideoMLP(nn.Module):
+    """Two-layer perceptron."""
+
+    def __init__(self, config: UMTVideoConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class UMTVideoResidual(nn.Module):
+    """Adds a branch to the residual stream: dropout, layer scale, and stochastic depth per clip.
+
+    Source: Huang et al., "Deep Networks with Stochastic Depth", 2016; Touvron et al., "Going deeper with Image
+    Transformers", 2021 (layer scale).
+    """
+
+    def __init__(self, config: UMTVideoConfig, drop_path: float):
+        super().__init__()
+        self.drop_path = drop_path
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layer_scale = None
+        if config.layer_scale_init_value > 0:
+            self.layer_scale = nn.Parameter(torch.full((config.hidden_size,), float(config.layer_scale_init_value)))
+
+    def forward(self, residual: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+        branch = self.dropout(branch)
+        if self.layer_scale is not None:
+            branch = branch * self.layer_scale
+        if self.training and self.drop_path > 0:
+            keep = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_path
+            branch = branch * keep.to(branch.dtype) / (1 - self.drop_path)
+        return residual + branch
+
+
+class UMTVideoLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer."""
+
+    def __init__(self, config: UMTVideoConfig, drop_path: float = 0.0):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = UMTVideoAttention(config)
+        self.attention_residual = UMTVideoResidual(config, drop_path)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = UMTVideoMLP(config)
+        self.mlp_residual = UMTVideoResidual(config, drop_path)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+        hidden_states = self.attention_residual(hidden_states, attention_output)
+        return self.mlp_residual(hidden_states, self.mlp(self.layernorm_after(hidden_states)))
+
+
+class UMTVideoAlignmentHead(nn.Module):
+    """Projects the tokens of one student layer to the teacher's feature space."""
+
+    def __init__(self, config: UMTVideoConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.teacher_hidden_size)
+        self.norm = nn.LayerNorm(config.teacher_hidden_size, eps=config.alignment_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.dense(hidden_states))
+
+
+class UMTVideoClassifier(nn.Linear):
+    """Linear head that starts near zero, so that all classes start equal (as published)."""
+
+
+class UMTVideoPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and what Transformers needs to know about the family."""
+
+    config: UMTVideoConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["UMTVideoEmbeddings", "UMTVideoLayer", "UMTVideoAlignmentHead"]
+    _input_embed_layer = "patch_embeddings"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": UMTVideoLayer, "attentions": UMTVideoAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, UMTVideoClassifier):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range * 1e-3)
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+        elif isinstance(module, UMTVideoEmbeddings):
+            init.copy_(module.sinusoid_table, compute_sinusoid_table(*module.sinusoid_table.shape[1:]))
+            if module.position_embeddings is not None:
+                init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+        elif isinstance(module, UMTVideoResidual) and module.layer_scale is not None:
+            init.constant_(module.layer_scale, self.config.layer_scale_init_value)
+
+
+class UMTVideoModel(UMTVideoPreTrainedModel):
+    """UMT video encoder without a head.
+
+    Loads the encoder of any UMT folder: stage 1, fine-tuned, stage 2, retrieval or question answering.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"alignment_heads\."]
+
+    def __init__(self, config: UMTVideoConfig):
+        super().__init__(config)
+        self.embeddings = UMTVideoEmbeddings(config)
+        last = max(config.num_hidden_layers - 1, 1)
+        self.layers = nn.ModuleList(
+            UMTVideoLayer(config, config.drop_path_rate * i / last) for i in range(config.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.use_final_norm else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The module that turns pixels into tokens."""
+        return self.embeddings.patch_embeddings
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        visible_indices: torch.Tensor | None = None,
+        output_aligned_states: bool = False,
+        **kwargs: Any,
+    ) -> UMTVideoModelOutput:
+        """Encode a clip, or the visible part of it.
+
+        Args:
+            pixel_values: Normalised video `(B, T, channels, height, width)`; any frame count that `tubelet_size`
+                divides and any size that `patch_size` divides.
+            bool_masked_pos: Boolean mask `(B, N)`, `True` = hidden, with the same count in every row. Tokens are
+                ordered frame by frame, row by row.
+            visible_indices: Indices of the visible tokens `(B, V)` instead of the mask: static shapes, for
+                `torch.compile`.
+            output_aligned_states: Whether to return the aligned layers' outputs as well.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
+
+        Returns:
+            [`UMTVideoModelOutput`] with `last_hidden_state (B, V, D)` and its mean over tokens,
+            `pooler_output (B, D)`.
+
+        Raises:
+            ValueError: If the clip does not fit the patch grid or the mask does not fit the clip.
+        """
+        grid = self.embeddings.patch_embeddings.compute_grid(pixel_values)
+        visible_indices = resolve_visible_indices(
+            bool_masked_pos, visible_indices, pixel_values.shape[0], grid[0] * grid[1] * grid[2]
+        )
+        hidden_states = self.embeddings(pixel_values, visible_indices)
+        aligned_indices = self.config.aligned_layer_indices if output_aligned_states else []
+        aligned = []
+        for i, layer in enumerate(self.layers):
+            hidden_states = layer(hidden_states, **kwargs)
+            if i in aligned_indices:
+                aligned.append(self._normalize(hidden_states))
+        hidden_states = self._normalize(hidden_states)
+        return UMTVideoModelOutput(
+            last_hidden_state=hidden_states,
+            pooler_output=hidden_states.mean(dim=1),
+            aligned_hidden_states=torch.stack(aligned) if aligned else None,
+        )
+
+    def _normalize(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states if self.norm is None else self.norm(hidden_states)
+
+
+def resolve_visible_indices(
+    bool_masked_pos: torch.Tensor | None, visible_indices: torch.Tensor | None, batch_size: int, num_tokens: int
+) -> torch.Tensor | None:
+    """Bring a mask or indices to `(B, V)` indices; neither of them means that all tokens are visible.
+
+    Raises:
+        ValueError: If both are given, a shape does not fit the clip, or rows hide different counts.
+    """
+    if bool_masked_pos is not None and visible_indices is not None:
+        raise ValueError("Give bool_masked_pos or visible_indices, not both.")
+    if visible_indices is not None:
+        if visible_indices.ndim != 2 or visible_indices.shape[0] != batch_size:
+            raise ValueError(
+                f"visible_indices must be ({batch_size}, visible tokens), got {tuple(visible_indices.shape)}."
+            )
+        return visible_indices
+    if bool_masked_pos is None:
+        return None
+    if tuple(bool_masked_pos.shape) != (batch_size, num_tokens):
+        raise ValueError(
+            f"bool_masked_pos must be ({batch_size}, {num_tokens}) for this clip, got {tuple(bool_masked_pos.shape)}."
+        )
+    bool_masked_pos = bool_masked_pos.bool()
+    counts = (~bool_masked_pos).sum(dim=1)
+    num_visible = int(counts[0])
+    if num_visible == 0 or not bool((counts == num_visible).all()):
+        raise ValueError(
+            f"bool_masked_pos must leave the same number of tokens, at least one, in every row, got {counts.tolist()}."
+        )
+    return compute_visible_indices(bool_masked_pos, num_visible)
+
+
+class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
+    """UMT stage 1: the encoder sees the visible tokens and aligns its last layers with a frozen teacher's on them.
+
+    The teacher is not part of the model: see [`UMTTeacher`].
+    """
+
+    def __init__(self, config: UMTVideoConfig):
+        super().__init__(config)
+        self.vision_model = UMTVideoModel(config)
+        self.alignment_heads = nn.ModuleList(UMTVideoAlignmentHead(config) for _ in config.aligned_layer_indices)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        teacher_features: torch.Tensor | None = None,
+        visible_indices: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> UMTVideoForPreTrainingOutput:
+        """Compute the student's aligned features and, with a teacher's, the alignment loss.
+
+        Args:
+            pixel_values: Normalised video `(B, T, channels, height, width)`.
+            bool_masked_pos: Boolean mask `(B, N)`, `True` = hidden, with the same count in every row.
+            teacher_features: Teacher's features `(K, B, V, C)` at the visible tokens in raster order, or
+                `(K, B, N, C)` at all tokens, of which the visible ones are gathered.
+            visible_indices: Indices of the visible tokens `(B, V)` instead of the mask.
+            **kwargs: As for [`UMTVideoModel`].
+
+        Returns:
+            [`UMTVideoForPreTrainingOutput`]; no loss without `teacher_features`.
+
+        Raises:
+            ValueError: If the features' shape fits neither, or `tubelet_size > 1` meets a frame-wise teacher.
+
+        Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.1.
+        """
+        if teacher_features is not None and self.config.tubelet_size > 1:
+            raise ValueError(
+                f"tubelet_size={self.config.tubelet_size} leaves no token for each frame of the teacher; use 1."
+            )
+        embeddings = self.vision_model.embeddings
+        grid = embeddings.patch_embeddings.compute_grid(pixel_values)
+        num_tokens = grid[0] * grid[1] * grid[2]
+        visible_indices = resolve_visible_indices(bool_masked_pos, visible_indices, pixel_values.shape[0], num_tokens)
+        outputs = self.vision_model(
+            pixel_values, visible_indices=visible_indices, output_aligned_states=True, **kwargs
+        )
+        states = outputs.aligned_hidden_states
+        positions = embeddings.compute_position_embeddings(grid, visible_indices, fixed=True).to(states.dtype)
+        features = torch.stack(
+            [head(state + positions) for head, state in zip(self.alignment_heads, states, strict=True)]
+        )
+        features = normalize_features(features, self.config.alignment_norm)
+
+        loss = None
+        if teacher_features is not None:
+            if visible_indices is not None and teacher_features.shape[2] == num_tokens != features.shape[2]:
+                teacher_features = gather_tokens(teacher_features, visible_indices)
+            loss = uta_loss(features, teacher_features, self.config.alignment_norm, self.config.alignment_loss)
+        return UMTVideoForPreTrainingOutput(
+            loss=loss,
+            aligned_features=features,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
+    """UMT encoder with a classifier on the mean of its tokens, normalised after pooling."""
+
+    # A stage-1 folder has a norm on tokens and alignment heads; a classifier uses neither, as published.
+    _keys_to_ignore_on_load_unexpected = [r"vision_model\.norm\.", r"alignment_heads\."]
+
+    def __init__(self, config: UMTVideoConfig):
+        if config.use_final_norm:
+            config = copy.deepcopy(config)
+            config.use_final_norm = False
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vision_model = UMTVideoModel(config)
+        self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.classifier = UMTVideoClassifier(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
+    ) -> ImageClassifierOutput:
+        """Classify a clip.
+
+        Args:
+            pixel_values: Normalised video `(B, T, channels, height, width)`.
+            labels: Class indices `(B,)`, or by `config.problem_type` regression or multi-label targets
+                `(B, num_labels)`.
+            **kwargs: As for [`UMTVideoModel`].
+
+        Returns:
+            `ImageClassifierOutput` with `logits (B, num_labels)` and, with labels, the loss.
+
+        Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4 (fine-tuning).
+        """
+        outputs = self.vision_model(pixel_values, **kwargs)
+        logits = self.classifier(self.fc_norm(outputs.pooler_output))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "UMTVideoForPreTraining",
+    "UMTVideoForVideoClassification",
+    "UMTVideoModel",
+    "UMTVideoPreTrainedModel",
+]

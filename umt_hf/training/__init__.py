@@ -1,0 +1,1 @@
+"""What `accelerate launch` runs: both pre-training stages, fine-tuning, their data, optimisation and checkpoints."""

@@ -1,0 +1,1 @@
+"""Data for training: datasets, samplers, collators and the built-in moving_shapes generator."""
