@@ -15,6 +15,7 @@ def sample_attention_mask(
     mask_ratio: float,
     num_frames: int | None = None,
     generator: torch.Generator | None = None,
+    noise: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Hide patches at random, favouring for the visible set those the teacher attends to.
 
@@ -27,6 +28,7 @@ def sample_attention_mask(
         mask_ratio: Share of patches hidden in each frame, in [0, 1).
         num_frames: Frames of a clip; needed when `saliency` has two dimensions.
         generator: Random source on the device of `saliency`.
+        noise: Exponential noise `(batch, frames, patches)` drawn beforehand, instead of a generator.
 
     Returns:
         Boolean mask `(batch, frames * patches)`, `True` where hidden, with the same count in every frame.
@@ -48,7 +50,8 @@ def sample_attention_mask(
     # The largest of w / Exponential(1) falls on item i with probability w_i / sum(w), and so on down the order: a draw
     # without replacement in one pass, with static shapes.
     weights = saliency.float().clamp_min(torch.finfo(torch.float32).tiny)
-    noise = torch.empty_like(weights).exponential_(generator=generator)
+    if noise is None:
+        noise = torch.empty_like(weights).exponential_(generator=generator)
     visible = (weights / noise).topk(num_visible, dim=-1).indices
     return torch.ones_like(weights, dtype=torch.bool).scatter_(-1, visible, False).flatten(1)
 
@@ -60,6 +63,7 @@ def sample_tube_mask(
     mask_ratio: float,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
+    noise: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Hide the same `int(num_patches * mask_ratio)` random patches in every frame of a clip.
 
@@ -70,6 +74,7 @@ def sample_tube_mask(
         mask_ratio: Share of patches hidden, in [0, 1).
         generator: Random source on `device`.
         device: Where the mask is drawn.
+        noise: Continuous noise `(batch, num_patches)` drawn beforehand, instead of a generator.
 
     Returns:
         Boolean mask `(batch, num_frames * num_patches)`, `True` where hidden.
@@ -77,7 +82,7 @@ def sample_tube_mask(
     Raises:
         ValueError: If `mask_ratio` is outside [0, 1).
     """
-    return sample_random_mask(batch_size, num_patches, mask_ratio, generator, device).repeat(1, num_frames)
+    return sample_random_mask(batch_size, num_patches, mask_ratio, generator, device, noise).repeat(1, num_frames)
 
 
 def sample_random_mask(
@@ -86,6 +91,7 @@ def sample_random_mask(
     mask_ratio: float,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
+    noise: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Hide `int(num_tokens * mask_ratio)` tokens of each clip, chosen uniformly over space and time.
 
@@ -95,6 +101,7 @@ def sample_random_mask(
         mask_ratio: Share of tokens hidden, in [0, 1).
         generator: Random source on `device`.
         device: Where the mask is drawn.
+        noise: Continuous noise `(batch, num_tokens)` drawn beforehand, instead of a generator.
 
     Returns:
         Boolean mask `(batch, num_tokens)`, `True` where hidden.
@@ -103,7 +110,8 @@ def sample_random_mask(
         ValueError: If `mask_ratio` is outside [0, 1).
     """
     num_masked = _count_masked(num_tokens, mask_ratio)
-    noise = torch.rand(batch_size, num_tokens, generator=generator, device=device)
+    if noise is None:
+        noise = torch.rand(batch_size, num_tokens, generator=generator, device=device)
     hidden = noise.topk(num_masked, dim=-1).indices
     return torch.zeros_like(noise, dtype=torch.bool).scatter_(-1, hidden, True)
 

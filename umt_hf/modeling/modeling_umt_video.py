@@ -16,8 +16,9 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_umt_video import UMTVideoConfig
@@ -381,7 +382,7 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
         """The module that turns pixels into tokens."""
         return self.embeddings.patch_embeddings
 
-    @merge_with_config_defaults
+    @can_return_tuple
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
@@ -389,7 +390,7 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         visible_indices: torch.Tensor | None = None,
         output_aligned_states: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> UMTVideoModelOutput:
         """Encode a clip, or the visible part of it.
 
@@ -483,7 +484,7 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         teacher_features: torch.Tensor | None = None,
         visible_indices: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> UMTVideoForPreTrainingOutput:
         """Compute the student's aligned features and, with a teacher's, the alignment loss.
 
@@ -553,7 +554,7 @@ class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> ImageClassifierOutput:
         """Classify a clip.
 

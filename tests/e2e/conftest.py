@@ -1,0 +1,109 @@
+"""A few rendered videos and an untrained teacher: enough for whole runs that take seconds."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from umt_hf.training.data.moving_shapes import write_moving_shapes
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "patch_size": 16,
+    "image_size": 64,
+    "num_frames": 4,
+    "num_aligned_layers": 2,
+    "drop_path_rate": 0.0,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "scale_learning_rate": "false",
+    "warmup_steps": 2,
+    "dataloader_num_workers": 0,
+    "logging_steps": 1,
+    "save_steps": 1000,
+    "report_to": "none",
+    "mixed_precision": "no",
+}
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("moving_shapes")
+    write_moving_shapes(folder, num_train_clips=24, num_validation_clips=6, num_test_clips=6)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        image_size=64,
+        patch_size=16,
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        projection_dim=12,
+    )
+    folder = tmp_path_factory.mktemp("teacher")
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps its state between runs of one process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def flags(shapes, teacher, tmp_path):
+    """Command line of a tiny run; keyword arguments change it."""
+
+    def build(**changes) -> list[str]:
+        fields = {
+            **TINY,
+            "train_data": shapes / "train.csv",
+            "validation_data": shapes / "validation.csv",
+            "teacher_name_or_path": teacher,
+            "output_dir": tmp_path / "run",
+            "max_steps": 4,
+            **changes,
+        }
+        arguments = []
+        for name, value in fields.items():
+            if value is not None:
+                arguments += [f"--{name}", str(value)]
+        return arguments
+
+    return build
+
+
+def launch(arguments: list[str], num_processes: int, **options) -> subprocess.CompletedProcess:
+    """Stage 1 in several CPU processes (gloo); `accelerate launch` itself starts only one without a configuration."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
+    command += ["--master_port", str(find_free_port()), "-m", "umt_hf.training.stage1", *arguments]
+    environment = launch_environment() | {"ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
+
+
+def find_free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def launch_environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

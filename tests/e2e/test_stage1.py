@@ -1,0 +1,304 @@
+"""Whole stage-1 runs on rendered videos: export, resume, distribution, accumulation, and what goes wrong."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForPreTraining, AutoVideoProcessor
+
+from tests.e2e.conftest import ROOT, launch, launch_environment
+from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
+from umt_hf.processing.video_processing_umt_video import UMTVideoProcessor
+from umt_hf.training import stage1
+from umt_hf.training.checkpointing import list_checkpoints, read_metrics
+
+
+def read_losses(folder: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
+
+
+def assert_same_weights(one: Path, other: Path, **tolerance) -> None:
+    one, other = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        if tolerance:
+            torch.testing.assert_close(tensor, other[name], **tolerance, msg=name)
+        else:
+            assert torch.equal(tensor, other[name]), name
+
+
+def test_run_exports_a_folder_that_auto_classes_load(flags, shapes, tmp_path):
+    state = stage1.main(flags(eval_steps=2, max_steps=4, save_steps=2))
+    run = tmp_path / "run"
+    assert state.step == 4 and state.micro_step == 4 and state.videos == 16 and state.skipped_videos == 0
+    for folder in (run, run / "checkpoint-2", run / "checkpoint-4"):
+        model, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        processor = AutoVideoProcessor.from_pretrained(folder)
+        assert type(processor) is UMTVideoProcessor and processor.num_frames == 4
+    student, info = AutoModelForPreTraining.from_pretrained(run, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert student.config.mask_type == "attention" and student.config.teacher_hidden_size == 12
+
+    video = next((shapes / "videos" / "test").iterdir())
+    with torch.no_grad():
+        embedding = model(**processor(str(video), return_tensors="pt")).pooler_output
+    assert embedding.shape == (1, 32) and embedding.isfinite().all()
+
+    lines = read_metrics(run / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "eval_loss" in line] == [2, 4]
+    assert all(0 < line["loss"] < 4 for line in lines if "loss" in line)
+    names = {"learning_rate", "clips_per_second", "data_wait_share", "skipped_videos", "nonfinite_steps"}
+    assert names <= lines[0].keys()
+    assert json.loads((run / "versions.json").read_text())["torch"] == torch.__version__
+    # The resolved configuration is itself a recipe.
+    again = stage1.parse_config(stage1.SECTIONS, ["--config", str(run / "run.yaml")])
+    assert again[0].hidden_size == 32 and again[4].max_steps == 4
+    # The teacher is in no file of the run.
+    assert not [name for name in load_file(run / "model.safetensors") if "teacher" in name or "tower" in name]
+
+
+def test_loss_falls(flags, tmp_path):
+    stage1.main(flags(max_steps=40, learning_rate=5e-3, per_device_train_batch_size=8))
+    losses = read_losses(tmp_path / "run")
+    assert sum(losses[s] for s in range(36, 41)) < 0.8 * sum(losses[s] for s in range(1, 6))
+
+
+@pytest.mark.parametrize("mask_type", ["tube", "random"])
+def test_other_masks(flags, tmp_path, mask_type):
+    stage1.main(flags(mask_type=mask_type, max_steps=2))
+    assert AutoModel.from_pretrained(tmp_path / "run").config.mask_type == mask_type
+
+
+def test_accumulation_2x4_equals_1x8(flags, tmp_path):
+    stage1.main(flags(output_dir=tmp_path / "whole", per_device_train_batch_size=8, max_steps=5))
+    stage1.main(
+        flags(
+            output_dir=tmp_path / "parts",
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            max_steps=5,
+        )
+    )
+    whole, parts = read_losses(tmp_path / "whole"), read_losses(tmp_path / "parts")
+    assert whole == pytest.approx(parts, abs=1e-5)
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts", atol=2e-4, rtol=1e-3)
+
+
+def test_resumed_run_equals_the_uninterrupted_one(flags, tmp_path):
+    """Mid-epoch, with stochastic depth and two workers against none."""
+    common = {"max_steps": 8, "save_steps": 5, "drop_path_rate": 0.2, "gradient_accumulation_steps": 1}
+    stage1.main(flags(output_dir=tmp_path / "whole", **common))
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoint-8")
+    state = stage1.main(
+        flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", dataloader_num_workers=2, **common)
+    )
+    assert state.step == 8 and state.videos == 32
+    assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "whole")
+    assert list(read_losses(tmp_path / "resumed")) == list(range(1, 9))
+    assert_same_weights(tmp_path / "whole", tmp_path / "resumed")
+    # Resuming a finished run changes nothing.
+    stage1.main(flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common))
+    assert_same_weights(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_killed_run_resumes_to_the_same_losses(flags, tmp_path):
+    """SIGKILL at an arbitrary moment after the first checkpoint."""
+    common = {"max_steps": 30, "save_steps": 1, "save_total_limit": 2}
+    stage1.main(flags(output_dir=tmp_path / "whole", **common))
+    arguments = flags(output_dir=tmp_path / "killed", **common)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "umt_hf.training.stage1", *arguments],
+        cwd=ROOT,
+        env=launch_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 180
+    while not list_checkpoints(tmp_path / "killed"):
+        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = list_checkpoints(tmp_path / "killed")
+    assert 1 <= len(kept) <= 3
+    for checkpoint in kept:
+        UMTVideoForPreTraining.from_pretrained(checkpoint)
+    stage1.main([*arguments, "--resume_from_checkpoint", "auto"])
+    assert read_losses(tmp_path / "killed") == read_losses(tmp_path / "whole")
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+    assert [path.name for path in list_checkpoints(tmp_path / "killed")] == ["checkpoint-29", "checkpoint-30"]
+
+
+def test_half_written_checkpoint_is_ignored_and_removed(flags, tmp_path):
+    stage1.main(flags(max_steps=4, save_steps=2))
+    run = tmp_path / "run"
+    (run / "checkpoint-4").rename(run / "checkpoint-4.unfinished")
+    state = stage1.main(flags(max_steps=4, save_steps=2, resume_from_checkpoint="auto"))
+    assert state.step == 4
+    assert [path.name for path in sorted(run.glob("checkpoint-*"))] == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_two_processes_equal_one(flags, tmp_path):
+    """Same global batch, same weights; also resumed mid-epoch with two processes."""
+    stage1.main(flags(output_dir=tmp_path / "one", per_device_train_batch_size=8, max_steps=4, eval_steps=4))
+    common = {"per_device_train_batch_size": 4, "max_steps": 4, "save_steps": 2, "eval_steps": 4}
+    arguments = flags(output_dir=tmp_path / "two", **common)
+    result = launch(arguments, num_processes=2, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = read_metrics(tmp_path / "one" / "metrics.jsonl"), read_metrics(tmp_path / "two" / "metrics.jsonl")
+    assert read_losses(tmp_path / "one") == pytest.approx(read_losses(tmp_path / "two"), abs=1e-5)
+    assert one[-1]["eval_loss"] == pytest.approx(two[-1]["eval_loss"], abs=1e-4)
+    assert_same_weights(tmp_path / "one", tmp_path / "two", atol=2e-4, rtol=1e-3)
+
+    shutil.copytree(tmp_path / "two", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoint-4")
+    arguments = flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common)
+    result = launch(arguments, num_processes=2, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "two")
+    assert_same_weights(tmp_path / "two", tmp_path / "resumed")
+
+
+def test_held_out_loss_depends_on_nothing_but_the_model(flags, tmp_path):
+    losses = set()
+    for number, changes in enumerate(({}, {"per_device_eval_batch_size": 1}, {"dataloader_num_workers": 1})):
+        stage1.main(flags(output_dir=tmp_path / str(number), max_steps=1, **changes))
+        lines = read_metrics(tmp_path / str(number) / "metrics.jsonl")
+        losses.add(round(lines[-1]["eval_loss"], 5))
+    assert len(losses) == 1
+
+
+def test_continues_from_a_folder(flags, tmp_path):
+    stage1.main(flags(output_dir=tmp_path / "first", max_steps=3))
+    stage1.main(
+        flags(
+            output_dir=tmp_path / "second",
+            model_name_or_path=tmp_path / "first",
+            max_steps=1,
+            learning_rate=0,
+            min_learning_rate=0,
+            mask_ratio=0.5,
+        )
+    )
+    assert_same_weights(tmp_path / "first", tmp_path / "second")
+    assert AutoModel.from_pretrained(tmp_path / "second").config.mask_ratio == 0.5
+
+
+def test_gradient_checkpointing_and_repeated_augmentation(flags, tmp_path):
+    plain = flags(output_dir=tmp_path / "plain", repeated_augmentation=2, max_steps=3)
+    stage1.main(plain)
+    stage1.main(
+        flags(
+            output_dir=tmp_path / "checkpointed", repeated_augmentation=2, max_steps=3, gradient_checkpointing="true"
+        )
+    )
+    assert_same_weights(tmp_path / "plain", tmp_path / "checkpointed", atol=1e-5, rtol=1e-4)
+
+
+def test_bf16(flags, tmp_path):
+    stage1.main(flags(mixed_precision="bf16", max_steps=3))
+    assert all(0 < loss < 4 for loss in read_losses(tmp_path / "run").values())
+
+
+def write_csv_with_bad_videos(shapes: Path, path: Path, bad: int) -> Path:
+    lines = [f"{shapes / line}" for line in (shapes / "train.csv").read_text().splitlines()]
+    for number in range(bad):
+        broken = path.parent / f"broken_{number}.mp4"
+        broken.write_bytes(b"not a video at all")
+        lines[number] = f"{broken},0"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_unreadable_videos_are_counted_and_named(flags, shapes, tmp_path, caplog):
+    train = write_csv_with_bad_videos(shapes, tmp_path / "train.csv", bad=2)
+    state = stage1.main(flags(train_data=train, max_steps=6, max_skipped_ratio=0.2))
+    assert state.skipped_videos >= 2 and state.step == 6
+    assert "broken_0.mp4" in caplog.text and "broken_1.mp4" in caplog.text
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert max(line.get("skipped_videos", 0) for line in lines) == state.skipped_videos
+
+
+def test_too_many_unreadable_videos_stop_the_run(flags, shapes, tmp_path):
+    train = write_csv_with_bad_videos(shapes, tmp_path / "train.csv", bad=12)
+    with pytest.raises(RuntimeError, match="max_skipped_ratio"):
+        stage1.main(flags(train_data=train, max_steps=60, max_skipped_ratio=0.2))
+
+
+def poison(monkeypatch, steps: set[int]) -> None:
+    """Make the loss of some calls NaN."""
+    calls = iter(range(1000))
+    original = stage1.Stage1.forward_step
+
+    def forward_step(self, batch):
+        losses = original(self, batch)
+        return {name: loss * float("nan") for name, loss in losses.items()} if next(calls) in steps else losses
+
+    monkeypatch.setattr(stage1.Stage1, "forward_step", forward_step)
+
+
+def test_nonfinite_steps_are_skipped_and_counted(flags, tmp_path, monkeypatch):
+    poison(monkeypatch, {1, 3})
+    state = stage1.main(flags(max_steps=5, validation_data=None))
+    assert state.step == 5 and state.nonfinite_steps == 2 and state.nonfinite_in_a_row == 0
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert [line["loss"] is None for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [
+        False, True, False, True, False,
+    ]  # fmt: skip
+
+
+def test_too_many_nonfinite_steps_stop_the_run(flags, monkeypatch):
+    poison(monkeypatch, set(range(1, 1000)))
+    with pytest.raises(RuntimeError, match="learning_rate"):
+        stage1.main(flags(max_steps=50, max_nonfinite_steps=3))
+
+
+def test_earlier_run_is_not_overwritten(flags):
+    stage1.main(flags(max_steps=1))
+    with pytest.raises(FileExistsError, match="resume_from_checkpoint auto"):
+        stage1.main(flags(max_steps=1))
+
+
+def test_grids_that_differ(flags):
+    with pytest.raises(ValueError, match="teacher_image_size=128"):
+        stage1.main(flags(patch_size=8))
+
+
+def test_no_data(flags):
+    with pytest.raises(ValueError, match="train_data"):
+        stage1.main(flags(train_data=None, validation_data=None))
+
+
+def test_streamed_parquet(flags, shapes, tmp_path):
+    """Video bytes in Parquet shards, streamed, resumed mid-stream to the same losses."""
+    from datasets import Dataset
+
+    files = sorted((shapes / "videos" / "train").iterdir())
+    rows = {"video": [{"path": file.name, "bytes": file.read_bytes()} for file in files]}
+    (tmp_path / "shards").mkdir()
+    Dataset.from_dict(rows).to_parquet(tmp_path / "shards" / "train-00000-of-00001.parquet")
+    common = {"train_data": tmp_path / "shards", "streaming": "true", "max_steps": 8, "save_steps": 3}
+    stage1.main(flags(output_dir=tmp_path / "whole", **common))
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    for step in (6, 8):
+        shutil.rmtree(tmp_path / "resumed" / f"checkpoint-{step}")
+    stage1.main(flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common))
+    assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "whole")
+    with pytest.raises(ValueError, match="max_steps"):
+        stage1.main(flags(output_dir=tmp_path / "epochs", **common | {"max_steps": -1}))
+
+
+def test_folder_of_videos(flags, shapes, tmp_path):
+    state = stage1.main(flags(train_data=shapes / "videos" / "train", max_steps=1))
+    assert state.step == 1

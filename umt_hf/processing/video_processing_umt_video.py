@@ -1,0 +1,432 @@
+"""Video processor of UMT: videos in any form to normalised clips, one view or many.
+
+Legend: B videos, T frames of a clip, C channels, H height, W width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+    is_pil_image,
+)
+from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.utils import TensorType, logging
+from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import VideoInput, VideoMetadata
+
+from .decoding import VideoSource, open_video
+from .sampling import place_crops, sample_frame_indices
+
+logger = logging.get_logger(__name__)
+
+
+class UMTVideoProcessorKwargs(VideosKwargs, total=False):
+    """Arguments of `UMTVideoProcessor` beyond those of every video processor.
+
+    Attributes:
+        sampling_strategy (`str`):
+            How frames are chosen: "uniform", "segments", "middle", "dense" or "fps"; see `sample_frame_indices`.
+        frame_stride (`int`):
+            Distance between the frames of a "dense" clip.
+        num_clips (`int`):
+            Clips taken from each video.
+        num_crops (`int`):
+            Crops taken from each clip, along the longer side of the frame.
+        decoder (`str`):
+            Library that reads files: "pyav" (frame-exact), "decord" or "torchcodec".
+    """
+
+    sampling_strategy: str | None
+    frame_stride: int | None
+    num_clips: int | None
+    num_crops: int | None
+    decoder: str | None
+
+
+class UMTVideoProcessor(BaseVideoProcessor):
+    r"""Turn videos into the `pixel_values` of the UMT models.
+
+    A video is a path, an http(s) or file URL, the bytes of a file, a binary file object, an array or tensor
+    `(T, H, W, C)` or `(T, C, H, W)`, or a list of frames (PIL images, or arrays `(H, W)`, `(H, W, C)` or `(C, H, W)`).
+    Videos come singly or in a list, and may differ in kind and size. Grey frames become RGB; what is transparent
+    becomes white.
+
+    Each video gives `num_clips * num_crops` views, which lie together in the batch, clips outermost:
+    `pixel_values` is `(B * num_clips * num_crops, T, C, H, W)`. The defaults give the published single view;
+    `num_clips=4, num_crops=3` gives the published test views.
+
+    - Frames are chosen by `sampling_strategy`, from arrays and lists of frames too; `do_sample_frames=False` keeps
+      all. A video of exactly `num_frames` frames is kept as it is (single clip). A shorter one repeats frames as its
+      strategy says, unless it is in memory and the call itself asks for more frames than it has: that is an error, as
+      in every video processor.
+    - `fps` chooses frames by time instead; arrays then need `video_metadata`. Given in the call, either of
+      `num_frames` and `fps` overrules what the processor was configured with.
+    - The shorter side is resized to `size`, bilinear *without* antialiasing, as the published evaluation does with
+      OpenCV; then crops of `crop_size` are taken, in the middle or along the longer side.
+    - Floating-point frames must be finite, and in [0, 255] or sent with `do_rescale=False`.
+    - An argument of `None` in the call means the processor's own setting.
+
+    Raises:
+        VideoDecodingError: If a file cannot be read; the message names it.
+        ValueError: If a video in memory is malformed; the message tells which one of the batch.
+    """
+
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 224}
+    default_to_square = False
+    crop_size = {"height": 224, "width": 224}
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    do_convert_rgb = True
+    do_sample_frames = True
+    num_frames = 8
+    sampling_strategy = "uniform"
+    frame_stride = 4
+    num_clips = 1
+    num_crops = 1
+    decoder = "pyav"
+    valid_kwargs = UMTVideoProcessorKwargs
+    model_input_names = ["pixel_values"]
+
+    def preprocess(self, videos: VideoInput, **kwargs: Unpack[UMTVideoProcessorKwargs]) -> BatchFeature:
+        """Read, sample, resize, crop and normalise one video or a batch; see the class."""
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        sources = split_videos(videos)
+        clips, metadata = [], []
+        for index, (source, given) in enumerate(zip(sources, self._spread_metadata(sources, kwargs), strict=True)):
+            try:
+                frames, described = self._load_clips(source, given, kwargs)
+                clips.append(_to_rgb(frames) if self._setting("do_convert_rgb", kwargs) else frames)
+            except _MalformedVideo as error:
+                raise ValueError(f"videos[{index}] {error}") from error
+            metadata.append(described)
+        self._warn_if_rescaled(clips, kwargs)
+        loaded = {"do_sample_frames": False, "input_data_format": ChannelDimension.FIRST, "video_metadata": None}
+        batch = super().preprocess(clips, **{**kwargs, **loaded})
+        if self._setting("return_metadata", kwargs):
+            batch["video_metadata"] = metadata
+        return batch
+
+    def sample_frames(
+        self,
+        metadata: VideoMetadata,
+        num_frames: int | None = None,
+        fps: int | float | None = None,
+        sampling_strategy: str | None = None,
+        frame_stride: int | None = None,
+        num_clips: int | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Choose the frames of all clips of a video; arguments left out are the processor's own.
+
+        Returns:
+            Frame numbers `(num_clips * T,)`, clip after clip.
+
+        Raises:
+            ValueError: If both `num_frames` and `fps` are given, or `fps` is to be met and `metadata` has none.
+        """
+        if fps is not None and num_frames is not None:
+            raise ValueError("`num_frames` and `fps` are mutually exclusive arguments, please use only one!")
+        strategy = sampling_strategy or self.sampling_strategy
+        num_clips = num_clips or self.num_clips
+        if fps is None and num_frames is None:
+            fps = self.fps
+        if fps is not None:
+            strategy = "fps"
+            if not metadata.fps:
+                raise ValueError("Sampling by `fps` needs the video's own rate: pass `video_metadata` with its `fps`.")
+        elif strategy == "fps":
+            if num_frames is None:
+                raise ValueError("sampling_strategy='fps' needs `fps`, the number of frames a second to take.")
+            strategy = "uniform"
+        num_frames = num_frames or self.num_frames
+        total = metadata.total_num_frames
+        if total == num_frames and num_clips == 1 and strategy != "fps":
+            return np.arange(total)
+        clips = [
+            sample_frame_indices(
+                total,
+                num_frames,
+                strategy,
+                num_clips,
+                clip,
+                frame_stride=frame_stride or self.frame_stride,
+                fps=fps,
+                video_fps=metadata.fps,
+            )
+            for clip in range(num_clips)
+        ]
+        return np.concatenate(clips)
+
+    def fetch_videos(
+        self, video_url_or_urls: VideoSource | list[VideoSource], sample_indices_fn: Callable | None = None
+    ) -> tuple[np.ndarray, VideoMetadata] | list[tuple]:
+        """Decode one video, or each of a list, with the processor's `decoder` (Transformers' own needs torchcodec).
+
+        Args:
+            video_url_or_urls: What `open_video` takes, or a list of that.
+            sample_indices_fn: Called with `metadata=`, gives the frame numbers to decode; by default all.
+
+        Returns:
+            Frames, uint8 `(T, H, W, 3)`, and metadata; for a list, a list of all frames and one of all metadata.
+        """
+        if isinstance(video_url_or_urls, list):
+            fetched = [self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls]
+            return list(zip(*fetched, strict=True))
+        return _read_file(video_url_or_urls, self.decoder, sample_indices_fn)
+
+    def _setting(self, name: str, kwargs: dict[str, Any]) -> Any:
+        return kwargs[name] if name in kwargs else getattr(self, name, None)
+
+    def _spread_metadata(self, sources: list, kwargs: dict[str, Any]) -> list[VideoMetadata | dict | None]:
+        """Give each video its own entry of the `video_metadata` argument."""
+        given = kwargs.get("video_metadata")
+        if given is None:
+            return [None] * len(sources)
+        given = given if isinstance(given, list) else [given]
+        entries = [entry for item in given for entry in (item if isinstance(item, list) else [item])]
+        if len(entries) != len(sources):
+            raise ValueError(f"Got {len(sources)} videos but {len(entries)} video_metadata entries; pass one a video.")
+        return entries
+
+    def _load_clips(
+        self, source: Any, given: VideoMetadata | dict | None, kwargs: dict[str, Any]
+    ) -> tuple[torch.Tensor, VideoMetadata]:
+        """Give the frames of all clips of a video, `(num_clips * T, C, H, W)`, and what is known about it."""
+        choose_frames = None
+        if self._setting("do_sample_frames", kwargs):
+            names = ("num_frames", "fps", "sampling_strategy", "frame_stride", "num_clips")
+            options = {name: kwargs[name] for name in names if name in kwargs}
+
+            def choose_frames(metadata: VideoMetadata) -> np.ndarray:
+                return self.sample_frames(metadata, **options)
+
+        elif self._setting("num_clips", kwargs) > 1:
+            raise ValueError("num_clips above 1 needs do_sample_frames=True.")
+        if _is_file(source):
+            frames, metadata = _read_file(source, self._setting("decoder", kwargs), choose_frames)
+            return torch.from_numpy(frames).permute(0, 3, 1, 2), metadata
+
+        if choose_frames is not None and kwargs.get("num_frames", 0) > len(source):
+            raise _MalformedVideo(
+                f"has {len(source)} frames and the call asks for num_frames={kwargs['num_frames']}. Ask for fewer, or "
+                "set num_frames on the processor, which then repeats frames."
+            )
+        metadata = VideoMetadata(**{"total_num_frames": len(source), **dict(given or {})})
+        indices = np.arange(len(source))
+        if choose_frames is not None:
+            if metadata.total_num_frames != len(source):
+                raise _MalformedVideo(
+                    f"has {len(source)} frames and its metadata says {metadata.total_num_frames}. Pass the whole "
+                    "video, or do_sample_frames=False."
+                )
+            indices = choose_frames(metadata)
+        if metadata.frames_indices is None or choose_frames is not None:
+            metadata.frames_indices = indices
+        frames = source[indices] if not isinstance(source, list) else [source[i] for i in indices]
+        frames = _stack_frames(frames, self._setting("input_data_format", kwargs))
+        metadata.height, metadata.width = frames.shape[-2:]
+        return frames, metadata
+
+    def _warn_if_rescaled(self, clips: list[torch.Tensor], kwargs: dict[str, Any]) -> None:
+        if self._setting("do_rescale", kwargs) and any(c.is_floating_point() and c.max() <= 1 for c in clips):
+            logger.warning_once(
+                "Floating-point frames within [0, 1] are about to be divided by 255 once more; pass do_rescale=False."
+            )
+
+    def _preprocess(
+        self,
+        videos: list[torch.Tensor],
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling | int | None,
+        do_center_crop: bool,
+        crop_size: SizeDict,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | list[float] | None,
+        image_std: float | list[float] | None,
+        num_clips: int = 1,
+        num_crops: int = 1,
+        return_tensors: str | TensorType | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Turn frames `(num_clips * T, C, H, W)` of each video into views: the part that is the same for all kinds."""
+        views = []
+        for video in videos:
+            if do_resize:
+                video = self.resize(video, size=size, resample=resample, antialias=False)
+            if num_crops > 1:
+                boxes = place_crops(*video.shape[-2:], crop_size.height, crop_size.width, num_crops)
+                crops = [video[..., top:bottom, left:right] for top, left, bottom, right in boxes]
+            else:
+                crops = [self.center_crop(video, crop_size) if do_center_crop else video]
+            clips = zip(*(crop.chunk(num_clips) for crop in crops), strict=True)
+            views += [view for clip in clips for view in clip]
+        shapes = {tuple(view.shape) for view in views}
+        if return_tensors is not None and len(shapes) > 1:
+            raise ValueError(
+                f"The videos of a batch come out in different shapes (T, C, H, W): {sorted(shapes)}. Let them be "
+                "cropped (do_center_crop) and sampled to one num_frames, or pass them one by one."
+            )
+        normalize = (do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+        if len(shapes) == 1:
+            pixel_values = self.rescale_and_normalize(torch.stack(views), *normalize)
+        else:
+            pixel_values = [self.rescale_and_normalize(view, *normalize) for view in views]
+        data = {"pixel_values": pixel_values if return_tensors is not None else list(pixel_values)}
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+
+class _MalformedVideo(ValueError):
+    """What is wrong with a video in memory, as the end of a sentence that begins with its place in the batch."""
+
+
+def split_videos(videos: Any) -> list:
+    """Sort out one video or a batch, nested or not.
+
+    Returns:
+        One entry a video: what `open_video` takes, an array or tensor `(T, ...)` of four dimensions, or a list of
+        frames.
+
+    Raises:
+        ValueError: If there is no video, or one of no known kind.
+    """
+    if _is_file(videos):
+        return [videos]
+    if is_pil_image(videos):
+        return [[videos]]
+    if isinstance(videos, np.ndarray | torch.Tensor):
+        return _split_array(videos)
+    if not isinstance(videos, list | tuple):
+        raise ValueError(
+            "A video is a path, URL, bytes, file object, array, tensor or list of frames, got "
+            f"{type(videos).__name__}."
+        )
+    if not videos:
+        raise ValueError("Got an empty list where a video, its frames or a batch was expected.")
+    if all(is_pil_image(item) or getattr(item, "ndim", 0) in (2, 3) for item in videos):
+        return [list(videos)]
+    if isinstance(videos[0], list | tuple) and videos[0] and isinstance(videos[0][0], list | tuple):
+        if any(isinstance(item, str) for item in videos[0][0]):
+            raise ValueError("Lists of paths are nested too deep: frames are PIL images or arrays, not paths.")
+    return [video for item in videos for video in split_videos(item)]
+
+
+def _split_array(videos: np.ndarray | torch.Tensor) -> list:
+    if videos.ndim == 5:
+        return list(videos)
+    if videos.ndim == 4:
+        return [videos]
+    is_grey_video = videos.ndim == 3 and not {videos.shape[0], videos.shape[-1]} & {1, 3, 4}
+    if is_grey_video:
+        return [list(videos)]
+    if videos.ndim in (2, 3):
+        return [[videos]]  # one frame
+    raise ValueError(f"A video array has 2 to 5 dimensions, got shape {tuple(videos.shape)}.")
+
+
+def _is_file(video: Any) -> bool:
+    return isinstance(video, str | bytes | bytearray) or hasattr(video, "__fspath__") or hasattr(video, "read")
+
+
+def _read_file(source: VideoSource, decoder: str, choose_frames: Callable | None) -> tuple[np.ndarray, VideoMetadata]:
+    """Decode the frames that `choose_frames(metadata=...)` names, by default all, `(T, H, W, 3)`."""
+    with open_video(source, decoder) as reader:
+        metadata = VideoMetadata(
+            total_num_frames=reader.num_frames,
+            fps=reader.fps,
+            duration=reader.duration_seconds,
+            video_backend=decoder,
+        )
+        indices = np.arange(reader.num_frames) if choose_frames is None else choose_frames(metadata=metadata)
+        frames = reader.get_frames(indices)
+    metadata.frames_indices = indices
+    metadata.height, metadata.width = frames.shape[1:3]
+    return frames, metadata
+
+
+def _stack_frames(video: Any, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
+    """Turn an array, a tensor or a list of frames into a checked tensor `(T, C, H, W)`, uint8 or float32."""
+    if isinstance(video, list):
+        if any(is_pil_image(frame) for frame in video):
+            input_data_format = ChannelDimension.LAST
+        frames = [_frame_to_tensor(frame) for frame in video]
+        shapes = {tuple(frame.shape) for frame in frames}
+        if len(shapes) > 1:
+            raise _MalformedVideo(f"has frames of different shapes: {sorted(shapes)}. Resize them to one size.")
+        video = torch.stack(frames)
+    elif isinstance(video, np.ndarray):
+        video = _array_to_tensor(video)
+    if video.ndim == 3:  # grey frames without a channel axis
+        video, input_data_format = video.unsqueeze(1), ChannelDimension.FIRST
+    if 0 in video.shape:
+        raise _MalformedVideo(f"is empty: its shape is {tuple(video.shape)}.")
+    try:
+        layout = ChannelDimension(input_data_format or infer_channel_dimension_format(video, num_channels=(1, 3, 4)))
+    except ValueError as error:
+        raise _MalformedVideo(
+            f"has shape {tuple(video.shape)}, which is neither (T, H, W, C) nor (T, C, H, W) with 1, 3 or 4 channels."
+        ) from error
+    if layout == ChannelDimension.LAST:
+        video = video.permute(0, 3, 1, 2)
+    if video.shape[1] not in (1, 3, 4):
+        raise _MalformedVideo(f"has {video.shape[1]} channels ({layout.value}); frames have 1, 3 or 4.")
+    return _check_values(video)
+
+
+def _frame_to_tensor(frame: Any) -> torch.Tensor:
+    if is_pil_image(frame):
+        has_alpha = frame.mode in ("RGBA", "LA", "PA") or "transparency" in frame.info
+        return torch.from_numpy(np.array(frame.convert("RGBA" if has_alpha else "RGB")))
+    return _array_to_tensor(frame) if isinstance(frame, np.ndarray) else frame
+
+
+def _array_to_tensor(array: np.ndarray) -> torch.Tensor:
+    if array.dtype.kind not in "uif":
+        raise _MalformedVideo(f"has pixels of type {array.dtype}; they are uint8 or floating-point.")
+    return torch.from_numpy(np.array(array, order="C"))
+
+
+def _check_values(video: torch.Tensor) -> torch.Tensor:
+    if video.dtype == torch.uint8:
+        return video
+    if video.is_floating_point():
+        if not video.isfinite().all():
+            raise _MalformedVideo("holds NaN or infinite pixels. Clean or leave out this video.")
+        return video.float()
+    if video.is_complex() or video.dtype == torch.bool:
+        raise _MalformedVideo(f"has pixels of type {video.dtype}; they are uint8 or floating-point.")
+    if video.min() < 0 or video.max() > 255:
+        raise _MalformedVideo(f"has pixels from {video.min()} to {video.max()}; integers are in 0..255.")
+    return video.to(torch.uint8)
+
+
+def _to_rgb(video: torch.Tensor) -> torch.Tensor:
+    """Repeat grey, and lay what is transparent over white, in a video `(T, C, H, W)`."""
+    if video.shape[1] == 1:
+        return video.expand(-1, 3, -1, -1)
+    if video.shape[1] == 3:
+        return video
+    if video.is_floating_point():
+        raise _MalformedVideo("has 4 floating-point channels; convert it to RGB or uint8.")
+    colour, opacity = video[:, :3].float(), video[:, 3:].float() / 255
+    return (colour * opacity + 255 * (1 - opacity)).round().to(torch.uint8)
+
+
+__all__ = ["UMTVideoProcessor"]

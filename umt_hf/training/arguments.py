@@ -1,0 +1,204 @@
+"""What a run can be told: one dataclass per section of a recipe, and the parser of recipes and flags."""
+
+import dataclasses
+import importlib.resources
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from transformers import HfArgumentParser
+
+RECIPES = importlib.resources.files("umt_hf.training") / "recipes"
+
+
+def describe(default: Any, text: str) -> Any:
+    """A dataclass field with a help line."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(kw_only=True)
+class ModelArguments:
+    """The student."""
+
+    model_name_or_path: str | None = describe(None, "Folder or Hub id to continue from; its own sizes then hold.")
+    image_size: int = describe(224, "Side of the square clips, in pixels.")
+    patch_size: int = describe(16, "Side of a patch, in pixels.")
+    num_frames: int = describe(8, "Frames of a clip.")
+    hidden_size: int = describe(768, "Width of the encoder.")
+    num_hidden_layers: int = describe(12, "Layers of the encoder.")
+    num_attention_heads: int = describe(12, "Attention heads of a layer.")
+    intermediate_size: int = describe(3072, "Hidden width of the MLP.")
+    drop_path_rate: float = describe(0.1, "Stochastic depth of the last layer, in [0, 1).")
+    attn_implementation: str = describe(
+        "sdpa", "Attention of student and teacher: sdpa, eager, flash_attention_2, ..."
+    )
+    gradient_checkpointing: bool = describe(False, "Recompute activations in the backward pass to save memory.")
+
+
+@dataclass(kw_only=True)
+class TeacherArguments:
+    """The frozen teacher and the alignment with it."""
+
+    teacher_name_or_path: str = describe("openai/clip-vit-base-patch16", "CLIP folder or Hub id.")
+    teacher_image_size: int | None = describe(None, "Side of the frames the teacher sees, in pixels; none = its own.")
+    num_aligned_layers: int = describe(6, "Layers aligned, counted from the last.")
+    alignment_interval: float = describe(1.0, "Step between aligned layers.")
+    alignment_norm: Literal["l2", "none"] = describe("l2", "Normalisation of features.")
+    alignment_loss: Literal["l2", "mse", "smooth_l1"] = describe("l2", "Distance between features.")
+
+
+@dataclass(kw_only=True)
+class MaskArguments:
+    """Which tokens the student does not see."""
+
+    mask_type: Literal["attention", "tube", "random"] = describe("attention", "How hidden tokens are chosen.")
+    mask_ratio: float = describe(0.8, "Share of tokens hidden, in [0, 1).")
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.mask_ratio < 1.0:
+            raise ValueError(f"mask_ratio must be in [0, 1), got {self.mask_ratio}.")
+
+
+@dataclass(kw_only=True)
+class DataArguments:
+    """Where clips come from and how they are read."""
+
+    train_data: str | None = describe(None, "CSV (path,label), JSON list, folder of videos, or `datasets` name.")
+    validation_data: str | None = describe(None, "Held-out videos for the alignment loss, in the same forms.")
+    data_root: str | None = describe(None, "Folder that relative paths start from; none = the annotation's own.")
+    csv_separator: str = describe(",", "Separator of CSV columns, one character.")
+    dataset_config_name: str | None = describe(None, "Configuration of a `datasets` dataset.")
+    train_split: str = describe("train", "Split of a `datasets` dataset to train on.")
+    validation_split: str | None = describe(None, "Split of the same dataset to validate on.")
+    video_column: str = describe("video", "Column of a `datasets` dataset that holds the video.")
+    streaming: bool = describe(False, "Stream the dataset instead of downloading it.")
+    shuffle_buffer_size: int = describe(1000, "Rows among which a streamed dataset is shuffled.")
+    decoder: Literal["pyav", "decord", "torchcodec"] = describe("pyav", "Video reader.")
+    sampling_strategy: str = describe("segments", "How frames are drawn: segments, uniform, middle, dense.")
+    frame_stride: int = describe(1, "Frames between two of a clip, for dense sampling.")
+    crop_scales: list[float] = describe([1.0, 0.875, 0.75, 0.66], "Multi-scale crop sizes, shares of the short side.")
+    horizontal_flip_probability: float = describe(0.5, "Share of clips that are mirrored.")
+    repeated_augmentation: int = describe(1, "Augmented copies of each decoded clip.")
+    dataloader_num_workers: int = describe(4, "Worker processes that decode, for each training process.")
+    max_eval_samples: int | None = describe(None, "Held-out videos used at most.")
+    max_skipped_ratio: float = describe(0.05, "Share of unreadable videos past which the run stops.")
+
+
+@dataclass(kw_only=True)
+class TrainingArguments:
+    """Optimisation, logging and saving; names follow Transformers' own `TrainingArguments`."""
+
+    output_dir: str = describe("outputs/stage1", "Folder of the run: final model, checkpoints, log.")
+    seed: int = describe(0, "Fixes weights, data order, augmentation and masks.")
+    num_train_epochs: float = describe(200, "Passes over the data.")
+    max_steps: int = describe(-1, "Optimizer steps; -1 = by epochs. Needed for streamed data.")
+    per_device_train_batch_size: int = describe(64, "Videos a process takes at a time.")
+    per_device_eval_batch_size: int | None = describe(
+        None, "Videos a process validates at a time; none = as training."
+    )
+    gradient_accumulation_steps: int = describe(1, "Batches that make an optimizer step.")
+    learning_rate: float = describe(1.5e-4, "Peak rate, before scaling.")
+    min_learning_rate: float = describe(1e-5, "Last rate, before scaling.")
+    warmup_start_learning_rate: float = describe(0.0, "First rate, before scaling.")
+    scale_learning_rate: bool = describe(True, "Multiply rates by clips a step / 256, as published.")
+    warmup_epochs: float = describe(40, "Passes of linear warm-up.")
+    warmup_steps: int = describe(-1, "Steps of linear warm-up; -1 = by epochs.")
+    weight_decay: float = describe(0.05, "AdamW decay of matrices.")
+    adam_beta1: float = describe(0.9, "AdamW first moment.")
+    adam_beta2: float = describe(0.95, "AdamW second moment.")
+    adam_epsilon: float = describe(1e-8, "AdamW epsilon.")
+    max_grad_norm: float | None = describe(None, "Gradient clipping; none = off.")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = describe(None, "none = as `accelerate` is configured.")
+    max_nonfinite_steps: int = describe(20, "Steps in a row with NaN or Inf gradients past which the run stops.")
+    logging_steps: int = describe(10, "Steps between log lines.")
+    eval_steps: int = describe(-1, "Steps between held-out losses; -1 = only at the end.")
+    save_steps: int = describe(1000, "Steps between checkpoints.")
+    save_total_limit: int | None = describe(None, "Checkpoints kept; none = all.")
+    resume_from_checkpoint: str | None = describe(None, "Checkpoint folder, or `auto` for the run's newest, if any.")
+    report_to: str = describe("tensorboard", "Tracker of Accelerate: tensorboard, wandb, ..., or none.")
+
+    def __post_init__(self) -> None:
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
+            raise ValueError("Set max_steps or num_train_epochs to a positive number.")
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(Path(str(path)).stem for path in RECIPES.iterdir() if str(path).endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str) -> dict[str, dict[str, Any]]:
+    """Read a recipe, following its `inherits` key.
+
+    Args:
+        name_or_path: Name of a recipe of the package, or a YAML file.
+
+    Returns:
+        Section -> key -> value.
+
+    Raises:
+        FileNotFoundError: If it is neither.
+    """
+    path = Path(name_or_path)
+    if not path.is_file():
+        if name_or_path not in list_recipes():
+            raise FileNotFoundError(
+                f"{name_or_path!r} is neither a file nor a recipe; recipes: {', '.join(list_recipes())}."
+            )
+        path = Path(str(RECIPES / f"{name_or_path}.yaml"))
+    own = yaml.safe_load(path.read_text()) or {}
+    merged = load_recipe(own.pop("inherits")) if "inherits" in own else {}
+    for section, values in own.items():
+        merged[section] = {**merged.get(section, {}), **(values or {})}
+    return merged
+
+
+def parse_config(sections: dict[str, type], arguments: Sequence[str]) -> tuple[Any, ...]:
+    """Build one instance per section: from `--config NAME_OR_FILE` if given, with the other flags on top.
+
+    Args:
+        sections: Section name -> dataclass.
+        arguments: Command line without the program's name.
+
+    Returns:
+        Instances in the order of `sections`.
+
+    Raises:
+        ValueError: If the recipe has a section or key that does not exist.
+    """
+    arguments = list(arguments)
+    flags: list[str] = []
+    if "--config" in arguments:
+        position = arguments.index("--config")
+        if position + 1 == len(arguments):
+            raise ValueError("--config needs the name of a recipe or a YAML file.")
+        flags = _recipe_to_flags(arguments[position + 1], sections)
+        del arguments[position : position + 2]
+    parser = HfArgumentParser(tuple(sections.values()))
+    return parser.parse_args_into_dataclasses([*flags, *arguments], look_for_args_file=False)
+
+
+def _recipe_to_flags(name_or_path: str, sections: dict[str, type]) -> list[str]:
+    flags: list[str] = []
+    for section, values in load_recipe(name_or_path).items():
+        if section not in sections:
+            raise ValueError(f"{name_or_path}: unknown section {section!r}; sections: {', '.join(sections)}.")
+        known = {f.name for f in dataclasses.fields(sections[section])}
+        if unknown := sorted(values.keys() - known):
+            raise ValueError(f"{name_or_path}: section {section!r} has unknown keys {unknown}.")
+        for key, value in values.items():
+            if value is not None:
+                flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
+
+
+def dump_config(sections: dict[str, Any]) -> str:
+    """Resolved sections as a recipe that `--config` reads again."""
+    return yaml.safe_dump({name: dataclasses.asdict(values) for name, values in sections.items()}, sort_keys=False)

@@ -1,0 +1,152 @@
+"""Checkpoints that are whole or absent, resuming, and exported model folders.
+
+A run's folder holds the final model, `checkpoint-<step>/` folders and `metrics.jsonl`. Each checkpoint is itself a
+model folder that `from_pretrained` loads, with the state of the run in `training_state/`.
+"""
+
+import json
+import logging
+import math
+import os
+import platform
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+from accelerate import Accelerator
+
+import umt_hf
+
+logger = logging.getLogger(__name__)
+
+STATE_FOLDER = "training_state"
+UNFINISHED_SUFFIX = ".unfinished"
+
+
+def save_checkpoint(
+    accelerator: Accelerator, output_dir: str | Path, step: int, save_model: Any, limit: int | None
+) -> Path:
+    """Write `checkpoint-<step>` beside its final place and move it there when it is whole.
+
+    Args:
+        accelerator: Holds what is to be saved.
+        output_dir: Folder of the run.
+        step: Optimizer steps taken.
+        save_model: Called in all processes with the folder the model is to be exported to.
+        limit: Checkpoints kept; the oldest go first. `None` = all.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    final = Path(output_dir) / f"checkpoint-{step}"
+    unfinished = final.with_name(final.name + UNFINISHED_SUFFIX)
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    save_model(unfinished)
+    accelerator.save_state(str(unfinished / STATE_FOLDER))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(unfinished, final)
+        if limit is not None:
+            for old in list_checkpoints(output_dir)[:-limit]:
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first."""
+    found = [
+        (int(match[1]), path)
+        for path in Path(output_dir).glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / STATE_FOLDER).is_dir()
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def find_checkpoint(resume_from_checkpoint: str | None, output_dir: str | Path) -> Path | None:
+    """The checkpoint to resume from, if any.
+
+    Args:
+        resume_from_checkpoint: A folder; "auto" = the newest of the run, or none if there is none yet; `None` = none.
+        output_dir: Folder of the run.
+
+    Raises:
+        FileNotFoundError: If the folder is not a checkpoint.
+        FileExistsError: If a run without `resume_from_checkpoint` would mix with an older one's checkpoints.
+    """
+    existing = list_checkpoints(output_dir)
+    if resume_from_checkpoint is None:
+        if existing:
+            raise FileExistsError(
+                f"{output_dir} holds checkpoints of an earlier run ({existing[-1].name}). Add "
+                "`--resume_from_checkpoint auto` to go on with it, or choose another output_dir."
+            )
+        return None
+    if resume_from_checkpoint == "auto":
+        return existing[-1] if existing else None
+    path = Path(resume_from_checkpoint)
+    if not (path / STATE_FOLDER).is_dir():
+        raise FileNotFoundError(f"{path} is no checkpoint: it has no {STATE_FOLDER} folder.")
+    return path
+
+
+def remove_unfinished(output_dir: str | Path) -> None:
+    """Delete what a killed run left half written."""
+    for path in Path(output_dir).glob(f"checkpoint-*{UNFINISHED_SUFFIX}"):
+        logger.warning("Removing %s, left half written by a run that was killed.", path)
+        shutil.rmtree(path)
+
+
+def collect_versions() -> dict[str, str]:
+    """Versions of what a run depends on."""
+    return {
+        "umt_hf": umt_hf.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+    }
+
+
+class MetricLog:
+    """The run's log as JSON lines; a resumed run first drops the lines that it will write again.
+
+    Args:
+        path: File to append to.
+        last_step: Step from which the run goes on.
+    """
+
+    def __init__(self, path: str | Path, last_step: int = 0):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_metrics(self.path) if line["step"] <= last_step] if last_step else []
+        unfinished = self.path.with_name(self.path.name + UNFINISHED_SUFFIX)
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(unfinished, self.path)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Append one line."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **finite}) + "\n")
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Lines of a run's log; the last may be cut off by a kill and is then left out."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    lines = []
+    text = path.read_text()
+    for line in text.splitlines(keepends=True):
+        if line.endswith("\n"):
+            lines.append(json.loads(line))
+    return lines

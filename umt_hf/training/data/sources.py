@@ -1,0 +1,135 @@
+"""Annotation files, folders and `datasets` datasets as one kind of table: rows with a `video` and its labels."""
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset, Value, Video, load_dataset, load_from_disk
+
+VIDEO_SUFFIXES = {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+
+
+def load_videos(
+    source: str,
+    data_root: str | None = None,
+    csv_separator: str = ",",
+    config_name: str | None = None,
+    split: str = "train",
+    video_column: str = "video",
+    streaming: bool = False,
+) -> Dataset | IterableDataset:
+    """Read a list of videos from any of the supported forms.
+
+    Args:
+        source: CSV file without header (`path,label`; a name without a suffix gets `.mp4`), JSON list of objects with
+            a `video` key, folder of videos (sub-folders are classes), folder written by `Dataset.save_to_disk`, folder
+            of Parquet files, or name of a dataset on the Hub.
+        data_root: Folder that relative paths start from; `None` = that of the annotation file.
+        csv_separator: Separator of CSV columns.
+        config_name: Configuration of a Hub dataset.
+        split: Split of a dataset.
+        video_column: Column that holds the video.
+        streaming: Whether a dataset of the Hub, or of Parquet files, is streamed.
+
+    Returns:
+        Rows with a `video` (path, or `{"path", "bytes"}`) and, where known, `label` (int) or the source's own columns.
+
+    Raises:
+        FileNotFoundError: If a file or folder does not exist.
+        ValueError: If it holds no videos or a line cannot be read; the message names file and line.
+    """
+    path = Path(source)
+    if path.suffix == ".csv":
+        return _keep_paths(read_csv(path, data_root, csv_separator))
+    if path.suffix == ".json":
+        return _keep_paths(read_json(path, data_root, video_column))
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        table = load_from_disk(source)
+        table = table[split] if isinstance(table, dict) else table
+        return _undecoded(table, video_column)
+    if path.is_dir() and not any(path.rglob("*.parquet")):
+        return _keep_paths(read_folder(path))
+    if not path.exists() and (path.is_absolute() or source.startswith((".", "~"))):
+        raise FileNotFoundError(f"{source}: no such file or folder.")
+    return _undecoded(load_dataset(source, config_name, split=split, streaming=streaming), video_column)
+
+
+def read_csv(path: Path, data_root: str | None = None, separator: str = ",") -> list[dict[str, Any]]:
+    """Read `path<separator>label` lines.
+
+    A path that itself contains the separator is understood if it is quoted, or if the label is the last column.
+
+    Raises:
+        ValueError: If a line has no integer label, naming file and line.
+    """
+    root = Path(data_root) if data_root is not None else path.parent
+    rows = []
+    with path.open(newline="") as file:
+        for number, columns in enumerate(csv.reader(file, delimiter=separator), start=1):
+            columns = [column for column in columns if column]
+            if not columns:
+                continue
+            # Published files may carry further columns behind the label, and paths may contain the separator.
+            has_label_second = len(columns) > 1 and columns[1].strip().isdigit()
+            name, label = (columns[0], columns[1]) if has_label_second else (separator.join(columns[:-1]), columns[-1])
+            if not name or not label.strip().isdigit():
+                raise ValueError(
+                    f"{path}, line {number}: expected `path{separator}label` with an integer label, got "
+                    f"{separator.join(columns)!r}."
+                )
+            name = name if "." in os.path.basename(name) else name + ".mp4"
+            rows.append({"video": os.path.join(root, name), "label": int(label)})
+    return rows
+
+
+def read_json(path: Path, data_root: str | None = None, video_column: str = "video") -> list[dict[str, Any]]:
+    """Read a JSON list of objects with a `video` key (and whatever else, `caption` for example).
+
+    Raises:
+        ValueError: If it is no list or an object has no video, naming file and position.
+    """
+    root = Path(data_root) if data_root is not None else path.parent
+    content = json.loads(path.read_text())
+    if not isinstance(content, list):
+        raise ValueError(f"{path}: expected a JSON list of objects, got {type(content).__name__}.")
+    rows = []
+    for number, row in enumerate(content):
+        if not isinstance(row, dict) or not isinstance(row.get(video_column), str):
+            raise ValueError(f"{path}, object {number}: expected a string under {video_column!r}.")
+        rows.append({**row, "video": os.path.join(root, row[video_column])})
+    return rows
+
+
+def read_folder(path: Path) -> list[dict[str, Any]]:
+    """List the videos below a folder in order of name; where they lie in sub-folders, these are their classes."""
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES)
+    classes = sorted({file.relative_to(path).parts[0] for file in files if file.parent != path})
+    rows = []
+    for file in files:
+        row = {"video": str(file)}
+        if file.parent != path:
+            row["label"] = classes.index(file.relative_to(path).parts[0])
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path}: no videos found; known suffixes are {', '.join(sorted(VIDEO_SUFFIXES))}.")
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError(f"{path}: some videos lie in class sub-folders and some beside them; use one of the two.")
+    return rows
+
+
+def _keep_paths(rows: list[dict[str, Any]]) -> Dataset:
+    if not rows:
+        raise ValueError("The annotation file lists no videos.")
+    return Dataset.from_list(rows)
+
+
+def _undecoded(table: Dataset | IterableDataset, video_column: str) -> Dataset | IterableDataset:
+    features = table.features
+    if features is not None:
+        if video_column not in features:
+            raise ValueError(f"The dataset has no column {video_column!r}; it has {sorted(features)}.")
+        if not isinstance(features[video_column], Value):
+            table = table.cast_column(video_column, Video(decode=False))
+    return table if video_column == "video" else table.rename_column(video_column, "video")

@@ -1,0 +1,88 @@
+"""Parameter groups, layer-wise learning-rate decay and schedules, as pure functions."""
+
+import math
+import re
+
+from torch import nn
+
+NO_DECAY_NAMES = ("position_embeddings", "cls_token")
+
+
+def build_parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict]:
+    """Group trainable parameters by weight decay and, with `layer_decay`, by depth.
+
+    One-dimensional tensors, biases and position tables are not decayed. With layer decay `d` and L layers, patch
+    embedding and position table have depth 0, layer `i` has depth `i + 1` and all else depth `L + 1`; a group's
+    `lr_scale` is `d ** (L + 1 - depth)`.
+
+    Args:
+        model: Network with its layers under `layers.<i>`.
+        weight_decay: Decay of the other tensors.
+        layer_decay: Factor between neighbouring layers in (0, 1], or `None`.
+
+    Returns:
+        Dicts with `params`, `names`, `weight_decay`, `lr_scale` and `name`, in order of first appearance.
+
+    Source: Li et al., "Unmasked Teacher", ICCV 2023, fine-tuning settings; Bao et al., "BEiT", 2022 (layer decay).
+    """
+    depth = 1 + max((int(m[1]) for name, _ in model.named_parameters() if (m := _match_layer(name))), default=-1)
+    groups: dict[str, dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_exempt = parameter.ndim <= 1 or name.endswith(".bias") or name.rsplit(".", 1)[-1] in NO_DECAY_NAMES
+        key, lr_scale = "no_decay" if is_exempt else "decay", 1.0
+        if layer_decay is not None and layer_decay < 1:
+            layer = compute_layer_depth(name, depth)
+            key, lr_scale = f"layer_{layer}_{key}", layer_decay ** (depth + 1 - layer)
+        group = groups.setdefault(
+            key,
+            {
+                "name": key,
+                "params": [],
+                "names": [],
+                "weight_decay": 0.0 if is_exempt else weight_decay,
+                "lr_scale": lr_scale,
+            },
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def compute_layer_depth(name: str, num_layers: int) -> int:
+    """Depth of a parameter for layer-wise decay: 0 for embeddings, `i + 1` for layer i, `num_layers + 1` for heads."""
+    if match := _match_layer(name):
+        return int(match[1]) + 1
+    return 0 if "embeddings." in name else num_layers + 1
+
+
+def _match_layer(name: str) -> re.Match | None:
+    return re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+
+
+def compute_learning_rate(
+    step: int, *, peak: float, minimum: float, total_steps: int, warmup_steps: int = 0, warmup_start: float = 0.0
+) -> float:
+    """Learning rate of an optimizer step: linear warm-up, then half a cosine.
+
+    The warm-up's last step has the peak and so has the cosine's first; the minimum would be reached one step after the
+    last (all as published).
+
+    Args:
+        step: Optimizer steps already taken.
+        peak: Highest rate.
+        minimum: Rate that the cosine runs to.
+        total_steps: Steps of the whole run.
+        warmup_steps: Steps of the warm-up.
+        warmup_start: Rate of the first warm-up step.
+    """
+    if step < warmup_steps:
+        return warmup_start + (peak - warmup_start) * step / max(warmup_steps - 1, 1)
+    progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
+    return minimum + 0.5 * (peak - minimum) * (1 + math.cos(math.pi * progress))
+
+
+def scale_learning_rate(learning_rate: float, total_batch_size: int, repeated_augmentation: int = 1) -> float:
+    """Published rule: rates are stated for 256 clips a step and scaled linearly with the real number."""
+    return learning_rate * total_batch_size * repeated_augmentation / 256

@@ -1,0 +1,314 @@
+"""Stage 1: align a video encoder with a frozen CLIP on the tokens that stay visible.
+
+    accelerate launch -m umt_hf.training.stage1 --config stage1_umt_vit_b16 --train_data train.csv
+
+Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.1.
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from torch.utils.data import DataLoader
+
+from ..modeling.configuration_umt_video import UMTVideoConfig
+from ..modeling.masking_umt_video import (
+    compute_visible_indices,
+    sample_attention_mask,
+    sample_random_mask,
+    sample_tube_mask,
+)
+from ..modeling.modeling_umt_video import UMTVideoForPreTraining
+from ..modeling.teacher_umt_video import UMTTeacher
+from ..processing.train_transforms import PretrainingTransform
+from ..processing.video_processing_umt_video import UMTVideoProcessor
+from .arguments import (
+    DataArguments,
+    MaskArguments,
+    ModelArguments,
+    TeacherArguments,
+    TrainingArguments,
+    dump_config,
+    parse_config,
+)
+from .checkpointing import collect_versions
+from .data.clips import (
+    ClipCollator,
+    ClipDataset,
+    ClipRequest,
+    count_batches,
+    finish_batch,
+    plan_batches,
+    plan_streamed_batches,
+)
+from .data.sources import load_videos
+from .trainer import TrainState, build_accelerator, build_schedule, train
+
+logger = get_logger(__name__)
+
+SECTIONS = {
+    "model": ModelArguments,
+    "teacher": TeacherArguments,
+    "mask": MaskArguments,
+    "data": DataArguments,
+    "training": TrainingArguments,
+}
+
+
+class Stage1:
+    """Student, frozen teacher, and the data they share.
+
+    Args:
+        model: Student.
+        teacher: On the device and in the precision it runs in.
+        config: The student's configuration; its mask fields hold.
+        data: How clips are read.
+        training: Batch sizes and seed.
+        tables: Training rows and, if any, held-out rows.
+        resolved: The run's sections, saved beside every export.
+    """
+
+    def __init__(
+        self,
+        model: UMTVideoForPreTraining,
+        teacher: UMTTeacher,
+        data: DataArguments,
+        training: TrainingArguments,
+        tables: tuple[Dataset | IterableDataset, Dataset | None],
+        resolved: dict[str, Any],
+    ):
+        self.model = model
+        self.teacher = teacher
+        self.config: UMTVideoConfig = model.config
+        self.data, self.training, self.resolved = data, training, resolved
+        self.train_table, self.eval_table = tables
+        size = self.config.image_size
+        self.train_transform = PretrainingTransform(size, data.crop_scales, data.horizontal_flip_probability)
+        self.eval_transform = PretrainingTransform(size)
+
+    def build_batches(self, accelerator: Accelerator, start: int) -> Iterator[dict[str, Any]]:
+        """Endless training batches of this process, from micro-batch `start` on."""
+        place = (accelerator.process_index, accelerator.num_processes, start)
+        size, seed = self.training.per_device_train_batch_size, self.training.seed
+        if isinstance(self.train_table, IterableDataset):
+            table = None
+            plan = plan_streamed_batches(self.train_table, size, seed, *place, self.data.shuffle_buffer_size)
+        else:
+            table = self.train_table
+            plan = plan_batches(table, size, seed, *place)
+        return self._load(table, plan, self.train_transform, accelerator, is_training=True)
+
+    def build_eval_batches(self, accelerator: Accelerator) -> Iterator[dict[str, Any]] | None:
+        """This process's share of the held-out clips: middle frames, centre crop, masks fixed by row."""
+        if self.eval_table is None:
+            return None
+        rows = range(accelerator.process_index, len(self.eval_table), accelerator.num_processes)
+        size = self.training.per_device_eval_batch_size or self.training.per_device_train_batch_size
+        requests = [ClipRequest(row, (row,)) for row in rows]
+        plan = [requests[i : i + size] for i in range(0, len(requests), size)]
+        return self._load(self.eval_table, plan, self.eval_transform, accelerator, is_training=False)
+
+    def _load(
+        self,
+        table: Dataset | None,
+        plan: Iterable[list[ClipRequest]],
+        transform: PretrainingTransform,
+        accelerator: Accelerator,
+        is_training: bool,
+    ) -> Iterator[dict[str, Any]]:
+        time, rows, columns = self._grid()
+        dataset = ClipDataset(
+            table,
+            transform,
+            self.config.num_frames,
+            time * rows * columns,
+            self.data.sampling_strategy,
+            self.data.frame_stride,
+            self.data.decoder,
+            self.data.repeated_augmentation if is_training else 1,
+            is_training,
+        )
+        loader = DataLoader(
+            dataset,
+            batch_sampler=plan,
+            num_workers=self.data.dataloader_num_workers,
+            collate_fn=ClipCollator(transform, use_worker=accelerator.device.type == "cpu", keep_size=is_training),
+            pin_memory=accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # else starting a loader would move the global random state
+        )
+        for batch in loader:
+            yield finish_batch(batch, transform, accelerator.device)
+
+    def _grid(self) -> tuple[int, int, int]:
+        side = self.config.image_size // self.config.patch_size
+        return self.config.num_frames // self.config.tubelet_size, side, side
+
+    def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Teacher sees all tokens, the mask is drawn, the student sees the visible ones and is compared on them."""
+        pixel_values = batch["pixel_values"]
+        states, saliency = self.teacher.encode(pixel_values)
+        mask = self.draw_mask(saliency, batch["mask_noise"])
+        visible = compute_visible_indices(mask, self.count_visible())
+        features = self.teacher.project(states, pixel_values.shape[0], visible)
+        outputs = self.model(pixel_values, visible_indices=visible, teacher_features=features)
+        return {"uta_loss": outputs.loss}
+
+    def draw_mask(self, saliency: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Mask `(B, N)` from the clips' own noise `(B, N)`, so that it does not depend on batch or process counts."""
+        time, rows, columns = self._grid()
+        batch, patches, ratio = noise.shape[0], rows * columns, self.config.mask_ratio
+        if self.config.mask_type == "random":
+            return sample_random_mask(batch, time * patches, ratio, noise=noise)
+        if self.config.mask_type == "tube":
+            return sample_tube_mask(batch, time, patches, ratio, noise=noise[:, :patches])
+        return sample_attention_mask(saliency, ratio, time, noise=noise.unflatten(1, (time, patches)))
+
+    def count_visible(self) -> int:
+        """Visible tokens of a clip."""
+        time, rows, columns = self._grid()
+        per_draw, draws = (time * rows * columns, 1) if self.config.mask_type == "random" else (rows * columns, time)
+        return draws * (per_draw - int(per_draw * self.config.mask_ratio))
+
+    def export(self, accelerator: Accelerator, folder: Path) -> None:
+        """Write the student with processor, resolved arguments and versions; called in all processes."""
+        state_dict = accelerator.get_state_dict(self.model)
+        if not accelerator.is_main_process:
+            return
+        student = accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        student.save_pretrained(folder, state_dict=state_dict)
+        build_processor(self.config, self.data).save_pretrained(folder)
+        (folder / "run.yaml").write_text(dump_config(self.resolved))
+        (folder / "versions.json").write_text(json.dumps(collect_versions(), indent=2) + "\n")
+
+
+def build_processor(config: UMTVideoConfig, data: DataArguments) -> UMTVideoProcessor:
+    """The processor that goes with an exported encoder."""
+    size = config.image_size
+    return UMTVideoProcessor(
+        num_frames=config.num_frames,
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        decoder=data.decoder,
+    )
+
+
+def build_student(
+    model: ModelArguments, teacher: TeacherArguments, mask: MaskArguments, teacher_tower: UMTTeacher
+) -> UMTVideoForPreTraining:
+    """A student from scratch, or one that goes on from a folder; its config records the run's mask and teacher.
+
+    Raises:
+        ValueError: If student and teacher do not divide a frame into the same grid.
+    """
+    recorded = {
+        "mask_type": mask.mask_type,
+        "mask_ratio": mask.mask_ratio,
+        "num_aligned_layers": teacher.num_aligned_layers,
+        "alignment_interval": teacher.alignment_interval,
+        "alignment_norm": teacher.alignment_norm,
+        "alignment_loss": teacher.alignment_loss,
+        "teacher_name_or_path": teacher.teacher_name_or_path,
+        "teacher_image_size": teacher_tower.image_size,
+        "teacher_hidden_size": teacher_tower.hidden_size,
+    }
+    if model.model_name_or_path:
+        student = UMTVideoForPreTraining.from_pretrained(
+            model.model_name_or_path,
+            attn_implementation=model.attn_implementation,
+            drop_path_rate=model.drop_path_rate,
+            **recorded,
+        )
+    else:
+        sizes = ("image_size", "patch_size", "num_frames", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        config = UMTVideoConfig(
+            **{name: getattr(model, name) for name in (*sizes, "intermediate_size", "drop_path_rate")},
+            position_embedding_frames=model.num_frames,
+            position_embedding_image_size=model.image_size,
+            **recorded,
+        )
+        config._attn_implementation = model.attn_implementation
+        student = UMTVideoForPreTraining(config)
+    if model.gradient_checkpointing:
+        student.gradient_checkpointing_enable()
+    side = student.config.image_size // student.config.patch_size
+    if side != teacher_tower.grid_size:
+        raise ValueError(
+            f"The student sees {side} x {side} patches a frame and the teacher {teacher_tower.grid_size} x "
+            f"{teacher_tower.grid_size}; set teacher_image_size={side * teacher_tower.patch_size}."
+        )
+    return student
+
+
+def load_tables(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset | None]:
+    """Training rows and held-out rows.
+
+    Raises:
+        ValueError: If there is no training data.
+    """
+    if data.train_data is None:
+        raise ValueError("Set train_data: a CSV file, JSON file, folder of videos, or name of a dataset.")
+    common = {
+        "data_root": data.data_root,
+        "csv_separator": data.csv_separator,
+        "config_name": data.dataset_config_name,
+        "video_column": data.video_column,
+    }
+    training = load_videos(data.train_data, split=data.train_split, streaming=data.streaming, **common)
+    source = data.validation_data or (data.train_data if data.validation_split else None)
+    if source is None:
+        return training, None
+    held_out = load_videos(source, split=data.validation_split or "validation", **common)
+    if data.max_eval_samples is not None:
+        held_out = held_out.select(range(min(data.max_eval_samples, len(held_out))))
+    return training, held_out
+
+
+def main(arguments: Sequence[str] | None = None) -> TrainState:
+    """Parse, build, train.
+
+    Args:
+        arguments: Command line; `None` = the process's own.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    parsed = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
+    resolved = dict(zip(SECTIONS, parsed, strict=True))
+    model_args, teacher_args, mask_args, data, training = parsed
+
+    accelerator = build_accelerator(training)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+    teacher = UMTTeacher.from_pretrained(
+        teacher_args.teacher_name_or_path,
+        teacher_args.num_aligned_layers,
+        teacher_args.alignment_interval,
+        teacher_args.teacher_image_size,
+        teacher_args.alignment_norm,
+        dtype=dtype,
+        attn_implementation=model_args.attn_implementation,
+    ).to(accelerator.device)
+    student = build_student(model_args, teacher_args, mask_args, teacher)
+    tables = load_tables(data)
+    if tables[1] is not None and len(tables[1]) < accelerator.num_processes:
+        raise ValueError(f"{len(tables[1])} held-out videos are fewer than {accelerator.num_processes} processes.")
+
+    stage = Stage1(student, teacher, data, training, tables, resolved)
+    per_epoch = None
+    if isinstance(tables[0], Dataset):
+        per_epoch = count_batches(tables[0], training.per_device_train_batch_size, accelerator.num_processes)
+    schedule = build_schedule(training, per_epoch, accelerator.num_processes, data.repeated_augmentation)
+    logger.info(
+        "Attention: student %s, precision %s", student.config._attn_implementation, accelerator.mixed_precision
+    )
+    config = {name: value for section in parsed for name, value in dataclasses.asdict(section).items()}
+    return train(stage, training, accelerator, schedule, data.max_skipped_ratio, config)
+
+
+if __name__ == "__main__":
+    main()

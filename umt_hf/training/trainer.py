@@ -1,0 +1,353 @@
+"""The one loop that both pre-training stages share: order, counting, logging and saving.
+
+A stage supplies the model, its data and `forward_step(batch) -> losses by name`; Accelerate supplies devices,
+precision, gradient accumulation, distribution and state.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, set_seed
+from torch import nn
+from tqdm.auto import tqdm
+
+from .arguments import TrainingArguments
+from .checkpointing import MetricLog, find_checkpoint, remove_unfinished, save_checkpoint
+from .metrics.averages import MetricMeter
+from .optimization import build_parameter_groups, compute_learning_rate, scale_learning_rate
+
+logger = logging.getLogger(__name__)
+
+MIN_SKIPS_TO_STOP = 20
+
+
+class Stage(Protocol):
+    """What a stage gives to the loop."""
+
+    model: nn.Module
+
+    def build_batches(self, accelerator: Accelerator, start: int) -> Iterable[dict[str, Any]]:
+        """Endless training batches of this process, from micro-batch `start` on."""
+
+    def build_eval_batches(self, accelerator: Accelerator) -> Iterable[dict[str, Any]] | None:
+        """This process's share of the held-out batches, once through; `None` without held-out data."""
+
+    def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Weighted losses by name; calls `self.model(...)`, so that the hooks of DDP and FSDP run."""
+
+    def export(self, accelerator: Accelerator, folder: Path) -> None:
+        """Write a folder that `from_pretrained` loads; called in all processes."""
+
+
+@dataclass
+class TrainState:
+    """Counters of a run, saved with it."""
+
+    step: int = 0
+    micro_step: int = 0
+    videos: int = 0
+    skipped_videos: int = 0
+    nonfinite_steps: int = 0
+    nonfinite_in_a_row: int = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """For `Accelerator.register_for_checkpointing`."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """For `Accelerator.register_for_checkpointing`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+@dataclass
+class Schedule:
+    """Length of a run and its learning rate at every step."""
+
+    total_steps: int
+    warmup_steps: int
+    peak: float
+    minimum: float
+    warmup_start: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of optimizer step `step`."""
+        return compute_learning_rate(
+            step,
+            peak=self.peak,
+            minimum=self.minimum,
+            total_steps=self.total_steps,
+            warmup_steps=self.warmup_steps,
+            warmup_start=self.warmup_start,
+        )
+
+
+@dataclass
+class StepClock:
+    """Where the time between two log lines went, in seconds."""
+
+    started: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    clips: int = 0
+
+    def watch(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Pass batches on and add up the time spent waiting for them."""
+        iterator = iter(batches)
+        while True:
+            before = time.perf_counter()
+            batch = next(iterator)
+            self.waited += time.perf_counter() - before
+            yield batch
+
+    def flush(self) -> dict[str, float]:
+        """Clips per second and share of time spent waiting for data, since the last call."""
+        elapsed = time.perf_counter() - self.started
+        rates = {"clips_per_second": self.clips / elapsed, "data_wait_share": self.waited / elapsed}
+        self.started, self.waited, self.clips = time.perf_counter(), 0.0, 0
+        return rates
+
+
+def build_accelerator(args: TrainingArguments) -> Accelerator:
+    """Accelerator of a pre-training run; distribution, and precision unless set, come from `accelerate launch`."""
+    set_seed(args.seed)
+    return Accelerator(
+        mixed_precision=args.mixed_precision,
+        # Batches are planned over epoch ends, so accumulation never is cut short by the loader's.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=args.output_dir,
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def build_schedule(
+    args: TrainingArguments, batches_per_epoch: int | None, num_processes: int, repeated_augmentation: int = 1
+) -> Schedule:
+    """Steps and rates of a run, by the published rules.
+
+    Args:
+        args: Epochs or steps, rates, batch size.
+        batches_per_epoch: Micro-batches of an epoch in each process; `None` for streamed data.
+        num_processes: Processes.
+        repeated_augmentation: Clips made of each video.
+
+    Raises:
+        ValueError: If a length is given in epochs and the data has none.
+    """
+
+    def count_steps(name: str, steps: int, epochs: float) -> int:
+        if steps >= 0:
+            return steps
+        if batches_per_epoch is None:
+            raise ValueError(f"Streamed data has no known length: set {name}_steps instead of epochs.")
+        return int(epochs * batches_per_epoch / args.gradient_accumulation_steps)
+
+    scale = 1.0
+    if args.scale_learning_rate:
+        total = args.per_device_train_batch_size * num_processes * args.gradient_accumulation_steps
+        scale = scale_learning_rate(1.0, total, repeated_augmentation)
+    total_steps = count_steps("max", args.max_steps, args.num_train_epochs)
+    return Schedule(
+        total_steps=total_steps,
+        warmup_steps=min(count_steps("warmup", args.warmup_steps, args.warmup_epochs), total_steps),
+        peak=args.learning_rate * scale,
+        minimum=args.min_learning_rate * scale,
+        warmup_start=args.warmup_start_learning_rate * scale,
+    )
+
+
+def train(
+    stage: Stage,
+    args: TrainingArguments,
+    accelerator: Accelerator,
+    schedule: Schedule,
+    max_skipped_ratio: float,
+    run_config: dict[str, Any] | None = None,
+) -> TrainState:
+    """Run a stage to the schedule's end, or on from a checkpoint.
+
+    Args:
+        stage: Model, data and losses.
+        args: Optimisation, logging and saving.
+        accelerator: From `build_accelerator`.
+        schedule: Length and learning rate.
+        max_skipped_ratio: Share of unreadable videos past which the run stops.
+        run_config: Recorded by the tracker.
+
+    Returns:
+        The counters at the end.
+
+    Raises:
+        RuntimeError: If too many steps in a row are not finite, or too many videos unreadable.
+    """
+    output_dir = Path(args.output_dir)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
+    set_seed(args.seed, device_specific=True)  # the weights were drawn alike everywhere; dropout is not to be
+    groups = build_parameter_groups(stage.model, args.weight_decay)
+    optimizer = torch.optim.AdamW(
+        [{key: value for key, value in group.items() if key != "names"} for group in groups],
+        lr=schedule.peak,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+    )
+    stage.model, optimizer = accelerator.prepare(stage.model, optimizer)
+    state, meter = TrainState(), MetricMeter(accelerator)
+    accelerator.register_for_checkpointing(state)
+    if checkpoint is not None:
+        accelerator.load_state(str(checkpoint / "training_state"))
+        logger.info("Resuming from %s at step %d.", checkpoint, state.step)
+    log = _start_logs(accelerator, output_dir, state, run_config)
+    bar = tqdm(
+        total=schedule.total_steps,
+        initial=state.step,
+        disable=not accelerator.is_local_main_process,
+        desc="pre-training",
+        dynamic_ncols=True,
+    )
+
+    def save() -> None:
+        save_checkpoint(
+            accelerator, output_dir, state.step, lambda f: stage.export(accelerator, f), args.save_total_limit
+        )
+
+    def record(values: dict[str, float]) -> None:
+        accelerator.log(values, step=state.step)
+        if log is not None:
+            log.write(state.step, values)
+
+    stage.model.train()
+    if state.step < schedule.total_steps:
+        clock = StepClock()
+        for batch in clock.watch(stage.build_batches(accelerator, state.micro_step)):
+            failures = batch.pop("failures", [])
+            _count_videos(state, failures, args.per_device_train_batch_size, max_skipped_ratio)
+            with accelerator.accumulate(stage.model):
+                learning_rate = schedule(state.step)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * group["lr_scale"]
+                losses = _with_total(stage.forward_step(batch))
+                accelerator.backward(losses["loss"])
+                if accelerator.sync_gradients:
+                    _step_if_finite(accelerator, stage.model, optimizer, args, state)
+                    optimizer.zero_grad()
+            meter.update(losses)
+            clock.clips += len(batch["mask_noise"]) * accelerator.num_processes
+            state.micro_step += 1
+            if not accelerator.sync_gradients:
+                continue
+            state.step += 1
+            bar.update()
+            is_last = state.step >= schedule.total_steps
+            if state.step % args.logging_steps == 0 or is_last:
+                values = {**meter.flush(), "learning_rate": learning_rate, **clock.flush()}
+                record(values | _counts(accelerator, state))
+                bar.set_postfix_str(_describe(values, state))
+            if is_last or (args.eval_steps > 0 and state.step % args.eval_steps == 0):
+                if values := evaluate(stage, accelerator):
+                    record(values)
+                    bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+            if state.step % args.save_steps == 0 or is_last:
+                save()
+            if is_last:
+                break
+    bar.close()
+    stage.export(accelerator, output_dir)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return state
+
+
+@torch.no_grad()
+def evaluate(stage: Stage, accelerator: Accelerator) -> dict[str, float]:
+    """Mean losses on the held-out data, named `eval_<loss>`; empty without such data.
+
+    Every clip counts once, whatever the number of processes.
+    """
+    batches = stage.build_eval_batches(accelerator)
+    if batches is None:
+        return {}
+    meter = MetricMeter(accelerator)
+    stage.model.eval()
+    for batch in batches:
+        for failure in batch.pop("failures", []):
+            logger.warning("Held-out video left out: %s", failure)
+        meter.update(_with_total(stage.forward_step(batch)), len(batch["mask_noise"]))
+    stage.model.train()
+    return {f"eval_{name}": value for name, value in meter.flush().items()}
+
+
+def _with_total(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+
+def _step_if_finite(
+    accelerator: Accelerator, model: nn.Module, optimizer: Any, args: TrainingArguments, state: TrainState
+) -> None:
+    """Clip and step, or count the step as skipped if its gradients are not finite (on all processes alike)."""
+    limit = args.max_grad_norm if args.max_grad_norm else math.inf
+    norm = accelerator.clip_grad_norm_(model.parameters(), limit)
+    norm = norm if isinstance(norm, torch.Tensor) else torch.tensor(float(norm))
+    is_finite = bool(torch.isfinite(norm))
+    # The loss scaler of fp16 must see every step: it skips bad ones itself and lowers its scale.
+    if is_finite or accelerator.scaler is not None:
+        optimizer.step()
+    if is_finite and not accelerator.optimizer_step_was_skipped:
+        state.nonfinite_in_a_row = 0
+        return
+    state.nonfinite_steps += 1
+    state.nonfinite_in_a_row += 1
+    logger.warning("Step %d skipped: its gradients are not finite.", state.step)
+    if state.nonfinite_in_a_row > args.max_nonfinite_steps:
+        raise RuntimeError(
+            f"{state.nonfinite_in_a_row} steps in a row had NaN or Inf gradients. Lower learning_rate, set "
+            "max_grad_norm, or use mixed_precision bf16 instead of fp16."
+        )
+
+
+def _count_videos(state: TrainState, failures: list[str], batch_size: int, max_skipped_ratio: float) -> None:
+    state.videos += batch_size
+    state.skipped_videos += len(failures)
+    for failure in failures:
+        logger.warning("Video skipped: %s", failure)
+    if state.skipped_videos >= MIN_SKIPS_TO_STOP and state.skipped_videos > max_skipped_ratio * state.videos:
+        raise RuntimeError(
+            f"{state.skipped_videos} of {state.videos} videos could not be read, more than max_skipped_ratio="
+            f"{max_skipped_ratio}. The last: {failures[-1] if failures else 'see the log'}"
+        )
+
+
+def _start_logs(
+    accelerator: Accelerator, output_dir: Path, state: TrainState, run_config: dict[str, Any] | None
+) -> MetricLog | None:
+    config = {key: value for key, value in (run_config or {}).items() if isinstance(value, (bool, int, float, str))}
+    accelerator.init_trackers("umt_hf", config=config)
+    if not accelerator.is_main_process:
+        return None
+    remove_unfinished(output_dir)
+    return MetricLog(output_dir / "metrics.jsonl", state.step)
+
+
+def _counts(accelerator: Accelerator, state: TrainState) -> dict[str, float]:
+    skipped = torch.tensor(state.skipped_videos, device=accelerator.device)
+    return {
+        "skipped_videos": int(accelerator.reduce(skipped, reduction="sum")),
+        "nonfinite_steps": state.nonfinite_steps,
+    }
+
+
+def _describe(values: dict[str, float], state: TrainState) -> str:
+    return (
+        f"loss {values['loss']:.4f}, lr {values['learning_rate']:.2e}, {values['clips_per_second']:.1f} clips/s, "
+        f"data wait {values['data_wait_share']:.0%}, {state.skipped_videos} skipped"
+    )
