@@ -1,7 +1,7 @@
 """Train a tiny CLIP on moving shapes: the teacher of the embedded default, since no weights ship.
 
-`python -m umt_hf.training.teacher --data DIR --output_dir DIR` matches single frames with captions such as "a small red
-circle at the top left" and saves a folder that Transformers' CLIP classes load. Colour, shape, size and place
+`python -m umt_hf.training.teacher --data DIR --output_dir DIR` matches single frames with captions such as "a red
+circle at the top left" and saves a folder that Transformers' CLIP classes load. Colour, shape and place
 are all a caption tells, so the class token learns to attend to the shape and nothing about motion can leak in.
 """
 
@@ -28,16 +28,16 @@ from transformers import (
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .data.moving_shapes import COLORS, FRAME_SIZE, SHAPES, SIZES
+from .data.moving_shapes import COLORS, FRAME_SIZE, SHAPES
 
 logger = logging.getLogger(__name__)
 
 ROWS = ("top", "upper", "lower", "bottom")
 COLUMNS = ("leftmost", "left", "right", "rightmost")
-ATTRIBUTES = {"size": tuple(SIZES), "color": tuple(COLORS), "shape": SHAPES, "row": ROWS, "column": COLUMNS}
+ATTRIBUTES = {"color": tuple(COLORS), "shape": SHAPES, "row": ROWS, "column": COLUMNS}
 CAPTIONS = tuple(
-    f"a {size} {color} {shape} at the {row} {column}"
-    for size, color, shape, row, column in itertools.product(*ATTRIBUTES.values())
+    f"a {color} {shape} at the {row} {column}"
+    for color, shape, row, column in itertools.product(*ATTRIBUTES.values())
 )
 _CAPTION_GRID = tuple(len(words) for words in ATTRIBUTES.values())
 
@@ -72,7 +72,7 @@ def train_teacher(args: TeacherArguments) -> dict[str, float]:
     """Train a CLIP from scratch and save it to `args.output_dir`.
 
     Returns:
-        Zero-shot accuracy on validation frames for each attribute: `size`, `color`, `shape`, `row`, `column`.
+        Zero-shot accuracy on validation frames for each attribute: `color`, `shape`, `row`, `column`.
     """
     set_seed(args.seed)
     tokenizer = build_tokenizer()
@@ -222,7 +222,7 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, caption_ids: list[int] | range)
 def _compute_caption_id(shape: dict, box: list[int], width: int, height: int) -> int:
     row = int((box[1] + box[3]) / 2 / height * len(ROWS))
     column = int((box[0] + box[2]) / 2 / width * len(COLUMNS))
-    appearance = [ATTRIBUTES[name].index(shape[name]) for name in ("size", "color", "shape")]
+    appearance = [ATTRIBUTES[name].index(shape[name]) for name in ("color", "shape")]
     return int(np.ravel_multi_index([*appearance, row, column], _CAPTION_GRID))
 
 

@@ -36,7 +36,6 @@ COLORS = {
     "cyan": (56, 204, 212),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-SIZES = {"small": (6.0, 7.5), "large": (9.0, 10.5)}
 # Sense of the first and of the second revolution, 1 = clockwise on the screen.
 MOTIONS = {
     "clockwise": (1, 1),
@@ -56,7 +55,6 @@ class ClipDescription:
 
     color: str
     shape: str
-    size: str
     motion: str
     radius: float
     tilt: float
@@ -73,7 +71,7 @@ class ClipDescription:
     @property
     def caption(self) -> str:
         """One sentence with everything there is to tell about the clip."""
-        return f"a {self.size} {self.appearance} moving {self.motion}"
+        return f"a {self.appearance} moving {self.motion}"
 
 
 def sample_clip(seed: int, split: str, index: int) -> ClipDescription:
@@ -87,17 +85,15 @@ def sample_clip(seed: int, split: str, index: int) -> ClipDescription:
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}.")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    size = str(rng.choice(list(SIZES)))
-    radius = rng.uniform(*SIZES[size])
-    orbit_radius = rng.uniform(13.0, 18.0)
+    radius = rng.uniform(10.0, 11.5)
+    orbit_radius = rng.uniform(13.0, 17.0)
     shift = FRAME_SIZE / 2 - 1 - orbit_radius - radius  # keeps the whole shape inside the frame
     return ClipDescription(
         color=str(rng.choice(list(COLORS))),
         shape=str(rng.choice(SHAPES)),
-        size=size,
         motion=str(rng.choice(list(MOTIONS))),
         radius=radius,
-        tilt=rng.uniform(-0.25, 0.25),
+        tilt=rng.uniform(-0.15, 0.15),
         orbit_radius=orbit_radius,
         orbit_center=tuple(FRAME_SIZE / 2 + rng.uniform(-shift, shift, size=2)),
         start_angle=rng.uniform(0.0, 2 * math.pi),
@@ -186,7 +182,7 @@ def write_moving_shapes(
             _write_annotations(directory, split, rows)
     _write_json(directory / "motion_labels.json", dict(enumerate(MOTIONS)))
     _write_json(directory / "appearance_labels.json", dict(enumerate(APPEARANCES)))
-    _write_json(directory / "answers.json", [*COLORS, *SHAPES, *SIZES, *MOTIONS])
+    _write_json(directory / "answers.json", [*COLORS, *SHAPES, *MOTIONS])
     return directory
 
 
@@ -247,13 +243,12 @@ def _ask_questions(clip: ClipDescription) -> list[tuple[str, str]]:
     return [
         (f"what color is the {clip.shape}?", clip.color),
         (f"what shape is the {clip.color} object?", clip.shape),
-        (f"how large is the {clip.appearance}?", clip.size),
         (f"how does the {clip.appearance} move?", clip.motion),
     ]
 
 
 def _describe_boxes(name: str, clip: ClipDescription, boxes: np.ndarray) -> dict[str, Any]:
-    attributes = {"color": clip.color, "shape": clip.shape, "size": clip.size, "motion": clip.motion}
+    attributes = {"color": clip.color, "shape": clip.shape, "motion": clip.motion}
     return {
         "video": name,
         "width": FRAME_SIZE,

@@ -1,0 +1,49 @@
+# Two commands on a fresh machine do everything: `make demo` and `make test`. uv is used where it is installed, else pip.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+SOURCES = umt_hf tests benchmarks examples
+DEMO = outputs/moving_shapes
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo demo-seeds test test-oldest quality style bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/moving_shapes_stage1.py --output_dir $(DEMO)
+
+demo-seeds: $(VENV)/.installed
+	$(BIN)/python examples/moving_shapes_stage1.py --output_dir $(DEMO)_seeds --seeds 10 11 12
+
+test: quality
+	$(BIN)/python -m pytest tests
+
+test-oldest:
+	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest tests
+
+quality: $(VENV)/.installed
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/codespell $(SOURCES) docs README.md CHANGELOG.md CONTRIBUTING.md
+
+style: $(VENV)/.installed
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.stage1_step.run
+	$(BIN)/python -m benchmarks.decoding.run
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+ifdef UV
+	$(UV) venv --quiet --clear --python $(PYTHON) $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python -e ".[dev]" $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+else
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet -e ".[dev]" $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+endif
+	touch $@
+
+clean:
+	rm -rf .venv .venv-oldest outputs build *.egg-info .pytest_cache .ruff_cache
