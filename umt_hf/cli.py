@@ -1,7 +1,7 @@
 """The `umt-hf` command: parses and delegates, holds no logic."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -29,7 +29,7 @@ def write_moving_shapes(
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Released .pth file.", exists=True, dir_okay=False)],
     name: Annotated[str, typer.Argument(help="Its name, for example umt-vit-b16 or umt-vit-l16-k400.")],
-    output: Annotated[Optional[Path], typer.Option(help="Folder to write; by default the name.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write; by default the name.")] = None,
 ) -> None:
     """Convert a released checkpoint to a folder that `AutoModel.from_pretrained` loads."""
     from .modeling.convert_umt_checkpoint import build_published_config, convert_checkpoint

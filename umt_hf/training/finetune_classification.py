@@ -39,7 +39,7 @@ class ClassificationArguments:
     model_name_or_path: str = field(metadata={"help": "Stage-1 or classification folder, or Hub id."})
     train_data: str = field(metadata={"help": "CSV (path,label) or folder with a sub-folder for each class."})
     validation_data: str = field(metadata={"help": "Held-out videos in the same form."})
-    label_names: str | None = field(default=None, metadata={"help": "JSON object, class index -> name, for a CSV."})
+    class_names: str | None = field(default=None, metadata={"help": "JSON object, class index -> name, for a CSV."})
     num_frames: int | None = field(default=None, metadata={"help": "Frames of a clip; none = the encoder's own."})
     mode: Literal["full", "linear_probe", "lora"] = field(
         default="full", metadata={"help": "Train everything, the head alone, or low-rank adapters and the head."}
@@ -119,15 +119,15 @@ def build_model(args: ClassificationArguments, names: list[str]) -> Any:
 
 
 def read_class_names(args: ClassificationArguments, table: Dataset) -> list[str]:
-    """Names of the classes, by index: from `label_names`, else the sub-folders' names, else `LABEL_<i>`.
+    """Names of the classes, by index: from `class_names`, else the sub-folders' names, else `LABEL_<i>`.
 
     Raises:
         ValueError: If the videos have no labels.
     """
     if "label" not in table.column_names:
         raise ValueError(f"{args.train_data}: no labels; give a CSV (path,label) or one sub-folder for each class.")
-    if args.label_names is not None:
-        names = json.loads(Path(args.label_names).read_text())
+    if args.class_names is not None:
+        names = json.loads(Path(args.class_names).read_text())
         return [names[str(i)] for i in range(len(names))]
     folder = Path(args.train_data)
     if folder.is_dir():

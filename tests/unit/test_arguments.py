@@ -1,0 +1,68 @@
+"""Recipes and flags."""
+
+import pytest
+
+from umt_hf.training.arguments import list_recipes, load_recipe, parse_config
+from umt_hf.training.stage1 import SECTIONS
+
+
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("stage1")])
+def test_every_stage1_recipe_parses(name):
+    model, teacher, mask, data, training = parse_config(SECTIONS, ["--config", name])
+    assert model.hidden_size % model.num_attention_heads == 0
+    assert 0 < mask.mask_ratio < 1 and training.learning_rate > training.min_learning_rate
+
+
+def test_published_values():
+    """Against the condensed launch scripts: 32 processes of 64 clips give the published rates."""
+    from umt_hf.training.trainer import build_schedule
+
+    for name, width, drop_path, teacher_size in (
+        ("stage1_umt_vit_b16", 768, 0.1, 224),
+        ("stage1_umt_vit_l16", 1024, 0.2, 196),
+    ):
+        model, teacher, mask, data, training = parse_config(SECTIONS, ["--config", name])
+        assert (model.hidden_size, model.drop_path_rate, teacher.teacher_image_size) == (
+            width,
+            drop_path,
+            teacher_size,
+        )
+        assert (model.num_frames, model.image_size, mask.mask_ratio, mask.mask_type) == (8, 224, 0.8, "attention")
+        assert (teacher.num_aligned_layers, teacher.alignment_loss) == (6, "l2")
+        assert data.crop_scales == [1.0, 0.875, 0.75, 0.66] and data.horizontal_flip_probability == 0.5
+        assert (training.adam_beta1, training.adam_beta2, training.weight_decay) == (0.9, 0.95, 0.05)
+        schedule = build_schedule(training, batches_per_epoch=100, num_processes=32)
+        assert schedule.peak == pytest.approx(1.2e-3) and schedule.minimum == pytest.approx(8e-5)
+        assert (schedule.total_steps, schedule.warmup_steps) == (20100, 4000)
+
+
+def test_flags_overrule_recipes_and_recipes_inherit(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("inherits: stage1_umt_vit_b16\nmask:\n  mask_ratio: 0.7\n")
+    model, _, mask, _, training = parse_config(SECTIONS, ["--config", str(recipe), "--seed", "7"])
+    assert (model.hidden_size, mask.mask_ratio, training.seed) == (768, 0.7, 7)
+    _, _, mask, _, _ = parse_config(SECTIONS, ["--mask_ratio", "0.6", "--config", str(recipe)])
+    assert mask.mask_ratio == 0.6
+    assert load_recipe(str(recipe))["model"]["hidden_size"] == 768
+
+
+@pytest.mark.parametrize(
+    "text,message", [("masks:\n  mask_ratio: 0.5\n", "unknown section 'masks'"), ("mask:\n  ratio: 1\n", "ratio")]
+)
+def test_typing_errors_in_recipes(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse_config(SECTIONS, ["--config", str(tmp_path / "bad.yaml")])
+
+
+def test_unknown_recipe_and_impossible_values():
+    with pytest.raises(FileNotFoundError, match="stage1_umt_vit_b16"):
+        parse_config(SECTIONS, ["--config", "stage1_umt_vit_b17"])
+    with pytest.raises(ValueError, match="name of a recipe"):
+        parse_config(SECTIONS, ["--config"])
+    with pytest.raises(ValueError, match="mask_ratio"):
+        parse_config(SECTIONS, ["--mask_ratio", "1.5"])
+    with pytest.raises(ValueError, match="save_steps"):
+        parse_config(SECTIONS, ["--save_steps", "0"])
+    with pytest.raises(ValueError, match="max_steps"):
+        parse_config(SECTIONS, ["--max_steps", "0"])
