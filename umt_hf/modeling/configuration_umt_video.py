@@ -1,3 +1,4 @@
+# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
 """Configuration of the UMT video encoder: fields, checks and the grid sizes derived from them."""
 
 from typing import Literal

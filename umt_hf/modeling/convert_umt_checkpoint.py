@@ -1,3 +1,4 @@
+# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
 """Released `.pth` checkpoints to Transformers folders: strict both ways, with a report of every tensor."""
 
 import os

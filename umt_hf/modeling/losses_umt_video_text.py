@@ -1,3 +1,4 @@
+# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
 """Losses of both pre-training stages as pure functions: tensors in, scalars out."""
 
 import torch

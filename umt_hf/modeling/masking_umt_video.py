@@ -1,3 +1,4 @@
+# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
 """Which tokens a student sees: attention-guided, tube and random selection, as pure functions.
 
 Every mask is boolean, `True` = hidden, of shape `(batch, tokens)` with the same count in each row; tokens are ordered

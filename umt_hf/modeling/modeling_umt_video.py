@@ -1,3 +1,4 @@
+# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
 """The UMT video encoder, a ViT with joint space-time attention that can run on a subset of its tokens, and its heads.
 
 Legend: B batch, T frames, N tokens, V visible tokens, D width, K aligned layers, C teacher channels.

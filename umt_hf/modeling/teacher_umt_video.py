@@ -1,3 +1,4 @@
+# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
 """The frozen teacher: Transformers' CLIP vision tower, giving per-token features and a saliency map for each frame.
 
 Legend: B batch, T frames, N tokens, P patches a frame, D width, K aligned layers, C projected channels.

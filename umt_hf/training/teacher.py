@@ -87,7 +87,8 @@ def train_teacher(args: TeacherArguments) -> dict[str, float]:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Word-level tokenizer over the captions' words, with CLIP's `<bos> words <eos>`."""
-    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    # CLIPTextModel reads eos_token_id 2 as a legacy config and would pool elsewhere, so <eos> must not be third.
+    special = ["<pad>", "<unk>", "<bos>", "<eos>"]
     words = sorted({word for caption in CAPTIONS for word in caption.split()})
     vocabulary = {word: i for i, word in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

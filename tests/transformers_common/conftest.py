@@ -1,0 +1,27 @@
+"""Makes our classes look to Transformers' common tests as if they shipped inside Transformers."""
+
+import pytest
+from transformers.models.auto import modeling_auto
+
+from .transformers_sdist import list_marks
+
+# The tests tell base models from heads, and heads from one another, by class name in these tables of Transformers.
+# `AutoModel.register` keeps classes from outside elsewhere.
+CLASS_NAMES = {
+    "MODEL_MAPPING_NAMES": {"umt_video": "UMTVideoModel"},
+    "MODEL_FOR_PRETRAINING_MAPPING_NAMES": {"umt_video": "UMTVideoForPreTraining"},
+    "MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES": {"umt_video": "UMTVideoForVideoClassification"},
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in sorted(list_marks()):
+        config.addinivalue_line("markers", f"{name}: set by Transformers' common tests")
+
+
+@pytest.fixture(autouse=True)
+def list_our_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enter our classes in Transformers' tables of names for the time of one test."""
+    for table, names in CLASS_NAMES.items():
+        for model_type, class_name in names.items():
+            monkeypatch.setitem(getattr(modeling_auto, table), model_type, class_name)
