@@ -1,3 +1,4 @@
+# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
 """Read chosen frames of a video file: the only module that knows a video reader.
 
 `open_video` gives a `VideoReader`, the same small interface whichever library decodes:
@@ -324,8 +325,8 @@ class DecordReader(VideoReader):
 
     Known faults, all silent: wrong frames for MPEG-TS, interlaced MPEG-2, AVI with B-frames and, after a seek, open
     GOPs (the default of x265); for a file cut by an edit list it counts the hidden frames and repeats earlier ones in
-    their place; damaged pictures come back patched up. AV1 is not read at all, each failed open leaks a little memory,
-    and a reader made before a fork can hang.
+    their place; damaged pictures come back patched up. Some damaged files end the process with a segmentation fault.
+    AV1 is not read at all, each failed open leaks a little memory, and a reader made before a fork can hang.
     """
 
     def __init__(self, name: str, file: str | BinaryIO):

@@ -1,3 +1,4 @@
+# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
 """Which frames of a video a clip takes, and which parts of a frame the test views show: pure functions.
 
 Legend: N frames in the video, n frames wanted, C clips, c the clip's number.
@@ -217,7 +218,9 @@ def _dense_random(total: int, n: int, generator: torch.Generator, stride: int) -
 
 
 def _dense_from(start: int, total: int, n: int, stride: int) -> list[int]:
-    last_step = (total - 1 - start) // stride
+    last_step = n - 1
+    if start + last_step * stride >= total:
+        last_step = max(total - 2 - start, 0) // stride  # as published: the very last frame is never reached
     return [start + stride * min(i, last_step) for i in range(n)]
 
 

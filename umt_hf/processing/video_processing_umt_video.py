@@ -1,3 +1,4 @@
+# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
 """Video processor of UMT: videos in any form to normalised clips, one view or many.
 
 Legend: B videos, T frames of a clip, C channels, H height, W width.
@@ -342,7 +343,11 @@ def _split_array(videos: np.ndarray | torch.Tensor) -> list:
 
 
 def _is_file(video: Any) -> bool:
-    return isinstance(video, str | bytes | bytearray) or hasattr(video, "__fspath__") or hasattr(video, "read")
+    return (
+        isinstance(video, str | bytes | bytearray | memoryview)
+        or hasattr(video, "__fspath__")
+        or hasattr(video, "read")
+    )
 
 
 def _read_file(source: VideoSource, decoder: str, choose_frames: Callable | None) -> tuple[np.ndarray, VideoMetadata]:
