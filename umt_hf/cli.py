@@ -36,7 +36,10 @@ def convert(
     from .processing.video_processing_umt_video import UMTVideoProcessor
 
     output = output or Path(name)
-    report = convert_checkpoint(checkpoint, name, None, output)
-    config, _ = build_published_config(name)
+    try:
+        config, _ = build_published_config(name)
+        report = convert_checkpoint(checkpoint, name, None, output)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     UMTVideoProcessor.from_model_config(config).save_pretrained(output)
     typer.echo(f"Wrote {output}: {report}")

@@ -82,7 +82,7 @@ def test_every_kind_decodes_exactly(kind, folder):
     assert [read_number(frame) for frame in truth] == list(range(len(truth)))
     check_reader(path, truth)
     with open_video(path) as reader:
-        assert (reader._frame_pts is not None) == (kind in INDEXED)
+        assert reader._frame_pts is not None or kind not in INDEXED
 
 
 @pytest.mark.parametrize("kind", ["plain", "long_gop", "open_gop"])

@@ -103,6 +103,22 @@ class UMTVideoProcessor(BaseVideoProcessor):
     valid_kwargs = UMTVideoProcessorKwargs
     model_input_names = ["pixel_values"]
 
+    @classmethod
+    def from_model_config(cls, config: Any, **kwargs: Any) -> "UMTVideoProcessor":
+        """Processor that gives a model the frames and size of its configuration (`num_frames`, `image_size`).
+
+        Args:
+            config: For example a `UMTVideoConfig`.
+            **kwargs: Other settings of the processor.
+        """
+        side = config.image_size
+        return cls(
+            num_frames=config.num_frames,
+            size={"shortest_edge": side},
+            crop_size={"height": side, "width": side},
+            **kwargs,
+        )
+
     def preprocess(self, videos: VideoInput, **kwargs: Unpack[UMTVideoProcessorKwargs]) -> BatchFeature:
         """Read, sample, resize, crop and normalise one video or a batch; see the class."""
         kwargs = {name: value for name, value in kwargs.items() if value is not None}

@@ -159,12 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     train_table, validation_table = load_videos(args.train_data), load_videos(args.validation_data)
     model = build_model(args, read_class_names(args, train_table))
     config = model.config
-    processor = UMTVideoProcessor(
-        num_frames=config.num_frames,
-        size={"shortest_edge": config.image_size},
-        crop_size={"height": config.image_size, "width": config.image_size},
-        sampling_strategy=args.sampling_strategy,
-        decoder=args.decoder,
+    processor = UMTVideoProcessor.from_model_config(
+        config, sampling_strategy=args.sampling_strategy, decoder=args.decoder
     )
     augment = PretrainingTransform(config.image_size, flip_probability=args.horizontal_flip_probability)
     trainer = Trainer(

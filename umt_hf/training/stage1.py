@@ -184,20 +184,9 @@ class Stage1:
             return
         student = accelerator.unwrap_model(self.model, keep_torch_compile=False)
         student.save_pretrained(folder, state_dict=state_dict)
-        build_processor(self.config, self.data).save_pretrained(folder)
+        UMTVideoProcessor.from_model_config(self.config, decoder=self.data.decoder).save_pretrained(folder)
         (folder / "run.yaml").write_text(dump_config(self.resolved))
         (folder / "versions.json").write_text(json.dumps(collect_versions(), indent=2) + "\n")
-
-
-def build_processor(config: UMTVideoConfig, data: DataArguments) -> UMTVideoProcessor:
-    """The processor that goes with an exported encoder."""
-    size = config.image_size
-    return UMTVideoProcessor(
-        num_frames=config.num_frames,
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-        decoder=data.decoder,
-    )
 
 
 def build_student(
