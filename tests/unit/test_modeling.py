@@ -387,3 +387,13 @@ def test_import_stays_light():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert umt_hf.__version__
+
+
+def test_residual_stream_stays_float32_under_autocast(video, mask):
+    model = UMTVideoForPreTraining(UMTVideoConfig(**TINY)).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(video, mask, torch.randn(2, 2, 16, 12), output_hidden_states=True)
+    assert {state.dtype for state in outputs.hidden_states} == {torch.float32}
+    assert outputs.loss.dtype == outputs.aligned_features.dtype == torch.float32
+    half = UMTVideoForPreTraining(UMTVideoConfig(**TINY)).to(torch.bfloat16).eval()
+    assert half(video, mask, output_hidden_states=True).hidden_states[-1].dtype == torch.bfloat16

@@ -205,7 +205,8 @@ class UMTVideoEmbeddings(nn.Module):
         embeddings = self.patch_embeddings(pixel_values, visible_indices)
         grid = self.patch_embeddings.compute_grid(pixel_values)
         positions = self.compute_position_embeddings(grid, visible_indices)
-        return self.dropout(embeddings + positions.to(embeddings.dtype))
+        # In the parameters' precision, so that under autocast the residual stream stays float32, as published.
+        return self.dropout(embeddings + positions.to(self.patch_embeddings.projection.bias.dtype))
 
 
 def eager_attention_forward(

@@ -23,7 +23,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 from urllib.parse import urlparse
 
 import numpy as np
@@ -180,6 +180,9 @@ class PyAVReader(VideoReader):
             raise ImportError("decoder='pyav' needs PyAV: `pip install av`.") from error
         self._av = av
         self._backend_errors = (av.FFmpegError,)
+        # One converter for all frames: by default PyAV sets up a new one, with several threads, for each.
+        self._reformatter = av.video.reformatter.VideoReformatter()
+        self._reformat_options = {"threads": 1} if "threads" in (self._reformatter.reformat.__doc__ or "") else {}
         self.name = name
         self._file = file
         self._container = None
@@ -266,7 +269,7 @@ class PyAVReader(VideoReader):
         frames, wanted = {}, set(indices)
         for i, frame in enumerate(self._container.decode(self._stream)):
             if i in wanted:
-                frames[i] = _to_upright_rgb(frame)
+                frames[i] = self._to_upright_rgb(frame)
                 if len(frames) == len(wanted):
                     return frames
         raise self._error(f"ends before frame {min(wanted - frames.keys())}. Fetch it again or leave it out.")
@@ -306,8 +309,14 @@ class PyAVReader(VideoReader):
                     return None  # timestamps do not follow the order of the pictures
                 previous_pts = frame.pts
                 if frame.pts in wanted:
-                    found[wanted[frame.pts]] = _to_upright_rgb(frame)
+                    found[wanted[frame.pts]] = self._to_upright_rgb(frame)
         return found
+
+    def _to_upright_rgb(self, frame: Any) -> np.ndarray:
+        """Convert a PyAV frame to uint8 RGB `(height, width, 3)`, turned as its display matrix says."""
+        pixels = self._reformatter.reformat(frame, format="rgb24", **self._reformat_options).to_ndarray()
+        quarter_turns = round(frame.rotation / 90) % 4
+        return np.rot90(pixels, quarter_turns) if quarter_turns else pixels
 
     def _packets_up_to(self, last_pts: int) -> Iterator["object | None"]:
         """Yield packets from the current place to that of `last_pts`, then `None`, which empties the decoder."""
@@ -399,13 +408,6 @@ def _import_torchcodec() -> type:
             f"`pip install umt_hf[torchcodec]`, and FFmpeg from the system's packages. It said: {reason}"
         ) from error
     return VideoDecoder
-
-
-def _to_upright_rgb(frame) -> np.ndarray:  # noqa: ANN001 (av is optional)
-    """Convert a PyAV frame to uint8 RGB `(height, width, 3)`, turned as its display matrix says."""
-    pixels = frame.to_ndarray(format="rgb24")
-    quarter_turns = round(frame.rotation / 90) % 4
-    return np.rot90(pixels, quarter_turns) if quarter_turns else pixels
 
 
 def _resolve_source(source: VideoSource) -> tuple[str, str | BinaryIO]:

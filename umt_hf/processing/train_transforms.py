@@ -91,8 +91,11 @@ class PretrainingTransform:
             `(len(clips), T, 3, size, size)`, float32, normalised. Resizing is bilinear with antialiasing and rounds to
             uint8, as PIL does it in the published code.
         """
-        batch = torch.stack([self._resize(clip, flip) for clip, flip in zip(clips, flips, strict=True)])
-        return F.normalize(batch.float() / 255, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, inplace=True)
+        batch = torch.empty(len(clips), *clips[0].shape[:2], self.size, self.size, device=clips[0].device)
+        for view, clip, flip in zip(batch, clips, flips, strict=True):
+            view.copy_(self._resize(clip, flip))
+        mean, std = [[255 * value for value in values] for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)]
+        return F.normalize(batch, mean, std, inplace=True)
 
     def _resize(self, clip: torch.Tensor, flip: bool) -> torch.Tensor:
         clip = F.resize(clip, [self.size, self.size], interpolation=InterpolationMode.BILINEAR, antialias=True)

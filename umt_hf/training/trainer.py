@@ -199,6 +199,7 @@ def train(
         lr=schedule.peak,
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
+        fused=accelerator.device.type in ("cpu", "cuda"),
     )
     stage.model, optimizer = accelerator.prepare(stage.model, optimizer)
     state, meter = TrainState(), MetricMeter(accelerator)

@@ -1,0 +1,1 @@
+"""How many training clips a second does one core make of video files?"""

@@ -1,0 +1,1 @@
+"""How fast is one whole stage-1 training step?"""

@@ -1,0 +1,190 @@
+"""Each benchmark runs at its smallest, its results have their fields, and what it counts and compares is right."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.common import TABLE_BEGIN, TABLE_END, PhaseClock, format_spread, run_interleaved, summarize
+from benchmarks.stage1_step import run as stage1_step
+from benchmarks.stage1_step.memory import MemoryJob, measure_peak_memory
+from benchmarks.stage1_step.steps import PHASES, VARIANTS, build_step
+from benchmarks.stage1_step.workload import SIZES, sample_pixel_values
+
+CPU = torch.device("cpu")
+TINY = SIZES["tiny"]
+SUMMARY = {"median", "min", "max", "samples"}
+
+
+def read_report(path: Path, question: str) -> dict:
+    assert path.name == f"{question}.json"
+    assert path.with_suffix(".md").read_text().count("\n| ") > 2
+    report = json.loads(path.read_text())
+    assert {"question", "machine", "settings", "rows"} <= report.keys()
+    assert {"cpu", "cores", "threads", "accelerator", "torch", "transformers"} <= report["machine"].keys()
+    assert "output_dir" not in report["settings"]  # results name no path
+    return report
+
+
+def build_tiny(variant: str, dtype: torch.dtype = torch.float32):
+    return build_step(variant, TINY, CPU, dtype, "eager")
+
+
+def count_flops(function) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def test_stage1_step_writes_a_row_for_each_variant(tmp_path):
+    arguments = ["--sizes", "tiny", "--batch_size", "2", "--steps", "2", "--repeats", "2", "--threads", "1"]
+    path = stage1_step.main([*arguments, "--measure_memory", "false", "--output_dir", str(tmp_path), "--name", "here"])
+    assert path.parent == tmp_path / "here"
+    report = read_report(path, "stage1_step")
+    assert [row["variant"] for row in report["rows"]] == list(VARIANTS)
+    for row in report["rows"]:
+        assert (row["size"], row["batch_size"], row["peak_memory_bytes"]) == ("tiny", 2, None)
+        assert row["clips_per_second"].keys() == SUMMARY and row["clips_per_second"]["min"] > 0
+        assert len(row["clips_per_second"]["samples"]) == 2
+        assert list(row["phase_shares"]) == list(PHASES)
+        assert row["flops_per_clip"]["student"] > 0
+        fractions = row["ceiling_fraction"]
+        assert fractions["with_teacher"]["median"] >= fractions["without_teacher"]["median"] > 0
+    plain, videomae = report["rows"][1:]
+    assert plain["relative_to_plain"]["samples"] == [1, 1]
+    assert plain["phase_shares"]["teacher"]["median"] > 0 and videomae["phase_shares"]["teacher"]["median"] == 0
+    found = report["agreement"]["tiny"]
+    assert found["gradient norm of umt_hf"] == pytest.approx(found["gradient norm of plain"], rel=1e-5)
+
+
+def test_peak_memory_of_a_variant_holds_its_weights_gradients_and_optimizer_state():
+    job = MemoryJob("plain", "tiny", batch_size=2, device="cpu", dtype="float32", attn="sdpa", threads=1)
+    parameters = sum(p.numel() for p in build_tiny("plain").model.parameters())
+    assert 4 * 4 * parameters < measure_peak_memory(job) < 2**30
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_plain_step_computes_the_same_gradients(dtype, tolerance):
+    umt, plain = build_tiny("umt_hf", dtype), build_tiny("plain", dtype)
+    plain.load_weights(umt)
+    found = stage1_step.check_agreement(umt, plain, sample_pixel_values(TINY, 2, CPU))
+    assert found["loss of umt_hf"] == pytest.approx(found["loss of plain"], rel=tolerance)
+    _, saliency = plain.teacher(sample_pixel_values(TINY, 2, CPU))
+    if dtype == torch.float32:
+        torch.testing.assert_close(
+            umt.teacher.encode(sample_pixel_values(TINY, 2, CPU))[1], saliency, atol=1e-6, rtol=1e-5
+        )
+
+
+def test_disagreement_stops_the_benchmark():
+    umt, plain = build_tiny("umt_hf"), build_tiny("plain")
+    plain.load_weights(umt)
+    with torch.no_grad():
+        plain.model.norm.weight.mul_(1.1)
+    with pytest.raises(RuntimeError, match="disagree"):
+        stage1_step.check_agreement(umt, plain, sample_pixel_values(TINY, 2, CPU))
+
+
+def test_plain_mask_hides_as_many_patches_in_every_frame_and_follows_the_saliency():
+    from benchmarks.stage1_step.plain import draw_mask
+
+    saliency = torch.full((6, 10), 1e-6)
+    saliency[:, 3] = 1
+    mask = draw_mask(saliency, 2, 0.8).view(6, 10)
+    assert (~mask).sum(dim=1).tolist() == [2] * 6 and not mask[:, 3].any()
+
+
+def test_counted_operations_are_those_that_pytorch_sees():
+    pixel_values = sample_pixel_values(TINY, 1, CPU)
+    plain, umt, videomae = (build_tiny(variant) for variant in ("plain", "umt_hf", "videomae"))
+    assert count_flops(lambda: plain.teacher(pixel_values)) == TINY.count_teacher_flops(TINY.tokens)
+    # The class token's attention row costs one more key projection, one query and one row of scores.
+    tokens, width = TINY.teacher.patches + 1, TINY.teacher.width
+    row = 2 * TINY.frames * (tokens * width**2 + width**2 + tokens * width)
+    needed = umt.flops_of_student + umt.flops_of_teacher
+    assert count_flops(lambda: umt.run_backward(pixel_values, PhaseClock(CPU))) == needed + row
+    # VideoMAE embeds the hidden patches too, forward and for the weights' gradient.
+    hidden = 2 * TINY.student.count_patch_flops(TINY.tokens - TINY.visible_tokens)
+    seen = count_flops(lambda: videomae.run_backward(pixel_values, PhaseClock(CPU)))
+    assert seen == videomae.flops_of_student + hidden
+
+
+def test_published_sizes_cost_what_their_shapes_say():
+    # 12 (24) layers of 320 visible tokens, and of 8 x 197 teacher tokens; see Kaplan et al. 2020 for 2 x parameters.
+    assert SIZES["b16"].visible_tokens == SIZES["l16"].visible_tokens == 320
+    for name, parameters in (("b16", 85e6), ("l16", 302e6)):
+        size = SIZES[name]
+        assert size.count_student_flops() == pytest.approx(6 * parameters * 320, rel=0.15)
+        assert size.count_teacher_flops() == pytest.approx(2 * parameters * 8 * 197, rel=0.15)
+
+
+def test_decoding_writes_a_row_for_each_reader(tmp_path):
+    pytest.importorskip("decord")
+    from benchmarks.decoding import run as decoding
+    from umt_hf.training.data.moving_shapes import FRAME_SIZE, NUM_FRAMES
+
+    arguments = ["--videos", "moving_shapes", "--clips_per_file", "1", "--repeats", "2"]
+    path = decoding.main([*arguments, "--output_dir", str(tmp_path), "--name", "here"])
+    report = read_report(path, "decoding")
+    readers = [row["reader"] for row in report["rows"]]
+    assert readers[:3] == ["decord + PIL, frame by frame", "umt_hf, pyav", "umt_hf, decord"]
+    assert ("umt_hf, torchcodec" in readers) != ("torchcodec" in report["unusable_decoders"])
+    for row in report["rows"]:
+        assert (row["video"], row["num_frames"], row["batch_size"]) == ("moving_shapes", NUM_FRAMES, 8)
+        assert row["width"] == row["height"] == row["image_size"] == FRAME_SIZE
+        decoded, batched = row["decoded_clips_per_core_second"], row["batched_clips_per_core_second"]
+        assert decoded.keys() == SUMMARY and len(batched["samples"]) == 2
+        assert decoded["median"] > batched["median"] > 0
+    assert report["rows"][0]["relative_to_baseline"]["samples"] == [1, 1]
+
+
+def test_decoding_compares_readers_on_the_same_pixels(tmp_path):
+    pytest.importorskip("decord")
+    from benchmarks.decoding import run as decoding
+    from benchmarks.decoding.readers import FrameByFrameReader, UMTReader
+    from benchmarks.decoding.videos import write_kinetics_like
+    from umt_hf.processing.train_transforms import PretrainingTransform
+
+    video = tmp_path / "pan.mp4"
+    write_kinetics_like(video, num_frames=20, height=96, width=128)
+    transform = PretrainingTransform(64)
+    readers = [FrameByFrameReader(transform), UMTReader(transform, "pyav")]
+    decoding.check_agreement(readers, [video])
+    readers[1].transform = PretrainingTransform(64, flip_probability=1.0, scales=(0.5,))
+    with pytest.raises(RuntimeError, match=r"pan\.mp4: umt_hf, pyav differs"):
+        decoding.check_agreement(readers, [video])
+
+
+def test_interleaving_starts_each_round_elsewhere():
+    order = []
+    cases = {name: (lambda name=name: order.append(name) or len(order)) for name in "abc"}
+    measurements = run_interleaved(cases, 3)
+    assert "".join(order) == "abcbcacab"
+    assert measurements["a"] == [1, 6, 8]
+
+
+def test_summary_and_its_text():
+    summary = summarize([3.0, 1.0, 2.0])
+    assert summary == {"median": 2.0, "min": 1.0, "max": 3.0, "samples": [3.0, 1.0, 2.0]}
+    assert format_spread(summary) == "2 (1-3)"
+    assert format_spread(None) == "-"
+
+
+def test_phases_are_added_up_and_time_between_steps_is_left_out(monkeypatch):
+    times = iter([0.0, 1.0, 3.0, 10.0, 14.0, 15.0])
+    clock = PhaseClock(CPU)
+    monkeypatch.setattr("benchmarks.common.time.perf_counter", lambda: next(times))
+    for _ in range(2):
+        clock.start()
+        clock.mark("first")
+        clock.mark("second")
+    assert clock.compute_phase_seconds() == {"first": 5.0, "second": 3.0}
+
+
+@pytest.mark.parametrize("question", ["stage1_step", "decoding"])
+def test_readme_has_the_place_for_its_table(question):
+    text = (Path(stage1_step.__file__).parents[1] / question / "README.md").read_text()
+    assert text.count(TABLE_BEGIN) == text.count(TABLE_END) == 1
+    assert f"python -m benchmarks.{question}.run" in text
