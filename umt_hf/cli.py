@@ -43,3 +43,7 @@ def convert(
         raise typer.BadParameter(str(error)) from error
     UMTVideoProcessor.from_model_config(config).save_pretrained(output)
     typer.echo(f"Wrote {output}: {report}")
+
+
+if __name__ == "__main__":
+    app()

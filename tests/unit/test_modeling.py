@@ -397,3 +397,16 @@ def test_residual_stream_stays_float32_under_autocast(video, mask):
     assert outputs.loss.dtype == outputs.aligned_features.dtype == torch.float32
     half = UMTVideoForPreTraining(UMTVideoConfig(**TINY)).to(torch.bfloat16).eval()
     assert half(video, mask, output_hidden_states=True).hidden_states[-1].dtype == torch.bfloat16
+
+
+def test_offloaded_layers_give_the_same(tmp_path, video, mask):
+    """`device_map`: every weight is reached through a module, so that Accelerate's hooks can bring it back."""
+    model = UMTVideoModel(UMTVideoConfig(**TINY, layer_scale_init_value=0.5)).eval()
+    model.save_pretrained(tmp_path / "model")
+    device_map = {"embeddings": "cpu", "layers.0": "cpu", "layers.1": "disk", "layers.2": "disk", "norm": "cpu"}
+    loaded = UMTVideoModel.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    assert loaded.layers[1].attention.q_proj.weight.is_meta
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(video, mask).last_hidden_state, model(video, mask).last_hidden_state)

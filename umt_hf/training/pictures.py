@@ -1,0 +1,74 @@
+"""Pictures of a run: its losses, and what teacher and student look at in a clip."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from .checkpointing import read_metrics
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt  # noqa: E402 (the backend must be chosen first)
+
+
+def plot_losses(metrics_file: str | Path, picture: str | Path) -> None:
+    """Draw training and held-out loss against optimizer steps.
+
+    Args:
+        metrics_file: `metrics.jsonl` of a run.
+        picture: PNG to write.
+    """
+    lines = read_metrics(metrics_file)
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o-")):
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        if points:
+            axis.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    axis.set_xlabel("optimizer step")
+    axis.set_ylabel("alignment loss, 2 - 2 cos")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(picture, dpi=150)
+    plt.close(figure)
+
+
+def plot_masks(
+    pixel_values: torch.Tensor, saliency: torch.Tensor, mask: torch.Tensor, picture: str | Path, title: str = ""
+) -> None:
+    """Draw a clip, the teacher's saliency over it, and the patches that the student sees, frame by frame.
+
+    Args:
+        pixel_values: Normalised clip `(T, 3, H, W)`.
+        saliency: Teacher's class-token attention `(T, P)`.
+        mask: Boolean `(T * P,)`, `True` = hidden.
+        picture: PNG to write.
+        title: Line above the frames.
+    """
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    frames = rearrange((pixel_values.cpu() * std + mean).clamp(0, 1), "t c h w -> t h w c").numpy()
+    num_frames, height, width = frames.shape[:3]
+    rows = round((saliency.shape[1] * height / width) ** 0.5)
+    size = {"h": rows, "ph": height // rows, "pw": width // (saliency.shape[1] // rows)}
+    pattern = "t (h w) -> t (h ph) (w pw)"
+    heat = repeat(saliency.cpu().numpy(), pattern, **size)
+    hidden = repeat(mask.cpu().view(num_frames, -1).numpy(), pattern, **size)
+
+    figure, axes = plt.subplots(3, num_frames, figsize=(1.35 * num_frames, 4.6), layout="constrained", squeeze=False)
+    for t in range(num_frames):
+        axes[0, t].imshow(frames[t])
+        axes[1, t].imshow(frames[t])
+        axes[1, t].imshow(heat[t], cmap="inferno", alpha=0.65, vmin=0, vmax=float(np.quantile(heat, 0.99)))
+        axes[2, t].imshow(np.where(hidden[t][..., None], 0.85, frames[t]))
+        axes[0, t].set_title(f"frame {t + 1}", fontsize=9)
+    for row, name in enumerate(("clip", "teacher's saliency", "what the student sees")):
+        axes[row, 0].set_ylabel(name, fontsize=9)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)
