@@ -8,11 +8,9 @@ are all a caption tells, so the class token learns to attend to the shape and no
 import itertools
 import json
 import logging
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -28,7 +26,9 @@ from transformers import (
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..processing.decoding import open_video
 from .data.moving_shapes import COLORS, FRAME_SIZE, SHAPES
+from .optimization import compute_learning_rate
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,7 @@ ROWS = ("top", "upper", "lower", "bottom")
 COLUMNS = ("leftmost", "left", "right", "rightmost")
 ATTRIBUTES = {"color": tuple(COLORS), "shape": SHAPES, "row": ROWS, "column": COLUMNS}
 CAPTIONS = tuple(
-    f"a {color} {shape} at the {row} {column}"
-    for color, shape, row, column in itertools.product(*ATTRIBUTES.values())
+    f"a {color} {shape} at the {row} {column}" for color, shape, row, column in itertools.product(*ATTRIBUTES.values())
 )
 _CAPTION_GRID = tuple(len(words) for words in ATTRIBUTES.values())
 
@@ -49,9 +48,9 @@ class TeacherArguments:
     data: str = field(metadata={"help": "Folder written by moving_shapes."})
     output_dir: str = field(metadata={"help": "Folder for the finished CLIP: model, tokenizer and image processor."})
     seed: int = field(default=0, metadata={"help": "Seed of weights and batches."})
-    num_clips: int = field(default=1500, metadata={"help": "Training clips whose frames are used, all 16 of each."})
-    max_steps: int = field(default=700, metadata={"help": "Optimizer steps."})
-    batch_size: int = field(default=128, metadata={"help": "Frames in a step."})
+    num_clips: int = field(default=1500, metadata={"help": "Training clips whose frames are used."})
+    max_steps: int = field(default=1600, metadata={"help": "Optimizer steps."})
+    batch_size: int = field(default=64, metadata={"help": "Frames in a step."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak of a half cosine after 10 % warm-up."})
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW's decay of matrices."})
     patch_size: int = field(default=16, metadata={"help": "Side of a patch in pixels; the student's must equal it."})
@@ -62,7 +61,7 @@ class TeacherArguments:
 
 @dataclass
 class LabeledFrames:
-    """Frames in memory: `pixels (frames, 3, height, width)`, uint8, and the index of each one's caption in `CAPTIONS`."""
+    """Frames in memory: `pixels (frames, 3, height, width)`, uint8, and each one's caption, an index of `CAPTIONS`."""
 
     pixels: torch.Tensor
     caption_ids: torch.Tensor
@@ -135,12 +134,13 @@ def load_frames(data: Path, split: str, num_clips: int) -> LabeledFrames:
     pixels, caption_ids = [], []
     annotations = json.loads((data / f"{split}_boxes.json").read_text())[:num_clips]
     for clip in tqdm(annotations, desc=f"decoding {split} frames", unit="clip"):
-        with av.open(str(data / clip["video"])) as container:
-            pixels += [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        shape = clip["objects"][0]
-        caption_ids += [_compute_caption_id(shape, box, clip["width"], clip["height"]) for box in shape["boxes"]]
+        (shape,) = clip["objects"]
+        indices = range(0, len(shape["boxes"]), 2)  # neighbouring frames are all but the same
+        with open_video(data / clip["video"]) as reader:
+            pixels.append(reader.get_frames(indices))
+        caption_ids += [_compute_caption_id(shape, shape["boxes"][i], clip["width"], clip["height"]) for i in indices]
     return LabeledFrames(
-        pixels=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(),
+        pixels=torch.from_numpy(np.concatenate(pixels)).permute(0, 3, 1, 2).contiguous(),
         caption_ids=torch.tensor(caption_ids),
     )
 
@@ -157,7 +157,13 @@ def fit(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, frames: LabeledFra
     progress = tqdm(range(args.max_steps), desc="training teacher", unit="step")
     for step in progress:
         for group in optimizer.param_groups:
-            group["lr"] = args.learning_rate * _compute_schedule(step, args.max_steps)
+            group["lr"] = compute_learning_rate(
+                step,
+                peak=args.learning_rate,
+                minimum=0.0,
+                total_steps=args.max_steps,
+                warmup_steps=args.max_steps // 10,
+            )
         batch = torch.randint(len(frames.pixels), (args.batch_size,), generator=generator)
         caption_ids = frames.caption_ids[batch]
         outputs = model(pixel_values=normalize(frames.pixels[batch]), **tokenize(tokenizer, caption_ids.tolist()))
@@ -209,7 +215,7 @@ def save_clip(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, output_dir: 
 
 
 def normalize(pixels: torch.Tensor) -> torch.Tensor:
-    """Bring uint8 frames `(frames, 3, height, width)` to ImageNet's statistics, which the student's pixels have too."""
+    """Bring uint8 frames `(frames, 3, height, width)` to ImageNet's statistics, which the student's input has too."""
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     return (pixels.float() / 255 - mean) / std
 
@@ -225,13 +231,6 @@ def _compute_caption_id(shape: dict, box: list[int], width: int, height: int) ->
     column = int((box[0] + box[2]) / 2 / width * len(COLUMNS))
     appearance = [ATTRIBUTES[name].index(shape[name]) for name in ("color", "shape")]
     return int(np.ravel_multi_index([*appearance, row, column], _CAPTION_GRID))
-
-
-def _compute_schedule(step: int, max_steps: int) -> float:
-    warmup_steps = max(max_steps // 10, 1)
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(max_steps - warmup_steps, 1)))
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
 """Moving shapes: a small video data set rendered from a seed, so that everything runs with no download.
 
-Each clip shows one coloured shape that goes round twice, one revolution per half of the clip, on a textured background.
+Each clip shows one coloured shape that goes round twice on a textured background, one revolution per half of the clip.
 What a single frame can tell is the *appearance* (6 colours x 6 shapes). What only time can tell is the *motion*: the
-sense of each of the two revolutions. Changing a sense plays that half backwards and nothing else: the frames stay the
-same, only their order changes. The starting angle is uniform. So no frame, at whatever known time, and no unordered set
-of frames says anything about the motion; an order-free observer cannot beat 1 / 4.
+sense of each of the two revolutions. Changing a sense plays that half backwards and does nothing else, and the start
+angle is uniform. So all motions have the same frames in another order: no frame, at whatever known time, and no
+unordered set of frames says anything about the motion, and an order-free observer cannot beat 1 / 4. That also holds
+for a sample of the frames that is chosen alike forwards and backwards, as one frame of each of 8 equal segments is.
 """
 
 import json
@@ -20,11 +21,10 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-
 logger = logging.getLogger(__name__)
 
 FRAME_SIZE = 64
-NUM_FRAMES = 16
+NUM_FRAMES = 24
 FRAMES_PER_SECOND = 8
 SPLITS = ("train", "validation", "test")
 COLORS = {
@@ -133,22 +133,21 @@ def render_clip(clip: ClipDescription) -> tuple[np.ndarray, np.ndarray]:
 
 def write_moving_shapes(
     directory: str | Path,
-    num_train_clips: int = 3000,
-    num_validation_clips: int = 600,
-    num_test_clips: int = 900,
+    num_train_clips: int = 2500,
+    num_validation_clips: int = 400,
+    num_test_clips: int = 800,
     seed: int = 0,
     num_workers: int = 2,
 ) -> Path:
-    """Render the data set as .mp4 files (H.264, yuv420p) with annotations, in the published file formats.
+    """Render the data set as .mp4 files (H.264, yuv420p) with annotations in the published file formats.
 
-    For each split, with media paths relative to `directory`:
-    `<split>.csv` (`path,motion label`; pre-training reads it and ignores the label), `<split>_motion.csv` and
-    `<split>_appearance.csv` (`path,label`), `<split>_captions.json` (`video, caption`), `<split>_questions.json`
-    (`video, question, answer, question_id`) and `<split>_boxes.json` (`video, width, height, objects`, each object with
-    its attributes and one box a frame). Once: `motion_labels.json` and `appearance_labels.json` (id to name) and
-    `answers.json` (the closed answer list).
+    For each split, with media paths relative to `directory`: `<split>.csv` (`path,motion label`; pre-training reads it
+    and ignores the label), `<split>_motion.csv` and `<split>_appearance.csv` (`path,label`), `<split>_captions.json`
+    (`video, caption`), `<split>_questions.json` (`video, question, answer, question_id`) and `<split>_boxes.json`
+    (`video, width, height, objects`, each object with its attributes and one box a frame). Once: `motion_labels.json`
+    and `appearance_labels.json` (id to name) and `answers.json` (the closed answer list).
 
-    The content of a clip depends on `(seed, split, index)` alone. A finished folder of the same settings is left as it is.
+    The content of a clip depends on `(seed, split, index)` alone. A finished folder of the same settings is kept.
 
     Args:
         directory: Folder to write, made if needed.
@@ -191,7 +190,7 @@ def write_video(path: str | Path, frames: np.ndarray) -> None:
     with av.open(str(path), "w") as container:
         # One thread: x264 cuts frames into one slice a thread, so the bytes would depend on the machine.
         stream = container.add_stream(
-            "libx264", rate=FRAMES_PER_SECOND, options={"preset": "faster", "crf": "23", "bf": "0", "threads": "1"}
+            "libx264", rate=FRAMES_PER_SECOND, options={"preset": "faster", "crf": "26", "bf": "0", "threads": "1"}
         )
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
