@@ -14,14 +14,17 @@ app.add_typer(data_app, name="data")
 def write_moving_shapes(
     directory: Annotated[Path, typer.Argument(help="Folder to write.")],
     seed: Annotated[int, typer.Option(help="Fixes every pixel.")] = 0,
-    num_train_clips: Annotated[int, typer.Option(help="Clips to train on.")] = 3000,
-    num_validation_clips: Annotated[int, typer.Option(help="Clips to validate on.")] = 600,
-    num_test_clips: Annotated[int, typer.Option(help="Clips to test on.")] = 900,
+    num_train_clips: Annotated[int, typer.Option(help="Clips to train on.", min=1)] = 3000,
+    num_validation_clips: Annotated[int, typer.Option(help="Clips to validate on.", min=1)] = 600,
+    num_test_clips: Annotated[int, typer.Option(help="Clips to test on.", min=1)] = 900,
 ) -> None:
     """Render the embedded data set: real .mp4 files of moving shapes with labels, captions, questions and boxes."""
     from .training.data.moving_shapes import write_moving_shapes as write
 
-    write(directory, num_train_clips, num_validation_clips, num_test_clips, seed)
+    try:
+        write(directory, num_train_clips, num_validation_clips, num_test_clips, seed)
+    except OSError as error:
+        raise typer.BadParameter(str(error)) from error
     typer.echo(f"Wrote {directory}")
 
 

@@ -105,6 +105,23 @@ def test_cheaper_modes_leave_the_encoder_or_merge_into_it(colors, student, tmp_p
     assert model.classifier.weight.abs().max() > 1e-4
 
 
+def test_held_out_classes_are_the_training_classes(colors, tmp_path):
+    shutil.copytree(colors / "validation" / "red", tmp_path / "some" / "red")
+    shutil.copytree(colors / "validation" / "red", tmp_path / "other" / "green")
+
+    def load(folder):
+        return finetune_classification.load_labelled_videos(
+            finetune_classification.ClassificationArguments(
+                model_name_or_path="unused", train_data=str(colors / "train"), validation_data=str(tmp_path / folder)
+            )
+        )
+
+    _, validation, names = load("some")
+    assert names == ["blue", "red"] and set(validation["label"]) == {1}
+    with pytest.raises(ValueError, match="green"):
+        load("other")
+
+
 def test_videos_without_labels(colors, student, tmp_path):
     with pytest.raises(ValueError, match="no labels"):
         finetune_classification.main(

@@ -43,6 +43,8 @@ def test_flags_overrule_recipes_and_recipes_inherit(tmp_path):
     assert (model.hidden_size, mask.mask_ratio, training.seed) == (768, 0.7, 7)
     _, _, mask, _, _ = parse_config(SECTIONS, ["--mask_ratio", "0.6", "--config", str(recipe)])
     assert mask.mask_ratio == 0.6
+    _, _, mask, _, _ = parse_config(SECTIONS, [f"--config={recipe}"])
+    assert mask.mask_ratio == 0.7
     assert load_recipe(str(recipe))["model"]["hidden_size"] == 768
 
 
@@ -64,5 +66,7 @@ def test_unknown_recipe_and_impossible_values():
         parse_config(SECTIONS, ["--mask_ratio", "1.5"])
     with pytest.raises(ValueError, match="save_steps"):
         parse_config(SECTIONS, ["--save_steps", "0"])
+    with pytest.raises(ValueError, match="save_total_limit"):
+        parse_config(SECTIONS, ["--save_total_limit", "0"])
     with pytest.raises(ValueError, match="max_steps"):
         parse_config(SECTIONS, ["--max_steps", "0"])

@@ -58,12 +58,23 @@ def test_csv_errors_name_file_and_line(tmp_path, line):
         load_videos(str(tmp_path / "list.csv"))
 
 
+def test_csv_of_a_spreadsheet_and_an_empty_one(tmp_path):
+    (tmp_path / "list.csv").write_text("a.mp4,1\n", encoding="utf-8-sig")
+    assert load_videos(str(tmp_path / "list.csv"))[0]["video"] == str(tmp_path / "a.mp4")
+    (tmp_path / "list.csv").write_text("")
+    with pytest.raises(ValueError, match=r"list\.csv lists no videos"):
+        load_videos(str(tmp_path / "list.csv"))
+
+
 def test_json_keeps_captions(tmp_path):
     (tmp_path / "list.json").write_text(json.dumps([{"video": "a.mp4", "caption": "a cat"}]))
     rows = load_videos(str(tmp_path / "list.json"))
     assert rows[0] == {"video": str(tmp_path / "a.mp4"), "caption": "a cat"}
     (tmp_path / "list.json").write_text(json.dumps([{"video": "a.mp4"}, {"image": "b.jpg"}]))
     with pytest.raises(ValueError, match="object 1"):
+        load_videos(str(tmp_path / "list.json"))
+    (tmp_path / "list.json").write_text("[")
+    with pytest.raises(ValueError, match=r"list\.json is not valid JSON"):
         load_videos(str(tmp_path / "list.json"))
     (tmp_path / "list.json").write_text("{}")
     with pytest.raises(ValueError, match="JSON list"):
@@ -81,14 +92,20 @@ def test_folders(tmp_path):
         ("c.webm", 1),
     ]
     assert "label" not in load_videos(str(tmp_path / "jump"))[0]
+    named = load_videos(str(tmp_path), class_names=["swim", "run", "jump"])
+    assert [row["label"] for row in named] == [2, 2, 1]
+    with pytest.raises(ValueError, match=r"\['run'\] are no classes"):
+        load_videos(str(tmp_path), class_names=["jump"])
     (tmp_path / "stray.mp4").touch()
-    with pytest.raises(ValueError, match="some beside"):
-        load_videos(str(tmp_path))
+    assert len(load_videos(str(tmp_path))) == 4 and "label" not in load_videos(str(tmp_path))[0]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no videos"):
         load_videos(str(tmp_path / "empty"))
-    with pytest.raises(FileNotFoundError, match="missing"):
-        load_videos(str(tmp_path / "missing"))
+    for missing in (str(tmp_path / "missing"), "my_videos/", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="no such file or folder"):
+            load_videos(missing)
+    with pytest.raises(ValueError, match=r"notes\.txt: expected a \.csv"):
+        load_videos(str(tmp_path / "run" / "notes.txt"))
 
 
 def test_saved_datasets_and_columns(tmp_path):
@@ -171,6 +188,7 @@ def test_unreadable_rows_are_replaced_in_training_and_left_out_in_evaluation(sha
     assert samples[0][0] == [] and "gone.mp4" in samples[0][1][0]
     transform = held_out.transform
     assert len(ClipCollator(transform, True, keep_size=False)(samples)["mask_noise"]) == 1
+    assert list(ClipCollator(transform, True, keep_size=False)(samples[:1])) == ["failures"]
     assert len(ClipCollator(transform, True, keep_size=True)(samples)["mask_noise"]) == 2
     with pytest.raises(RuntimeError, match="gone.mp4"):
         ClipCollator(transform, True)(samples[:1])

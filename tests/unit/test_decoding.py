@@ -298,7 +298,7 @@ def test_no_file_stays_open(plain, tmp_path):
     [
         ("pyav", "av", "pip install av"),
         ("decord", "decord", "pip install decord"),
-        ("torchcodec", "torchcodec", r"pip install umt_hf\[torchcodec\]"),
+        ("torchcodec", "torchcodec", "pip install torchcodec"),
     ],
 )
 def test_a_missing_library_is_named(decoder, module, advice, plain, monkeypatch):

@@ -77,6 +77,8 @@ def test_lengths_in_epochs_and_steps():
     args = TrainingArguments(max_steps=7, warmup_steps=3, scale_learning_rate=False)
     schedule = build_schedule(args, None, 1)
     assert (schedule.total_steps, schedule.warmup_steps, schedule.peak) == (7, 3, 1.5e-4)
+    with pytest.raises(ValueError, match="no steps"):
+        build_schedule(TrainingArguments(num_train_epochs=1, gradient_accumulation_steps=7), 5, 1)
     with pytest.raises(ValueError, match="warmup_steps"):
         build_schedule(TrainingArguments(max_steps=7), None, 1)
 

@@ -405,7 +405,7 @@ def _import_torchcodec() -> type:
         reason = str(error).strip().split("\n")[0]
         raise ImportError(
             "decoder='torchcodec' needs torchcodec and the FFmpeg libraries of the system: "
-            f"`pip install umt_hf[torchcodec]`, and FFmpeg from the system's packages. It said: {reason}"
+            f"`pip install torchcodec`, and FFmpeg from the system's packages. It said: {reason}"
         ) from error
     return VideoDecoder
 

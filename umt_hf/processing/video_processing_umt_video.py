@@ -159,7 +159,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
         if fps is not None and num_frames is not None:
             raise ValueError("`num_frames` and `fps` are mutually exclusive arguments, please use only one!")
         strategy = sampling_strategy or self.sampling_strategy
-        num_clips = num_clips or self.num_clips
+        num_clips = self.num_clips if num_clips is None else num_clips
         if fps is None and num_frames is None:
             fps = self.fps
         if fps is not None:
@@ -170,7 +170,10 @@ class UMTVideoProcessor(BaseVideoProcessor):
             if num_frames is None:
                 raise ValueError("sampling_strategy='fps' needs `fps`, the number of frames a second to take.")
             strategy = "uniform"
-        num_frames = num_frames or self.num_frames
+        num_frames = self.num_frames if num_frames is None else num_frames
+        for name, value in (("num_frames", num_frames), ("num_clips", num_clips)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
         total = metadata.total_num_frames
         if total == num_frames and num_clips == 1 and strategy != "fps":
             return np.arange(total)
@@ -284,6 +287,8 @@ class UMTVideoProcessor(BaseVideoProcessor):
         **kwargs: Any,
     ) -> BatchFeature:
         """Turn frames `(num_clips * T, C, H, W)` of each video into views: the part that is the same for all kinds."""
+        if num_crops < 1:
+            raise ValueError(f"num_crops must be at least 1, got {num_crops}.")
         views = []
         for video in videos:
             if do_resize:

@@ -78,7 +78,9 @@ class DataArguments:
     streaming: bool = describe(False, "Stream the dataset instead of downloading it.")
     shuffle_buffer_size: int = describe(1000, "Rows among which a streamed dataset is shuffled.")
     decoder: Literal["pyav", "decord", "torchcodec"] = describe("pyav", "Video reader.")
-    sampling_strategy: str = describe("segments", "How frames are drawn: segments, uniform, middle, dense.")
+    sampling_strategy: Literal["segments", "uniform", "middle", "dense"] = describe(
+        "segments", "How frames are drawn."
+    )
     frame_stride: int = describe(1, "Frames between two of a clip, for dense sampling.")
     crop_scales: list[float] = describe([1.0, 0.875, 0.75, 0.66], "Multi-scale crop sizes, shares of the short side.")
     horizontal_flip_probability: float = describe(0.5, "Share of clips that are mirrored.")
@@ -125,6 +127,9 @@ class TrainingArguments:
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("save_total_limit", "per_device_eval_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 or none, got {getattr(self, name)}.")
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
             raise ValueError("Set max_steps or num_train_epochs to a positive number.")
 
@@ -173,16 +178,30 @@ def parse_config(sections: dict[str, type], arguments: Sequence[str]) -> tuple[A
     Raises:
         ValueError: If the recipe has a section or key that does not exist.
     """
-    arguments = list(arguments)
-    flags: list[str] = []
-    if "--config" in arguments:
-        position = arguments.index("--config")
-        if position + 1 == len(arguments):
-            raise ValueError("--config needs the name of a recipe or a YAML file.")
-        flags = _recipe_to_flags(arguments[position + 1], sections)
-        del arguments[position : position + 2]
+    config, arguments = _split_config(list(arguments))
+    flags = [] if config is None else _recipe_to_flags(config, sections)
     parser = HfArgumentParser(tuple(sections.values()))
-    return parser.parse_args_into_dataclasses([*flags, *arguments], look_for_args_file=False)
+    parser.add_argument(
+        "--config", help=f"YAML file, or a recipe: {', '.join(list_recipes())}. Other flags win over it."
+    )
+    parsed = parser.parse_args_into_dataclasses([*flags, *arguments], look_for_args_file=False)
+    return tuple(parsed[: len(sections)])
+
+
+def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Take `--config NAME` or `--config=NAME` out of a command line; the last one counts."""
+    config, others = None, []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument.startswith("--config="):
+            config = argument.removeprefix("--config=")
+        elif argument == "--config":
+            config = next(rest, "")
+        else:
+            others.append(argument)
+    if config == "":
+        raise ValueError("--config needs the name of a recipe or a YAML file.")
+    return config, others
 
 
 def _recipe_to_flags(name_or_path: str, sections: dict[str, type]) -> list[str]:

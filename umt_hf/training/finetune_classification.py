@@ -19,6 +19,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.decoding import VideoDecodingError, open_video
@@ -45,6 +46,10 @@ class ClassificationArguments:
         default="full", metadata={"help": "Train everything, the head alone, or low-rank adapters and the head."}
     )
     lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters on query and value projections."})
+    data_root: str | None = field(
+        default=None, metadata={"help": "Folder that relative paths of a CSV start from; none = the CSV's own."}
+    )
+    csv_separator: str = field(default=",", metadata={"help": "Separator of CSV columns, one character."})
     decoder: str = field(default="pyav", metadata={"help": "Video reader: pyav, decord or torchcodec."})
     sampling_strategy: str = field(default="uniform", metadata={"help": "How frames are chosen."})
     horizontal_flip_probability: float = field(
@@ -118,16 +123,38 @@ def build_model(args: ClassificationArguments, names: list[str]) -> Any:
     return model
 
 
+def load_labelled_videos(args: ClassificationArguments) -> tuple[Dataset, Dataset, list[str]]:
+    """Training videos, held-out videos with the same labels, and the names of the classes.
+
+    Raises:
+        ValueError: If videos have no labels, or labels that the classes do not have.
+    """
+    options = {"data_root": args.data_root, "csv_separator": args.csv_separator}
+    train = load_videos(args.train_data, **options)
+    names = read_class_names(args, train)
+    validation = load_videos(args.validation_data, class_names=names, **options)
+    for source, table in ((args.train_data, train), (args.validation_data, validation)):
+        if "label" not in table.column_names:
+            raise ValueError(f"{source}: no labels; give a CSV (path,label) or one sub-folder for each class.")
+        if max(table["label"]) >= len(names):
+            raise ValueError(
+                f"{source}: label {max(table['label'])} is too high for {len(names)} classes {names[:5]}."
+            )
+    return train, validation, names
+
+
 def read_class_names(args: ClassificationArguments, table: Dataset) -> list[str]:
     """Names of the classes, by index: from `class_names`, else the sub-folders' names, else `LABEL_<i>`.
 
     Raises:
-        ValueError: If the videos have no labels.
+        ValueError: If the videos have no labels, or the file of names is not an object of indices and names.
     """
     if "label" not in table.column_names:
         raise ValueError(f"{args.train_data}: no labels; give a CSV (path,label) or one sub-folder for each class.")
     if args.class_names is not None:
         names = json.loads(Path(args.class_names).read_text())
+        if not isinstance(names, dict) or sorted(names) != sorted(str(i) for i in range(len(names))):
+            raise ValueError(f'{args.class_names}: expected a JSON object such as {{"0": "run", "1": "jump"}}.')
         return [names[str(i)] for i in range(len(names))]
     folder = Path(args.train_data)
     if folder.is_dir():
@@ -156,8 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     args, training = parser.parse_args_into_dataclasses(sys.argv[1:] if arguments is None else list(arguments))
     training.remove_unused_columns = False
 
-    train_table, validation_table = load_videos(args.train_data), load_videos(args.validation_data)
-    model = build_model(args, read_class_names(args, train_table))
+    train_table, validation_table, names = load_labelled_videos(args)
+    model = build_model(args, names)
     config = model.config
     processor = UMTVideoProcessor.from_model_config(
         config, sampling_strategy=args.sampling_strategy, decoder=args.decoder
@@ -171,7 +198,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         processing_class=processor,
         compute_metrics=compute_accuracy,
     )
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    checkpoint = training.resume_from_checkpoint
+    if checkpoint == "auto":
+        checkpoint = get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
     if args.mode == "lora":  # one folder that needs no PEFT to load
         trainer.model = trainer.model.merge_and_unload()
     metrics = trainer.evaluate()

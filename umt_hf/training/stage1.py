@@ -63,6 +63,17 @@ SECTIONS = {
 }
 
 
+SIZES = (
+    "image_size",
+    "patch_size",
+    "num_frames",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+)
+
+
 class Stage1:
     """Student, frozen teacher, and the data they share.
 
@@ -216,15 +227,16 @@ def build_student(
             **recorded,
         )
     else:
-        sizes = ("image_size", "patch_size", "num_frames", "hidden_size", "num_hidden_layers", "num_attention_heads")
         config = UMTVideoConfig(
-            **{name: getattr(model, name) for name in (*sizes, "intermediate_size", "drop_path_rate")},
+            **{name: getattr(model, name) for name in (*SIZES, "drop_path_rate")},
             position_embedding_frames=model.num_frames,
             position_embedding_image_size=model.image_size,
             **recorded,
         )
         config._attn_implementation = model.attn_implementation
         student = UMTVideoForPreTraining(config)
+    for name in SIZES:  # a continued model keeps its own: record these
+        setattr(model, name, getattr(student.config, name))
     if model.gradient_checkpointing:
         student.gradient_checkpointing_enable()
     side = student.config.image_size // student.config.patch_size
@@ -271,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> TrainState:
     resolved = dict(zip(SECTIONS, parsed, strict=True))
     model_args, teacher_args, mask_args, data, training = parsed
 
+    tables = load_tables(data)
     accelerator = build_accelerator(training)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
     teacher = UMTTeacher.from_pretrained(
@@ -283,7 +296,6 @@ def main(arguments: Sequence[str] | None = None) -> TrainState:
         attn_implementation=model_args.attn_implementation,
     ).to(accelerator.device)
     student = build_student(model_args, teacher_args, mask_args, teacher)
-    tables = load_tables(data)
     if tables[1] is not None and len(tables[1]) < accelerator.num_processes:
         raise ValueError(f"{len(tables[1])} held-out videos are fewer than {accelerator.num_processes} processes.")
 

@@ -132,7 +132,12 @@ def build_clip(args: TeacherArguments, tokenizer: PreTrainedTokenizerFast) -> CL
 def load_frames(data: Path, split: str, num_clips: int) -> LabeledFrames:
     """Decode the first `num_clips` clips of a split and name what each frame shows."""
     pixels, caption_ids = [], []
-    annotations = json.loads((data / f"{split}_boxes.json").read_text())[:num_clips]
+    annotation = data / f"{split}_boxes.json"
+    if not annotation.is_file():
+        raise FileNotFoundError(
+            f"{annotation}: no moving shapes there; `umt-hf data moving-shapes {data}` makes them."
+        )
+    annotations = json.loads(annotation.read_text())[:num_clips]
     for clip in tqdm(annotations, desc=f"decoding {split} frames", unit="clip"):
         (shape,) = clip["objects"]
         indices = range(0, len(shape["boxes"]), 2)  # neighbouring frames are all but the same

@@ -142,7 +142,7 @@ def build_schedule(
         repeated_augmentation: Clips made of each video.
 
     Raises:
-        ValueError: If a length is given in epochs and the data has none.
+        ValueError: If a length is given in epochs and the data has none, or the run comes out without steps.
     """
 
     def count_steps(name: str, steps: int, epochs: float) -> int:
@@ -157,13 +157,24 @@ def build_schedule(
         total = args.per_device_train_batch_size * num_processes * args.gradient_accumulation_steps
         scale = scale_learning_rate(1.0, total, repeated_augmentation)
     total_steps = count_steps("max", args.max_steps, args.num_train_epochs)
-    return Schedule(
+    if total_steps < 1:
+        raise ValueError(
+            f"The run has no steps: {batches_per_epoch} batch(es) an epoch, {args.num_train_epochs} epoch(s) and "
+            f"gradient_accumulation_steps={args.gradient_accumulation_steps}. Raise epochs or lower the batch."
+        )
+    schedule = Schedule(
         total_steps=total_steps,
         warmup_steps=min(count_steps("warmup", args.warmup_steps, args.warmup_epochs), total_steps),
         peak=args.learning_rate * scale,
         minimum=args.min_learning_rate * scale,
         warmup_start=args.warmup_start_learning_rate * scale,
     )
+    logger.info("%d steps, %d of them warm-up, peak rate %.3g.", total_steps, schedule.warmup_steps, schedule.peak)
+    if schedule.warmup_steps > 0.4 * total_steps:
+        logger.warning(
+            "Warm-up takes %d of %d steps; lower warmup_epochs or warmup_steps.", schedule.warmup_steps, total_steps
+        )
+    return schedule
 
 
 def train(
@@ -253,12 +264,12 @@ def train(
                 values = {**meter.flush(), "learning_rate": learning_rate, **clock.flush()}
                 record(values | _counts(accelerator, state))
                 bar.set_postfix_str(_describe(values, state))
+            if state.step % args.save_steps == 0 or is_last:
+                save()  # before anything else can fail
             if is_last or (args.eval_steps > 0 and state.step % args.eval_steps == 0):
                 if values := evaluate(stage, accelerator):
                     record(values)
                     bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
-            if state.step % args.save_steps == 0 or is_last:
-                save()
             if is_last:
                 break
     bar.close()
@@ -282,8 +293,11 @@ def evaluate(stage: Stage, accelerator: Accelerator) -> dict[str, float]:
     for batch in batches:
         for failure in batch.pop("failures", []):
             logger.warning("Held-out video left out: %s", failure)
-        meter.update(_with_total(stage.forward_step(batch)), len(batch["mask_noise"]))
+        if batch:
+            meter.update(_with_total(stage.forward_step(batch)), len(batch["mask_noise"]))
     stage.model.train()
+    if not meter.sums:
+        raise RuntimeError("None of the held-out videos could be read; the log above names them.")
     return {f"eval_{name}": value for name, value in meter.flush().items()}
 
 

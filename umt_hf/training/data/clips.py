@@ -220,7 +220,7 @@ class ClipCollator:
         transform: Resizes and normalises; here, in the worker, or left to `finish_batch` on the device.
         use_worker: Whether pixels are finished in the worker (there is no accelerator).
         keep_size: Whether another video of the batch takes the place of an unreadable one, so that shapes hold (in
-            training); else it is left out, so that no video counts twice.
+            training); else it is left out, so that no video counts twice, and a batch may come out without clips.
     """
 
     def __init__(self, transform: PretrainingTransform, use_worker: bool, keep_size: bool = True):
@@ -232,10 +232,12 @@ class ClipCollator:
         """Batch with `frames` (or finished `pixel_values`), `flips`, `mask_noise` and `failures`.
 
         Raises:
-            RuntimeError: If not one video of the batch could be read.
+            RuntimeError: If not one video of a training batch could be read.
         """
         failures = [failure for _, lines in samples for failure in lines]
         good = [clips for clips, _ in samples if clips]
+        if not good and not self.keep_size:
+            return {"failures": failures}
         if not good:
             raise RuntimeError("No video of a batch could be read:\n  " + "\n  ".join(failures[:5]))
         if self.keep_size:
@@ -252,6 +254,8 @@ class ClipCollator:
 
 def finish_batch(batch: dict[str, Any], transform: PretrainingTransform, device: torch.device) -> dict[str, Any]:
     """Resize, flip and normalise the frames of a batch on `device`; a finished batch is only moved there."""
+    if "mask_noise" not in batch:  # nothing in it could be read
+        return batch
     if "pixel_values" not in batch:
         frames = [clip.to(device, non_blocking=True) for clip in batch.pop("frames")]
         batch["pixel_values"] = transform.resize_and_normalize(frames, batch.pop("flips"))

@@ -133,9 +133,9 @@ def render_clip(clip: ClipDescription) -> tuple[np.ndarray, np.ndarray]:
 
 def write_moving_shapes(
     directory: str | Path,
-    num_train_clips: int = 2500,
-    num_validation_clips: int = 400,
-    num_test_clips: int = 800,
+    num_train_clips: int = 3000,
+    num_validation_clips: int = 600,
+    num_test_clips: int = 900,
     seed: int = 0,
     num_workers: int = 2,
 ) -> Path:

@@ -19,6 +19,7 @@ def load_videos(
     split: str = "train",
     video_column: str = "video",
     streaming: bool = False,
+    class_names: list[str] | None = None,
 ) -> Dataset | IterableDataset:
     """Read a list of videos from any of the supported forms.
 
@@ -32,6 +33,8 @@ def load_videos(
         split: Split of a dataset.
         video_column: Column that holds the video.
         streaming: Whether a dataset of the Hub, or of Parquet files, is streamed.
+        class_names: Names of a folder's classes in the order of their labels; `None` = its sub-folders, sorted. Give a
+            held-out folder the training folder's, so that labels agree.
 
     Returns:
         Rows with a `video` (path, or `{"path", "bytes"}`) and, where known, `label` (int) or the source's own columns.
@@ -42,16 +45,19 @@ def load_videos(
     """
     path = Path(source)
     if path.suffix == ".csv":
-        return _keep_paths(read_csv(path, data_root, csv_separator))
+        return _keep_paths(read_csv(path, data_root, csv_separator), path)
     if path.suffix == ".json":
-        return _keep_paths(read_json(path, data_root, video_column))
+        return _keep_paths(read_json(path, data_root, video_column), path)
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         table = load_from_disk(source)
         table = table[split] if isinstance(table, dict) else table
         return _undecoded(table, video_column)
     if path.is_dir() and not any(path.rglob("*.parquet")):
-        return _keep_paths(read_folder(path))
-    if not path.exists() and (path.is_absolute() or source.startswith((".", "~"))):
+        return _keep_paths(read_folder(path, class_names), path)
+    if path.is_file():
+        raise ValueError(f"{source}: expected a .csv or .json file, a folder, or the name of a dataset.")
+    looks_local = path.is_absolute() or source.startswith((".", "~")) or source.endswith("/") or source.count("/") > 1
+    if not path.exists() and looks_local:
         raise FileNotFoundError(f"{source}: no such file or folder.")
     return _undecoded(load_dataset(source, config_name, split=split, streaming=streaming), video_column)
 
@@ -66,7 +72,7 @@ def read_csv(path: Path, data_root: str | None = None, separator: str = ",") -> 
     """
     root = Path(data_root) if data_root is not None else path.parent
     rows = []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
         for number, columns in enumerate(csv.reader(file, delimiter=separator), start=1):
             columns = [column for column in columns if column]
             if not columns:
@@ -91,7 +97,10 @@ def read_json(path: Path, data_root: str | None = None, video_column: str = "vid
         ValueError: If it is no list or an object has no video, naming file and position.
     """
     root = Path(data_root) if data_root is not None else path.parent
-    content = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, list):
         raise ValueError(f"{path}: expected a JSON list of objects, got {type(content).__name__}.")
     rows = []
@@ -102,26 +111,27 @@ def read_json(path: Path, data_root: str | None = None, video_column: str = "vid
     return rows
 
 
-def read_folder(path: Path) -> list[dict[str, Any]]:
-    """List the videos below a folder in order of name; where they lie in sub-folders, these are their classes."""
+def read_folder(path: Path, class_names: list[str] | None = None) -> list[dict[str, Any]]:
+    """List the videos below a folder in order of name; where all lie in sub-folders, these are their classes.
+
+    Raises:
+        ValueError: If there are no videos, or `class_names` lacks a sub-folder's name.
+    """
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES)
-    classes = sorted({file.relative_to(path).parts[0] for file in files if file.parent != path})
-    rows = []
-    for file in files:
-        row = {"video": str(file)}
-        if file.parent != path:
-            row["label"] = classes.index(file.relative_to(path).parts[0])
-        rows.append(row)
-    if not rows:
+    if not files:
         raise ValueError(f"{path}: no videos found; known suffixes are {', '.join(sorted(VIDEO_SUFFIXES))}.")
-    if len({len(row) for row in rows}) > 1:
-        raise ValueError(f"{path}: some videos lie in class sub-folders and some beside them; use one of the two.")
-    return rows
+    if any(file.parent == path for file in files):
+        return [{"video": str(file)} for file in files]
+    classes = [file.relative_to(path).parts[0] for file in files]
+    names = sorted(set(classes)) if class_names is None else class_names
+    if unknown := sorted(set(classes) - set(names)):
+        raise ValueError(f"{path}: the sub-folders {unknown} are no classes; the classes are {names}.")
+    return [{"video": str(file), "label": names.index(name)} for file, name in zip(files, classes, strict=True)]
 
 
-def _keep_paths(rows: list[dict[str, Any]]) -> Dataset:
+def _keep_paths(rows: list[dict[str, Any]], source: Path) -> Dataset:
     if not rows:
-        raise ValueError("The annotation file lists no videos.")
+        raise ValueError(f"{source} lists no videos.")
     return Dataset.from_list(rows)
 
 
