@@ -1,6 +1,6 @@
 """Unmasked Teacher (UMT) video foundation models, native to Transformers.
 
-Importing the package registers the models and the processor with Transformers' Auto classes. Heavy dependencies
+Importing the package registers the models and processors with Transformers' Auto classes. Heavy dependencies
 (decoders, datasets, PEFT) load when they are first used.
 
 Source: Li et al., "Unmasked Teacher: Towards Training-Efficient Video Foundation Models", ICCV 2023
@@ -14,15 +14,27 @@ from transformers.models.auto.modeling_auto import (
     AutoModel,
     AutoModelForPreTraining,
     AutoModelForVideoClassification,
+    AutoModelForVisualQuestionAnswering,
 )
+from transformers.models.auto.processing_auto import AutoProcessor
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from .modeling.configuration_umt_video import UMTVideoConfig
+from .modeling.configuration_umt_video_text import UMTTextConfig, UMTVideoTextConfig
 from .modeling.modeling_umt_video import (
     UMTVideoForPreTraining,
     UMTVideoForVideoClassification,
     UMTVideoModel,
 )
+from .modeling.modeling_umt_video_text import (
+    UMTTextLMHeadModel,
+    UMTTextModel,
+    UMTVideoTextForPreTraining,
+    UMTVideoTextForQuestionAnswering,
+    UMTVideoTextForRetrieval,
+    UMTVideoTextModel,
+)
+from .processing.processing_umt_video_text import UMTVideoTextProcessor
 from .processing.video_processing_umt_video import UMTVideoProcessor
 
 if TYPE_CHECKING:
@@ -34,14 +46,32 @@ AutoModelForPreTraining.register(UMTVideoConfig, UMTVideoForPreTraining)
 AutoModelForVideoClassification.register(UMTVideoConfig, UMTVideoForVideoClassification)
 AutoVideoProcessor.register(UMTVideoConfig, UMTVideoProcessor)
 
+AutoConfig.register(UMTTextConfig.model_type, UMTTextConfig)
+AutoModel.register(UMTTextConfig, UMTTextModel)
+AutoConfig.register(UMTVideoTextConfig.model_type, UMTVideoTextConfig)
+AutoModel.register(UMTVideoTextConfig, UMTVideoTextModel)
+AutoModelForPreTraining.register(UMTVideoTextConfig, UMTVideoTextForPreTraining)
+AutoModelForVisualQuestionAnswering.register(UMTVideoTextConfig, UMTVideoTextForQuestionAnswering)
+AutoVideoProcessor.register(UMTVideoTextConfig, UMTVideoProcessor)
+AutoProcessor.register(UMTVideoTextConfig, UMTVideoTextProcessor)
+
 __version__ = "0.1.0"
 __all__ = [
     "UMTTeacher",
+    "UMTTextConfig",
+    "UMTTextLMHeadModel",
+    "UMTTextModel",
     "UMTVideoConfig",
     "UMTVideoForPreTraining",
     "UMTVideoForVideoClassification",
     "UMTVideoModel",
     "UMTVideoProcessor",
+    "UMTVideoTextConfig",
+    "UMTVideoTextForPreTraining",
+    "UMTVideoTextForQuestionAnswering",
+    "UMTVideoTextForRetrieval",
+    "UMTVideoTextModel",
+    "UMTVideoTextProcessor",
 ]
 
 

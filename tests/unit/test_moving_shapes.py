@@ -55,6 +55,19 @@ def test_motions_differ_by_the_order_of_identical_frames():
     assert len(videos) == len(MOTIONS)
 
 
+def test_encoding_adds_no_trace_of_the_order(tmp_path):
+    """A decoded frame depends on that frame alone: files of two motions hold equal frames, in another order."""
+    clip = sample_clip(0, "train", 0)
+    decoded = {}
+    for motion, senses in MOTIONS.items():
+        path = tmp_path / "clip.mp4"
+        moving_shapes.write_video(path, render_clip(dataclasses.replace(clip, motion=motion))[0])
+        decoded[senses] = decode(path)[0]
+    for (first, second), frames in decoded.items():
+        np.testing.assert_array_equal(frames[:HALF], decoded[(1, 1)][:HALF][::first])
+        np.testing.assert_array_equal(frames[HALF:], decoded[(1, 1)][HALF:][::second])
+
+
 @pytest.mark.parametrize("num_sampled", [2, 4, 8, 24])
 def test_sampled_frames_of_all_motions_are_the_same_set(num_sampled):
     """Also what a sampler of equal segments picks: each choice under one motion has its mirror image under another."""

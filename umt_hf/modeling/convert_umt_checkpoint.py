@@ -1,25 +1,40 @@
 # Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
-"""Released `.pth` checkpoints to Transformers folders: strict both ways, with a report of every tensor."""
+"""Weights under other names to ours: released `.pth` checkpoints, strictly and with a report; BERTs for stage 2."""
 
+import argparse
 import os
+import pickle
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_umt_video import UMTVideoConfig
+from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTTextConfig, UMTVideoTextConfig
 from .modeling_umt_video import (
     UMTVideoForPreTraining,
     UMTVideoForVideoClassification,
     compute_sinusoid_table,
     interpolate_position_table,
 )
+from .modeling_umt_video_text import (
+    UMTVideoTextForPreTraining,
+    UMTVideoTextForQuestionAnswering,
+    UMTVideoTextForRetrieval,
+)
 
+VIDEO_TEXT_CLASSES: dict[str, type[PreTrainedModel]] = {
+    "video_text_pretraining": UMTVideoTextForPreTraining,
+    "retrieval": UMTVideoTextForRetrieval,
+    "question_answering": UMTVideoTextForQuestionAnswering,
+}
 TASK_CLASSES: dict[str, type[PreTrainedModel]] = {
     "pretraining": UMTVideoForPreTraining,
     "classification": UMTVideoForVideoClassification,
+    **VIDEO_TEXT_CLASSES,
 }
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -39,6 +54,29 @@ TEACHERS: dict[str, dict[str, Any]] = {
     },
 }
 LABEL_COUNTS = {"k400": 400, "k600": 600, "k700": 700, "k710": 710, "mit": 339, "ssv2": 174}
+TEXT_TOWERS: dict[str, dict[str, Any]] = {  # BERT base and large
+    size: {**fields, "encoder_width": fields["hidden_size"], "fusion_layer": fusion_layer}
+    for (size, fields), fusion_layer in zip(ARCHITECTURES.items(), (9, 19), strict=True)
+}
+PUBLISHED_FUSION_LAYERS = {tower["num_hidden_layers"]: tower["fusion_layer"] for tower in TEXT_TOWERS.values()}
+BERT_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "initializer_range",
+    "layer_norm_eps",
+    "pad_token_id",
+)
+CORPORA = ("5m", "17m", "25m")
+RETRIEVAL_SETS = ("msrvtt", "didemo", "anet", "lsmdc", "msvd", "ssv2-label", "ssv2-template")
+QUESTION_SETS = ("msrvtt", "anet", "msvd")
 
 # Published name -> ours, below the encoder. `qkv.weight` and the stored position table need more than a new name.
 RENAMES = (
@@ -58,6 +96,31 @@ HEAD_RENAMES = (
     (r"clip_decoder\.(\d+)\.norm\.", r"alignment_heads.\1.norm."),
     (r"fc_norm\.", r"fc_norm."),
     (r"head\.", r"classifier."),
+)
+VIDEO_TEXT_RENAMES = (
+    (r"vision_encoder\.pool_norm\.", "video_norm."),
+    (r"vision_proj\.", "video_projection."),
+    (r"text_proj\.", "text_projection."),
+    (r"itm_head\.", "matching_head."),
+)
+# BERT's names -> ours, applied one after the other.
+BERT_RENAMES = (
+    (r"^bert\.", "text_model."),
+    (r"embeddings\.LayerNorm\.", "embeddings.norm."),
+    (r"\.encoder\.layer\.", ".layers."),
+    (r"crossattention\.", "cross_attention."),
+    (r"attention\.self\.query\.", "attention.q_proj."),
+    (r"attention\.self\.key\.", "attention.k_proj."),
+    (r"attention\.self\.value\.", "attention.v_proj."),
+    (r"attention\.output\.dense\.", "attention.o_proj."),
+    (r"attention\.output\.LayerNorm\.", "attention_norm."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.output\.LayerNorm\.", ".mlp_norm."),
+    (r"^cls\.predictions\.transform\.LayerNorm\.", "mlm_head.norm."),
+    (r"^cls\.predictions\.transform\.", "mlm_head."),
+    (r"^cls\.predictions\.decoder\.", "mlm_head.decoder."),
+    (r"^cls\.predictions\.bias$", "mlm_head.decoder.bias"),
 )
 POSITION_TOLERANCE = 1e-3  # a table stored in half precision differs from the computed one by up to 5e-4
 
@@ -80,24 +143,29 @@ class ConversionReport:
         return "\n".join(lines)
 
 
-def build_published_config(name: str) -> tuple[UMTVideoConfig, str]:
-    """Configuration and task of a released single-modality checkpoint, by our name for it.
+def build_published_config(name: str) -> tuple[UMTVideoConfig | UMTVideoTextConfig, str]:
+    """Configuration and task of a released checkpoint, by our name for it.
 
     Args:
         name: `umt-vit-{b16,l16}` (stage 1), or with `-{k400,k600,k700,k710,mit,ssv2}` (fine-tuned) and then `-f16`
-            (16 frames) or `-384` (pixels).
+            (16 frames) or `-384` (pixels). With `-{5m,17m,25m}` stage 2, then with
+            `-{msrvtt,didemo,anet,lsmdc,msvd,ssv2-label,ssv2-template}` retrieval, and with `-{msrvtt,anet,msvd}-qa`
+            question answering.
 
     Returns:
-        The configuration and the task, "pretraining" or "classification".
+        The configuration and the task, one of `TASK_CLASSES`.
 
     Raises:
         ValueError: If the name is none of these.
     """
+    if match := re.fullmatch(rf"umt-vit-(b16|l16)-(?:{'|'.join(CORPORA)})(?:-(.+))?", name):
+        return _build_video_text_config(name, *match.groups())
     match = re.fullmatch(rf"umt-vit-(b16|l16)(?:-({'|'.join(LABEL_COUNTS)})(-f16)?(-384)?)?", name)
     if match is None:
         raise ValueError(
-            f"Unknown checkpoint name {name!r}; expected umt-vit-b16 or umt-vit-l16, alone or with "
-            f"-{{{','.join(LABEL_COUNTS)}}} and then -f16 or -384."
+            f"Unknown checkpoint name {name!r}; expected umt-vit-b16 or umt-vit-l16, alone, "
+            f"with -{{{','.join(LABEL_COUNTS)}}} and then -f16 or -384, "
+            f"or with -{{{','.join(CORPORA)}}} and then a data set."
         )
     size, labels, long_clip, large_image = match.groups()
     fields = {**ARCHITECTURES[size], **TEACHERS[size]}
@@ -113,15 +181,35 @@ def build_published_config(name: str) -> tuple[UMTVideoConfig, str]:
     return config, "classification"
 
 
+def _build_video_text_config(name: str, size: str, data_set: str | None) -> tuple[UMTVideoTextConfig, str]:
+    task = "video_text_pretraining"
+    if data_set is not None:
+        task = "question_answering" if data_set.endswith("-qa") else "retrieval"
+        known = [f"{x}-qa" for x in QUESTION_SETS] if task == "question_answering" else RETRIEVAL_SETS
+        if data_set not in known:
+            raise ValueError(f"Unknown data set in checkpoint name {name!r}; expected one of {', '.join(known)}.")
+    num_frames = 4 if data_set is None else 12
+    vision_fields = {**STAGE2_VISION_FIELDS, **ARCHITECTURES[size], **TEACHERS[size], "num_frames": num_frames}
+    config = UMTVideoTextConfig(
+        vision_config=vision_fields,
+        text_config=TEXT_TOWERS[size],
+        projection_dim=TEACHERS[size]["teacher_hidden_size"],
+    )
+    return config, task
+
+
 def convert_state_dict(
-    state_dict: dict[str, torch.Tensor], config: UMTVideoConfig, task: str, report: ConversionReport | None = None
+    state_dict: dict[str, torch.Tensor],
+    config: UMTVideoConfig | UMTVideoTextConfig,
+    task: str,
+    report: ConversionReport | None = None,
 ) -> dict[str, torch.Tensor]:
     """Rename and reshape the tensors of a published checkpoint.
 
     Args:
         state_dict: Published names -> tensors.
         config: Configuration of the model they belong to.
-        task: "pretraining" or "classification".
+        task: "pretraining", "classification", "video_text_pretraining", "retrieval" or "question_answering".
         report: Filled with what became of each tensor.
 
     Returns:
@@ -129,38 +217,43 @@ def convert_state_dict(
 
     Raises:
         ValueError: If the task is unknown, a tensor has no place, one is missing or has another shape than the
-            model's, or a stored position table is not the one that `config` computes.
+            model's, a stored position table is not the one that `config` computes, or tied tensors differ.
     """
     if task not in TASK_CLASSES:
         raise ValueError(f"task must be one of {sorted(TASK_CLASSES)}, got {task!r}.")
     report = report if report is not None else ConversionReport()
     converted: dict[str, torch.Tensor] = {}
     unknown = []
+    is_video_text = task in VIDEO_TEXT_CLASSES
     for name, tensor in state_dict.items():
-        bare = re.sub(r"^(?:backbone\.|encoder\.)", "", name)
-        if bare == "pos_embed" and not config.learnable_position_embedding:
-            _check_position_table(name, tensor, config)
-            report.set_aside[name] = "equals the sinusoid table that the configuration computes"
-            continue
-        parts = _convert_tensor(bare, tensor, config)
-        if parts is None:
+        if is_video_text:
+            reason, parts = _find_reason_to_leave(name, state_dict, config), _convert_video_text_tensor(name, tensor)
+        else:
+            bare = re.sub(r"^(?:backbone\.|encoder\.)", "", name)
+            reason, parts = _check_position_table(name, bare, tensor, config), _convert_tensor(bare, tensor, config)
+        if reason is not None:
+            report.set_aside[name] = reason
+        elif parts is None:
             unknown.append(name)
-            continue
-        converted.update(parts)
-        report.used[name] = sorted(parts)
+        else:
+            converted.update(parts)
+            report.used[name] = sorted(parts)
     _check_complete(converted, unknown, _expected_shapes(config, task), task)
     return converted
 
 
 def convert_checkpoint(
-    path: str | os.PathLike, config: UMTVideoConfig | str, task: str | None, output_dir: str | os.PathLike
+    path: str | os.PathLike,
+    config: UMTVideoConfig | UMTVideoTextConfig | str,
+    task: str | None,
+    output_dir: str | os.PathLike,
 ) -> ConversionReport:
     """Convert a released `.pth` file to a folder that `from_pretrained` loads.
 
     Args:
         path: The file. It is read with `weights_only=True`.
         config: Configuration, or our name of the checkpoint (see `build_published_config`).
-        task: "pretraining" or "classification"; `None` with a name takes the name's own.
+        task: As for `convert_state_dict`; `None` with a name takes the name's own.
         output_dir: Folder to write, with safetensors weights and `config.json`.
 
     Returns:
@@ -185,7 +278,16 @@ def load_published_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor
     Raises:
         ValueError: If there are other things than tensors in it.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        # Training scripts keep their parsed arguments beside the weights: attributes alone, no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as tensors alone ({reason}). It is damaged, no checkpoint, or holds other "
+            "objects, which are not loaded since a pickle can run code."
+        ) from error
     for key in ("model", "module"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -193,6 +295,71 @@ def load_published_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ValueError(f"{path}: no state dict found, neither at the top nor under 'model' or 'module'.")
     return content
+
+
+def load_video_tower(
+    source: str | os.PathLike, fields: dict[str, Any]
+) -> tuple[dict[str, torch.Tensor], UMTVideoConfig]:
+    """Weights of a UMT video encoder in float32, its alignment heads where it has them, and its configuration.
+
+    Args:
+        source: Folder or Hub id of any UMT model.
+        fields: Fields of the configuration to change.
+
+    Raises:
+        ValueError: If it is no UMT model, or a weight of the encoder is missing.
+    """
+    model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    if model_type not in (UMTVideoConfig.model_type, UMTVideoTextConfig.model_type):
+        raise ValueError(f"{source} holds a model of type {model_type!r}, not a UMT video encoder.")
+    config = UMTVideoConfig.from_pretrained(source, **fields)
+    model, info = UMTVideoForPreTraining.from_pretrained(
+        source, config=config, dtype=torch.float32, output_loading_info=True
+    )
+    _check_tower(source, [name for name in info["missing_keys"] if name.startswith("vision_model.")])
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in info["missing_keys"]}
+    return state, config
+
+
+def load_bert_tower(
+    source: str | os.PathLike, fields: dict[str, Any]
+) -> tuple[dict[str, torch.Tensor], UMTTextConfig]:
+    """Weights of a BERT under our names in float32, its language-modelling head where it has one, and configuration.
+
+    Args:
+        source: Folder or Hub id of a BERT.
+        fields: Fields of our configuration to set; `fusion_layer` is needed for depths other than 12 and 24.
+
+    Raises:
+        ValueError: If it is no BERT, a weight is missing, or no `fusion_layer` is known.
+    """
+    from transformers.models.bert.modeling_bert import BertConfig, BertForPreTraining
+
+    model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    if model_type != BertConfig.model_type:
+        raise ValueError(f"{source} holds a model of type {model_type!r}, not a BERT.")
+    bert_config = BertConfig.from_pretrained(source)
+    shared = {name: getattr(bert_config, name) for name in BERT_FIELDS}
+    if "fusion_layer" not in fields:
+        depth = bert_config.num_hidden_layers
+        if depth not in PUBLISHED_FUSION_LAYERS:
+            raise ValueError(f"{source} has {depth} layers; say which is the first to fuse: fusion_layer.")
+        shared["fusion_layer"] = PUBLISHED_FUSION_LAYERS[depth]
+    config = UMTTextConfig(**shared | fields)
+
+    model, info = BertForPreTraining.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    _check_tower(source, [name for name in info["missing_keys"] if re.match(r"bert\.(?!pooler\.)", name)])
+    state = {
+        rename_bert_weight(name): tensor
+        for name, tensor in model.state_dict().items()
+        if name not in info["missing_keys"]
+    }
+    return state, config
+
+
+def _check_tower(source: str | os.PathLike, missing: list[str]) -> None:
+    if missing:
+        raise ValueError(f"{source} lacks {len(missing)} weights of its tower: {', '.join(sorted(missing)[:5])} ...")
 
 
 def _convert_tensor(name: str, tensor: torch.Tensor, config: UMTVideoConfig) -> dict[str, torch.Tensor] | None:
@@ -210,13 +377,62 @@ def _convert_tensor(name: str, tensor: torch.Tensor, config: UMTVideoConfig) -> 
     return None
 
 
-def _expected_shapes(config: UMTVideoConfig, task: str) -> dict[str, tuple[int, ...]]:
+def _convert_video_text_tensor(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor] | None:
+    if match := re.fullmatch(r"vision_encoder\.(?:encoder\.|(?=clip_decoder\.))(.+)", name):
+        return _convert_tensor(match[1], tensor, None)
+    if match := re.fullmatch(r"text_(encoder|decoder)\.(bert\.|(?=cls\.))?(.+)", name):
+        prefix = "" if match[2] == "" else "bert."  # retrieval and question encoders are stored without it
+        ours = rename_bert_weight(prefix + match[3])
+        if match[1] == "decoder":
+            ours = "answer_decoder." + ours.replace("mlm_head.", "lm_head.")
+        return {ours: tensor}
+    if name == "temp":
+        return {"temperature": tensor.reshape(1)}
+    for pattern, replacement in VIDEO_TEXT_RENAMES:
+        if re.match(pattern, name):
+            return {re.sub(pattern, replacement, name): tensor}
+    return None
+
+
+def _find_reason_to_leave(name: str, state_dict: dict[str, torch.Tensor], config: UMTVideoTextConfig) -> str | None:
+    """Why a tensor of a video-text checkpoint is not needed, if so.
+
+    Raises:
+        ValueError: If a tensor that repeats another is not equal to it.
+    """
+    if name.startswith("clip_teacher."):
+        return f"part of the frozen teacher, which is loaded from {config.vision_config.teacher_name_or_path}"
+    if name.endswith("embeddings.position_ids"):
+        return "numbers of the tokens, which the model counts itself"
+    for repeated, original in (
+        ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    ):
+        other = name.replace(repeated, original)
+        if other != name and other in state_dict:
+            if not state_dict[name].is_meta and not torch.equal(state_dict[name], state_dict[other]):
+                raise ValueError(f"{name} and {other} are one tensor in the model, but differ in the checkpoint.")
+            return f"repeats {other}" if name.endswith(".bias") else None
+    return None
+
+
+def rename_bert_weight(name: str) -> str:
+    """Our name of a weight of `BertForPreTraining`, below `text_model` or `mlm_head`; unknown parts stay."""
+    for pattern, replacement in BERT_RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _expected_shapes(config: UMTVideoConfig | UMTVideoTextConfig, task: str) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = TASK_CLASSES[task](config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _check_position_table(name: str, stored: torch.Tensor, config: UMTVideoConfig) -> None:
+def _check_position_table(name: str, bare: str, stored: torch.Tensor, config: UMTVideoConfig) -> str | None:
+    """Why a stored position table is not needed: it is the one that the configuration computes."""
+    if bare != "pos_embed" or config.learnable_position_embedding:
+        return None
     side = config.image_size // config.patch_size
     run_grid = (config.num_frames // config.tubelet_size, side, side)
     base_grid = config.position_embedding_grid if config.position_embedding_frames else run_grid
@@ -233,6 +449,7 @@ def _check_position_table(name: str, stored: torch.Tensor, config: UMTVideoConfi
             f"learnable_position_embedding=True, position_embedding_frames={config.num_frames} and "
             f"position_embedding_image_size={config.image_size}."
         )
+    return "equals the sinusoid table that the configuration computes"
 
 
 def _check_complete(
@@ -252,4 +469,11 @@ def _check_complete(
         raise ValueError(f"The checkpoint does not fit a {task} model of this configuration:\n  {shown}{more}")
 
 
-__all__ = ["ConversionReport", "build_published_config", "convert_checkpoint", "convert_state_dict"]
+__all__ = [
+    "ConversionReport",
+    "build_published_config",
+    "convert_checkpoint",
+    "convert_state_dict",
+    "load_bert_tower",
+    "load_video_tower",
+]

@@ -1,8 +1,20 @@
 # Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
-"""Losses of both pre-training stages as pure functions: tensors in, scalars out."""
+"""Losses of both pre-training stages as pure functions: tensors in, scalars out.
+
+Where torch.distributed runs, `vtc_loss` and `mlm_loss` cover the batches of all processes. They are scaled for
+gradients that are averaged over processes, as DDP, FSDP and DeepSpeed do: W processes with batch B then train exactly
+as one process with batch W * B. All processes must call them together, with batches of one size.
+
+Legend: B batch, P vectors a video, D projection width, L tokens of a text.
+"""
+
+from typing import Any, Literal
 
 import torch
+from torch import distributed as dist
 from torch.nn import functional as F
+
+IGNORED_LABEL = -100
 
 
 def normalize_features(features: torch.Tensor, norm: str = "l2") -> torch.Tensor:
@@ -57,4 +69,250 @@ def uta_loss(student: torch.Tensor, teacher: torch.Tensor, norm: str = "l2", los
     raise ValueError(f"loss must be 'l2', 'mse' or 'smooth_l1', got {loss!r}.")
 
 
-__all__ = ["normalize_features", "uta_loss"]
+def average_video_embeds(video_embeds: torch.Tensor) -> torch.Tensor:
+    """Mean of a video's unit vectors; its product with a unit text vector is the mean of their cosines.
+
+    Args:
+        video_embeds: `(B, P, D)`, or `(B, D)` for a single vector a video; any length.
+
+    Returns:
+        Float32 `(B, D)`, shorter than 1 where the vectors differ.
+    """
+    vectors = normalize_features(video_embeds)
+    return vectors.mean(dim=1) if vectors.ndim == 3 else vectors
+
+
+def compute_similarity(video_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+    """Cosine of each video with each text, averaged over the video's vectors.
+
+    Args:
+        video_embeds: `(videos, P, D)` or `(videos, D)`; any length.
+        text_embeds: `(texts, D)`; any length.
+
+    Returns:
+        Float32 `(videos, texts)`, in [-1, 1], without temperature.
+    """
+    with torch.autocast(video_embeds.device.type, enabled=False):
+        return average_video_embeds(video_embeds) @ normalize_features(text_embeds).T
+
+
+def find_true_pairs(batch_size: int, pair_ids: torch.Tensor | None, device: torch.device | str) -> torch.Tensor:
+    """Tell which videos and texts of a batch belong together: those with equal ids.
+
+    Args:
+        batch_size: Pairs in the batch.
+        pair_ids: `(batch_size,)`; `None` = all distinct.
+        device: Device of the result.
+
+    Returns:
+        Boolean `(batch_size, batch_size)`, symmetric, `True` on the diagonal.
+
+    Raises:
+        ValueError: If there is not one id a pair.
+    """
+    if pair_ids is None:
+        return torch.eye(batch_size, dtype=torch.bool, device=device)
+    if tuple(pair_ids.shape) != (batch_size,):
+        raise ValueError(f"pair_ids must be ({batch_size},), one id a pair, got {tuple(pair_ids.shape)}.")
+    pair_ids = pair_ids.to(device)
+    return pair_ids[:, None] == pair_ids[None]
+
+
+def vtc_loss(
+    video_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    temperature: torch.Tensor | float,
+    pair_ids: torch.Tensor | None = None,
+    gather: Literal["exact", "published"] = "exact",
+) -> torch.Tensor:
+    """Video-text contrast over the batches of all processes, both ways, with soft targets for repeated ids.
+
+    Args:
+        video_embeds: Projected videos `(B, P, D)` or `(B, D)`, any length; row i belongs to text i.
+        text_embeds: Projected texts `(B, D)`, any length.
+        temperature: Positive divisor of the similarities.
+        pair_ids: `(B,)`; equal ids are true pairs, between which a target is spread evenly. `None` = all distinct.
+        gather: "exact": after averaging over processes, gradients are those of one process with all batches.
+            "published": those of the embeddings are that divided by the number of processes.
+
+    Returns:
+        Scalar float32 loss, the mean of both directions' cross entropies; equal on all processes.
+
+    Raises:
+        ValueError: If shapes do not fit one another or `gather` is unknown.
+
+    Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2; Radford et al., "CLIP", 2021.
+    """
+    if gather not in ("exact", "published"):
+        raise ValueError(f"gather must be 'exact' or 'published', got {gather!r}.")
+    if video_embeds.shape[0] != text_embeds.shape[0]:
+        raise ValueError(f"Got {video_embeds.shape[0]} videos and {text_embeds.shape[0]} texts; row i is pair i.")
+    with torch.autocast(video_embeds.device.type, enabled=False):
+        videos, texts = average_video_embeds(video_embeds), normalize_features(text_embeds)
+        if is_distributed():
+            videos, texts = _Gather.apply(videos, gather), _Gather.apply(texts, gather)
+            pair_ids = None if pair_ids is None else _gather(pair_ids.to(videos.device))
+        logits = videos @ texts.T / temperature
+        targets = find_true_pairs(videos.shape[0], pair_ids, logits.device).to(logits.dtype)
+        targets = targets / targets.sum(dim=1, keepdim=True)
+        return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+
+
+def compute_negative_weights(
+    logits: torch.Tensor, is_pair: torch.Tensor, hard: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights with which negatives are drawn: the softmax of the similarities, 0 for true pairs.
+
+    Args:
+        logits: Similarities over temperature, `(B videos, B texts)`.
+        is_pair: Boolean `(B, B)`, see `find_true_pairs`.
+        hard: Whether similar ones are likelier; otherwise all are alike.
+
+    Returns:
+        Weights of the videos for each text, and of the texts for each video, both `(B, B)` and without gradient. Rows
+        do not sum to 1, and are 0 where the batch has no negative.
+
+    Source: Li et al., "Align before Fuse", 2021, section 3.2, hard negatives.
+    """
+    logits = logits.detach() if hard else torch.zeros_like(logits)
+    is_negative = (~is_pair).to(logits.dtype)
+    return logits.T.softmax(dim=1) * is_negative, logits.softmax(dim=1) * is_negative
+
+
+def sample_negatives(weights: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Draw one negative for each row.
+
+    Args:
+        weights: Non-negative `(B, B)`. A row of zeros means that there is none: any index comes back.
+        generator: Random source on the device of `weights`.
+
+    Returns:
+        Indices `(B,)`.
+    """
+    has_negative = weights.sum(dim=1, keepdim=True) > 0
+    weights = torch.where(has_negative, weights, torch.ones_like(weights))
+    return weights.multinomial(1, generator=generator).squeeze(1)
+
+
+def vtm_loss(matching_logits: torch.Tensor) -> torch.Tensor:
+    """Video-text matching: cross entropy of true pairs against negatives.
+
+    Args:
+        matching_logits: `(3 * B, 2)`, class 1 = match: B true pairs, then 2 * B pairs that are not.
+
+    Returns:
+        Scalar float32 loss.
+
+    Raises:
+        ValueError: If the rows are not three a pair.
+
+    Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2; Li et al., "Align before Fuse", 2021.
+    """
+    if matching_logits.shape[0] % 3:
+        raise ValueError(f"matching_logits must have three rows a pair, got {tuple(matching_logits.shape)}.")
+    labels = torch.zeros(matching_logits.shape[0], dtype=torch.long, device=matching_logits.device)
+    labels[: matching_logits.shape[0] // 3] = 1
+    return F.cross_entropy(matching_logits.float(), labels)
+
+
+def sample_mlm_corruption(
+    input_ids: torch.Tensor,
+    vocab_size: int,
+    mask_token_id: int,
+    kept_ids: tuple[int, ...],
+    probability: float = 0.5,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose the tokens to predict; of these 80 % become `[MASK]`, 10 % a random word and 10 % stay.
+
+    Args:
+        input_ids: `(B, L)`.
+        vocab_size: Random words come from the whole vocabulary.
+        mask_token_id: Id of `[MASK]`.
+        kept_ids: Ids that are never chosen: `[CLS]` and `[PAD]`, as published.
+        probability: Share of the other tokens that is chosen, in (0, 1).
+        generator: Random source on the device of `input_ids`.
+
+    Returns:
+        Corrupted ids, and labels: the ids at chosen tokens, -100 elsewhere; both `(B, L)`.
+
+    Source: Devlin et al., "BERT", 2019, with the share of Li et al., "Unmasked Teacher", ICCV 2023.
+    """
+
+    def draw() -> torch.Tensor:
+        return torch.rand(input_ids.shape, device=input_ids.device, generator=generator)
+
+    kept = torch.tensor(kept_ids, device=input_ids.device)
+    chosen = (draw() < probability) & ~torch.isin(input_ids, kept)
+    masked = chosen & (draw() < 0.8)
+    replaced = chosen & ~masked & (draw() < 0.5)
+    words = torch.randint(
+        vocab_size, input_ids.shape, device=input_ids.device, generator=generator, dtype=input_ids.dtype
+    )
+    corrupted = torch.where(masked, mask_token_id, torch.where(replaced, words, input_ids))
+    return corrupted, torch.where(chosen, input_ids, IGNORED_LABEL)
+
+
+def mlm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Masked language modelling: mean cross entropy over the chosen tokens of all processes.
+
+    Args:
+        logits: `(B, L, vocabulary)`.
+        labels: `(B, L)`, -100 where nothing is to be predicted.
+
+    Returns:
+        Scalar float32 loss, whose mean over processes is the mean over tokens; 0 where no token is chosen.
+
+    Source: Devlin et al., "BERT", 2019; Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
+    """
+    count = (labels != IGNORED_LABEL).sum()
+    num_processes = 1
+    if is_distributed():
+        dist.all_reduce(count)
+        num_processes = dist.get_world_size()
+    total = F.cross_entropy(
+        logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+    )
+    return total * num_processes / count.clamp(min=1)
+
+
+def is_distributed() -> bool:
+    """Whether this is one of several processes that work together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _gather(tensor: torch.Tensor) -> torch.Tensor:
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes, in rank order; the gradient is that of the sum of all processes' losses."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, gather: str) -> torch.Tensor:
+        ctx.gather, ctx.num_rows = gather, tensor.shape[0]
+        return _gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        if ctx.gather == "exact":
+            gradient = gradient.clone()
+            dist.all_reduce(gradient)
+        return gradient[dist.get_rank() * ctx.num_rows :][: ctx.num_rows], None
+
+
+__all__ = [
+    "average_video_embeds",
+    "compute_negative_weights",
+    "compute_similarity",
+    "find_true_pairs",
+    "mlm_loss",
+    "normalize_features",
+    "sample_mlm_corruption",
+    "sample_negatives",
+    "uta_loss",
+    "vtc_loss",
+    "vtm_loss",
+]

@@ -1,0 +1,196 @@
+# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
+"""Configurations of the UMT text tower and of the models that join it with the video encoder."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+from .configuration_umt_video import UMTVideoConfig
+
+# What the encoder of a video-text model has that differs from a stage-1 encoder, as published.
+STAGE2_VISION_FIELDS: dict[str, Any] = {
+    "num_frames": 4,
+    "position_embedding_frames": None,
+    "position_embedding_image_size": None,
+    "alignment_norm_eps": 1e-5,
+}
+
+
+@strict
+class UMTTextConfig(PreTrainedConfig):
+    """Configuration of [`UMTTextModel`], a BERT whose upper layers cross-attend to another sequence.
+
+    The defaults are BERT base with three fusion layers, as in the B/16 models; the L/16 models are BERT large with
+    `fusion_layer=19`.
+
+    Args:
+        vocab_size: Word pieces.
+        hidden_size: Width of the tower.
+        num_hidden_layers: Transformer layers, text and fusion layers together.
+        num_attention_heads: Attention heads a layer.
+        intermediate_size: Width of the MLP's hidden layer.
+        hidden_act: Activation of the MLP and of the language-modelling head.
+        hidden_dropout_prob: Dropout after embeddings, attention and MLP.
+        attention_probs_dropout_prob: Dropout on the attention probabilities.
+        max_position_embeddings: Longest text, in tokens.
+        type_vocab_size: Rows of BERT's segment table; the first one is used.
+        initializer_range: Standard deviation of the normal distribution that starts all weights.
+        layer_norm_eps: Epsilon of every LayerNorm.
+        fusion_layer: First layer, counted from 0, that cross-attends.
+        encoder_width: Width of the sequence that the fusion layers attend to.
+        is_decoder: Whether a token sees earlier ones only.
+        use_cache: Whether a decoder returns its keys and values.
+        pad_token_id: Id of `[PAD]`.
+        bos_token_id: Id of `[CLS]`, the first token of every text; also called `cls_token_id`.
+        eos_token_id: Id of `[SEP]`, the last token of an answer; also called `sep_token_id`.
+        mask_token_id: Id of `[MASK]`.
+        tie_word_embeddings: Whether the language-modelling head shares the table of word embeddings.
+
+    Raises:
+        ValueError: If sizes do not divide one another, or `fusion_layer` is no layer.
+
+    Source: Devlin et al., "BERT", 2019; Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
+    """
+
+    model_type = "umt_text"
+    base_config_key = "text_config"
+    attribute_map = {"cls_token_id": "bos_token_id", "sep_token_id": "eos_token_id"}
+    base_model_fsdp_plan = {"embeddings": "free_full_weight", "layers.*": "free_full_weight"}
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-12
+    fusion_layer: int = 9
+    encoder_width: int = 768
+    is_decoder: bool = False
+    use_cache: bool = True
+    pad_token_id: int = 0
+    bos_token_id: int = 101
+    eos_token_id: int = 102
+    mask_token_id: int = 103
+    tie_word_embeddings: bool = True
+
+    def validate_architecture(self) -> None:
+        """Check what single fields cannot tell."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
+            )
+        if not 0 <= self.fusion_layer <= self.num_hidden_layers:
+            raise ValueError(
+                f"fusion_layer={self.fusion_layer} must be in [0, num_hidden_layers={self.num_hidden_layers}]."
+            )
+
+
+@strict
+class UMTVideoTextConfig(PreTrainedConfig):
+    """Configuration of [`UMTVideoTextModel`] and its heads: a video encoder, a text tower and how they are trained.
+
+    Args:
+        vision_config: [`UMTVideoConfig`], or its fields; fields left out are those of B/16 on 4 frames with a position
+            table computed for each input, which is what every published video-text model has.
+        text_config: [`UMTTextConfig`] or its fields.
+        projection_dim: Width of the space in which videos and texts are compared.
+        temperature_init_value: Start of the learnable temperature that divides similarities.
+        temperature_bounds: The interval that the temperature is kept in, smallest first.
+        uta_loss_weight: Weight of the alignment with the teacher in the total; a loss of weight 0 is not computed.
+        vtc_loss_weight: Weight of the video-text contrast.
+        vtm_loss_weight: Weight of the video-text matching.
+        mlm_loss_weight: Weight of the masked language modelling.
+        vtm_hard_negatives: Whether negatives are drawn by their similarity instead of uniformly.
+        mlm_probability: Share of tokens that are to be predicted, in (0, 1).
+        pool_per_frame: Whether a video without a mask gives one vector a frame, whose similarities are averaged,
+            instead of one vector a clip. Masked videos always give one.
+        contrastive_gather: How gradients cross processes: "exact" (as one process with all batches) or "published"
+            (the projections get that gradient divided by the number of processes).
+        initializer_range: Standard deviation of the normal distribution that starts projections and heads.
+        tie_word_embeddings: Whether the language-modelling head of pre-training shares the table of word embeddings.
+
+    Raises:
+        ValueError: If the towers do not fit one another or a number is outside its range.
+
+    Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2; published recipes for the values.
+
+    Example:
+    ```python
+    >>> from umt_hf import UMTVideoTextConfig, UMTVideoTextModel
+
+    >>> model = UMTVideoTextModel(UMTVideoTextConfig(text_config={"num_hidden_layers": 10}))
+    ```
+    """
+
+    model_type = "umt_video_text"
+    sub_configs = {"vision_config": UMTVideoConfig, "text_config": UMTTextConfig}
+
+    vision_config: dict | UMTVideoConfig | None = None
+    text_config: dict | UMTTextConfig | None = None
+    projection_dim: int = 512
+    temperature_init_value: float | int = 0.07
+    temperature_bounds: tuple | list = (0.001, 0.5)
+    uta_loss_weight: float | int = 1.0
+    vtc_loss_weight: float | int = 1.0
+    vtm_loss_weight: float | int = 1.0
+    mlm_loss_weight: float | int = 1.0
+    vtm_hard_negatives: bool = True
+    mlm_probability: float | int = 0.5
+    pool_per_frame: bool = True
+    contrastive_gather: Literal["exact", "published"] = "exact"
+    initializer_range: float | int = 0.02
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.vision_config, UMTVideoConfig):
+            self.vision_config = UMTVideoConfig(**STAGE2_VISION_FIELDS | (self.vision_config or {}))
+        if not isinstance(self.text_config, UMTTextConfig):
+            self.text_config = UMTTextConfig(**(self.text_config or {}))
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self) -> None:
+        """Check what single fields cannot tell."""
+        vision_width, encoder_width = self.vision_config.hidden_size, self.text_config.encoder_width
+        if vision_width != encoder_width:
+            raise ValueError(
+                f"text_config.encoder_width={encoder_width} must be vision_config.hidden_size={vision_width}: the "
+                "fusion layers attend to the video's tokens."
+            )
+        if self.text_config.is_decoder:
+            raise ValueError("text_config.is_decoder must be False: texts are encoded with attention both ways.")
+        lowest, highest = self.temperature_bounds
+        if not 0 < lowest <= self.temperature_init_value <= highest:
+            raise ValueError(
+                f"temperature_init_value={self.temperature_init_value} must lie in temperature_bounds="
+                f"{tuple(self.temperature_bounds)}, above 0."
+            )
+        if not 0 < self.mlm_probability < 1:
+            raise ValueError(f"mlm_probability must be in (0, 1), got {self.mlm_probability}.")
+
+
+def build_decoder_config(config: UMTTextConfig) -> UMTTextConfig:
+    """Configuration of the answer decoder: the fusion layers of a text tower, causal, over its own states.
+
+    Args:
+        config: The encoder's configuration.
+
+    Returns:
+        A new configuration with `num_hidden_layers - fusion_layer` layers, each of which cross-attends.
+    """
+    fields = config.to_dict() | {
+        "num_hidden_layers": config.num_hidden_layers - config.fusion_layer,
+        "fusion_layer": 0,
+        "encoder_width": config.hidden_size,
+        "is_decoder": True,
+    }
+    return UMTTextConfig(**fields, attn_implementation=config._attn_implementation)
+
+
+__all__ = ["UMTTextConfig", "UMTVideoTextConfig"]

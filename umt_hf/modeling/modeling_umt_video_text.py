@@ -1,0 +1,1325 @@
+# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
+"""The UMT text tower, a BERT whose upper layers cross-attend to a video, and the models that join it with the encoder.
+
+Legend: B videos or texts, T frames, V video tokens, P vectors a video, L text tokens, H text width, D projection
+width, S tokens of a question, A answers of all questions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_umt_video_text import (
+    STAGE2_VISION_FIELDS,
+    UMTTextConfig,
+    UMTVideoTextConfig,
+    build_decoder_config,
+)
+from .losses_umt_video_text import (
+    IGNORED_LABEL,
+    average_video_embeds,
+    compute_negative_weights,
+    find_true_pairs,
+    mlm_loss,
+    normalize_features,
+    sample_mlm_corruption,
+    sample_negatives,
+    uta_loss,
+    vtc_loss,
+    vtm_loss,
+)
+from .modeling_umt_video import (
+    UMTVideoAlignmentHead,
+    UMTVideoMLP,
+    UMTVideoModel,
+    UMTVideoModelOutput,
+    eager_attention_forward,
+    gather_tokens,
+    resolve_visible_indices,
+)
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class UMTVideoTextOutput(ModelOutput):
+    """Output of [`UMTVideoTextModel`].
+
+    Args:
+        loss: Weighted sum of the losses, with `return_loss=True`.
+        vtc_loss: Video-text contrast, without its weight.
+        logits_per_video: Similarities over temperature, `(videos, texts)`, float32.
+        logits_per_text: The same, `(texts, videos)`.
+        video_embeds: Projected videos of unit length, `(B, P, D)`, float32.
+        text_embeds: Projected texts of unit length, `(B, D)`, float32.
+        vision_model_output: Tokens of the videos, `(B, V, width)`.
+        text_model_output: Tokens of the texts, `(B, L, H)`.
+    """
+
+    loss: torch.Tensor | None = None
+    vtc_loss: torch.Tensor | None = None
+    logits_per_video: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    video_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    vision_model_output: UMTVideoModelOutput | None = None
+    text_model_output: BaseModelOutputWithPoolingAndCrossAttentions | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Fields that are set, the towers' outputs as tuples too."""
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+@dataclass
+class UMTVideoTextForRetrievalOutput(UMTVideoTextOutput):
+    """Output of [`UMTVideoTextForRetrieval`].
+
+    Args:
+        vtm_loss: Video-text matching, without its weight.
+        matching_logits: Raw logits `(3 * B, 2)`, class 1 = match: B true pairs, B negative videos with the texts, B
+            negative texts with the videos.
+    """
+
+    vtm_loss: torch.Tensor | None = None
+    matching_logits: torch.Tensor | None = None
+
+
+@dataclass
+class UMTVideoTextForPreTrainingOutput(UMTVideoTextForRetrievalOutput):
+    """Output of [`UMTVideoTextForPreTraining`].
+
+    Args:
+        uta_loss: Alignment with the teacher, without its weight.
+        mlm_loss: Masked language modelling, without its weight.
+        mlm_logits: `(B, L, vocabulary)` for the corrupted texts.
+        aligned_features: Projected and normalised student features `(K, B, V, C)`, shallowest layer first, float32.
+    """
+
+    uta_loss: torch.Tensor | None = None
+    mlm_loss: torch.Tensor | None = None
+    mlm_logits: torch.Tensor | None = None
+    aligned_features: torch.Tensor | None = None
+
+
+@dataclass
+class UMTVideoTextForQuestionAnsweringOutput(ModelOutput):
+    """Output of [`UMTVideoTextForQuestionAnswering`].
+
+    Args:
+        loss: Sum of the weighted answer losses over the number of questions, with `labels`.
+        answer_loss: Cross entropy of each answer, summed over its tokens, `(A,)`.
+        logits: Of the answers' next tokens, `(A, answer tokens, vocabulary)`.
+        last_hidden_state: States of the questions after looking at the videos, `(B, S, H)`.
+    """
+
+    loss: torch.Tensor | None = None
+    answer_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+
+
+class UMTTextEmbeddings(nn.Module):
+    """Word, position and segment embeddings; every token is of the first segment."""
+
+    def __init__(self, config: UMTTextConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, words: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        embeddings = words + self.position_embeddings(position_ids) + self.token_type_embeddings.weight[0]
+        return self.dropout(self.norm(embeddings))
+
+
+class UMTTextAttention(nn.Module):
+    """Projections of an attention block, and the call of whichever implementation the configuration names."""
+
+    def __init__(self, config: UMTTextConfig, layer_index: int, key_width: int):
+        super().__init__()
+        self.config = config
+        self.layer_index = layer_index
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(key_width, config.hidden_size)
+        self.v_proj = nn.Linear(key_width, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """`(B, tokens, width)` -> `(B, heads, tokens, head_dim)`."""
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def attend(
+        self,
+        hidden_states: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        implementation: str,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend from `hidden_states` to keys and values, and project."""
+        query = self.split_heads(self.q_proj(hidden_states))
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.training else 0.0
+        output, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(output.flatten(-2)), weights
+
+
+class UMTTextSelfAttention(UMTTextAttention):
+    """Attention among the tokens of a text, causal in a decoder."""
+
+    def __init__(self, config: UMTTextConfig, layer_index: int):
+        super().__init__(config, layer_index, config.hidden_size)
+        self.is_causal = config.is_decoder
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        key = self.split_heads(self.k_proj(hidden_states))
+        value = self.split_heads(self.v_proj(hidden_states))
+        if past_key_values is not None:
+            if isinstance(past_key_values, EncoderDecoderCache):
+                past_key_values = past_key_values.self_attention_cache
+            key, value = past_key_values.update(key, value, self.layer_index)
+        return self.attend(hidden_states, key, value, attention_mask, self.config._attn_implementation, **kwargs)
+
+
+class UMTTextCrossAttention(UMTTextAttention):
+    """Attention from the tokens of a text to another sequence: a video, or a question."""
+
+    def __init__(self, config: UMTTextConfig, layer_index: int):
+        super().__init__(config, layer_index, config.encoder_width)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        key, value = self._project_once(encoder_hidden_states, past_key_values)
+        implementation = self.config._attn_implementation
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            # A mask of two dimensions is what FlashAttention gets, and Transformers takes it for the queries' mask as
+            # well, which only holds within one sequence.
+            attention_mask, implementation = attention_mask[:, None, None].bool(), "sdpa"
+        return self.attend(hidden_states, key, value, attention_mask, implementation, **kwargs)
+
+    def _project_once(
+        self, encoder_hidden_states: torch.Tensor, past_key_values: Cache | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the other sequence, which stay the same from one generated token to the next."""
+        is_cached = isinstance(past_key_values, EncoderDecoderCache)
+        if is_cached and past_key_values.is_updated.get(self.layer_index):
+            layer = past_key_values.cross_attention_cache.layers[self.layer_index]
+            return layer.keys, layer.values
+        key = self.split_heads(self.k_proj(encoder_hidden_states))
+        value = self.split_heads(self.v_proj(encoder_hidden_states))
+        if is_cached:
+            key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_index)
+            past_key_values.is_updated[self.layer_index] = True
+        return key, value
+
+
+class UMTTextLayer(GradientCheckpointingLayer):
+    """Post-norm transformer layer; a fusion layer cross-attends between self-attention and MLP."""
+
+    def __init__(self, config: UMTTextConfig, layer_index: int):
+        super().__init__()
+        self.attention = UMTTextSelfAttention(config, layer_index)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.cross_attention = None
+        if layer_index >= config.fusion_layer:
+            self.cross_attention = UMTTextCrossAttention(config, layer_index)
+            self.cross_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = UMTVideoMLP(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        output, _ = self.attention(hidden_states, attention_mask, past_key_values, **kwargs)
+        hidden_states = self.attention_norm(hidden_states + self.dropout(output))
+        if self.cross_attention is not None:
+            output, _ = self.cross_attention(
+                hidden_states, encoder_hidden_states, encoder_attention_mask, past_key_values, **kwargs
+            )
+            hidden_states = self.cross_attention_norm(hidden_states + self.dropout(output))
+        return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+
+
+class UMTTextLMHead(nn.Module):
+    """BERT's language-modelling head; its last matrix is the table of word embeddings."""
+
+    def __init__(self, config: UMTTextConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.norm(self.activation_fn(self.dense(hidden_states))))
+
+
+class UMTTextPreTrainedModel(PreTrainedModel):
+    """What Transformers needs to know about the text tower."""
+
+    config: UMTTextConfig
+    base_model_prefix = "text_model"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["UMTTextEmbeddings", "UMTTextLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": UMTTextLayer,
+        "attentions": UMTTextSelfAttention,
+        "cross_attentions": UMTTextCrossAttention,
+    }
+
+
+class UMTTextModel(UMTTextPreTrainedModel):
+    """UMT text tower without a head: text layers, then fusion layers that cross-attend to another sequence."""
+
+    def __init__(self, config: UMTTextConfig):
+        super().__init__(config)
+        self.embeddings = UMTTextEmbeddings(config)
+        self.layers = nn.ModuleList(UMTTextLayer(config, i) for i in range(config.num_hidden_layers))
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of word embeddings."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the table of word embeddings."""
+        self.embeddings.word_embeddings = value
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        mode: Literal["text", "fusion", "multi_modal"] = "text",
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Encode texts alone, or together with videos.
+
+        Args:
+            input_ids: Tokens `(B, L)`, `[CLS]` first.
+            attention_mask: 1 at tokens and 0 at padding, on either side, `(B, L)`; with a cache, `(B, past + L)`.
+            inputs_embeds: Instead of `input_ids`: word embeddings `(B, L, H)`, or in fusion mode the states that text
+                mode gave.
+            encoder_hidden_states: What the fusion layers attend to, `(B, V, encoder_width)`.
+            encoder_attention_mask: 1 at its tokens and 0 at its padding, `(B, V)`; by default it has no padding.
+            mode: "text" runs the layers below `fusion_layer`, "fusion" the others on given states, "multi_modal" all.
+            position_ids: Places of the tokens `(B, L)`; by default counted from each text's first token.
+            past_key_values: Keys and values of earlier tokens, in a decoder.
+            use_cache: Whether a decoder returns keys and values; by default as configured.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
+
+        Returns:
+            `last_hidden_state (B, L, H)` and `pooler_output (B, H)`, the state of each text's first token as it is.
+
+        Raises:
+            ValueError: If the inputs do not fit the mode, or the text is longer than the position table.
+
+        Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2; Li et al., "Align before Fuse", 2021.
+        """
+        layers = self._select_layers(mode)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either input_ids or inputs_embeds.")
+        if mode == "fusion" and inputs_embeds is None:
+            raise ValueError("mode='fusion' continues from the states of mode='text': give them as inputs_embeds.")
+        if mode != "text" and encoder_hidden_states is None:
+            raise ValueError(f"mode={mode!r} needs encoder_hidden_states, the tokens that its layers attend to.")
+        use_cache = self.config.is_decoder and (self.config.use_cache if use_cache is None else use_cache)
+        if use_cache and past_key_values is None:
+            past_key_values = build_cache(self.config)
+
+        hidden_states = inputs_embeds
+        if mode != "fusion":
+            words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+            past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+            if position_ids is None:
+                position_ids = self._compute_position_ids(attention_mask, past_length, words)
+            hidden_states = self.embeddings(words, position_ids)
+        self_mask, cross_mask = self._build_masks(
+            hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, past_key_values
+        )
+        for layer in layers:
+            hidden_states = layer(
+                hidden_states,
+                self_mask,
+                encoder_hidden_states,  # by position, for the reentrant kind of gradient checkpointing
+                cross_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=hidden_states,
+            pooler_output=select_first_token(hidden_states, attention_mask),
+            past_key_values=past_key_values if use_cache else None,
+        )
+
+    def _select_layers(self, mode: str) -> nn.ModuleList:
+        if mode == "text":
+            return self.layers[: self.config.fusion_layer]
+        if mode == "fusion":
+            return self.layers[self.config.fusion_layer :]
+        if mode == "multi_modal":
+            return self.layers
+        raise ValueError(f"mode must be 'text', 'fusion' or 'multi_modal', got {mode!r}.")
+
+    def _compute_position_ids(
+        self, attention_mask: torch.Tensor | None, past_length: int, words: torch.Tensor
+    ) -> torch.Tensor:
+        length = past_length + words.shape[1]
+        if length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"A text of {length} tokens exceeds max_position_embeddings={self.config.max_position_embeddings}; "
+                "truncate it."
+            )
+        position_ids = torch.arange(past_length, length, device=words.device)[None]
+        if attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = (position_ids - find_first_token(attention_mask)[:, None]).clamp(min=0)
+        return position_ids
+
+    def _build_masks(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor | None,
+        encoder_attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Padding masks in the form that the attention implementation takes, causal in a decoder."""
+        if self.config.is_decoder:
+            self_mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+            )
+        else:
+            self_mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+            )
+        cross_mask = None
+        if encoder_attention_mask is not None:
+            cross_mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=encoder_attention_mask,
+                encoder_hidden_states=encoder_hidden_states,
+            )
+        return self_mask, cross_mask
+
+
+def find_first_token(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Place of the first 1 in each row of a padding mask: `(B, L)` -> `(B,)`."""
+    return attention_mask.long().argmax(dim=1)
+
+
+def select_first_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """State of each text's first token, whichever side the padding is on: `(B, L, H)` -> `(B, H)`."""
+    if attention_mask is None or attention_mask.shape != hidden_states.shape[:2]:
+        return hidden_states[:, 0]
+    return hidden_states[
+        torch.arange(hidden_states.shape[0], device=hidden_states.device), find_first_token(attention_mask)
+    ]
+
+
+def build_cache(config: UMTTextConfig) -> EncoderDecoderCache:
+    """Empty cache of a decoder that cross-attends."""
+    return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+
+
+class UMTTextLMHeadModel(UMTTextPreTrainedModel, GenerationMixin):
+    """Causal text tower with a language-modelling head, which generates text from another sequence's states."""
+
+    _tied_weights_keys = {"lm_head.decoder.weight": "text_model.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: UMTTextConfig):
+        if not config.is_decoder:
+            raise ValueError("UMTTextLMHeadModel needs is_decoder=True in its configuration.")
+        super().__init__(config)
+        self.text_model = UMTTextModel(config)
+        self.lm_head = UMTTextLMHead(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of word embeddings."""
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the table of word embeddings."""
+        self.text_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The map from states to words."""
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the map from states to words."""
+        self.lm_head.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Predict each next token.
+
+        Args:
+            input_ids: Tokens `(B, L)`, `[CLS]` first.
+            attention_mask: As for [`UMTTextModel`].
+            inputs_embeds: Word embeddings `(B, L, H)` instead of `input_ids`.
+            encoder_hidden_states: What the layers attend to, `(B, S, encoder_width)`.
+            encoder_attention_mask: 1 at its tokens and 0 at its padding, `(B, S)`.
+            position_ids: As for [`UMTTextModel`].
+            past_key_values: Keys and values of earlier tokens.
+            use_cache: Whether to return keys and values.
+            labels: `(B, L)` the tokens themselves, -100 where none is to be predicted; shifted inside.
+            logits_to_keep: Compute the logits of that many last tokens alone; 0 = all.
+            **kwargs: As for [`UMTTextModel`].
+
+        Returns:
+            `logits (B, L, vocabulary)` and, with labels, the mean cross entropy over tokens.
+        """
+        outputs = self.text_model(
+            input_ids,
+            attention_mask,
+            inputs_embeds,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            mode="multi_modal",
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+            return_dict=True,
+        )
+        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(
+                logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED_LABEL
+            )
+        return CausalLMOutputWithCrossAttentions(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
+
+
+class UMTVideoTextPreTrainedModel(PreTrainedModel):
+    """What Transformers needs to know about the models with both towers.
+
+    Every one of them has `vision_model` and `text_model` at top level, where [`UMTVideoModel`] and [`UMTTextModel`]
+    find their weights in any folder.
+    """
+
+    config: UMTVideoTextConfig
+    base_model_prefix = "umt_video_text"
+    main_input_name = "input_ids"
+    input_modalities = ("video", "text")
+    supports_gradient_checkpointing = True
+    # Losses are means over pairs, so the Trainer averages over accumulated batches itself.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["UMTVideoAlignmentHead", "UMTTextLMHead"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, UMTVideoAlignmentHead):
+            init.xavier_uniform_(module.dense.weight)
+        elif isinstance(module, UMTVideoTextModel):
+            init.constant_(module.temperature, self.config.temperature_init_value)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The text tower's table of word embeddings."""
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the text tower's table of word embeddings."""
+        self.text_model.set_input_embeddings(value)
+
+
+class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
+    """UMT dual encoder: videos and texts as vectors of one space, whose cosine says how well they fit."""
+
+    _keep_in_fp32_modules_strict = ["temperature"]
+    _keys_to_ignore_on_load_unexpected = [r"^alignment_heads\.", r"^mlm_head\.", r"^matching_head\."]
+
+    def __init__(self, config: UMTVideoTextConfig):
+        super().__init__(config)
+        vision_config, text_config = config.vision_config, config.text_config
+        self.vision_model = UMTVideoModel(vision_config)
+        self.text_model = UMTTextModel(text_config)
+        self.video_norm = nn.LayerNorm(vision_config.hidden_size, eps=vision_config.layer_norm_eps)
+        self.video_projection = nn.Linear(vision_config.hidden_size, config.projection_dim)
+        self.text_projection = nn.Linear(text_config.hidden_size, config.projection_dim)
+        # One element instead of a scalar, which FSDP2 cannot shard.
+        self.temperature = nn.Parameter(torch.full((1,), float(config.temperature_init_value)))
+        self.build_heads(config)
+        self.post_init()
+
+    def build_heads(self, config: UMTVideoTextConfig) -> None:
+        """Add what a subclass has beyond the towers and their projections."""
+
+    @can_return_tuple
+    def get_video_features(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        visible_indices: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> UMTVideoModelOutput:
+        """Encode and project videos; an image is a video of one frame.
+
+        Args:
+            pixel_values: Normalised videos `(B, T, channels, height, width)`.
+            bool_masked_pos: Boolean mask `(B, tokens)`, `True` = hidden, with the same count in every row.
+            visible_indices: Indices of the visible tokens `(B, V)` instead of the mask.
+            **kwargs: As for [`UMTVideoModel`].
+
+        Returns:
+            `last_hidden_state (B, V, width)`, the tokens that texts attend to, and `pooler_output (B, P, D)`,
+            projected but not normalised: P = T vectors without a mask, if `pool_per_frame`, else 1.
+        """
+        outputs = self.vision_model(pixel_values, bool_masked_pos, visible_indices, **kwargs, return_dict=True)
+        num_vectors = 1
+        if self.config.pool_per_frame and bool_masked_pos is None and visible_indices is None:
+            num_vectors = pixel_values.shape[1] // self.config.vision_config.tubelet_size
+        outputs.pooler_output = self.project_video(outputs.last_hidden_state, num_vectors)
+        return outputs
+
+    def project_video(self, video_tokens: torch.Tensor, num_vectors: int) -> torch.Tensor:
+        """Pool tokens in P equal parts, in order, and project: `(B, V, width)` -> `(B, P, D)`."""
+        pooled = video_tokens.unflatten(1, (num_vectors, -1)).mean(dim=2)
+        return self.video_projection(self.video_norm(pooled))
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Encode and project texts with the text layers alone.
+
+        Args:
+            input_ids: Tokens `(B, L)`, `[CLS]` first and no `[SEP]`.
+            attention_mask: 1 at tokens and 0 at padding, `(B, L)`.
+            **kwargs: As for [`UMTTextModel`].
+
+        Returns:
+            `last_hidden_state (B, L, H)`, from which the fusion layers continue, and `pooler_output (B, D)`, projected
+            but not normalised.
+        """
+        outputs = self.text_model(input_ids, attention_mask, mode="text", **kwargs, return_dict=True)
+        outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pair_ids: torch.Tensor | None = None,
+        return_loss: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> UMTVideoTextOutput:
+        """Compare every video with every text.
+
+        Args:
+            input_ids: Tokens `(texts, L)`, `[CLS]` first and no `[SEP]`.
+            attention_mask: 1 at tokens and 0 at padding, `(texts, L)`.
+            pixel_values: Normalised videos `(videos, T, channels, height, width)`.
+            pair_ids: With `return_loss`, `(B,)`: equal ids are true pairs. `None` = all distinct.
+            return_loss: Whether to compute the contrastive loss; video i then belongs to text i.
+            **kwargs: As for both towers.
+
+        Returns:
+            [`UMTVideoTextOutput`] with `logits_per_video (videos, texts)`.
+        """
+        video, text = self._encode(input_ids, attention_mask, pixel_values, **kwargs)
+        outputs = UMTVideoTextOutput(**self._contrast(video, text, pair_ids, return_loss))
+        outputs.loss = self._sum_losses(outputs)
+        return outputs
+
+    def _encode(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        video_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> tuple[UMTVideoModelOutput, BaseModelOutputWithPoolingAndCrossAttentions]:
+        if input_ids is None or pixel_values is None:
+            raise ValueError(
+                "Give both input_ids and pixel_values; get_video_features and get_text_features encode one of them."
+            )
+        video = self.get_video_features(pixel_values, **(video_options or {}), **kwargs, return_dict=True)
+        return video, self.get_text_features(input_ids, attention_mask, **kwargs, return_dict=True)
+
+    def _contrast(
+        self,
+        video: UMTVideoModelOutput,
+        text: BaseModelOutputWithPoolingAndCrossAttentions,
+        pair_ids: torch.Tensor | None,
+        return_loss: bool,
+    ) -> dict[str, Any]:
+        """Fields of the output that only take the projected vectors."""
+        if return_loss:
+            # Through `.data`, so that a second forward before backward does not look like a change of the graph.
+            self.temperature.data.clamp_(*self.config.temperature_bounds)
+        with torch.autocast(video.pooler_output.device.type, enabled=False):
+            temperature = self.temperature.float()
+            video_embeds, text_embeds = normalize_features(video.pooler_output), normalize_features(text.pooler_output)
+            logits = average_video_embeds(video_embeds) @ text_embeds.T / temperature
+        loss = None
+        if return_loss and self.config.vtc_loss_weight > 0:
+            loss = vtc_loss(video_embeds, text_embeds, temperature, pair_ids, self.config.contrastive_gather)
+        return {
+            "vtc_loss": loss,
+            "logits_per_video": logits,
+            "logits_per_text": logits.T,
+            "video_embeds": video_embeds,
+            "text_embeds": text_embeds,
+            "vision_model_output": video,
+            "text_model_output": text,
+        }
+
+    def _sum_losses(self, outputs: UMTVideoTextOutput) -> torch.Tensor | None:
+        total = None
+        for name in ("uta", "vtc", "vtm", "mlm"):
+            loss = outputs.get(f"{name}_loss")
+            if loss is not None:
+                weighted = getattr(self.config, f"{name}_loss_weight") * loss
+                total = weighted if total is None else total + weighted
+        return total
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str | Path,
+        text: str | Path,
+        vision_fields: dict[str, Any] | None = None,
+        text_fields: dict[str, Any] | None = None,
+        output_loading_info: bool = False,
+        **fields: Any,
+    ) -> "UMTVideoTextModel | tuple[UMTVideoTextModel, dict[str, Any]]":
+        """Join a UMT video encoder and a BERT, as stage 2 starts.
+
+        Args:
+            vision: Folder or Hub id of a UMT video model: stage 1 with its alignment heads, or any other.
+            text: Folder or Hub id of a BERT, with or without its language-modelling head.
+            vision_fields: Fields of the vision configuration to change. The published stage 2 has 4 frames and a
+                position table computed for each input; both are the default here.
+            text_fields: Fields of the text configuration to change. `fusion_layer` is 9 for 12 layers and 19 for 24 by
+                default; special ids are those of BERT's published vocabulary.
+            output_loading_info: Whether to return also which weights are fresh and which are left over.
+            **fields: Fields of [`UMTVideoTextConfig`].
+
+        Returns:
+            The model in float32; with `output_loading_info`, also `from_pretrained`'s report, which is logged in any
+            case: `missing_keys` are the weights that start fresh (cross attention, projections, matching head ...),
+            `unexpected_keys` those that have no place here.
+
+        Raises:
+            ValueError: If a folder holds another kind of model, lacks a part of its tower, or `fusion_layer` is not
+                known.
+        """
+        from .convert_umt_checkpoint import load_bert_tower, load_video_tower  # it imports this file
+
+        vision_state, vision_config = load_video_tower(vision, STAGE2_VISION_FIELDS | (vision_fields or {}))
+        text_fields = {"encoder_width": vision_config.hidden_size} | (text_fields or {})
+        text_state, text_config = load_bert_tower(text, text_fields)
+        config = UMTVideoTextConfig(vision_config=vision_config, text_config=text_config, **fields)
+        model, info = cls.from_pretrained(
+            None, config=config, state_dict=vision_state | text_state, output_loading_info=True
+        )
+        return (model, info) if output_loading_info else model
+
+
+class UMTVideoTextForRetrieval(UMTVideoTextModel):
+    """UMT dual encoder with a matching head that looks at video and text together, for ranking and re-ranking."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^alignment_heads\.", r"^mlm_head\."]
+
+    def build_heads(self, config: UMTVideoTextConfig) -> None:
+        """Add the matching head."""
+        self.matching_head = nn.Linear(config.text_config.hidden_size, 2)
+
+    def match(
+        self,
+        video_tokens: torch.Tensor,
+        text_tokens: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Judge pairs of encoded videos and texts by the fusion layers.
+
+        Args:
+            video_tokens: `last_hidden_state` of `get_video_features`, `(B, V, width)`.
+            text_tokens: `last_hidden_state` of `get_text_features`, `(B, L, H)`.
+            attention_mask: 1 at the texts' tokens and 0 at padding, `(B, L)`.
+            **kwargs: As for [`UMTTextModel`].
+
+        Returns:
+            Raw logits `(B, 2)`, class 1 = match.
+        """
+        outputs = self.text_model(
+            attention_mask=attention_mask,
+            inputs_embeds=text_tokens,
+            encoder_hidden_states=video_tokens,
+            mode="fusion",
+            **kwargs,
+            return_dict=True,
+        )
+        return self.matching_head(outputs.pooler_output)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pair_ids: torch.Tensor | None = None,
+        video_negatives: torch.Tensor | None = None,
+        text_negatives: torch.Tensor | None = None,
+        return_loss: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> UMTVideoTextForRetrievalOutput:
+        """Compare every video with every text and, with `return_loss`, contrast and match the pairs.
+
+        Args:
+            input_ids: Tokens `(texts, L)`, `[CLS]` first and no `[SEP]`.
+            attention_mask: 1 at tokens and 0 at padding, `(texts, L)`.
+            pixel_values: Normalised videos `(videos, T, channels, height, width)`.
+            pair_ids: `(B,)`: equal ids are true pairs, and never each other's negatives. `None` = all distinct. Where
+                all are equal, there is no negative: the matching loss is 0.
+            video_negatives: Index of the video that is each text's negative, `(B,)`; drawn by default.
+            text_negatives: Index of the text that is each video's negative, `(B,)`; drawn by default.
+            return_loss: Whether to compute the losses; video i then belongs to text i.
+            **kwargs: As for both towers.
+
+        Returns:
+            [`UMTVideoTextForRetrievalOutput`]; without `return_loss` the logits, and nothing random runs.
+
+        Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
+        """
+        video, text = self._encode(input_ids, attention_mask, pixel_values, **kwargs)
+        outputs = UMTVideoTextForRetrievalOutput(**self._contrast(video, text, pair_ids, return_loss))
+        if return_loss:
+            self._add_matching(outputs, attention_mask, pair_ids, video_negatives, text_negatives)
+        outputs.loss = self._sum_losses(outputs)
+        return outputs
+
+    def _add_matching(
+        self,
+        outputs: UMTVideoTextForRetrievalOutput,
+        attention_mask: torch.Tensor | None,
+        pair_ids: torch.Tensor | None,
+        video_negatives: torch.Tensor | None,
+        text_negatives: torch.Tensor | None,
+    ) -> None:
+        """Match the true pairs, and each with one negative of the other kind."""
+        if not self.config.vtm_loss_weight > 0:
+            return
+        logits = outputs.logits_per_video
+        is_pair = find_true_pairs(logits.shape[0], pair_ids, logits.device)
+        if video_negatives is None or text_negatives is None:
+            weights = compute_negative_weights(logits, is_pair, self.config.vtm_hard_negatives)
+            video_negatives = sample_negatives(weights[0]) if video_negatives is None else video_negatives
+            text_negatives = sample_negatives(weights[1]) if text_negatives is None else text_negatives
+        videos, texts = outputs.vision_model_output.last_hidden_state, outputs.text_model_output.last_hidden_state
+        masks = torch.ones(texts.shape[:2], device=texts.device) if attention_mask is None else attention_mask
+        outputs.matching_logits = self.match(
+            torch.cat([videos, videos[video_negatives], videos]),
+            torch.cat([texts, texts, texts[text_negatives]]),
+            torch.cat([masks, masks, masks[text_negatives]]),
+        )
+        has_negatives = ~is_pair.all()
+        if not torch.compiler.is_compiling() and not has_negatives:
+            logger.warning_once("A batch of a single pair id has no negatives: its matching loss is 0.")
+        outputs.vtm_loss = vtm_loss(outputs.matching_logits) * has_negatives
+
+
+class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
+    """UMT stage 2: alignment with a frozen teacher, contrast, matching and masked language modelling, video masked.
+
+    The teacher is not part of the model: see [`UMTTeacher`].
+    """
+
+    _keys_to_ignore_on_load_unexpected = None
+    _tied_weights_keys = {"mlm_head.decoder.weight": "text_model.embeddings.word_embeddings.weight"}
+
+    def build_heads(self, config: UMTVideoTextConfig) -> None:
+        """Add the heads of alignment, matching and language modelling."""
+        super().build_heads(config)
+        self.mlm_head = UMTTextLMHead(config.text_config)
+        self.alignment_heads = nn.ModuleList(
+            UMTVideoAlignmentHead(config.vision_config) for _ in config.vision_config.aligned_layer_indices
+        )
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The map from states to words."""
+        return self.mlm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the map from states to words."""
+        self.mlm_head.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        teacher_features: torch.Tensor | None = None,
+        pair_ids: torch.Tensor | None = None,
+        visible_indices: torch.Tensor | None = None,
+        video_negatives: torch.Tensor | None = None,
+        text_negatives: torch.Tensor | None = None,
+        mlm_input_ids: torch.Tensor | None = None,
+        mlm_labels: torch.Tensor | None = None,
+        return_loss: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> UMTVideoTextForPreTrainingOutput:
+        """Compute the four losses of stage 2 from one pass over the visible tokens.
+
+        Args:
+            input_ids: Tokens `(texts, L)`, `[CLS]` first and no `[SEP]`.
+            attention_mask: 1 at tokens and 0 at padding, `(texts, L)`.
+            pixel_values: Normalised videos `(videos, T, channels, height, width)`, or images as one frame.
+            bool_masked_pos: Boolean mask `(B, N)` over all N tokens, `True` = hidden, the same count in every row.
+            teacher_features: Teacher's features `(K, B, V, C)` at the visible tokens in raster order, or
+                `(K, B, N, C)` at all; without them there is no alignment loss.
+            pair_ids: `(B,)`: equal ids are true pairs, and never each other's negatives. `None` = all distinct.
+            visible_indices: Indices of the visible tokens `(B, V)` instead of the mask.
+            video_negatives: Index of the video that is each text's negative, `(B,)`; drawn by default.
+            text_negatives: Index of the text that is each video's negative, `(B,)`; drawn by default.
+            mlm_input_ids: Corrupted tokens `(B, L)`, with `mlm_labels`; drawn by default.
+            mlm_labels: The tokens to predict `(B, L)`, -100 elsewhere.
+            return_loss: Whether to compute the losses; video i then belongs to text i.
+            **kwargs: As for both towers.
+
+        Returns:
+            [`UMTVideoTextForPreTrainingOutput`]; without `return_loss` the logits, and nothing random runs.
+
+        Raises:
+            ValueError: If the features' shape fits neither, `tubelet_size > 1` meets a frame-wise teacher, or only one
+                of `mlm_input_ids` and `mlm_labels` is given.
+
+        Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
+        """
+        if (mlm_input_ids is None) != (mlm_labels is None):
+            raise ValueError("Give both mlm_input_ids and mlm_labels, or neither.")
+        aligns = return_loss and teacher_features is not None and self.config.uta_loss_weight > 0
+        if pixel_values is not None:
+            visible_indices = self._resolve_visible(pixel_values, bool_masked_pos, visible_indices)
+        video, text = self._encode(
+            input_ids,
+            attention_mask,
+            pixel_values,
+            video_options={"visible_indices": visible_indices, "output_aligned_states": aligns},
+            **kwargs,
+        )
+        outputs = UMTVideoTextForPreTrainingOutput(**self._contrast(video, text, pair_ids, return_loss))
+        if aligns:
+            self._add_alignment(outputs, pixel_values, teacher_features, visible_indices)
+        if return_loss:
+            self._add_matching(outputs, attention_mask, pair_ids, video_negatives, text_negatives)
+            self._add_language_modelling(outputs, input_ids, attention_mask, mlm_input_ids, mlm_labels)
+        outputs.loss = self._sum_losses(outputs)
+        return outputs
+
+    def _compute_grid(self, pixel_values: torch.Tensor) -> tuple[int, int, int]:
+        return self.vision_model.embeddings.patch_embeddings.compute_grid(pixel_values)
+
+    def _resolve_visible(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None, visible_indices: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        time, rows, columns = self._compute_grid(pixel_values)
+        return resolve_visible_indices(bool_masked_pos, visible_indices, pixel_values.shape[0], time * rows * columns)
+
+    def _add_alignment(
+        self,
+        outputs: UMTVideoTextForPreTrainingOutput,
+        pixel_values: torch.Tensor,
+        teacher_features: torch.Tensor,
+        visible_indices: torch.Tensor | None,
+    ) -> None:
+        """Compare the aligned layers with the teacher's on the visible tokens, as stage 1 does."""
+        config = self.config.vision_config
+        if config.tubelet_size > 1:
+            raise ValueError(
+                f"tubelet_size={config.tubelet_size} leaves no token for each frame of the teacher; use 1."
+            )
+        grid = self._compute_grid(pixel_values)
+        states = outputs.vision_model_output.aligned_hidden_states
+        positions = self.vision_model.embeddings.compute_position_embeddings(grid, visible_indices, fixed=True)
+        positions = positions.to(states.dtype)
+        features = torch.stack(
+            [head(state + positions) for head, state in zip(self.alignment_heads, states, strict=True)]
+        )
+        features = normalize_features(features, config.alignment_norm)
+        num_tokens = grid[0] * grid[1] * grid[2]
+        if visible_indices is not None and teacher_features.shape[2] == num_tokens != features.shape[2]:
+            teacher_features = gather_tokens(teacher_features, visible_indices)
+        outputs.aligned_features = features
+        outputs.uta_loss = uta_loss(features, teacher_features, config.alignment_norm, config.alignment_loss)
+
+    def _add_language_modelling(
+        self,
+        outputs: UMTVideoTextForPreTrainingOutput,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        mlm_input_ids: torch.Tensor | None,
+        mlm_labels: torch.Tensor | None,
+    ) -> None:
+        """Predict hidden words from the others and the visible part of the video."""
+        if not self.config.mlm_loss_weight > 0:
+            return
+        config = self.config.text_config
+        if mlm_input_ids is None:
+            kept_ids = (config.pad_token_id, config.cls_token_id)
+            mlm_input_ids, mlm_labels = sample_mlm_corruption(
+                input_ids, config.vocab_size, config.mask_token_id, kept_ids, self.config.mlm_probability
+            )
+        states = self.text_model(
+            mlm_input_ids,
+            attention_mask,
+            encoder_hidden_states=outputs.vision_model_output.last_hidden_state,
+            mode="multi_modal",
+            return_dict=True,
+        )
+        outputs.mlm_logits = self.mlm_head(states.last_hidden_state)
+        outputs.mlm_loss = mlm_loss(outputs.mlm_logits, mlm_labels)
+
+
+class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
+    """UMT video question answering: a question looks at the video, and a decoder turns its states into an answer."""
+
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: UMTVideoTextConfig):
+        super().__init__(config)
+        self.vision_model = UMTVideoModel(config.vision_config)
+        self.text_model = UMTTextModel(config.text_config)
+        self.answer_decoder = UMTTextLMHeadModel(build_decoder_config(config.text_config))
+        self.post_init()
+
+    @classmethod
+    def from_pretraining(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Start from a stage-2 folder: the decoder is a copy of the fusion layers and the language-modelling head.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id of a [`UMTVideoTextForPreTraining`].
+            **kwargs: As for `from_pretrained`.
+
+        Returns:
+            The model, with no weight left fresh.
+
+        Raises:
+            ValueError: If the folder lacks a part, or video and text differ in width, so that the copied
+                cross-attention cannot attend to questions.
+
+        Source: published fine-tuning code's hand-over rule.
+        """
+        source, info = UMTVideoTextForPreTraining.from_pretrained(
+            pretrained_model_name_or_path, output_loading_info=True, **kwargs
+        )
+        parts = {name.split(".")[0] for name in info["missing_keys"]} & {"vision_model", "text_model", "mlm_head"}
+        if parts:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks {', '.join(sorted(parts))} or parts of it: give the folder of "
+                "a UMTVideoTextForPreTraining."
+            )
+        text_config = source.config.text_config
+        if text_config.encoder_width != text_config.hidden_size:
+            raise ValueError(
+                f"The fusion layers of {pretrained_model_name_or_path} attend to width {text_config.encoder_width}, "
+                f"questions have {text_config.hidden_size}: the decoder cannot be copied from them."
+            )
+        model = cls(source.config).to(source.dtype)
+        model.vision_model.load_state_dict(source.vision_model.state_dict())
+        model.text_model.load_state_dict(source.text_model.state_dict())
+        decoder = model.answer_decoder
+        decoder.text_model.embeddings.load_state_dict(source.text_model.embeddings.state_dict())
+        fusion_layers = source.text_model.layers[text_config.fusion_layer :]
+        decoder.text_model.layers.load_state_dict(fusion_layers.state_dict())
+        decoder.lm_head.load_state_dict(source.mlm_head.state_dict())
+        return model.eval()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        answer_weights: torch.Tensor | None = None,
+        answers_per_question: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> UMTVideoTextForQuestionAnsweringOutput:
+        """Encode questions and, with answers, predict these token by token.
+
+        Args:
+            pixel_values: Normalised videos `(B, T, channels, height, width)`.
+            input_ids: Questions `(B, S)`, `[CLS]` first and no `[SEP]`.
+            attention_mask: 1 at the questions' tokens and 0 at padding, `(B, S)`.
+            decoder_input_ids: Answers `(A, tokens)`; by default the labels, with padding for -100.
+            decoder_attention_mask: 1 at the answers' tokens, `(A, tokens)`; by default where no padding is.
+            labels: Answers `[CLS] ... [SEP]` `(A, tokens)`, -100 on padding; shifted inside.
+            answer_weights: Weight of each answer's loss, `(A,)`; by default 1.
+            answers_per_question: How many of the answers, in order, belong to each question, `(B,)`; by default one.
+            **kwargs: As for both towers.
+
+        Returns:
+            [`UMTVideoTextForQuestionAnsweringOutput`]; without answers the questions' states alone.
+
+        Raises:
+            ValueError: If the number of answers does not fit the questions.
+
+        Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4; Li et al., "Align before Fuse", 2021, section 5.
+        """
+        states = self._encode_questions(pixel_values, input_ids, attention_mask, **kwargs)
+        outputs = UMTVideoTextForQuestionAnsweringOutput(last_hidden_state=states)
+        if decoder_input_ids is None and labels is not None:
+            decoder_input_ids = labels.masked_fill(labels == IGNORED_LABEL, self.config.text_config.pad_token_id)
+        if decoder_input_ids is None:
+            return outputs
+        if decoder_attention_mask is None:
+            decoder_attention_mask = (decoder_input_ids != self.config.text_config.pad_token_id).long()
+        if answers_per_question is not None:
+            states = states.repeat_interleave(answers_per_question, dim=0)
+            if attention_mask is not None:
+                attention_mask = attention_mask.repeat_interleave(answers_per_question, dim=0)
+        if states.shape[0] != decoder_input_ids.shape[0]:
+            raise ValueError(
+                f"Got {decoder_input_ids.shape[0]} answers, expected {states.shape[0]}: one a question, or as many as "
+                "answers_per_question says."
+            )
+        outputs.logits = self.answer_decoder(
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_hidden_states=states,
+            encoder_attention_mask=attention_mask,
+            use_cache=False,
+            return_dict=True,
+        ).logits
+        if labels is not None:
+            outputs.answer_loss = compute_answer_loss(outputs.logits, labels)
+            weighted = outputs.answer_loss if answer_weights is None else outputs.answer_loss * answer_weights
+            outputs.loss = weighted.sum() / outputs.last_hidden_state.shape[0]
+        return outputs
+
+    def _encode_questions(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+    ) -> torch.Tensor:
+        video_tokens = self.vision_model(pixel_values, **kwargs, return_dict=True).last_hidden_state
+        outputs = self.text_model(
+            input_ids,
+            attention_mask,
+            encoder_hidden_states=video_tokens,
+            mode="multi_modal",
+            **kwargs,
+            return_dict=True,
+        )
+        return outputs.last_hidden_state
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Answer in free words, from `[CLS]` to `[SEP]`.
+
+        Args:
+            pixel_values: Normalised videos `(B, T, channels, height, width)`.
+            input_ids: Questions `(B, S)`, `[CLS]` first and no `[SEP]`.
+            attention_mask: 1 at the questions' tokens and 0 at padding, `(B, S)`.
+            **kwargs: As for Transformers' `generate`: `max_new_tokens`, `num_beams`, `do_sample` ...
+
+        Returns:
+            Token ids `(B, tokens)` with `[CLS]` and `[SEP]`, padded, or what `return_dict_in_generate` asks for.
+        """
+        states = self._encode_questions(pixel_values, input_ids, attention_mask)
+        config = self.answer_decoder.config
+        if kwargs.get("use_cache", config.use_cache) and not {"past_key_values", "cache_implementation"} & set(kwargs):
+            kwargs["past_key_values"] = build_cache(config)
+        start = torch.full((states.shape[0], 1), config.cls_token_id, device=states.device)
+        return self.answer_decoder.generate(
+            start,
+            attention_mask=torch.ones_like(start),
+            encoder_hidden_states=states,
+            encoder_attention_mask=attention_mask,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def rank_answers(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        answer_input_ids: torch.Tensor,
+        answer_attention_mask: torch.Tensor,
+        top_k: int = 128,
+        count_first_token_twice: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rank the answers of a closed list.
+
+        The `top_k` answers with the likeliest first token are scored by the log-probability of all their tokens.
+
+        Args:
+            pixel_values: Normalised videos `(B, T, channels, height, width)`.
+            input_ids: Questions `(B, S)`, `[CLS]` first and no `[SEP]`.
+            attention_mask: 1 at the questions' tokens and 0 at padding, `(B, S)`, or `None`.
+            answer_input_ids: The list, `[CLS] ... [SEP]` each, `(answers, tokens)`.
+            answer_attention_mask: 1 at its tokens and 0 at padding, on the right.
+            top_k: Answers that are scored.
+            count_first_token_twice: Whether the first token's log-probability is added once more, as in the published
+                numbers.
+
+        Returns:
+            Indices into the list and their probabilities among the `top_k`, best first, both `(B, top_k)`.
+
+        Raises:
+            ValueError: If the list has fewer than `top_k` answers.
+
+        Source: Li et al., "Align before Fuse", 2021, section 5, as the published UMT code does it.
+        """
+        if top_k > answer_input_ids.shape[0]:
+            raise ValueError(f"top_k={top_k} exceeds the list of {answer_input_ids.shape[0]} answers.")
+        states = self._encode_questions(pixel_values, input_ids, attention_mask)
+        start = answer_input_ids[:1, :1].expand(states.shape[0], 1)
+        decode = partial(self.answer_decoder, use_cache=False, return_dict=True)
+        start_logits = decode(start, encoder_hidden_states=states, encoder_attention_mask=attention_mask).logits[:, 0]
+        first_token_probs = start_logits.float().softmax(dim=1)[:, answer_input_ids[:, 1]]
+        first_token_probs, candidates = first_token_probs.topk(top_k, dim=1)
+        labels = answer_input_ids.masked_fill(answer_attention_mask == 0, IGNORED_LABEL)
+
+        scores = []
+        for i, chosen in enumerate(candidates):  # one question at a time: top_k answers fill a batch
+            logits = decode(
+                answer_input_ids[chosen],
+                answer_attention_mask[chosen],
+                encoder_hidden_states=states[i : i + 1].expand(top_k, -1, -1),
+                encoder_attention_mask=None if attention_mask is None else attention_mask[i : i + 1].expand(top_k, -1),
+            ).logits
+            scores.append(-compute_answer_loss(logits, labels[chosen]))
+        scores = torch.stack(scores)
+        if count_first_token_twice:
+            scores = scores + first_token_probs.log()
+        probabilities, order = scores.softmax(dim=1).sort(dim=1, descending=True)
+        return candidates.gather(1, order), probabilities
+
+
+def compute_answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of each answer's next tokens, summed over them.
+
+    Args:
+        logits: `(A, tokens, vocabulary)`.
+        labels: `(A, tokens)`, the tokens themselves, -100 on padding.
+
+    Returns:
+        Float32 `(A,)`.
+    """
+    losses = F.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    return losses.sum(dim=1)
+
+
+__all__ = [
+    "UMTTextLMHeadModel",
+    "UMTTextModel",
+    "UMTTextPreTrainedModel",
+    "UMTVideoTextForPreTraining",
+    "UMTVideoTextForQuestionAnswering",
+    "UMTVideoTextForRetrieval",
+    "UMTVideoTextModel",
+    "UMTVideoTextPreTrainedModel",
+]
