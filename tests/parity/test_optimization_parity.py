@@ -3,11 +3,18 @@
 import pytest
 import torch
 
+from tests.parity.multi_modality import build_model, load_case
+from tests.parity.multi_modality import load_table as load_video_text_table
 from tests.parity.reference import load_table
 from umt_hf.modeling.configuration_umt_video import UMTVideoConfig, select_aligned_layers
-from umt_hf.modeling.convert_umt_checkpoint import _convert_tensor
+from umt_hf.modeling.convert_umt_checkpoint import _convert_tensor, _convert_video_text_tensor
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining, UMTVideoForVideoClassification
-from umt_hf.training.optimization import build_parameter_groups, compute_learning_rate, scale_learning_rate
+from umt_hf.training.optimization import (
+    build_parameter_groups,
+    compute_learning_rate,
+    compute_learning_rate_share,
+    scale_learning_rate,
+)
 
 
 @pytest.mark.parametrize("case", load_table("schedules")["cosine_scheduler"])
@@ -89,3 +96,35 @@ def test_learnable_position_table_is_not_decayed():
     groups = build_parameter_groups(UMTVideoForPreTraining(config), 0.05)
     names = next(group["names"] for group in groups if group["weight_decay"] == 0)
     assert "vision_model.embeddings.position_embeddings" in names
+
+
+@pytest.mark.parametrize("case", load_video_text_table("optimizer_scheduler")["schedule"])
+def test_learning_rate_share_of_every_step(case):
+    """Past the end the published cosine rises again; ours stays down."""
+    total = case["num_training_steps"]
+    for step, expected in enumerate(case["multiplier_for_step_0_1_2"][: total + 1]):
+        share = compute_learning_rate_share(
+            step,
+            total_steps=total,
+            warmup_steps=case["num_warmup_steps"],
+            minimum_share=case["min_lr_multi"],
+        )
+        assert share == pytest.approx(expected, abs=1e-12, rel=1e-9), step
+
+
+def test_video_text_groups():
+    """All but the teacher, which the published code lists in the optimizer and never moves."""
+    info, data = load_case("umt_pretrain_video")
+    model = build_model(info, data["weights"], "video_text_pretraining")
+    groups = build_parameter_groups(model, weight_decay=0.02)
+    ours = {name: group["weight_decay"] for group in groups for name in group["names"]}
+    seen = set()
+    for group in load_video_text_table("optimizer_scheduler")["groups"]["default"]["groups"]:
+        for name in group["names"]:
+            if name.startswith("clip_teacher.") or name not in data["weights"]:
+                assert name not in ours
+                continue
+            for converted in _convert_video_text_tensor(name, data["weights"][name]):
+                assert ours[converted] == group["weight_decay"], name
+                seen.add(converted)
+    assert seen == ours.keys()

@@ -6,14 +6,16 @@ import re
 from torch import nn
 
 NO_DECAY_NAMES = ("position_embeddings", "cls_token")
+# A scalar in the published code, which therefore decays it; ours has one element.
+DECAY_NAMES = ("temperature",)
 
 
 def build_parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict]:
     """Group trainable parameters by weight decay and, with `layer_decay`, by depth.
 
-    One-dimensional tensors, biases and position tables are not decayed. With layer decay `d` and L layers, patch
-    embedding and position table have depth 0, layer `i` has depth `i + 1` and all else depth `L + 1`; a group's
-    `lr_scale` is `d ** (L + 1 - depth)`.
+    One-dimensional tensors, biases and a video encoder's position table are not decayed, a temperature is. With layer
+    decay `d` and L layers, patch embedding and position table have depth 0, layer `i` has depth `i + 1` and all else
+    depth `L + 1`; a group's `lr_scale` is `d ** (L + 1 - depth)`.
 
     Args:
         model: Network with its layers under `layers.<i>`.
@@ -30,7 +32,9 @@ def build_parameter_groups(model: nn.Module, weight_decay: float, layer_decay: f
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_exempt = parameter.ndim <= 1 or name.endswith(".bias") or name.rsplit(".", 1)[-1] in NO_DECAY_NAMES
+        own_name = name.rsplit(".", 1)[-1]
+        is_exempt = parameter.ndim <= 1 or own_name == "bias" or own_name in NO_DECAY_NAMES
+        is_exempt = is_exempt and own_name not in DECAY_NAMES
         key, lr_scale = "no_decay" if is_exempt else "decay", 1.0
         if layer_decay is not None and layer_decay < 1:
             layer = compute_layer_depth(name, depth)
@@ -81,6 +85,27 @@ def compute_learning_rate(
         return warmup_start + (peak - warmup_start) * step / max(warmup_steps - 1, 1)
     progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
     return minimum + 0.5 * (peak - minimum) * (1 + math.cos(math.pi * progress))
+
+
+def compute_learning_rate_share(step: int, *, total_steps: int, warmup_steps: float, minimum_share: float) -> float:
+    """Share of the peak learning rate with which stage 2 and what follows it are trained.
+
+    Linear warm-up from 0, then half a cosine to 0, and never less than `minimum_share`.
+
+    Args:
+        step: Optimizer steps already taken.
+        total_steps: Steps of the whole run.
+        warmup_steps: Steps of the warm-up, a fraction where it is a part of an epoch.
+        minimum_share: Lowest share of the peak, in [0, 1].
+
+    Source: published stage-2 and fine-tuning code (`min_lr_multi`).
+    """
+    if step < warmup_steps:
+        share = step / warmup_steps
+    else:
+        progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
+        share = 0.5 * (1 + math.cos(math.pi * progress))
+    return max(share, minimum_share)
 
 
 def scale_learning_rate(learning_rate: float, total_batch_size: int, repeated_augmentation: int = 1) -> float:

@@ -3,12 +3,15 @@
 import csv
 import json
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset, Value, Video, load_dataset, load_from_disk
 
 VIDEO_SUFFIXES = {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+SQLITE_SUFFIXES = {".db", ".sqlite", ".sqlite3"}
 
 
 def load_videos(
@@ -25,8 +28,9 @@ def load_videos(
 
     Args:
         source: CSV file without header (`path,label`; a name without a suffix gets `.mp4`), JSON list of objects with
-            a `video` key, folder of videos (sub-folders are classes), folder written by `Dataset.save_to_disk`, folder
-            of Parquet files, or name of a dataset on the Hub.
+            a `video` key, SQLite base with a table `annos` (id, file name, caption), folder of videos (sub-folders are
+            classes), folder written by `Dataset.save_to_disk`, folder of Parquet files, or name of a dataset on the
+            Hub.
         data_root: Folder that relative paths start from; `None` = that of the annotation file.
         csv_separator: Separator of CSV columns.
         config_name: Configuration of a Hub dataset.
@@ -48,6 +52,8 @@ def load_videos(
         return _keep_paths(read_csv(path, data_root, csv_separator), path)
     if path.suffix == ".json":
         return _keep_paths(read_json(path, data_root, video_column), path)
+    if path.suffix in SQLITE_SUFFIXES and path.is_file():
+        return _keep_paths(read_sqlite(path, data_root), path)
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         table = load_from_disk(source)
         table = table[split] if isinstance(table, dict) else table
@@ -55,7 +61,7 @@ def load_videos(
     if path.is_dir() and not any(path.rglob("*.parquet")):
         return _keep_paths(read_folder(path, class_names), path)
     if path.is_file():
-        raise ValueError(f"{source}: expected a .csv or .json file, a folder, or the name of a dataset.")
+        raise ValueError(f"{source}: expected a .csv, .json or .sqlite file, a folder, or the name of a dataset.")
     looks_local = path.is_absolute() or source.startswith((".", "~")) or source.endswith("/") or source.count("/") > 1
     if not path.exists() and looks_local:
         raise FileNotFoundError(f"{source}: no such file or folder.")
@@ -93,6 +99,9 @@ def read_csv(path: Path, data_root: str | None = None, separator: str = ",") -> 
 def read_json(path: Path, data_root: str | None = None, video_column: str = "video") -> list[dict[str, Any]]:
     """Read a JSON list of objects with a `video` key (and whatever else, `caption` for example).
 
+    An object with a list of videos gives a row for each. Where a key holds a list in one object and a single value in
+    another, the value becomes a list of one.
+
     Raises:
         ValueError: If it is no list or an object has no video, naming file and position.
     """
@@ -105,9 +114,37 @@ def read_json(path: Path, data_root: str | None = None, video_column: str = "vid
         raise ValueError(f"{path}: expected a JSON list of objects, got {type(content).__name__}.")
     rows = []
     for number, row in enumerate(content):
-        if not isinstance(row, dict) or not isinstance(row.get(video_column), str):
+        videos = row.get(video_column) if isinstance(row, dict) else None
+        videos = [videos] if isinstance(videos, str) else videos
+        if not isinstance(videos, list) or not all(isinstance(video, str) for video in videos):
             raise ValueError(f"{path}, object {number}: expected a string under {video_column!r}.")
-        rows.append({**row, "video": os.path.join(root, row[video_column])})
+        others = {name: value for name, value in row.items() if name != video_column}
+        rows += [{**others, "video": os.path.join(root, video)} for video in videos]
+    return _unify_lists(rows)
+
+
+def read_sqlite(path: Path, data_root: str | None = None) -> list[dict[str, Any]]:
+    """Read the table `annos` (id, file name, caption) of an SQLite base, as published for large corpora.
+
+    Raises:
+        ValueError: If there is no such table.
+    """
+    root = Path(data_root) if data_root is not None else path.parent
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as base:
+            rows = base.execute("SELECT * FROM annos ORDER BY 1").fetchall()
+    except sqlite3.Error as error:
+        raise ValueError(f"{path}: no SQLite base with a table `annos` (id, file name, caption): {error}") from error
+    return [{"video": os.path.join(root, name), "caption": caption} for _, name, caption in rows]
+
+
+def _unify_lists(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Make a column that holds a list in one row hold lists in all of them, which a table needs."""
+    listed = {name for row in rows for name, value in row.items() if isinstance(value, list)}
+    for row in rows:
+        for name in listed & row.keys():
+            if not isinstance(row[name], list):
+                row[name] = [row[name]]
     return rows
 
 

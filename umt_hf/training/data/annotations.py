@@ -1,0 +1,209 @@
+"""What belongs to what: captions, paragraphs, questions and options of videos and images, from any annotation.
+
+`load_videos` reads the files; this file says what their columns mean. Texts stay as they are annotated: cleaning them
+is the processor's job.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from datasets import Dataset, IterableDataset
+
+from .sources import load_videos
+
+CaptionMode = Literal["single", "each", "paragraph"]
+
+
+@dataclass
+class RetrievalSet:
+    """Held-out videos and texts, and which of them belong together.
+
+    Args:
+        videos: Path, or `{"path", "bytes"}`, of each video (or image), each once.
+        texts: Captions.
+        videos_of_text: For each text, the indices of its videos.
+        texts_of_video: For each video, the indices of its texts.
+    """
+
+    videos: list[str | dict[str, Any]]
+    texts: list[str]
+    videos_of_text: list[list[int]]
+    texts_of_video: list[list[int]]
+
+
+def load_pairs(source: str, captions: CaptionMode = "single", **options: Any) -> Dataset | IterableDataset:
+    """Read videos or images with captions, to train on.
+
+    Args:
+        source: Anything that `load_videos` reads, with a `caption` (a text, or a list of texts) in every row.
+        captions: What a row with a list of captions is: "single" (a list is an error), "each" (one row a caption) or
+            "paragraph" (its sentences, joined by a space, are one text).
+        **options: As for `load_videos`; `video_column="image"` for images.
+
+    Returns:
+        Rows with `video` and one `caption`.
+
+    Raises:
+        ValueError: If there are no captions, or one is a list where a single one is expected.
+    """
+    table = load_videos(source, **options)
+    _require_columns(table, source, ["caption"])
+    return table.map(
+        _expand_captions, batched=True, fn_kwargs={"captions": captions, "source": source}, desc="reading captions"
+    )
+
+
+def load_retrieval_set(
+    source: str, captions: CaptionMode = "each", multiple_videos_per_text: bool = False, **options: Any
+) -> RetrievalSet:
+    """Read videos and texts to search each other with.
+
+    Args:
+        source: Anything that `load_videos` reads, with a `caption` in every row.
+        captions: What a list of captions is: texts of their own ("each") or the sentences of one text ("paragraph").
+        multiple_videos_per_text: Whether equal captions are one text with several videos (SSv2). Rows may then list
+            several videos themselves, as the published files do. Otherwise every caption is a text of its own, and
+            rows that repeat a video add texts to it.
+        **options: As for `load_videos`.
+
+    Returns:
+        Every video once, in order of first appearance.
+
+    Raises:
+        ValueError: If there are no captions.
+
+    Source: the published evaluation's ground truth.
+    """
+    rows = load_videos(source, **options)
+    _require_columns(rows, source, ["caption"])
+    video_index: dict[str, int] = {}
+    text_index: dict[str, int] = {}
+    found = RetrievalSet([], [], [], [])
+    for number, row in enumerate(rows):
+        key = identify_video(row["video"], number)
+        if key not in video_index:
+            video_index[key] = len(found.videos)
+            found.videos.append(row["video"])
+            found.texts_of_video.append([])
+        video = video_index[key]
+        for caption in _list_captions(row["caption"], captions, source):
+            text = text_index.get(caption) if multiple_videos_per_text else None
+            if text is None:
+                text = text_index[caption] = len(found.texts)
+                found.texts.append(caption)
+                found.videos_of_text.append([])
+            if video not in found.videos_of_text[text]:
+                found.videos_of_text[text].append(video)
+                found.texts_of_video[video].append(text)
+    return found
+
+
+def load_questions(source: str, **options: Any) -> Dataset:
+    """Read questions about videos.
+
+    Args:
+        source: Anything that `load_videos` reads, with `question` and, where known, `answer` (a text, or a list of
+            texts by several annotators) in every row.
+        **options: As for `load_videos`.
+
+    Returns:
+        Rows with `video`, `question`, `answers` (list of texts), `answer_weights` (share of the annotators who gave
+        each) and `question_id` (the row's own, or its position).
+
+    Raises:
+        ValueError: If there are no questions.
+    """
+    table = load_videos(source, **options)
+    _require_columns(table, source, ["question"])
+
+    def describe(row: dict[str, Any], number: int) -> dict[str, Any]:
+        answers, weights = merge_answers(row.get("answer"))
+        return {
+            "question": row["question"],
+            "answers": answers,
+            "answer_weights": weights,
+            "question_id": row.get("question_id", number),
+        }
+
+    others = [name for name in table.column_names if name not in ("video", "question", "question_id")]
+    return table.map(describe, with_indices=True, remove_columns=others, desc="reading questions")
+
+
+def load_choices(source: str, **options: Any) -> Dataset:
+    """Read videos with several captions of which one is right.
+
+    Args:
+        source: Anything that `load_videos` reads, with `caption` (the options) and `answer` (index of the right one).
+        **options: As for `load_videos`.
+
+    Returns:
+        Rows with `video`, `caption` (list) and `answer` (int).
+
+    Raises:
+        ValueError: If a row's answer is none of its options.
+    """
+    table = load_videos(source, **options)
+    _require_columns(table, source, ["caption", "answer"])
+    for number, row in enumerate(table):
+        if not isinstance(row["caption"], list) or not 0 <= int(row["answer"]) < len(row["caption"]):
+            raise ValueError(f"{source}, object {number}: answer {row['answer']!r} is no index of its captions.")
+    return table
+
+
+def merge_answers(answers: str | list[str] | None) -> tuple[list[str], list[float]]:
+    """Distinct answers in order of first appearance, and the share of annotators who gave each."""
+    answers = [] if answers is None else [answers] if isinstance(answers, str) else answers
+    distinct = list(dict.fromkeys(answers))
+    return distinct, [answers.count(answer) / len(answers) for answer in distinct]
+
+
+def compute_pair_id(corpus: int, key: str) -> int:
+    """Id of what a caption belongs to: equal for captions of one video, different across corpora.
+
+    Args:
+        corpus: Number of the corpus.
+        key: The video's path, or the caption where equal captions are true pairs.
+
+    Returns:
+        63 bits, so that two of a billion videos share an id with a chance of 5 %.
+    """
+    digest = hashlib.blake2b(f"{corpus}:{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def identify_video(video: str | dict[str, Any], number: int) -> str:
+    """What tells a video from others: its path, or its place in the table where it has none."""
+    path = video if isinstance(video, str) else video.get("path")
+    return path or f"row {number}"
+
+
+def _expand_captions(batch: dict[str, list], captions: CaptionMode, source: str) -> dict[str, list]:
+    columns: dict[str, list] = {name: [] for name in batch}
+    for i, caption in enumerate(batch["caption"]):
+        for text in _list_captions(caption, captions, source):
+            for name, values in batch.items():
+                columns[name].append(text if name == "caption" else values[i])
+    return columns
+
+
+def _list_captions(caption: str | list[str], captions: CaptionMode, source: str) -> list[str]:
+    if isinstance(caption, str):
+        return [caption]
+    if not caption or not all(isinstance(text, str) for text in caption):
+        raise ValueError(f"{source}: expected a caption or a list of captions, got {caption!r}.")
+    if captions == "paragraph":
+        return [" ".join(caption)]
+    if captions == "single" and len(caption) > 1:
+        raise ValueError(
+            f"{source}: a row has {len(caption)} captions. Say what they are: captions=each makes each a text of its "
+            "own, captions=paragraph joins them."
+        )
+    return list(caption)
+
+
+def _require_columns(table: Dataset | IterableDataset, source: str, names: Iterable[str]) -> None:
+    known = table.column_names
+    if known is not None and (missing := [name for name in names if name not in known]):
+        raise ValueError(f"{source}: rows have no {' and no '.join(missing)}; they have {', '.join(known)}.")
