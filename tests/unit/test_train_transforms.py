@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
-from umt_hf.processing.train_transforms import ClipCrop, PretrainingTransform, list_crop_places
+from umt_hf.modeling.configuration_umt_video_text import UMTVideoTextConfig
+from umt_hf.processing.train_transforms import ClipCrop, PretrainingTransform, ResizedCropTransform, list_crop_places
+from umt_hf.processing.video_processing_umt_video import UMTVideoProcessor
 
 TABLES = json.loads(
     (Path(__file__).parent.parent / "fixtures" / "single_modality" / "multiscale_crop.json").read_text()
@@ -103,3 +106,43 @@ def test_gpu_gives_the_same_pixels():
     clip = make_clip(60, 80)
     on_gpu = transform.resize_and_normalize([clip.cuda()], [True]).cpu()
     assert (transform.resize_and_normalize([clip], [True]) - on_gpu).abs().max() < 1.01 / 255 / 0.224
+
+
+TRANSFORMS = Path(__file__).parent.parent / "fixtures" / "multi_modality" / "transforms"
+
+
+def test_video_text_crops_equal_the_published_ones():
+    table = json.loads(TRANSFORMS.with_suffix(".json").read_text())
+    tensors = load_file(TRANSFORMS.with_suffix(".safetensors"))
+    transform = ResizedCropTransform(table["image_res"], table["scale"], table["ratio"])
+    clip = tensors["inputs/clip_u8"]
+    for draw in table["draws"]:
+        crop = ClipCrop(*draw["crop_top_left_height_width"], flip=draw["flipped"])
+        ours = transform.resize_and_normalize([transform.crop(clip, crop)], [crop.flip])[0]
+        published = tensors[f"outputs/train_antialias0/draw{draw['draw']}"]
+        torch.testing.assert_close(ours, published, atol=1e-5, rtol=0)
+    for name in ("clip", "image", "same"):
+        frames = tensors[f"inputs/{name}_u8"]
+        crop = transform.sample(*frames.shape[-2:])
+        ours = transform.resize_and_normalize([transform.crop(frames, crop)], [crop.flip])[0]
+        torch.testing.assert_close(ours, tensors[f"outputs/test_antialias0/{name}"], atol=1e-5, rtol=0)
+        config = UMTVideoTextConfig(
+            vision_config={"image_size": table["image_res"], "patch_size": 8, "num_frames": len(frames)}
+        )
+        processed = UMTVideoProcessor.from_model_config(config)(frames, return_tensors="pt")["pixel_values"][0]
+        torch.testing.assert_close(processed, tensors[f"outputs/test_antialias0/{name}"], atol=1e-5, rtol=0)
+
+
+def test_resized_crops_stay_within_their_bounds():
+    transform, generator = ResizedCropTransform(224), torch.Generator().manual_seed(0)
+    before = torch.random.get_rng_state()
+    draws = [transform.sample(240, 320, generator) for _ in range(1000)]
+    assert torch.equal(before, torch.random.get_rng_state())
+    shares = torch.tensor([draw.height * draw.width / (240 * 320) for draw in draws])
+    ratios = torch.tensor([draw.width / draw.height for draw in draws])
+    assert 0.49 < shares.min() < 0.52 and 0.9 < shares.max() <= 1.0
+    assert 0.74 < ratios.min() < 0.78 and 1.28 < ratios.max() < 1.36
+    assert all(0 <= d.top <= 240 - d.height and 0 <= d.left <= 320 - d.width for d in draws)
+    assert abs(sum(draw.flip for draw in draws) / 1000 - 0.5) < 0.05
+    again = [transform.sample(240, 320, torch.Generator().manual_seed(7)) for _ in range(2)]
+    assert again[0] == again[1]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -88,8 +88,8 @@ class PretrainingTransform:
             flips: Whether each clip is mirrored.
 
         Returns:
-            `(len(clips), T, 3, size, size)`, float32, normalised. Resizing is bilinear with antialiasing and rounds to
-            uint8, as PIL does it in the published code.
+            `(len(clips), T, 3, size, size)`, float32, normalised. Resizing rounds to uint8, as in the published code;
+            in stage 1 that does it with PIL, bilinear and antialiased.
         """
         batch = torch.empty(len(clips), *clips[0].shape[:2], self.size, self.size, device=clips[0].device)
         for view, clip, flip in zip(batch, clips, flips, strict=True):
@@ -99,6 +99,54 @@ class PretrainingTransform:
 
     def _resize(self, clip: torch.Tensor, flip: bool) -> torch.Tensor:
         clip = F.resize(clip, [self.size, self.size], interpolation=InterpolationMode.BILINEAR, antialias=True)
+        return clip.flip(-1) if flip else clip
+
+
+class ResizedCropTransform(PretrainingTransform):
+    """Random resized crop and flip of video-text training; a crop is a share of the frame of any place and aspect.
+
+    Args:
+        size: Side of the square input of the model, in pixels; a crop is squeezed to it.
+        scale: Smallest and largest share of the frame's area.
+        ratio: Smallest and largest ratio of a crop's width to its height.
+        flip_probability: How often a clip is mirrored.
+
+    Source: the published stage-2 data code: bicubic without antialiasing, rounded to uint8.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        scale: Sequence[float] = (0.5, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+        flip_probability: float = 0.5,
+    ):
+        super().__init__(size, flip_probability=flip_probability)
+        self.scale, self.ratio = tuple(scale), tuple(ratio)
+
+    def sample(self, height: int, width: int, generator: torch.Generator | None = None) -> ClipCrop:
+        """Choose what a clip of `height` x `width` frames shows.
+
+        Args:
+            height: Height of the frames in pixels.
+            width: Width of the frames.
+            generator: CPU random source of a training clip; `None` for the fixed evaluation view, the whole frame.
+        """
+        if generator is None:
+            return ClipCrop(0, 0, height, width, flip=False)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global state
+            torch.manual_seed(seed)
+            frame = torch.empty(0, height, width)
+            box = RandomResizedCrop.get_params(frame, list(self.scale), list(self.ratio))
+            flip = torch.rand(()).item() < self.flip_probability
+        return ClipCrop(*box, flip)
+
+    def _resize(self, clip: torch.Tensor, flip: bool) -> torch.Tensor:
+        # In float and rounded afterwards: torchvision's own kernel for uint8 is a grey level off here and there.
+        size = [self.size, self.size]
+        clip = F.resize(clip.float(), size, interpolation=InterpolationMode.BICUBIC, antialias=False)
+        clip = clip.clamp(0, 255).round()
         return clip.flip(-1) if flip else clip
 
 

@@ -105,19 +105,31 @@ class UMTVideoProcessor(BaseVideoProcessor):
 
     @classmethod
     def from_model_config(cls, config: Any, **kwargs: Any) -> "UMTVideoProcessor":
-        """Processor that gives a model the frames and size of its configuration (`num_frames`, `image_size`).
+        """Processor that gives a model the frames and size it expects, prepared as its published evaluation does.
+
+        Video encoders get a square cut from the middle; video-text models the whole frame, squeezed to a square by
+        bicubic interpolation, and the middle frame of each of `num_frames` equal parts.
 
         Args:
-            config: For example a `UMTVideoConfig`.
+            config: A `UMTVideoConfig` or `UMTVideoTextConfig` (or another with `num_frames` and `image_size`).
             **kwargs: Other settings of the processor.
         """
+        if hasattr(config, "vision_config"):
+            config = config.vision_config
+            kwargs = {
+                "size": {"height": config.image_size, "width": config.image_size},
+                "do_center_crop": False,
+                "resample": PILImageResampling.BICUBIC,
+                "sampling_strategy": "middle",
+                **kwargs,
+            }
         side = config.image_size
-        return cls(
-            num_frames=config.num_frames,
-            size={"shortest_edge": side},
-            crop_size={"height": side, "width": side},
-            **kwargs,
-        )
+        settings = {
+            "num_frames": config.num_frames,
+            "size": {"shortest_edge": side},
+            "crop_size": {"height": side, "width": side},
+        }
+        return cls(**{**settings, **kwargs})
 
     def preprocess(self, videos: VideoInput, **kwargs: Unpack[UMTVideoProcessorKwargs]) -> BatchFeature:
         """Read, sample, resize, crop and normalise one video or a batch; see the class."""
@@ -292,7 +304,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
         views = []
         for video in videos:
             if do_resize:
-                video = self.resize(video, size=size, resample=resample, antialias=False)
+                video = self._resize_as_published(video, size, resample)
             if num_crops > 1:
                 boxes = place_crops(*video.shape[-2:], crop_size.height, crop_size.width, num_crops)
                 crops = [video[..., top:bottom, left:right] for top, left, bottom, right in boxes]
@@ -313,6 +325,18 @@ class UMTVideoProcessor(BaseVideoProcessor):
             pixel_values = [self.rescale_and_normalize(view, *normalize) for view in views]
         data = {"pixel_values": pixel_values if return_tensors is not None else list(pixel_values)}
         return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _resize_as_published(
+        self, video: torch.Tensor, size: SizeDict, resample: PILImageResampling | int | None
+    ) -> torch.Tensor:
+        """Resize without antialiasing; bicubic of whole numbers is rounded by us.
+
+        torchvision's own bicubic kernel for uint8 is a grey level off here and there.
+        """
+        if resample != PILImageResampling.BICUBIC or video.is_floating_point():
+            return self.resize(video, size=size, resample=resample, antialias=False)
+        resized = self.resize(video.float(), size=size, resample=resample, antialias=False)
+        return resized.clamp(0, 255).round().to(video.dtype)
 
 
 class _MalformedVideo(ValueError):
