@@ -91,10 +91,12 @@ def flags(shapes, teacher, tmp_path):
     return build
 
 
-def launch(arguments: list[str], num_processes: int, **options) -> subprocess.CompletedProcess:
-    """Stage 1 in several CPU processes (gloo); `accelerate launch` itself starts only one without a configuration."""
+def launch(
+    arguments: list[str], num_processes: int, module: str = "umt_hf.training.stage1", **options
+) -> subprocess.CompletedProcess:
+    """A module in several CPU processes (gloo); `accelerate launch` itself starts only one without a configuration."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
-    command += ["--master_port", str(find_free_port()), "-m", "umt_hf.training.stage1", *arguments]
+    command += ["--master_port", str(find_free_port()), "-m", module, *arguments]
     environment = launch_environment() | {"ACCELERATE_USE_CPU": "true"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
 

@@ -188,7 +188,7 @@ def test_unreadable_rows_are_replaced_in_training_and_left_out_in_evaluation(sha
     assert samples[0][0] == [] and "gone.mp4" in samples[0][1][0]
     transform = held_out.transform
     assert len(ClipCollator(transform, True, keep_size=False)(samples)["mask_noise"]) == 1
-    assert list(ClipCollator(transform, True, keep_size=False)(samples[:1])) == ["failures"]
+    assert list(ClipCollator(transform, True, keep_size=False)(samples[:1])) == ["num_videos", "failures"]
     assert len(ClipCollator(transform, True, keep_size=True)(samples)["mask_noise"]) == 2
     with pytest.raises(RuntimeError, match="gone.mp4"):
         ClipCollator(transform, True)(samples[:1])

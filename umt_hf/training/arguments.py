@@ -64,6 +64,101 @@ class MaskArguments:
 
 
 @dataclass(kw_only=True)
+class ImageMaskArguments(MaskArguments):
+    """Which tokens of videos and of images the student does not see."""
+
+    image_mask_ratio: float = describe(0.5, "Share of an image's tokens hidden, in [0, 1).")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.image_mask_ratio < 1.0:
+            raise ValueError(f"image_mask_ratio must be in [0, 1), got {self.image_mask_ratio}.")
+
+
+@dataclass(kw_only=True)
+class VideoTextModelArguments:
+    """Video encoder, text tower and how they are joined."""
+
+    model_name_or_path: str | None = describe(
+        None, "Stage-2 folder or Hub id to continue from, instead of both below."
+    )
+    vision_name_or_path: str | None = describe(None, "Stage-1 folder or Hub id of the video encoder.")
+    text_name_or_path: str = describe("google-bert/bert-base-uncased", "Folder or Hub id of a BERT, with tokenizer.")
+    fusion_layer: int | None = describe(None, "First text layer that looks at the video; none = 9 of 12, 19 of 24.")
+    projection_dim: int = describe(512, "Width of the space in which videos and texts are compared.")
+    num_frames: int = describe(4, "Frames of a video.")
+    max_text_tokens: int = describe(32, "Tokens of a text, [CLS] included.")
+    drop_path_rate: float = describe(0.1, "Stochastic depth of the video encoder's last layer, in [0, 1).")
+    attn_implementation: str = describe(
+        "sdpa", "Attention of student and teacher: sdpa, eager, flash_attention_2, ..."
+    )
+    vision_gradient_checkpointing: bool = describe(False, "Recompute the video encoder in the backward pass.")
+    text_gradient_checkpointing: bool = describe(False, "Recompute the text tower in the backward pass.")
+
+
+@dataclass(kw_only=True)
+class LossArguments:
+    """Weights and laws of the four losses; a loss of weight 0 is not computed."""
+
+    uta_loss_weight: float = describe(1.0, "Alignment with the teacher. At 0 there is no teacher and no mask.")
+    vtc_loss_weight: float = describe(1.0, "Video-text contrast.")
+    vtm_loss_weight: float = describe(1.0, "Video-text matching.")
+    mlm_loss_weight: float = describe(1.0, "Masked language modelling.")
+    vtm_hard_negatives: bool = describe(True, "Draw negatives by their similarity instead of uniformly.")
+    mlm_probability: float = describe(0.5, "Share of tokens to be predicted, in (0, 1).")
+    contrastive_gather: Literal["exact", "published"] = describe(
+        "exact", "Gradients across processes: exact, or the published ones, divided by the number of processes."
+    )
+
+
+@dataclass(kw_only=True)
+class CorpusArguments:
+    """Corpora of videos and of images, and how they are read; lists have a value for each corpus, or one for all."""
+
+    train_data: list[str] = describe([], "JSON or SQLite lists, or `datasets` names, with captions.")
+    media_types: list[str] = describe(["video"], "What a corpus holds: video or image.")
+    data_roots: list[str] = describe([], "Folders that relative paths start from; none = the annotations' own.")
+    batch_sizes: list[int] = describe(
+        [], "Rows a process takes at a time; none = per_device_train_batch_size. Corpora of one kind and size mix."
+    )
+    captions: Literal["single", "each", "paragraph"] = describe(
+        "single", "What a list of captions is: an error, a row for each, or sentences of one text."
+    )
+    pair_by: Literal["media", "caption"] = describe(
+        "media", "What makes rows of a corpus true pairs of each other: the same video or image, or equal captions."
+    )
+    validation_data: str | None = describe(None, "Held-out videos with captions, to search each other with.")
+    validation_root: str | None = describe(None, "Folder that their relative paths start from.")
+    validation_captions: Literal["each", "paragraph"] = describe("each", "What a list of captions is there.")
+    multiple_videos_per_text: bool = describe(False, "Whether equal held-out captions are one text of several videos.")
+    rerank_top_k: int = describe(128, "Candidates that the matching head orders in evaluation; 0 = none.")
+    decoder: Literal["pyav", "decord", "torchcodec"] = describe("pyav", "Video reader.")
+    crop_scale: list[float] = describe([0.5, 1.0], "Smallest and largest share of a frame's area that is kept.")
+    horizontal_flip_probability: float = describe(0.5, "Share of clips that are mirrored.")
+    dataloader_num_workers: int = describe(4, "Worker processes that decode, for each training process.")
+    max_skipped_ratio: float = describe(0.05, "Share of unreadable videos and images past which the run stops.")
+
+    def __post_init__(self) -> None:
+        if not self.train_data:
+            raise ValueError("Set train_data: JSON or SQLite lists, or names of datasets, with captions.")
+        for name in ("media_types", "data_roots", "batch_sizes"):
+            if len(getattr(self, name)) not in (1, len(self.train_data)) and (
+                name == "media_types" or getattr(self, name)
+            ):
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} values for {len(self.train_data)} corpora: give one for "
+                    "each, or one for all."
+                )
+        if unknown := sorted(set(self.media_types) - {"video", "image"}):
+            raise ValueError(f"media_types must be video or image, got {', '.join(unknown)}.")
+
+    def get_corpus(self, name: str, number: int) -> Any:
+        """Value of a list for a corpus; `None` where the list is empty."""
+        values = getattr(self, name)
+        return None if not values else values[number if len(values) > 1 else 0]
+
+
+@dataclass(kw_only=True)
 class DataArguments:
     """Where clips come from and how they are read."""
 
@@ -106,6 +201,9 @@ class TrainingArguments:
     learning_rate: float = describe(1.5e-4, "Peak rate, before scaling.")
     min_learning_rate: float = describe(1e-5, "Last rate, before scaling.")
     warmup_start_learning_rate: float = describe(0.0, "First rate, before scaling.")
+    lr_scheduler_type: Literal["cosine_to_minimum", "cosine_above_minimum"] = describe(
+        "cosine_to_minimum", "Half a cosine to min_learning_rate, or to 0 and never below it (stage 2)."
+    )
     scale_learning_rate: bool = describe(True, "Multiply rates by clips a step / 256, as published.")
     warmup_epochs: float = describe(40, "Passes of linear warm-up.")
     warmup_steps: int = describe(-1, "Steps of linear warm-up; -1 = by epochs.")

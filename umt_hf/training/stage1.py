@@ -20,16 +20,11 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 
 from ..modeling.configuration_umt_video import UMTVideoConfig
-from ..modeling.masking_umt_video import (
-    compute_visible_indices,
-    sample_attention_mask,
-    sample_random_mask,
-    sample_tube_mask,
-)
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
 from ..modeling.teacher_umt_video import UMTTeacher
 from ..processing.train_transforms import PretrainingTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
 from .arguments import (
     DataArguments,
     MaskArguments,
@@ -50,7 +45,7 @@ from .data.clips import (
     plan_streamed_batches,
 )
 from .data.sources import load_videos
-from .trainer import TrainState, build_accelerator, build_schedule, train
+from .trainer import TrainState, build_accelerator, build_schedule, compute_held_out_losses, train
 
 logger = get_logger(__name__)
 
@@ -117,15 +112,20 @@ class Stage1:
             plan = plan_batches(table, size, seed, *place)
         return self._load(table, plan, self.train_transform, accelerator, is_training=True)
 
-    def build_eval_batches(self, accelerator: Accelerator) -> Iterator[dict[str, Any]] | None:
-        """This process's share of the held-out clips: middle frames, centre crop, masks fixed by row."""
+    def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
+        """Loss on the held-out clips: middle frames, centre crop, masks fixed by row."""
         if self.eval_table is None:
-            return None
+            return {}
         rows = range(accelerator.process_index, len(self.eval_table), accelerator.num_processes)
         size = self.training.per_device_eval_batch_size or self.training.per_device_train_batch_size
         requests = [ClipRequest(row, (row,)) for row in rows]
         plan = [requests[i : i + size] for i in range(0, len(requests), size)]
-        return self._load(self.eval_table, plan, self.eval_transform, accelerator, is_training=False)
+        batches = self._load(self.eval_table, plan, self.eval_transform, accelerator, is_training=False)
+        return compute_held_out_losses(self, batches, accelerator)
+
+    def monitor(self) -> dict[str, float]:
+        """Nothing but the losses changes."""
+        return {}
 
     def _load(
         self,
@@ -135,12 +135,11 @@ class Stage1:
         accelerator: Accelerator,
         is_training: bool,
     ) -> Iterator[dict[str, Any]]:
-        time, rows, columns = self._grid()
         dataset = ClipDataset(
             table,
             transform,
             self.config.num_frames,
-            time * rows * columns,
+            build_grid(self.config).num_tokens,
             self.data.sampling_strategy,
             self.data.frame_stride,
             self.data.decoder,
@@ -158,35 +157,14 @@ class Stage1:
         for batch in loader:
             yield finish_batch(batch, transform, accelerator.device)
 
-    def _grid(self) -> tuple[int, int, int]:
-        side = self.config.image_size // self.config.patch_size
-        return self.config.num_frames // self.config.tubelet_size, side, side
-
     def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Teacher sees all tokens, the mask is drawn, the student sees the visible ones and is compared on them."""
+        """The student sees the visible tokens and is compared with the teacher on them."""
         pixel_values = batch["pixel_values"]
-        states, saliency = self.teacher.encode(pixel_values)
-        mask = self.draw_mask(saliency, batch["mask_noise"])
-        visible = compute_visible_indices(mask, self.count_visible())
-        features = self.teacher.project(states, pixel_values.shape[0], visible)
+        visible, features = compute_targets(
+            self.teacher, pixel_values, batch["mask_noise"], self.config.mask_type, self.config.mask_ratio
+        )
         outputs = self.model(pixel_values, visible_indices=visible, teacher_features=features)
         return {"uta_loss": outputs.loss}
-
-    def draw_mask(self, saliency: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Mask `(B, N)` from the clips' own noise `(B, N)`, so that it does not depend on batch or process counts."""
-        time, rows, columns = self._grid()
-        batch, patches, ratio = noise.shape[0], rows * columns, self.config.mask_ratio
-        if self.config.mask_type == "random":
-            return sample_random_mask(batch, time * patches, ratio, noise=noise)
-        if self.config.mask_type == "tube":
-            return sample_tube_mask(batch, time, patches, ratio, noise=noise[:, :patches])
-        return sample_attention_mask(saliency, ratio, time, noise=noise.unflatten(1, (time, patches)))
-
-    def count_visible(self) -> int:
-        """Visible tokens of a clip."""
-        time, rows, columns = self._grid()
-        per_draw, draws = (time * rows * columns, 1) if self.config.mask_type == "random" else (rows * columns, time)
-        return draws * (per_draw - int(per_draw * self.config.mask_ratio))
 
     def export(self, accelerator: Accelerator, folder: Path) -> None:
         """Write the student with processor, resolved arguments and versions; called in all processes."""
@@ -208,17 +186,7 @@ def build_student(
     Raises:
         ValueError: If student and teacher do not divide a frame into the same grid.
     """
-    recorded = {
-        "mask_type": mask.mask_type,
-        "mask_ratio": mask.mask_ratio,
-        "num_aligned_layers": teacher.num_aligned_layers,
-        "alignment_interval": teacher.alignment_interval,
-        "alignment_norm": teacher.alignment_norm,
-        "alignment_loss": teacher.alignment_loss,
-        "teacher_name_or_path": teacher.teacher_name_or_path,
-        "teacher_image_size": teacher_tower.image_size,
-        "teacher_hidden_size": teacher_tower.hidden_size,
-    }
+    recorded = describe_alignment(teacher, mask, teacher_tower)
     if model.model_name_or_path:
         student = UMTVideoForPreTraining.from_pretrained(
             model.model_name_or_path,
@@ -239,12 +207,7 @@ def build_student(
         setattr(model, name, getattr(student.config, name))
     if model.gradient_checkpointing:
         student.gradient_checkpointing_enable()
-    side = student.config.image_size // student.config.patch_size
-    if side != teacher_tower.grid_size:
-        raise ValueError(
-            f"The student sees {side} x {side} patches a frame and the teacher {teacher_tower.grid_size} x "
-            f"{teacher_tower.grid_size}; set teacher_image_size={side * teacher_tower.patch_size}."
-        )
+    check_grids(student.config, teacher_tower)
     return student
 
 
@@ -285,16 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> TrainState:
 
     tables = load_tables(data)
     accelerator = build_accelerator(training)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
-    teacher = UMTTeacher.from_pretrained(
-        teacher_args.teacher_name_or_path,
-        teacher_args.num_aligned_layers,
-        teacher_args.alignment_interval,
-        teacher_args.teacher_image_size,
-        teacher_args.alignment_norm,
-        dtype=dtype,
-        attn_implementation=model_args.attn_implementation,
-    ).to(accelerator.device)
+    teacher = load_teacher(teacher_args, model_args.attn_implementation, accelerator)
     student = build_student(model_args, teacher_args, mask_args, teacher)
     if tables[1] is not None and len(tables[1]) < accelerator.num_processes:
         raise ValueError(f"{len(tables[1])} held-out videos are fewer than {accelerator.num_processes} processes.")

@@ -21,7 +21,12 @@ from tqdm.auto import tqdm
 from .arguments import TrainingArguments
 from .checkpointing import MetricLog, find_checkpoint, remove_unfinished, save_checkpoint
 from .metrics.averages import MetricMeter
-from .optimization import build_parameter_groups, compute_learning_rate, scale_learning_rate
+from .optimization import (
+    build_parameter_groups,
+    compute_learning_rate,
+    compute_learning_rate_share,
+    scale_learning_rate,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +41,14 @@ class Stage(Protocol):
     def build_batches(self, accelerator: Accelerator, start: int) -> Iterable[dict[str, Any]]:
         """Endless training batches of this process, from micro-batch `start` on."""
 
-    def build_eval_batches(self, accelerator: Accelerator) -> Iterable[dict[str, Any]] | None:
-        """This process's share of the held-out batches, once through; `None` without held-out data."""
-
     def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Weighted losses by name; calls `self.model(...)`, so that the hooks of DDP and FSDP run."""
+
+    def monitor(self) -> dict[str, float]:
+        """What else the log is to show, such as a learned temperature."""
+
+    def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
+        """Figures on the held-out data, named `eval_...`; empty without such data. Called in all processes."""
 
     def export(self, accelerator: Accelerator, folder: Path) -> None:
         """Write a folder that `from_pretrained` loads; called in all processes."""
@@ -76,9 +84,15 @@ class Schedule:
     peak: float
     minimum: float
     warmup_start: float = 0.0
+    kind: str = "cosine_to_minimum"
 
     def __call__(self, step: int) -> float:
         """Learning rate of optimizer step `step`."""
+        if self.kind == "cosine_above_minimum":
+            share = self.minimum / self.peak if self.peak else 0.0
+            return self.peak * compute_learning_rate_share(
+                step, total_steps=self.total_steps, warmup_steps=self.warmup_steps, minimum_share=share
+            )
         return compute_learning_rate(
             step,
             peak=self.peak,
@@ -114,8 +128,13 @@ class StepClock:
         return rates
 
 
-def build_accelerator(args: TrainingArguments) -> Accelerator:
-    """Accelerator of a pre-training run; distribution, and precision unless set, come from `accelerate launch`."""
+def build_accelerator(args: TrainingArguments, find_unused_parameters: bool = False) -> Accelerator:
+    """Accelerator of a pre-training run; distribution, and precision unless set, come from `accelerate launch`.
+
+    Args:
+        args: Precision, accumulation and tracker.
+        find_unused_parameters: Whether a step may leave parameters without gradient.
+    """
     set_seed(args.seed)
     return Accelerator(
         mixed_precision=args.mixed_precision,
@@ -123,7 +142,7 @@ def build_accelerator(args: TrainingArguments) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
         ),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
         step_scheduler_with_optimizer=False,
@@ -168,6 +187,7 @@ def build_schedule(
         peak=args.learning_rate * scale,
         minimum=args.min_learning_rate * scale,
         warmup_start=args.warmup_start_learning_rate * scale,
+        kind=args.lr_scheduler_type,
     )
     logger.info("%d steps, %d of them warm-up, peak rate %.3g.", total_steps, schedule.warmup_steps, schedule.peak)
     if schedule.warmup_steps > 0.4 * total_steps:
@@ -242,7 +262,7 @@ def train(
         clock = StepClock()
         for batch in clock.watch(stage.build_batches(accelerator, state.micro_step)):
             failures = batch.pop("failures", [])
-            _count_videos(state, failures, args.per_device_train_batch_size, max_skipped_ratio)
+            _count_videos(state, failures, batch.pop("num_videos"), max_skipped_ratio)
             with accelerator.accumulate(stage.model):
                 learning_rate = schedule(state.step)
                 for group in optimizer.param_groups:
@@ -253,7 +273,7 @@ def train(
                     _step_if_finite(accelerator, stage.model, optimizer, args, state)
                     optimizer.zero_grad()
             meter.update(losses)
-            clock.clips += len(batch["mask_noise"]) * accelerator.num_processes
+            clock.clips += len(batch["pixel_values"]) * accelerator.num_processes
             state.micro_step += 1
             if not accelerator.sync_gradients:
                 continue
@@ -262,12 +282,12 @@ def train(
             is_last = state.step >= schedule.total_steps
             if state.step % args.logging_steps == 0 or is_last:
                 values = {**meter.flush(), "learning_rate": learning_rate, **clock.flush()}
-                record(values | _counts(accelerator, state))
+                record(values | stage.monitor() | _counts(accelerator, state))
                 bar.set_postfix_str(_describe(values, state))
             if state.step % args.save_steps == 0 or is_last:
                 save()  # before anything else can fail
             if is_last or (args.eval_steps > 0 and state.step % args.eval_steps == 0):
-                if values := evaluate(stage, accelerator):
+                if values := _evaluate(stage, accelerator, args.seed):
                     record(values)
                     bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
             if is_last:
@@ -279,23 +299,38 @@ def train(
     return state
 
 
-@torch.no_grad()
-def evaluate(stage: Stage, accelerator: Accelerator) -> dict[str, float]:
-    """Mean losses on the held-out data, named `eval_<loss>`; empty without such data.
+def _evaluate(stage: Stage, accelerator: Accelerator, seed: int) -> dict[str, float]:
+    """Evaluate without a trace: a resumed run does not repeat the evaluation that followed its checkpoint."""
+    devices = [accelerator.device] if accelerator.device.type != "cpu" else []
+    stage.model.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=devices, device_type=accelerator.device.type):
+        torch.manual_seed(seed)
+        values = stage.evaluate(accelerator)
+    stage.model.train()
+    return values
+
+
+def compute_held_out_losses(
+    stage: Stage, batches: Iterable[dict[str, Any]], accelerator: Accelerator
+) -> dict[str, float]:
+    """Mean losses on held-out batches, named `eval_<loss>`.
 
     Every clip counts once, whatever the number of processes.
+
+    Args:
+        stage: Its `forward_step` is called.
+        batches: This process's share of the held-out batches, once through.
+        accelerator: Sums over processes.
+
+    Raises:
+        RuntimeError: If no video could be read.
     """
-    batches = stage.build_eval_batches(accelerator)
-    if batches is None:
-        return {}
     meter = MetricMeter(accelerator)
-    stage.model.eval()
     for batch in batches:
-        for failure in batch.pop("failures", []):
+        for failure in batch.pop("failures"):
             logger.warning("Held-out video left out: %s", failure)
-        if batch:
-            meter.update(_with_total(stage.forward_step(batch)), len(batch["mask_noise"]))
-    stage.model.train()
+        if "pixel_values" in batch:
+            meter.update(_with_total(stage.forward_step(batch)), len(batch["pixel_values"]))
     if not meter.sums:
         raise RuntimeError("None of the held-out videos could be read; the log above names them.")
     return {f"eval_{name}": value for name, value in meter.flush().items()}

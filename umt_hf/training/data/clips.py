@@ -25,10 +25,11 @@ MAX_REPLACEMENTS = 8
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """One video to be read: a row or its index, and the key of its random choices."""
+    """One video to be read: a row or its index, the key of its random choices, and the corpus that it is from."""
 
     row: int | dict[str, Any]
     key: tuple[int, ...]
+    corpus: int = 0
 
 
 @dataclass
@@ -177,7 +178,7 @@ class ClipDataset(torch.utils.data.Dataset):
         failures: list[str] = []
         for row in self._candidates(request):
             try:
-                return self._read_clips(row["video"], request.key), failures
+                return self._read_clips(row, request.key), failures
             except VideoDecodingError as error:
                 failures.append(str(error))
         return [], failures
@@ -193,9 +194,14 @@ class ClipDataset(torch.utils.data.Dataset):
             for row in torch.randint(len(self.table), (MAX_REPLACEMENTS,), generator=generator).tolist():
                 yield self.table[row]
 
-    def _read_clips(self, video: str | dict[str, Any], key: tuple[int, ...]) -> list[Clip]:
+    def _read_clips(self, row: dict[str, Any], key: tuple[int, ...]) -> list[Clip]:
         generator = build_generator(*key)
-        source = video if isinstance(video, str) else video["bytes"] or video["path"]
+        video = row["video"]
+        frames = self._read_frames(video if isinstance(video, str) else video["bytes"] or video["path"], generator)
+        return [self._cut_clip(frames, generator) for _ in range(self.repeated_augmentation)]
+
+    def _read_frames(self, source: str | bytes, generator: torch.Generator) -> torch.Tensor:
+        """Chosen frames of a video `(T, C, H, W)`, uint8."""
         with open_video(source, self.decoder) as reader:
             indices = sample_frame_indices(
                 reader.num_frames,
@@ -204,8 +210,7 @@ class ClipDataset(torch.utils.data.Dataset):
                 generator=generator if self.is_training else None,
                 frame_stride=self.frame_stride,
             )
-            frames = torch.from_numpy(reader.get_frames(indices)).permute(0, 3, 1, 2)
-        return [self._cut_clip(frames, generator) for _ in range(self.repeated_augmentation)]
+            return torch.from_numpy(reader.get_frames(indices)).permute(0, 3, 1, 2)
 
     def _cut_clip(self, frames: torch.Tensor, generator: torch.Generator) -> Clip:
         crop = self.transform.sample(frames.shape[-2], frames.shape[-1], generator if self.is_training else None)
@@ -229,27 +234,31 @@ class ClipCollator:
         self.keep_size = keep_size
 
     def __call__(self, samples: Sequence[tuple[list[Clip], list[str]]]) -> dict[str, Any]:
-        """Batch with `frames` (or finished `pixel_values`), `flips`, `mask_noise` and `failures`.
+        """Batch with `frames` (or finished `pixel_values`), `flips`, `mask_noise`, `num_videos` and `failures`.
 
         Raises:
             RuntimeError: If not one video of a training batch could be read.
         """
-        failures = [failure for _, lines in samples for failure in lines]
+        counts = {"num_videos": len(samples), "failures": [failure for _, lines in samples for failure in lines]}
         good = [clips for clips, _ in samples if clips]
         if not good and not self.keep_size:
-            return {"failures": failures}
+            return counts
         if not good:
-            raise RuntimeError("No video of a batch could be read:\n  " + "\n  ".join(failures[:5]))
+            raise RuntimeError("No video of a batch could be read:\n  " + "\n  ".join(counts["failures"][:5]))
         if self.keep_size:
             good = [clips or good[i % len(good)] for i, (clips, _) in enumerate(samples)]
-        clips = [clip for group in good for clip in group]
-        batch: dict[str, Any] = {
+        batch = self.build_batch([clip for group in good for clip in group])
+        if self.use_worker:
+            batch = finish_batch(batch, self.transform, torch.device("cpu"))
+        return {**batch, **counts}
+
+    def build_batch(self, clips: list[Clip]) -> dict[str, Any]:
+        """What a batch holds of its clips, before pixels are finished."""
+        return {
             "frames": [clip.frames for clip in clips],
             "flips": [clip.is_flipped for clip in clips],
             "mask_noise": torch.stack([clip.mask_noise for clip in clips]),
-            "failures": failures,
         }
-        return finish_batch(batch, self.transform, torch.device("cpu")) if self.use_worker else batch
 
 
 def finish_batch(batch: dict[str, Any], transform: PretrainingTransform, device: torch.device) -> dict[str, Any]:
@@ -259,6 +268,7 @@ def finish_batch(batch: dict[str, Any], transform: PretrainingTransform, device:
     if "pixel_values" not in batch:
         frames = [clip.to(device, non_blocking=True) for clip in batch.pop("frames")]
         batch["pixel_values"] = transform.resize_and_normalize(frames, batch.pop("flips"))
-    batch["pixel_values"] = batch["pixel_values"].to(device, non_blocking=True)
-    batch["mask_noise"] = batch["mask_noise"].to(device, non_blocking=True)
-    return batch
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }

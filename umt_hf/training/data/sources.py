@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset, Value, load_dataset, load_from_disk
+from datasets import Dataset, Image, IterableDataset, Value, Video, load_dataset, load_from_disk
 
 VIDEO_SUFFIXES = {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 SQLITE_SUFFIXES = {".db", ".sqlite", ".sqlite3"}
@@ -179,5 +179,6 @@ def _undecoded(table: Dataset | IterableDataset, video_column: str) -> Dataset |
             raise ValueError(f"The dataset has no column {video_column!r}; it has {sorted(features)}.")
         feature = features[video_column]
         if not isinstance(feature, Value):
-            table = table.cast_column(video_column, type(feature)(decode=False))
+            kind = Image if isinstance(feature, Image) else Video
+            table = table.cast_column(video_column, kind(decode=False))
     return table if video_column == "video" else table.rename_column(video_column, "video")

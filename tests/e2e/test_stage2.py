@@ -1,0 +1,306 @@
+"""Whole stage-2 runs on rendered videos and images: export, mixing, resume, distribution, and what goes wrong."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
+
+from tests.e2e.conftest import ROOT, launch, launch_environment
+from tests.e2e.test_stage1 import assert_same_weights
+from umt_hf import UMTVideoConfig, UMTVideoForPreTraining, UMTVideoModel, UMTVideoTextForRetrieval
+from umt_hf.training import stage2
+from umt_hf.training.checkpointing import list_checkpoints, read_metrics
+from umt_hf.training.text_tower import TextTowerArguments, write_text_tower
+
+TINY = {
+    "fusion_layer": 1,
+    "projection_dim": 16,
+    "num_frames": 4,
+    "max_text_tokens": 12,
+    "drop_path_rate": 0.0,
+    "num_aligned_layers": 2,
+    "mask_ratio": 0.5,
+    "pair_by": "caption",
+    "multiple_videos_per_text": "true",
+    "rerank_top_k": 2,
+    "horizontal_flip_probability": 0.0,
+    "dataloader_num_workers": 0,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine_above_minimum",
+    "scale_learning_rate": "false",
+    "warmup_steps": 2,
+    "logging_steps": 1,
+    "save_steps": 1000,
+    "report_to": "none",
+    "mixed_precision": "no",
+    "max_steps": 4,
+}
+LOSSES = {"uta_loss", "vtc_loss", "vtm_loss", "mlm_loss"}
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    config = UMTVideoConfig(
+        image_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        num_aligned_layers=2,
+        teacher_hidden_size=12,
+    )
+    folder = tmp_path_factory.mktemp("student")
+    UMTVideoForPreTraining(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text_tower(shapes, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("text_tower")
+    write_text_tower(
+        TextTowerArguments(
+            data=str(shapes), output_dir=str(folder), hidden_size=32, num_hidden_layers=2, num_attention_heads=2
+        )
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Plain images with captions, as a second corpus."""
+    folder = tmp_path_factory.mktemp("images")
+    rows = []
+    for number, color in enumerate(("red", "green", "blue", "yellow") * 3):
+        Image.new("RGB", (40 + number, 48), color).save(folder / f"{number}.png")
+        rows.append({"image": f"{number}.png", "caption": f"a {color} square"})
+    (folder / "captions.json").write_text(json.dumps(rows))
+    return folder / "captions.json"
+
+
+@pytest.fixture
+def flags(shapes, teacher, student, text_tower, tmp_path):
+    """Command line of a tiny run; keyword arguments change it."""
+
+    def build(**changes) -> list[str]:
+        fields = {
+            **TINY,
+            "train_data": [shapes / "train_captions.json"],
+            "teacher_name_or_path": teacher,
+            "vision_name_or_path": student,
+            "text_name_or_path": text_tower,
+            "output_dir": tmp_path / "run",
+            **changes,
+        }
+        arguments = []
+        for name, value in fields.items():
+            if value is not None:
+                arguments += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        return arguments
+
+    return build
+
+
+def with_images(shapes: Path, images: Path) -> dict:
+    return {
+        "train_data": [shapes / "train_captions.json", images],
+        "media_types": ["video", "image"],
+        "batch_sizes": [4, 3],
+    }
+
+
+def read_losses(folder: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
+
+
+def test_run_on_videos_and_images_exports_what_auto_classes_load(flags, shapes, images, tmp_path):
+    state = stage2.main(
+        flags(**with_images(shapes, images), validation_data=shapes / "test_captions.json", max_steps=10, save_steps=5)
+    )
+    run = tmp_path / "run"
+    assert state.step == 10 and state.skipped_videos == 0
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+    kinds = [{name.split("_")[0] for name in line if name.endswith("_loss")} for line in lines]
+    assert {"video"} in kinds and {"image"} in kinds  # one kind a step
+    for line in lines:
+        parts = {name.split("_", 1)[1]: value for name, value in line.items() if name.endswith("_loss")}
+        assert parts.keys() == LOSSES and sum(parts.values()) == pytest.approx(line["loss"], abs=1e-4)
+        assert 0.001 <= line["temperature"] <= 0.5
+    final = read_metrics(run / "metrics.jsonl")[-1]
+    assert 0 <= final["eval_dual_text_to_video_r1"] <= 1
+    assert "eval_reranked_text_to_video_r1" in final
+
+    for folder in (run, run / "checkpoint-5"):
+        model, info = AutoModelForPreTraining.from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert model.config.vision_config.image_mask_ratio == 0.5
+    model = AutoModel.from_pretrained(run)
+    processor = AutoProcessor.from_pretrained(run)
+    video = str(next((shapes / "videos" / "test").iterdir()))
+    inputs = processor(text=["a red circle moving clockwise"], videos=[video], return_tensors="pt")
+    assert inputs["input_ids"].shape == (1, 12) and inputs["pixel_values"].shape == (1, 4, 3, 64, 64)
+    with torch.no_grad():
+        assert model(**inputs).logits_per_video.isfinite().all()
+    for kind in (UMTVideoModel, UMTVideoTextForRetrieval):
+        _, info = kind.from_pretrained(run, output_loading_info=True)
+        assert not info["missing_keys"], kind
+    # The teacher is in no file of the run, and the resolved configuration is itself a recipe.
+    assert not [name for name, _ in model.named_parameters() if "teacher" in name or "tower" in name]
+    assert stage2.parse_config(stage2.SECTIONS, ["--config", str(run / "run.yaml")])[0].projection_dim == 16
+
+
+def test_stage_1_weights_arrive(flags, student, tmp_path):
+    stage2.main(flags(max_steps=1, learning_rate=0, min_learning_rate=0))
+    before = UMTVideoForPreTraining.from_pretrained(student)
+    after = AutoModelForPreTraining.from_pretrained(tmp_path / "run")
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(tensor, after.state_dict()[name]), name
+
+
+def test_loss_falls(flags, tmp_path):
+    stage2.main(flags(max_steps=40, learning_rate=3e-3, per_device_train_batch_size=8))
+    losses = read_losses(tmp_path / "run")
+    assert sum(losses[s] for s in range(36, 41)) < 0.85 * sum(losses[s] for s in range(1, 6))
+
+
+def test_without_alignment_there_is_no_teacher_and_no_mask(flags, tmp_path):
+    stage2.main(flags(max_steps=2, uta_loss_weight=0, teacher_name_or_path="nowhere"))
+    line = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert {"video_vtc_loss", "video_vtm_loss", "video_mlm_loss"} <= line.keys() and "video_uta_loss" not in line
+
+
+def test_resumed_run_equals_the_uninterrupted_one(flags, shapes, images, tmp_path):
+    """Mid-epoch, with dropout, evaluation between, and two workers against none."""
+    common = {
+        **with_images(shapes, images),
+        "max_steps": 8,
+        "save_steps": 5,
+        "eval_steps": 5,
+        "drop_path_rate": 0.2,
+        "validation_data": shapes / "test_captions.json",
+    }
+    stage2.main(flags(output_dir=tmp_path / "whole", **common))
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoint-8")
+    arguments = flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common)
+    stage2.main([*arguments, "--dataloader_num_workers", "2"])
+    assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "whole")
+    assert_same_weights(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_killed_run_resumes_to_the_same_losses(flags, tmp_path):
+    """SIGKILL at an arbitrary moment after the first checkpoint, with `accelerate launch`."""
+    common = {"max_steps": 20, "save_steps": 1, "save_total_limit": 2}
+    stage2.main(flags(output_dir=tmp_path / "whole", **common))
+    arguments = flags(output_dir=tmp_path / "killed", **common)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "umt_hf.training.stage2", *arguments],
+        cwd=ROOT,
+        env=launch_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 180
+    while not list_checkpoints(tmp_path / "killed"):
+        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stage2.main([*arguments, "--resume_from_checkpoint", "auto"])
+    assert read_losses(tmp_path / "killed") == read_losses(tmp_path / "whole")
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_two_processes_equal_one(flags, shapes, images, tmp_path):
+    """Contrast and alignment, where nothing is drawn within a process; then all four, resumed with two processes."""
+    exact = {
+        **with_images(shapes, images),
+        "batch_sizes": [4, 2],
+        "max_steps": 4,
+        "vtm_loss_weight": 0,
+        "mlm_loss_weight": 0,
+        "validation_data": shapes / "test_captions.json",
+    }
+    stage2.main(flags(output_dir=tmp_path / "one", **{**exact, "batch_sizes": [8, 4]}))
+    result = launch(flags(output_dir=tmp_path / "two", **exact), 2, module="umt_hf.training.stage2", timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert read_losses(tmp_path / "one") == pytest.approx(read_losses(tmp_path / "two"), abs=1e-4)
+    assert_same_weights(tmp_path / "one", tmp_path / "two", atol=3e-4, rtol=1e-3)
+    name = "eval_dual_text_to_video_r1"
+    assert one[-1][name] == pytest.approx(two[-1][name])
+
+    common = {**with_images(shapes, images), "batch_sizes": [2, 2], "max_steps": 5, "save_steps": 3}
+    result = launch(flags(output_dir=tmp_path / "whole", **common), 2, module="umt_hf.training.stage2", timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoint-5")
+    arguments = flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common)
+    result = launch(arguments, 2, module="umt_hf.training.stage2", timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "whole")
+    assert_same_weights(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_continues_from_a_stage_2_folder(flags, tmp_path):
+    stage2.main(flags(output_dir=tmp_path / "first", max_steps=2))
+    stage2.main(
+        flags(
+            output_dir=tmp_path / "second",
+            model_name_or_path=tmp_path / "first",
+            vision_name_or_path=None,
+            text_name_or_path=None,
+            max_steps=1,
+            learning_rate=0,
+            min_learning_rate=0,
+            mask_ratio=0.25,
+            num_frames=8,
+        )
+    )
+    assert_same_weights(tmp_path / "first", tmp_path / "second")
+    config = AutoModel.from_pretrained(tmp_path / "second").config
+    assert config.vision_config.mask_ratio == 0.25 and config.vision_config.num_frames == 8
+
+
+def test_gradient_checkpointing_changes_nothing(flags, tmp_path):
+    stage2.main(flags(output_dir=tmp_path / "plain", max_steps=2))
+    stage2.main(
+        flags(
+            output_dir=tmp_path / "checkpointed",
+            max_steps=2,
+            vision_gradient_checkpointing="true",
+            text_gradient_checkpointing="true",
+        )
+    )
+    assert_same_weights(tmp_path / "plain", tmp_path / "checkpointed", atol=1e-5, rtol=1e-4)
+
+
+def test_unreadable_videos_are_counted_and_named(flags, shapes, tmp_path, caplog):
+    rows = json.loads((shapes / "train_captions.json").read_text())
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    rows[0]["video"] = str(tmp_path / "broken.mp4")
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    state = stage2.main(
+        flags(train_data=[tmp_path / "train.json"], data_roots=[shapes], max_steps=12, max_skipped_ratio=0.5)
+    )
+    assert state.skipped_videos >= 1 and "broken.mp4" in caplog.text
+
+
+def test_mistakes_are_named(flags, shapes):
+    with pytest.raises(ValueError, match="vision_name_or_path"):
+        stage2.main(flags(vision_name_or_path=None))
+    with pytest.raises(ValueError, match="media_types has 2 values for 1 corpora"):
+        stage2.main(flags(media_types=["video", "image"]))
+    with pytest.raises(ValueError, match="do not fill one batch"):
+        stage2.main(flags(per_device_train_batch_size=100))
+    with pytest.raises(ValueError, match="no caption"):
+        stage2.main(flags(train_data=[shapes / "train.csv"]))

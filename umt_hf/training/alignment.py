@@ -1,0 +1,127 @@
+"""What both pre-training stages need of the frozen teacher: loading it, drawing masks, and its features as targets."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ..modeling.configuration_umt_video import UMTVideoConfig
+from ..modeling.masking_umt_video import (
+    compute_visible_indices,
+    sample_attention_mask,
+    sample_random_mask,
+    sample_tube_mask,
+)
+from ..modeling.teacher_umt_video import UMTTeacher
+from .arguments import MaskArguments, TeacherArguments
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Tokens of a clip: frame by frame, row by row."""
+
+    num_frames: int
+    patches_per_frame: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a clip."""
+        return self.num_frames * self.patches_per_frame
+
+
+def build_grid(config: UMTVideoConfig, num_frames: int | None = None) -> TokenGrid:
+    """Grid of an encoder's clips; an image has `num_frames=1`."""
+    side = config.image_size // config.patch_size
+    return TokenGrid((num_frames or config.num_frames) // config.tubelet_size, side * side)
+
+
+def load_teacher(args: TeacherArguments, attn_implementation: str, accelerator: Accelerator) -> UMTTeacher:
+    """The frozen teacher, on the run's device and in its precision."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+    teacher = UMTTeacher.from_pretrained(
+        args.teacher_name_or_path,
+        args.num_aligned_layers,
+        args.alignment_interval,
+        args.teacher_image_size,
+        args.alignment_norm,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+    )
+    return teacher.to(accelerator.device)
+
+
+def describe_alignment(args: TeacherArguments, mask: MaskArguments, teacher: UMTTeacher) -> dict[str, Any]:
+    """Fields of the student's configuration that record the run's teacher and mask."""
+    return {
+        "mask_type": mask.mask_type,
+        "mask_ratio": mask.mask_ratio,
+        "num_aligned_layers": args.num_aligned_layers,
+        "alignment_interval": args.alignment_interval,
+        "alignment_norm": args.alignment_norm,
+        "alignment_loss": args.alignment_loss,
+        "teacher_name_or_path": args.teacher_name_or_path,
+        "teacher_image_size": teacher.image_size,
+        "teacher_hidden_size": teacher.hidden_size,
+    }
+
+
+def check_grids(config: UMTVideoConfig, teacher: UMTTeacher) -> None:
+    """Make sure that student and teacher divide a frame alike.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    side = config.image_size // config.patch_size
+    if side != teacher.grid_size:
+        raise ValueError(
+            f"The student sees {side} x {side} patches a frame and the teacher {teacher.grid_size} x "
+            f"{teacher.grid_size}; set teacher_image_size={side * teacher.patch_size}."
+        )
+
+
+def compute_targets(
+    teacher: UMTTeacher,
+    pixel_values: torch.Tensor,
+    mask_noise: torch.Tensor,
+    mask_type: str,
+    mask_ratio: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Teacher sees all tokens, the mask is drawn, and its features at the visible ones are the student's targets.
+
+    Args:
+        teacher: Frozen.
+        pixel_values: Clips `(B, T, channels, H, W)`.
+        mask_noise: Exponential noise `(B, N)` that came with the clips.
+        mask_type: "attention", "tube" or "random".
+        mask_ratio: Share of tokens hidden.
+
+    Returns:
+        Indices of the visible tokens `(B, V)` and features `(K, B, V, C)`.
+    """
+    states, saliency = teacher.encode(pixel_values)
+    num_frames = pixel_values.shape[1]
+    grid = TokenGrid(num_frames, mask_noise.shape[1] // num_frames)
+    mask = draw_mask(mask_type, mask_ratio, saliency, mask_noise, grid)
+    visible = compute_visible_indices(mask, count_visible(mask_type, mask_ratio, grid))
+    return visible, teacher.project(states, pixel_values.shape[0], visible)
+
+
+def draw_mask(
+    mask_type: str, mask_ratio: float, saliency: torch.Tensor, noise: torch.Tensor, grid: TokenGrid
+) -> torch.Tensor:
+    """Mask `(B, N)` from the clips' own noise `(B, N)`, so that it does not depend on batch or process counts."""
+    batch, frames, patches = noise.shape[0], grid.num_frames, grid.patches_per_frame
+    if mask_type == "random":
+        return sample_random_mask(batch, frames * patches, mask_ratio, noise=noise)
+    if mask_type == "tube":
+        return sample_tube_mask(batch, frames, patches, mask_ratio, noise=noise[:, :patches])
+    return sample_attention_mask(saliency, mask_ratio, frames, noise=noise.unflatten(1, (frames, patches)))
+
+
+def count_visible(mask_type: str, mask_ratio: float, grid: TokenGrid) -> int:
+    """Visible tokens of a clip."""
+    per_draw, draws = grid.patches_per_frame, grid.num_frames
+    if mask_type == "random":
+        per_draw, draws = grid.num_tokens, 1
+    return draws * (per_draw - int(per_draw * mask_ratio))

@@ -1,0 +1,322 @@
+"""Stage 2: a stage-1 student and a BERT learn from videos and images with text, under the same frozen teacher.
+
+    accelerate launch -m umt_hf.training.stage2 --config stage2_umt_vit_b16_25m --vision_name_or_path umt-vit-b16
+
+Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from datasets import Dataset, concatenate_datasets
+from torch.utils.data import DataLoader
+
+from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
+from ..modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
+from ..modeling.teacher_umt_video import UMTTeacher
+from ..processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
+from ..processing.train_transforms import ResizedCropTransform
+from ..processing.video_processing_umt_video import UMTVideoProcessor
+from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
+from .arguments import (
+    CorpusArguments,
+    ImageMaskArguments,
+    LossArguments,
+    TeacherArguments,
+    TrainingArguments,
+    VideoTextModelArguments,
+    dump_config,
+    parse_config,
+)
+from .checkpointing import collect_versions
+from .data.annotations import RetrievalSet, load_pairs, load_retrieval_set
+from .data.clips import count_batches, finish_batch
+from .data.pairs import MixedCorpora, PairCollator, PairDataset, plan_mixed_batches
+from .retrieval import evaluate_retrieval
+from .trainer import TrainState, build_accelerator, build_schedule, train
+
+logger = get_logger(__name__)
+
+SECTIONS = {
+    "model": VideoTextModelArguments,
+    "teacher": TeacherArguments,
+    "mask": ImageMaskArguments,
+    "losses": LossArguments,
+    "data": CorpusArguments,
+    "training": TrainingArguments,
+}
+
+
+@dataclasses.dataclass
+class Corpus:
+    """Rows that make batches of one kind.
+
+    Args:
+        table: Rows with `video`, `caption` and `corpus`.
+        media_type: "video" or "image".
+        batch_size: Rows a process takes at a time.
+    """
+
+    table: Dataset
+    media_type: str
+    batch_size: int
+
+
+class Stage2:
+    """Video-text model, frozen teacher, and the corpora they share.
+
+    Args:
+        model: The model to train; its configuration records masks and loss weights.
+        teacher: On the device and in the precision it runs in; `None` where nothing is aligned or masked.
+        processor: Tokenizes texts, and is saved with the model.
+        corpora: Kinds of batches.
+        held_out: Videos and texts to search each other with, if any.
+        data: How media are read.
+        training: Batch sizes and seed.
+        resolved: The run's sections, saved beside every export.
+    """
+
+    def __init__(
+        self,
+        model: UMTVideoTextForPreTraining,
+        teacher: UMTTeacher | None,
+        processor: UMTVideoTextProcessor,
+        corpora: list[Corpus],
+        held_out: RetrievalSet | None,
+        data: CorpusArguments,
+        training: TrainingArguments,
+        resolved: dict[str, Any],
+    ):
+        self.model, self.teacher, self.processor = model, teacher, processor
+        self.config: UMTVideoTextConfig = model.config
+        self.corpora, self.held_out = corpora, held_out
+        self.data, self.training, self.resolved = data, training, resolved
+
+    def build_batches(self, accelerator: Accelerator, start: int) -> Iterator[dict[str, Any]]:
+        """Endless training batches of this process, each of one kind of media, from micro-batch `start` on."""
+        config = self.config.vision_config
+        transform = ResizedCropTransform(
+            config.image_size, self.data.crop_scale, flip_probability=self.data.horizontal_flip_probability
+        )
+        parts = [
+            PairDataset(
+                corpus.table,
+                corpus.media_type,
+                self.data.pair_by,
+                transform=transform,
+                num_frames=config.num_frames,
+                num_tokens=build_grid(config, 1 if corpus.media_type == "image" else None).num_tokens,
+                decoder=self.data.decoder,
+            )
+            for corpus in self.corpora
+        ]
+        plan = plan_mixed_batches(
+            [corpus.table for corpus in self.corpora],
+            [corpus.batch_size for corpus in self.corpora],
+            self.training.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+            start,
+        )
+        loader = DataLoader(
+            MixedCorpora(parts),
+            batch_sampler=plan,
+            num_workers=self.data.dataloader_num_workers,
+            collate_fn=PairCollator(transform, accelerator.device.type == "cpu", self.tokenize),
+            pin_memory=accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # else starting a loader would move the global random state
+        )
+        for batch in loader:
+            yield finish_batch(batch, transform, accelerator.device)
+
+    def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """Cleaned texts to `input_ids` and `attention_mask`."""
+        return dict(self.processor(text=texts, return_tensors="pt"))
+
+    def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The four losses, named by the kind of media, so that the log tells them apart."""
+        pixel_values = batch["pixel_values"]
+        is_image = pixel_values.shape[1] == 1
+        targets = {}
+        if self.teacher is not None:
+            config = self.config.vision_config
+            ratio = config.image_mask_ratio if is_image else config.mask_ratio
+            visible, features = compute_targets(
+                self.teacher, pixel_values, batch["mask_noise"], config.mask_type, ratio
+            )
+            targets = {"visible_indices": visible, "teacher_features": features}
+        outputs = self.model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            pixel_values=pixel_values,
+            pair_ids=batch["pair_ids"],
+            return_loss=True,
+            **targets,
+        )
+        media = "image" if is_image else "video"
+        weights = {name: getattr(self.config, f"{name}_loss_weight") for name in ("uta", "vtc", "vtm", "mlm")}
+        losses = {name: outputs[f"{name}_loss"] for name in weights if outputs.get(f"{name}_loss") is not None}
+        return {f"{media}_{name}_loss": weights[name] * loss for name, loss in losses.items()}
+
+    def monitor(self) -> dict[str, float]:
+        """The learned temperature of the contrast."""
+        (temperature,) = [p for name, p in self.model.named_parameters() if name.endswith("temperature")]
+        return {"temperature": temperature.detach().float().mean().item()}
+
+    def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
+        """Zero-shot retrieval among the held-out videos and texts."""
+        if self.held_out is None:
+            return {}
+        metrics = evaluate_retrieval(
+            accelerator.unwrap_model(self.model),
+            self.processor,
+            self.held_out,
+            accelerator,
+            batch_size=self.training.per_device_eval_batch_size or self.training.per_device_train_batch_size,
+            top_k=self.data.rerank_top_k or 1,
+            rerank=self.data.rerank_top_k > 0,
+            num_workers=self.data.dataloader_num_workers,
+        )
+        return {f"eval_{name}": value for name, value in metrics.items()}
+
+    def export(self, accelerator: Accelerator, folder: Path) -> None:
+        """Write the model with processor, resolved arguments and versions; called in all processes."""
+        state_dict = accelerator.get_state_dict(self.model)
+        if not accelerator.is_main_process:
+            return
+        model = accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model.save_pretrained(folder, state_dict=state_dict)
+        self.processor.save_pretrained(folder)
+        (folder / "run.yaml").write_text(dump_config(self.resolved))
+        (folder / "versions.json").write_text(json.dumps(collect_versions(), indent=2) + "\n")
+
+
+def load_corpora(data: CorpusArguments, training: TrainingArguments) -> list[Corpus]:
+    """Read the corpora; those of one kind and batch size are mixed within batches, as published."""
+    groups: dict[tuple[str, int], list[Dataset]] = {}
+    for number, source in enumerate(data.train_data):
+        media_type = data.get_corpus("media_types", number)
+        size = data.get_corpus("batch_sizes", number) or training.per_device_train_batch_size
+        table = load_pairs(
+            source,
+            data.captions,
+            data_root=data.get_corpus("data_roots", number),
+            video_column=media_type,
+        ).select_columns(["video", "caption"])
+        table = table.add_column("corpus", [number] * len(table))
+        groups.setdefault((media_type, size), []).append(table)
+    return [Corpus(concatenate_datasets(tables), *kind) for kind, tables in groups.items()]
+
+
+def build_processor(model: VideoTextModelArguments, config: UMTVideoTextConfig, decoder: str) -> UMTVideoTextProcessor:
+    """Video processor of the model's size, and the tokenizer of the model or BERT that the run starts from."""
+    source = model.model_name_or_path or model.text_name_or_path
+    return UMTVideoTextProcessor(
+        UMTVideoProcessor.from_model_config(config, decoder=decoder), build_tokenizer(source, model.max_text_tokens)
+    )
+
+
+def build_model(
+    model: VideoTextModelArguments, losses: LossArguments, recorded: dict[str, Any]
+) -> UMTVideoTextForPreTraining:
+    """Join a stage-1 student and a BERT, or go on from a stage-2 folder.
+
+    Args:
+        model: Where weights come from.
+        losses: Fields of the configuration.
+        recorded: Fields of the video encoder's configuration.
+
+    Raises:
+        ValueError: If it is not said what to start from.
+    """
+    vision_fields = {**recorded, "drop_path_rate": model.drop_path_rate, "num_frames": model.num_frames}
+    fields = dataclasses.asdict(losses)
+    if model.model_name_or_path:
+        config = UMTVideoTextConfig.from_pretrained(model.model_name_or_path)
+        for target, values in ((config, fields), (config.vision_config, vision_fields)):
+            for name, value in values.items():
+                setattr(target, name, value)
+        student = UMTVideoTextForPreTraining.from_pretrained(model.model_name_or_path, config=config)
+    elif model.vision_name_or_path:
+        tokenizer = build_tokenizer(model.text_name_or_path)
+        text_fields = {
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.cls_token_id,
+            "eos_token_id": tokenizer.sep_token_id,
+            "mask_token_id": tokenizer.mask_token_id,
+        }
+        if model.fusion_layer is not None:
+            text_fields["fusion_layer"] = model.fusion_layer
+        student = UMTVideoTextForPreTraining.from_vision_text_pretrained(
+            model.vision_name_or_path,
+            model.text_name_or_path,
+            vision_fields=vision_fields,
+            text_fields=text_fields,
+            projection_dim=model.projection_dim,
+            **fields,
+        )
+    else:
+        raise ValueError(
+            "Set vision_name_or_path, a stage-1 folder, to start stage 2; or model_name_or_path to continue it."
+        )
+    student.set_attn_implementation(model.attn_implementation)
+    for tower, is_checkpointed in (
+        (student.vision_model, model.vision_gradient_checkpointing),
+        (student.text_model, model.text_gradient_checkpointing),
+    ):
+        if is_checkpointed:
+            tower.gradient_checkpointing_enable()
+    return student
+
+
+def main(arguments: Sequence[str] | None = None) -> TrainState:
+    """Parse, build, train.
+
+    Args:
+        arguments: Command line; `None` = the process's own.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    parsed = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
+    model_args, teacher_args, mask_args, loss_args, data, training = parsed
+    weights = [value for name, value in vars(loss_args).items() if name.endswith("_loss_weight")]
+
+    accelerator = build_accelerator(training, find_unused_parameters=0 in weights)
+    corpora = load_corpora(data, training)
+    held_out = None
+    if data.validation_data is not None:
+        held_out = load_retrieval_set(
+            data.validation_data,
+            data.validation_captions,
+            data.multiple_videos_per_text,
+            data_root=data.validation_root,
+        )
+    teacher, recorded = None, {}
+    if loss_args.uta_loss_weight > 0:
+        teacher = load_teacher(teacher_args, model_args.attn_implementation, accelerator)
+        recorded = describe_alignment(teacher_args, mask_args, teacher)
+        recorded["image_mask_ratio"] = mask_args.image_mask_ratio
+    model = build_model(model_args, loss_args, recorded)
+    if teacher is not None:
+        check_grids(model.config.vision_config, teacher)
+    processor = build_processor(model_args, model.config, data.decoder)
+
+    per_epoch = sum(count_batches(corpus.table, corpus.batch_size, accelerator.num_processes) for corpus in corpora)
+    for corpus in corpora:
+        logger.info("%d rows of %ss, %d a batch", len(corpus.table), corpus.media_type, corpus.batch_size)
+    schedule = build_schedule(training, per_epoch, accelerator.num_processes)
+    resolved = dict(zip(SECTIONS, parsed, strict=True))
+    stage = Stage2(model, teacher, processor, corpora, held_out, data, training, resolved)
+    config = {name: value for section in parsed for name, value in dataclasses.asdict(section).items()}
+    return train(stage, training, accelerator, schedule, data.max_skipped_ratio, config)
+
+
+if __name__ == "__main__":
+    main()
