@@ -220,9 +220,14 @@ def test_killed_run_resumes_to_the_same_losses(flags, tmp_path):
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_two_processes_equal_one(flags, shapes, images, tmp_path):
+def test_two_processes_equal_one(flags, shapes, images, text_tower, tmp_path):
     """Contrast and alignment, where nothing is drawn within a process; then all four, resumed with two processes."""
+    shutil.copytree(text_tower, tmp_path / "no_dropout")
+    config = json.loads((text_tower / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (tmp_path / "no_dropout" / "config.json").write_text(json.dumps(config))
     exact = {
+        "text_name_or_path": tmp_path / "no_dropout",
         **with_images(shapes, images),
         "batch_sizes": [4, 2],
         "max_steps": 4,

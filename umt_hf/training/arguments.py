@@ -311,7 +311,7 @@ def _recipe_to_flags(name_or_path: str, sections: dict[str, type]) -> list[str]:
         if unknown := sorted(values.keys() - known):
             raise ValueError(f"{name_or_path}: section {section!r} has unknown keys {unknown}.")
         for key, value in values.items():
-            if value is not None:
+            if value is not None and value != []:
                 flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
     return flags
 
