@@ -85,6 +85,27 @@ def sample_frame_indices(
     return random_law(num_video_frames, num_frames, generator)
 
 
+def trim_num_frames(num_video_frames: int, video_fps: float | None, first_seconds: float) -> int:
+    """Count the frames of a video's first seconds, to sample from these alone (DiDeMo: 30).
+
+    Args:
+        num_video_frames: Frames of the whole video.
+        video_fps: Its average frames a second.
+        first_seconds: Length to keep, in seconds.
+
+    Returns:
+        A number from 1 to `num_video_frames`.
+
+    Raises:
+        ValueError: If the rate is not known or the length not positive.
+    """
+    if not video_fps or first_seconds <= 0:
+        raise ValueError(
+            f"first_seconds must be positive and needs the video's frame rate, got {first_seconds} and {video_fps}."
+        )
+    return max(1, min(num_video_frames, int(first_seconds * video_fps)))
+
+
 def compute_resized_size(height: int, width: int, size: int) -> tuple[int, int]:
     """Give the height and width of a frame once its shorter side measures `size` (the longer side rounds down)."""
     short, long = min(height, width), max(height, width)

@@ -25,7 +25,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata
 
 from .decoding import VideoSource, open_video
-from .sampling import place_crops, sample_frame_indices
+from .sampling import place_crops, sample_frame_indices, trim_num_frames
 
 logger = logging.get_logger(__name__)
 
@@ -40,6 +40,8 @@ class UMTVideoProcessorKwargs(VideosKwargs, total=False):
             Distance between the frames of a "dense" clip.
         num_clips (`int`):
             Clips taken from each video.
+        first_seconds (`float`):
+            Sample from the first seconds of longer videos alone; by default from the whole video.
         num_crops (`int`):
             Crops taken from each clip, along the longer side of the frame.
         decoder (`str`):
@@ -49,6 +51,7 @@ class UMTVideoProcessorKwargs(VideosKwargs, total=False):
     sampling_strategy: str | None
     frame_stride: int | None
     num_clips: int | None
+    first_seconds: float | None
     num_crops: int | None
     decoder: str | None
 
@@ -71,6 +74,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
       in every video processor.
     - `fps` chooses frames by time instead; arrays then need `video_metadata`. Given in the call, either of
       `num_frames` and `fps` overrules what the processor was configured with.
+    - `first_seconds` samples from the first seconds of longer videos alone, as in the published DiDeMo tests (30).
     - The shorter side is resized to `size`, bilinear *without* antialiasing, as the published evaluation does with
       OpenCV; then crops of `crop_size` are taken, in the middle or along the longer side.
     - Floating-point frames must be finite, and in [0, 255] or sent with `do_rescale=False`.
@@ -98,6 +102,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
     sampling_strategy = "uniform"
     frame_stride = 4
     num_clips = 1
+    first_seconds = None
     num_crops = 1
     decoder = "pyav"
     valid_kwargs = UMTVideoProcessorKwargs
@@ -146,6 +151,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
         sampling_strategy: str | None = None,
         frame_stride: int | None = None,
         num_clips: int | None = None,
+        first_seconds: float | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
         """Choose the frames of all clips of a video; arguments left out are the processor's own.
@@ -154,7 +160,8 @@ class UMTVideoProcessor(BaseVideoProcessor):
             Frame numbers `(num_clips * T,)`, clip after clip.
 
         Raises:
-            ValueError: If both `num_frames` and `fps` are given, or `fps` is to be met and `metadata` has none.
+            ValueError: If both `num_frames` and `fps` are given, or `metadata` lacks the rate that `fps` or
+                `first_seconds` needs.
         """
         if fps is not None and num_frames is not None:
             raise ValueError("`num_frames` and `fps` are mutually exclusive arguments, please use only one!")
@@ -175,6 +182,9 @@ class UMTVideoProcessor(BaseVideoProcessor):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         total = metadata.total_num_frames
+        first_seconds = self.first_seconds if first_seconds is None else first_seconds
+        if first_seconds is not None:
+            total = trim_num_frames(total, metadata.fps, first_seconds)
         if total == num_frames and num_clips == 1 and strategy != "fps":
             return np.arange(total)
         clips = [
@@ -229,7 +239,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
         """Give the frames of all clips of a video, `(num_clips * T, C, H, W)`, and what is known about it."""
         choose_frames = None
         if self._setting("do_sample_frames", kwargs):
-            names = ("num_frames", "fps", "sampling_strategy", "frame_stride", "num_clips")
+            names = ("num_frames", "fps", "sampling_strategy", "frame_stride", "num_clips", "first_seconds")
             options = {name: kwargs[name] for name in names if name in kwargs}
 
             def choose_frames(metadata: VideoMetadata) -> np.ndarray:
