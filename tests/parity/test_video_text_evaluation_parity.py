@@ -2,10 +2,20 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
+from datasets import Dataset
 
 from tests.parity.multi_modality import assert_equal, build_model, load_case, read_video
 from umt_hf.modeling.convert_umt_checkpoint import _convert_video_text_tensor
 from umt_hf.modeling.losses_umt_video_text import compute_similarity
+from umt_hf.training.data.annotations import RetrievalSet
+from umt_hf.training.multiple_choice import compute_choice_accuracy, compute_choice_scores
+from umt_hf.training.retrieval import (
+    encode_retrieval_set,
+    evaluate_retrieval,
+    match_candidates,
+    select_candidates,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,26 +46,67 @@ def test_dual_encoder_scores(retrieval):
     assert torch.equal(outputs.logits_per_text, outputs.logits_per_video.T)
 
 
+class PublishedInputs:
+    """Stands in for a processor: the recorded tokens and pixels, whichever texts and videos are asked for."""
+
+    def __init__(self, inputs: dict[str, torch.Tensor], texts: list[str]):
+        self.inputs, self.texts, self.video_processor = inputs, texts, self.read_videos
+
+    def __call__(self, text: list[str], **kwargs) -> dict[str, torch.Tensor]:
+        rows = [self.texts.index(item) for item in text]
+        return {name: self.inputs[name][rows] for name in ("input_ids", "attention_mask")}
+
+    def read_videos(self, source: str, **kwargs) -> dict[str, torch.Tensor]:
+        return {"pixel_values": read_video(self.inputs["video_u8"][int(source)])[None]}
+
+    read_videos.num_frames = 4
+
+
+def build_retrieval_set(info: dict) -> RetrievalSet:
+    videos_of_text = [[video] for video in info["txt2img"].values()]
+    return RetrievalSet(
+        [str(i) for i in range(len(info["img2txt"]))], info["texts"], videos_of_text, list(info["img2txt"].values())
+    )
+
+
 @pytest.mark.parametrize("k", [3, 5, 128])
-def test_reranked_scores(retrieval, k):
-    model, video, text, data = retrieval
-    scores = compute_similarity(video.pooler_output, text.pooler_output)
-    mask = data["inputs"]["attention_mask"]
-    by_video, by_text = torch.full_like(scores, -100), torch.full_like(scores.T, -100)
-    with torch.no_grad():
-        for i, row in enumerate(scores):
-            best = row.topk(min(k, len(row))).indices
-            tokens = video.last_hidden_state[i].expand(len(best), -1, -1)
-            by_video[i, best] = model.match(tokens, text.last_hidden_state[best], mask[best])[:, 1]
-        for i, row in enumerate(scores.T):
-            best = row.topk(min(k, len(row))).indices
-            states = text.last_hidden_state[i].expand(len(best), -1, -1)
-            logits = model.match(video.last_hidden_state[best], states, mask[i].expand(len(best), -1))
-            by_text[i, best] = logits[:, 1]
-    for ours, name in ((by_video, "i2t"), (by_text, "t2i")):
+@pytest.mark.parametrize("batch_size", [4, 32])
+def test_reranked_scores_and_metrics(k, batch_size):
+    info, data = load_case("retrieval_eval")
+    model = build_model(info, data["weights"], "retrieval")
+    processor = PublishedInputs(data["inputs"], info["texts"])
+    found, accelerator = build_retrieval_set(info), Accelerator(cpu=True)
+    options = {"batch_size": batch_size, "num_workers": 0}
+    features = encode_retrieval_set(model, processor, found, accelerator, **options)
+    dual = features.video_embeds @ features.text_embeds.T
+    assert_equal(dual, data["outputs"]["i2t_scores"])
+    assert_equal(features.video_tokens, data["outputs"]["image_feats"][:, 0])
+
+    by_text = select_candidates(dual.T, min(k, 6))
+    by_video = select_candidates(dual, min(k, 9))
+    logits = match_candidates(model, features, by_text, by_video, accelerator, batch_size=batch_size)
+    for name, candidates, scores in (("t2i", by_text, logits[0]), ("i2t", by_video, logits[1])):
         published = data["outputs"][f"{name}_scores_x_k{k}"]
+        ours = torch.full_like(published, -100).scatter(1, candidates, scores)
         assert torch.equal(ours == -100, published == -100)
         torch.testing.assert_close(ours, published, atol=1e-4, rtol=0)
+
+    metrics = evaluate_retrieval(model, processor, found, accelerator, top_k=k, **options)
+    compare_metrics(metrics, "dual", info["metrics"][f"k{k}"]["test_emb/"])
+    if info["metrics_independent_of_tie_order"][f"k{k}"]:
+        compare_metrics(metrics, "reranked", info["metrics"][f"k{k}"]["test/"])
+    else:  # what is first has been judged
+        published = info["metrics"][f"k{k}"]["test/"]
+        assert round(100 * metrics["reranked_text_to_video_r1"], 2) == published["img_r1"]
+        assert round(100 * metrics["reranked_video_to_text_r1"], 2) == published["txt_r1"]
+
+
+def compare_metrics(ours: dict[str, float], scores: str, published: dict[str, float]) -> None:
+    expected = {f"{scores}_mean_recall": published["r_mean"]}
+    for theirs, direction in (("img", "text_to_video"), ("txt", "video_to_text")):
+        for figure, name in (("r1", "r1"), ("r5", "r5"), ("r10", "r10"), ("r_mean", "mean_recall")):
+            expected[f"{scores}_{direction}_{name}"] = published[f"{theirs}_{figure}"]
+    assert {name: round(100 * ours[name], 2) for name in expected} == expected
 
 
 def test_multiple_choice():
@@ -68,11 +119,16 @@ def test_multiple_choice():
         similarities = compute_similarity(video.pooler_output, text.pooler_output) / model.temperature
         similarities = torch.stack([similarities[i, 5 * i : 5 * i + 5] for i in range(len(similarities))]).softmax(1)
         logits = model.match(video.last_hidden_state.repeat_interleave(5, 0), text.last_hidden_state, mask)
+        scores = compute_choice_scores(
+            model, read_video(data["inputs"]["video_u8"]), data["inputs"]["input_ids"], mask, [5, 5, 5, 5]
+        )
     assert_equal(similarities, published["sim_softmax"], scale=2)
     assert_equal(logits, published["itm_logits"])
-    scores = 0.7 * logits.softmax(1)[:, 1].view(-1, 5) + 0.3 * similarities
+    scores = torch.stack(scores)
     assert_equal(scores, published["scores"])
     assert torch.equal(scores.argmax(1), published["pred"])
+    accuracy = compute_choice_accuracy(scores.tolist(), Dataset.from_dict({"answer": info["answers"]}))
+    assert 100 * accuracy["accuracy"] == info["result"]["acc"]
 
 
 @pytest.fixture(scope="module")
