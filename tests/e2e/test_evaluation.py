@@ -1,0 +1,189 @@
+"""The evaluation scripts: reports, and two processes that give the numbers of one to the last bit."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+
+from tests.e2e.conftest import ROOT, find_free_port, launch_environment
+from tests.parity.multi_modality import load_table
+from tests.unit.test_modeling_video_text import TINY
+from umt_hf import UMTVideoProcessor, UMTVideoTextConfig, UMTVideoTextProcessor
+from umt_hf.modeling.modeling_umt_video_text import (
+    UMTVideoTextForPreTraining,
+    UMTVideoTextForQuestionAnswering,
+    UMTVideoTextModel,
+)
+from umt_hf.processing.processing_umt_video_text import build_tokenizer
+from umt_hf.training import evaluate_multiple_choice, evaluate_question_answering, evaluate_retrieval
+
+ANSWERS = ["red", "blue", "yes", "no", "two"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    size = {"height": 32, "width": 32}
+    tokenizer = build_tokenizer(load_table("text_rules")["tokenizer"]["vocab"], 16)
+    processor = UMTVideoTextProcessor(UMTVideoProcessor(num_frames=2, size=size, do_center_crop=False), tokenizer)
+    classes = {"stage2": UMTVideoTextForPreTraining, "qa": UMTVideoTextForQuestionAnswering, "dual": UMTVideoTextModel}
+    for name, cls in classes.items():
+        torch.manual_seed(0)
+        model = cls(UMTVideoTextConfig(**TINY))
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(shapes, tmp_path_factory) -> Path:
+    """Five videos with seven texts, nine questions about four videos, and five rows of options."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = json.loads((shapes / "test_captions.json").read_text())[:5]
+    captions = [row["caption"] for row in rows]
+    several = [["a dog in the snow", rows[0]["caption"]], *captions[1:4], ["two people", captions[4]]]
+    retrieval = [{**row, "caption": texts} for row, texts in zip(rows, several, strict=True)]
+    questions = [
+        {"video": rows[i % 4]["video"], "question": f"what color is the {word}", "answer": "red", "question_id": i}
+        for i, word in enumerate(["man", "dog", "cat", "ball", "car", "bike", "horse", "boat", "street"])
+    ]
+    choices = [{"video": row["video"], "caption": captions, "answer": i} for i, row in enumerate(rows)]
+    for name, content in (("ret", retrieval), ("qa", questions), ("mc", choices), ("answers", ANSWERS)):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def commands(models, data, shapes, tmp_path):
+    """Command line of each script, which writes its report below `run`."""
+
+    def build(run: str, batch_size: int = 2, precision: str = "no") -> dict[str, list[str]]:
+        common = ["--data_root", shapes, "--per_device_eval_batch_size", batch_size, "--dataloader_num_workers", 0]
+        common += ["--mixed_precision", precision]
+        retrieval = ["--top_k", 3, "--dual_softmax", "true", "--cache_dir", tmp_path]
+        answers = ["--answers", data / "answers.json", "--top_k", 4]
+        found = {
+            "retrieval": ["--model_name_or_path", models / "stage2", "--data", data / "ret.json", *retrieval],
+            "question_answering": ["--model_name_or_path", models / "qa", "--data", data / "qa.json", *answers],
+            "multiple_choice": ["--model_name_or_path", models / "stage2", "--data", data / "mc.json"],
+        }
+        return {
+            name: [str(word) for word in [*words, *common, "--output_dir", tmp_path / run / name]]
+            for name, words in found.items()
+        }
+
+    return build
+
+
+def launch(words: list[str]) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_port", str(find_free_port()), *words]
+    environment = launch_environment() | {"ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def read(folder: Path) -> tuple[dict, list | None]:
+    predictions = folder / "predictions.json"
+    return json.loads((folder / "report.json").read_text()), (
+        json.loads(predictions.read_text()) if predictions.exists() else None
+    )
+
+
+SCRIPTS = {
+    "retrieval": evaluate_retrieval,
+    "question_answering": evaluate_question_answering,
+    "multiple_choice": evaluate_multiple_choice,
+}
+
+
+def test_two_processes_equal_one(commands, tmp_path):
+    """Batches of 2: three batches of videos, the last one odd. Batches of 8, in bf16: one process encodes nothing."""
+    program = [
+        "from accelerate.state import AcceleratorState",
+        "from umt_hf.training import evaluate_multiple_choice, evaluate_question_answering, evaluate_retrieval",
+    ]
+    for size, precision in ((2, "no"), (8, "bf16")):
+        for name, words in commands(f"one_{size}", size, precision).items():
+            SCRIPTS[name].main(words)
+            AcceleratorState._reset_state(reset_partial_state=True)
+        for name, words in commands(f"two_{size}", size, precision).items():
+            program.append(f"evaluate_{name}.main({words!r})")
+        program.append("AcceleratorState._reset_state()")
+    (tmp_path / "run_all.py").write_text("\n".join(program))
+    finished = launch([str(tmp_path / "run_all.py")])
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert finished.stderr.count("reranked_text_to_video_r1 ") == 2  # one process speaks, in each of two runs
+    for size in (2, 8):
+        for name in SCRIPTS:
+            (one, choices_of_one), (two, choices_of_two) = (
+                read(tmp_path / f"{n}_{size}" / name) for n in ("one", "two")
+            )
+            assert one["num_processes"] == 1 and two["num_processes"] == 2
+            assert one["metrics"] == two["metrics"] != {}
+            assert choices_of_one == choices_of_two
+            assert {**one, "num_processes": 0, "output_dir": 0} == {**two, "num_processes": 0, "output_dir": 0}
+        _, answers = read(tmp_path / f"two_{size}" / "question_answering")
+        assert [answer["question_id"] for answer in answers] == list(range(9))
+
+
+def test_report_of_retrieval(commands, data, tmp_path):
+    metrics = evaluate_retrieval.main(commands("run")["retrieval"])
+    report, _ = read(tmp_path / "run" / "retrieval")
+    assert report["metrics"] == metrics
+    assert report["num_videos"] == 5 and report["num_texts"] == 7
+    assert report["data_sha256"] == hashlib.sha256((data / "ret.json").read_bytes()).hexdigest()
+    expected = {"top_k": 3, "rerank": True, "dual_softmax": True, "num_frames": 2, "dtype": "float32"}
+    assert {name: report[name] for name in expected} == expected
+    assert {"dual_softmax_mean_recall", "reranked_video_to_text_median_rank"} < metrics.keys()
+    assert report["versions"]["torch"] == torch.__version__
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]  # the videos' tokens are gone
+
+
+def test_config_and_settings_of_the_processor(commands, models, tmp_path):
+    config = tmp_path / "didemo.yaml"
+    sections = {
+        "model": {"model_name_or_path": str(models / "dual")},
+        "data": {"num_frames": 3, "first_seconds": 0.5, "max_text_tokens": 6},
+        "evaluation": {"rerank": False, "captions": "paragraph"},
+    }
+    config.write_text(yaml.safe_dump(sections))
+    words = commands("run")["retrieval"][2:]
+    metrics = evaluate_retrieval.main(["--config", str(config), *words])
+    report, _ = read(tmp_path / "run" / "retrieval")
+    assert report["num_texts"] == 5 and report["captions"] == "paragraph"
+    assert report["num_frames"] == 3 and report["first_seconds"] == 0.5 and report["max_text_tokens"] == 6
+    assert report["metrics"] == metrics and not any(name.startswith("reranked") for name in metrics)
+
+
+def test_missing_weights_and_answers(commands, models, data, tmp_path):
+    words = commands("run")
+    dual = [word.replace("stage2", "dual") for word in words["retrieval"]]
+    with pytest.raises(ValueError, match=r"lacks matching_head"):
+        evaluate_retrieval.main(dual)
+    with pytest.raises(ValueError, match="Set data"):
+        evaluate_multiple_choice.main(words["multiple_choice"][:2])
+    rows = [{**row, "answer": None} for row in json.loads((data / "qa.json").read_text())]
+    (tmp_path / "unknown.json").write_text(json.dumps(rows))
+    qa = [*words["question_answering"], "--data", str(tmp_path / "unknown.json")]
+    assert evaluate_question_answering.main(qa) == {}
+    assert len(read(tmp_path / "run" / "question_answering")[1]) == 9
+
+
+def test_a_bad_video_ends_both_processes(commands, data, shapes, tmp_path):
+    rows = json.loads((data / "ret.json").read_text())
+    rows[4]["video"] = str(tmp_path / "broken.mp4")
+    (tmp_path / "broken.mp4").write_bytes(b"nothing")
+    (tmp_path / "broken.json").write_text(json.dumps(rows))
+    words = [*commands("run")["retrieval"], "--data", str(tmp_path / "broken.json")]
+    finished = launch(["-m", "umt_hf.training.evaluate_retrieval", *words])
+    assert finished.returncode != 0 and "broken.mp4" in finished.stderr
+    assert not (tmp_path / "run").exists()
