@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 
 from tests.e2e.conftest import ROOT, find_free_port, launch_environment
 from tests.parity.multi_modality import load_table
@@ -65,8 +66,9 @@ def data(shapes, tmp_path_factory) -> Path:
 def commands(models, data, shapes, tmp_path):
     """Command line of each script, which writes its report below `run`."""
 
-    def build(run: str, batch_size: int = 2) -> dict[str, list[str]]:
+    def build(run: str, batch_size: int = 2, precision: str = "no") -> dict[str, list[str]]:
         common = ["--data_root", shapes, "--per_device_eval_batch_size", batch_size, "--dataloader_num_workers", 0]
+        common += ["--mixed_precision", precision]
         retrieval = ["--top_k", 3, "--dual_softmax", "true", "--cache_dir", tmp_path]
         answers = ["--answers", data / "answers.json", "--top_k", 4]
         found = {
@@ -103,37 +105,45 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.parametrize("batch_size", [2, 8])
-def test_two_processes_equal_one(commands, tmp_path, batch_size):
-    """Batches of 2: three batches of videos, the last one odd. Batches of 8: one process has nothing to encode."""
-    for name, words in commands("one", batch_size).items():
-        SCRIPTS[name].main(words)
-    program = tmp_path / "evaluate.py"
-    program.write_text(
-        "from umt_hf.training import evaluate_multiple_choice, evaluate_question_answering, evaluate_retrieval\n"
-        + "".join(f"evaluate_{name}.main({words!r})\n" for name, words in commands("two", batch_size).items())
-    )
-    finished = launch([str(program)])
+def test_two_processes_equal_one(commands, tmp_path):
+    """Batches of 2: three batches of videos, the last one odd. Batches of 8, in bf16: one process encodes nothing."""
+    program = [
+        "from accelerate.state import AcceleratorState",
+        "from umt_hf.training import evaluate_multiple_choice, evaluate_question_answering, evaluate_retrieval",
+    ]
+    for size, precision in ((2, "no"), (8, "bf16")):
+        for name, words in commands(f"one_{size}", size, precision).items():
+            SCRIPTS[name].main(words)
+            AcceleratorState._reset_state(reset_partial_state=True)
+        for name, words in commands(f"two_{size}", size, precision).items():
+            program.append(f"evaluate_{name}.main({words!r})")
+        program.append("AcceleratorState._reset_state()")
+    (tmp_path / "run_all.py").write_text("\n".join(program))
+    finished = launch([str(tmp_path / "run_all.py")])
     assert finished.returncode == 0, finished.stderr[-3000:]
-    for name in SCRIPTS:
-        (one, one_predictions), (two, two_predictions) = (read(tmp_path / run / name) for run in ("one", "two"))
-        assert one["num_processes"] == 1 and two["num_processes"] == 2
-        assert one["metrics"] == two["metrics"] != {}
-        assert one_predictions == two_predictions
-        assert {**one, "num_processes": 0, "output_dir": 0} == {**two, "num_processes": 0, "output_dir": 0}
-    assert [row["question_id"] for row in read(tmp_path / "two" / "question_answering")[1]] == list(range(9))
+    assert finished.stderr.count("reranked_text_to_video_r1 ") == 2  # one process speaks, in each of two runs
+    for size in (2, 8):
+        for name in SCRIPTS:
+            (one, choices_of_one), (two, choices_of_two) = (
+                read(tmp_path / f"{n}_{size}" / name) for n in ("one", "two")
+            )
+            assert one["num_processes"] == 1 and two["num_processes"] == 2
+            assert one["metrics"] == two["metrics"] != {}
+            assert choices_of_one == choices_of_two
+            assert {**one, "num_processes": 0, "output_dir": 0} == {**two, "num_processes": 0, "output_dir": 0}
+        _, answers = read(tmp_path / f"two_{size}" / "question_answering")
+        assert [answer["question_id"] for answer in answers] == list(range(9))
 
 
 def test_report_of_retrieval(commands, data, tmp_path):
-    finished = launch(["-m", "umt_hf.training.evaluate_retrieval", *commands("run")["retrieval"]])
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    assert finished.stderr.count("reranked_text_to_video_r1 ") == 1
+    metrics = evaluate_retrieval.main(commands("run")["retrieval"])
     report, _ = read(tmp_path / "run" / "retrieval")
+    assert report["metrics"] == metrics
     assert report["num_videos"] == 5 and report["num_texts"] == 7
     assert report["data_sha256"] == hashlib.sha256((data / "ret.json").read_bytes()).hexdigest()
     expected = {"top_k": 3, "rerank": True, "dual_softmax": True, "num_frames": 2, "dtype": "float32"}
     assert {name: report[name] for name in expected} == expected
-    assert {"dual_softmax_mean_recall", "reranked_video_to_text_median_rank"} < report["metrics"].keys()
+    assert {"dual_softmax_mean_recall", "reranked_video_to_text_median_rank"} < metrics.keys()
     assert report["versions"]["torch"] == torch.__version__
     assert not [path for path in tmp_path.iterdir() if path.is_file()]  # the videos' tokens are gone
 

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 
 from tests.parity.multi_modality import load_table
@@ -167,6 +168,13 @@ def test_a_bad_video_is_named(processor, found, accelerator, tmp_path):
     video = {"path": "in_memory.mp4", "bytes": b"nothing"}
     with pytest.raises(VideoDecodingError, match=r"in_memory\.mp4"):
         HeldOutVideos([video], processor.video_processor)[0]
+
+
+def test_models_wrapped_by_peft(processor, found, accelerator):
+    model = build_model()
+    metrics = retrieval.evaluate_retrieval(model, processor, found, accelerator, **OPTIONS)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))  # adapters start as nothing
+    assert retrieval.evaluate_retrieval(adapted, processor, found, accelerator, **OPTIONS) == metrics
 
 
 def test_evaluation_leaves_model_and_random_state_as_they_were(processor, found, accelerator):

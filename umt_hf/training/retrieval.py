@@ -2,13 +2,13 @@
 
 Each process encodes its own batches of videos and of texts. Pooled vectors and the texts' states are then shared; a
 video's tokens, by far the most, stay with the process that made them, in a memory-mapped file, and that process judges
-all pairs of its videos. So the device holds one batch at a time, the pooled vectors (200 MB for 100,000 videos of 512
+all pairs of its videos. So the device holds one batch at a time, the pooled vectors (400 MB for 100,000 videos of 512
 numbers) and one block of scores; the host holds the texts' states, 50 kB for 32 tokens of width 768 in half precision.
 """
 
-import logging
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,6 @@ from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from .data.annotations import RetrievalSet
 from .data.held_out import evaluation_mode, load_video_batches, plan_shard, share_rows
 from .metrics.retrieval import RetrievalRecall, compute_ranks, mark_right_items
-
-logger = logging.getLogger(__name__)
 
 BLOCK_SCORES = 2**24  # similarities computed at a time
 
@@ -86,11 +84,14 @@ def evaluate_retrieval(
 
     Raises:
         VideoDecodingError: If a video cannot be read; it names the file.
-        ValueError: If a score is NaN or infinite, or `rerank` is asked of a model without matching head.
+        ValueError: If a score is NaN or infinite, `top_k` is below 1, or `rerank` is asked of a model without
+            matching head.
 
     Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4; Li et al., "Align before Fuse", 2021, section 5.
     """
-    if rerank and not isinstance(model, UMTVideoTextForRetrieval):
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}.")
+    if rerank and not hasattr(model, "match"):  # no `isinstance`: PEFT wraps models
         raise ValueError(
             f"{type(model).__name__} has no matching head: set rerank=False, or load a model for retrieval."
         )
@@ -233,10 +234,7 @@ def rank_by_similarity(
     k = min(top_k, len(items))
     ranks = torch.zeros(len(queries), dtype=torch.long)
     candidates = torch.zeros(len(queries), k, dtype=torch.long)
-    items = items.to(accelerator.device)
-    for block in _plan_blocks(queries, items, accelerator):
-        rows = slice(block.start, block.stop)
-        scores = queries[rows].to(accelerator.device) @ items.T
+    for rows, scores in _multiply_in_blocks(queries, items, accelerator):
         if log_normalizers is not None:
             scores = 2 * scores / temperature - log_normalizers.to(scores.device)
         is_right = mark_right_items(right_items[rows], len(items)).to(scores.device)
@@ -349,16 +347,24 @@ def _compute_log_normalizers(
     items: torch.Tensor, queries: torch.Tensor, temperature: float, accelerator: Accelerator
 ) -> torch.Tensor:
     sums = torch.zeros(len(items))
-    queries = queries.to(accelerator.device)
-    for block in _plan_blocks(items, queries, accelerator):
-        rows = slice(block.start, block.stop)
-        products = items[rows].to(accelerator.device) @ queries.T
+    for rows, products in _multiply_in_blocks(items, queries, accelerator):
         sums[rows] = (products / temperature).logsumexp(dim=1).cpu()
     return share_rows(sums, accelerator)
 
 
-def _plan_blocks(rows: torch.Tensor, columns: torch.Tensor, accelerator: Accelerator) -> list[range]:
-    return plan_shard(len(rows), max(1, BLOCK_SCORES // len(columns)), accelerator)
+def _multiply_in_blocks(
+    rows: torch.Tensor, columns: torch.Tensor, accelerator: Accelerator
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Products of all rows `(n, D)` with all columns `(m, D)`, `(rows of a block, m)`; this process's blocks.
+
+    They are summed in float64: in float32 the last bit of a sum hangs on the column's place, and equal columns would
+    not tie.
+    """
+    device = torch.device("cpu") if accelerator.device.type == "mps" else accelerator.device  # no float64 there
+    columns = columns.to(device).double().T
+    for block in plan_shard(len(rows), max(1, BLOCK_SCORES // columns.shape[1]), accelerator):
+        place = slice(block.start, block.stop)
+        yield place, (rows[place].to(device).double() @ columns).float()
 
 
 def _summarize(scores: str, text_ranks: torch.Tensor, video_ranks: torch.Tensor) -> dict[str, float]:
