@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -99,6 +99,44 @@ class PretrainingTransform:
 
     def _resize(self, clip: torch.Tensor, flip: bool) -> torch.Tensor:
         clip = F.resize(clip, [self.size, self.size], interpolation=InterpolationMode.BILINEAR, antialias=True)
+        return clip.flip(-1) if flip else clip
+
+
+class ResizedCropTransform(PretrainingTransform):
+    """Random resized crop, horizontal flip and ImageNet normalisation of videos with text.
+
+    Args:
+        size: Side of the square input of the model, in pixels.
+        scale: Smallest and largest share of the frame's area that a crop has.
+        ratio: Smallest and largest ratio of its width to its height.
+        flip_probability: How often a clip is mirrored.
+        antialias: Whether the bicubic resize blurs what it shrinks; the published one does not.
+
+    Source: the published data code of stage 2.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        scale: tuple[float, float] = (0.5, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip_probability: float = 0.5,
+        antialias: bool = False,
+    ):
+        super().__init__(size, flip_probability=flip_probability)
+        self.scale, self.ratio, self.antialias = list(scale), list(ratio), antialias
+
+    def sample(self, height: int, width: int, generator: torch.Generator | None = None) -> ClipCrop:
+        """As for `PretrainingTransform`; the fixed evaluation view is the whole frame."""
+        if generator is None:
+            return ClipCrop(0, 0, height, width, flip=False)
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global source
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            box = RandomResizedCrop.get_params(torch.empty(1, height, width), self.scale, self.ratio)
+        return ClipCrop(*box, flip=torch.rand((), generator=generator).item() < self.flip_probability)
+
+    def _resize(self, clip: torch.Tensor, flip: bool) -> torch.Tensor:
+        clip = F.resize(clip, [self.size, self.size], InterpolationMode.BICUBIC, antialias=self.antialias)
         return clip.flip(-1) if flip else clip
 
 
