@@ -151,12 +151,12 @@ def test_batches_of_pairs(processor):
     assert batch["input_ids"].tolist()[:3] == [[2, 5, 6, 8, 0, 0], [2, 5, 6, 8, 0, 0], [2, 5, 7, 8, 0, 0]]
     assert batch["pixel_values"].shape == (5, 2, 3, 4, 4) and batch["return_loss"] is True
     assert batch["failures"] == [f"bad {number}" for number in range(5)]
-    assert list_equal(batch["pair_ids"]) == [[0, 2], [1], [3], [4]]
+    assert group_places(batch["pair_ids"]) == [[0, 2], [1], [3], [4]]
     batch = finetune_retrieval.PairCollator(processor, pair_by_caption=True)(samples)
-    assert list_equal(batch["pair_ids"]) == [[0, 1], [2, 3, 4]]
+    assert group_places(batch["pair_ids"]) == [[0, 1], [2, 3, 4]]
 
 
-def list_equal(ids: torch.Tensor) -> list[list[int]]:
+def group_places(ids: torch.Tensor) -> list[list[int]]:
     """Places of each id, in order of first appearance."""
     ids = ids.tolist()
     return [[i for i, other in enumerate(ids) if other == each] for each in dict.fromkeys(ids)]

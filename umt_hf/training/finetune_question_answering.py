@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -163,15 +164,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     table = load_training_questions(data)
     model = load_model(args, data)
     processor = build_processor(args.model_name_or_path, model.config, data, data.max_question_tokens)
+    build = partial(build_evaluation, processor=processor, data=data, args=evaluation, training=training)
     trainer = FinetuningTrainer(
         model=add_adapters(model, args, HEADS),
         args=training,
         train_dataset=VideoTextClips(table, data, model.config.vision_config.image_size, training.seed),
         data_collator=QuestionCollator(processor, data.max_answer_tokens),
         processing_class=processor,
-        evaluations=build_evaluations(
-            training, data, lambda *held_out: build_evaluation(*held_out, processor, data, evaluation, training)
-        ),
+        evaluations=build_evaluations(training, data, build),
         max_skipped_ratio=data.max_skipped_ratio,
     )
     return fine_tune(trainer, dict(zip(SECTIONS, parsed, strict=True)))
