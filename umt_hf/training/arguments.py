@@ -233,34 +233,59 @@ class TrainingArguments:
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(Path(str(path)).stem for path in RECIPES.iterdir() if str(path).endswith(".yaml"))
+    """Names of the recipes that come with the package, `recipe:variant` where a recipe has variants."""
+    names = []
+    for path in _list_recipe_files():
+        variants = _read_recipe(path).get("variants")
+        names += [f"{path.stem}:{variant}" for variant in variants] if variants else [path.stem]
+    return names
 
 
 def load_recipe(name_or_path: str) -> dict[str, dict[str, Any]]:
     """Read a recipe, following its `inherits` key.
 
     Args:
-        name_or_path: Name of a recipe of the package, or a YAML file.
+        name_or_path: Name of a recipe of the package, or a YAML file; with `:variant` behind it where it has variants.
 
     Returns:
         Section -> key -> value.
 
     Raises:
         FileNotFoundError: If it is neither.
+        ValueError: If the recipe has variants and none is named, or the one that is named does not exist.
     """
-    path = Path(name_or_path)
+    name, variant = name_or_path, ""
+    if not Path(name).is_file() and ":" in name:
+        name, variant = name.rsplit(":", 1)
+    path = Path(name)
     if not path.is_file():
-        if name_or_path not in list_recipes():
-            raise FileNotFoundError(
-                f"{name_or_path!r} is neither a file nor a recipe; recipes: {', '.join(list_recipes())}."
-            )
-        path = Path(str(RECIPES / f"{name_or_path}.yaml"))
-    own = yaml.safe_load(path.read_text()) or {}
+        path = Path(str(RECIPES / f"{name}.yaml"))
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{name_or_path!r} is neither a file nor a recipe; recipes: "
+            f"{', '.join(recipe.stem for recipe in _list_recipe_files())}."
+        )
+    own = _read_recipe(path)
     merged = load_recipe(own.pop("inherits")) if "inherits" in own else {}
-    for section, values in own.items():
-        merged[section] = {**merged.get(section, {}), **(values or {})}
+    variants = own.pop("variants", {})
+    if variants and variant not in variants:
+        choices = ", ".join(f"{name}:{known}" for known in variants)
+        raise ValueError(f"{name_or_path!r}: name one of the recipe's variants: {choices}.")
+    if variant and not variants:
+        raise ValueError(f"{name_or_path!r}: the recipe {name} has no variants.")
+    for layer in (own, variants.get(variant, {})):
+        for section, values in layer.items():
+            merged[section] = {**merged.get(section, {}), **(values or {})}
     return merged
+
+
+def _list_recipe_files() -> list[Path]:
+    """Files of the package's recipes, without those that only others inherit."""
+    return [path for path in sorted(Path(str(RECIPES)).glob("*.yaml")) if not path.stem.endswith("_base")]
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text()) or {}
 
 
 def parse_config(sections: dict[str, type], arguments: Sequence[str]) -> tuple[Any, ...]:
@@ -279,8 +304,9 @@ def parse_config(sections: dict[str, type], arguments: Sequence[str]) -> tuple[A
     config, arguments = _split_config(list(arguments))
     flags = [] if config is None else _recipe_to_flags(config, sections)
     parser = HfArgumentParser(tuple(sections.values()))
+    recipes = [path.stem for path in _list_recipe_files()]
     parser.add_argument(
-        "--config", help=f"YAML file, or a recipe: {', '.join(list_recipes())}. Other flags win over it."
+        "--config", help=f"YAML file, or a recipe (name:variant): {', '.join(recipes)}. Other flags win over it."
     )
     parsed = parser.parse_args_into_dataclasses([*flags, *arguments], look_for_args_file=False)
     return tuple(parsed[: len(sections)])
