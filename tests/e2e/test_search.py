@@ -105,7 +105,8 @@ def test_exit_code_says_whether_any_video_could_be_read(model, tmp_path):
 
 def test_list_from_standard_input(model, videos, tmp_path):
     paths = sorted(videos.rglob("*.mp4"))[:2]
-    report = embed("-", "--model", model, "--out", tmp_path / "index", input="\n".join(map(str, paths)) + "\n")
+    flags = ("--model", model, "--out", tmp_path / "index", "--num-workers", "1")
+    report = embed("-", *flags, input="\n".join(map(str, paths)) + "\n")
     assert report["num_encoded"] == 2
     assert list(read_vectors(tmp_path / "index")) == [str(path) for path in paths]
 

@@ -266,6 +266,28 @@ def test_what_a_killed_command_leaves_is_taken_in(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "index.json", "skipped.json", "shards", "table"}
 
 
+def test_a_kill_while_old_folders_are_deleted_does_no_harm(tmp_path, monkeypatch):
+    index = VideoIndex(tmp_path)
+    with index.write(ENCODER):
+        index.write_shard(build_rows("a"))
+        index.merge([])
+        index.write_shard(build_rows("b"))
+
+    def die_midway(folder):
+        (Path(folder) / "dataset_info.json").unlink()
+        raise KeyboardInterrupt
+
+    for _ in range(3):  # in turn, the former table and the shard are half gone
+        with monkeypatch.context() as patch:
+            patch.setattr(video_index.shutil, "rmtree", die_midway)
+            with pytest.raises((KeyboardInterrupt, FileNotFoundError)), index.write(ENCODER):
+                pass
+    with index.write(ENCODER):
+        assert index.load()["path"][:] == ["a", "b"]
+        assert index.merge([SkippedVideo("a", "gone"), SkippedVideo("b", "gone")]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "index.json", "skipped.json", "shards"}
+
+
 def test_one_writer_at_a_time(tmp_path):
     with VideoIndex(tmp_path).write(ENCODER):
         with pytest.raises(BlockingIOError, match="another"), VideoIndex(tmp_path).write(ENCODER):

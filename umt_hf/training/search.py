@@ -10,6 +10,7 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2: contrast finds, t
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -18,9 +19,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoProcessor
@@ -195,11 +198,11 @@ def compute_fingerprint(model: torch.nn.Module, left_out: Iterable[str] = ()) ->
     Returns:
         32 hexadecimal digits, the same on every machine.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    digest, left_out = hashlib.blake2b(digest_size=16), set(left_out)
     for name, tensor in sorted(model.state_dict().items()):
-        if name not in set(left_out):
-            stride = -(-tensor.numel() // FINGERPRINT_VALUES)
-            values = tensor.flatten()[:: max(stride, 1)].float().cpu().contiguous().numpy()
+        if name not in left_out:
+            stride = max(1, math.ceil(tensor.numel() / FINGERPRINT_VALUES))
+            values = tensor.flatten()[::stride].float().cpu().contiguous().numpy()
             digest.update(f"{name} {tuple(tensor.shape)}".encode() + values.tobytes())
     return digest.hexdigest()
 
@@ -338,7 +341,7 @@ class VideoSearcher:
         return sorted(judged, key=lambda hit: -matching.get(hit.path, -float("inf")))
 
 
-def find_nearest(table: Any, vector: Any, count: int) -> list[dict[str, Any]]:
+def find_nearest(table: Dataset, vector: np.ndarray, count: int) -> list[dict[str, Any]]:
     """Look up the rows with the largest inner products.
 
     Args:
@@ -350,9 +353,12 @@ def find_nearest(table: Any, vector: Any, count: int) -> list[dict[str, Any]]:
         Rows without their vectors, but with their `similarity`, best first; fewer if the table has fewer.
     """
     scores, rows = table.search(VECTOR_COLUMN, vector, k=min(count, len(table)))
-    columns = [name for name in table.column_names if name != VECTOR_COLUMN]
-    details = table.with_format(columns=columns)
-    return [{**details[int(row)], "similarity": float(score)} for score, row in zip(scores, rows, strict=True)]
+    found = []
+    for score, row in zip(scores, rows, strict=True):
+        columns = table[int(row)]  # a view without the vectors would copy the whole FAISS index
+        del columns[VECTOR_COLUMN]
+        found.append({**columns, "similarity": float(score)})
+    return found
 
 
 def format_hits(hits: Sequence[SearchHit]) -> str:

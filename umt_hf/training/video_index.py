@@ -138,8 +138,7 @@ class VideoIndex:
         try:
             _write_json(self._info, {"encoder": encoder, "versions": collect_versions()})
             self._shards.mkdir(exist_ok=True)
-            for unfinished in self._shards.glob(f"*{UNFINISHED_SUFFIX}"):
-                shutil.rmtree(unfinished)
+            self._remove_leftovers()
             self.merge([])
             yield
         finally:
@@ -171,7 +170,7 @@ class VideoIndex:
             }
         )
         final = self._shards / uuid.uuid4().hex
-        unfinished = final.with_name(final.name + UNFINISHED_SUFFIX)
+        unfinished = _name_unfinished(final)
         Dataset.from_list(rows, features=features).save_to_disk(unfinished)
         os.replace(unfinished, final)
 
@@ -199,7 +198,7 @@ class VideoIndex:
         kept = [SkippedVideo(path, reason) for path, reason in sorted(reasons.items()) if path not in rows]
         _write_json(self._skipped, [asdict(video) for video in kept])
         for shard in shards:
-            shutil.rmtree(shard)
+            _remove(shard)
         return len(rows)
 
     def read_skipped(self) -> list[SkippedVideo]:
@@ -229,20 +228,26 @@ class VideoIndex:
         """The whole table: the former one where a command was killed while it exchanged the two."""
         return next((folder for folder in (self._table, self._previous) if folder.is_dir()), None)
 
+    def _remove_leftovers(self) -> None:
+        for pattern in (f"table*{UNFINISHED_SUFFIX}", f"shards/*{UNFINISHED_SUFFIX}"):
+            for unfinished in self.folder.glob(pattern):
+                shutil.rmtree(unfinished)
+        if self._table.is_dir() and self._previous.is_dir():
+            _remove(self._previous)
+
     def _replace_table(self, rows: Dataset) -> None:
-        unfinished = self._table.with_name(self._table.name + UNFINISHED_SUFFIX)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished = _name_unfinished(self._table)
         if len(rows):
             rows.save_to_disk(unfinished)
             table = load_from_disk(unfinished)
             add_faiss_index(table)
             table.save_faiss_index(VECTOR_COLUMN, unfinished / FAISS_FILE)
         if self._table.is_dir():
-            shutil.rmtree(self._previous, ignore_errors=True)
             os.replace(self._table, self._previous)
         if len(rows):
             os.replace(unfinished, self._table)
-        shutil.rmtree(self._previous, ignore_errors=True)
+        if self._previous.is_dir():
+            _remove(self._previous)
 
 
 def add_faiss_index(table: Dataset) -> None:
@@ -267,7 +272,18 @@ def require_faiss() -> None:
         raise ImportError("Searching videos needs FAISS. Install it with `pip install 'umt_hf[search]'`.")
 
 
+def _name_unfinished(path: Path) -> Path:
+    return path.with_name(path.name + UNFINISHED_SUFFIX)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder; a kill midway does not leave half of it under its own name."""
+    unfinished = _name_unfinished(folder)
+    os.replace(folder, unfinished)
+    shutil.rmtree(unfinished)
+
+
 def _write_json(path: Path, content: Any) -> None:
-    unfinished = path.with_name(path.name + UNFINISHED_SUFFIX)
+    unfinished = _name_unfinished(path)
     unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
