@@ -34,6 +34,7 @@ style: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.stage1_step.run
 	$(BIN)/python -m benchmarks.decoding.run
+	$(BIN)/python -m benchmarks.search.run
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 ifdef UV

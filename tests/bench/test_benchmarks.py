@@ -157,6 +157,31 @@ def test_decoding_compares_readers_on_the_same_pixels(tmp_path):
         decoding.check_agreement(readers, [video])
 
 
+def test_search_writes_a_row_for_each_way(tmp_path):
+    pytest.importorskip("faiss")
+    from benchmarks.search import run as search
+
+    sizes = ["--num_videos", "30", "40", "--width", "8", "--queries", "2", "--repeats", "2"]
+    report = read_report(search.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "search")
+    assert [(row["num_videos"], row["way"]) for row in report["rows"]] == [
+        (size, way) for size in (30, 40) for way in (search.UMT, search.TORCH, search.NUMPY)
+    ]
+    for row in report["rows"]:
+        assert (row["build_seconds"] is not None) == (row["way"] == search.UMT)
+        assert len(row["search_seconds"]["samples"]) == 2 and row["search_seconds"]["min"] > 0
+        assert row["load_and_search_seconds"]["median"] > row["load_seconds"]["min"] > 0
+    assert report["rows"][1]["search_relative_to_torch"]["samples"] == [1, 1]
+    assert report["text_encoding_seconds"].keys() == SUMMARY
+
+
+def test_search_compares_the_same_answers():
+    pytest.importorskip("faiss")
+    from benchmarks.search import run as search
+
+    with pytest.raises(RuntimeError, match="not the same search"):
+        search.check_agreement({"other": lambda q: ["a"], search.TORCH: lambda q: ["b"]}, torch.ones(1, 2).numpy())
+
+
 def test_interleaving_starts_each_round_elsewhere():
     order = []
     cases = {name: (lambda name=name: order.append(name) or len(order)) for name in "abc"}
@@ -183,7 +208,7 @@ def test_phases_are_added_up_and_time_between_steps_is_left_out(monkeypatch):
     assert clock.compute_phase_seconds() == {"first": 5.0, "second": 3.0}
 
 
-@pytest.mark.parametrize("question", ["stage1_step", "decoding"])
+@pytest.mark.parametrize("question", ["stage1_step", "decoding", "search"])
 def test_readme_has_the_place_for_its_table(question):
     text = (Path(stage1_step.__file__).parents[1] / question / "README.md").read_text()
     assert text.count(TABLE_BEGIN) == text.count(TABLE_END) == 1

@@ -1,0 +1,220 @@
+"""`umt-hf embed` and `umt-hf search` as a user runs them."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import load_from_disk
+from typer.testing import CliRunner
+
+from tests.e2e.conftest import ROOT, find_free_port, launch_environment
+from tests.unit.test_search import QUERY, save_model
+from umt_hf import cli
+from umt_hf.training.video_index import VideoIndex
+
+pytest.importorskip("faiss")
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def videos(shapes, tmp_path) -> Path:
+    """Eight clips, two of them in a sub-folder."""
+    folder = tmp_path / "videos"
+    (folder / "more").mkdir(parents=True)
+    for i, video in enumerate(sorted((shapes / "videos" / "train").iterdir())[:8]):
+        shutil.copy(video, (folder / "more" if i > 5 else folder) / video.name)
+    return folder
+
+
+def run(*arguments, exit_code: int = 0, **options):
+    result = runner.invoke(cli.app, [str(argument) for argument in arguments], **options)
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def embed(*arguments, **options) -> dict:
+    return json.loads(run("embed", "--num-workers", "0", "--json", *arguments, **options).stdout.splitlines()[-1])
+
+
+def read_vectors(index: Path) -> dict[str, list[float]]:
+    table = load_from_disk(index / "table")
+    return dict(zip(table["path"][:], table["vector"][:], strict=True))
+
+
+def test_append_encodes_what_is_new_or_changed(model, videos, tmp_path):
+    index, flags = tmp_path / "index", ("--model", model, "--out", tmp_path / "index")
+    first = embed(videos / "more", *flags)
+    assert (first["num_encoded"], first["num_unchanged"], first["num_in_index"]) == (2, 0, 2)
+    old = read_vectors(index)
+    assert embed(videos, *flags)["num_encoded"] == 6
+    again = embed(videos, *flags)
+    assert (again["num_encoded"], again["num_unchanged"], again["num_in_index"]) == (0, 8, 8)
+    new = read_vectors(index)
+    assert len(new) == 8 and all(new[path] == old[path] for path in old)
+
+    changed, other = sorted(videos.glob("*.mp4"))[:2]
+    changed.write_bytes(other.read_bytes())
+    assert embed(videos, *flags)["num_encoded"] == 1
+    after = read_vectors(index)
+    assert after[str(changed)] != new[str(changed)]
+    np.testing.assert_allclose(after[str(changed)], new[str(other)], atol=1e-6)
+    assert VideoIndex(index).load().search("vector", np.array(after[str(changed)], np.float32), k=2).scores[
+        1
+    ] == pytest.approx(np.square(after[str(changed)]).sum(), rel=1e-5)
+
+
+def test_bad_videos_are_listed_and_their_rows_go(model, videos, tmp_path):
+    flags = ("--model", model, "--out", tmp_path / "index")
+    embed(videos, *flags)
+    broken, empty = sorted(videos.glob("*.mp4"))[0], videos / "empty.mp4"
+    broken.write_bytes(broken.read_bytes()[:700])
+    empty.touch()
+    result = run("embed", videos, tmp_path / "gone.mp4", *flags, "--num-workers", "0")
+    assert "0 encoded, 7 unchanged, 3 skipped; 7 in the index" in result.output
+    skipped = json.loads((tmp_path / "index" / "skipped.json").read_text())
+    assert [entry["path"] for entry in skipped] == [str(tmp_path / "gone.mp4"), str(broken), str(empty)]
+    for entry in skipped:
+        assert len(entry["reason"]) > 10 and f"skipped {entry['path']}: {entry['reason']}" in result.output
+    assert str(broken) not in read_vectors(tmp_path / "index")
+    shutil.copy(sorted(videos.glob("*.mp4"))[1], broken)
+    assert embed(broken, *flags)["num_in_index"] == 8
+    assert len(json.loads((tmp_path / "index" / "skipped.json").read_text())) == 2
+
+
+def test_exit_code_says_whether_any_video_could_be_read(model, tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    result = run("embed", tmp_path / "bad.mp4", "--model", model, "--out", tmp_path / "index", exit_code=1)
+    assert "0 encoded, 0 unchanged, 1 skipped; 0 in the index" in result.output
+    assert "holds no videos" in clean(run("search", tmp_path / "index", QUERY, exit_code=2).output)
+
+
+def test_list_from_standard_input(model, videos, tmp_path):
+    paths = sorted(videos.rglob("*.mp4"))[:2]
+    flags = ("--model", model, "--out", tmp_path / "index", "--num-workers", "1")
+    report = embed("-", *flags, input="\n".join(map(str, paths)) + "\n")
+    assert report["num_encoded"] == 2
+    assert list(read_vectors(tmp_path / "index")) == [str(path) for path in paths]
+
+
+def test_search_prints_a_table_or_json(model, videos, tmp_path):
+    index = tmp_path / "index"
+    embed(videos, "--model", model, "--out", index)
+    hits = json.loads(run("search", index, QUERY, "--json", "--top-k", 3).stdout)
+    assert len(hits) == 3 and hits[0].keys() >= {"path", "similarity", "matching_score"}
+    assert [hit["similarity"] for hit in hits] == sorted((hit["similarity"] for hit in hits), reverse=True)
+    lines = run("search", index, QUERY, "--top-k", 3).stdout.splitlines()
+    assert [line.split()[-1] for line in lines] == ["video", *(hit["path"] for hit in hits)]
+    reranked = json.loads(run("search", index, QUERY, "--json", "--rerank").stdout)
+    matching = [hit["matching_score"] for hit in reranked]
+    assert matching == sorted(matching, reverse=True) and len(matching) == 8
+    assert {hit["path"]: hit["similarity"] for hit in reranked}.items() >= {
+        hit["path"]: hit["similarity"] for hit in hits
+    }.items()
+    assert "matching" in run("search", index, QUERY, "--rerank").stdout
+
+
+def test_another_model_is_refused(model, videos, tmp_path):
+    index = tmp_path / "index"
+    embed(videos / "more", "--model", model, "--out", index)
+    other = save_model(tmp_path / "other", seed=1)
+    refused = run("embed", videos, "--model", other, "--out", index, exit_code=2)
+    assert "built by another model" in clean(refused.output)
+    assert "built by another model" in clean(run("search", index, QUERY, "--model", other, exit_code=2).output)
+    assert len(read_vectors(index)) == 2
+    moved = shutil.copytree(model, tmp_path / "moved")
+    assert embed(videos, "--model", moved, "--out", index)["num_in_index"] == 8
+    assert "no index" in clean(run("search", videos, QUERY, exit_code=2).output)
+    assert "not empty" in clean(run("embed", videos, "--model", model, "--out", videos, exit_code=2).output)
+
+
+def clean(output: str) -> str:
+    """Undo the box and the line breaks of a usage error."""
+    return re.sub(r"[\s│]+", " ", output)
+
+
+def test_killed_run_goes_on_from_its_last_shard(model, videos, tmp_path):
+    """SIGKILL once a shard is there; the processor reads slowly enough for that."""
+    index = tmp_path / "index"
+    flags = ["--model", str(model), "--out", str(index), "--shard-size", "1", "--batch-size", "1"]
+    for copy in range(30):  # seconds of work
+        shutil.copytree(videos / "more", videos / f"copy{copy}")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "umt_hf.cli", "embed", str(videos), *flags, "--num-workers", "0"],
+        cwd=ROOT,
+        env=launch_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while len(list_shards(index)) < 3:
+        assert process.poll() is None and time.monotonic() < deadline, "no shard was written"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = len(list_shards(index))
+    assert 3 <= kept < 68 and not (index / "table").exists()
+    report = embed(videos, *flags)
+    assert (report["num_unchanged"], report["num_encoded"]) == (kept, 68 - kept)
+    embed(videos, "--model", model, "--out", tmp_path / "whole")
+    assert_same_vectors(index, tmp_path / "whole")
+    assert not list_shards(index)
+
+
+def list_shards(index: Path) -> list[str]:
+    folder = index / "shards"
+    return [name for name in os.listdir(folder) if "." not in name] if folder.is_dir() else []
+
+
+def assert_same_vectors(first: Path, second: Path) -> None:
+    ours, expected = read_vectors(first), read_vectors(second)
+    assert list(ours) == list(expected)  # in the same order, too
+    np.testing.assert_allclose(list(ours.values()), list(expected.values()), atol=1e-6)
+
+
+def test_two_processes_equal_one(model, videos, tmp_path):
+    (videos / "bad.mp4").write_bytes(b"no video")
+    (videos / "worse.mp4").write_bytes(b"")
+    one = embed(videos, "--model", model, "--out", tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_port", str(find_free_port()), "-m", "umt_hf.cli", "embed", "-", "--num-workers", "0"]
+    command += ["--model", str(model), "--out", str(tmp_path / "two"), "--shard-size", "2", "--json"]
+    environment = launch_environment() | {"ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, input=f"{videos}\n", timeout=180
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == one
+    assert [len(one["skipped"]), one["num_encoded"]] == [2, 8]
+    assert_same_vectors(tmp_path / "one", tmp_path / "two")
+    skipped = [(tmp_path / name / "skipped.json").read_text() for name in ("one", "two")]
+    assert skipped[0] == skipped[1]
+
+
+def test_commands_of_the_guide_run(model, videos, tmp_path, monkeypatch):
+    """Every `umt-hf` line of docs/search.md, and its Python."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    shutil.copytree(model, tmp_path / "outputs" / "retrieval")
+    shutil.copytree(videos, tmp_path / "more_videos")
+    text = (ROOT / "docs" / "search.md").read_text()
+    commands = [line.removeprefix("umt-hf ") for line in text.splitlines() if line.startswith("umt-hf ")]
+    assert len(commands) >= 4
+    for command in commands:
+        run(*shlex.split(command), "--num-workers", "0") if command.startswith("embed") else run(*shlex.split(command))
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, {})
