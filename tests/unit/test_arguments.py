@@ -60,11 +60,14 @@ def test_published_stage_2_values(size, corpora):
     assert model.drop_path_rate == row["drop_path"]
     assert model.vision_gradient_checkpointing == row["vision_checkpointing"][0]
     assert teacher.num_aligned_layers == row["clip_return_layer"]
-    assert teacher.teacher_name_or_path == {
-        "clip_b16": "openai/clip-vit-base-patch16",
-        "clip_l14_336": "openai/clip-vit-large-patch14-336",
-        "clip_l14": "openai/clip-vit-large-patch14",
-    }[row["teacher"]]
+    assert (
+        teacher.teacher_name_or_path
+        == {
+            "clip_b16": "openai/clip-vit-base-patch16",
+            "clip_l14_336": "openai/clip-vit-large-patch14-336",
+            "clip_l14": "openai/clip-vit-large-patch14",
+        }[row["teacher"]]
+    )
     assert [mask.mask_type, mask.mask_ratio, mask.mask_type, mask.image_mask_ratio] == row["mask"]
     assert {name: getattr(losses, f"{name}_loss_weight") for name in row["loss_weight"]} == row["loss_weight"]
     assert data.batch_sizes == [row["batch_size_per_gpu"]] and data.rerank_top_k == common["k_test"]
