@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from umt_hf.training import stage2
+from umt_hf.training import evaluate_retrieval, stage2
 from umt_hf.training.arguments import list_recipes, load_recipe, parse_config
 from umt_hf.training.stage1 import SECTIONS
 from umt_hf.training.trainer import build_schedule
@@ -39,6 +39,13 @@ def test_published_values():
         schedule = build_schedule(training, batches_per_epoch=100, num_processes=32)
         assert schedule.peak == pytest.approx(1.2e-3) and schedule.minimum == pytest.approx(8e-5)
         assert (schedule.total_steps, schedule.warmup_steps) == (20100, 4000)
+
+
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("zero_shot")])
+def test_every_zero_shot_recipe_parses(name):
+    model, data, evaluation = parse_config(evaluate_retrieval.SECTIONS, ["--config", name])
+    assert evaluation.top_k == 128 and data.num_frames == 4
+    assert model.model_name_or_path.replace("umt-vit-", "").replace("-", "_") == name.split(":")[1]
 
 
 @pytest.mark.parametrize("size", ["b16", "l16"])

@@ -131,6 +131,14 @@ def test_answers_end_with_their_mark(processor):
     assert processor.encode_answers(["guitar"], max_length=3)["input_ids"] == [guitar["input_ids"][:3]]
 
 
+def test_a_call_leaves_no_trace_in_the_saved_processor(processor, tmp_path):
+    processor.encode_answers(["a cat"], max_length=3)
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert loaded.tokenizer.model_max_length == 32
+    assert len(loaded(text="a red circle")["input_ids"]) == 32
+
+
 def test_tokenizers_that_add_the_end_mark_are_refused():
     bert = BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)})
     with pytest.raises(ValueError, match="build_tokenizer"):

@@ -96,6 +96,13 @@ class UMTVideoTextProcessor(ProcessorMixin):
             data.update(self.video_processor(videos, **merged["videos_kwargs"]))
         return BatchFeature(data)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> Any:
+        """Save video processor and tokenizer, as every processor does."""
+        # A fast tokenizer writes down its last call's padding and length, which would come back as its defaults.
+        self.tokenizer.backend_tokenizer.no_padding()
+        self.tokenizer.backend_tokenizer.no_truncation()
+        return super().save_pretrained(save_directory, **kwargs)
+
     def encode_answers(
         self, answers: Sequence[str], max_length: int = 5, return_tensors: str | TensorType | None = None
     ) -> BatchEncoding:

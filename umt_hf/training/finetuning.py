@@ -18,12 +18,11 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.image_utils import PILImageResampling
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.decoding import VideoDecodingError, open_video
-from ..processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
+from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.sampling import sample_frame_indices, trim_num_frames
 from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
@@ -32,7 +31,7 @@ from .checkpointing import collect_versions
 from .data.clips import MAX_REPLACEMENTS, build_generator
 from .metrics.averages import MetricMeter
 from .optimization import build_parameter_groups, compute_learning_rate_share
-from .trainer import TrainState, _count_videos
+from .trainer import TrainState, count_videos
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +224,7 @@ class FinetuningTrainer(Trainer):
             RuntimeError: If too many videos were unreadable.
         """
         failures = inputs.pop("failures")
-        _count_videos(self.videos, failures, len(inputs["pixel_values"]), self.max_skipped_ratio)
+        count_videos(self.videos, failures, len(inputs["pixel_values"]), self.max_skipped_ratio)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         self.meter.update({name: outputs[name] for name in LOGGED_LOSSES if outputs.get(name) is not None})
         return (loss, outputs) if return_outputs else loss
@@ -248,13 +247,6 @@ class FinetuningTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model, or its adapters, with a processor that remembers no call's padding and length."""
-        backend = self.processing_class.tokenizer.backend_tokenizer
-        backend.no_padding()
-        backend.no_truncation()
-        super().save_model(output_dir, _internal_call)
 
 
 class _EpochCallback(TrainerCallback):
@@ -283,17 +275,9 @@ def build_processor(
     Frames are resized straight to the model's square (bicubic, aspect ratio not kept).
     """
     processor = UMTVideoTextProcessor.from_pretrained(name_or_path)
-    # Built anew: a tokenizer saved after a call brings that call's length back as its default.
-    processor.tokenizer = build_tokenizer(name_or_path, max_tokens)
-    side = config.vision_config.image_size
-    processor.video_processor = UMTVideoProcessor(
-        num_frames=data.num_frames,
-        size={"height": side, "width": side},
-        do_center_crop=False,
-        resample=PILImageResampling.BICUBIC,
-        sampling_strategy="middle",
-        first_seconds=data.first_seconds,
-        decoder=data.decoder,
+    processor.tokenizer.model_max_length = max_tokens
+    processor.video_processor = UMTVideoProcessor.from_model_config(
+        config, num_frames=data.num_frames, first_seconds=data.first_seconds, decoder=data.decoder
     )
     return processor
 

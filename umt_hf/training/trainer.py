@@ -262,7 +262,7 @@ def train(
         clock = StepClock()
         for batch in clock.watch(stage.build_batches(accelerator, state.micro_step)):
             failures = batch.pop("failures", [])
-            _count_videos(state, failures, batch.pop("num_videos"), max_skipped_ratio)
+            count_videos(state, failures, batch.pop("num_videos"), max_skipped_ratio)
             with accelerator.accumulate(stage.model):
                 learning_rate = schedule(state.step)
                 for group in optimizer.param_groups:
@@ -364,7 +364,18 @@ def _step_if_finite(
         )
 
 
-def _count_videos(state: TrainState, failures: list[str], batch_size: int, max_skipped_ratio: float) -> None:
+def count_videos(state: TrainState, failures: list[str], batch_size: int, max_skipped_ratio: float) -> None:
+    """Count a batch's videos, and name those that could not be read.
+
+    Args:
+        state: Counters of the run.
+        failures: A line for each unreadable video.
+        batch_size: Videos asked for.
+        max_skipped_ratio: Share of unreadable videos past which the run stops.
+
+    Raises:
+        RuntimeError: If more of them, and not just a handful, were unreadable.
+    """
     state.videos += batch_size
     state.skipped_videos += len(failures)
     for failure in failures:

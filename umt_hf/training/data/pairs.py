@@ -53,7 +53,8 @@ class PairDataset(ClipDataset):
         pair_by: Literal["media", "caption"] = "media",
         **options: Any,
     ):
-        super().__init__(table, **options)
+        # The random law of "middle" is the published one for training on videos with text.
+        super().__init__(table, sampling_strategy="middle", **options)
         self.media_type, self.pair_by = media_type, pair_by
 
     def _read_clips(self, row: dict[str, Any], key: tuple[int, ...]) -> list[Clip]:
