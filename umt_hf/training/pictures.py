@@ -1,5 +1,7 @@
-"""Pictures of a run: its losses, and what teacher and student look at in a clip."""
+"""Pictures of a run: its losses, what teacher and student look at in a clip, and the videos found for a text."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -14,26 +16,90 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # noqa: E402 (the backend must be chosen first)
 
+STAGE_1_CURVES = {"loss": "training", "eval_loss": "held out"}
+STAGE_2_CURVES = {
+    "video_uta_loss": "token alignment (UTA)",
+    "video_vtc_loss": "video-text contrast (VTC)",
+    "video_vtm_loss": "video-text matching (VTM)",
+    "video_mlm_loss": "masked language modelling (MLM)",
+}
 
-def plot_losses(metrics_file: str | Path, picture: str | Path) -> None:
-    """Draw training and held-out loss against optimizer steps.
+
+def plot_losses(
+    metrics_file: str | Path,
+    picture: str | Path,
+    curves: dict[str, str] = STAGE_1_CURVES,
+    ylabel: str = "alignment loss, 2 - 2 cos",
+) -> None:
+    """Draw losses against optimizer steps.
 
     Args:
         metrics_file: `metrics.jsonl` of a run.
         picture: PNG to write.
+        curves: Label of each loss that is drawn.
+        ylabel: What the vertical axis shows.
     """
     lines = read_metrics(metrics_file)
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o-")):
+    for name, label in curves.items():
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         if points:
-            axis.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+            axis.plot(*zip(*points, strict=True), "o-" if name.startswith("eval") else "-", label=label, markersize=4)
     axis.set_xlabel("optimizer step")
-    axis.set_ylabel("alignment loss, 2 - 2 cos")
+    axis.set_ylabel(ylabel)
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(picture, dpi=150)
     plt.close(figure)
+
+
+@dataclass(frozen=True)
+class FoundVideo:
+    """A query and the video that was found for it.
+
+    Args:
+        query: Text.
+        caption: What the video shows.
+        is_right: Whether it belongs to the query.
+        pixel_values: Normalised clip `(T, 3, H, W)`.
+    """
+
+    query: str
+    caption: str
+    is_right: bool
+    pixel_values: torch.Tensor
+
+
+def plot_found_videos(found: Sequence[FoundVideo], picture: str | Path) -> None:
+    """Draw the frames of each query's best video, one query a row, green where it is right and red where it is not.
+
+    Args:
+        found: Queries and what was found.
+        picture: PNG to write.
+    """
+    num_frames = max(len(video.pixel_values) for video in found)
+    figure, axes = plt.subplots(
+        len(found), num_frames, figsize=(1.25 * num_frames, 1.75 * len(found)), layout="constrained", squeeze=False
+    )
+    for row, video in zip(axes, found, strict=True):
+        color = "tab:green" if video.is_right else "tab:red"
+        verdict = "right" if video.is_right else f"wrong: shows {video.caption}"
+        row[0].set_title(f'"{video.query}" - {verdict}', fontsize=10, color=color, loc="left")
+        for axis, frame in zip(row, denormalize(video.pixel_values), strict=False):
+            axis.imshow(frame)
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set(color=color, linewidth=2)
+    figure.savefig(picture, dpi=120)
+    plt.close(figure)
+
+
+def denormalize(pixel_values: torch.Tensor) -> np.ndarray:
+    """Frames `(T, H, W, 3)` in [0, 1] of a normalised clip `(T, 3, H, W)`."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return rearrange((pixel_values.cpu() * std + mean).clamp(0, 1), "t c h w -> t h w c").numpy()
 
 
 def plot_masks(
@@ -48,8 +114,7 @@ def plot_masks(
         picture: PNG to write.
         title: Line above the frames.
     """
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    frames = rearrange((pixel_values.cpu() * std + mean).clamp(0, 1), "t c h w -> t h w c").numpy()
+    frames = denormalize(pixel_values)
     num_frames, height, width = frames.shape[:3]
     rows = round((saliency.shape[1] * height / width) ** 0.5)
     size = {"h": rows, "ph": height // rows, "pw": width // (saliency.shape[1] // rows)}
