@@ -23,7 +23,11 @@ ROWS = {
     "dual": "after stage 2, dual encoder",
     "reranked": "after stage 2, re-ranked by the matching head",
 }
-COLUMNS = {"all": "R@1 among all held-out clips", "motion": "R@1 among 4 clips that differ only in motion"}
+COLUMNS = {
+    "all": "text to video, R@1 among all held-out clips",
+    "motion": "text to video, R@1 among 4 clips that differ only in motion",
+    "appearance": "video to text, R@1 among 36 captions that differ only in appearance",
+}
 
 
 def main() -> None:
@@ -104,9 +108,12 @@ def evaluate(folder: Path, seed: int) -> None:
         motion = search_quartets(model, processor, quartets, accelerator)
         for row, scores in rows.items():
             recall[row] = {"all": ranked[f"{scores}_text_to_video_r1"], "motion": motion[scores]}
+            if scores == "dual":
+                recall[row]["appearance"] = name_appearances(model, processor, clips, features)
             print(f"  {ROWS[row]}: " + ", ".join(f"{k} {v:.3f}" for k, v in recall[row].items()), flush=True)
     chance = statistics.mean(len(videos) for videos in clips.videos_of_text) / len(clips.videos)
-    results = {"recall": recall, "chance": {"all": chance, "motion": 1 / 4}, "num_clips": len(clips.videos)}
+    chance = {"all": chance, "motion": 1 / 4, "appearance": 1 / 36}
+    results = {"recall": recall, "chance": chance, "num_clips": len(clips.videos)}
     (folder / "results_stage2.json").write_text(json.dumps(results, indent=2) + "\n")
     plot_losses(folder / "video_text" / "metrics.jsonl", folder / "losses_stage2.png", STAGE_2_CURVES, "loss")
     draw_found(folder, processor, clips, features)
@@ -116,11 +123,24 @@ def search(model, processor, clips, accelerator):
     """Features of all clips and captions, and the recall of searching them."""
     from umt_hf.training.retrieval import encode_retrieval_set, evaluate_retrieval
 
-    metrics = evaluate_retrieval(model, processor, clips, accelerator, batch_size=50, top_k=16, num_workers=1)
-    features = encode_retrieval_set(
-        model, processor, clips, accelerator, batch_size=50, keep_tokens=False, num_workers=1
-    )
+    options = {"batch_size": 50, "num_workers": 1}
+    metrics = evaluate_retrieval(model, processor, clips, accelerator, top_k=16, **options)
+    features = encode_retrieval_set(model, processor, clips, accelerator, keep_tokens=False, **options)
     return features, metrics
+
+
+@torch.no_grad()
+def name_appearances(model, processor, clips, features) -> float:
+    """Share of clips whose caption is the most similar of the 36 that have the clip's own motion."""
+    from umt_hf.modeling.losses_umt_video_text import compute_similarity
+    from umt_hf.training.data.moving_shapes import APPEARANCES, MOTIONS
+
+    captions = [f"a {appearance} moving {motion}" for motion in MOTIONS for appearance in APPEARANCES]
+    embeds = model.get_text_features(**processor(text=captions, return_tensors="pt")).pooler_output
+    right = torch.tensor([captions.index(clips.texts[texts[0]]) for texts in clips.texts_of_video])
+    candidates = (right // len(APPEARANCES) * len(APPEARANCES))[:, None] + torch.arange(len(APPEARANCES))
+    similarity = compute_similarity(features.video_embeds, embeds).gather(1, candidates)
+    return (similarity.argmax(1) == right % len(APPEARANCES)).float().mean().item()
 
 
 def write_quartets(folder: Path, seed: int):
@@ -172,11 +192,14 @@ def draw_found(folder: Path, processor, clips, features) -> None:
 
 def format_table(results: list[dict]) -> str:
     """Recall before and after, as mean and spread over seeds."""
-    lines = ["| text-to-video | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " --- |" * len(COLUMNS)]
+    lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " --- |" * len(COLUMNS)]
     for row, name in ROWS.items():
         cells = []
         for column in COLUMNS:
-            values = [result["recall"][row][column] for result in results]
+            values = [result["recall"][row][column] for result in results if column in result["recall"][row]]
+            if not values:
+                cells.append("")
+                continue
             spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.3f}{spread}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

@@ -78,8 +78,13 @@ def plot_found_videos(found: Sequence[FoundVideo], picture: str | Path) -> None:
         picture: PNG to write.
     """
     num_frames = max(len(video.pixel_values) for video in found)
+    # No automatic layout: the length of a title would set the first column apart.
     figure, axes = plt.subplots(
-        len(found), num_frames, figsize=(1.25 * num_frames, 1.75 * len(found)), layout="constrained", squeeze=False
+        len(found),
+        num_frames,
+        figsize=(1.25 * num_frames, 1.55 * len(found)),
+        gridspec_kw={"wspace": 0.08, "hspace": 0.3},
+        squeeze=False,
     )
     for row, video in zip(axes, found, strict=True):
         color = "tab:green" if video.is_right else "tab:red"
@@ -92,7 +97,7 @@ def plot_found_videos(found: Sequence[FoundVideo], picture: str | Path) -> None:
             axis.set_yticks([])
             for spine in axis.spines.values():
                 spine.set(color=color, linewidth=2)
-    figure.savefig(picture, dpi=120)
+    figure.savefig(picture, dpi=120, bbox_inches="tight")
     plt.close(figure)
 
 
