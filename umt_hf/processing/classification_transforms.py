@@ -66,8 +66,8 @@ class ClipRandAugment:
     Torchvision's own draws one fixed magnitude and has other operations; here are the published ones, on PIL frames.
 
     Args:
-        policy: `rand-m<magnitude>-n<operations>-mstd<deviation of the magnitude>-inc1`. Each operation is left out with
-            probability 0.5.
+        policy: `rand-m<magnitude>-n<operations>-mstd<deviation of the magnitude>-inc1`. Each operation is left out
+            with probability 0.5.
 
     Raises:
         ValueError: If `policy` is written otherwise.
@@ -206,8 +206,8 @@ class ClipMix:
     Args:
         num_classes: Number of classes.
         mixup_alpha: Both parameters of MixUp's Beta distribution; 0 = never MixUp.
-        cutmix_alpha: Both parameters of CutMix's Beta distribution; 0 = never CutMix. If neither is 0, each has half of
-            the batches.
+        cutmix_alpha: Both parameters of CutMix's Beta distribution; 0 = never CutMix. If neither is 0, each has half
+            of the batches.
 
     Raises:
         ValueError: If both are 0.

@@ -2,7 +2,8 @@
 
     accelerate launch -m umt_hf.training.finetune_classification --model_name_or_path outputs/umt-vit-b16 \
         --train_data videos/train --validation_data videos/validation --output_dir outputs/classifier
-    accelerate launch -m umt_hf.training.finetune_classification --config classification_k400:b16 --data_root videos/k400
+    accelerate launch -m umt_hf.training.finetune_classification --config classification_k400:b16 \
+        --data_root videos/k400
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4, and the published fine-tuning settings.
 """
