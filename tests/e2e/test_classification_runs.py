@@ -1,4 +1,4 @@
-"""Whole runs of classification: to the end of what can be learnt, resumed, averaged, probed, tested in two processes."""
+"""Whole runs of classification: overfitted, resumed, averaged, probed, tested in two processes."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ PUBLISHED = [
 def videos(tmp_path_factory) -> Path:
     """16 red and blue shapes, with a CSV of each split."""
     folder = tmp_path_factory.mktemp("videos")
-    write_moving_shapes(folder, num_train_clips=80, num_validation_clips=40, num_test_clips=1)
+    write_moving_shapes(folder, num_train_clips=110, num_validation_clips=70, num_test_clips=1)
     for split, count in (("train", 8), ("validation", 4)):
         lines = (folder / f"{split}.csv").read_text().splitlines()
         by_color = {
