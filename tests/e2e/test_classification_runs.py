@@ -13,6 +13,7 @@ from umt_hf import UMTVideoConfig, UMTVideoForVideoClassification
 from umt_hf.modeling.attentive_probe_umt_video import UMTVideoForAttentiveProbing
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.training import evaluate_classification, finetune_classification
+from umt_hf.training.arguments import parse_config
 from umt_hf.training.data.moving_shapes import sample_clip, write_moving_shapes
 
 from .conftest import launch
@@ -80,6 +81,9 @@ def test_overfits_16_clips(fine_tune, videos, tmp_path):
     flags = ("--validation_data", str(videos / "few_train.csv"), "--max_steps", "80", "--drop_path_rate", "0")
     metrics = fine_tune("run", *flags, "--save_strategy", "no")
     assert metrics["eval_top1_accuracy"] == 1.0
+    recipe = ["--config", str(tmp_path / "run" / "run.yaml")]
+    task, _, training = parse_config(finetune_classification.SECTIONS, recipe)
+    assert task.drop_path_rate == 0 and training.max_steps == 80 and training.learning_rate == 3e-3
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(fine_tune, tmp_path):
