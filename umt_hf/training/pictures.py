@@ -142,3 +142,25 @@ def plot_masks(
     figure.suptitle(title, fontsize=10)
     figure.savefig(picture, dpi=130)
     plt.close(figure)
+
+
+def plot_confusion_matrix(matrix: np.ndarray, names: list[str], picture: str | Path) -> None:
+    """Draw which classes are taken for which, as shares of each class's videos.
+
+    Args:
+        matrix: Counts, `(classes, classes)`, a row for each true class.
+        names: Names of the classes; written only where they fit, up to 40.
+        picture: PNG to write.
+    """
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = min(max(4.0, 0.3 * len(names)), 12.0)
+    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    image = axis.imshow(shares, cmap="viridis", vmin=0, vmax=1)
+    if len(names) <= 40:
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("true class")
+    figure.colorbar(image, label="share of the class's videos", shrink=0.8)
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)
