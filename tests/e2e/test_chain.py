@@ -95,7 +95,6 @@ def test_from_pixels_to_answers(flags, shapes, teacher, tmp_path):
                 "model_name_or_path": tmp_path / "answers",
                 "data": shapes / "test_questions.json",
                 "answers": shapes / "answers.json",
-                "top_k": 16,
                 "output_dir": tmp_path / "report_answers",
             }
         )

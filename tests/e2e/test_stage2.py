@@ -178,7 +178,7 @@ def test_without_alignment_there_is_no_teacher_and_no_mask(flags, tmp_path):
     assert {"video_vtc_loss", "video_vtm_loss", "video_mlm_loss"} <= line.keys() and "video_uta_loss" not in line
 
 
-def test_resumed_run_equals_the_uninterrupted_one(flags, shapes, images, tmp_path):
+def test_resumed_run_equals_the_uninterrupted_one(flags, shapes, images, tmp_path, caplog):
     """Mid-epoch, with dropout, evaluation between, and two workers against none."""
     common = {
         **with_images(shapes, images),
@@ -193,8 +193,11 @@ def test_resumed_run_equals_the_uninterrupted_one(flags, shapes, images, tmp_pat
     shutil.rmtree(tmp_path / "resumed" / "checkpoint-8")
     arguments = flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common)
     stage2.main([*arguments, "--dataloader_num_workers", "2"])
+    assert "other settings" not in caplog.text
     assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "whole")
     assert_same_weights(tmp_path / "whole", tmp_path / "resumed")
+    stage2.main([*arguments, "--mask_ratio", "0.25"])
+    assert "Resuming with other settings than before: mask_ratio 0.5 -> 0.25." in caplog.text
 
 
 def test_killed_run_resumes_to_the_same_losses(flags, tmp_path):

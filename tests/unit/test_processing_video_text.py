@@ -120,6 +120,11 @@ def test_images_are_videos_of_one_frame(processor):
         processor()
 
 
+def test_images_by_another_name_are_not_dropped(processor):
+    with pytest.raises(ValueError, match=r"videos=\[\[image\]\]"):
+        processor(text="a", images=Image.new("RGB", (8, 8)))
+
+
 def test_answers_end_with_their_mark(processor):
     encoded = processor.encode_answers(["guitar", "Red.", "a a a a a"], return_tensors="pt")
     guitar = [row for row in RULES["tokenizer"]["rows"] if row["text"] == "guitar [SEP]" and row["max_length"] == 5][0]

@@ -695,7 +695,7 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         pair_ids: torch.Tensor | None = None,
@@ -722,7 +722,7 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
 
     def _encode(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         pixel_values: torch.Tensor | None,
         video_options: dict[str, Any] | None = None,
@@ -855,7 +855,7 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         pair_ids: torch.Tensor | None = None,
@@ -947,7 +947,7 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         bool_masked_pos: torch.Tensor | None = None,

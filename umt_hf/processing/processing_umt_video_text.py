@@ -80,8 +80,10 @@ class UMTVideoTextProcessor(ProcessorMixin):
             `input_ids` and `attention_mask` `(B, L)` for texts, `pixel_values (B, T, C, H, W)` for videos.
 
         Raises:
-            ValueError: If there is nothing to process.
+            ValueError: If there is nothing to process, or something else than text and videos.
         """
+        if kwargs.get("images") is not None:
+            raise ValueError("An image is a video of one frame: pass videos=[[image]] and do_sample_frames=False.")
         if text is None and videos is None:
             raise ValueError("Give text, videos or both.")
         merged = self._merge_kwargs(

@@ -39,7 +39,9 @@ class QuestionAnsweringArguments(ReportArguments):
     """How answers are found."""
 
     answers: str | None = describe(None, "JSON list of the possible answers; none = in the model's own words.")
-    top_k: int = describe(128, "Answers of the list that are scored by all their tokens; at most its length.")
+    top_k: int | None = describe(
+        None, "Answers of the list that are scored whole; none = 128, as published, or all of a shorter list."
+    )
     max_answer_tokens: int = describe(5, "Tokens of an answer, [CLS] and [SEP] included.")
 
 

@@ -55,7 +55,9 @@ class AnswerEvaluationArguments:
     """How held-out questions are answered."""
 
     answers: str | None = describe(None, "JSON list of the possible answers; none = in the model's own words.")
-    top_k: int = describe(128, "Answers of the list that are scored whole, those with the likeliest first token.")
+    top_k: int | None = describe(
+        None, "Answers of the list that are scored whole; none = 128, as published, or all of a shorter list."
+    )
 
 
 SECTIONS = {

@@ -344,6 +344,8 @@ def dump_changes(sections: dict[str, Any]) -> str:
     for name, values in sections.items():
         found = values.to_dict() if isinstance(values, TrainingArguments) else dataclasses.asdict(values)
         for field in dataclasses.fields(values):
+            if field.name.endswith("_token"):  # masked, even where there is none
+                continue
             value = found[field.name]
             default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
             if value not in (default, []) and isinstance(value, bool | int | float | str | list):

@@ -13,6 +13,8 @@ from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from .data.held_out import evaluation_mode, group_by_video, load_video_batches, plan_shard
 from .metrics.answers import ExactAnswerAccuracy
 
+PUBLISHED_TOP_K = 128
+
 
 def answer_questions(
     model: UMTVideoTextForQuestionAnswering,
@@ -22,7 +24,7 @@ def answer_questions(
     answers: list[str] | None = None,
     *,
     batch_size: int = 16,
-    top_k: int = 128,
+    top_k: int | None = None,
     max_answer_tokens: int = 5,
     num_workers: int = 4,
 ) -> list[dict[str, Any]]:
@@ -37,7 +39,8 @@ def answer_questions(
         accelerator: Of the run; its precision holds.
         answers: The closed list; `None` = the decoder answers in its own words, greedily.
         batch_size: Videos or questions a process takes at a time.
-        top_k: Answers of the list that are scored by all their tokens; those with the likeliest first token.
+        top_k: Answers of the list that are scored by all their tokens, those with the likeliest first token; `None` =
+            128 as published, or all of a shorter list.
         max_answer_tokens: Tokens of an answer, `[CLS]` and `[SEP]` included.
         num_workers: Processes that decode, for each process.
 
@@ -53,6 +56,7 @@ def answer_questions(
     """
     encoded = None
     if answers is not None:
+        top_k = min(PUBLISHED_TOP_K, len(answers)) if top_k is None else top_k
         if top_k > len(answers):
             raise ValueError(f"top_k={top_k} exceeds the list of {len(answers)} answers: set top_k={len(answers)}.")
         encoded = processor.encode_answers(answers, max_answer_tokens, return_tensors="pt").to(accelerator.device)

@@ -178,7 +178,7 @@ class VideoTextEncoder:
 
 
 def _load_processor(model: str) -> UMTVideoTextProcessor:
-    message = f"{model} has no UMTVideoTextProcessor; save the model's processor into its folder."
+    message = f"{model} has no UMTVideoTextProcessor: give a stage-2 or retrieval folder, saved with its processor."
     try:
         processor = AutoProcessor.from_pretrained(model)
     except ValueError as error:  # Transformers' own message speaks of tokenizer libraries

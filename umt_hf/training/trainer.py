@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, set_seed
 from torch import nn
@@ -31,6 +32,16 @@ from .optimization import (
 logger = logging.getLogger(__name__)
 
 MIN_SKIPS_TO_STOP = 20
+# What changes nothing in the course of a run.
+FREE_TO_CHANGE = {
+    "output_dir",
+    "resume_from_checkpoint",
+    "dataloader_num_workers",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+}
 
 
 class Stage(Protocol):
@@ -238,6 +249,7 @@ def train(
     if checkpoint is not None:
         accelerator.load_state(str(checkpoint / "training_state"))
         logger.info("Resuming from %s at step %d.", checkpoint, state.step)
+        _warn_of_changes(checkpoint / "run.yaml", run_config or {})
     log = _start_logs(accelerator, output_dir, state, run_config)
     bar = tqdm(
         total=schedule.total_steps,
@@ -396,6 +408,22 @@ def _start_logs(
         return None
     remove_unfinished(output_dir)
     return MetricLog(output_dir / "metrics.jsonl", state.step)
+
+
+def _warn_of_changes(recipe: Path, run_config: dict[str, Any]) -> None:
+    """Name what is set otherwise than in the run that wrote the checkpoint."""
+    if not recipe.is_file():
+        return
+    former = {
+        name: value for section in yaml.safe_load(recipe.read_text()).values() for name, value in section.items()
+    }
+    changed = [
+        f"{name} {former[name]} -> {value}"
+        for name, value in run_config.items()
+        if name in former and former[name] != value and name not in FREE_TO_CHANGE
+    ]
+    if changed:
+        logger.warning("Resuming with other settings than before: %s.", "; ".join(changed))
 
 
 def _counts(accelerator: Accelerator, state: TrainState) -> dict[str, float]:
