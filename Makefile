@@ -11,9 +11,11 @@ export HF_HUB_OFFLINE ?= 1
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/moving_shapes_stage1.py --output_dir $(DEMO)
+	$(BIN)/python examples/moving_shapes_stage2.py --output_dir $(DEMO)
 
 demo-seeds: $(VENV)/.installed
 	$(BIN)/python examples/moving_shapes_stage1.py --output_dir $(DEMO)_seeds --seeds 10 11 12
+	$(BIN)/python examples/moving_shapes_stage2.py --output_dir $(DEMO)_seeds --seeds 10 11 12
 
 test: quality
 	$(BIN)/python -m pytest tests

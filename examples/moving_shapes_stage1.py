@@ -27,6 +27,8 @@ COLUMNS = {
 }
 CHANCE = {MOTIONS: 1 / 4, APPEARANCES: 1 / 36}
 PROBE_STEPS = 800
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 # Threads that wait without spinning leave the cores to the workers that decode.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -58,8 +60,6 @@ def run_seed(folder: Path, seed: int, max_steps: int | None) -> dict:
     """Data, teacher, student and evaluation of one seed; what exists already is not made again."""
     data, teacher, student = folder / "data", folder / "teacher", folder / "student"
     python = [sys.executable, "-m"]
-    launch = [*python, "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     training = ["--train_data", data / "train.csv", "--validation_data", data / "validation.csv"]
     training += ["--teacher_name_or_path", teacher, "--output_dir", student, "--seed", seed]
     training += ["--resume_from_checkpoint", "auto"]
@@ -70,22 +70,28 @@ def run_seed(folder: Path, seed: int, max_steps: int | None) -> dict:
             "train the teacher",
             [*python, "umt_hf.training.teacher", "--data", data, "--output_dir", teacher, "--seed", seed],
         ),
-        ("pre-train", [*launch, "-m", "umt_hf.training.stage1", "--config", "stage1_moving_shapes", *training]),
+        ("pre-train", [*LAUNCH, "-m", "umt_hf.training.stage1", "--config", "stage1_moving_shapes", *training]),
         ("evaluate in a new process", [sys.executable, __file__, "--evaluate", "--output_dir", folder]),
     ]
+    if (teacher / "config.json").is_file():
+        del steps[1]
+    seconds = run_steps(seed, steps)
+    result = json.loads((folder / "results.json").read_text())
+    result["seconds"] = seconds
+    (folder / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def run_steps(seed: int, steps: list[tuple[str, list]]) -> dict[str, float]:
+    """Run named commands one after another, each in its own process; how many seconds each took."""
     seconds = {}
     for number, (name, command) in enumerate(steps, start=1):
         print(f"[seed {seed}, {number}/{len(steps)}] {name}", flush=True)
         started = time.perf_counter()
-        if name == "train the teacher" and (teacher / "config.json").is_file():
-            continue
         subprocess.run([str(part) for part in command], check=True, env={**os.environ, **ENVIRONMENT})
         seconds[name] = round(time.perf_counter() - started, 1)
-    result = json.loads((folder / "results.json").read_text())
-    result["seconds"] = seconds
-    (folder / "results.json").write_text(json.dumps(result, indent=2) + "\n")
     print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()), flush=True)
-    return result
+    return seconds
 
 
 def evaluate(folder: Path) -> None:

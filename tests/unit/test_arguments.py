@@ -41,6 +41,13 @@ def test_published_values():
         assert (schedule.total_steps, schedule.warmup_steps) == (20100, 4000)
 
 
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("stage2")])
+def test_every_stage2_recipe_parses(name):
+    model, _, mask, losses, data, training = parse_config(stage2.SECTIONS, ["--config", name])
+    assert 0 < mask.mask_ratio < 1 and losses.vtc_loss_weight == 1 and len(data.train_data) >= 1
+    assert training.lr_scheduler_type == "cosine_above_minimum" and model.max_text_tokens >= 12
+
+
 @pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("zero_shot")])
 def test_every_zero_shot_recipe_parses(name):
     model, data, evaluation = parse_config(evaluate_retrieval.SECTIONS, ["--config", name])

@@ -1,5 +1,7 @@
-"""Pictures of a run: its losses, and what teacher and student look at in a clip."""
+"""Pictures of a run: its losses, what teacher and student look at in a clip, and the videos found for a text."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -14,26 +16,95 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # noqa: E402 (the backend must be chosen first)
 
+STAGE_1_CURVES = {"loss": "training", "eval_loss": "held out"}
+STAGE_2_CURVES = {
+    "video_uta_loss": "token alignment (UTA)",
+    "video_vtc_loss": "video-text contrast (VTC)",
+    "video_vtm_loss": "video-text matching (VTM)",
+    "video_mlm_loss": "masked language modelling (MLM)",
+}
 
-def plot_losses(metrics_file: str | Path, picture: str | Path) -> None:
-    """Draw training and held-out loss against optimizer steps.
+
+def plot_losses(
+    metrics_file: str | Path,
+    picture: str | Path,
+    curves: dict[str, str] = STAGE_1_CURVES,
+    ylabel: str = "alignment loss, 2 - 2 cos",
+) -> None:
+    """Draw losses against optimizer steps.
 
     Args:
         metrics_file: `metrics.jsonl` of a run.
         picture: PNG to write.
+        curves: Label of each loss that is drawn.
+        ylabel: What the vertical axis shows.
     """
     lines = read_metrics(metrics_file)
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o-")):
+    for name, label in curves.items():
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         if points:
-            axis.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+            axis.plot(*zip(*points, strict=True), "o-" if name.startswith("eval") else "-", label=label, markersize=4)
     axis.set_xlabel("optimizer step")
-    axis.set_ylabel("alignment loss, 2 - 2 cos")
+    axis.set_ylabel(ylabel)
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(picture, dpi=150)
     plt.close(figure)
+
+
+@dataclass(frozen=True)
+class FoundVideo:
+    """A query and the video that was found for it.
+
+    Args:
+        query: Text.
+        caption: What the video shows.
+        is_right: Whether it belongs to the query.
+        pixel_values: Normalised clip `(T, 3, H, W)`.
+    """
+
+    query: str
+    caption: str
+    is_right: bool
+    pixel_values: torch.Tensor
+
+
+def plot_found_videos(found: Sequence[FoundVideo], picture: str | Path) -> None:
+    """Draw the frames of each query's best video, one query a row, green where it is right and red where it is not.
+
+    Args:
+        found: Queries and what was found.
+        picture: PNG to write.
+    """
+    num_frames = max(len(video.pixel_values) for video in found)
+    # No automatic layout: the length of a title would set the first column apart.
+    figure, axes = plt.subplots(
+        len(found),
+        num_frames,
+        figsize=(1.25 * num_frames, 1.55 * len(found)),
+        gridspec_kw={"wspace": 0.08, "hspace": 0.3},
+        squeeze=False,
+    )
+    for row, video in zip(axes, found, strict=True):
+        color = "tab:green" if video.is_right else "tab:red"
+        verdict = "right" if video.is_right else f"wrong: shows {video.caption}"
+        row[0].set_title(f'"{video.query}" - {verdict}', fontsize=10, color=color, loc="left")
+        for axis, frame in zip(row, denormalize(video.pixel_values), strict=False):
+            axis.imshow(frame)
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set(color=color, linewidth=2)
+    figure.savefig(picture, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+
+def denormalize(pixel_values: torch.Tensor) -> np.ndarray:
+    """Frames `(T, H, W, 3)` in [0, 1] of a normalised clip `(T, 3, H, W)`."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return rearrange((pixel_values.cpu() * std + mean).clamp(0, 1), "t c h w -> t h w c").numpy()
 
 
 def plot_masks(
@@ -48,8 +119,7 @@ def plot_masks(
         picture: PNG to write.
         title: Line above the frames.
     """
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    frames = rearrange((pixel_values.cpu() * std + mean).clamp(0, 1), "t c h w -> t h w c").numpy()
+    frames = denormalize(pixel_values)
     num_frames, height, width = frames.shape[:3]
     rows = round((saliency.shape[1] * height / width) ** 0.5)
     size = {"h": rows, "ph": height // rows, "pw": width // (saliency.shape[1] // rows)}
@@ -70,5 +140,27 @@ def plot_masks(
         axis.set_xticks([])
         axis.set_yticks([])
     figure.suptitle(title, fontsize=10)
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)
+
+
+def plot_confusion_matrix(matrix: np.ndarray, names: list[str], picture: str | Path) -> None:
+    """Draw which classes are taken for which, as shares of each class's videos.
+
+    Args:
+        matrix: Counts, `(classes, classes)`, a row for each true class.
+        names: Names of the classes; written only where they fit, up to 40.
+        picture: PNG to write.
+    """
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = min(max(4.0, 0.3 * len(names)), 12.0)
+    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    image = axis.imshow(shares, cmap="viridis", vmin=0, vmax=1)
+    if len(names) <= 40:
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("true class")
+    figure.colorbar(image, label="share of the class's videos", shrink=0.8)
     figure.savefig(picture, dpi=130)
     plt.close(figure)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 
 from .sources import load_videos
 
@@ -33,7 +33,7 @@ class RetrievalSet:
     texts_of_video: list[list[int]]
 
 
-def load_pairs(source: str, captions: CaptionMode = "single", **options: Any) -> Dataset | IterableDataset:
+def load_pairs(source: str, captions: CaptionMode = "single", **options: Any) -> Dataset:
     """Read videos or images with captions, to train on.
 
     Args:
@@ -203,7 +203,7 @@ def _list_captions(caption: str | list[str], captions: CaptionMode, source: str)
     return list(caption)
 
 
-def _require_columns(table: Dataset | IterableDataset, source: str, names: Iterable[str]) -> None:
+def _require_columns(table: Dataset, source: str, names: Iterable[str]) -> None:
     known = table.column_names
-    if known is not None and (missing := [name for name in names if name not in known]):
+    if missing := [name for name in names if name not in known]:
         raise ValueError(f"{source}: rows have no {' and no '.join(missing)}; they have {', '.join(known)}.")

@@ -27,3 +27,9 @@ class TopKAccuracy(evaluate.Metric):
         hits = order == labels[:, None]
         counts = [1, 5] if scores.shape[1] > 5 else [1]
         return {f"top{k}_accuracy": float(hits[:, :k].any(axis=1).mean()) for k in counts}
+
+
+def compute_confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count videos by class (row) and predicted class (column), `(num_classes, num_classes)`."""
+    pairs = np.asarray(labels) * num_classes + np.asarray(predictions)
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)

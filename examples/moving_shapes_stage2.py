@@ -1,0 +1,212 @@
+"""Stage 2 on the embedded data, from the folders that moving_shapes_stage1.py leaves: train, search, draw.
+
+    python examples/moving_shapes_stage2.py --output_dir outputs/moving_shapes
+    python examples/moving_shapes_stage2.py --output_dir outputs/seeds --seeds 10 11 12
+
+The text tower starts from scratch, so all that is known of words comes from the captions of the training clips.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from moving_shapes_stage1 import LAUNCH, run_steps
+
+RECIPE = "stage2_moving_shapes"
+NUM_QUARTETS = 100
+ROWS = {
+    "before": "before stage 2: student, fresh text tower and projections",
+    "dual": "after stage 2, dual encoder",
+    "reranked": "after stage 2, re-ranked by the matching head",
+}
+COLUMNS = {
+    "all": "text to video, R@1 among all held-out clips",
+    "motion": "text to video, R@1 among 4 clips that differ only in motion",
+    "appearance": "video to text, R@1 among 36 captions that differ only in appearance",
+}
+
+
+def main() -> None:
+    """Run one seed or several, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/moving_shapes"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="Seeds of the stage-1 runs.")
+    parser.add_argument("--max_steps", type=int, help="Shorten pre-training, for a quick look.")
+    parser.add_argument("--evaluate", action="store_true", help="Only evaluate what lies in output_dir.")
+    args = parser.parse_args()
+    if args.evaluate:
+        evaluate(args.output_dir, args.seeds[0])
+        return
+    results = []
+    for seed in args.seeds:
+        folder = args.output_dir if len(args.seeds) == 1 else args.output_dir / f"seed_{seed}"
+        results.append(run_seed(folder, seed, args.max_steps))
+    print(format_table(results))
+    if len(results) > 1:
+        (args.output_dir / "table_stage2.md").write_text(format_table(results) + "\n")
+    else:
+        print(f"\nPictures: {args.output_dir / 'losses_stage2.png'}, {args.output_dir / 'retrieval.png'}")
+    print(f"Model:    {folder / 'video_text'}  (AutoModel.from_pretrained, umt-hf embed)")
+
+
+def run_seed(folder: Path, seed: int, max_steps: int | None) -> dict:
+    """Text tower, stage 2 and evaluation of one seed; a run that was stopped goes on."""
+    data, text_tower = folder / "data", folder / "text_tower"
+    training = ["--train_data", data / "train_captions.json", "--vision_name_or_path", folder / "student"]
+    training += ["--text_name_or_path", text_tower, "--teacher_name_or_path", folder / "teacher"]
+    training += ["--validation_data", data / "validation_captions.json", "--output_dir", folder / "video_text"]
+    training += ["--seed", seed, "--resume_from_checkpoint", "auto"]
+    training += [] if max_steps is None else ["--max_steps", max_steps]
+    tower = [sys.executable, "-m", "umt_hf.training.text_tower", "--data", data, "--output_dir", text_tower]
+    evaluation = [sys.executable, __file__, "--evaluate", "--output_dir", folder, "--seeds", seed]
+    seconds = run_steps(
+        seed,
+        [
+            ("make the text tower", [*tower, "--seed", seed]),
+            ("pre-train with text", [*LAUNCH, "-m", "umt_hf.training.stage2", "--config", RECIPE, *training]),
+            ("search in a new process", evaluation),
+        ],
+    )
+    result = json.loads((folder / "results_stage2.json").read_text())
+    result["seconds"] = seconds
+    (folder / "results_stage2.json").write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def evaluate(folder: Path, seed: int) -> None:
+    """Search the held-out clips by their captions, before and after stage 2, and draw what is found."""
+    from accelerate import Accelerator
+    from transformers import AutoProcessor
+
+    from umt_hf import UMTVideoTextForRetrieval
+    from umt_hf.training.data.annotations import load_retrieval_set
+    from umt_hf.training.pictures import STAGE_2_CURVES, plot_losses
+
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True)
+    processor = AutoProcessor.from_pretrained(folder / "video_text")
+    after = UMTVideoTextForRetrieval.from_pretrained(folder / "video_text").eval()
+    text_config = after.config.text_config
+    names = ("fusion_layer", "pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id")
+    before = UMTVideoTextForRetrieval.from_vision_text_pretrained(
+        folder / "student",
+        folder / "text_tower",
+        vision_fields={"num_frames": after.config.vision_config.num_frames},
+        text_fields={name: getattr(text_config, name) for name in names},
+        projection_dim=after.config.projection_dim,
+    ).eval()
+    clips = load_retrieval_set(str(folder / "data" / "test_captions.json"), multiple_videos_per_text=True)
+    quartets = write_quartets(folder / "quartets", seed)
+
+    recall = {row: {} for row in ROWS}
+    for model, rows in ((before, {"before": "dual"}), (after, {"dual": "dual", "reranked": "reranked"})):
+        features, ranked = search(model, processor, clips, accelerator)
+        motion = search_quartets(model, processor, quartets, accelerator)
+        for row, scores in rows.items():
+            recall[row] = {"all": ranked[f"{scores}_text_to_video_r1"], "motion": motion[scores]}
+            if scores == "dual":
+                recall[row]["appearance"] = name_appearances(model, processor, clips, features)
+            print(f"  {ROWS[row]}: " + ", ".join(f"{k} {v:.3f}" for k, v in recall[row].items()), flush=True)
+    chance = statistics.mean(len(videos) for videos in clips.videos_of_text) / len(clips.videos)
+    chance = {"all": chance, "motion": 1 / 4, "appearance": 1 / 36}
+    results = {"recall": recall, "chance": chance, "num_clips": len(clips.videos)}
+    (folder / "results_stage2.json").write_text(json.dumps(results, indent=2) + "\n")
+    plot_losses(folder / "video_text" / "metrics.jsonl", folder / "losses_stage2.png", STAGE_2_CURVES, "loss")
+    draw_found(folder, processor, clips, features)
+
+
+def search(model, processor, clips, accelerator):
+    """Features of all clips and captions, and the recall of searching them."""
+    from umt_hf.training.retrieval import encode_retrieval_set, evaluate_retrieval
+
+    options = {"batch_size": 50, "num_workers": 1}
+    metrics = evaluate_retrieval(model, processor, clips, accelerator, top_k=16, **options)
+    features = encode_retrieval_set(model, processor, clips, accelerator, keep_tokens=False, **options)
+    return features, metrics
+
+
+@torch.no_grad()
+def name_appearances(model, processor, clips, features) -> float:
+    """Share of clips whose caption is the most similar of the 36 that have the clip's own motion."""
+    from umt_hf.modeling.losses_umt_video_text import compute_similarity
+    from umt_hf.training.data.moving_shapes import APPEARANCES, MOTIONS
+
+    captions = [f"a {appearance} moving {motion}" for motion in MOTIONS for appearance in APPEARANCES]
+    embeds = model.get_text_features(**processor(text=captions, return_tensors="pt")).pooler_output
+    right = torch.tensor([captions.index(clips.texts[texts[0]]) for texts in clips.texts_of_video])
+    candidates = (right // len(APPEARANCES) * len(APPEARANCES))[:, None] + torch.arange(len(APPEARANCES))
+    similarity = compute_similarity(features.video_embeds, embeds).gather(1, candidates)
+    return (similarity.argmax(1) == right % len(APPEARANCES)).float().mean().item()
+
+
+def write_quartets(folder: Path, seed: int):
+    """Render held-out clips with each of the four motions: same shape, place and background, other order of frames."""
+    from umt_hf.training.data.annotations import RetrievalSet
+    from umt_hf.training.data.moving_shapes import MOTIONS, render_clip, sample_clip, write_video
+
+    folder.mkdir(exist_ok=True)
+    videos, texts = [], []
+    for number in range(NUM_QUARTETS):
+        clip = sample_clip(seed, "test", number)
+        for i, motion in enumerate(MOTIONS):
+            moved = dataclasses.replace(clip, motion=motion)
+            path = folder / f"{number:03d}_{i}.mp4"
+            if not path.is_file():
+                write_video(path, render_clip(moved)[0])
+            videos.append(str(path))
+            texts.append(moved.caption)
+    own = [[i] for i in range(len(videos))]
+    return RetrievalSet(videos, texts, own, own)
+
+
+def search_quartets(model, processor, quartets, accelerator) -> dict[str, float]:
+    """Share of captions whose clip is the first of its quartet, by either score."""
+    from umt_hf.training.retrieval import encode_retrieval_set, match_candidates
+
+    features = encode_retrieval_set(model, processor, quartets, accelerator, batch_size=50, num_workers=1)
+    rows = torch.arange(len(quartets.videos))
+    candidates = (rows // 4 * 4)[:, None] + torch.arange(4)
+    similarity = (features.text_embeds[:, None] * features.video_embeds[candidates]).sum(-1)
+    matching, _ = match_candidates(model, features, candidates, candidates, accelerator, batch_size=200)
+    is_first = {"dual": similarity.argmax(1), "reranked": matching.argmax(1)}
+    return {name: (place == rows % 4).float().mean().item() for name, place in is_first.items()}
+
+
+def draw_found(folder: Path, processor, clips, features) -> None:
+    """The clip that the dual encoder finds first for each of five captions, evenly spread over the held-out ones."""
+    from umt_hf.training.pictures import FoundVideo, plot_found_videos
+
+    found = []
+    for text in range(0, len(clips.texts), len(clips.texts) // 5)[:5]:
+        video = int((features.video_embeds @ features.text_embeds[text]).argmax())
+        pixel_values = processor(videos=[clips.videos[video]], return_tensors="pt")["pixel_values"][0]
+        caption = clips.texts[clips.texts_of_video[video][0]]
+        is_right = video in clips.videos_of_text[text]
+        found.append(FoundVideo(clips.texts[text], caption, is_right, pixel_values))
+    plot_found_videos(found, folder / "retrieval.png")
+
+
+def format_table(results: list[dict]) -> str:
+    """Recall before and after, as mean and spread over seeds."""
+    lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " --- |" * len(COLUMNS)]
+    for row, name in ROWS.items():
+        cells = []
+        for column in COLUMNS:
+            values = [result["recall"][row][column] for result in results if column in result["recall"][row]]
+            if not values:
+                cells.append("")
+                continue
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.3f}{spread}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    chance = [statistics.mean(result["chance"][column] for result in results) for column in COLUMNS]
+    lines.append("| chance | " + " | ".join(f"{value:.3f}" for value in chance) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

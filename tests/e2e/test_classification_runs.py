@@ -1,0 +1,178 @@
+"""Whole runs of classification: overfitted, resumed, averaged, probed, tested in two processes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from umt_hf import UMTVideoConfig, UMTVideoForVideoClassification
+from umt_hf.modeling.attentive_probe_umt_video import UMTVideoForAttentiveProbing
+from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
+from umt_hf.training import evaluate_classification, finetune_classification
+from umt_hf.training.arguments import parse_config
+from umt_hf.training.data.moving_shapes import sample_clip, write_moving_shapes
+
+from .conftest import launch
+
+PUBLISHED = [
+    *("--rand_augment", "rand-m7-n4-mstd0.5-inc1", "--erasing_probability", "0.25", "--mixup_alpha", "0.8"),
+    *("--cutmix_alpha", "1.0", "--repeated_augmentation", "2", "--label_smoothing_factor", "0.1"),
+    *("--scale_learning_rate", "true", "--crop_scale", "0.08", "1.0"),
+]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    """16 red and blue shapes, with a CSV of each split."""
+    folder = tmp_path_factory.mktemp("videos")
+    write_moving_shapes(folder, num_train_clips=110, num_validation_clips=70, num_test_clips=1)
+    for split, count in (("train", 8), ("validation", 4)):
+        lines = (folder / f"{split}.csv").read_text().splitlines()
+        by_color = {
+            color: [line for i, line in enumerate(lines) if sample_clip(0, split, i).color == color][:count]
+            for color in ("blue", "red")
+        }
+        rows = [f"{line.rsplit(',', 1)[0]},{label}" for label, found in enumerate(by_color.values()) for line in found]
+        assert len(rows) == 2 * count
+        (folder / f"few_{split}.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    config = UMTVideoConfig(
+        image_size=64,
+        num_frames=4,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=96,
+        num_aligned_layers=1,
+        position_embedding_frames=4,
+        position_embedding_image_size=64,
+    )
+    folder = tmp_path_factory.mktemp("student")
+    UMTVideoForPreTraining(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def fine_tune(videos, student, tmp_path):
+    def run(name: str, *flags: str) -> dict[str, float]:
+        return finetune_classification.main(
+            [
+                *("--model_name_or_path", str(student), "--output_dir", str(tmp_path / name)),
+                *("--train_data", str(videos / "few_train.csv")),
+                *("--validation_data", str(videos / "few_validation.csv")),
+                *("--per_device_train_batch_size", "8", "--learning_rate", "3e-3", "--report_to", "none"),
+                *("--use_cpu", "true", "--disable_tqdm", "true", "--seed", "1", *flags),
+            ]
+        )
+
+    return run
+
+
+def test_overfits_16_clips(fine_tune, videos, tmp_path):
+    flags = ("--validation_data", str(videos / "few_train.csv"), "--max_steps", "80", "--drop_path_rate", "0")
+    metrics = fine_tune("run", *flags, "--save_strategy", "no")
+    assert metrics["eval_top1_accuracy"] == 1.0
+    recipe = ["--config", str(tmp_path / "run" / "run.yaml")]
+    task, _, training = parse_config(finetune_classification.SECTIONS, recipe)
+    assert task.drop_path_rate == 0 and training.max_steps == 80 and training.learning_rate == 3e-3
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(fine_tune, tmp_path):
+    """In the middle of the second epoch, with all of the published augmentation and averaged weights."""
+    flags = (
+        *PUBLISHED,
+        "--num_train_epochs",
+        "3",
+        "--save_steps",
+        "3",
+        "--ema_decay",
+        "0.5",
+        "--warmup_epochs",
+        "0.5",
+    )
+    fine_tune("whole", *flags)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
+    fine_tune("resumed", *flags, "--resume_from_checkpoint", "auto")
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0, msg=name)
+    # What is saved is the average, not the last weights.
+    last = load_file(tmp_path / "whole" / "checkpoint-6" / "model.safetensors")
+    average = torch.load(tmp_path / "whole" / "checkpoint-6" / "averaged_weights.pt", weights_only=True)
+    assert not torch.equal(whole["classifier.weight"], last["classifier.weight"])
+    assert torch.equal(whole["classifier.weight"], average["module.classifier.weight"])
+
+
+@pytest.mark.parametrize("mode", ["lora", "dora"])
+def test_saved_adapters_give_the_merged_model(fine_tune, student, tmp_path, mode):
+    fine_tune("run", "--mode", mode, "--lora_rank", "4", "--max_steps", "4", "--save_strategy", "no")
+    merged = UMTVideoForVideoClassification.from_pretrained(tmp_path / "run").eval()
+    base = UMTVideoForVideoClassification.from_pretrained(student, num_labels=2)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter").eval()
+    clips = torch.randn(2, 4, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(pixel_values=clips).logits, merged(clips).logits, atol=1e-5, rtol=1e-4)
+    assert adapted.peft_config["default"].use_dora is (mode == "dora")
+    assert merged.classifier.weight.abs().max() > 1e-4
+
+
+def test_attentive_probe_trains_its_head_alone_and_is_tested_from_its_folder(fine_tune, videos, student, tmp_path):
+    metrics = fine_tune("run", "--mode", "attentive_probe", "--max_steps", "6", "--save_strategy", "no")
+    model, info = UMTVideoForAttentiveProbing.from_pretrained(tmp_path / "run", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not model.query.eq(0).all()
+    before = UMTVideoForPreTraining.from_pretrained(student).vision_model.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in model.vision_model.state_dict().items())
+    found = evaluate_classification.main(
+        [
+            *("--model_name_or_path", str(tmp_path / "run"), "--data", str(videos / "few_validation.csv")),
+            *("--num_clips", "1", "--num_crops", "1", "--output_dir", str(tmp_path / "test")),
+            *("--dataloader_num_workers", "0"),
+        ]
+    )
+    assert found["top1_accuracy"] == pytest.approx(metrics["eval_top1_accuracy"])
+
+
+def test_two_processes_test_as_one(fine_tune, videos, tmp_path):
+    """9 videos, one of them unreadable, in batches of one video: the last is nobody's twice."""
+    fine_tune("run", "--max_steps", "4", "--save_strategy", "no")
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    lines = (videos / "few_validation.csv").read_text().splitlines()
+    lines.insert(3, f"{tmp_path / 'bad.mp4'},1")
+    (tmp_path / "test.csv").write_text("\n".join(lines) + "\n")
+    flags = [
+        *("--model_name_or_path", str(tmp_path / "run"), "--data", str(tmp_path / "test.csv")),
+        *("--data_root", str(videos), "--num_clips", "2", "--num_crops", "3", "--per_device_eval_batch_size", "6"),
+        *("--dataloader_num_workers", "0", "--max_skipped_ratio", "0.2"),
+    ]
+    metrics = evaluate_classification.main([*flags, "--output_dir", str(tmp_path / "one")])
+    module = "umt_hf.training.evaluate_classification"
+    done = launch([*flags, "--output_dir", str(tmp_path / "two")], 2, module, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    assert two["metrics"] == one["metrics"] == metrics and two["num_processes"] == 2
+    assert two["class_accuracy"] == one["class_accuracy"] and len(one["data_sha256"]) == 64
+    assert one["num_videos"] == 9 and metrics["unreadable_videos"] == 1 and "bad.mp4" in one["unreadable"][0]
+    predictions = [json.loads((tmp_path / name / "predictions.json").read_text()) for name in ("one", "two")]
+    assert predictions[0] == predictions[1] and [entry["row"] for entry in predictions[0]] == list(range(9))
+    assert "error" in predictions[0][3]
+    assert (tmp_path / "one" / "confusion.png").is_file()
+    right = sum(entry.get("prediction") == entry["label"] for entry in predictions[0])
+    assert metrics["top1_accuracy"] == pytest.approx(right / 9)
+    assert (one["num_clips"], one["num_crops"], one["mixed_precision"]) == (2, 3, "no")
+
+
+def test_test_views_after_training(fine_tune, videos, tmp_path):
+    flags = ("--test_data", str(videos / "few_validation.csv"), "--test_clips", "2", "--test_crops", "1")
+    metrics = fine_tune("run", "--max_steps", "2", "--save_strategy", "no", *flags)
+    assert json.loads((tmp_path / "run" / "test_results.json").read_text())["test_top1_accuracy"] == pytest.approx(
+        metrics["test_top1_accuracy"]
+    )
