@@ -101,7 +101,7 @@ class VideoReader(ABC):
         """Decode frames one by one, holding no more than a few: for videos too long to decode whole.
 
         Args:
-            indices: Distinct, rising frame numbers.
+            indices: Distinct, rising frame numbers, at least one.
 
         Yields:
             RGB frames, uint8 `(height, width, 3)`, as `get_frames` gives them.
@@ -293,23 +293,20 @@ class PyAVReader(VideoReader):
 
     def iterate_frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Decode frames in one pass from the start of the file, holding one at a time; see `VideoReader`."""
-        wanted, size = iter(indices), None
-        index = next(wanted, None)
+        wanted, last, size = set(indices), indices[-1], None
         with self._named_errors():
             self._open()
             for i, frame in enumerate(self._container.decode(self._stream)):
-                if index is None:
-                    return
-                if i < index:
+                if i not in wanted:
                     continue
                 pixels = self._to_upright_rgb(frame)
                 if size is not None and pixels.shape != size:
                     raise self._error(f"changes its frame size at frame {i}. Re-encode it at one size.")
                 size = pixels.shape
                 yield pixels
-                index = next(wanted, None)
-            if index is not None:
-                raise self._error(f"ends before frame {index}. Fetch it again or leave it out.")
+                if i == last:
+                    return
+            raise self._error(f"ends before frame {last}. Fetch it again or leave it out.")
 
     def _decode(self, indices: list[int]) -> np.ndarray:
         frames = None if self._frame_pts is None else self._decode_from_key_frames(indices)

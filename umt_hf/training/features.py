@@ -37,6 +37,8 @@ from .video_index import SkippedVideo, VideoFile, list_videos
 FeatureLevel = Literal["frame", "clip", "tubelet"]
 FeatureFormat = Literal["safetensors", "dataset"]
 
+NAME_BYTES = 200  # of a video's name in that of its features; file systems allow 255 for the whole
+
 
 @dataclass(frozen=True)
 class WindowPlan:
@@ -195,7 +197,7 @@ def extract_features(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     window, stride = resolve_windows(model, window, stride, fps)
     tubelet = model.config.tubelet_size
-    with open_video(video) as reader:
+    with open_video(video, processor.decoder) as reader:
         plan = plan_windows(reader.compute_timestamps(), window, stride, tubelet, fps)
         windows = _slide(_read_frames(reader.iterate_frames(plan.frames.tolist()), plan, processor), plan)
         merge = _collect_clips if level == "clip" else _average_steps
@@ -276,18 +278,28 @@ def _find_extents(plan: WindowPlan, level: FeatureLevel, tubelet: int) -> tuple[
     return first, (first + length - 1).clip(max=total - 1)
 
 
+class _Encoder(UMTVideoModel):
+    """The encoder alone: no warning about the heads and text towers that a folder holds beside it."""
+
+    _keys_to_ignore_on_load_unexpected = [r"."]
+
+
 def load_encoder(model: str | os.PathLike) -> tuple[UMTVideoModel, UMTVideoProcessor]:
-    """Load the video encoder of any UMT model folder, and its processor.
+    """Load the video encoder of any UMT model folder, and its video processor.
 
     Args:
-        model: Folder or Hub id: stage 1, a classifier, stage 2, retrieval, ...
+        model: Folder or Hub id: stage 1, a classifier, stage 2, retrieval or question answering; with a processor of
+            videos, or of videos and texts.
+
+    Returns:
+        The encoder in evaluation mode, float32, and the processor.
 
     Raises:
         ValueError: If the folder lacks weights of the encoder.
         OSError: If it has no model or no processor.
     """
     processor = UMTVideoProcessor.from_pretrained(model)
-    encoder, info = UMTVideoModel.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+    encoder, info = _Encoder.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{model} lacks {len(missing)} weights of a UMT video encoder, such as {missing[0]}.")
     return encoder.eval(), processor
@@ -318,7 +330,8 @@ def save_features(
         stride: Frames from one window to the next.
         batch_size: Windows that go through the model at a time.
         fps: Frames a second that are read.
-        format: "dataset" also joins all files of the folder into a `datasets` dataset in `dataset/`, a row a feature.
+        format: "dataset" also joins all files of the folder into a `datasets` dataset in `dataset/`, a row a feature;
+            later runs keep it up to date.
 
     Returns:
         What was done, the same in all processes.
@@ -338,6 +351,7 @@ def save_features(
     window, stride = resolve_windows(encoder, window, stride, fps)
     folder = Path(folder)
     settings = {"level": level, "window": window, "stride": stride, "fps": fps, **_describe(encoder, processor)}
+    settings["mixed_precision"] = accelerator.mixed_precision
     _check_settings(folder, settings)
     accelerator.wait_for_everyone()  # before the main process writes what the others check
 
@@ -365,7 +379,7 @@ def save_features(
     skipped = sorted(missing + gather_object(skipped), key=lambda video: video.path)
     if accelerator.is_main_process:
         _write_json(folder / "skipped.json", [asdict(video) for video in skipped])
-        if format == "dataset":
+        if format == "dataset" or (folder / "dataset").is_dir():  # which is never older than the files
             _write_dataset(folder)
     accelerator.wait_for_everyone()
     return FeatureReport(len(new) - (len(skipped) - len(missing)), num_files - len(new), tuple(skipped))
@@ -374,7 +388,8 @@ def save_features(
 def name_features(folder: str | os.PathLike, video: str) -> Path:
     """File of a video's features: the video's name, and a digest of its path that tells it from others so named."""
     digest = hashlib.blake2b(os.path.abspath(video).encode(), digest_size=4).hexdigest()
-    return Path(folder) / f"{Path(video).stem}-{digest}.safetensors"
+    stem = Path(video).stem.encode()[:NAME_BYTES].decode(errors="ignore")
+    return Path(folder) / f"{stem}-{digest}.safetensors"
 
 
 def _describe(model: UMTVideoModel, processor: UMTVideoProcessor) -> dict[str, Any]:
@@ -425,8 +440,12 @@ def _write_features(folder: Path, file: VideoFile, found: VideoFeatures, setting
 
 def _write_dataset(folder: Path) -> None:
     """Join the files of a folder, one feature a row, in order of their names."""
+    final, unfinished, cache = (folder / name for name in ("dataset", f"dataset{UNFINISHED_SUFFIX}", "dataset.cache"))
+    for leftover in (unfinished, cache):
+        shutil.rmtree(leftover, ignore_errors=True)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
+        shutil.rmtree(final, ignore_errors=True)
         return
     with safe_open(files[0], "np") as stored:
         shape = stored.get_slice("features").get_shape()
@@ -437,9 +456,6 @@ def _write_dataset(folder: Path) -> None:
         {"path": Value("string"), "first_frame": Value("int64"), "last_frame": Value("int64")}
         | {"start_seconds": Value("float64"), "end_seconds": Value("float64"), "features": feature}
     )
-    final, unfinished, cache = (folder / name for name in ("dataset", f"dataset{UNFINISHED_SUFFIX}", "dataset.cache"))
-    for leftover in (unfinished, cache):
-        shutil.rmtree(leftover, ignore_errors=True)
     table = Dataset.from_generator(
         _iterate_rows, features=columns, cache_dir=str(cache), gen_kwargs={"files": [str(file) for file in files]}
     )
