@@ -10,6 +10,7 @@ from datasets import load_from_disk
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from tests.unit.test_decoding import damage
 from tests.unit.test_modeling_video_text import TINY as TINY_VIDEO_TEXT
 from tests.unit.test_modeling_video_text import TINY_TEXT
 from tests.unit.video_files import KINDS, cut_start, write_kind, write_video
@@ -27,8 +28,7 @@ from umt_hf import (
     UMTVideoTextProcessor,
     cli,
 )
-from umt_hf.modeling.attentive_probe_umt_video import UMTVideoForAttentiveProbing
-from umt_hf.processing.decoding import PyAVReader, open_video
+from umt_hf.processing.decoding import PyAVReader, VideoDecodingError, open_video
 from umt_hf.processing.processing_umt_video_text import build_tokenizer
 from umt_hf.training import features
 from umt_hf.training.features import choose_frames, extract_features, load_encoder, name_features, plan_windows
@@ -168,7 +168,7 @@ def test_command_resumes_and_lists_bad_videos(folder, video, tmp_path):
     run(bad, "--model", folder, "--out", tmp_path / "other", exit_code=1)
 
 
-@pytest.mark.parametrize("kind", [UMTVideoForPreTraining, UMTVideoForVideoClassification, UMTVideoForAttentiveProbing])
+@pytest.mark.parametrize("kind", [UMTVideoForPreTraining, UMTVideoForVideoClassification])
 def test_folders_of_stage_1_and_of_classifiers(kind, tmp_path, video, caplog):
     model = kind(UMTVideoConfig(**TINY)).eval()
     model.save_pretrained(tmp_path)
@@ -259,3 +259,16 @@ def test_names_of_files_fit_the_file_system_and_differ(tmp_path):
     first, second = (name_features(tmp_path, f"/videos/{folder}/{'é' * 125}.mp4") for folder in "ab")
     assert first != second and max(len(path.name.encode()) for path in (first, second)) < 240
     first.touch()  # the file system agrees
+
+
+def test_video_damaged_midway_leaves_nothing(folder, encoder, tmp_path):
+    """It opens, and its first windows are fine."""
+    video = write_video(tmp_path / "damaged.mp4", num_frames=200, gop=10)
+    video.write_bytes(damage(video.read_bytes()))
+    with open_video(video) as reader:
+        assert len(reader.get_frames([0, 1, 2, 3])) == 4
+    with pytest.raises(VideoDecodingError, match="damaged.mp4: cannot be decoded"):
+        extract_features(video, *encoder, window=4)
+    out = tmp_path / "out"
+    assert "cannot be decoded" in run(video, "--model", folder, "--out", out, exit_code=1).output
+    assert sorted(path.name for path in out.iterdir()) == ["settings.json", "skipped.json"]
