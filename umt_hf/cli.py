@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Unmasked Teacher video models: data, checkpoints and video search.", no_args_is_help=True)
+app = typer.Typer(
+    help="Unmasked Teacher video models: data, checkpoints, features and video search.", no_args_is_help=True
+)
 data_app = typer.Typer(help="Make data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
@@ -81,6 +83,43 @@ def embed(
     if PartialState().is_main_process:
         typer.echo(json.dumps(asdict(report)) if as_json else report.format())
     if report.num_encoded + report.num_unchanged == 0:
+        raise typer.Exit(1)
+
+
+@app.command()
+def features(
+    videos: Annotated[list[str], typer.Argument(help="Video files and folders; - reads a list from standard input.")],
+    model: Annotated[str, typer.Option(help="Folder or Hub id of a UMT model with its processor.")],
+    out: Annotated[Path, typer.Option(help="Folder to make or to add to.")],
+    level: Annotated[
+        str, typer.Option(help="What has a feature: frame, clip (a window) or tubelet (a token).")
+    ] = "clip",
+    window: Annotated[int | None, typer.Option(help="Frames seen at a time; by default the model's.", min=1)] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Frames from a window to the next; by default half a window.", min=1)
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames read a second; by default every frame.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Windows encoded at a time.", min=1)] = 8,
+    format: Annotated[
+        str, typer.Option(help="safetensors: a file a video; dataset: also a `datasets` dataset of all of them.")
+    ] = "safetensors",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Extract features of videos of any length with their timestamps. Only new and changed videos are read."""
+    import datasets
+    from accelerate import PartialState
+
+    from .training.features import save_features
+
+    datasets.disable_progress_bars()
+    sources = (line for video in videos for line in (sys.stdin.read().splitlines() if video == "-" else [video]))
+    try:
+        report = save_features(sources, model, out, level, window, stride, batch_size, fps, format)
+    except (ImportError, OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    if PartialState().is_main_process:
+        typer.echo(json.dumps(asdict(report)) if as_json else report.format())
+    if report.num_extracted + report.num_unchanged == 0:
         raise typer.Exit(1)
 
 

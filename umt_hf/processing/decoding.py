@@ -32,6 +32,7 @@ VideoSource = str | os.PathLike | bytes | BinaryIO
 DecoderName = Literal["pyav", "decord", "torchcodec"]
 
 DOWNLOAD_TIMEOUT_SECONDS = 60
+ITERATED_FRAMES = 16  # decoded at a time by readers that do not give frames singly
 
 # One packet is one frame, and its timestamp says which, only in these containers and codecs; a file of another kind is
 # decoded from its start. (AVI and MPEG streams lack timestamps; VP8 and MPEG-4 part 2 have packets without a frame.)
@@ -95,6 +96,33 @@ class VideoReader(ABC):
         with self._named_errors():
             frames = self._decode(distinct.tolist())
         return frames if distinct.tolist() == indices else frames[places]
+
+    def iterate_frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        """Decode frames one by one, holding no more than a few: for videos too long to decode whole.
+
+        Args:
+            indices: Distinct, rising frame numbers, at least one.
+
+        Yields:
+            RGB frames, uint8 `(height, width, 3)`, as `get_frames` gives them.
+
+        Raises:
+            VideoDecodingError: If a frame cannot be decoded.
+        """
+        for start in range(0, len(indices), ITERATED_FRAMES):
+            yield from self.get_frames(indices[start : start + ITERATED_FRAMES])
+
+    def compute_timestamps(self) -> np.ndarray:
+        """Seconds from the first frame to each, float64 `(num_frames,)`, rising.
+
+        Only `pyav` knows frames that are spaced unevenly; other readers count with the average rate.
+
+        Raises:
+            VideoDecodingError: If the file tells neither the times of its frames nor their rate.
+        """
+        if not self.fps:
+            raise self._error("tells no frame rate, so that its frames have no times. Re-encode it.")
+        return np.arange(self.num_frames) / self.fps
 
     @functools.cached_property
     def _upright_size(self) -> tuple[int, int]:
@@ -253,7 +281,32 @@ class PyAVReader(VideoReader):
         if self._frame_pts is not None:
             return len(self._frame_pts)
         self._open()
-        return sum(1 for _ in self._container.decode(self._stream))
+        self._decoded_pts = [frame.pts for frame in self._container.decode(self._stream)]
+        return len(self._decoded_pts)
+
+    def compute_timestamps(self) -> np.ndarray:
+        """Seconds from the first frame to each, as the container says; evenly spaced where it is not to be trusted."""
+        pts = self._decoded_pts if self._frame_pts is None else self._frame_pts
+        if None in pts or any(later <= earlier for earlier, later in zip(pts, pts[1:], strict=False)):
+            return super().compute_timestamps()
+        return (np.array(pts) - pts[0]) * float(self._stream.time_base)
+
+    def iterate_frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        """Decode frames in one pass from the start of the file, holding one at a time; see `VideoReader`."""
+        wanted, last, size = set(indices), indices[-1], None
+        with self._named_errors():
+            self._open()
+            for i, frame in enumerate(self._container.decode(self._stream)):
+                if i not in wanted:
+                    continue
+                pixels = self._to_upright_rgb(frame)
+                if size is not None and pixels.shape != size:
+                    raise self._error(f"changes its frame size at frame {i}. Re-encode it at one size.")
+                size = pixels.shape
+                yield pixels
+                if i == last:
+                    return
+            raise self._error(f"ends before frame {last}. Fetch it again or leave it out.")
 
     def _decode(self, indices: list[int]) -> np.ndarray:
         frames = None if self._frame_pts is None else self._decode_from_key_frames(indices)
