@@ -58,8 +58,7 @@ def run_seed(folder: Path, seed: int, max_steps: int | None) -> dict:
     data, text_tower = folder / "data", folder / "text_tower"
     training = ["--train_data", data / "train_captions.json", "--vision_name_or_path", folder / "student"]
     training += ["--text_name_or_path", text_tower, "--teacher_name_or_path", folder / "teacher"]
-    training += ["--validation_data", data / "validation_captions.json", "--output_dir", folder / "video_text"]
-    training += ["--seed", seed, "--resume_from_checkpoint", "auto"]
+    training += ["--output_dir", folder / "video_text", "--seed", seed, "--resume_from_checkpoint", "auto"]
     training += [] if max_steps is None else ["--max_steps", max_steps]
     tower = [sys.executable, "-m", "umt_hf.training.text_tower", "--data", data, "--output_dir", text_tower]
     evaluation = [sys.executable, __file__, "--evaluate", "--output_dir", folder, "--seeds", seed]

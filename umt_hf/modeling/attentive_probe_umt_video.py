@@ -12,6 +12,20 @@ from .configuration_umt_video import UMTVideoConfig
 from .modeling_umt_video import UMTVideoForVideoClassification
 
 
+class UMTVideoAttentivePooling(nn.Module):
+    """One vector of a clip: what a learned query finds among its normalised tokens `(B, N, D)`."""
+
+    def __init__(self, config: UMTVideoConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.query = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.attention = nn.MultiheadAttention(config.hidden_size, config.num_attention_heads, batch_first=True)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        tokens = self.norm(tokens)
+        return self.attention(self.query.expand(len(tokens), -1, -1), tokens, tokens, need_weights=False)[0][:, 0]
+
+
 class UMTVideoForAttentiveProbing(UMTVideoForVideoClassification):
     """UMT encoder with an attentive probe: a learned query attends to the tokens, then norm and classifier.
 
@@ -22,14 +36,12 @@ class UMTVideoForAttentiveProbing(UMTVideoForVideoClassification):
 
     def __init__(self, config: UMTVideoConfig):
         super().__init__(config)
-        self.token_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.query = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.attention_pool = nn.MultiheadAttention(config.hidden_size, config.num_attention_heads, batch_first=True)
+        self.attentive_pooling = UMTVideoAttentivePooling(config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, UMTVideoForAttentiveProbing):
+        if isinstance(module, UMTVideoAttentivePooling):
             init.trunc_normal_(module.query, std=self.config.initializer_range)
         if isinstance(module, nn.MultiheadAttention):
             init.xavier_uniform_(module.in_proj_weight)
@@ -40,10 +52,7 @@ class UMTVideoForAttentiveProbing(UMTVideoForVideoClassification):
     ) -> ImageClassifierOutput:
         """Classify a clip; arguments and result as for [`UMTVideoForVideoClassification`]."""
         outputs = self.vision_model(pixel_values, **kwargs)
-        tokens = self.token_norm(outputs.last_hidden_state)
-        query = self.query.expand(len(tokens), -1, -1)
-        pooled = self.attention_pool(query, tokens, tokens, need_weights=False)[0][:, 0]
-        logits = self.classifier(self.fc_norm(pooled))
+        logits = self.classifier(self.fc_norm(self.attentive_pooling(outputs.last_hidden_state)))
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
