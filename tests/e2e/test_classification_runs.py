@@ -128,7 +128,7 @@ def test_saved_adapters_give_the_merged_model(fine_tune, student, tmp_path, mode
 def test_attentive_probe_trains_its_head_alone_and_is_tested_from_its_folder(fine_tune, videos, student, tmp_path):
     metrics = fine_tune("run", "--mode", "attentive_probe", "--max_steps", "6", "--save_strategy", "no")
     model, info = UMTVideoForAttentiveProbing.from_pretrained(tmp_path / "run", output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not model.query.eq(0).all()
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not model.attentive_pooling.query.eq(0).all()
     before = UMTVideoForPreTraining.from_pretrained(student).vision_model.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in model.vision_model.state_dict().items())
     found = evaluate_classification.main(
