@@ -282,7 +282,9 @@ def test_answers_of_a_list_are_the_models_first_choice(processor, questions, acc
         assert prediction["answer"] == ANSWERS[indices[0, 0]]
         assert prediction["probability"] == pytest.approx(probabilities[0, 0].item(), abs=1e-5)
     with pytest.raises(ValueError, match="set top_k=5"):
-        answer_questions(model, processor, questions, accelerator, ANSWERS, **OPTIONS)
+        answer_questions(model, processor, questions, accelerator, ANSWERS, top_k=6, **OPTIONS)
+    whole = answer_questions(model, processor, questions, accelerator, ANSWERS, **OPTIONS)  # a list shorter than 128
+    assert whole == answer_questions(model, processor, questions, accelerator, ANSWERS, top_k=5, **OPTIONS)
 
 
 def test_answers_in_own_words(processor, questions, accelerator):
