@@ -156,7 +156,7 @@ def test_clips_hang_on_seed_epoch_and_row_alone(tmp_path):
         torch.testing.assert_close(alone["pixel_values"], spread["pixel_values"], rtol=0, atol=0)
         torch.testing.assert_close(alone["labels"], spread["labels"], rtol=0, atol=0)
         assert alone["pixel_values"].shape == (4, 2, 3, 32, 32) and alone["num_videos"] == 2
-    assert not torch.equal(clips[0]["clips"][0], clips[0]["clips"][1])
+    assert not torch.equal(clips[0]["pixel_values"][0], clips[0]["pixel_values"][1])
     clips.epoch = 1
     assert not torch.equal(load(0)[0]["pixel_values"], first[0]["pixel_values"])
 
@@ -165,14 +165,14 @@ def test_copies_of_a_video_do_not_lie_next_to_each_other(tmp_path):
     clips = build_clips(tmp_path, num_videos=3, repeated_augmentation=2)
     batch = script.ClipCollator()([clips[index] for index in range(3)])
     assert batch["labels"].tolist() == [0, 1, 2, 0, 1, 2]
-    assert torch.equal(batch["pixel_values"][4], clips[1]["clips"][1])
+    assert torch.equal(batch["pixel_values"][4], clips[1]["pixel_values"][1])
 
 
 def test_an_unreadable_video_is_replaced_with_its_label(tmp_path):
     clips = build_clips(tmp_path)
     Path(clips.table[2]["video"]).write_bytes(b"no video")
     sample = clips[2]
-    assert sample["label"] != 2 and len(sample["failures"]) >= 1 and "2.mp4" in sample["failures"][0]
+    assert sample["row"]["label"] != 2 and len(sample["failures"]) >= 1 and "2.mp4" in sample["failures"][0]
     for number in range(4):
         Path(clips.table[number]["video"]).write_bytes(b"no video")
     with pytest.raises(RuntimeError, match="could not be read"):

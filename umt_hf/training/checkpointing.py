@@ -18,6 +18,9 @@ import accelerate
 import torch
 import transformers
 from accelerate import Accelerator
+from torch import nn
+from transformers.processing_utils import ProcessorMixin
+from transformers.video_processing_utils import BaseVideoProcessor
 
 import umt_hf
 
@@ -103,6 +106,32 @@ def remove_unfinished(output_dir: str | Path) -> None:
     for path in Path(output_dir).glob(f"checkpoint-*{UNFINISHED_SUFFIX}"):
         logger.warning("Removing %s, left half written by a run that was killed.", path)
         shutil.rmtree(path)
+
+
+def export_run(
+    accelerator: Accelerator,
+    model: nn.Module,
+    processor: ProcessorMixin | BaseVideoProcessor,
+    recipe: str,
+    folder: Path,
+) -> None:
+    """Write a model with its processor, the run's resolved recipe and versions; called in all processes.
+
+    Args:
+        accelerator: Collects the weights where they are sharded.
+        model: As the accelerator has prepared it.
+        processor: Of the model.
+        recipe: From `dump_config`.
+        folder: For `from_pretrained`.
+    """
+    state_dict = accelerator.get_state_dict(model)
+    if not accelerator.is_main_process:
+        return
+    model = accelerator.unwrap_model(model, keep_torch_compile=False)
+    model.save_pretrained(folder, state_dict=state_dict)
+    processor.save_pretrained(folder)
+    (folder / "run.yaml").write_text(recipe)
+    (folder / "versions.json").write_text(json.dumps(collect_versions(), indent=2) + "\n")
 
 
 def collect_versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ from ..processing.decoding import VideoDecodingError
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from .data.annotations import identify_video
 from .data.held_out import evaluation_mode, plan_shard, share_rows
+from .data.sources import get_source
 from .metrics.accuracy import TopKAccuracy, compute_confusion_matrix
 
 logger = logging.getLogger(__name__)
@@ -97,10 +98,9 @@ class VideoViews(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor | None, str]:
         """Row, views `(clips * crops, T, C, H, W)` or `None`, and the reason why there are none."""
         video = self.videos[index]
-        source = video if isinstance(video, str) else video["bytes"] or video["path"]
         options = {"num_clips": self.num_clips, "num_crops": self.num_crops, "return_tensors": "pt"}
         try:
-            return index, self.processor(source, **options)["pixel_values"], ""
+            return index, self.processor(get_source(video), **options)["pixel_values"], ""
         except VideoDecodingError as error:
             name, reason = identify_video(video, index), str(error)
             return index, None, reason if name in reason else f"{name}: {reason}"

@@ -26,7 +26,14 @@ from .checkpointing import collect_versions
 from .classification import ClassifiedVideos, classify_videos
 from .data.annotations import identify_video
 from .data.sources import load_videos
-from .evaluation import EvaluatedModelArguments, ReportArguments, hash_source, write_report
+from .evaluation import (
+    EvaluatedModelArguments,
+    ReportArguments,
+    hash_source,
+    load_whole_model,
+    require_names,
+    write_report,
+)
 from .finetune_classification import check_labels
 
 logger = logging.getLogger(__name__)
@@ -63,20 +70,11 @@ def load_classifier(
     Raises:
         ValueError: If model or data are not named, or the folder has no trained head: a random one gives a number too.
     """
-    for name, value in (("model_name_or_path", args.model_name_or_path), ("data", data.data)):
-        if value is None:
-            raise ValueError(f"Set {name}.")
+    require_names(args, data)
     config = UMTVideoConfig.from_pretrained(args.model_name_or_path)
     is_probe = UMTVideoForAttentiveProbing.__name__ in (config.architectures or [])
     model_class = UMTVideoForAttentiveProbing if is_probe else UMTVideoForVideoClassification
-    model, info = model_class.from_pretrained(
-        args.model_name_or_path, attn_implementation=args.attn_implementation, output_loading_info=True
-    )
-    if info["missing_keys"]:
-        raise ValueError(
-            f"{args.model_name_or_path} is no whole {model_class.__name__}: it lacks "
-            f"{', '.join(sorted(info['missing_keys'])[:5])}."
-        )
+    model = load_whole_model(model_class, args)
     processor = UMTVideoProcessor.from_pretrained(args.model_name_or_path)
     if data.decoder is not None:
         processor.decoder = data.decoder

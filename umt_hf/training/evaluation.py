@@ -64,25 +64,44 @@ class ReportArguments:
             raise ValueError(f"per_device_eval_batch_size must be at least 1, got {self.per_device_eval_batch_size}.")
 
 
+def load_whole_model(model_class: type[PreTrainedModel], args: EvaluatedModelArguments) -> PreTrainedModel:
+    """The model with all its weights.
+
+    Raises:
+        ValueError: If the folder lacks weights: random ones would give a number too.
+    """
+    model, info = model_class.from_pretrained(
+        args.model_name_or_path, attn_implementation=args.attn_implementation, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{args.model_name_or_path} is no whole {model_class.__name__}: it lacks "
+            f"{', '.join(sorted(info['missing_keys'])[:5])}."
+        )
+    return model
+
+
+def require_names(model: EvaluatedModelArguments, data: EvaluationDataArguments) -> None:
+    """Make sure that model and data are named.
+
+    Raises:
+        ValueError: If one of them is not.
+    """
+    for name, value in (("model_name_or_path", model.model_name_or_path), ("data", data.data)):
+        if value is None:
+            raise ValueError(f"Set {name}.")
+
+
 def load_model_and_processor(
     model_class: type[PreTrainedModel], model: EvaluatedModelArguments, data: EvaluationDataArguments
 ) -> tuple[PreTrainedModel, UMTVideoTextProcessor]:
     """The model with all its weights, and its processor with the settings of the run.
 
     Raises:
-        ValueError: If model or data are not named, or the folder lacks weights: random ones would give a number too.
+        ValueError: If model or data are not named, or the folder lacks weights.
     """
-    for name, value in (("model_name_or_path", model.model_name_or_path), ("data", data.data)):
-        if value is None:
-            raise ValueError(f"Set {name}.")
-    loaded, info = model_class.from_pretrained(
-        model.model_name_or_path, attn_implementation=model.attn_implementation, output_loading_info=True
-    )
-    if info["missing_keys"]:
-        raise ValueError(
-            f"{model.model_name_or_path} is no whole {model_class.__name__}: it lacks "
-            f"{', '.join(sorted(info['missing_keys'])[:5])}."
-        )
+    require_names(model, data)
+    loaded = load_whole_model(model_class, model)
     processor = UMTVideoTextProcessor.from_pretrained(model.model_name_or_path)
     for name in ("num_frames", "first_seconds", "decoder"):
         if (value := getattr(data, name)) is not None:

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
@@ -31,15 +30,22 @@ from ..modeling.attentive_probe_umt_video import UMTVideoForAttentiveProbing
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.classification_transforms import ClassificationTransform, ClipMix
-from ..processing.decoding import VideoDecodingError, open_video
+from ..processing.decoding import open_video
 from ..processing.sampling import sample_frame_indices
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from .arguments import describe, parse_config
 from .classification import classify_videos
-from .data.clips import MAX_REPLACEMENTS, build_generator
+from .data.clips import build_generator
 from .data.sources import load_videos
-from .finetuning import Evaluation, FinetuningArguments, FinetuningTrainer, fine_tune
-from .optimization import build_parameter_groups, compute_learning_rate, scale_learning_rate
+from .finetuning import (
+    Evaluation,
+    FinetuningArguments,
+    FinetuningTrainer,
+    TrainingClips,
+    add_adapters,
+    fine_tune,
+)
+from .optimization import compute_learning_rate, scale_learning_rate
 from .trainer import count_videos
 
 logger = logging.getLogger(__name__)
@@ -126,11 +132,8 @@ SECTIONS = {
 }
 
 
-class LabeledClips(torch.utils.data.Dataset):
-    """Augmented training clips with labels.
-
-    A video that cannot be read is replaced together with its label. What is drawn for a clip hangs on seed, epoch and
-    row alone, so neither workers nor processes nor a resumed run change it.
+class LabeledClips(TrainingClips):
+    """Clips `(repeats, T, C, H, W)` of videos with labels.
 
     Args:
         table: Rows with `video` and `label`.
@@ -148,35 +151,12 @@ class LabeledClips(torch.utils.data.Dataset):
         seed: int,
         repeated_augmentation: int = 1,
     ):
-        self.table, self.processor, self.transform = table, processor, transform
-        self.seed, self.repeated_augmentation = seed, repeated_augmentation
-        self.epoch = 0
+        super().__init__(table, seed)
+        self.processor, self.transform = processor, transform
+        self.repeated_augmentation = repeated_augmentation
 
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """`clips (repeats, T, C, H, W)`, their `label`, `key` of the draw, and a line for each unreadable video.
-
-        Raises:
-            RuntimeError: If neither the video nor any of its replacements can be read.
-        """
-        key = (self.seed, self.epoch, index)
-        generator = build_generator(*key)
-        others = torch.randint(len(self.table), (MAX_REPLACEMENTS,), generator=generator).tolist()
-        failures: list[str] = []
-        for number in (index, *others):
-            row = self.table[number]
-            try:
-                clips = self._read_augmented(row["video"], generator)
-            except VideoDecodingError as error:
-                failures.append(str(error))
-                continue
-            return {"clips": clips, "label": row["label"], "key": key, "failures": failures}
-        raise RuntimeError(f"{len(failures)} videos in a row could not be read. The last: {failures[-1]}")
-
-    def _read_augmented(self, video: str | dict[str, Any], generator: torch.Generator) -> torch.Tensor:
-        source = video if isinstance(video, str) else video["bytes"] or video["path"]
+    def read_augmented(self, source: str | bytes, generator: torch.Generator) -> torch.Tensor:
+        """Read frames of a video once, and augment them as often as asked."""
         with open_video(source, self.processor.decoder) as reader:
             indices = sample_frame_indices(
                 reader.num_frames, self.processor.num_frames, self.processor.sampling_strategy, generator=generator
@@ -200,8 +180,8 @@ class ClipCollator:
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """`pixel_values`, `labels` (indices, or soft targets if mixed), `num_videos` and `failures`."""
-        pixel_values = torch.stack([sample["clips"] for sample in samples], dim=1).flatten(0, 1)
-        labels = torch.tensor([sample["label"] for sample in samples]).repeat(len(pixel_values) // len(samples))
+        pixel_values = torch.stack([sample["pixel_values"] for sample in samples], dim=1).flatten(0, 1)
+        labels = torch.tensor([sample["row"]["label"] for sample in samples]).repeat(len(pixel_values) // len(samples))
         if self.mix is not None:
             key = [part for sample in samples for part in sample["key"]]
             pixel_values, labels = self.mix(pixel_values, labels, build_generator(MIX_KEY, *key))
@@ -213,7 +193,6 @@ class ClassificationTrainer(FinetuningTrainer):
     """`FinetuningTrainer` with layer-wise rates, soft targets, class weights and averaged weights.
 
     Args:
-        layer_decay: Factor between the rates of neighbouring layers; 1 = off.
         class_weights: Weight of each class in the loss, or `None`.
         repeated_augmentation: Clips of each video, for the scaling of rates.
         **kwargs: As for `FinetuningTrainer`.
@@ -222,14 +201,12 @@ class ClassificationTrainer(FinetuningTrainer):
     def __init__(
         self,
         *,
-        layer_decay: float = 1.0,
         class_weights: torch.Tensor | None = None,
         repeated_augmentation: int = 1,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.layer_decay, self.class_weights = layer_decay, class_weights
-        self.repeated_augmentation = repeated_augmentation
+        self.class_weights, self.repeated_augmentation = class_weights, repeated_augmentation
         # The loss is a mean over the batch, so `Trainer` has to divide it where gradients are accumulated.
         self.model_accepts_loss_kwargs = False
         self.averaged: AveragedModel | None = None
@@ -253,45 +230,21 @@ class ClassificationTrainer(FinetuningTrainer):
         total = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         return scale_learning_rate(1.0, total, self.repeated_augmentation)
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Optimizer of the arguments over layer-wise groups; a group's `lr_scale` is applied by the schedule."""
-        if self.optimizer is None:
-            model = self.model if model is None else model
-            groups = build_parameter_groups(model, self.args.weight_decay, self.layer_decay)
-            groups = [{key: value for key, value in group.items() if key != "names"} for group in groups]
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            options["lr"] = self.args.learning_rate * self.rate_scale
-            self.optimizer = optimizer_class(groups, **options)
-        return self.optimizer
+    def count_warmup_steps(self, batches_per_epoch: int) -> float:
+        """Whole steps of `warmup_epochs`, as published."""
+        return int(self.args.warmup_epochs * (batches_per_epoch // self.args.gradient_accumulation_steps))
 
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Linear warm-up from a first rate and half a cosine to a last one, or a schedule of Transformers."""
-        if self.lr_scheduler is not None or self.args.lr_scheduler_type != "cosine":
-            return super().create_scheduler(num_training_steps, optimizer)
+    def compute_rate_share(self, step: int, total_steps: int, warmup_steps: float) -> float:
+        """Linear warm-up from a first rate and half a cosine to a last one."""
         args = self.args
-        warmup_steps = args.get_warmup_steps(num_training_steps)
-        if not warmup_steps:
-            batches = len(self.train_dataset) // (args.train_batch_size * args.world_size)
-            warmup_steps = int(args.warmup_epochs * (batches // args.gradient_accumulation_steps))
-
-        def compute_share(step: int, lr_scale: float) -> float:
-            return lr_scale * compute_learning_rate(
-                step,
-                peak=1.0,
-                minimum=min(args.min_learning_rate / args.learning_rate, 1.0),
-                total_steps=num_training_steps,
-                warmup_steps=warmup_steps,
-                warmup_start=min(args.warmup_start_learning_rate / args.learning_rate, 1.0),
-            )
-
-        optimizer = self.optimizer if optimizer is None else optimizer
-        scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
-        laws = [lambda step, scale=scale: compute_share(step, scale) for scale in scales]
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, laws)
-        self._created_lr_scheduler = True  # as `Trainer` itself notes it
-        return self.lr_scheduler
+        return compute_learning_rate(
+            step,
+            peak=1.0,
+            minimum=min(args.min_learning_rate / args.learning_rate, 1.0),
+            total_steps=total_steps,
+            warmup_steps=warmup_steps,
+            warmup_start=min(args.warmup_start_learning_rate / args.learning_rate, 1.0),
+        )
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
@@ -375,18 +328,7 @@ def build_model(args: ClassificationArguments, names: list[str]) -> Any:
         copy_head_rows(model, args)
     if is_frozen:
         model.vision_model.requires_grad_(False)
-    if args.mode in ("lora", "dora"):
-        config = LoraConfig(
-            r=args.lora_rank,
-            lora_alpha=2 * args.lora_rank,
-            target_modules=["q_proj", "v_proj"],
-            modules_to_save=["fc_norm", "classifier"],
-            use_dora=args.mode == "dora",
-        )
-        model = get_peft_model(model, config)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    logger.info("%s: %s of %s parameters are trained.", args.mode, f"{trained:,}", f"{model.num_parameters():,}")
-    return model
+    return add_adapters(model, args.mode, args.lora_rank, ["fc_norm", "classifier"])
 
 
 def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationArguments) -> None:

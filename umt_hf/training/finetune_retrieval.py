@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     processor = build_processor(args.model_name_or_path, model.config, data, data.max_text_tokens)
     build = partial(build_evaluation, processor=processor, data=data, args=evaluation, training=training)
     trainer = FinetuningTrainer(
-        model=add_adapters(model, args, HEADS),
+        model=add_adapters(model, args.mode, args.lora_rank, HEADS),
         args=training,
         train_dataset=VideoTextClips(table, data, model.config.vision_config.image_size, training.seed),
         data_collator=PairCollator(processor, data.multiple_videos_per_text),

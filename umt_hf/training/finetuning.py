@@ -6,6 +6,7 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4, and the published f
 import dataclasses
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from ..processing.video_processing_umt_video import UMTVideoProcessor
 from .arguments import describe
 from .checkpointing import collect_versions
 from .data.clips import MAX_REPLACEMENTS, build_generator
+from .data.sources import get_source
 from .metrics.averages import MetricMeter
 from .optimization import build_parameter_groups, compute_learning_rate_share
 from .trainer import TrainState, count_videos
@@ -106,11 +108,52 @@ class FinetuningArguments(TrainingArguments):
         super().__post_init__()
 
 
-class VideoTextClips(torch.utils.data.Dataset):
+class TrainingClips(torch.utils.data.Dataset, ABC):
     """Augmented training clips with the rows they come from.
 
-    A video that cannot be read is replaced together with its row, so that no text meets another video. What is drawn
-    for a clip hangs on seed, epoch and row alone, so neither workers nor processes nor a resumed run change it.
+    A video that cannot be read is replaced together with its row, so that no text or label meets another video. What
+    is drawn for a clip hangs on seed, epoch and row alone, so neither workers nor processes nor a resumed run change
+    it.
+
+    Args:
+        table: Rows with a `video`.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, table: Dataset, seed: int):
+        self.table, self.seed = table, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`pixel_values`, the `row` with its `number`, the `key` of the draw, and a line for each unreadable video.
+
+        Raises:
+            RuntimeError: If neither the video nor any of its replacements can be read.
+        """
+        key = (self.seed, self.epoch, index)
+        generator = build_generator(*key)
+        others = torch.randint(len(self.table), (MAX_REPLACEMENTS,), generator=generator).tolist()
+        failures: list[str] = []
+        for number in (index, *others):
+            row = self.table[number]
+            try:
+                pixel_values = self.read_augmented(get_source(row["video"]), generator)
+            except VideoDecodingError as error:
+                failures.append(str(error))
+                continue
+            return {"pixel_values": pixel_values, "row": row, "number": number, "key": key, "failures": failures}
+        raise RuntimeError(f"{len(failures)} videos in a row could not be read. The last: {failures[-1]}")
+
+    @abstractmethod
+    def read_augmented(self, source: str | bytes, generator: torch.Generator) -> torch.Tensor:
+        """Read a video and augment it as `generator` says."""
+
+
+class VideoTextClips(TrainingClips):
+    """Clips `(T, C, H, W)` of videos with text.
 
     Args:
         table: Rows with a `video`.
@@ -120,36 +163,14 @@ class VideoTextClips(torch.utils.data.Dataset):
     """
 
     def __init__(self, table: Dataset, data: VideoTextDataArguments, image_size: int, seed: int):
-        self.table, self.data, self.seed = table, data, seed
+        super().__init__(table, seed)
+        self.data = data
         self.transform = ResizedCropTransform(
             image_size, scale=tuple(data.crop_scale), flip_probability=data.horizontal_flip_probability
         )
-        self.epoch = 0
 
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """`pixel_values (T, C, H, W)`, the `row` with its `number`, and a line for each unreadable video.
-
-        Raises:
-            RuntimeError: If neither the video nor any of its replacements can be read.
-        """
-        generator = build_generator(self.seed, self.epoch, index)
-        others = torch.randint(len(self.table), (MAX_REPLACEMENTS,), generator=generator).tolist()
-        failures: list[str] = []
-        for number in (index, *others):
-            row = self.table[number]
-            try:
-                pixel_values = self._read_augmented(row["video"], generator)
-            except VideoDecodingError as error:
-                failures.append(str(error))
-                continue
-            return {"pixel_values": pixel_values, "row": row, "number": number, "failures": failures}
-        raise RuntimeError(f"{len(failures)} videos in a row could not be read. The last: {failures[-1]}")
-
-    def _read_augmented(self, video: str | dict[str, Any], generator: torch.Generator) -> torch.Tensor:
-        source = video if isinstance(video, str) else video["bytes"] or video["path"]
+    def read_augmented(self, source: str | bytes, generator: torch.Generator) -> torch.Tensor:
+        """Read frames of a video, and crop and flip them all alike."""
         with open_video(source, self.data.decoder) as reader:
             total = reader.num_frames
             if self.data.first_seconds is not None:
@@ -170,24 +191,39 @@ class FinetuningTrainer(Trainer):
         evaluations: What `evaluate` calls for each prefix, "eval" for the validation data. It gets the model (with its
             adapters inside, if any) and the accelerator, in every process, and returns metrics without prefix.
         max_skipped_ratio: Share of unreadable training videos past which the run stops.
+        layer_decay: Factor between the rates of neighbouring layers; `None` = all the same.
         **kwargs: As for `Trainer`.
     """
 
-    def __init__(self, *, evaluations: dict[str, Evaluation], max_skipped_ratio: float, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        evaluations: dict[str, Evaluation],
+        max_skipped_ratio: float,
+        layer_decay: float | None = None,
+        **kwargs: Any,
+    ):
         # `Trainer` only asks whether there is something to evaluate on.
         super().__init__(eval_dataset=list(evaluations) if "eval" in evaluations else None, **kwargs)
         self.evaluations, self.max_skipped_ratio = evaluations, max_skipped_ratio
+        self.layer_decay = layer_decay
         self.videos = TrainState()
         self.meter = MetricMeter(self.accelerator)
         self.add_callback(_EpochCallback(self.train_dataset))
 
+    @property
+    def rate_scale(self) -> float:
+        """What the stated learning rate is multiplied by."""
+        return 1.0
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Optimizer of the arguments over the groups of `build_parameter_groups`."""
+        """Optimizer of the arguments over `build_parameter_groups`, whose `lr_scale` the schedule applies."""
         if self.optimizer is None:
             model = self.model if model is None else model
-            groups = build_parameter_groups(model, self.args.weight_decay)
+            groups = build_parameter_groups(model, self.args.weight_decay, self.layer_decay)
             groups = [{key: value for key, value in group.items() if key != "names"} for group in groups]
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            options["lr"] = self.args.learning_rate * self.rate_scale
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
@@ -197,23 +233,30 @@ class FinetuningTrainer(Trainer):
         """The published schedule, or another one of Transformers where `lr_scheduler_type` says so."""
         if self.lr_scheduler is not None or self.args.lr_scheduler_type != "cosine":
             return super().create_scheduler(num_training_steps, optimizer)
-        warmup_steps = self.args.get_warmup_steps(num_training_steps)
-        if not warmup_steps:
-            batches = len(self.train_dataset) // (self.args.train_batch_size * self.args.world_size)
-            warmup_steps = self.args.warmup_epochs * batches / self.args.gradient_accumulation_steps
-
-        def compute_share(step: int) -> float:
-            return compute_learning_rate_share(
-                step,
-                total_steps=num_training_steps,
-                warmup_steps=warmup_steps,
-                minimum_share=self.args.min_learning_rate_share,
-            )
-
+        batches = len(self.train_dataset) // (self.args.train_batch_size * self.args.world_size)
+        warmup_steps = self.args.get_warmup_steps(num_training_steps) or self.count_warmup_steps(batches)
         optimizer = self.optimizer if optimizer is None else optimizer
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, compute_share)
+        scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+        laws = [
+            lambda step, scale=scale: scale * self.compute_rate_share(step, num_training_steps, warmup_steps)
+            for scale in scales
+        ]
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, laws)
         self._created_lr_scheduler = True  # as `Trainer` itself notes it
         return self.lr_scheduler
+
+    def count_warmup_steps(self, batches_per_epoch: int) -> float:
+        """Steps of `warmup_epochs`, a fraction where these are a part of an epoch."""
+        return self.args.warmup_epochs * batches_per_epoch / self.args.gradient_accumulation_steps
+
+    def compute_rate_share(self, step: int, total_steps: int, warmup_steps: float) -> float:
+        """Share of the peak learning rate that a step has."""
+        return compute_learning_rate_share(
+            step,
+            total_steps=total_steps,
+            warmup_steps=warmup_steps,
+            minimum_share=self.args.min_learning_rate_share,
+        )
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
@@ -252,7 +295,7 @@ class FinetuningTrainer(Trainer):
 class _EpochCallback(TrainerCallback):
     """Tells the clips which epoch it is, also after a resumption."""
 
-    def __init__(self, clips: VideoTextClips):
+    def __init__(self, clips: TrainingClips):
         self.clips = clips
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -282,26 +325,26 @@ def build_processor(
     return processor
 
 
-def add_adapters(
-    model: PreTrainedModel, args: FinetunedModelArguments, heads: list[str]
-) -> PreTrainedModel | PeftModel:
-    """In mode "lora", freeze a model but for its heads and low-rank adapters on every query and value projection.
+def add_adapters(model: PreTrainedModel, mode: str, rank: int, heads: list[str]) -> PreTrainedModel | PeftModel:
+    """In mode "lora" or "dora", freeze a model but for its heads and adapters on every query and value projection.
 
     Args:
         model: Any model of the family.
-        args: Mode and rank.
+        mode: Other modes leave the model as it is.
+        rank: Rank of the adapters.
         heads: Modules that are trained whole.
     """
-    if args.mode == "lora":
+    if mode in ("lora", "dora"):
         config = LoraConfig(
-            r=args.lora_rank,
-            lora_alpha=2 * args.lora_rank,
+            r=rank,
+            lora_alpha=2 * rank,
             target_modules=["q_proj", "v_proj"],
             modules_to_save=heads,
+            use_dora=mode == "dora",
         )
         model = get_peft_model(model, config)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    logger.info("%s: %s of %s parameters are trained.", args.mode, f"{trained:,}", f"{model.num_parameters():,}")
+    logger.info("%s: %s of %s parameters are trained.", mode, f"{trained:,}", f"{model.num_parameters():,}")
     return model
 
 

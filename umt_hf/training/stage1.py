@@ -6,7 +6,6 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.1.
 """
 
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +33,7 @@ from .arguments import (
     dump_config,
     parse_config,
 )
-from .checkpointing import collect_versions
+from .checkpointing import export_run
 from .data.clips import (
     ClipCollator,
     ClipDataset,
@@ -168,14 +167,8 @@ class Stage1:
 
     def export(self, accelerator: Accelerator, folder: Path) -> None:
         """Write the student with processor, resolved arguments and versions; called in all processes."""
-        state_dict = accelerator.get_state_dict(self.model)
-        if not accelerator.is_main_process:
-            return
-        student = accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        student.save_pretrained(folder, state_dict=state_dict)
-        UMTVideoProcessor.from_model_config(self.config, decoder=self.data.decoder).save_pretrained(folder)
-        (folder / "run.yaml").write_text(dump_config(self.resolved))
-        (folder / "versions.json").write_text(json.dumps(collect_versions(), indent=2) + "\n")
+        processor = UMTVideoProcessor.from_model_config(self.config, decoder=self.data.decoder)
+        export_run(accelerator, self.model, processor, dump_config(self.resolved), folder)
 
 
 def build_student(

@@ -6,7 +6,6 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
 """
 
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
 
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
@@ -36,7 +36,7 @@ from .arguments import (
     dump_config,
     parse_config,
 )
-from .checkpointing import collect_versions
+from .checkpointing import export_run
 from .data.annotations import RetrievalSet, load_pairs, load_retrieval_set
 from .data.clips import count_batches, finish_batch
 from .data.pairs import MixedCorpora, PairCollator, PairDataset, plan_mixed_batches
@@ -189,14 +189,7 @@ class Stage2:
 
     def export(self, accelerator: Accelerator, folder: Path) -> None:
         """Write the model with processor, resolved arguments and versions; called in all processes."""
-        state_dict = accelerator.get_state_dict(self.model)
-        if not accelerator.is_main_process:
-            return
-        model = accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        model.save_pretrained(folder, state_dict=state_dict)
-        self.processor.save_pretrained(folder)
-        (folder / "run.yaml").write_text(dump_config(self.resolved))
-        (folder / "versions.json").write_text(json.dumps(collect_versions(), indent=2) + "\n")
+        export_run(accelerator, self.model, self.processor, dump_config(self.resolved), folder)
 
 
 def load_corpora(data: CorpusArguments, training: TrainingArguments) -> list[Corpus]:
@@ -216,16 +209,11 @@ def load_corpora(data: CorpusArguments, training: TrainingArguments) -> list[Cor
     return [Corpus(concatenate_datasets(tables), *kind) for kind, tables in groups.items()]
 
 
-def build_processor(model: VideoTextModelArguments, config: UMTVideoTextConfig, decoder: str) -> UMTVideoTextProcessor:
-    """Video processor of the model's size, and the tokenizer of the model or BERT that the run starts from."""
-    source = model.model_name_or_path or model.text_name_or_path
-    return UMTVideoTextProcessor(
-        UMTVideoProcessor.from_model_config(config, decoder=decoder), build_tokenizer(source, model.max_text_tokens)
-    )
-
-
 def build_model(
-    model: VideoTextModelArguments, losses: LossArguments, recorded: dict[str, Any]
+    model: VideoTextModelArguments,
+    losses: LossArguments,
+    recorded: dict[str, Any],
+    tokenizer: PreTrainedTokenizerFast,
 ) -> UMTVideoTextForPreTraining:
     """Join a stage-1 student and a BERT, or go on from a stage-2 folder.
 
@@ -233,6 +221,7 @@ def build_model(
         model: Where weights come from.
         losses: Fields of the configuration.
         recorded: Fields of the video encoder's configuration.
+        tokenizer: Of the BERT; its special ids are the text tower's.
 
     Raises:
         ValueError: If it is not said what to start from.
@@ -246,7 +235,6 @@ def build_model(
                 setattr(target, name, value)
         student = UMTVideoTextForPreTraining.from_pretrained(model.model_name_or_path, config=config)
     elif model.vision_name_or_path:
-        tokenizer = build_tokenizer(model.text_name_or_path)
         text_fields = {
             "pad_token_id": tokenizer.pad_token_id,
             "bos_token_id": tokenizer.cls_token_id,
@@ -303,10 +291,14 @@ def main(arguments: Sequence[str] | None = None) -> TrainState:
         teacher = load_teacher(teacher_args, model_args.attn_implementation, accelerator)
         recorded = describe_alignment(teacher_args, mask_args, teacher)
         recorded["image_mask_ratio"] = mask_args.image_mask_ratio
-    model = build_model(model_args, loss_args, recorded)
+    tokenizer = build_tokenizer(
+        model_args.model_name_or_path or model_args.text_name_or_path, model_args.max_text_tokens
+    )
+    model = build_model(model_args, loss_args, recorded, tokenizer)
     if teacher is not None:
         check_grids(model.config.vision_config, teacher)
-    processor = build_processor(model_args, model.config, data.decoder)
+    video_processor = UMTVideoProcessor.from_model_config(model.config, decoder=data.decoder)
+    processor = UMTVideoTextProcessor(video_processor, tokenizer)
 
     per_epoch = sum(count_batches(corpus.table, corpus.batch_size, accelerator.num_processes) for corpus in corpora)
     for corpus in corpora:

@@ -17,6 +17,7 @@ from datasets.distributed import split_dataset_by_node
 from ...processing.decoding import VideoDecodingError, open_video
 from ...processing.sampling import sample_frame_indices
 from ...processing.train_transforms import PretrainingTransform
+from .sources import get_source
 
 logger = logging.getLogger(__name__)
 
@@ -196,8 +197,7 @@ class ClipDataset(torch.utils.data.Dataset):
 
     def _read_clips(self, row: dict[str, Any], key: tuple[int, ...]) -> list[Clip]:
         generator = build_generator(*key)
-        video = row["video"]
-        frames = self._read_frames(video if isinstance(video, str) else video["bytes"] or video["path"], generator)
+        frames = self._read_frames(get_source(row["video"]), generator)
         return [self._cut_clip(frames, generator) for _ in range(self.repeated_augmentation)]
 
     def _read_frames(self, source: str | bytes, generator: torch.Generator) -> torch.Tensor:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ...processing.decoding import VideoDecodingError
 from ...processing.video_processing_umt_video import UMTVideoProcessor
 from .annotations import identify_video
+from .sources import get_source
 
 SHARED_ROWS = 4096
 
@@ -90,7 +91,7 @@ class HeldOutVideos(Dataset):
             VideoDecodingError: If the video cannot be read: a number without it would be another test's.
         """
         video = self.videos[index]
-        source = video if isinstance(video, str) else video["bytes"] or video["path"]
+        source = get_source(video)
         try:
             views = self.processor(
                 source,

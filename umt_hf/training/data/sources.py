@@ -68,6 +68,11 @@ def load_videos(
     return _undecoded(load_dataset(source, config_name, split=split, streaming=streaming), video_column)
 
 
+def get_source(video: str | dict[str, Any]) -> str | bytes:
+    """What a reader opens of a row's `video`: its path, or the bytes that a data set holds."""
+    return video if isinstance(video, str) else video["bytes"] or video["path"]
+
+
 def read_csv(path: Path, data_root: str | None = None, separator: str = ",") -> list[dict[str, Any]]:
     """Read `path<separator>label` lines.
 
