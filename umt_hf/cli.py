@@ -22,13 +22,24 @@ def write_moving_shapes(
     num_train_clips: Annotated[int, typer.Option(help="Clips to train on.", min=1)] = 3000,
     num_validation_clips: Annotated[int, typer.Option(help="Clips to validate on.", min=1)] = 600,
     num_test_clips: Annotated[int, typer.Option(help="Clips to test on.", min=1)] = 900,
+    low_data_ratio: Annotated[
+        float | None, typer.Option(help="Share of the training clips in train_low_data.")
+    ] = None,
+    corruption: Annotated[list[str], typer.Option(help="noise, blur, ...: adds damaged test clips; repeatable.")] = [],  # noqa: B006
+    severity: Annotated[str, typer.Option(help="Of the corruptions: mild, medium or strong.")] = "medium",
+    num_corrupted_clips: Annotated[int | None, typer.Option(help="Test clips damaged; by default all.")] = None,
 ) -> None:
     """Render the embedded data set: real .mp4 files of moving shapes with labels, captions, questions and boxes."""
     from .training.data.moving_shapes import write_moving_shapes as write
+    from .training.data.moving_shapes_variants import write_corrupted_test, write_low_data
 
     try:
         write(directory, num_train_clips, num_validation_clips, num_test_clips, seed)
-    except OSError as error:
+        if low_data_ratio is not None:
+            write_low_data(directory, low_data_ratio)
+        for name in corruption:
+            write_corrupted_test(directory, name, severity, num_corrupted_clips)
+    except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     typer.echo(f"Wrote {directory}")
 
