@@ -1,0 +1,109 @@
+"""The fine-tuning demo's own code on a tiny budget: every kind of run, its tables and its picture."""
+
+import json
+import sys
+
+import pytest
+import torch
+from transformers import VideoMAEForVideoClassification
+
+from tests.e2e.conftest import ROOT
+from umt_hf import UMTVideoForVideoClassification, UMTVideoModel
+
+sys.path.append(str(ROOT / "examples"))
+
+import moving_shapes_finetune as example  # noqa: E402 (the folder is no package)
+
+BUDGET = example.Budget(
+    num_clips=(24, 6, 6),
+    pretraining_steps=2,
+    finetuning_steps=2,
+    low_data_steps=2,
+    num_curve_points=2,
+    num_curve_clips=6,
+    num_corrupted_clips=4,
+)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Four frames, few clips a step, no subset of a tenth (24 clips have too few of a kind)."""
+    monkeypatch.setitem(example.STUDENT, "num_frames", 4)
+    monkeypatch.setitem(example.STUDENT, "num_hidden_layers", 2)
+    for settings in (example.PRETRAINING, example.FINETUNING):
+        monkeypatch.setitem(settings, "per_device_train_batch_size", 4)
+        monkeypatch.setitem(settings, "logging_steps", 1)
+    monkeypatch.setattr("umt_hf.training.data.moving_shapes_variants.write_low_data", copy_training_annotations)
+
+
+def copy_training_annotations(data, ratio):
+    for task in example.TASKS:
+        (data / f"train_low_data_{task}.csv").write_text((data / f"train_{task}.csv").read_text())
+
+
+def run_here(jobs, num_processes, folder):
+    """One seed's runs in this process, without the random mask."""
+    done = set()
+    for name, job in jobs.items():
+        assert job.needs <= done
+        job.function(*job.arguments)
+        done.add(name)
+
+
+def test_demo_measures_and_draws(small, shapes, teacher, tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").symlink_to(shapes)
+    (tmp_path / "teacher").symlink_to(teacher)
+    monkeypatch.setattr(example, "run_jobs", run_here)
+    monkeypatch.setattr(example, "STARTS", {name: example.STARTS[name] for name in ("scratch", "semantic", "pixel")})
+    monkeypatch.setattr(example, "TASKS", {"motion": 4})
+    monkeypatch.setattr(example, "CORRUPTIONS", ("noise",))
+    monkeypatch.setattr("moving_shapes_stage1.PROBE_STEPS", 50)
+    example.main(["--output_dir", str(tmp_path), "--seeds", "3"], BUDGET)
+    folder = tmp_path / "finetune"
+    result = json.loads((folder / "seed_3" / "semantic_motion_full" / "result.json").read_text())
+    assert [step for step, _ in result["curve"]] == [1, 2]
+    assert 0 <= result["test"] <= 1 and result["corrupted"].keys() == {"intact", "noise"}
+    tables = (folder / "tables.md").read_text()
+    assert tables.strip() in capsys.readouterr().out
+    assert "UMT, semantic mask" in tables and "VideoMAE" in tables and tables.count("\n| ") == 5 + 4
+    assert (folder / "accuracy.png").stat().st_size > 10000
+
+    starts = [UMTVideoModel.from_pretrained(folder / "seed_3" / start).state_dict() for start in ("scratch", "pixel")]
+    moved = [name for name in starts[1] if not torch.equal(starts[0][name], starts[1][name])]
+    assert "layers.0.attention.q_proj.weight" in moved
+
+    before = (folder / "seed_3" / "scratch" / "result.json").stat().st_mtime_ns
+    example.main(["--output_dir", str(tmp_path), "--seeds", "3"], BUDGET)  # what is done is not done again
+    assert (folder / "seed_3" / "scratch" / "result.json").stat().st_mtime_ns == before
+
+
+def test_videomae_starts_with_the_students_weights_and_gives_its_own_back(small, tmp_path):
+    """The encoder carried over classifies as VideoMAE's own classifier does with the same head."""
+    student = example.build_student(0)
+    videomae = example.build_videomae(student)
+    with torch.no_grad():
+        for parameter in videomae.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    student.config.use_final_norm = False
+    encoder = example.take_encoder(videomae, UMTVideoModel(student.config))
+    encoder.save_pretrained(tmp_path)
+    ours = UMTVideoForVideoClassification.from_pretrained(tmp_path, num_labels=5).eval()
+    videomae.config.num_labels = 5
+    theirs = VideoMAEForVideoClassification(videomae.config).eval()
+    theirs.videomae.load_state_dict(videomae.videomae.state_dict())
+    theirs.fc_norm.eps = ours.fc_norm.eps
+    theirs.classifier.load_state_dict(ours.classifier.state_dict())
+    clips = torch.randn(2, 4, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(clips).logits, theirs(clips).logits, atol=1e-5, rtol=0)
+
+
+def test_jobs_wait_for_what_they_need_and_errors_come_through(tmp_path):
+    (tmp_path / "finetune").mkdir()
+    folder = tmp_path / "finetune"
+    jobs = {
+        "second": example.Job(example.decode_split, (tmp_path, folder, "missing"), frozenset({"first"})),
+        "first": example.Job(example.format_spread, ([1.0],)),
+    }
+    with pytest.raises(FileNotFoundError, match="missing_appearance.csv"):
+        example.run_jobs(jobs, 1, folder)
