@@ -12,15 +12,17 @@ seeds share data and teacher. A demo that was stopped goes on where it was.
 import argparse
 import contextlib
 import csv
+import dataclasses
 import json
 import logging
 import multiprocessing
 import os
+import shutil
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,11 +104,11 @@ class Budget:
 
     num_clips: tuple[int, int, int] = (3000, 600, 900)
     teacher_steps: int = 1600
-    pretraining_steps: int = 300
-    finetuning_steps: int = 300
-    low_data_steps: int = 200
+    pretraining_steps: int = 250
+    finetuning_steps: int = 250
+    low_data_steps: int = 150
     num_curve_points: int = 10
-    num_curve_clips: int = 200
+    num_curve_clips: int = 120
     num_corrupted_clips: int = 300
 
 
@@ -130,12 +132,18 @@ def main(arguments: Sequence[str] | None = None, budget: Budget | None = None) -
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/moving_shapes"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12], help="Weights, order of clips, masks.")
     parser.add_argument("--num_processes", type=int, default=NUM_PROCESSES, help="Of one thread each.")
-    args = parser.parse_args(arguments)
     budget = budget or Budget()
+    for name in ("pretraining_steps", "finetuning_steps", "low_data_steps"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(budget, name), help="Default: %(default)s.")
+    args = parser.parse_args(arguments)
+    budget = dataclasses.replace(
+        budget, **{name: value for name, value in vars(args).items() if name.endswith("steps")}
+    )
     os.environ.update(ENVIRONMENT)
     started = time.perf_counter()
     prepare_data(args.output_dir, budget)
-    run_jobs(plan_jobs(args.output_dir, args.seeds, budget), args.num_processes, args.output_dir / "finetune")
+    with build_pool(args.num_processes, args.output_dir / "finetune") as pool:
+        run_jobs(plan_jobs(args.output_dir, args.seeds, budget), pool, args.num_processes)
     report(args.output_dir / "finetune", args.seeds, budget)
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes")
 
@@ -190,7 +198,7 @@ def plan_jobs(folder: Path, seeds: Sequence[int], budget: Budget) -> dict[str, J
             needs = frozenset({"teacher"} if start in MASK_TYPES else ())
             jobs[f"{seed}/{start}"] = Job(pretrain, (folder, seed, start, budget), needs)
         for start in STARTS:
-            jobs[f"{seed}/{start}_probe"] = Job(probe, (folder, seed, start), frozenset({f"{seed}/{start}"}))
+            jobs[f"{seed}/{start}_probe"] = Job(probe, (folder, seed, start, budget), frozenset({f"{seed}/{start}"}))
         for task in TASKS:
             for start in STARTS:
                 for data in SPLITS if start in LOW_DATA_STARTS else ["full"]:
@@ -199,21 +207,24 @@ def plan_jobs(folder: Path, seeds: Sequence[int], budget: Budget) -> dict[str, J
     return jobs
 
 
-def run_jobs(jobs: dict[str, Job], num_processes: int, folder: Path) -> None:
-    """Run each job as soon as those it needs are done, in processes whose output goes to `log_<number>.txt`."""
+def run_jobs(jobs: dict[str, Job], pool: Executor, num_processes: int) -> None:
+    """Run each job as soon as those it needs are done, no more at a time than there are processes."""
     waiting, done, running, total = dict(jobs), set(), {}, len(jobs)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, context, start_worker, (folder,)) as pool:
-        while waiting or running:
-            ready = [name for name, job in waiting.items() if job.needs <= done]
-            for name in ready[: num_processes - len(running)]:
-                job = waiting.pop(name)
-                running[pool.submit(job.function, *job.arguments)] = name
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                name = running.pop(future)
-                future.result()
-                done.add(name)
-                print(f"[{len(done)}/{total}] {name}", flush=True)
+    while waiting or running:
+        ready = [name for name, job in waiting.items() if job.needs <= done]
+        for name in ready[: num_processes - len(running)]:
+            job = waiting.pop(name)
+            running[pool.submit(job.function, *job.arguments)] = name
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            name = running.pop(future)
+            future.result()
+            done.add(name)
+            print(f"[{len(done)}/{total}] {name}", flush=True)
+
+
+def build_pool(num_processes: int, folder: Path) -> Executor:
+    """Processes whose output goes to `log_<process>.txt`."""
+    return ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), start_worker, (folder,))
 
 
 def start_worker(folder: Path) -> None:
@@ -224,13 +235,35 @@ def start_worker(folder: Path) -> None:
     os.dup2(log.fileno(), sys.stderr.fileno())
 
 
+def start_run(output: Path, budget: Budget) -> dict[str, Any] | None:
+    """An emptied folder and the result to fill in, or `None` if the run is already done with the same settings."""
+    settings = {
+        "budget": dataclasses.asdict(budget),
+        "student": STUDENT | {"initializer_range": INITIALIZER_RANGE},
+        "mask_ratio": MASK_RATIO,
+        "pretraining": PRETRAINING,
+        "finetuning": FINETUNING,
+    }
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+    file = output / "result.json"
+    if file.exists() and json.loads(file.read_text())["settings"] == settings:
+        return None
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    return {"settings": settings}
+
+
 @contextlib.contextmanager
-def measure(result_file: Path, result: dict[str, Any]):
-    """Write `result` with the seconds of processor time that the block took."""
+def measure(result: dict[str, Any]):
+    """Note the seconds of processor time that the block took."""
     started = time.process_time()
     yield
     result["cpu_seconds"] = round(time.process_time() - started, 1)
-    result_file.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def finish_run(output: Path, result: dict[str, Any]) -> None:
+    """Write `result.json`, which says that the run is done."""
+    (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 def train_teacher(folder: Path, max_steps: int) -> None:
@@ -238,10 +271,8 @@ def train_teacher(folder: Path, max_steps: int) -> None:
     from umt_hf.training import teacher
 
     if not (folder / "teacher" / "config.json").is_file():
-        options = {"data": folder / "data", "output_dir": folder / "teacher", "max_steps": max_steps}
-        teacher.train_teacher(
-            teacher.TeacherArguments(**{k: v if k == "max_steps" else str(v) for k, v in options.items()})
-        )
+        data, output = str(folder / "data"), str(folder / "teacher")
+        teacher.train_teacher(teacher.TeacherArguments(data=data, output_dir=output, max_steps=max_steps))
 
 
 def pretrain(folder: Path, seed: int, start: str, budget: Budget) -> None:
@@ -249,11 +280,9 @@ def pretrain(folder: Path, seed: int, start: str, budget: Budget) -> None:
     from umt_hf.training import stage1
 
     output = folder / "finetune" / f"seed_{seed}" / start
-    if (output / "result.json").exists():
+    if (result := start_run(output, budget)) is None:
         return
-    output.mkdir(parents=True, exist_ok=True)
-    result = {}
-    with measure(output / "result.json", result):
+    with measure(result):
         scratch = output / "scratch" if start != "scratch" else output
         build_student(seed).save_pretrained(scratch)
         flags = {
@@ -272,6 +301,7 @@ def pretrain(folder: Path, seed: int, start: str, budget: Budget) -> None:
             stage1.main(list_flags(flags))
         elif start == "pixel":
             reconstruct_pixels(list_flags(flags))
+    finish_run(output, result)
 
 
 def build_student(seed: int) -> Any:
@@ -384,7 +414,7 @@ def fine_tune(folder: Path, seed: int, start: str, task: str, data: str, budget:
     from umt_hf.training import finetune_classification
 
     output = folder / "finetune" / f"seed_{seed}" / f"{start}_{task}_{data}"
-    if (output / "result.json").exists():
+    if (result := start_run(output, budget)) is None:
         return
     frames = folder / "finetune" / "frames"
     max_steps = budget.finetuning_steps if data == "full" else budget.low_data_steps
@@ -400,8 +430,7 @@ def fine_tune(folder: Path, seed: int, start: str, task: str, data: str, budget:
         "seed": seed,
         **FINETUNING,
     }
-    result: dict[str, Any] = {}
-    with measure(output / "result.json", result):
+    with measure(result):
         metrics = finetune_classification.main(list_flags(flags))
         history = json.loads((output / "trainer_state.json").read_text())["log_history"]
         curve = {line["step"]: line["eval_top1_accuracy"] for line in history if "eval_top1_accuracy" in line}
@@ -410,7 +439,7 @@ def fine_tune(folder: Path, seed: int, start: str, task: str, data: str, budget:
     if data == "full" and start in CORRUPTED_STARTS:
         names = {"intact": "test_intact"} | {name: f"test_{name}_{SEVERITY}" for name in CORRUPTIONS}
         result["corrupted"] = {name: classify(output, frames / f"{split}_{task}.csv") for name, split in names.items()}
-        (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    finish_run(output, result)
 
 
 def classify(model_folder: Path, annotation: Path) -> float:
@@ -428,14 +457,13 @@ def classify(model_folder: Path, annotation: Path) -> float:
     return found.compute_metrics()["top1_accuracy"]
 
 
-def probe(folder: Path, seed: int, start: str) -> None:
+def probe(folder: Path, seed: int, start: str, budget: Budget) -> None:
     """What a small MLP reads from the frozen encoder, one mean a frame in time order."""
     from umt_hf import UMTVideoModel, UMTVideoProcessor
 
     output = folder / "finetune" / f"seed_{seed}" / f"{start}_probe"
-    if (output / "result.json").exists():
+    if (result := start_run(output, budget)) is None:
         return
-    output.mkdir(parents=True, exist_ok=True)
     encoder = UMTVideoModel.from_pretrained(output.parent / start, use_final_norm=False).eval()
     processor = UMTVideoProcessor.from_model_config(encoder.config)
 
@@ -444,13 +472,13 @@ def probe(folder: Path, seed: int, start: str) -> None:
         tokens = encoder(pixel_values).last_hidden_state
         return {"frames": tokens.unflatten(1, (pixel_values.shape[1], -1)).mean(2)}
 
-    result: dict[str, Any] = {}
-    with measure(output / "result.json", result):
+    with measure(result):
         frames = folder / "finetune" / "frames"
         splits = [embed_split(frames, split, processor, embed_clips) for split in ("train", "validation", "test")]
         for task in TASKS:
             features = [(pool(split["frames"], "ordered"), split[task]) for split in splits]
             result[task] = fit_probe(features, build_mlp)
+    finish_run(output, result)
 
 
 def list_flags(flags: dict[str, Any]) -> list[str]:
@@ -465,11 +493,10 @@ def report(folder: Path, seeds: Sequence[int], budget: Budget) -> None:
     """Print the tables, write them to `tables.md`, and draw `accuracy.png`."""
     from umt_hf.training.pictures import AccuracyPanel, plot_accuracy
 
+    names = [name.partition("/")[2] for name in plan_jobs(folder.parent, seeds[:1], budget) if name != "teacher"]
     results = {
-        path.parent.name: [
-            json.loads((folder / f"seed_{seed}" / path.parent.name / "result.json").read_text()) for seed in seeds
-        ]
-        for path in sorted((folder / f"seed_{seeds[0]}").glob("*/result.json"))
+        name: [json.loads((folder / f"seed_{seed}" / name / "result.json").read_text()) for seed in seeds]
+        for name in names
     }
     tables = f"{format_results(results)}\n\n{format_corrupted(results)}\n"
     print(tables)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -41,40 +42,35 @@ def copy_training_annotations(data, ratio):
         (data / f"train_low_data_{task}.csv").write_text((data / f"train_{task}.csv").read_text())
 
 
-def run_here(jobs, num_processes, folder):
-    """One seed's runs in this process, without the random mask."""
-    done = set()
-    for name, job in jobs.items():
-        assert job.needs <= done
-        job.function(*job.arguments)
-        done.add(name)
-
-
 def test_demo_measures_and_draws(small, shapes, teacher, tmp_path, monkeypatch, capsys):
     (tmp_path / "data").symlink_to(shapes)
     (tmp_path / "teacher").symlink_to(teacher)
-    monkeypatch.setattr(example, "run_jobs", run_here)
-    monkeypatch.setattr(example, "STARTS", {name: example.STARTS[name] for name in ("scratch", "semantic", "pixel")})
-    monkeypatch.setattr(example, "TASKS", {"motion": 4})
+    monkeypatch.setattr(example, "build_pool", lambda num_processes, folder: ThreadPoolExecutor(1))
+    monkeypatch.setattr(example, "STARTS", {name: example.STARTS[name] for name in ("semantic", "pixel")})
+    monkeypatch.setattr(example, "LOW_DATA_STARTS", ["semantic"])
+    monkeypatch.setattr(example, "CORRUPTED_STARTS", ["semantic"])
     monkeypatch.setattr(example, "CORRUPTIONS", ("noise",))
     monkeypatch.setattr("moving_shapes_stage1.PROBE_STEPS", 50)
-    example.main(["--output_dir", str(tmp_path), "--seeds", "3"], BUDGET)
+    example.main(["--output_dir", str(tmp_path), "--seeds", "3", "--num_processes", "1"], BUDGET)
     folder = tmp_path / "finetune"
     result = json.loads((folder / "seed_3" / "semantic_motion_full" / "result.json").read_text())
     assert [step for step, _ in result["curve"]] == [1, 2]
     assert 0 <= result["test"] <= 1 and result["corrupted"].keys() == {"intact", "noise"}
     tables = (folder / "tables.md").read_text()
     assert tables.strip() in capsys.readouterr().out
-    assert "UMT, semantic mask" in tables and "VideoMAE" in tables and tables.count("\n| ") == 5 + 4
+    assert "UMT, semantic mask" in tables and "VideoMAE" in tables and tables.count("\n| ") == 4 + 4
     assert (folder / "accuracy.png").stat().st_size > 10000
 
-    starts = [UMTVideoModel.from_pretrained(folder / "seed_3" / start).state_dict() for start in ("scratch", "pixel")]
-    moved = [name for name in starts[1] if not torch.equal(starts[0][name], starts[1][name])]
-    assert "layers.0.attention.q_proj.weight" in moved
+    scratch, pixel = (
+        UMTVideoModel.from_pretrained(folder / "seed_3" / start).state_dict() for start in ("pixel/scratch", "pixel")
+    )
+    assert not torch.equal(scratch["layers.0.attention.q_proj.weight"], pixel["layers.0.attention.q_proj.weight"])
 
-    before = (folder / "seed_3" / "scratch" / "result.json").stat().st_mtime_ns
-    example.main(["--output_dir", str(tmp_path), "--seeds", "3"], BUDGET)  # what is done is not done again
-    assert (folder / "seed_3" / "scratch" / "result.json").stat().st_mtime_ns == before
+    before = (folder / "seed_3" / "pixel" / "result.json").stat().st_mtime_ns
+    example.main(
+        ["--output_dir", str(tmp_path), "--seeds", "3", "--num_processes", "1"], BUDGET
+    )  # what is done is not done again
+    assert (folder / "seed_3" / "pixel" / "result.json").stat().st_mtime_ns == before
 
 
 def test_videomae_starts_with_the_students_weights_and_gives_its_own_back(small, tmp_path):
@@ -98,12 +94,13 @@ def test_videomae_starts_with_the_students_weights_and_gives_its_own_back(small,
         torch.testing.assert_close(ours(clips).logits, theirs(clips).logits, atol=1e-5, rtol=0)
 
 
-def test_jobs_wait_for_what_they_need_and_errors_come_through(tmp_path):
-    (tmp_path / "finetune").mkdir()
-    folder = tmp_path / "finetune"
+def test_jobs_wait_for_what_they_need_and_errors_come_through():
+    order = []
     jobs = {
-        "second": example.Job(example.decode_split, (tmp_path, folder, "missing"), frozenset({"first"})),
-        "first": example.Job(example.format_spread, ([1.0],)),
+        "second": example.Job(order.append, (2,), frozenset({"first"})),
+        "first": example.Job(order.append, (1,)),
+        "third": example.Job(order.index, (7,), frozenset({"first", "second"})),
     }
-    with pytest.raises(FileNotFoundError, match="missing_appearance.csv"):
-        example.run_jobs(jobs, 1, folder)
+    with ThreadPoolExecutor(2) as pool, pytest.raises(ValueError, match="7"):
+        example.run_jobs(jobs, pool, 2)
+    assert order == [1, 2]
