@@ -47,7 +47,7 @@ def test_demo_measures_and_draws(small, shapes, teacher, tmp_path, monkeypatch, 
     (tmp_path / "teacher").symlink_to(teacher)
     monkeypatch.setattr(example, "build_pool", lambda num_processes, folder: ThreadPoolExecutor(1))
     monkeypatch.setattr(example, "STARTS", {name: example.STARTS[name] for name in ("semantic", "pixel")})
-    monkeypatch.setattr(example, "LOW_DATA_STARTS", ["semantic"])
+    monkeypatch.setattr(example, "LOW_DATA_STARTS", [])
     monkeypatch.setattr(example, "CORRUPTED_STARTS", ["semantic"])
     monkeypatch.setattr(example, "CORRUPTIONS", ("noise",))
     monkeypatch.setattr("moving_shapes_stage1.PROBE_STEPS", 50)
