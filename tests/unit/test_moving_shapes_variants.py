@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from umt_hf.cli import app
 from umt_hf.processing.decoding import open_video
+from umt_hf.training.data import moving_shapes_variants
 from umt_hf.training.data.moving_shapes import render_clip, sample_clip, write_moving_shapes
 from umt_hf.training.data.moving_shapes_variants import (
     CORRUPTIONS,
@@ -31,8 +32,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def large_folder(folder, tmp_path):
-    """As if 3,000 training clips had been rendered: the low-data split reads no video."""
+def large_folder(folder, tmp_path, monkeypatch):
+    """As if 3,000 training clips had been rendered: the split reads no video, and here draws none for its boxes."""
+    monkeypatch.setattr(moving_shapes_variants, "render_clip", lambda clip: (None, np.zeros((24, 4), int)))
     copy = shutil.copytree(folder, tmp_path / "large")
     settings = json.loads((copy / "moving_shapes.json").read_text())
     settings["num_clips"]["train"] = 3000
@@ -153,4 +155,5 @@ def test_command_adds_variants(folder):
     for split in ("test_blur_mild", "test_frame_drops_mild"):
         assert len((folder / f"{split}_motion.csv").read_text().splitlines()) == 1
     refused = CliRunner().invoke(app, [*arguments, "--low-data-ratio", "0.5"])
-    assert refused.exit_code == 2 and "lower the ratio" in refused.output.replace("\n", " ").replace("│", "")
+    message = " ".join(refused.output.replace("│", " ").split())
+    assert refused.exit_code == 2 and "render more training clips or lower the ratio" in message
