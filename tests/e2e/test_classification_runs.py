@@ -8,15 +8,15 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForVideoClassification
 
-from umt_hf import UMTVideoConfig, UMTVideoForVideoClassification
-from umt_hf.modeling.attentive_probe_umt_video import UMTVideoForAttentiveProbing
+from umt_hf import UMTVideoConfig, UMTVideoForVideoClassification, UMTVideoProcessor
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.training import evaluate_classification, finetune_classification
 from umt_hf.training.arguments import parse_config
 from umt_hf.training.data.moving_shapes import sample_clip, write_moving_shapes
 
-from .conftest import launch
+from .conftest import build_pipeline, launch
 
 PUBLISHED = [
     *("--rand_augment", "rand-m7-n4-mstd0.5-inc1", "--erasing_probability", "0.25", "--mixup_alpha", "0.8"),
@@ -125,12 +125,32 @@ def test_saved_adapters_give_the_merged_model(fine_tune, student, tmp_path, mode
     assert merged.classifier.weight.abs().max() > 1e-4
 
 
-def test_attentive_probe_trains_its_head_alone_and_is_tested_from_its_folder(fine_tune, videos, student, tmp_path):
-    metrics = fine_tune("run", "--mode", "attentive_probe", "--max_steps", "6", "--save_strategy", "no")
-    model, info = UMTVideoForAttentiveProbing.from_pretrained(tmp_path / "run", output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not model.attentive_pooling.query.eq(0).all()
+def test_attentive_probe_trains_its_head_alone_and_is_tested_from_its_folder(
+    fine_tune, videos, student, tmp_path, monkeypatch
+):
+    trainers, run = [], finetune_classification.fine_tune
+    monkeypatch.setattr(
+        finetune_classification, "fine_tune", lambda trainer, *rest: trainers.append(trainer) or run(trainer, *rest)
+    )
+    flags = ("--max_steps", "6", "--save_strategy", "no", "--learning_rate", "0.03", "--warmup_epochs", "0")
+    metrics = fine_tune("run", "--mode", "attentive_probe", *flags)
+    model, info = AutoModelForVideoClassification.from_pretrained(tmp_path / "run", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and model.config.pooling_type == "attentive"
     before = UMTVideoForPreTraining.from_pretrained(student).vision_model.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in model.vision_model.state_dict().items())
+    video = next((videos / "videos" / "validation").iterdir())
+    views = UMTVideoProcessor.from_pretrained(tmp_path / "run")(video, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = trainers[0].model.eval()(views).logits
+        assert torch.equal(model(views).logits, expected)
+        # The mean of the tokens would give another answer.
+        outputs = model.vision_model(views)
+        assert (model.classifier(model.fc_norm(outputs.pooler_output)) - expected).abs().max() > 1e-2
+    answers = build_pipeline(tmp_path / "run")(str(video))
+    scores = {entry["label"]: entry["score"] for entry in answers}
+    torch.testing.assert_close(
+        torch.tensor([scores["LABEL_0"], scores["LABEL_1"]]), expected.softmax(-1)[0], atol=1e-5, rtol=0
+    )
     found = evaluate_classification.main(
         [
             *("--model_name_or_path", str(tmp_path / "run"), "--data", str(videos / "few_validation.csv")),

@@ -248,6 +248,34 @@ def test_settings_that_do_not_go_together(tmp_path):
         )
 
 
+def test_modes_and_the_pooling_of_the_start(tmp_path):
+    """Probes choose their pooling; what else starts from a classifier keeps its pooling and trains it."""
+
+    def build(start: str, mode: str) -> nn.Module:
+        fields = {"model_name_or_path": str(tmp_path / start), "train_data": "", "validation_data": ""}
+        return script.build_model(script.ClassificationArguments(**fields, mode=mode), ["a", "b", "c"])
+
+    for pooling in ("mean", "attentive"):
+        model = UMTVideoForVideoClassification(tiny_config(pooling_type=pooling))
+        model.save_pretrained(tmp_path / pooling)
+    for start, mode, pooling in (
+        ("mean", "attentive_probe", "attentive"),
+        ("mean", "full", "mean"),
+        ("attentive", "attentive_probe", "attentive"),
+        ("attentive", "linear_probe", "mean"),
+        ("attentive", "full", "attentive"),
+        ("attentive", "lora", "attentive"),
+    ):
+        found = build(start, mode)
+        assert found.config.pooling_type == pooling, (start, mode)
+        trained = {name for name, parameter in found.named_parameters() if parameter.requires_grad}
+        assert any("attentive_pooling" in name for name in trained) is (pooling == "attentive"), (start, mode)
+    adapted = [name for name in trained if "lora" in name]
+    assert adapted and not any("attentive_pooling" in name for name in adapted)
+    loaded = found.get_base_model().attentive_pooling.modules_to_save["default"]
+    assert torch.equal(loaded.query, model.attentive_pooling.query)
+
+
 def test_head_rows(tmp_path):
     torch.manual_seed(0)
     start = UMTVideoForVideoClassification(tiny_config(num_labels=5))
