@@ -37,6 +37,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.stage1_step.run
 	$(BIN)/python -m benchmarks.decoding.run
 	$(BIN)/python -m benchmarks.search.run
+	$(BIN)/python -m benchmarks.features.run
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 ifdef UV
