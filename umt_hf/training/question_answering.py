@@ -127,6 +127,13 @@ def ask_video(
     return replies[0]
 
 
+def format_reply(reply: dict[str, Any]) -> str:
+    """Write what `ask_video` gives as lines for people: the answer, or the ranked ones with their probabilities."""
+    if "ranked" not in reply:
+        return reply["answer"]
+    return "\n".join(f"{entry['probability']:6.4f}  {entry['answer']}" for entry in reply["ranked"])
+
+
 def compute_answer_accuracy(predictions: list[dict[str, Any]], questions: Dataset) -> dict[str, float]:
     """Share of questions answered exactly as annotated (by any of the annotators); unanswered ones are wrong.
 
