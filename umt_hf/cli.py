@@ -13,7 +13,7 @@ import typer
 
 MODELS, VIDEOS, DATA, HUB = "Models", "Videos", "Data", "Hub and machine"
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 data_app = typer.Typer(no_args_is_help=True)
 app.add_typer(data_app, name="data", help="Make data to try things on.", rich_help_panel=DATA)
 
@@ -76,7 +76,7 @@ def write_moving_shapes(
 ) -> None:
     """Render real .mp4 files of moving shapes, with labels, captions, questions and boxes.
 
-    Example: umt-hf data moving-shapes shapes --num-train-clips 300
+    Example: `umt-hf data moving-shapes shapes --num-train-clips 300`
     """
     from .training.data.moving_shapes import write_moving_shapes as write
 
@@ -120,11 +120,11 @@ def embed(
     ] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Encode videos into an index that `umt-hf search` answers from.
+    """Encode videos into an index for `umt-hf search`.
 
     Only new and changed videos are encoded.
 
-    Example: umt-hf embed my_videos/ --model outputs/video_text --out index
+    Example: `umt-hf embed my_videos/ --model outputs/video_text --out index`
     """
     import datasets
 
@@ -161,7 +161,7 @@ def features(
 
     Only new and changed videos are read.
 
-    Example: umt-hf features my_videos/ --model umt-vit-b16 --out features --fps 4
+    Example: `umt-hf features my_videos/ --model umt-vit-b16 --out features --fps 4`
     """
     import datasets
 
@@ -186,7 +186,7 @@ def search(
 ) -> None:
     """Find the videos of an index that fit a text best.
 
-    Example: umt-hf search index "a dog runs" --rerank
+    Example: `umt-hf search index "a dog runs" --rerank`
     """
     from .training.search import VideoSearcher, format_hits
 
@@ -214,7 +214,7 @@ def classify(
 
     Videos that cannot be read are listed with their reasons.
 
-    Example: umt-hf classify my_videos/ --model umt-vit-b16-k400 --num-clips 4 --num-crops 3
+    Example: `umt-hf classify my_videos/ --model umt-vit-b16-k400 --num-clips 4 --num-crops 3`
     """
     from .training.classification import classify_files
 
@@ -238,9 +238,11 @@ def ask(
     top_k: Annotated[int, typer.Option(help="Answers of the list that are told.", min=1)] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
-    """Answer a question about a video, in the model's own words or from a list.
+    """Answer a question about a video.
 
-    Example: umt-hf ask video.mp4 "what is the man doing?" --model outputs/answers --answers answers.json
+    In the model's own words, or with a closed list, ranked.
+
+    Example: `umt-hf ask video.mp4 "what is the man doing?" --model outputs/answers --answers answers.json`
     """
     from .processing.decoding import VideoDecodingError
     from .training.evaluate_question_answering import load_answers
@@ -267,11 +269,11 @@ def info(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
-    """Describe a model: task, parameters, tokens, FLOPs, labels, settings, origin.
+    """Describe a model: task, parameters, FLOPs, labels, settings.
 
     No weight is loaded, and of a Hub id no weight is downloaded.
 
-    Example: umt-hf info umt-vit-b16-k400 --num-clips 4 --num-crops 3
+    Example: `umt-hf info umt-vit-b16-k400 --num-clips 4 --num-crops 3`
     """
     from .model_info import describe_model
 
