@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -46,7 +47,9 @@ def report_mistakes() -> Iterator[None]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     except (ImportError, OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     finally:

@@ -67,7 +67,9 @@ def examine_machine() -> list[Finding]:
     findings = [*_examine_packages(), _examine_torchvision()]
     if any(found.is_required and found.status != "ok" for found in findings):
         return [*findings, *_examine_settings()]
-    findings.append(_try("package", "umt_hf", lambda: importlib.import_module("umt_hf").__version__, is_required=True))
+    findings.append(
+        _try("packages", "umt_hf", lambda: importlib.import_module("umt_hf").__version__, is_required=True)
+    )
     if findings[-1].status == "ok":
         findings += [*_examine_decoders(), *_examine_attention(), *_examine_devices()]
     return [*findings, *_examine_settings()]
@@ -89,7 +91,7 @@ def build_table(findings: list[Finding]) -> "Table":
     for found in findings:
         if found.area != previous:
             table.add_section()
-            table.add_row(Text(f"{found.area}s", style="bold"))
+            table.add_row(Text(found.area, style="bold"))
         previous = found.area
         detail = Text(found.detail)
         if found.advice:
@@ -108,7 +110,7 @@ def _try(area: str, name: str, probe: Callable[[], str], advice: str = "", is_re
 
 
 def _examine_packages() -> Iterator[Finding]:
-    yield Finding("package", "python", "ok", platform.python_version(), is_required=True)
+    yield Finding("packages", "python", "ok", platform.python_version(), is_required=True)
     specifiers = _read_specifiers("umt_hf")
     for name, module in REQUIRED.items():
         yield _examine_package(
@@ -122,7 +124,7 @@ def _examine_package(name: str, module: str, specifier: str, advice: str, is_req
     from packaging.specifiers import SpecifierSet
 
     if not _is_installed(module):
-        return Finding("package", name, "missing", "not installed", advice, is_required)
+        return Finding("packages", name, "missing", "not installed", advice, is_required)
 
     def probe() -> str:
         imported = importlib.import_module(module)
@@ -131,7 +133,7 @@ def _examine_package(name: str, module: str, specifier: str, advice: str, is_req
             raise ImportError(f"version {version} is installed, {specifier} is needed")
         return version
 
-    return _try("package", name, probe, advice, is_required)
+    return _try("packages", name, probe, advice, is_required)
 
 
 def _is_installed(module: str) -> bool:
@@ -175,24 +177,24 @@ def _examine_torchvision() -> Finding:
         return pair
 
     advice = "install both anew, from one index: pip install --upgrade torch torchvision"
-    return _try("package", "torch + torchvision", probe, advice, is_required=True)
+    return _try("packages", "torch + torchvision", probe, advice, is_required=True)
 
 
 def _examine_decoders() -> Iterator[Finding]:
     """Read a video of four frames with each reader; an import alone tells nothing of torchcodec."""
     with tempfile.TemporaryDirectory() as folder:
         video = Path(folder) / "probe.mp4"
-        written = _try("video reader", "pyav", lambda: _write_probe_video(video), "pip install --upgrade av", True)
+        written = _try("video readers", "pyav", lambda: _write_probe_video(video), "pip install --upgrade av", True)
         if written.status != "ok":
             yield written
             return
         for name in DECODERS:
             advice = OPTIONAL[name][1] if name in OPTIONAL else "pip install --upgrade av"
             if name in OPTIONAL and not _is_installed(OPTIONAL[name][0]):
-                yield Finding("video reader", name, "missing", "not installed", advice)
+                yield Finding("video readers", name, "missing", "not installed", advice)
             else:
                 yield _try(
-                    "video reader", name, lambda name=name: _read_probe_video(video, name), advice, name == "pyav"
+                    "video readers", name, lambda name=name: _read_probe_video(video, name), advice, name == "pyav"
                 )
 
 
@@ -290,14 +292,14 @@ def _examine_devices() -> Iterator[Finding]:
             detail = (
                 f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, compute capability {facts.major}.{facts.minor}"
             )
-            yield Finding("device", f"cuda:{index}", "ok", f"{detail}, CUDA {torch.version.cuda}")
+            yield Finding("devices", f"cuda:{index}", "ok", f"{detail}, CUDA {torch.version.cuda}")
     elif device.type == "mps":
-        yield Finding("device", "mps", "ok", platform.machine())
+        yield Finding("devices", "mps", "ok", platform.machine())
     elif shutil.which("nvidia-smi") is not None:
         detail = f"nvidia-smi is there, but PyTorch (built for CUDA {torch.version.cuda or 'none'}) sees no GPU"
-        yield Finding("device", "cuda", "broken", detail, "install a PyTorch that fits the driver")
+        yield Finding("devices", "cuda", "broken", detail, "install a PyTorch that fits the driver")
     else:
-        yield Finding("device", "GPU", "missing", "none found; everything runs on the CPU")
+        yield Finding("devices", "GPU", "missing", "none found; everything runs on the CPU")
     for dtype in (torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
         yield _try("precision", name, lambda dtype=dtype: _multiply(device, dtype), "use mixed_precision no")
@@ -321,17 +323,17 @@ def _examine_settings() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     detail = f"{cores} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}"
     if _is_installed("torch"):
-        threads = _try("setting", "cpu", lambda: str(importlib.import_module("torch").get_num_threads()))
+        threads = _try("settings", "cpu", lambda: str(importlib.import_module("torch").get_num_threads()))
         detail += f", PyTorch uses {threads.detail} threads" if threads.status == "ok" else ""
-    yield Finding("setting", "cpu", "ok", detail)
+    yield Finding("settings", "cpu", "ok", detail)
     flags = [f"{name}={os.environ[name]}" for name in OFFLINE_FLAGS if os.environ.get(name)]
     endpoint = os.environ.get("HF_ENDPOINT")
     detail = (", ".join(flags) + ": the Hub is not asked") if flags else "offline flags are not set: the Hub is asked"
-    yield Finding("setting", "Hub", "ok", detail + (f" at {endpoint}" if endpoint and not flags else ""))
+    yield Finding("settings", "Hub", "ok", detail + (f" at {endpoint}" if endpoint and not flags else ""))
     cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     is_writable = os.access(next(folder for folder in (cache, *cache.parents) if folder.exists()), os.W_OK)
     advice = "" if is_writable else "set HF_HOME to a folder that you may write"
-    yield Finding("setting", "cache", "ok" if is_writable else "broken", str(cache), advice)
+    yield Finding("settings", "cache", "ok" if is_writable else "broken", str(cache), advice)
 
 
 __all__ = ["Finding", "build_table", "examine_machine", "has_failed"]

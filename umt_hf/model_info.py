@@ -182,11 +182,12 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
         num_crops: Crops of a clip, likewise.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        OSError: If the folder has no configuration, or the Hub cannot be reached.
+        FileNotFoundError: If there is no such folder, it has no configuration, or the Hub does not know it.
         ValueError: If it holds no UMT model.
     """
     folder = _find_folder(model)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{model} is no model folder: it has no config.json.")
     config = AutoConfig.from_pretrained(folder)
     model_class = find_model_class(config, str(model))
     with torch.device("meta"):
@@ -347,7 +348,10 @@ def _find_folder(model: str | os.PathLike) -> Path:
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1:
         raise FileNotFoundError(f"{name}: no such folder.")
-    return Path(snapshot_download(name, allow_patterns=SMALL_FILES))
+    try:
+        return Path(snapshot_download(name, allow_patterns=SMALL_FILES))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"{name} is no folder here, and cannot be read from the Hub: {error}") from error
 
 
 def _read_headers(folder: Path, model: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], str]] | None:
