@@ -66,7 +66,7 @@ def print_report(report: Any, as_json: bool) -> None:
     from accelerate import PartialState
 
     if PartialState().is_main_process:
-        typer.echo(json.dumps(asdict(report), ensure_ascii=False) if as_json else report.format())
+        typer.echo(json.dumps(asdict(report)) if as_json else report.format())
 
 
 @data_app.command("moving-shapes")
@@ -258,7 +258,7 @@ def ask(
         except VideoDecodingError as error:
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(1) from error
-    typer.echo(json.dumps(reply, ensure_ascii=False) if as_json else format_reply(reply))
+    typer.echo(json.dumps(reply) if as_json else format_reply(reply))
 
 
 @app.command(rich_help_panel=MODELS)
@@ -300,7 +300,7 @@ def doctor(
     with Console(stderr=True).status("Trying what works ..."):
         findings = examine_machine()
     if as_json:
-        typer.echo(json.dumps([asdict(found) for found in findings], ensure_ascii=False))
+        typer.echo(json.dumps([asdict(found) for found in findings]))
     else:
         Console().print(build_table(findings))
     if has_failed(findings):
