@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
-SOURCES = umt_hf tests benchmarks examples
+SOURCES = umt_hf umt_hf_launcher.py tests benchmarks examples
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
