@@ -14,6 +14,7 @@ import json
 import os
 import re
 import struct
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -216,6 +217,8 @@ class LoopbackHub:
         }.items():
             monkeypatch.setattr(huggingface_hub.constants, name, value)
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", self.url)
+        if transformers_hub := sys.modules.get("transformers.utils.hub"):  # keeps a client of its own
+            monkeypatch.setattr(transformers_hub, "_hf_api", None, raising=False)
         if fast_retries:
             clock = {name: getattr(time, name) for name in ("time", "monotonic", "perf_counter")}
             monkeypatch.setattr(_http, "time", SimpleNamespace(**clock, sleep=lambda seconds: time.sleep(0.01)))

@@ -18,13 +18,6 @@ from tests.hub.server import OTHER_TOKEN, READ_TOKEN, TOKEN, LoopbackHub
 CONTENT = {"config.json": b'{"a": 1}', "model.safetensors": bytes(range(256)) * 300, "sub/notes.txt": b"hello\n"}
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with LoopbackHub(tmp_path / "hub") as hub:
-        hub.connect(monkeypatch)
-        yield hub
-
-
 def write(folder, content=CONTENT):
     for path, data in content.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
