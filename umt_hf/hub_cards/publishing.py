@@ -323,7 +323,7 @@ def _explain(error: BaseException, repo_id: str) -> str:
     reason = _summarize(error)
     if _is_passing(error):
         return (
-            f"{repo_id} was not pushed: the Hub failed or could not be reached ({reason}). Push again later; what has "
-            "arrived is not sent again."
+            f"{repo_id} was not pushed: the Hub failed or could not be reached ({reason}). A later push sends only "
+            "what is missing."
         )
     return f"{repo_id} was not pushed: {reason}"
