@@ -11,12 +11,12 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForVideoClassification, AutoModelForVisualQuestionAnswering, AutoProcessor
 from typer.testing import CliRunner
 
 from tests.hub.conftest import read_files
-from tests.hub.server import OTHER_TOKEN, READ_TOKEN, TOKEN
+from tests.hub.server import OTHER_TOKEN, READ_TOKEN, TOKEN, LoopbackHub
 from tests.unit.video_files import write_video
 from umt_hf import (
     UMTVideoConfig,
@@ -214,6 +214,19 @@ def test_an_interrupted_upload_goes_on_where_it_stopped(hub, folders, tmp_path, 
     assert hub.read_file("me/resumed", "config.json")
 
 
+@pytest.mark.parametrize("mode", ["xet", "regular"])
+def test_other_ways_to_upload(mode, folders, tmp_path, monkeypatch):
+    if mode == "xet":
+        pytest.importorskip("hf_xet", reason="needs hf_xet")
+    with LoopbackHub(tmp_path / "hub", upload_mode=mode) as hub:
+        hub.connect(monkeypatch)
+        push_folder(folders["stage1"], "me/model")
+        assert hub.count_requests("PUT /lfs/") == 0 and hub.count_requests("xet-write") == (mode == "xet")
+        pulled = UMTVideoForPreTraining.from_pretrained("me/model").state_dict()
+    for name, tensor in load_file(folders["stage1"] / "model.safetensors").items():
+        assert torch.equal(pulled[name], tensor), name
+
+
 def test_private_repositories_and_branches(hub, folders):
     push_folder(folders["stage1"], "secret", private=True)  # in the account's own namespace
     assert hub.repo("me/secret").private
@@ -255,6 +268,10 @@ def test_errors_say_what_to_do(hub, folders, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="is a 'bert'"):
         push_folder(tmp_path, "me/model")
+    shutil.copytree(folder, tmp_path / "card")
+    (tmp_path / "card" / "README.md").write_text("---\na: [\n---\n")
+    with pytest.raises(PublishingError, match="README.md"):
+        push_folder(tmp_path / "card", "me/model")
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(PublishingError, match="Nobody is logged in"):
         push_folder(folder, "me/model")

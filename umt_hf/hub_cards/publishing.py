@@ -320,10 +320,9 @@ def _explain(error: BaseException, repo_id: str) -> str:
             )
         case 404:
             return f"{repo_id} was not pushed: the Hub has no such repository or branch, or hides it from your token."
-    reason = _summarize(error)
     if _is_passing(error):
         return (
-            f"{repo_id} was not pushed: the Hub failed or could not be reached ({reason}). A later push sends only "
-            "what is missing."
+            f"{repo_id} was not pushed: the Hub failed or could not be reached ({_summarize(error)}). A later push "
+            "sends only what is missing."
         )
-    return f"{repo_id} was not pushed: {reason}"
+    return f"{repo_id} was not pushed: {error}"
