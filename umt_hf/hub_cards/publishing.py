@@ -210,11 +210,11 @@ def find_auto_classes(config: PreTrainedConfig) -> dict[str, type]:
 
     A folder's own class stands in for the one that it extends where only its parent is registered.
     """
-    found = {
-        name: auto_class._model_mapping[type(config)]
-        for name, auto_class in vars(modeling_auto).items()
-        if name.startswith("AutoModel") and type(config) in (getattr(auto_class, "_model_mapping", None) or {})
-    }
+    found = {}
+    for name, auto_class in vars(modeling_auto).items():
+        mapping = getattr(auto_class, "_model_mapping", None) if name.startswith("AutoModel") else None
+        if mapping is not None and type(config) in mapping:  # its truth value would import all of Transformers
+            found[name] = mapping[type(config)]
     own = _find_model_class((config.architectures or [""])[0])
     if own is not None and own not in found.values():
         for name, model_class in found.items():
