@@ -115,7 +115,7 @@ def test_the_token_stays_secret_and_is_asked_for_first(hub, run, tmp_path, monke
     assert not list((tmp_path / "run").glob("checkpoint-*"))
     caplog.set_level(logging.INFO)
     folder = run(hub_token=TOKEN, hub_strategy="checkpoint", report_to="tensorboard")
-    assert "End of training" in list_titles(hub)
+    assert "End of training" in list_titles(hub) and "HTTP Request: POST" not in caplog.text
     contents = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
     contents += [file.path.read_bytes() for file in hub.repo(REPO).find("main").files.values()]
     assert not any(TOKEN.encode() in content for content in [*contents, caplog.text.encode()])

@@ -51,6 +51,7 @@ EXCLUDED = (
     ".*",
 )
 SECRETS = ("training_args.bin",)  # may hold the token
+TEXT_SUFFIXES = (".json", ".jsonl", ".md", ".py", ".txt", ".yaml")
 MAX_ATTEMPTS = 5
 RETRY_SECONDS = 2.0
 
@@ -261,8 +262,10 @@ def _commit(
         )
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    for addition in additions:  # one by one: each that arrives is done with, whatever becomes of the next
-        api.preupload_lfs_files(repo_id, [addition], revision=revision, free_memory=False)
+    texts = [addition for addition in additions if addition.path_in_repo.endswith(TEXT_SUFFIXES)]
+    others = [[addition] for addition in additions if addition not in texts]
+    for group in (texts, *others):  # one by one: each that arrives is done with, whatever becomes of the next
+        api.preupload_lfs_files(repo_id, group, revision=revision, free_memory=False)
     kept = {addition.path_in_repo for addition in additions}
     deletions = [
         CommitOperationDelete(path)

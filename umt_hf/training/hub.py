@@ -26,6 +26,7 @@ LAST_CHECKPOINT = "last-checkpoint"
 THREAD_NAME = "umt_hf push"
 FINAL_WAIT_SECONDS = 1800.0
 MAX_ATTEMPTS = 3
+CHATTY = ("httpx", "httpx2", "huggingface_hub.utils._http", "umt_hf.hub_cards.publishing")
 
 
 @dataclass
@@ -77,7 +78,7 @@ class HubPush:
         for left_behind in self.output_dir.glob(".hub-*"):  # by a run that was killed
             shutil.rmtree(left_behind, ignore_errors=True)
         disable_progress_bars()  # they would cut up the run's own
-        for name in ("huggingface_hub.utils._http", "umt_hf.hub_cards.publishing"):  # one line a failure is enough
+        for name in CHATTY:  # a push has one line in the log
             logging.getLogger(name).addFilter(_is_from_elsewhere)
         # A daemon: at the end the run waits as long as it means to, and not for a server that hangs.
         threading.Thread(target=self._work, name=THREAD_NAME, daemon=True).start()
