@@ -10,9 +10,8 @@ import pytest
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 
-from tests.hub.server import TOKEN, LoopbackHub
+from tests.hub.server import TOKEN
 from umt_hf import UMTVideoModel, UMTVideoProcessor
-from umt_hf.hub_cards import publishing
 from umt_hf.hub_cards.publishing import PublishingError
 from umt_hf.training import hub as hub_module
 from umt_hf.training import stage1
@@ -21,14 +20,6 @@ from umt_hf.training.checkpointing import read_metrics
 from .conftest import ROOT
 
 REPO = "me/run"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with LoopbackHub(tmp_path / "hub") as hub:
-        hub.connect(monkeypatch)
-        monkeypatch.setattr(publishing, "RETRY_SECONDS", 0.01)
-        yield hub
 
 
 @pytest.fixture
@@ -53,11 +44,11 @@ def list_titles(hub) -> list[str]:
 def test_a_failing_hub_costs_nothing_but_the_push(hub, run, caplog):
     """The last state arrives when the same command runs again and the Hub is back."""
     hub.down()
-    folder = run(save_total_limit=1)
+    folder = run(save_total_limit=1, hub_private_repo="true")
     assert {line["step"] for line in read_metrics(folder / "metrics.jsonl")} == {1, 2, 3}
     warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and "umt_hf" in r.name]
     assert sum("The training goes on" in message for message in warnings) == 1  # though three saves failed
-    assert f"`umt-hf push {folder} {REPO}`" in warnings[-1]
+    assert f"`umt-hf push {folder} {REPO} --private`" in warnings[-1]
     assert not list(folder.glob(".hub-*")) and not hub.repos
     hub.heal()
     run(resume_from_checkpoint="auto")

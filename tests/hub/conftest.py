@@ -1,11 +1,10 @@
-"""Tiny model folders and a loopback Hub that this process talks to."""
+"""Tiny model folders."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.hub.server import LoopbackHub
 from tests.unit.test_modeling_video_text import TINY, TINY_TEXT, TINY_VISION
 from tests.unit.test_processing_video_text import WORDS, build_processor
 from umt_hf import (
@@ -17,15 +16,6 @@ from umt_hf import (
     UMTVideoTextForQuestionAnswering,
     UMTVideoTextForRetrieval,
 )
-from umt_hf.hub_cards import publishing
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with LoopbackHub(tmp_path / "hub") as hub:
-        hub.connect(monkeypatch)
-        monkeypatch.setattr(publishing, "RETRY_SECONDS", 0.01)
-        yield hub
 
 
 @pytest.fixture(scope="session")

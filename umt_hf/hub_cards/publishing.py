@@ -263,22 +263,18 @@ def _commit(
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     texts = [addition for addition in additions if addition.path_in_repo.endswith(TEXT_SUFFIXES)]
-    others = [[addition] for addition in additions if addition not in texts]
+    others = [[addition] for addition in additions if not addition.path_in_repo.endswith(TEXT_SUFFIXES)]
     for group in (texts, *others):  # one by one: each that arrives is done with, whatever becomes of the next
         api.preupload_lfs_files(repo_id, group, revision=revision, free_memory=False)
     kept = {addition.path_in_repo for addition in additions}
+    replaced = ("model*.safetensors*", *(f"{folder}/*" for folder in replaced_folders))
     deletions = [
         CommitOperationDelete(path)
         for path in api.list_repo_files(repo_id, revision=revision)
-        if path not in kept
-        and (fnmatch(path, "model*.safetensors*") or path.startswith(_as_prefixes(replaced_folders)))
+        if path not in kept and any(fnmatch(path, pattern) for pattern in replaced)
     ]
     operations = [*deletions, *additions]
     return api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision).commit_url
-
-
-def _as_prefixes(folders: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{folder}/" for folder in folders)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

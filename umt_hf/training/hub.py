@@ -6,6 +6,7 @@ takes the place of one that still waits. Whatever the Hub does, the run only log
 
 import logging
 import os
+import shlex
 import shutil
 import tempfile
 import threading
@@ -113,13 +114,21 @@ class HubPush:
             logger.info("The run is on the Hub: %s", self._outcome.url)
         else:
             logger.warning(
-                "%s The run itself ended well and is saved in %s. To push it: `umt-hf push %s %s`, or the same "
-                "command again with `--resume_from_checkpoint auto`.",
+                "%s The run itself ended well and is saved in %s. To push it: `%s`, or the same command again with "
+                "`--resume_from_checkpoint auto`.",
                 self._outcome.error,
                 self.output_dir,
-                self.output_dir,
-                self.repo_id,
+                self._build_command(),
             )
+
+    def _build_command(self) -> str:
+        """What pushes the finished run by hand."""
+        command = ["umt-hf", "push", str(self.output_dir), self.repo_id]
+        if self.options["private"]:
+            command.append("--private")
+        if self.options["revision"] is not None:
+            command += ["--revision", self.options["revision"]]
+        return shlex.join(command)
 
     def _select_checkpoints(self) -> dict[str, Path]:
         """Checkpoints that go up with the finished run: name in the repository -> folder."""
