@@ -32,14 +32,16 @@ from umt_hf.hub_cards.publishing import EXCLUDED, PublishingError, build_remote_
 from umt_hf.modeling.attentive_probe_umt_video import UMTVideoForAttentiveProbing
 
 QUESTION = "A man?"
-# A process without this package, wherever it may be installed.
+# A process without this package, wherever it may be installed, and with torch, torchvision, transformers and av alone.
 PULL = """
 import importlib.abc, json, os, sys
 
+MISSING = ("umt_hf", "decord", "torchcodec", "einops", "datasets", "evaluate", "matplotlib", "typer", "faiss")
+
 class NotInstalled(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "umt_hf":
-            raise ModuleNotFoundError("No module named 'umt_hf'")
+        if name.split(".")[0] in MISSING:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, NotInstalled())
 import torch
