@@ -54,6 +54,46 @@ def convert(
 
 
 @app.command()
+def demo(
+    classifier: Annotated[str | None, typer.Option(help="Folder or Hub id of a classifier.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Of a CLIP, whose saliency is drawn.")] = None,
+    student: Annotated[str | None, typer.Option(help="Of a stage-1 model that the teacher trained.")] = None,
+    video_text: Annotated[str | None, typer.Option(help="Of a stage-2 or retrieval model; searches --videos.")] = None,
+    question_answering: Annotated[str | None, typer.Option(help="Of a model that answers questions.")] = None,
+    videos: Annotated[str | None, typer.Option(help="Folder of videos to pick from and to search.")] = None,
+    index: Annotated[str | None, typer.Option(help="Folder to keep the search index in.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at; by default this machine alone.")] = None,
+    port: Annotated[int | None, typer.Option(help="By default the first free one from 7860 on.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Make a public link by way of Gradio's servers.")] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Make this Space on the Hub instead of serving the page.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the Space a private one.")] = False,
+) -> None:
+    """Serve a page to try models in the browser: labels, the teacher's saliency, search, questions."""
+    try:
+        from .hub_cards.space.app import launch_demo
+        from .hub_cards.space.publishing import push_space
+        from .hub_cards.space.settings import DemoSettings
+
+        settings = DemoSettings(
+            classifier=classifier,
+            teacher=teacher,
+            student=student,
+            video_text=video_text,
+            question_answering=question_answering,
+            videos=videos,
+            index=index,
+        )
+        if push is None:
+            launch_demo(settings, host, port, share)
+        else:
+            typer.echo(push_space(push, settings, private))
+    except (ImportError, OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
 def embed(
     videos: Annotated[list[str], typer.Argument(help="Video files and folders; - reads a list from standard input.")],
     model: Annotated[str, typer.Option(help="Folder or Hub id of a stage-2 or retrieval model.")],
