@@ -54,6 +54,30 @@ def convert(
 
 
 @app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Finished model folder: trained, fine-tuned or converted.")],
+    repo: Annotated[str, typer.Argument(help="Repository: a name in your account, or account/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, made if it does not exist; by default main.")] = None,
+    no_code: Annotated[
+        bool, typer.Option("--no-code", help="Without the source files that trust_remote_code=True needs.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the commit as JSON.")] = False,
+) -> None:
+    """Publish a model folder on the Hub. Run again after a failure, it sends only what is missing."""
+    from .hub_cards.publishing import PublishingError, push_folder
+
+    try:
+        url = push_folder(folder, repo, private=private or None, revision=revision, with_code=not no_code)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    except PublishingError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(json.dumps({"commit_url": url}) if as_json else f"Pushed {folder}: {url}")
+
+
+@app.command()
 def demo(
     classifier: Annotated[str | None, typer.Option(help="Folder or Hub id of a classifier.")] = None,
     teacher: Annotated[str | None, typer.Option(help="Of a CLIP, whose saliency is drawn.")] = None,
@@ -71,11 +95,10 @@ def demo(
     private: Annotated[bool, typer.Option("--private", help="Make the Space a private one.")] = False,
 ) -> None:
     """Serve a page to try models in the browser: labels, the teacher's saliency, search, questions."""
-    try:
-        from .hub_cards.space.app import launch_demo
-        from .hub_cards.space.publishing import push_space
-        from .hub_cards.space.settings import DemoSettings
+    from .hub_cards.space.publishing import push_space
+    from .hub_cards.space.settings import DemoSettings
 
+    try:
         settings = DemoSettings(
             classifier=classifier,
             teacher=teacher,
@@ -85,10 +108,12 @@ def demo(
             videos=videos,
             index=index,
         )
-        if push is None:
-            launch_demo(settings, host, port, share)
-        else:
-            typer.echo(push_space(push, settings, private))
+        if push is not None:
+            typer.echo(f"Pushed {push_space(push, settings, private)}")
+            return
+        from .hub_cards.space.app import launch_demo  # tells where Gradio is missing
+
+        launch_demo(settings, host, port, share)
     except (ImportError, OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
 
