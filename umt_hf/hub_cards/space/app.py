@@ -191,8 +191,8 @@ def _add_teacher(viewer: TeacherViewer | None, clip: gr.Video) -> None:
             min_width=280,
         )
     with gr.Row():
-        button = gr.Button("Look", variant="primary")
-        again = gr.Button("Draw another mask")
+        button = gr.Button("Look", variant="primary", min_width=120)
+        again = gr.Button("Draw another mask", min_width=120)
     seed = gr.State(0)
     picture = gr.HTML(elem_id="look")
 
@@ -209,7 +209,7 @@ def _add_teacher(viewer: TeacherViewer | None, clip: gr.Video) -> None:
     inputs = [clip, kind, ratio, seed]
     button.click(look, inputs, picture)
     again.click(look_again, inputs, [picture, seed])
-    ratio.release(redraw, inputs, picture)
+    ratio.change(redraw, inputs, picture, trigger_mode="always_last", show_progress="hidden")
     kind.input(redraw, inputs, picture)
     clip.change(_forget, None, picture)
 
