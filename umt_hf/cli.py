@@ -95,6 +95,7 @@ def demo(
     private: Annotated[bool, typer.Option("--private", help="Make the Space a private one.")] = False,
 ) -> None:
     """Serve a page to try models in the browser: labels, the teacher's saliency, search, questions."""
+    from .hub_cards.publishing import PublishingError
     from .hub_cards.space.publishing import push_space
     from .hub_cards.space.settings import DemoSettings
 
@@ -114,6 +115,9 @@ def demo(
         from .hub_cards.space.app import launch_demo  # tells where Gradio is missing
 
         launch_demo(settings, host, port, share)
+    except PublishingError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
     except (ImportError, OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
 

@@ -153,7 +153,7 @@ def test_a_visit_on_a_phone(page, models, clips):
     assert len(set(page.see("#look img", ".map(image => image.getBoundingClientRect().left)"))) == 4
     assert not page.is_too_wide()
     page.keep_picture("teacher")
-    page.press("Draw another mask")
+    page.press("New mask")
     page.wait(lambda: page.list_sources("#look img") not in ([], sparser))
 
     page.turn_to("Ask")

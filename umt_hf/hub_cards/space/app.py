@@ -1,4 +1,4 @@
-"""The page: five inputs, four buttons, and what the models say. A Space runs this file as its `app.py`."""
+"""The page: a clip, a tab for each model, and what it says. A Space runs this file as its `app.py`."""
 
 import base64
 import io
@@ -192,7 +192,7 @@ def _add_teacher(viewer: TeacherViewer | None, clip: gr.Video) -> None:
         )
     with gr.Row():
         button = gr.Button("Look", variant="primary", min_width=120)
-        again = gr.Button("Draw another mask", min_width=120)
+        again = gr.Button("New mask", min_width=120)
     seed = gr.State(0)
     picture = gr.HTML(elem_id="look")
 

@@ -9,6 +9,7 @@ from huggingface_hub import HfApi
 
 import umt_hf
 
+from ..publishing import check_destination
 from .settings import SETTINGS_FILE, DemoSettings
 
 SPACE_FILES = ("README.md", "requirements.txt", "app.py")
@@ -29,15 +30,15 @@ def push_space(repo_id: str, settings: DemoSettings, private: bool = False, toke
 
     Raises:
         ValueError: If a model is a folder of this machine, which a Space could not load.
+        PublishingError: If nobody is logged in.
         HfHubHTTPError: If the Hub refuses.
     """
     check_pushable(settings)
+    check_destination(repo_id, token)
     api = HfApi(token=token)
     url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        settings = write_space(Path(folder), settings)
-        for name, value in settings.to_environment().items():
-            api.add_space_variable(url.repo_id, name, value)
+        write_space(Path(folder), settings)
         api.upload_folder(repo_id=url.repo_id, repo_type="space", folder_path=folder, commit_message="UMT demo")
     return str(url)
 
