@@ -132,6 +132,51 @@ def push(
     typer.echo(json.dumps({"commit_url": url}) if as_json else f"Pushed {folder}: {url}")
 
 
+@app.command(rich_help_panel=HUB)
+def demo(
+    classifier: Annotated[str | None, typer.Option(help="Folder or Hub id of a classifier.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Of a CLIP, whose saliency is drawn.")] = None,
+    student: Annotated[str | None, typer.Option(help="Of a stage-1 model that the teacher trained.")] = None,
+    video_text: Annotated[str | None, typer.Option(help="Of a stage-2 or retrieval model; searches --videos.")] = None,
+    question_answering: Annotated[str | None, typer.Option(help="Of a model that answers questions.")] = None,
+    videos: Annotated[str | None, typer.Option(help="Folder of videos to pick from and to search.")] = None,
+    index: Annotated[str | None, typer.Option(help="Folder to keep the search index in.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at; by default this machine alone.")] = None,
+    port: Annotated[int | None, typer.Option(help="By default the first free one from 7860 on.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Make a public link by way of Gradio's servers.")] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Make this Space on the Hub instead of serving the page.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the Space a private one.")] = False,
+) -> None:
+    """Serve a page to try models in the browser: labels, the teacher's saliency, search, questions."""
+    from .hub_cards.publishing import PublishingError
+    from .hub_cards.space.publishing import push_space
+    from .hub_cards.space.settings import DemoSettings
+
+    try:
+        settings = DemoSettings(
+            classifier=classifier,
+            teacher=teacher,
+            student=student,
+            video_text=video_text,
+            question_answering=question_answering,
+            videos=videos,
+            index=index,
+        )
+        if push is not None:
+            typer.echo(f"Pushed {push_space(push, settings, private)}")
+            return
+        from .hub_cards.space.app import launch_demo  # tells where Gradio is missing
+
+        launch_demo(settings, host, port, share)
+    except PublishingError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+    except (ImportError, OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 @app.command(rich_help_panel=VIDEOS)
 def embed(
     videos: Annotated[list[str], typer.Argument(help="Video files and folders; - reads a list from standard input.")],

@@ -442,7 +442,7 @@ def test_import_stays_light():
     """Importing the package loads no decoder, no datasets, no PEFT beyond what torch and Transformers load."""
     code = (
         "import sys, torch, torchvision, transformers.modeling_utils; before = set(sys.modules); import umt_hf;"
-        "heavy = {'datasets', 'decord', 'av', 'peft', 'torchcodec', 'matplotlib', 'accelerate'};"
+        "heavy = {'datasets', 'decord', 'av', 'peft', 'torchcodec', 'matplotlib', 'accelerate', 'gradio'};"
         "loaded = heavy & (set(sys.modules) - before); sys.exit(f'loaded {loaded}' if loaded else 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -6,7 +6,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from umt_hf.training.pictures import STAGE_2_CURVES, FoundVideo, denormalize, plot_found_videos, plot_losses
+from umt_hf.training.pictures import (
+    HIDDEN_GREY,
+    STAGE_2_CURVES,
+    FoundVideo,
+    denormalize,
+    draw_masked_frames,
+    plot_found_videos,
+    plot_losses,
+    plot_masks,
+)
 
 
 def test_found_videos_are_framed_by_right_and_wrong(tmp_path):
@@ -30,3 +39,18 @@ def test_losses_are_drawn_by_name(tmp_path):
 def test_denormalized_frames_are_in_range():
     frames = denormalize(torch.randn(2, 3, 8, 8) * 5)
     assert frames.shape == (2, 8, 8, 3) and frames.min() >= 0 and frames.max() <= 1
+
+
+def test_saliency_and_mask_lie_over_their_patches(tmp_path):
+    clip = torch.randn(2, 3, 8, 8)
+    saliency = torch.tensor([[9.0, 1, 1, 1], [1, 1, 1, 9]])
+    mask = torch.tensor([False, True, True, True, True, True, True, False])
+    drawn = draw_masked_frames(clip, saliency, mask)
+    np.testing.assert_array_equal(drawn.visible[0, :4, :4], drawn.clip[0, :4, :4])
+    np.testing.assert_array_equal(drawn.visible[1, 4:, 4:], drawn.clip[1, 4:, 4:])
+    assert (drawn.visible[0, 4:] == drawn.visible[0, 4, 0]).all() and (drawn.visible[1, :4] == HIDDEN_GREY).all()
+    brightness = drawn.saliency.mean(-1)
+    assert brightness[0, :4, :4].min() > brightness[0, 4:].max()
+    assert brightness[1, 4:, 4:].min() > brightness[1, :4].max()
+    plot_masks(clip, saliency, mask, tmp_path / "masks.png", "a clip")
+    assert np.asarray(Image.open(tmp_path / "masks.png")).shape[1] > 300
