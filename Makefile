@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
-SOURCES = umt_hf tests benchmarks examples
+SOURCES = umt_hf umt_hf_launcher.py tests benchmarks examples
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
@@ -42,6 +42,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.stage1_step.run
 	$(BIN)/python -m benchmarks.decoding.run
 	$(BIN)/python -m benchmarks.search.run
+	$(BIN)/python -m benchmarks.features.run
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 ifdef UV

@@ -5,6 +5,18 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A loopback Hub that this process talks to, and that is not waited for."""
+    from tests.hub.server import LoopbackHub
+
+    with LoopbackHub(tmp_path / "hub") as hub:
+        hub.connect(monkeypatch)
+        monkeypatch.setattr("umt_hf.hub_cards.publishing.RETRY_SECONDS", 0.01)
+        yield hub

@@ -1,18 +1,72 @@
 """The `umt-hf` command: parses and delegates, holds no logic."""
 
+import importlib.metadata
 import json
 import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
-    help="Unmasked Teacher video models: data, checkpoints, features and video search.", no_args_is_help=True
-)
-data_app = typer.Typer(help="Make data.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
+MODELS, VIDEOS, DATA, HUB = "Models", "Videos", "Data", "Hub and machine"
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+data_app = typer.Typer(no_args_is_help=True)
+app.add_typer(data_app, name="data", help="Make data to try things on.", rich_help_panel=DATA)
+
+
+def show_version(is_asked: bool) -> None:
+    """Print the version and end."""
+    if is_asked:
+        typer.echo(f"umt-hf {importlib.metadata.version('umt_hf')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Unmasked Teacher (UMT) video models: classify, question, search and describe videos; prepare and share models.
+
+    Results go to standard output, progress and messages to standard error. Exit code 0 means that something worked, 1
+    that nothing did, 2 that the command was used in a wrong way.
+    """
+
+
+@contextmanager
+def report_mistakes() -> Iterator[None]:
+    """Turn errors that a user can mend into one message and exit code 2; leave the libraries' remarks out."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    except (ImportError, OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def read_sources(videos: Iterable[str]) -> Iterator[str]:
+    """Files and folders as given; for `-`, the lines of standard input."""
+    return (line for video in videos for line in (sys.stdin.read().splitlines() if video == "-" else [video]))
+
+
+def print_report(report: Any, as_json: bool) -> None:
+    """Print a dataclass as JSON, or as its own lines for people; of several processes the main one does."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        typer.echo(json.dumps(asdict(report)) if as_json else report.format())
 
 
 @data_app.command("moving-shapes")
@@ -29,22 +83,23 @@ def write_moving_shapes(
     severity: Annotated[str, typer.Option(help="Of the corruptions: mild, medium or strong.")] = "medium",
     num_corrupted_clips: Annotated[int | None, typer.Option(help="Test clips damaged; by default all.")] = None,
 ) -> None:
-    """Render the embedded data set: real .mp4 files of moving shapes with labels, captions, questions and boxes."""
+    """Render real .mp4 files of moving shapes, with labels, captions, questions and boxes.
+
+    Example: `umt-hf data moving-shapes shapes --num-train-clips 300`
+    """
     from .training.data.moving_shapes import write_moving_shapes as write
     from .training.data.moving_shapes_variants import write_corrupted_test, write_low_data
 
-    try:
+    with report_mistakes():
         write(directory, num_train_clips, num_validation_clips, num_test_clips, seed)
         if low_data_ratio is not None:
             write_low_data(directory, low_data_ratio)
         for name in corruption:
             write_corrupted_test(directory, name, severity, num_corrupted_clips)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
     typer.echo(f"Wrote {directory}")
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Released .pth file.", exists=True, dir_okay=False)],
     name: Annotated[str, typer.Argument(help="Its name, for example umt-vit-b16 or umt-vit-l16-k400.")],
@@ -64,7 +119,76 @@ def convert(
     typer.echo(f"Wrote {output}: {report}")
 
 
-@app.command()
+@app.command(rich_help_panel=HUB)
+def push(
+    folder: Annotated[Path, typer.Argument(help="Finished model folder: trained, fine-tuned or converted.")],
+    repo: Annotated[str, typer.Argument(help="Repository: a name in your account, or account/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, made if it does not exist; by default main.")] = None,
+    no_code: Annotated[
+        bool, typer.Option("--no-code", help="Without the source files that trust_remote_code=True needs.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the commit as JSON.")] = False,
+) -> None:
+    """Publish a model folder on the Hub. Run again after a failure, it sends only what is missing."""
+    from .hub_cards.publishing import PublishingError, push_folder
+
+    try:
+        url = push_folder(folder, repo, private=private or None, revision=revision, with_code=not no_code)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    except PublishingError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(json.dumps({"commit_url": url}) if as_json else f"Pushed {folder}: {url}")
+
+
+@app.command(rich_help_panel=HUB)
+def demo(
+    classifier: Annotated[str | None, typer.Option(help="Folder or Hub id of a classifier.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Of a CLIP, whose saliency is drawn.")] = None,
+    student: Annotated[str | None, typer.Option(help="Of a stage-1 model that the teacher trained.")] = None,
+    video_text: Annotated[str | None, typer.Option(help="Of a stage-2 or retrieval model; searches --videos.")] = None,
+    question_answering: Annotated[str | None, typer.Option(help="Of a model that answers questions.")] = None,
+    videos: Annotated[str | None, typer.Option(help="Folder of videos to pick from and to search.")] = None,
+    index: Annotated[str | None, typer.Option(help="Folder to keep the search index in.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at; by default this machine alone.")] = None,
+    port: Annotated[int | None, typer.Option(help="By default the first free one from 7860 on.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Make a public link by way of Gradio's servers.")] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Make this Space on the Hub instead of serving the page.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the Space a private one.")] = False,
+) -> None:
+    """Serve a page to try models in the browser: labels, the teacher's saliency, search, questions."""
+    from .hub_cards.publishing import PublishingError
+    from .hub_cards.space.publishing import push_space
+    from .hub_cards.space.settings import DemoSettings
+
+    try:
+        settings = DemoSettings(
+            classifier=classifier,
+            teacher=teacher,
+            student=student,
+            video_text=video_text,
+            question_answering=question_answering,
+            videos=videos,
+            index=index,
+        )
+        if push is not None:
+            typer.echo(f"Pushed {push_space(push, settings, private)}")
+            return
+        from .hub_cards.space.app import launch_demo  # tells where Gradio is missing
+
+        launch_demo(settings, host, port, share)
+    except PublishingError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+    except (ImportError, OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command(rich_help_panel=VIDEOS)
 def embed(
     videos: Annotated[list[str], typer.Argument(help="Video files and folders; - reads a list from standard input.")],
     model: Annotated[str, typer.Option(help="Folder or Hub id of a stage-2 or retrieval model.")],
@@ -79,25 +203,25 @@ def embed(
     ] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Encode videos into an index that `umt-hf search` answers from. Only new and changed ones are encoded."""
+    """Encode videos into an index for `umt-hf search`.
+
+    Only new and changed videos are encoded.
+
+    Example: `umt-hf embed my_videos/ --model outputs/video_text --out index`
+    """
     import datasets
-    from accelerate import PartialState
 
     from .training.search import embed_videos
 
     datasets.disable_progress_bars()
-    sources = (line for video in videos for line in (sys.stdin.read().splitlines() if video == "-" else [video]))
-    try:
-        report = embed_videos(sources, model, out, num_frames, batch_size, num_workers, shard_size)
-    except (ImportError, OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
-    if PartialState().is_main_process:
-        typer.echo(json.dumps(asdict(report)) if as_json else report.format())
+    with report_mistakes():
+        report = embed_videos(read_sources(videos), model, out, num_frames, batch_size, num_workers, shard_size)
+    print_report(report, as_json)
     if report.num_encoded + report.num_unchanged == 0:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=VIDEOS)
 def features(
     videos: Annotated[list[str], typer.Argument(help="Video files and folders; - reads a list from standard input.")],
     model: Annotated[str, typer.Option(help="Folder or Hub id of a UMT model with its processor.")],
@@ -116,25 +240,25 @@ def features(
     ] = "safetensors",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Extract features of videos of any length with their timestamps. Only new and changed videos are read."""
+    """Extract features of videos of any length, with their timestamps.
+
+    Only new and changed videos are read.
+
+    Example: `umt-hf features my_videos/ --model umt-vit-b16 --out features --fps 4`
+    """
     import datasets
-    from accelerate import PartialState
 
     from .training.features import save_features
 
     datasets.disable_progress_bars()
-    sources = (line for video in videos for line in (sys.stdin.read().splitlines() if video == "-" else [video]))
-    try:
-        report = save_features(sources, model, out, level, window, stride, batch_size, fps, format)
-    except (ImportError, OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
-    if PartialState().is_main_process:
-        typer.echo(json.dumps(asdict(report)) if as_json else report.format())
+    with report_mistakes():
+        report = save_features(read_sources(videos), model, out, level, window, stride, batch_size, fps, format)
+    print_report(report, as_json)
     if report.num_extracted + report.num_unchanged == 0:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=VIDEOS)
 def search(
     index: Annotated[Path, typer.Argument(help="Index folder that `umt-hf embed` has written.")],
     query: Annotated[str, typer.Argument(help="What the video shows.")],
@@ -143,14 +267,124 @@ def search(
     model: Annotated[str | None, typer.Option(help="The index's model, if it has moved.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the videos as JSON.")] = False,
 ) -> None:
-    """Find the videos of an index that fit a text best."""
+    """Find the videos of an index that fit a text best.
+
+    Example: `umt-hf search index "a dog runs" --rerank`
+    """
     from .training.search import VideoSearcher, format_hits
 
-    try:
+    with report_mistakes():
         hits = VideoSearcher(index, model).search(query, top_k, rerank)
-    except (ImportError, OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
     typer.echo(json.dumps([asdict(hit) for hit in hits]) if as_json else format_hits(hits))
+
+
+@app.command(rich_help_panel=VIDEOS)
+def classify(
+    videos: Annotated[list[str], typer.Argument(help="Video files and folders; - reads a list from standard input.")],
+    model: Annotated[str, typer.Option(help="Folder or Hub id of a fine-tuned classifier.")],
+    top_k: Annotated[int, typer.Option(help="Classes told of each video.", min=1)] = 5,
+    num_clips: Annotated[
+        int | None, typer.Option(help="Clips of a video, averaged; by default the processor's.", min=1)
+    ] = None,
+    num_crops: Annotated[
+        int | None, typer.Option(help="Crops of a clip, averaged; by default the processor's.", min=1)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Views classified at a time.", min=1)] = 8,
+    num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0 = none.", min=0)] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the classes as JSON.")] = False,
+) -> None:
+    """Tell the likeliest classes of videos.
+
+    Videos that cannot be read are listed with their reasons.
+
+    Example: `umt-hf classify my_videos/ --model umt-vit-b16-k400 --num-clips 4 --num-crops 3`
+    """
+    from .training.classification import classify_files
+
+    with report_mistakes():
+        sources = read_sources(videos)
+        report = classify_files(sources, model, top_k, num_clips, num_crops, batch_size, num_workers)
+    print_report(report, as_json)
+    if not report.videos:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=VIDEOS)
+def ask(
+    video: Annotated[str, typer.Argument(help="Video file or URL.")],
+    question: Annotated[str, typer.Argument(help="In words.")],
+    model: Annotated[str, typer.Option(help="Folder or Hub id of a question-answering model.")],
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="JSON list of answers to rank; none = the model's own words.", exists=True, dir_okay=False),
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Answers of the list that are told.", min=1)] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+) -> None:
+    """Answer a question about a video.
+
+    In the model's own words, or with a closed list, ranked.
+
+    Example: `umt-hf ask video.mp4 "what is the man doing?" --model outputs/answers --answers answers.json`
+    """
+    from .processing.decoding import VideoDecodingError
+    from .training.evaluate_question_answering import load_answers
+    from .training.question_answering import ask_video, format_reply
+
+    with report_mistakes():
+        candidates = None if answers is None else load_answers(str(answers))
+        try:
+            reply = ask_video(video, question, model, candidates, top_k)
+        except VideoDecodingError as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(1) from error
+    typer.echo(json.dumps(reply) if as_json else format_reply(reply))
+
+
+@app.command(rich_help_panel=MODELS)
+def info(
+    model: Annotated[str, typer.Argument(help="Model folder or Hub id.")],
+    num_clips: Annotated[
+        int | None, typer.Option(help="Clips of a video to count; by default the processor's.", min=1)
+    ] = None,
+    num_crops: Annotated[
+        int | None, typer.Option(help="Crops of a clip to count; by default the processor's.", min=1)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+) -> None:
+    """Describe a model: task, parameters, FLOPs, labels, settings.
+
+    No weight is loaded, and of a Hub id no weight is downloaded.
+
+    Example: `umt-hf info umt-vit-b16-k400 --num-clips 4 --num-crops 3`
+    """
+    from .model_info import describe_model
+
+    with report_mistakes():
+        report = describe_model(model, num_clips, num_crops)
+    print_report(report, as_json)
+
+
+@app.command(rich_help_panel=HUB)
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Say what works on this machine, and what to install.
+
+    Libraries are imported, video readers read a video, attention runs. Exit code 1 if something required fails.
+    """
+    from rich.console import Console
+
+    from .diagnostics import build_table, examine_machine, has_failed
+
+    with Console(stderr=True).status("Trying what works ..."):
+        findings = examine_machine()
+    if as_json:
+        typer.echo(json.dumps([asdict(found) for found in findings]))
+    else:
+        Console().print(build_table(findings))
+    if has_failed(findings):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

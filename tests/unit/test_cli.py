@@ -1,9 +1,15 @@
 """The command line delegates to the package and tells what it did."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import umt_hf
 from umt_hf import cli
 from umt_hf.modeling import convert_umt_checkpoint
 from umt_hf.modeling.configuration_umt_video import UMTVideoConfig
@@ -48,3 +54,43 @@ def test_mistakes_are_usage_errors(arguments, tmp_path, monkeypatch):
 def test_help_reads_well():
     result = runner.invoke(cli.app, ["--help"])
     assert result.exit_code == 0 and "convert" in result.output and "data" in result.output
+
+
+PANELS = ("Models", "Videos", "Data", "Hub and machine")
+
+
+def test_help_groups_the_commands():
+    lines = runner.invoke(cli.app, ["--help"], env={"COLUMNS": "80"}).stdout.splitlines()
+    assert all(any(line.startswith(f"╭─ {panel} ─") for line in lines) for panel in PANELS)
+    assert not any(line.startswith("╭─ Commands") for line in lines)  # every command has its panel
+    assert max(map(len, lines)) <= 80
+
+
+def test_version():
+    assert runner.invoke(cli.app, ["--version"]).stdout == f"umt-hf {umt_hf.__version__}\n"
+
+
+def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """The installed command's entry point in a process of its own, which tells whether PyTorch came along."""
+    code = (
+        "import atexit, sys, umt_hf_launcher\n"
+        "sys.argv[0] = 'umt-hf'\n"
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
+        "umt_hf_launcher.main()\n"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | environment
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_help_and_completion_do_not_wait_for_pytorch():
+    result = run_command("--help")
+    assert result.returncode == 0 and "doctor" in result.stdout and result.stderr == "False\n"
+    result = run_command(_UMT_HF_COMPLETE="complete_bash", COMP_WORDS="umt-hf cla", COMP_CWORD="1")
+    assert result.stdout.split() == ["classify"] and result.stderr == "False\n"
+
+
+def test_a_mistake_leaves_standard_output_empty():
+    result = run_command("classify", "video.mp4", "--json", COLUMNS="80")
+    assert result.returncode == 2 and result.stdout == ""
+    assert "--model" in result.stderr and "Traceback" not in result.stderr

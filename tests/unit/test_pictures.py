@@ -7,13 +7,16 @@ import torch
 from PIL import Image
 
 from umt_hf.training.pictures import (
+    HIDDEN_GREY,
     STAGE_2_CURVES,
     AccuracyPanel,
     FoundVideo,
     denormalize,
+    draw_masked_frames,
     plot_accuracy,
     plot_found_videos,
     plot_losses,
+    plot_masks,
 )
 
 
@@ -52,3 +55,18 @@ def test_accuracy_shows_mean_and_spread_of_the_seeds(tmp_path):
     assert pictures[0].shape == pictures[1].shape
     bluish = [((p[..., 2] - p[..., 0] > 20) & (p.sum(-1) > 600)).sum() for p in pictures]
     assert bluish[1] > bluish[0] + 2000
+
+
+def test_saliency_and_mask_lie_over_their_patches(tmp_path):
+    clip = torch.randn(2, 3, 8, 8)
+    saliency = torch.tensor([[9.0, 1, 1, 1], [1, 1, 1, 9]])
+    mask = torch.tensor([False, True, True, True, True, True, True, False])
+    drawn = draw_masked_frames(clip, saliency, mask)
+    np.testing.assert_array_equal(drawn.visible[0, :4, :4], drawn.clip[0, :4, :4])
+    np.testing.assert_array_equal(drawn.visible[1, 4:, 4:], drawn.clip[1, 4:, 4:])
+    assert (drawn.visible[0, 4:] == drawn.visible[0, 4, 0]).all() and (drawn.visible[1, :4] == HIDDEN_GREY).all()
+    brightness = drawn.saliency.mean(-1)
+    assert brightness[0, :4, :4].min() > brightness[0, 4:].max()
+    assert brightness[1, 4:, 4:].min() > brightness[1, :4].max()
+    plot_masks(clip, saliency, mask, tmp_path / "masks.png", "a clip")
+    assert np.asarray(Image.open(tmp_path / "masks.png")).shape[1] > 300

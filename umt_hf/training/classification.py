@@ -1,23 +1,29 @@
 """Classification of held-out videos: several views of each, merged per video, spread over processes."""
 
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import PreTrainedModel
 
+from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.decoding import VideoDecodingError
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from .data.annotations import identify_video
 from .data.held_out import evaluation_mode, plan_shard, share_rows
 from .data.sources import get_source
+from .evaluation import EvaluatedModelArguments, load_whole_model
 from .metrics.accuracy import TopKAccuracy, compute_confusion_matrix
+from .video_index import SkippedVideo, list_videos
 
 logger = logging.getLogger(__name__)
 
@@ -151,12 +157,62 @@ def classify_videos(
     Raises:
         ValueError: If more videos than that could not be read; it names the first of them.
     """
+    scores, unreadable = score_videos(
+        model,
+        processor,
+        videos,
+        accelerator,
+        batch_size=batch_size,
+        num_clips=num_clips,
+        num_crops=num_crops,
+        num_workers=num_workers,
+    )
+    for reason in unreadable.values():
+        logger.warning("Held-out video unreadable: %s", reason)
+    if len(unreadable) > max_skipped_ratio * len(videos):
+        raise ValueError(
+            f"{len(unreadable)} of {len(videos)} held-out videos could not be read, more than max_skipped_ratio="
+            f"{max_skipped_ratio}. Mend or remove them, or raise it. The first: {next(iter(unreadable.values()))}"
+        )
+    return ClassifiedVideos(scores, np.asarray(labels), unreadable)
+
+
+def score_videos(
+    model: nn.Module,
+    processor: UMTVideoProcessor,
+    videos: Sequence[Any],
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    num_clips: int = 1,
+    num_crops: int = 1,
+    num_workers: int = 0,
+    show_progress: bool = False,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Class probabilities of videos with or without known labels, the same in all processes.
+
+    Args:
+        model: See `classify_videos`, as for the other arguments.
+        processor: Of the model.
+        videos: Path, or `{"path", "bytes"}`, of each.
+        accelerator: Of the run; all processes must call this.
+        batch_size: Views a process classifies at a time.
+        num_clips: Clips of a video.
+        num_crops: Crops of a clip.
+        num_workers: Worker processes that decode.
+        show_progress: Whether the main process draws a bar of its share.
+
+    Returns:
+        Probabilities `(videos, classes)`, float32, 0 where a video was unreadable; and row of each such video ->
+        reason.
+    """
     num_views = num_clips * num_crops
     batches = plan_shard(len(videos), max(batch_size // num_views, 1), accelerator)
     views = VideoViews(videos, processor, num_clips, num_crops)
     scores = torch.zeros(len(videos), model.config.num_labels)
     failures: list[tuple[int, str]] = []
-    with evaluation_mode(model, accelerator):
+    total, is_hidden = sum(map(len, batches)), not (show_progress and accelerator.is_main_process)
+    with evaluation_mode(model, accelerator), tqdm(total=total, unit="video", disable=is_hidden) as progress:
         for samples in _load_batches(views, batches, num_workers):
             failures += [(row, reason) for row, pixels, reason in samples if pixels is None]
             read = {row: pixels for row, pixels, _ in samples if pixels is not None}
@@ -165,16 +221,117 @@ def classify_videos(
                 parts = torch.cat(list(read.values())).split(batch_size)
                 logits = [model(pixel_values=part.to(accelerator.device)).logits.float().cpu() for part in parts]
                 scores[list(read)] = merge_views(torch.cat(logits), num_views)
+            progress.update(len(samples))
     share_rows(scores, accelerator)
-    unreadable = dict(sorted(gather_object(failures)))
-    for reason in unreadable.values():
-        logger.warning("Held-out video unreadable: %s", reason)
-    if len(unreadable) > max_skipped_ratio * len(videos):
-        raise ValueError(
-            f"{len(unreadable)} of {len(videos)} held-out videos could not be read, more than max_skipped_ratio="
-            f"{max_skipped_ratio}. Mend or remove them, or raise it. The first: {next(iter(unreadable.values()))}"
-        )
-    return ClassifiedVideos(scores.numpy(), np.asarray(labels), unreadable)
+    return scores.numpy(), dict(sorted(gather_object(failures)))
+
+
+@dataclass(frozen=True)
+class ScoredLabel:
+    """A class by its name, and its probability."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class LabelledVideo:
+    """A video's likeliest classes, best first."""
+
+    path: str
+    labels: tuple[ScoredLabel, ...]
+
+
+@dataclass(frozen=True)
+class LabelReport:
+    """What `classify_files` found.
+
+    Attributes:
+        videos: Those that could be read, in order of their paths.
+        skipped: Those that could not.
+    """
+
+    videos: tuple[LabelledVideo, ...]
+    skipped: tuple[SkippedVideo, ...]
+
+    def format(self) -> str:
+        """Write it as lines for people: each video with its classes, then those skipped with their reasons."""
+        lines = []
+        for video in self.videos:
+            lines.append(video.path)
+            lines += [f"  {scored.probability:6.4f}  {scored.label}" for scored in video.labels]
+        lines.append(f"{len(self.videos)} classified, {len(self.skipped)} skipped")
+        return "\n".join(lines + [f"skipped {video.path}: {video.reason}" for video in self.skipped])
+
+
+def load_classifier(args: EvaluatedModelArguments) -> tuple[PreTrainedModel, UMTVideoProcessor]:
+    """The classifier with all its weights, and its processor.
+
+    Raises:
+        ValueError: If the folder has no trained head: a random one gives a number too.
+        OSError: If there is no model, or no processor beside it.
+    """
+    model = load_whole_model(UMTVideoForVideoClassification, args)
+    return model, UMTVideoProcessor.from_pretrained(args.model_name_or_path)
+
+
+def classify_files(
+    sources: Iterable[str],
+    model: str | os.PathLike,
+    top_k: int = 5,
+    num_clips: int | None = None,
+    num_crops: int | None = None,
+    batch_size: int = 8,
+    num_workers: int = 0,
+) -> LabelReport:
+    """Tell the likeliest classes of video files.
+
+    Every process that `accelerate launch` starts takes a share.
+
+    Args:
+        sources: Video files, and folders with videos at any depth. The main process's list counts.
+        model: Folder or Hub id of a classifier with its processor.
+        top_k: Classes told of each video; all, if there are fewer.
+        num_clips: Clips of a video, whose probabilities are averaged; `None` = what the processor says.
+        num_crops: Crops of a clip, likewise.
+        batch_size: Views a process classifies at a time.
+        num_workers: Processes that read ahead, for each process.
+
+    Returns:
+        What was found, the same in all processes.
+
+    Raises:
+        ValueError: If the model is no trained classifier, a source folder has no videos, or `top_k` is below 1.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}.")
+    accelerator = Accelerator()
+    classifier, processor = load_classifier(EvaluatedModelArguments(model_name_or_path=str(model)))
+    found = [list_videos(sources) if accelerator.is_main_process else None]
+    files, skipped = broadcast_object_list(found)[0]
+    scores, unreadable = score_videos(
+        classifier.to(accelerator.device),
+        processor,
+        [file.path for file in files],
+        accelerator,
+        batch_size=batch_size,
+        num_clips=processor.num_clips if num_clips is None else num_clips,
+        num_crops=processor.num_crops if num_crops is None else num_crops,
+        num_workers=num_workers,
+        show_progress=True,
+    )
+    names, labelled = classifier.config.id2label, []
+    for row, file in enumerate(files):
+        reason = unreadable.get(row)
+        if reason is None and not np.isfinite(scores[row]).all():
+            reason = "Its scores are not finite; the model cannot classify it."
+        if reason is not None:
+            skipped.append(SkippedVideo(file.path, reason.removeprefix(f"{file.path}: ")))
+            continue
+        best = (-scores[row]).argsort(kind="stable")[:top_k]
+        labels = tuple(ScoredLabel(names[int(label)], float(scores[row, label])) for label in best)
+        labelled.append(LabelledVideo(file.path, labels))
+    return LabelReport(tuple(labelled), tuple(sorted(skipped, key=lambda video: video.path)))
 
 
 def _load_batches(views: VideoViews, batches: list[range], num_workers: int) -> Iterator[list]:

@@ -15,25 +15,13 @@ from typing import Any, Literal
 
 from accelerate import Accelerator
 from datasets import Dataset
-from transformers import PreTrainedModel
 
-from ..modeling.attentive_probe_umt_video import UMTVideoForAttentiveProbing
-from ..modeling.configuration_umt_video import UMTVideoConfig
-from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
-from ..processing.video_processing_umt_video import UMTVideoProcessor
 from .arguments import describe, parse_config
 from .checkpointing import collect_versions
-from .classification import ClassifiedVideos, classify_videos
+from .classification import ClassifiedVideos, classify_videos, load_classifier
 from .data.annotations import identify_video
 from .data.sources import load_videos
-from .evaluation import (
-    EvaluatedModelArguments,
-    ReportArguments,
-    hash_source,
-    load_whole_model,
-    require_names,
-    write_report,
-)
+from .evaluation import EvaluatedModelArguments, ReportArguments, hash_source, require_names, write_report
 from .finetune_classification import check_labels
 
 logger = logging.getLogger(__name__)
@@ -62,25 +50,6 @@ class ViewArguments(ReportArguments):
 SECTIONS = {"model": EvaluatedModelArguments, "data": LabelledDataArguments, "evaluation": ViewArguments}
 
 
-def load_classifier(
-    args: EvaluatedModelArguments, data: LabelledDataArguments
-) -> tuple[PreTrainedModel, UMTVideoProcessor]:
-    """The classifier with all its weights, and its processor.
-
-    Raises:
-        ValueError: If model or data are not named, or the folder has no trained head: a random one gives a number too.
-    """
-    require_names(args, data)
-    config = UMTVideoConfig.from_pretrained(args.model_name_or_path)
-    is_probe = UMTVideoForAttentiveProbing.__name__ in (config.architectures or [])
-    model_class = UMTVideoForAttentiveProbing if is_probe else UMTVideoForVideoClassification
-    model = load_whole_model(model_class, args)
-    processor = UMTVideoProcessor.from_pretrained(args.model_name_or_path)
-    if data.decoder is not None:
-        processor.decoder = data.decoder
-    return model, processor
-
-
 def list_predictions(table: Dataset, found: ClassifiedVideos, names: list[str]) -> list[dict[str, Any]]:
     """What was said about each video, in the order of the data."""
     rows = []
@@ -105,7 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     model_args, data, args = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
-    model, processor = load_classifier(model_args, data)
+    require_names(model_args, data)
+    model, processor = load_classifier(model_args)
+    if data.decoder is not None:
+        processor.decoder = data.decoder
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     table = load_videos(data.data, data.data_root, data.csv_separator, class_names=names)
     check_labels(data.data, table, names)

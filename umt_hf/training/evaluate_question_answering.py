@@ -58,7 +58,10 @@ def load_answers(path: str) -> list[str]:
     Raises:
         ValueError: If the file holds no JSON list of texts.
     """
-    answers = json.loads(Path(path).read_text())
+    try:
+        answers = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{path}: expected a JSON list of answers.")
     return answers

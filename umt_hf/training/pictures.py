@@ -16,6 +16,8 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # noqa: E402 (the backend must be chosen first)
 
+HEAT_SHARE = 0.65  # of a saliency picture; the rest is the frame
+HIDDEN_GREY = 0.85
 STAGE_1_CURVES = {"loss": "training", "eval_loss": "held out"}
 STAGE_2_CURVES = {
     "video_uta_loss": "token alignment (UTA)",
@@ -156,6 +158,41 @@ def denormalize(pixel_values: torch.Tensor) -> np.ndarray:
     return rearrange((pixel_values.cpu() * std + mean).clamp(0, 1), "t c h w -> t h w c").numpy()
 
 
+@dataclass(frozen=True)
+class MaskedFrames:
+    """Pictures of a clip's frames, each `(T, H, W, 3)` in [0, 1].
+
+    Args:
+        clip: The frames themselves.
+        saliency: With the teacher's saliency over them, bright where it looks.
+        visible: What the student sees; hidden patches are grey.
+    """
+
+    clip: np.ndarray
+    saliency: np.ndarray
+    visible: np.ndarray
+
+
+def draw_masked_frames(pixel_values: torch.Tensor, saliency: torch.Tensor, mask: torch.Tensor) -> MaskedFrames:
+    """Lay the teacher's saliency and the student's mask over the frames of a clip.
+
+    Args:
+        pixel_values: Normalised clip `(T, 3, H, W)`.
+        saliency: Teacher's class-token attention `(T, P)`.
+        mask: Boolean `(T * P,)`, `True` = hidden.
+    """
+    frames = denormalize(pixel_values)
+    num_frames, height, width = frames.shape[:3]
+    rows = round((saliency.shape[1] * height / width) ** 0.5)
+    size = {"h": rows, "ph": height // rows, "pw": width // (saliency.shape[1] // rows)}
+    pattern = "t (h w) -> t (h ph) (w pw)"
+    heat = repeat(saliency.cpu().numpy(), pattern, **size)
+    hidden = repeat(mask.cpu().view(num_frames, -1).numpy(), pattern, **size)
+    colors = matplotlib.colormaps["inferno"](heat / float(np.quantile(heat, 0.99)))[..., :3]
+    overlaid = HEAT_SHARE * colors + (1 - HEAT_SHARE) * frames
+    return MaskedFrames(frames, overlaid, np.where(hidden[..., None], HIDDEN_GREY, frames))
+
+
 def plot_masks(
     pixel_values: torch.Tensor, saliency: torch.Tensor, mask: torch.Tensor, picture: str | Path, title: str = ""
 ) -> None:
@@ -168,26 +205,18 @@ def plot_masks(
         picture: PNG to write.
         title: Line above the frames.
     """
-    frames = denormalize(pixel_values)
-    num_frames, height, width = frames.shape[:3]
-    rows = round((saliency.shape[1] * height / width) ** 0.5)
-    size = {"h": rows, "ph": height // rows, "pw": width // (saliency.shape[1] // rows)}
-    pattern = "t (h w) -> t (h ph) (w pw)"
-    heat = repeat(saliency.cpu().numpy(), pattern, **size)
-    hidden = repeat(mask.cpu().view(num_frames, -1).numpy(), pattern, **size)
-
+    drawn = draw_masked_frames(pixel_values, saliency, mask)
+    rows = {"clip": drawn.clip, "teacher's saliency": drawn.saliency, "what the student sees": drawn.visible}
+    num_frames = len(drawn.clip)
     figure, axes = plt.subplots(3, num_frames, figsize=(1.35 * num_frames, 4.6), layout="constrained", squeeze=False)
-    for t in range(num_frames):
-        axes[0, t].imshow(frames[t])
-        axes[1, t].imshow(frames[t])
-        axes[1, t].imshow(heat[t], cmap="inferno", alpha=0.65, vmin=0, vmax=float(np.quantile(heat, 0.99)))
-        axes[2, t].imshow(np.where(hidden[t][..., None], 0.85, frames[t]))
-        axes[0, t].set_title(f"frame {t + 1}", fontsize=9)
-    for row, name in enumerate(("clip", "teacher's saliency", "what the student sees")):
-        axes[row, 0].set_ylabel(name, fontsize=9)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
+    for row, (name, frames) in zip(axes, rows.items(), strict=True):
+        row[0].set_ylabel(name, fontsize=9)
+        for axis, frame in zip(row, frames, strict=True):
+            axis.imshow(frame)
+            axis.set_xticks([])
+            axis.set_yticks([])
+    for t, axis in enumerate(axes[0], start=1):
+        axis.set_title(f"frame {t}", fontsize=9)
     figure.suptitle(title, fontsize=10)
     figure.savefig(picture, dpi=130)
     plt.close(figure)

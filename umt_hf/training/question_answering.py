@@ -1,5 +1,6 @@
 """Answers to questions about videos: the best of a closed list, or words of the model's own."""
 
+import os
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import BatchEncoding
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from .data.held_out import evaluation_mode, group_by_video, load_video_batches, plan_shard
+from .evaluation import EvaluatedModelArguments, load_whole_model
 from .metrics.answers import ExactAnswerAccuracy
 
 PUBLISHED_TOP_K = 128
@@ -27,6 +29,7 @@ def answer_questions(
     top_k: int | None = None,
     max_answer_tokens: int = 5,
     num_workers: int = 4,
+    num_ranked: int | None = None,
 ) -> list[dict[str, Any]]:
     """Answer questions; called in all processes, each gets all predictions.
 
@@ -43,10 +46,11 @@ def answer_questions(
             128 as published, or all of a shorter list.
         max_answer_tokens: Tokens of an answer, `[CLS]` and `[SEP]` included.
         num_workers: Processes that decode, for each process.
+        num_ranked: Answers of the list that are told of each question; `None` = the best alone.
 
     Returns:
         One dictionary a question, in order, with `question_id`, `answer` and, from a list, `probability` among the
-        `top_k`.
+        `top_k`; with `num_ranked` also `ranked`, a list of such answers, best first.
 
     Raises:
         VideoDecodingError: If a video cannot be read; it names the file.
@@ -73,10 +77,61 @@ def answer_questions(
                 if encoded is None:
                     replies = _generate(model, processor, inputs, max_answer_tokens)
                 else:
-                    replies = _rank(model, inputs, answers, encoded, top_k)
+                    replies = _rank(model, inputs, answers, encoded, top_k, num_ranked)
                 found += zip(rows, replies, strict=True)
     found = sorted(gather_object(found), key=lambda pair: pair[0])
     return [{"question_id": questions[row]["question_id"], **reply} for row, reply in found]
+
+
+def ask_video(
+    video: str | os.PathLike,
+    question: str,
+    model: str | os.PathLike,
+    answers: list[str] | None = None,
+    num_ranked: int = 5,
+) -> dict[str, Any]:
+    """Answer one question about one video.
+
+    Args:
+        video: Path or URL.
+        question: In words.
+        model: Folder or Hub id of a question-answering model with its processor.
+        answers: The closed list to rank; `None` = the decoder answers in its own words.
+        num_ranked: Answers of the list that are told.
+
+    Returns:
+        `answer` and, from a list, its `probability` and `ranked`, the best answers; see `answer_questions`.
+
+    Raises:
+        VideoDecodingError: If the video cannot be read; it names the file.
+        ValueError: If the model is no whole question-answering model, or the question is empty.
+        OSError: If there is no model, or no processor beside it.
+    """
+    if not question.strip():
+        raise ValueError("The question is empty.")
+    accelerator = Accelerator()
+    args = EvaluatedModelArguments(model_name_or_path=str(model))
+    loaded = load_whole_model(UMTVideoTextForQuestionAnswering, args).to(accelerator.device)
+    top_k = None if answers is None else min(max(num_ranked, PUBLISHED_TOP_K), len(answers))
+    replies = answer_questions(
+        loaded,
+        UMTVideoTextProcessor.from_pretrained(model),
+        Dataset.from_list([{"question_id": 0, "video": os.fspath(video), "question": question}]),
+        accelerator,
+        answers,
+        top_k=top_k,
+        num_workers=0,
+        num_ranked=num_ranked,
+    )
+    del replies[0]["question_id"]
+    return replies[0]
+
+
+def format_reply(reply: dict[str, Any]) -> str:
+    """Write what `ask_video` gives as lines for people: the answer, or the ranked ones with their probabilities."""
+    if "ranked" not in reply:
+        return reply["answer"]
+    return "\n".join(f"{entry['probability']:6.4f}  {entry['answer']}" for entry in reply["ranked"])
 
 
 def compute_answer_accuracy(predictions: list[dict[str, Any]], questions: Dataset) -> dict[str, float]:
@@ -119,6 +174,7 @@ def _rank(
     answers: list[str],
     encoded: BatchEncoding,
     top_k: int,
+    num_ranked: int | None,
 ) -> list[dict[str, Any]]:
     indices, probabilities = model.rank_answers(
         **inputs,
@@ -126,8 +182,11 @@ def _rank(
         answer_attention_mask=encoded["attention_mask"],
         top_k=top_k,
     )
-    best = zip(indices[:, 0].tolist(), probabilities[:, 0].tolist(), strict=True)
-    return [{"answer": answers[index], "probability": probability} for index, probability in best]
+    replies = []
+    for best, shares in zip(indices[:, : num_ranked or 1].tolist(), probabilities.tolist(), strict=True):
+        ranked = [{"answer": answers[index], "probability": share} for index, share in zip(best, shares, strict=False)]
+        replies.append(ranked[0] if num_ranked is None else {**ranked[0], "ranked": ranked})
+    return replies
 
 
 def _generate(

@@ -1,0 +1,1 @@
+"""The Hub: released checkpoints, model cards, publishing."""

@@ -1,0 +1,26 @@
+"""Starts the `umt-hf` command without importing the package `umt_hf`, which brings PyTorch and Transformers along.
+
+So `umt-hf --help` and the completion of a shell answer at once, and `umt-hf doctor` runs where one of the libraries is
+broken and the package cannot be imported.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+
+def load_alone(name: str) -> ModuleType:
+    """Load a module of the package without the package; its relative imports bring in the package when they run."""
+    folder = Path(importlib.util.find_spec("umt_hf").submodule_search_locations[0])
+    spec = importlib.util.spec_from_file_location(f"umt_hf.{name}", folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def main() -> None:
+    """Run the command."""
+    load_alone("diagnostics")
+    load_alone("cli").app()
