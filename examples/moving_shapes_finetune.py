@@ -4,9 +4,9 @@
     python examples/moving_shapes_finetune.py --output_dir outputs/moving_shapes --seeds 10 11 12
 
 Every start has the same weights before pre-training, the same clips, and then the same fine-tuning: from scratch; UMT
-with semantic and with random masks; pixel reconstruction by Transformers' VideoMAE. Each run is one call of a
-training script of `umt_hf`, with the flags printed in its log. Two processes of one thread work through the runs; all
-seeds share data and teacher. A demo that was stopped goes on where it was.
+with semantic and with random masks; pixel reconstruction by Transformers' VideoMAE. Fine-tuning first fits the head on
+the frozen encoder, and then trains everything. Two processes of one thread work through the runs; all seeds share data
+and teacher. A demo that was stopped goes on where it was, and what was run with other settings is run again.
 """
 
 import argparse
@@ -23,13 +23,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from moving_shapes_stage1 import build_mlp, embed_split, fit_probe, pool
+from moving_shapes_stage1 import build_mlp, embed_split
 
 # One thread in each of two processes is faster at this size than two threads in one.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -72,25 +73,27 @@ PRETRAINING = {
     "logging_steps": 25,
     "save_steps": 100000,
     "report_to": "none",
-    "mixed_precision": "no",
+    "mixed_precision": "bf16",
 }
+HEAD = {"batch_size": 256, "learning_rate": 1e-3, "weight_decay": 0.05}
 FINETUNING = {
-    "learning_rate": 1e-3,
+    "learning_rate": 5e-4,
     "layer_decay": 1.0,
     "warmup_epochs": 0,
-    "warmup_steps": 30,
+    "warmup_steps": 20,
     "drop_path_rate": 0.0,
     "crop_scale": (1.0, 1.0),
     "crop_ratio": (1.0, 1.0),
     # A mirrored clip turns the other way round.
     "horizontal_flip_probability": 0.0,
     "sampling_strategy": "segments",
-    "per_device_train_batch_size": 16,
+    "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 50,
     "test_clips": 1,
     "test_crops": 1,
     "dataloader_num_workers": 0,
     "eval_strategy": "steps",
+    "eval_on_start": True,
     "logging_steps": 50,
     "save_strategy": "no",
     "report_to": "none",
@@ -104,10 +107,11 @@ class Budget:
 
     num_clips: tuple[int, int, int] = (3000, 600, 900)
     teacher_steps: int = 1600
-    pretraining_steps: int = 250
-    finetuning_steps: int = 250
-    low_data_steps: int = 150
-    num_curve_points: int = 10
+    pretraining_steps: int = 400
+    head_steps: int = 800
+    finetuning_steps: int = 100
+    low_data_steps: int = 50
+    num_curve_points: int = 5
     num_curve_clips: int = 120
     num_corrupted_clips: int = 300
 
@@ -133,7 +137,7 @@ def main(arguments: Sequence[str] | None = None, budget: Budget | None = None) -
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12], help="Weights, order of clips, masks.")
     parser.add_argument("--num_processes", type=int, default=NUM_PROCESSES, help="Of one thread each.")
     budget = budget or Budget()
-    for name in ("pretraining_steps", "finetuning_steps", "low_data_steps"):
+    for name in ("pretraining_steps", "head_steps", "finetuning_steps", "low_data_steps"):
         parser.add_argument(f"--{name}", type=int, default=getattr(budget, name), help="Default: %(default)s.")
     args = parser.parse_args(arguments)
     budget = dataclasses.replace(
@@ -143,9 +147,10 @@ def main(arguments: Sequence[str] | None = None, budget: Budget | None = None) -
     started = time.perf_counter()
     prepare_data(args.output_dir, budget)
     with build_pool(args.num_processes, args.output_dir / "finetune") as pool:
-        run_jobs(plan_jobs(args.output_dir, args.seeds, budget), pool, args.num_processes)
+        jobs = plan_jobs(args.output_dir, args.seeds, budget)
+        run_jobs(jobs, pool, args.num_processes, args.output_dir / "finetune")
     report(args.output_dir / "finetune", args.seeds, budget)
-    print(f"{(time.perf_counter() - started) / 60:.1f} minutes")
+    print(f"Time:    {(time.perf_counter() - started) / 60:.1f} minutes")
 
 
 def prepare_data(folder: Path, budget: Budget) -> None:
@@ -198,28 +203,50 @@ def plan_jobs(folder: Path, seeds: Sequence[int], budget: Budget) -> dict[str, J
             needs = frozenset({"teacher"} if start in MASK_TYPES else ())
             jobs[f"{seed}/{start}"] = Job(pretrain, (folder, seed, start, budget), needs)
         for start in STARTS:
-            jobs[f"{seed}/{start}_probe"] = Job(probe, (folder, seed, start, budget), frozenset({f"{seed}/{start}"}))
+            needs = frozenset({f"{seed}/{start}"})
+            jobs[f"{seed}/{start}_heads"] = Job(fit_heads, (folder, seed, start, budget), needs)
         for task in TASKS:
             for start in STARTS:
+                needs = frozenset({f"{seed}/{start}_heads"})
                 for data in SPLITS if start in LOW_DATA_STARTS else ["full"]:
-                    job = Job(fine_tune, (folder, seed, start, task, data, budget), frozenset({f"{seed}/{start}"}))
+                    job = Job(fine_tune, (folder, seed, start, task, data, budget), needs)
                     jobs[f"{seed}/{start}_{task}_{data}"] = job
     return jobs
 
 
-def run_jobs(jobs: dict[str, Job], pool: Executor, num_processes: int) -> None:
-    """Run each job as soon as those it needs are done, no more at a time than there are processes."""
+def run_jobs(jobs: dict[str, Job], pool: Executor, num_processes: int, logs: Path) -> None:
+    """Run each job as soon as those it needs are done, no more at a time than there are processes.
+
+    Raises:
+        RuntimeError: If a job failed; it names the file with all that it said.
+    """
     waiting, done, running, total = dict(jobs), set(), {}, len(jobs)
     while waiting or running:
         ready = [name for name, job in waiting.items() if job.needs <= done]
         for name in ready[: num_processes - len(running)]:
-            job = waiting.pop(name)
-            running[pool.submit(job.function, *job.arguments)] = name
+            running[pool.submit(run_job, name, waiting.pop(name), logs)] = name
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             name = running.pop(future)
-            future.result()
+            try:
+                future.result()
+            except BrokenProcessPool as error:
+                raise RuntimeError(
+                    f"A process was killed while {name} ran, perhaps for memory; its last words are in the newest "
+                    f"{logs}/log_*.txt. The same command goes on where this one stopped."
+                ) from error
             done.add(name)
             print(f"[{len(done)}/{total}] {name}", flush=True)
+
+
+def run_job(name: str, job: Job, logs: Path) -> None:
+    """Run a job in a process of the pool."""
+    try:
+        job.function(*job.arguments)
+    except Exception as error:
+        log = logs / f"log_{os.getpid()}.txt"
+        raise RuntimeError(
+            f"{name} failed: {error}\nWhat it said before is in {log}. The same command goes on where it stopped."
+        ) from error
 
 
 def build_pool(num_processes: int, folder: Path) -> Executor:
@@ -235,15 +262,8 @@ def start_worker(folder: Path) -> None:
     os.dup2(log.fileno(), sys.stderr.fileno())
 
 
-def start_run(output: Path, budget: Budget) -> dict[str, Any] | None:
+def start_run(output: Path, **settings: Any) -> dict[str, Any] | None:
     """An emptied folder and the result to fill in, or `None` if the run is already done with the same settings."""
-    settings = {
-        "budget": dataclasses.asdict(budget),
-        "student": STUDENT | {"initializer_range": INITIALIZER_RANGE},
-        "mask_ratio": MASK_RATIO,
-        "pretraining": PRETRAINING,
-        "finetuning": FINETUNING,
-    }
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     file = output / "result.json"
     if file.exists() and json.loads(file.read_text())["settings"] == settings:
@@ -251,6 +271,21 @@ def start_run(output: Path, budget: Budget) -> dict[str, Any] | None:
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     return {"settings": settings}
+
+
+def describe_pretraining(start: str, budget: Budget) -> dict[str, Any]:
+    """All settings that the weights of a start depend on."""
+    student = {**STUDENT, "initializer_range": INITIALIZER_RANGE}
+    if start == "scratch":
+        return {"student": student}
+    settings = {"num_clips": budget.num_clips, "steps": budget.pretraining_steps, "mask_ratio": MASK_RATIO}
+    return {"student": student, "pretraining": {**settings, **PRETRAINING}}
+
+
+def describe_heads(start: str, budget: Budget) -> dict[str, Any]:
+    """All settings that the heads on a frozen start depend on."""
+    head = {**HEAD, "steps": budget.head_steps, "num_clips": budget.num_clips}
+    return {**describe_pretraining(start, budget), "head": head}
 
 
 @contextlib.contextmanager
@@ -280,7 +315,7 @@ def pretrain(folder: Path, seed: int, start: str, budget: Budget) -> None:
     from umt_hf.training import stage1
 
     output = folder / "finetune" / f"seed_{seed}" / start
-    if (result := start_run(output, budget)) is None:
+    if (result := start_run(output, **describe_pretraining(start, budget))) is None:
         return
     with measure(result):
         scratch = output / "scratch" if start != "scratch" else output
@@ -409,15 +444,114 @@ def name_in_videomae(name: str, target: dict[str, torch.Tensor]) -> str:
     return name
 
 
+def fit_heads(folder: Path, seed: int, start: str, budget: Budget) -> None:
+    """Fit a head on the frozen encoder for each task and amount of data: an MLP on one mean a frame in time order."""
+    from umt_hf import UMTVideoModel, UMTVideoProcessor
+
+    output = folder / "finetune" / f"seed_{seed}" / f"{start}_heads"
+    if (result := start_run(output, **describe_heads(start, budget))) is None:
+        return
+    encoder = UMTVideoModel.from_pretrained(output.parent / start, use_final_norm=False).eval()
+    processor = UMTVideoProcessor.from_model_config(encoder.config)
+
+    pooling = FrameOrderPooling(encoder.config.num_frames)
+
+    @torch.no_grad()
+    def embed_clips(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"frames": pooling(encoder(pixel_values).last_hidden_state)}
+
+    with measure(result):
+        frames = folder / "finetune" / "frames"
+        test = embed_split(frames, "test", processor, embed_clips)
+        for data, split in SPLITS.items():
+            if data == "low" and start not in LOW_DATA_STARTS:
+                continue
+            train = embed_split(frames, split, processor, embed_clips)
+            for task, num_classes in TASKS.items():
+                head = fit_head(train["frames"], train[task], num_classes, budget.head_steps, seed)
+                with torch.no_grad():
+                    is_right = head(test["frames"]).argmax(1) == test[task]
+                result[f"{task}_{data}"] = is_right.float().mean().item()
+                torch.save(head.state_dict(), output / f"{task}_{data}.pt")
+    finish_run(output, result)
+
+
+class FrameOrderPooling(torch.nn.Module):
+    """One mean a frame, in time order."""
+
+    def __init__(self, num_frames: int):
+        super().__init__()
+        self.num_frames = num_frames
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`(B, N, D)` to `(B, T * D)`."""
+        return tokens.unflatten(1, (self.num_frames, -1)).mean(2).flatten(1)
+
+
+class Standardize(torch.nn.Module):
+    """Shift and scale features to a mean and spread that were measured on frozen ones."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("std", torch.ones(num_features))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """`(B, num_features)` to the same shape."""
+        return (features - self.mean) / self.std
+
+
+def build_head(num_features: int, num_classes: int) -> torch.nn.Sequential:
+    """The MLP of `make demo` on standardised features."""
+    return torch.nn.Sequential(Standardize(num_features), build_mlp(num_features, num_classes))
+
+
+def fit_head(
+    features: torch.Tensor, labels: torch.Tensor, num_classes: int, max_steps: int, seed: int
+) -> torch.nn.Sequential:
+    """Fit a head on frozen features `(clips, T * D)`; nothing is chosen by held-out clips."""
+    torch.manual_seed(seed)
+    head = build_head(features.shape[1], num_classes)
+    head[0].mean.copy_(features.mean(0))
+    head[0].std.copy_(features.std(0) + 1e-6)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=HEAD["learning_rate"], weight_decay=HEAD["weight_decay"])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max_steps)
+    for _ in range(max_steps):
+        batch = torch.randint(len(features), (HEAD["batch_size"],))
+        loss = torch.nn.functional.cross_entropy(head(features[batch]), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return head.eval()
+
+
+def replace_head(model: Any, state: dict[str, torch.Tensor]) -> None:
+    """Give a classifier a fitted head, in place of the mean over all tokens that makes frames forget their order."""
+    config = model.config
+    head = build_head(config.hidden_size * config.num_frames, config.num_labels)
+    head.load_state_dict(state)
+    model.attentive_pooling = FrameOrderPooling(config.num_frames)
+    model.fc_norm, model.classifier = head.to(model.device)
+
+
 def fine_tune(folder: Path, seed: int, start: str, task: str, data: str, budget: Budget) -> None:
-    """One fine-tuning: accuracy on a fixed held-out subset as it goes, then on all test clips and corrupted ones."""
+    """Train a start with its fitted head: accuracy on a fixed held-out subset as it goes, then on the test clips.
+
+    Source: Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022 (the head first, then everything).
+    """
     from umt_hf.training import finetune_classification
+    from umt_hf.training.arguments import parse_config
+    from umt_hf.training.data.sources import load_videos
 
     output = folder / "finetune" / f"seed_{seed}" / f"{start}_{task}_{data}"
-    if (result := start_run(output, budget)) is None:
+    max_steps = budget.finetuning_steps if data == "full" else budget.low_data_steps
+    eval_steps = max(max_steps // budget.num_curve_points, 1)
+    own = {"max_steps": max_steps, "eval_steps": eval_steps, **FINETUNING}
+    clips = {"curve": budget.num_curve_clips, "corrupted": budget.num_corrupted_clips}
+    if (result := start_run(output, **describe_heads(start, budget), finetuning=own, clips=clips)) is None:
         return
     frames = folder / "finetune" / "frames"
-    max_steps = budget.finetuning_steps if data == "full" else budget.low_data_steps
     flags = {
         "model_name_or_path": output.parent / start,
         "train_data": frames / f"{SPLITS[data]}_{task}.csv",
@@ -425,59 +559,27 @@ def fine_tune(folder: Path, seed: int, start: str, task: str, data: str, budget:
         "test_data": frames / f"test_{task}.csv",
         "output_dir": output,
         "num_classes": TASKS[task],
-        "max_steps": max_steps,
-        "eval_steps": max(max_steps // budget.num_curve_points, 1),
         "seed": seed,
-        **FINETUNING,
+        **own,
     }
+    parsed = parse_config(finetune_classification.SECTIONS, list_flags(flags))
+    trainer = finetune_classification.build_trainer(*parsed)
+    replace_head(trainer.model, torch.load(output.parent / f"{start}_heads" / f"{task}_{data}.pt"))
     with measure(result):
-        metrics = finetune_classification.main(list_flags(flags))
-        history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-        curve = {line["step"]: line["eval_top1_accuracy"] for line in history if "eval_top1_accuracy" in line}
-        result["curve"] = sorted(curve.items())
-        result["test"] = metrics["test_top1_accuracy"]
+        trainer.train()
+    result["curve"] = [
+        (line["step"], line["eval_top1_accuracy"])
+        for line in trainer.state.log_history
+        if "eval_top1_accuracy" in line
+    ]
+    result["test"] = trainer.evaluate(metric_key_prefix="test")["test_top1_accuracy"]
     if data == "full" and start in CORRUPTED_STARTS:
         names = {"intact": "test_intact"} | {name: f"test_{name}_{SEVERITY}" for name in CORRUPTIONS}
-        result["corrupted"] = {name: classify(output, frames / f"{split}_{task}.csv") for name, split in names.items()}
-    finish_run(output, result)
-
-
-def classify(model_folder: Path, annotation: Path) -> float:
-    """Accuracy of a fine-tuned folder on held-out clips, one view each."""
-    from accelerate import Accelerator
-
-    from umt_hf import UMTVideoForVideoClassification, UMTVideoProcessor
-    from umt_hf.training.classification import classify_videos
-    from umt_hf.training.data.sources import load_videos
-
-    table = load_videos(str(annotation))
-    model = UMTVideoForVideoClassification.from_pretrained(model_folder)
-    processor = UMTVideoProcessor.from_pretrained(model_folder)
-    found = classify_videos(model, processor, table["video"], table["label"], Accelerator(), batch_size=50)
-    return found.compute_metrics()["top1_accuracy"]
-
-
-def probe(folder: Path, seed: int, start: str, budget: Budget) -> None:
-    """What a small MLP reads from the frozen encoder, one mean a frame in time order."""
-    from umt_hf import UMTVideoModel, UMTVideoProcessor
-
-    output = folder / "finetune" / f"seed_{seed}" / f"{start}_probe"
-    if (result := start_run(output, budget)) is None:
-        return
-    encoder = UMTVideoModel.from_pretrained(output.parent / start, use_final_norm=False).eval()
-    processor = UMTVideoProcessor.from_model_config(encoder.config)
-
-    @torch.no_grad()
-    def embed_clips(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        tokens = encoder(pixel_values).last_hidden_state
-        return {"frames": tokens.unflatten(1, (pixel_values.shape[1], -1)).mean(2)}
-
-    with measure(result):
-        frames = folder / "finetune" / "frames"
-        splits = [embed_split(frames, split, processor, embed_clips) for split in ("train", "validation", "test")]
-        for task in TASKS:
-            features = [(pool(split["frames"], "ordered"), split[task]) for split in splits]
-            result[task] = fit_probe(features, build_mlp)
+        result["corrupted"] = {}
+        for name, split in names.items():
+            table = load_videos(str(frames / f"{split}_{task}.csv"))
+            test = finetune_classification.build_test(table, trainer.processing_class, parsed[0], parsed[2])
+            result["corrupted"][name] = test(trainer.model, trainer.accelerator)["top1_accuracy"]
     finish_run(output, result)
 
 
@@ -498,7 +600,8 @@ def report(folder: Path, seeds: Sequence[int], budget: Budget) -> None:
         name: [json.loads((folder / f"seed_{seed}" / name / "result.json").read_text()) for seed in seeds]
         for name in names
     }
-    tables = f"{format_results(results)}\n\n{format_corrupted(results)}\n"
+    parts = [format_results(results, "full"), format_results(results, "low"), format_corrupted(results)]
+    tables = "\n\n".join(parts) + "\n"
     print(tables)
     (folder / "tables.md").write_text(tables)
     panels = []
@@ -515,30 +618,25 @@ def report(folder: Path, seeds: Sequence[int], budget: Budget) -> None:
             }
             panels.append(AccuracyPanel(f"{task}, {sizes[data]} training clips", curves, 1 / num_classes))
     plot_accuracy(panels, folder / "accuracy.png")
-    print(f"Picture: {folder / 'accuracy.png'}")
+    print(f"Tables:  {folder / 'tables.md'}\nPicture: {folder / 'accuracy.png'}")
 
 
-def format_results(results: dict[str, list[dict]]) -> str:
-    """Test accuracy of every start, task and amount of data, with what pre-training cost."""
-    columns = [(task, data) for data in SPLITS for task in TASKS]
-    titles = {"full": "all clips", "low": "a tenth"}
-    header = ["start", "pre-training, CPU seconds", *(f"{task}, {titles[data]}" for task, data in columns)]
-    header += [f"{task}, frozen, frames in order" for task in TASKS]
+def format_results(results: dict[str, list[dict]], data: str) -> str:
+    """Test accuracy of every start on both tasks, with the encoder frozen and fine-tuned, and what it cost."""
+    title = {"full": "all training clips", "low": "a tenth of them"}[data]
+    header = [title, "pre-training, CPU seconds"]
+    header += [f"{task}, {state}" for task in TASKS for state in ("frozen", "fine-tuned")]
     lines = [f"| {' | '.join(header)} |", "| --- |" + " --- |" * (len(header) - 1)]
-    for start, title in STARTS.items():
-        cells = [title, "0" if start == "scratch" else format_spread([r["cpu_seconds"] for r in results[start]], 0)]
-        for task, data in columns:
-            runs = results.get(f"{start}_{task}_{data}")
-            cells.append("" if runs is None else format_spread([run["test"] for run in runs]))
-        cells += [format_spread([run[task] for run in results[f"{start}_probe"]]) for task in TASKS]
+    for start in STARTS if data == "full" else LOW_DATA_STARTS:
+        seconds = [run["cpu_seconds"] for run in results[start]]
+        cells = [STARTS[start], "0" if start == "scratch" else format_spread(seconds, 0)]
+        for task in TASKS:
+            name = f"{task}_{data}"
+            cells.append(format_spread([run[name] for run in results[f"{start}_heads"]]))
+            cells.append(format_spread([run["test"] for run in results[f"{start}_{name}"]]))
         lines.append(f"| {' | '.join(cells)} |")
-    chance = [
-        "chance",
-        "",
-        *(f"{1 / TASKS[task]:.3f}" for task, _ in columns),
-        *(f"{1 / n:.3f}" for n in TASKS.values()),
-    ]
-    return "\n".join([*lines, f"| {' | '.join(chance)} |"])
+    chance = [f"{1 / num_classes:.3f}" for num_classes in TASKS.values() for _ in range(2)]
+    return "\n".join([*lines, f"| chance |  | {' | '.join(chance)} |"])
 
 
 def format_corrupted(results: dict[str, list[dict]]) -> str:

@@ -18,6 +18,7 @@ import moving_shapes_finetune as example  # noqa: E402 (the folder is no package
 BUDGET = example.Budget(
     num_clips=(24, 6, 6),
     pretraining_steps=2,
+    head_steps=5,
     finetuning_steps=2,
     low_data_steps=2,
     num_curve_points=2,
@@ -47,18 +48,17 @@ def test_demo_measures_and_draws(small, shapes, teacher, tmp_path, monkeypatch, 
     (tmp_path / "teacher").symlink_to(teacher)
     monkeypatch.setattr(example, "build_pool", lambda num_processes, folder: ThreadPoolExecutor(1))
     monkeypatch.setattr(example, "STARTS", {name: example.STARTS[name] for name in ("semantic", "pixel")})
-    monkeypatch.setattr(example, "LOW_DATA_STARTS", [])
+    monkeypatch.setattr(example, "LOW_DATA_STARTS", ["semantic"])
     monkeypatch.setattr(example, "CORRUPTED_STARTS", ["semantic"])
     monkeypatch.setattr(example, "CORRUPTIONS", ("noise",))
-    monkeypatch.setattr("moving_shapes_stage1.PROBE_STEPS", 50)
     example.main(["--output_dir", str(tmp_path), "--seeds", "3", "--num_processes", "1"], BUDGET)
     folder = tmp_path / "finetune"
     result = json.loads((folder / "seed_3" / "semantic_motion_full" / "result.json").read_text())
-    assert [step for step, _ in result["curve"]] == [1, 2]
+    assert [step for step, _ in result["curve"]] == [0, 1, 2]
     assert 0 <= result["test"] <= 1 and result["corrupted"].keys() == {"intact", "noise"}
     tables = (folder / "tables.md").read_text()
     assert tables.strip() in capsys.readouterr().out
-    assert "UMT, semantic mask" in tables and "VideoMAE" in tables and tables.count("\n| ") == 4 + 4
+    assert "UMT, semantic mask" in tables and "VideoMAE" in tables and tables.count("\n| ") == 4 + 4 + 4
     assert (folder / "accuracy.png").stat().st_size > 10000
 
     scratch, pixel = (
@@ -94,13 +94,13 @@ def test_videomae_starts_with_the_students_weights_and_gives_its_own_back(small,
         torch.testing.assert_close(ours(clips).logits, theirs(clips).logits, atol=1e-5, rtol=0)
 
 
-def test_jobs_wait_for_what_they_need_and_errors_come_through():
+def test_jobs_wait_for_what_they_need_and_errors_name_the_log(tmp_path):
     order = []
     jobs = {
         "second": example.Job(order.append, (2,), frozenset({"first"})),
         "first": example.Job(order.append, (1,)),
         "third": example.Job(order.index, (7,), frozenset({"first", "second"})),
     }
-    with ThreadPoolExecutor(2) as pool, pytest.raises(ValueError, match="7"):
-        example.run_jobs(jobs, pool, 2)
+    with ThreadPoolExecutor(2) as pool, pytest.raises(RuntimeError, match=r"third failed: 7.*\n.*log_\d+\.txt"):
+        example.run_jobs(jobs, pool, 2, tmp_path)
     assert order == [1, 2]
