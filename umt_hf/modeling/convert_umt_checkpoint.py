@@ -5,6 +5,7 @@ import argparse
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -260,6 +261,7 @@ def convert_checkpoint(
     config: UMTVideoConfig | UMTVideoTextConfig | str,
     task: str | None,
     output_dir: str | os.PathLike,
+    max_shard_size: str = "5GB",
 ) -> ConversionReport:
     """Convert a released `.pth` file to a folder that `from_pretrained` loads.
 
@@ -268,6 +270,7 @@ def convert_checkpoint(
         config: Configuration, or our name of the checkpoint (see `build_published_config`).
         task: As for `convert_state_dict`; `None` with a name takes the name's own.
         output_dir: Folder to write, with safetensors weights and `config.json`.
+        max_shard_size: Size of the largest weight file; larger models are split.
 
     Returns:
         What became of each tensor.
@@ -280,13 +283,27 @@ def convert_checkpoint(
         task = task or named_task
     report = ConversionReport()
     converted = convert_state_dict(load_published_state_dict(path), config, task or "", report)
-    model = TASK_CLASSES[task].from_pretrained(None, config=config, state_dict=converted)
-    model.save_pretrained(output_dir)
+    load_converted_model(converted, config, task).save_pretrained(output_dir, max_shard_size=max_shard_size)
     return report
 
 
+def load_converted_model(
+    converted: dict[str, torch.Tensor], config: UMTVideoConfig | UMTVideoTextConfig, task: str
+) -> PreTrainedModel:
+    """The model that holds the tensors themselves, uncopied, in their precision; in float32 if they have several.
+
+    Args:
+        converted: From `convert_state_dict`.
+        config: Configuration of the model.
+        task: As for `convert_state_dict`.
+    """
+    precisions = {tensor.dtype for tensor in converted.values() if tensor.is_floating_point()}
+    dtype = precisions.pop() if len(precisions) == 1 else torch.float32
+    return TASK_CLASSES[task].from_pretrained(None, config=config, state_dict=converted, dtype=dtype)
+
+
 def load_published_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Read a published `.pth` file: the dict under `model`, else under `module`, else the file itself.
+    """Map a published `.pth` file into memory: the dict under `model`, else under `module`, else the file itself.
 
     Raises:
         ValueError: If there are other things than tensors in it.
@@ -294,7 +311,9 @@ def load_published_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor
     try:
         # Training scripts keep their parsed arguments beside the weights: attributes alone, no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # Files of PyTorch before 1.6 are no archives, and are read whole.
+            is_mapped = zipfile.is_zipfile(path)
+            content = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=is_mapped)
     except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
@@ -488,5 +507,7 @@ __all__ = [
     "convert_checkpoint",
     "convert_state_dict",
     "load_bert_tower",
+    "load_converted_model",
+    "load_published_state_dict",
     "load_video_tower",
 ]

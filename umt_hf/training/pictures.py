@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -39,7 +40,18 @@ def plot_losses(
         curves: Label of each loss that is drawn.
         ylabel: What the vertical axis shows.
     """
-    lines = read_metrics(metrics_file)
+    plot_curves(read_metrics(metrics_file), picture, curves, ylabel)
+
+
+def plot_curves(lines: Sequence[dict[str, Any]], picture: str | Path, curves: dict[str, str], ylabel: str) -> None:
+    """Draw what a run has logged against optimizer steps.
+
+    Args:
+        lines: Of the log, each with its `step`.
+        picture: PNG to write.
+        curves: Label of each value that is drawn.
+        ylabel: What the vertical axis shows.
+    """
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
     for name, label in curves.items():
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]

@@ -1,0 +1,1 @@
+"""The Hub: released checkpoints, their conversion, and model cards."""
