@@ -86,7 +86,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Make a folder for `from_pretrained` out of a released checkpoint: weights, processor and model card, verified."""
+    """Make a verified folder out of a released checkpoint: weights, processor and model card."""
     from .hub_cards.conversion import convert_released_checkpoint
 
     options = {"revision": revision, "tokenizer": tokenizer, "labels": labels, "max_shard_size": max_shard_size}

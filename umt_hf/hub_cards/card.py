@@ -4,7 +4,6 @@ A released checkpoint's card is filled from the zoo and from the record of its c
 run has written. A number without a source is left out.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from importlib import resources
@@ -278,8 +277,4 @@ def describe_card(path: Path) -> dict[str, Any]:
     """A card's metadata and headings, for scripts."""
     card = ModelCard.load(path)
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", card.text, flags=re.DOTALL | re.MULTILINE), re.M)
-    return {
-        "path": str(path),
-        "metadata": json.loads(json.dumps(card.data.to_dict(), default=str)),
-        "headings": headings,
-    }
+    return {"path": str(path), "metadata": card.data.to_dict(), "headings": headings}

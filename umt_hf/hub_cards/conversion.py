@@ -305,11 +305,8 @@ def write_and_verify(
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             raise RuntimeError(f"The written folder has {kind.replace('_', ' ')}: {sorted(map(str, info[kind]))[:5]}.")
-    different = [
-        key
-        for key, tensor in reloaded.state_dict().items()
-        if not torch.equal(tensor, converted[key].to(tensor.dtype))
-    ]
+    stored = reloaded.state_dict()
+    different = [key for key in stored if not torch.equal(stored[key], converted[key].to(stored[key].dtype))]
     if different:
         raise RuntimeError(f"{len(different)} weights changed on the way to disk: {', '.join(different[:5])}.")
     after = compute_trial_outputs(reloaded.eval().float(), task)
