@@ -25,9 +25,7 @@ def list_released_shapes(entry: ZooEntry) -> dict[str, list[int]]:
         return read_table(f"single_modality/names_pretrain_umt_{size}_patch16_224")
     if entry.task in ("classification", "detection"):
         labels = "mit339" if entry.resolution == 384 else "k400"
-        table = read_table(
-            f"single_modality/names_vit_{size}_patch16_{entry.resolution}_{entry.frames}f_{labels}"
-        )
+        table = read_table(f"single_modality/names_vit_{size}_patch16_{entry.resolution}_{entry.frames}f_{labels}")
         shapes = {
             name: [entry.num_labels, *shape[1:]] if name.startswith("head.") else shape
             for name, shape in table.items()

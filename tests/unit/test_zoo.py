@@ -101,7 +101,9 @@ def test_published_figures(name, index, metric, value):
 
 
 def test_slips_of_the_published_zoo_are_noted():
-    assert ZOO["umt-vit-b16-mit-384"].size == "b16" and "labels this row UMT-L/16" in ZOO["umt-vit-b16-mit-384"].notes[1]
+    assert (
+        ZOO["umt-vit-b16-mit-384"].size == "b16" and "labels this row UMT-L/16" in ZOO["umt-vit-b16-mit-384"].notes[1]
+    )
     assert ZOO["umt-vit-l16-25m-msvd-qa"].file.endswith("qa_msvd_l16_25m.pth")
     assert "inferred" in ZOO["umt-vit-l16-25m-msvd-qa"].notes[0]
     assert ZOO["umt-vit-b16-ssv2"].starts_from == "umt-vit-b16"
