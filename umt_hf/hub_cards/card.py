@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
-from ..training.arguments import list_recipes, load_recipe
+from ..training.arguments import load_recipe
 from .run_summary import (
     Evaluation,
     find_setting,
@@ -121,7 +121,7 @@ def build_model_card(folder: Path, zoo_entry: ZooEntry | None = None, repo_id: s
         has_label_names=not all(re.fullmatch(r"LABEL_\d+", label) for label in names),
         example_labels=", ".join(names[:5]),
         base_name=_name_start(zoo_entry, settings),
-        recipe=dump_recipe(zoo_entry.recipe) if zoo_entry else dump_settings(settings),
+        recipe=dump_settings(load_published_settings(zoo_entry) if zoo_entry else settings),
         versions=read_json(folder / "versions.json") or conversion.get("versions", {}),
         loss_picture=None if zoo_entry else draw_losses(folder, model_class),
         figures=arrange_figures(zoo_entry) if zoo_entry else [],
@@ -229,11 +229,9 @@ def _name_start(entry: ZooEntry | None, settings: dict[str, dict[str, Any]]) -> 
     return None if start is None else str(start).rstrip("/")
 
 
-def dump_recipe(name: str | None) -> str | None:
-    """Settings of one of our recipes as YAML, without folders."""
-    if name not in list_recipes():
-        return None
-    return dump_settings(load_recipe(name))
+def load_published_settings(entry: ZooEntry) -> dict[str, dict[str, Any]]:
+    """Sections of our recipe for an entry; none for a model that was never released."""
+    return {} if entry.recipe is None else load_recipe(entry.recipe)
 
 
 def dump_settings(settings: dict[str, dict[str, Any]]) -> str | None:
