@@ -114,6 +114,30 @@ def card(
 
 
 @app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Finished model folder: trained, fine-tuned or converted.")],
+    repo: Annotated[str, typer.Argument(help="Repository: a name in your account, or account/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, made if it does not exist; by default main.")] = None,
+    no_code: Annotated[
+        bool, typer.Option("--no-code", help="Without the source files that trust_remote_code=True needs.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the commit as JSON.")] = False,
+) -> None:
+    """Publish a model folder on the Hub. Run again after a failure, it sends only what is missing."""
+    from .hub_cards.publishing import PublishingError, push_folder
+
+    try:
+        url = push_folder(folder, repo, private=private or None, revision=revision, with_code=not no_code)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    except PublishingError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(json.dumps({"commit_url": url}) if as_json else f"Pushed {folder}: {url}")
+
+
+@app.command()
 def embed(
     videos: Annotated[list[str], typer.Argument(help="Video files and folders; - reads a list from standard input.")],
     model: Annotated[str, typer.Option(help="Folder or Hub id of a stage-2 or retrieval model.")],

@@ -8,8 +8,11 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForVideoClassification
 
+from tests.hub.server import TOKEN, LoopbackHub
 from umt_hf import UMTVideoConfig, UMTVideoForVideoClassification
+from umt_hf.hub_cards import publishing
 from umt_hf.modeling.attentive_probe_umt_video import UMTVideoForAttentiveProbing
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.training import evaluate_classification, finetune_classification
@@ -176,3 +179,35 @@ def test_test_views_after_training(fine_tune, videos, tmp_path):
     assert json.loads((tmp_path / "run" / "test_results.json").read_text())["test_top1_accuracy"] == pytest.approx(
         metrics["test_top1_accuracy"]
     )
+
+
+def test_merged_adapters_reach_a_hub_that_failed(fine_tune, tmp_path, monkeypatch, caplog):
+    """Neither the start, nor a save, nor the end of a run waits for the Hub or fails with it."""
+    flags = ("--mode", "lora", "--num_train_epochs", "2", "--save_steps", "1", "--push_to_hub", "true")
+    flags = (*flags, "--hub_model_id", "me/classifier", "--hub_token", TOKEN)
+    with LoopbackHub(tmp_path / "hub") as hub:
+        hub.connect(monkeypatch)
+        monkeypatch.setattr(publishing, "RETRY_SECONDS", 0.0)
+        hub.down()
+        fine_tune("run", *flags)
+        assert f"umt-hf push {tmp_path / 'run'} me/classifier" in caplog.text
+        hub.heal()
+        fine_tune("run", *flags, "--resume_from_checkpoint", "auto")
+        files = set(hub.list_files("me/classifier"))
+        assert {"run.yaml", "versions.json", "video_preprocessor_config.json", "eval_results.json"} <= files
+        assert not any("checkpoint" in file or file.endswith(".bin") for file in files)
+        assert "push_to_hub: true" in hub.read_file("me/classifier", "run.yaml").decode()
+        pulled = AutoModelForVideoClassification.from_pretrained("me/classifier").state_dict()
+    for name, tensor in load_file(tmp_path / "run" / "model.safetensors").items():
+        assert torch.equal(pulled[name], tensor), name
+    assert not any(TOKEN.encode() in path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
+
+
+def test_whole_checkpoints_go_up_with_what_callbacks_add(fine_tune, tmp_path, monkeypatch):
+    with LoopbackHub(tmp_path / "hub") as hub:
+        hub.connect(monkeypatch)
+        flags = ("--push_to_hub", "true", "--hub_model_id", "me/run", "--hub_strategy", "checkpoint")
+        fine_tune("run", *flags, "--max_steps", "2", "--save_steps", "1", "--ema_decay", "0.5")
+        found = {path.split("/")[1] for path in hub.list_files("me/run") if path.startswith("last-checkpoint/")}
+    assert {"model.safetensors", "optimizer.pt", "trainer_state.json", "averaged_weights.pt"} <= found
+    assert "training_args.bin" not in found

@@ -11,11 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
 
 from tests.e2e.conftest import ROOT, launch, launch_environment
 from tests.e2e.test_stage1 import assert_same_weights
-from umt_hf import UMTVideoConfig, UMTVideoForPreTraining, UMTVideoModel, UMTVideoTextForRetrieval
+from tests.hub.server import LoopbackHub
+from umt_hf import (
+    UMTVideoConfig,
+    UMTVideoForPreTraining,
+    UMTVideoModel,
+    UMTVideoTextForPreTraining,
+    UMTVideoTextForRetrieval,
+    UMTVideoTextProcessor,
+)
+from umt_hf.hub_cards import publishing
 from umt_hf.training import stage2
 from umt_hf.training.checkpointing import list_checkpoints, read_metrics
 from umt_hf.training.text_tower import TextTowerArguments, write_text_tower
@@ -312,3 +322,19 @@ def test_mistakes_are_named(flags, shapes):
         stage2.main(flags(per_device_train_batch_size=100))
     with pytest.raises(ValueError, match="no caption"):
         stage2.main(flags(train_data=[shapes / "train.csv"]))
+
+
+def test_its_last_state_reaches_a_hub_that_failed(flags, tmp_path, monkeypatch):
+    with LoopbackHub(tmp_path / "hub") as hub:
+        hub.connect(monkeypatch)
+        monkeypatch.setattr(publishing, "RETRY_SECONDS", 0.0)
+        hub.fail(times=float("inf"))
+        arguments = flags(push_to_hub="true", hub_model_id="me/stage2", max_steps=2, save_steps=1)
+        stage2.main(arguments)
+        assert not hub.repos
+        hub.heal()
+        stage2.main([*arguments, "--resume_from_checkpoint", "auto"])
+        pulled = UMTVideoTextForPreTraining.from_pretrained("me/stage2")
+        assert type(AutoProcessor.from_pretrained("me/stage2")) is UMTVideoTextProcessor
+    for name, tensor in load_file(tmp_path / "run" / "model.safetensors").items():
+        assert torch.equal(pulled.state_dict()[name], tensor), name

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import struct
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -216,6 +217,8 @@ class LoopbackHub:
         }.items():
             monkeypatch.setattr(huggingface_hub.constants, name, value)
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", self.url)
+        if transformers_hub := sys.modules.get("transformers.utils.hub"):  # keeps a client of its own
+            monkeypatch.setattr(transformers_hub, "_hf_api", None, raising=False)
         if fast_retries:
             clock = {name: getattr(time, name) for name in ("time", "monotonic", "perf_counter")}
             monkeypatch.setattr(_http, "time", SimpleNamespace(**clock, sleep=lambda seconds: time.sleep(0.01)))
@@ -551,7 +554,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._check_may_write(account, namespace)
         if (repo_type, repo_id) in self.hub.repos:
             return self._send_json({"error": "You already created this repo", **reply}, 409)
-        self.hub._create(repo_id, repo_type, body.get("visibility") == "private", body.get("sdk"))
+        is_private = body.get("visibility") == "private" or bool(body.get("private"))  # newer and older clients
+        self.hub._create(repo_id, repo_type, is_private, body.get("sdk"))
         self._send_json(reply)
 
     def _validate_yaml(self) -> None:
@@ -676,14 +680,15 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_json({})
 
     def _lfs_batch(self) -> None:
-        objects = []
-        for item in json.loads(self.body)["objects"]:
+        objects, body = [], json.loads(self.body)
+        is_xet = self.hub.upload_mode == "xet" and "xet" in body["transfers"]  # older clients ask here
+        for item in body["objects"]:
             entry = {"oid": item["oid"], "size": item["size"]}
             if item["oid"] not in self.hub.large_files:
                 href = f"{self.hub.url}/lfs/{item['oid']}"
                 entry["actions"] = {"upload": {"href": href}, "verify": {"href": f"{href}/verify"}}
             objects.append(entry)
-        self._send_json({"transfer": "basic", "objects": objects})
+        self._send_json({"transfer": "xet" if is_xet else "basic", "objects": objects})
 
     def _lfs_object(self, sha256: str, is_verify: bool) -> None:
         if is_verify:

@@ -1,1 +1,1 @@
-"""The Hub: released checkpoints, their conversion, and model cards."""
+"""The Hub: released checkpoints and their conversion, model cards, publishing."""

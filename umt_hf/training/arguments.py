@@ -220,6 +220,16 @@ class TrainingArguments:
     save_total_limit: int | None = describe(None, "Checkpoints kept; none = all.")
     resume_from_checkpoint: str | None = describe(None, "Checkpoint folder, or `auto` for the run's newest, if any.")
     report_to: str = describe("tensorboard", "Tracker of Accelerate: tensorboard, wandb, ..., or none.")
+    push_to_hub: bool = describe(False, "Upload the run to the Hub, in the background.")
+    hub_model_id: str | None = describe(None, "Repository; none = the name of output_dir, in your account.")
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = describe(
+        "every_save",
+        "What goes up: the final model; the model at every save; with it the newest checkpoint, as last-checkpoint; "
+        "or every checkpoint.",
+    )
+    hub_private_repo: bool | None = describe(None, "Whether a new repository is private; none = as your account says.")
+    hub_token: str | None = describe(None, "Token with write permission; none = HF_TOKEN or `hf auth login`.")
+    hub_revision: str | None = describe(None, "Branch, made if it does not exist; none = main.")
 
     def __post_init__(self) -> None:
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps"):
@@ -343,5 +353,14 @@ def _recipe_to_flags(name_or_path: str, sections: dict[str, type]) -> list[str]:
 
 
 def dump_config(sections: dict[str, Any]) -> str:
-    """Resolved sections as a recipe that `--config` reads again."""
-    return yaml.safe_dump({name: dataclasses.asdict(values) for name, values in sections.items()}, sort_keys=False)
+    """Resolved sections as a recipe that `--config` reads again, without tokens."""
+    return yaml.safe_dump({name: _without_tokens(values) for name, values in sections.items()}, sort_keys=False)
+
+
+def flatten_config(sections: Sequence[Any]) -> dict[str, Any]:
+    """Every field of resolved sections in one table, without tokens."""
+    return {name: value for section in sections for name, value in _without_tokens(section).items()}
+
+
+def _without_tokens(section: Any) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(section).items() if not name.endswith("_token")}

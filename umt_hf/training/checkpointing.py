@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 STATE_FOLDER = "training_state"
 UNFINISHED_SUFFIX = ".unfinished"
+METRICS_FILE = "metrics.jsonl"
 
 
 def save_checkpoint(
@@ -64,12 +65,12 @@ def save_checkpoint(
     return final
 
 
-def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first."""
+def list_checkpoints(output_dir: str | Path, state: str = STATE_FOLDER) -> list[Path]:
+    """Checkpoints of a run that have their `state`, which makes them whole; oldest first."""
     found = [
         (int(match[1]), path)
         for path in Path(output_dir).glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / STATE_FOLDER).is_dir()
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / state).exists()
     ]
     return [path for _, path in sorted(found)]
 

@@ -3,7 +3,9 @@
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4, and the published fine-tuning settings.
 """
 
+import copy
 import dataclasses
+import functools
 import json
 import logging
 from abc import ABC, abstractmethod
@@ -19,7 +21,8 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.decoding import VideoDecodingError, open_video
@@ -28,9 +31,10 @@ from ..processing.sampling import sample_frame_indices, trim_num_frames
 from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from .arguments import describe
-from .checkpointing import collect_versions
+from .checkpointing import collect_versions, list_checkpoints
 from .data.clips import MAX_REPLACEMENTS, build_generator
 from .data.sources import get_source
+from .hub import HubPush, build_hub_push
 from .metrics.averages import MetricMeter
 from .optimization import build_parameter_groups, compute_learning_rate_share
 from .trainer import TrainState, count_videos
@@ -187,7 +191,10 @@ class VideoTextClips(TrainingClips):
 class FinetuningTrainer(Trainer):
     """Hugging Face `Trainer` with the published optimizer groups and schedule, and evaluations given as functions.
 
+    With `push_to_hub` it pushes as the pre-training stages do, in the background.
+
     Args:
+        args: Arguments of the run.
         evaluations: What `evaluate` calls for each prefix, "eval" for the validation data. It gets the model (with its
             adapters inside, if any) and the accelerator, in every process, and returns metrics without prefix.
         max_skipped_ratio: Share of unreadable training videos past which the run stops.
@@ -198,13 +205,19 @@ class FinetuningTrainer(Trainer):
     def __init__(
         self,
         *,
+        args: TrainingArguments,
         evaluations: dict[str, Evaluation],
         max_skipped_ratio: float,
         layer_decay: float | None = None,
         **kwargs: Any,
     ):
+        # `Trainer` waits for the Hub and fails with it, and it pickles its arguments with the token in them.
+        own = copy.copy(args)
+        own.push_to_hub, own.hub_token = False, None
         # `Trainer` only asks whether there is something to evaluate on.
-        super().__init__(eval_dataset=list(evaluations) if "eval" in evaluations else None, **kwargs)
+        super().__init__(args=own, eval_dataset=list(evaluations) if "eval" in evaluations else None, **kwargs)
+        checkpoints = functools.partial(list_checkpoints, state=TRAINER_STATE_NAME)
+        self.hub = build_hub_push(args, checkpoints, self.is_world_process_zero())
         self.evaluations, self.max_skipped_ratio = evaluations, max_skipped_ratio
         self.layer_decay = layer_decay
         self.videos = TrainState()
@@ -302,6 +315,16 @@ class _EpochCallback(TrainerCallback):
         self.clips.epoch = int(state.epoch or 0)
 
 
+class _PushCallback(TrainerCallback):
+    """Hands the run's saves to the Hub."""
+
+    def __init__(self, hub: HubPush):
+        self.hub = hub
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.hub.push_checkpoint(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+
+
 def load_config(args: FinetunedModelArguments, data: VideoTextDataArguments) -> UMTVideoTextConfig:
     """Configuration of the folder to start from, with what the run changes in it."""
     config = UMTVideoTextConfig.from_pretrained(args.model_name_or_path)
@@ -363,6 +386,8 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
     checkpoint = args.resume_from_checkpoint
     if checkpoint == "auto":
         checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+    if trainer.hub is not None:
+        trainer.add_callback(_PushCallback(trainer.hub))  # the last one: what others add to a checkpoint goes up too
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics: dict[str, float] = {}
     for prefix in trainer.evaluations:
@@ -378,6 +403,8 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
     if trainer.is_world_process_zero():
         (output_dir / "run.yaml").write_text(dump_changes(sections))
         (output_dir / "versions.json").write_text(json.dumps(collect_versions(), indent=2) + "\n")
+    if trainer.hub is not None:
+        trainer.hub.finish()
     return metrics
 
 

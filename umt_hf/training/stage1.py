@@ -5,7 +5,6 @@
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.1.
 """
 
-import dataclasses
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +30,7 @@ from .arguments import (
     TeacherArguments,
     TrainingArguments,
     dump_config,
+    flatten_config,
     parse_config,
 )
 from .checkpointing import export_run
@@ -254,8 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> TrainState:
     logger.info(
         "Attention: student %s, precision %s", student.config._attn_implementation, accelerator.mixed_precision
     )
-    config = {name: value for section in parsed for name, value in dataclasses.asdict(section).items()}
-    return train(stage, training, accelerator, schedule, data.max_skipped_ratio, config)
+    return train(stage, training, accelerator, schedule, data.max_skipped_ratio, flatten_config(parsed))
 
 
 if __name__ == "__main__":

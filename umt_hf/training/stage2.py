@@ -34,6 +34,7 @@ from .arguments import (
     TrainingArguments,
     VideoTextModelArguments,
     dump_config,
+    flatten_config,
     parse_config,
 )
 from .checkpointing import export_run
@@ -306,8 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> TrainState:
     schedule = build_schedule(training, per_epoch, accelerator.num_processes)
     resolved = dict(zip(SECTIONS, parsed, strict=True))
     stage = Stage2(model, teacher, processor, corpora, held_out, data, training, resolved)
-    config = {name: value for section in parsed for name, value in dataclasses.asdict(section).items()}
-    return train(stage, training, accelerator, schedule, data.max_skipped_ratio, config)
+    return train(stage, training, accelerator, schedule, data.max_skipped_ratio, flatten_config(parsed))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .arguments import TrainingArguments
-from .checkpointing import MetricLog, find_checkpoint, remove_unfinished, save_checkpoint
+from .checkpointing import (
+    METRICS_FILE,
+    MetricLog,
+    find_checkpoint,
+    list_checkpoints,
+    remove_unfinished,
+    save_checkpoint,
+)
+from .hub import build_hub_push
 from .metrics.averages import MetricMeter
 from .optimization import (
     build_parameter_groups,
@@ -41,6 +49,11 @@ FREE_TO_CHANGE = {
     "save_steps",
     "save_total_limit",
     "report_to",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_private_repo",
+    "hub_revision",
 }
 
 
@@ -231,6 +244,7 @@ def train(
 
     Raises:
         RuntimeError: If too many steps in a row are not finite, or too many videos unreadable.
+        PublishingError: If the run is to be pushed and nobody is logged in; raised before the first step.
     """
     output_dir = Path(args.output_dir)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
@@ -251,6 +265,7 @@ def train(
         logger.info("Resuming from %s at step %d.", checkpoint, state.step)
         _warn_of_changes(checkpoint / "run.yaml", run_config or {})
     log = _start_logs(accelerator, output_dir, state, run_config)
+    hub = build_hub_push(args, list_checkpoints, accelerator.is_main_process)
     bar = tqdm(
         total=schedule.total_steps,
         initial=state.step,
@@ -260,9 +275,11 @@ def train(
     )
 
     def save() -> None:
-        save_checkpoint(
+        checkpoint = save_checkpoint(
             accelerator, output_dir, state.step, lambda f: stage.export(accelerator, f), args.save_total_limit
         )
+        if hub is not None:
+            hub.push_checkpoint(checkpoint)
 
     def record(values: dict[str, float]) -> None:
         accelerator.log(values, step=state.step)
@@ -308,6 +325,8 @@ def train(
     stage.export(accelerator, output_dir)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if hub is not None:
+        hub.finish()
     return state
 
 
@@ -407,7 +426,7 @@ def _start_logs(
     if not accelerator.is_main_process:
         return None
     remove_unfinished(output_dir)
-    return MetricLog(output_dir / "metrics.jsonl", state.step)
+    return MetricLog(output_dir / METRICS_FILE, state.step)
 
 
 def _warn_of_changes(recipe: Path, run_config: dict[str, Any]) -> None:

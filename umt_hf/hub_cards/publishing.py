@@ -1,0 +1,328 @@
+"""Upload of a finished model folder to the Hub: one commit, with the code that `trust_remote_code=True` runs.
+
+Everything goes up in one commit, so that nobody ever downloads half of an update. An upload that failed goes on where
+it stopped: files that the Hub has are not sent again.
+"""
+
+import importlib
+import json
+import logging
+import pkgutil
+import time
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.models.auto import modeling_auto
+
+import umt_hf
+import umt_hf.modeling
+
+logger = logging.getLogger(__name__)
+
+MODEL_TYPES = ("umt_video", "umt_video_text", "umt_text")
+# Not part of a model: the state of a run, its logs, what was half written, and whatever is a pickle.
+EXCLUDED = (
+    "training_state",
+    "checkpoint-*",
+    "last-checkpoint",
+    "*.unfinished",
+    "optimizer*",
+    "scheduler*",
+    "scaler*",
+    "rng_state*",
+    "random_states*",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.pkl",
+    "events.out.tfevents*",
+    "umt_hf",  # the trackers' folders
+    "runs",
+    "wandb",
+    "__pycache__",
+    ".*",
+)
+SECRETS = ("training_args.bin",)  # may hold the token
+MAX_ATTEMPTS = 5
+RETRY_SECONDS = 2.0
+
+
+class PublishingError(RuntimeError):
+    """The Hub refused a folder or could not be reached; the message says what to do."""
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    with_code: bool = True,
+    commit_message: str | None = None,
+    checkpoints: Mapping[str, Path] | None = None,
+    max_attempts: int = MAX_ATTEMPTS,
+) -> str:
+    """Publish a model folder with its processor, recipe, metrics and card; the folder itself stays as it is.
+
+    Args:
+        folder: A finished folder of any architecture of this package. Checkpoints, optimizer state and logs in it
+            stay here.
+        repo_id: `name` in your own account, or `account/name`. Made if it does not exist.
+        private: Whether a new repository is private; `None` = as the account's settings say.
+        revision: Branch, made if it does not exist; `None` = main.
+        token: With write permission; `None` = the one you are logged in with.
+        with_code: Add the model's and processor's source files and name them in `auto_map`, so that the repository
+            loads with `trust_remote_code=True` where this package is not installed.
+        commit_message: First line of the commit.
+        checkpoints: Folders that go up whole, state included: name in the repository -> folder.
+        max_attempts: How often to try where the Hub fails or cannot be reached.
+
+    Returns:
+        URL of the commit.
+
+    Raises:
+        ValueError: If the folder holds no finished model, or the name is not one of a repository.
+        PublishingError: If nobody is logged in, the Hub refuses, or all attempts failed.
+    """
+    folder = Path(folder)
+    check_model_folder(folder)
+    check_destination(repo_id, token)
+    files: dict[str, Path | bytes] = dict(list_model_files(folder))
+    if with_code:
+        files |= build_remote_code(folder)
+    for name, checkpoint in (checkpoints or {}).items():
+        files |= {
+            f"{name}/{path.relative_to(checkpoint).as_posix()}": path
+            for path in sorted(checkpoint.rglob("*"))
+            if path.is_file() and path.name not in SECRETS
+        }
+    commit_message = commit_message or f"Upload {folder.resolve().name}"
+    additions = [CommitOperationAdd(path, content) for path, content in files.items()]
+    api = HfApi(token=token)
+    for attempt in range(1, max_attempts + 1):
+        try:
+            return _commit(api, additions, repo_id, private, revision, commit_message, tuple(checkpoints or ()))
+        except PublishingError:
+            raise
+        except Exception as error:  # whatever the client raises, the user reads what to do about it
+            if attempt == max_attempts or not _is_passing(error):
+                raise PublishingError(_explain(error, repo_id)) from error
+            logger.info("Attempt %d of %d to reach the Hub failed (%s).", attempt, max_attempts, _summarize(error))
+            time.sleep(RETRY_SECONDS * 2 ** (attempt - 1))
+    raise ValueError(f"max_attempts must be at least 1, got {max_attempts}.")
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse what is not a whole model of this package.
+
+    Raises:
+        ValueError: Says what is missing.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder.")
+    if not (folder / "config.json").is_file():
+        hint = " It holds adapters only: push the folder of the run, where they are merged into the model."
+        hint = hint if (folder / "adapter_config.json").is_file() else ""
+        raise ValueError(f"{folder} is not a model folder: it has no config.json.{hint}")
+    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"{folder} is a {model_type!r}; expected one of {', '.join(MODEL_TYPES)}.")
+    index = folder / "model.safetensors.index.json"
+    weights = ["model.safetensors"]
+    if index.is_file():
+        weights = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    if missing := [name for name in weights if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} is not a finished model folder: {', '.join(missing)} is missing.")
+
+
+def check_destination(repo_id: str, token: str | None) -> None:
+    """Refuse a bad name, and a missing token, without asking the Hub.
+
+    Raises:
+        ValueError: If the name is not one of a repository.
+        PublishingError: If there is no token.
+    """
+    validate_repo_id(repo_id)
+    if token is None and get_token() is None:
+        raise PublishingError(
+            "Nobody is logged in to the Hub. Run `hf auth login`, or set HF_TOKEN to a token with write permission."
+        )
+
+
+def list_model_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Path in the repository and path here of every file that is published."""
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(is_excluded(part) for part in relative.parts):
+            yield relative.as_posix(), path
+
+
+def is_excluded(name: str) -> bool:
+    """Whether files and folders of that name stay here."""
+    return any(fnmatch(name, pattern) for pattern in EXCLUDED)
+
+
+def build_remote_code(folder: Path) -> dict[str, bytes]:
+    """Source files of a folder's classes, flat, and its configurations with the `auto_map` that names them.
+
+    Transformers copies the files, as it does after `register_for_auto_class`; but no class is registered here, so that
+    no `save_pretrained`, in this thread or another, ships code.
+
+    Args:
+        folder: Model folder.
+
+    Returns:
+        Path in the repository -> content.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    with TemporaryDirectory() as directory:
+        fields = _read_settings(folder / "config.json")
+        _add_code(type(config), "AutoConfig", directory, fields)
+        for auto_class, model_class in find_auto_classes(config).items():
+            _add_code(model_class, auto_class, directory, fields)
+        changed = {"config.json": fields}
+        for name in ("processor_config.json", "video_preprocessor_config.json"):
+            if (folder / name).is_file():
+                settings = changed[name] = _read_settings(folder / name)
+                if "processor_class" in settings and name == "processor_config.json":
+                    _add_code(umt_hf.UMTVideoTextProcessor, "AutoProcessor", directory, settings)
+                _add_code(
+                    umt_hf.UMTVideoProcessor,
+                    "AutoVideoProcessor",
+                    directory,
+                    settings.get("video_processor", settings),
+                )
+        code = {path.name: path.read_bytes() for path in sorted(Path(directory).glob("*.py"))}
+    return {name: (json.dumps(value, indent=2) + "\n").encode() for name, value in changed.items()} | code
+
+
+def find_auto_classes(config: PreTrainedConfig) -> dict[str, type]:
+    """Auto class -> class of this package that it loads for a configuration.
+
+    A folder's own class stands in for the one that it extends where only its parent is registered.
+    """
+    found = {
+        name: auto_class._model_mapping[type(config)]
+        for name, auto_class in vars(modeling_auto).items()
+        if name.startswith("AutoModel") and type(config) in (getattr(auto_class, "_model_mapping", None) or {})
+    }
+    own = _find_model_class((config.architectures or [""])[0])
+    if own is not None and own not in found.values():
+        for name, model_class in found.items():
+            if issubclass(own, model_class) and name != "AutoModel":
+                found[name] = own
+    return found
+
+
+def _find_model_class(name: str) -> type | None:
+    for module in pkgutil.iter_modules(umt_hf.modeling.__path__, f"{umt_hf.modeling.__name__}."):
+        if model_class := getattr(importlib.import_module(module.name), name, None):
+            return model_class
+    return None
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """A configuration without the `auto_map` of a repository that it came from."""
+    settings = json.loads(path.read_text())
+    settings.pop("auto_map", None)
+    return settings
+
+
+def _add_code(source: type, auto_class: str, directory: str, settings: dict[str, Any]) -> None:
+    """Copy the files of `source` and name it in the settings' `auto_map`."""
+    subject = source.__new__(source)  # Transformers wants an instance, and looks at its class alone
+    subject.__dict__["_auto_class"] = auto_class
+    custom_object_save(subject, directory, config=settings)
+
+
+def _commit(
+    api: HfApi,
+    additions: list[CommitOperationAdd],
+    repo_id: str,
+    private: bool | None,
+    revision: str | None,
+    commit_message: str,
+    replaced_folders: tuple[str, ...],
+) -> str:
+    """Upload what the Hub lacks, then commit. Called again after a failure, it goes on from there."""
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not api.repo_info(repo_id).private:
+        raise PublishingError(
+            f"{repo_id} exists and is public. Make it private in its settings on the Hub, or choose another name."
+        )
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    for addition in additions:  # one by one: each that arrives is done with, whatever becomes of the next
+        api.preupload_lfs_files(repo_id, [addition], revision=revision, free_memory=False)
+    kept = {addition.path_in_repo for addition in additions}
+    deletions = [
+        CommitOperationDelete(path)
+        for path in api.list_repo_files(repo_id, revision=revision)
+        if path not in kept
+        and (fnmatch(path, "model*.safetensors*") or path.startswith(_as_prefixes(replaced_folders)))
+    ]
+    operations = [*deletions, *additions]
+    return api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision).commit_url
+
+
+def _as_prefixes(folders: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{folder}/" for folder in folders)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _find_status(error: BaseException) -> int | None:
+    """HTTP status behind an error, if the Hub answered."""
+    return next((e.response.status_code for e in _chain(error) if isinstance(e, HfHubHTTPError)), None)
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether it may help to try again."""
+    if any(isinstance(e, OfflineModeIsEnabled) for e in _chain(error)):
+        return False
+    if (status := _find_status(error)) is not None:
+        return status >= 500 or status in (408, 429)
+    # httpx's errors; the Xet client raises RuntimeError, and so does huggingface_hub around a failed upload.
+    http_error = HfHubHTTPError.__bases__[0]
+    return any(isinstance(e, http_error | RuntimeError | ConnectionError | TimeoutError) for e in _chain(error))
+
+
+def _summarize(error: BaseException) -> str:
+    """The root of an error in one line."""
+    root = list(_chain(error))[-1]
+    return f"{type(root).__name__}: {(str(root).strip() or 'no message').splitlines()[0]}"
+
+
+def _explain(error: BaseException, repo_id: str) -> str:
+    """What went wrong, and what to do."""
+    if any(isinstance(e, OfflineModeIsEnabled) for e in _chain(error)):
+        return f"{repo_id} was not pushed: HF_HUB_OFFLINE is set. Unset it."
+    match _find_status(error):
+        case 401:
+            return f"{repo_id} was not pushed: the Hub does not know your token. Run `hf auth login`, or set HF_TOKEN."
+        case 403:
+            return (
+                f"{repo_id} was not pushed: your token may not write there. Use a token with write permission, of an "
+                "account to which the repository belongs (https://huggingface.co/settings/tokens)."
+            )
+        case 404:
+            return f"{repo_id} was not pushed: the Hub has no such repository or branch, or hides it from your token."
+    if _is_passing(error):
+        return (
+            f"{repo_id} was not pushed: the Hub failed or could not be reached ({_summarize(error)}). A later push "
+            "sends only what is missing."
+        )
+    return f"{repo_id} was not pushed: {error}"
