@@ -280,7 +280,7 @@ def write_and_verify(
     """Write model and processor, load them again, and compare with the source's tensors.
 
     Args:
-        converted: From `convert_state_dict`.
+        converted: From `convert_state_dict`; emptied once it is written and compared.
         config: Configuration of the model.
         task: As for `convert_state_dict`.
         processor: Of the model.
@@ -309,6 +309,8 @@ def write_and_verify(
     different = [key for key in stored if not torch.equal(stored[key], converted[key].to(stored[key].dtype))]
     if different:
         raise RuntimeError(f"{len(different)} weights changed on the way to disk: {', '.join(different[:5])}.")
+    del stored
+    converted.clear()  # lets go of the source before the weights are copied once more
     after = compute_trial_outputs(reloaded.eval(), task)
     difference = 0.0
     for key, expected in before.items():
