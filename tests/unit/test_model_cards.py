@@ -180,7 +180,7 @@ def test_card_of_a_classifier_with_reports(classifier):
     assert "| clips/val | validation | top-1 accuracy | 0.5000 |  | `eval_results.json` |" in text
     assert "| test |  | top-1 accuracy | 0.7500 | 4x3x2 | `test/report.json` |" in text
     assert "top-5" not in text and "unreadable" not in text
-    assert "2.00 hours of training" in text and "classes | 2: run, jump |" in text and "outputs/mine" in text
+    assert "2.0 hours of training" in text and "classes | 2: run, jump |" in text and "outputs/mine" in text
 
 
 def test_a_folder_without_records_says_so(classifier):

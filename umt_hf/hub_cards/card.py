@@ -105,7 +105,7 @@ def build_model_card(folder: Path, zoo_entry: ZooEntry | None = None, repo_id: s
     names = list(config.id2label.values()) if kind.usage in ("classifier", "probe", "detector") else []
     content = ModelCard.from_template(
         build_card_data(name, kind, zoo_entry, settings, evaluations),
-        template_path=str(resources.files(__package__) / "templates" / "model_card.md"),
+        template_path=str(resources.files(__package__) / "templates" / "model_card.md.jinja"),
         name=name,
         usage=kind.usage,
         model_class=model_class,

@@ -247,7 +247,7 @@ def build_released_processor(
         OSError: If the tokenizer cannot be loaded.
         ValueError: If the tokenizer has another number of words than the model, or the model has no text.
     """
-    video_processor = UMTVideoProcessor.from_model_config(config, **entry.processor)
+    video_processor = UMTVideoProcessor.from_model_config(config, entry.task, **entry.processor)
     if entry.task not in VIDEO_TEXT_CLASSES:
         if tokenizer is not None:
             raise ValueError(f"{entry.name} reads no text, and needs no tokenizer.")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -11,7 +12,9 @@ import yaml
 from ..training.checkpointing import read_metrics
 
 # What is the machine's and not the run's.
-PRIVATE_SETTINGS = ("output_dir", "data_root", "data_roots", "resume_from_checkpoint", "logging_dir", "run_name")
+PRIVATE_SETTINGS = re.compile(
+    r"output_dir|data_roots?|resume_from_checkpoint|logging_dir|run_name|disable_tqdm|push_to_hub|hub_.+|.+_token"
+)
 NO_FIGURES = ("runtime", "samples_per_second", "steps_per_second", "epoch", "videos")
 RANKS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "mean_recall": "mean recall", "median_rank": "median rank"}
 SCORES = {"dual": "dual encoder", "reranked": "re-ranked", "dual_softmax": "dual softmax"}
@@ -51,11 +54,7 @@ def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / "run.yaml"
     sections = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     return {
-        name: {
-            key: _shorten(value)
-            for key, value in values.items()
-            if key not in PRIVATE_SETTINGS and not key.endswith("_token")
-        }
+        name: {key: _shorten(value) for key, value in values.items() if not PRIVATE_SETTINGS.fullmatch(key)}
         for name, values in (sections or {}).items()
     }
 
@@ -154,7 +153,8 @@ def read_compute(folder: Path) -> list[str]:
         lines.append(f"{steps:,} optimizer steps")
     runtimes = [line["train_runtime"] for line in history if "train_runtime" in line]
     if runtimes:
-        lines.append(f"{runtimes[-1] / 3600:.2f} hours of training")
+        minutes = runtimes[-1] / 60
+        lines.append(f"{minutes:.1f} minutes of training" if minutes < 60 else f"{minutes / 60:.1f} hours of training")
     rates = [line["clips_per_second"] for line in history if line.get("clips_per_second")]
     if rates:
         lines.append(f"{sum(rates) / len(rates):.3g} clips a second on average")
