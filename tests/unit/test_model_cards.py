@@ -13,6 +13,9 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from typer.testing import CliRunner
 
+import umt_hf
+from tests.hub.released import write_bert_tokenizer
+from tests.parity.multi_modality import build_config, load_case
 from tests.unit.video_files import write_video
 from umt_hf import cli
 from umt_hf.hub_cards.card import build_model_card, describe_card, write_model_card
@@ -25,6 +28,7 @@ from umt_hf.modeling.modeling_umt_video import (
     UMTVideoForPreTraining,
     UMTVideoForVideoClassification,
 )
+from umt_hf.processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
 from umt_hf.processing.video_processing_umt_video import UMTVideoProcessor
 
 ZOO = load_zoo()
@@ -104,7 +108,9 @@ def test_card_of_every_released_model(name, tmp_path):
     assert ("Evaluation" in sections) == bool(entry.figures) and ("Compute" in sections) == (name == "umt-vit-l16-25m")
     for figure in entry.figures:
         assert f"| {figure.metric} | {figure.value} |" in str(card)
-    assert ("trust_remote_code=True" in str(card)) and f'"your-name/{name}"' in str(card)
+    assert (
+        ("trust_remote_code=True" in str(card)) == (f'"your-name/{name}"' in str(card)) == (entry.task != "detection")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -147,14 +153,45 @@ def test_card_of_a_pre_training_run(encoder):
     assert "![Losses of the run](losses.png)" in text and (encoder / "losses.png").stat().st_size > 5000
 
 
-def test_example_of_the_card_runs(encoder, tmp_path, monkeypatch, capsys):
-    shutil.copytree(encoder, tmp_path / "my-encoder")
-    write_video(tmp_path / "video.mp4", num_frames=12)
-    monkeypatch.chdir(tmp_path)
-    text = write_model_card("my-encoder").read_text()
+def run_example(folder, monkeypatch, capsys):
+    """What the card's first example prints, run beside the folder and a video."""
+    write_video(folder.parent / "video.mp4", num_frames=48)
+    monkeypatch.chdir(folder.parent)
+    text = write_model_card(folder.name).read_text()
     example = re.search(r"^```python\n(import umt_hf\n.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)[1]
     exec(example, {})
-    assert "torch.Size([1, 16, 24])" in capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+def test_example_of_an_encoder_runs(encoder, tmp_path, monkeypatch, capsys):
+    shutil.copytree(encoder, tmp_path / "my-encoder")
+    assert "torch.Size([1, 16, 24])" in run_example(tmp_path / "my-encoder", monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    "model_class,task", [(UMTVideoForVideoClassification, "classification"), (UMTVideoForActionDetection, "detection")]
+)
+def test_examples_of_heads_run(model_class, task, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "my-model"
+    config = UMTVideoConfig(**TINY, id2label={0: "run", 1: "jump"}, label2id={"run": 0, "jump": 1})
+    model_class(config).save_pretrained(folder)
+    UMTVideoProcessor.from_model_config(config, task).save_pretrained(folder)
+    printed = run_example(folder, monkeypatch, capsys)
+    assert "run" in printed and "jump" in printed
+
+
+@pytest.mark.parametrize(
+    "case,model_class",
+    [("umt_pretrain_video", "UMTVideoTextForPreTraining"), ("video_qa", "UMTVideoTextForQuestionAnswering")],
+)
+def test_examples_of_models_with_text_run(case, model_class, tmp_path, monkeypatch, capsys):
+    config = build_config(load_case(case)[0])
+    folder = tmp_path / "my-model"
+    getattr(umt_hf, model_class)(config).save_pretrained(folder)
+    write_bert_tokenizer(tmp_path / "bert", config.text_config.vocab_size)
+    tokenizer = build_tokenizer(tmp_path / "bert", max_length=8)
+    UMTVideoTextProcessor(UMTVideoProcessor.from_model_config(config), tokenizer).save_pretrained(folder)
+    assert "[" in run_example(folder, monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -192,7 +229,7 @@ def test_a_folder_without_records_says_so(classifier):
 def test_detector_and_probe(tmp_path):
     UMTVideoForActionDetection(UMTVideoConfig(**TINY, num_labels=3)).save_pretrained(tmp_path)
     text = write_model_card(tmp_path).read_text()
-    assert lint(text) == [] and "boxes" in text and "without names" in text
+    assert lint(text) == [] and "detect_in_video" in text and "without names" in text
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["UMTVideoForAttentiveProbing"]}))
     text = write_model_card(tmp_path).read_text()
