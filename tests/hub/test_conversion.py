@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from transformers import (
     AutoModel,
     AutoModelForVideoClassification,
@@ -69,7 +69,7 @@ def tiny(here, monkeypatch):
 
 
 def test_by_name_at_real_size(hub, here, tmp_path):
-    """The whole way of the README: download, folder, `AutoModel`; then again from the cache, with the Hub away."""
+    """The whole way of the README: download, folder, `AutoModel`; then the file from the cache, with the Hub away."""
     entry = find_entry("umt-vit-b16-k710")
     source = tmp_path / "source.pth"
     torch.save({"module": build_released_tensors(entry)}, source)
@@ -91,11 +91,17 @@ def test_by_name_at_real_size(hub, here, tmp_path):
     assert model(**processor(torch.zeros(8, 3, 32, 40), return_tensors="pt")).logits.shape == (1, 710)
     assert repo.branches["main"] in (folder / "README.md").read_text()
 
+    ModelCard.load(folder / "README.md").validate()  # the Hub's own check, as this Hub makes it
+    assert hub.count_requests("POST /api/validate-yaml") == 1
+
     requests = len(hub.requests)
     hub.down()
-    (here / "labels.json").write_text("{}")
-    convert(entry.name, "--output", "again", "--revision", repo.branches["main"])
-    assert len(hub.requests) == requests and AutoModel.from_pretrained("again").config.id2label[0] == "LABEL_0"
+    cached = conversion.download_checkpoint(entry, revision=report["commit"])
+    assert (
+        cached.commit == report["commit"]
+        and cached.path.stat().st_size == source.stat().st_size
+        and len(hub.requests) == requests
+    )
 
 
 @pytest.mark.parametrize("name", TEXT_CASES)

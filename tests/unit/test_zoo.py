@@ -79,7 +79,7 @@ def test_entries_are_whole():
         assert (entry.tokenizer is not None) == (entry.max_text_tokens is not None) == hasattr(config, "text_config")
         assert entry.figures or task == "pretraining"
         assert all(0 < figure.value <= 100 and figure.source.startswith("https://") for figure in entry.figures)
-        assert entry.recipe in recipes or task == "detection"
+        assert entry.recipe in recipes
         assert entry.weights_license == "unknown" and entry.repo == "OpenGVLab/UMT"
 
 

@@ -66,7 +66,7 @@ KINDS = {
 
 
 def write_model_card(folder: str | Path, zoo_entry: ZooEntry | None = None, repo_id: str | None = None) -> Path:
-    """Write the `README.md` of a finished folder, and the picture of its losses where the run has logged them.
+    """Write or replace the `README.md` of a finished folder, and the picture of its losses where the run logged them.
 
     Args:
         folder: With `config.json` and weights.
