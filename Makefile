@@ -7,7 +7,7 @@ SOURCES = umt_hf umt_hf_launcher.py tests benchmarks examples
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-seeds test test-oldest quality style bench clean
+.PHONY: demo demo-seeds test test-oldest quality style bench check-zoo clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/moving_shapes_stage1.py --output_dir $(DEMO)
@@ -38,6 +38,10 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.decoding.run
 	$(BIN)/python -m benchmarks.search.run
 	$(BIN)/python -m benchmarks.features.run
+
+# Every zoo entry at its real size, from synthetic files; `make check-zoo ENTRIES=umt-vit-l16-25m` takes some.
+check-zoo: $(VENV)/.installed
+	$(BIN)/python -m tests.hub.check_zoo $(ENTRIES)
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 ifdef UV
