@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 RECIPES = Path(__file__).parents[1] / "umt_hf" / "training" / "recipes"
 MARK = re.compile(r"<!-- recipes: (\S+) -->")
 

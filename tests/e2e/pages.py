@@ -1,7 +1,8 @@
 """The pages that users read, the commands and Python in them, and stand-ins on which these run.
 
-A block runs in a copy of the prepared folder, block after block of a page. Where a page names a folder or file that is not
-there yet, add it to `STAND_INS` or `prepare`; where a command cannot run here, to `NOT_RUN` with the reason.
+A page runs in a copy of the prepared folder, block after block, in this process. Where a page names a folder or a file
+that is not there yet, add it to `STAND_INS` or `prepare`; where a command takes long, cut it in `CUTS`; where it
+cannot run here, add it to `NOT_RUN` with the reason.
 """
 
 import importlib
@@ -9,7 +10,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,18 @@ from typer.testing import CliRunner
 
 from tests.e2e.conftest import ROOT
 from tests.unit import test_features, test_search
-from umt_hf import UMTVideoConfig, UMTVideoForPreTraining, UMTVideoForVideoClassification, UMTVideoProcessor, cli
-from umt_hf import UMTVideoTextForPreTraining, UMTVideoTextForQuestionAnswering, UMTVideoTextForRetrieval
+from umt_hf import (
+    UMTVideoConfig,
+    UMTVideoForPreTraining,
+    UMTVideoForVideoClassification,
+    UMTVideoProcessor,
+    UMTVideoTextForPreTraining,
+    UMTVideoTextForQuestionAnswering,
+    UMTVideoTextForRetrieval,
+    cli,
+)
 from umt_hf.modeling.attentive_probe_umt_video import UMTVideoForAttentiveProbing
 from umt_hf.training.arguments import parse_config
-from umt_hf.training.data.moving_shapes import write_moving_shapes
 from umt_hf.training.text_tower import TextTowerArguments, write_text_tower
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
@@ -55,7 +62,7 @@ NOT_RUN = {
     "pip install": "needs a network; the extras are checked",
     "make ": "takes minutes; the targets are checked",
     "pre-commit install": "changes the clone",
-    "umt-hf convert": "needs a released file of hundreds of megabytes; tests of conversion make one. Arguments are parsed",
+    "umt-hf convert": "needs a released file; tests of conversion make one of its names and shapes",
 }
 
 _TINY_RUN = "--report_to none --dataloader_num_workers 0 --logging_steps 1"
@@ -100,7 +107,9 @@ def read_blocks(page: str) -> list[Block]:
     blocks = []
     for found in re.finditer(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         blocks.append(Block(page, text[: found.start()].count("\n") + 2, found[1], found[2]))
-    assert 2 * len(blocks) == len(re.findall(r"^\s*```", text, re.MULTILINE)), f"{page}: a fence that this does not read"
+    assert 2 * len(blocks) == len(re.findall(r"^\s*```", text, re.MULTILINE)), (
+        f"{page}: a fence that this does not read"
+    )
     return blocks
 
 
@@ -130,10 +139,15 @@ def prepare(folder: Path, shapes: Path) -> Path:
     CLIPVisionModelWithProjection(config).save_pretrained(folder / "teacher")
     write_text_tower(
         TextTowerArguments(
-            data=str(shapes), output_dir=str(folder / "bert"), hidden_size=16, num_hidden_layers=2, num_attention_heads=2
+            data=str(shapes),
+            output_dir=str(folder / "bert"),
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
         )
     )
     (folder / "b16_ptk710_f8_res224.pth").touch()
+    (folder / "vocab.txt").write_text("\n".join(test_search.SPECIAL + test_search.WORDS))
     write_media(folder, sorted((shapes / "videos" / "train").iterdir()))
     write_lists(folder, shapes)
     return folder
@@ -217,7 +231,9 @@ def run_command(words: list[str], is_run: bool = True) -> None:
             else:
                 (run_module if is_run else parse_module)(launched.training_script, launched.training_script_args)
         case ["make", *targets] if not is_run:
-            assert set(targets) <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)), targets
+            assert set(targets) <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)), (
+                targets
+            )
         case ["pip", "install", what] if not is_run:
             extras = re.findall(r"\[(\w+)\]", what)
             assert all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras), what
@@ -259,7 +275,7 @@ def parse_module(name: str, arguments: list[str]) -> None:
 
 
 def list_flags(name: str) -> set[str]:
-    """Flags of a script of the package, or of a command: `umt_hf.training.stage1`, `umt-hf embed`, `accelerate launch`."""
+    """Flags of a script or a command: `umt_hf.training.stage1`, `umt-hf embed`, `accelerate launch`."""
     if name.startswith("umt_hf."):
         sections = importlib.import_module(name).SECTIONS.values()
         return {"--config", *HfArgumentParser(tuple(sections))._option_string_actions}

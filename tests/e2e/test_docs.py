@@ -1,5 +1,6 @@
 """What the README and the guides say: every block runs, every flag, name and link is there, and the site builds."""
 
+import doctest
 import importlib
 import importlib.util
 import re
@@ -67,6 +68,22 @@ def test_blocks_run(page, prepared, tmp_path, monkeypatch, capsys):
         assert re.match(pattern, text, re.DOTALL), f"{page}: {text!r}"
 
 
+def test_examples_of_docstrings_run(prepared, tmp_path, monkeypatch):
+    """They stand on the API pages."""
+    monkeypatch.chdir(shutil.copytree(prepared, tmp_path / "copy"))
+    run_command(["umt-hf", "embed", "videos/k400", "--model", "outputs/retrieval", "--out", "index"])
+    files = [path for path in sorted((ROOT / "umt_hf").rglob("*.py")) if ">>> " in path.read_text()]
+    assert len(files) >= 4
+    for path in files:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+        for example in doctest.DocTestFinder().find(importlib.import_module(name)):
+            for step in example.examples:
+                step.want = step.want.removesuffix("```\n")  # the fence around it
+            runner.run(example)
+        assert runner.tries and not runner.failures, name
+
+
 def test_reasons_for_not_running_are_needed():
     commands = [
         " ".join(words) + " "
@@ -104,7 +121,9 @@ def test_flags_exist(page):
     for part in parts:
         if page.endswith("migration.md"):  # the first cell of a row is the published code's
             part = re.sub(r"^\|[^|\n]*\|", "|", part, flags=re.MULTILINE)
-        named = {flag for code in re.findall(r"`([^`\n]+)`", part) for flag in re.findall(r"(?<!\S)--[a-z][\w-]*", code)}
+        named = {
+            flag for code in re.findall(r"`([^`\n]+)`", part) for flag in re.findall(r"(?<!\S)--[a-z][\w-]*", code)
+        }
         known = {"--config"} | OTHER_FLAGS.get(page, set()) | list_flags("accelerate launch")
         for script in list_named_scripts(part):
             known |= list_flags(script)
@@ -152,7 +171,9 @@ def test_names_of_the_paper_index_exist():
     for row in rows:
         words = re.findall(r"`([^`]+)`", row.split("|")[2])
         files = [word for word in words if "/" in word]
-        modules = [importlib.import_module(f"umt_hf.{file[:-3].replace('/', '.')}") for file in files if file[-3:] == ".py"]
+        modules = [
+            importlib.import_module(f"umt_hf.{file[:-3].replace('/', '.')}") for file in files if file[-3:] == ".py"
+        ]
         for pattern in (file for file in files if not file.endswith(".py")):
             assert list((ROOT / "umt_hf").glob(pattern.rstrip("*") + "*")), f"{pattern} in {row}"
         assert files, row
