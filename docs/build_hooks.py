@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 RECIPES = Path(__file__).parents[1] / "umt_hf" / "training" / "recipes"
-MARK = re.compile(r"<!-- recipes: (\S+) -->")
+MARK = "<!-- recipes -->"
+# Starts of names, in the order of the page; others follow under their own names.
+HEADINGS = {
+    "stage1": "Stage 1",
+    "classification": "Classification",
+    "detection": "Action detection",
+    "stage2": "Stage 2",
+    "zero_shot": "Retrieval after stage 2, without fine-tuning",
+    "retrieval": "Retrieval, fine-tuned",
+    "multiple_choice": "Multiple choice",
+    "question_answering": "Question answering",
+}
 
 
 @dataclass(frozen=True)
@@ -56,9 +67,14 @@ def read_recipe(path: Path) -> Recipe:
     return Recipe(path.stem, lines[0], notes, command, figures)
 
 
-def list_recipe_files(prefix: str) -> list[Path]:
-    """Recipe files whose names start with `prefix`, without those that others only inherit."""
-    return [path for path in sorted(RECIPES.glob(f"{prefix}*.yaml")) if not path.stem.endswith("_base")]
+def list_recipe_files() -> dict[str, list[Path]]:
+    """Heading -> recipe files under it, without those that others only inherit."""
+    found: dict[str, list[Path]] = {heading: [] for heading in HEADINGS.values()}
+    for path in sorted(RECIPES.glob("*.yaml")):
+        if not path.stem.endswith("_base"):
+            kind = next((kind for kind in HEADINGS if path.stem.startswith(f"{kind}_")), path.stem)
+            found.setdefault(HEADINGS.get(kind, kind), []).append(path)
+    return {heading: paths for heading, paths in found.items() if paths}
 
 
 def format_recipe(recipe: Recipe) -> str:
@@ -78,15 +94,13 @@ def break_command(command: str) -> str:
 
 
 def write_recipes(markdown: str) -> str:
-    """Replace each `<!-- recipes: PREFIX -->` of a page by the recipes whose names start with PREFIX."""
-
-    def describe(mark: re.Match[str]) -> str:
-        files = list_recipe_files(mark[1])
-        if not files:
-            raise ValueError(f"{mark[0]}: there is no recipe whose name starts with {mark[1]!r}.")
-        return "\n\n".join(format_recipe(read_recipe(path)) for path in files)
-
-    return MARK.sub(describe, markdown)
+    """Put the recipes in the place of `<!-- recipes -->`."""
+    if MARK not in markdown:
+        return markdown
+    parts = []
+    for heading, paths in list_recipe_files().items():
+        parts += [f"## {heading}", *(format_recipe(read_recipe(path)) for path in paths)]
+    return markdown.replace(MARK, "\n\n".join(parts))
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
