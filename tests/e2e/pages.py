@@ -49,12 +49,21 @@ STAND_INS = {
     "outputs/stage1": UMTVideoForPreTraining,
     "umt-vit-b16-k400": UMTVideoForVideoClassification,
     "outputs/umt-vit-b16-k710": UMTVideoForVideoClassification,
+    "outputs/classifier": UMTVideoForVideoClassification,
     "outputs/attentive_probe": UMTVideoForAttentiveProbing,
     "outputs/video_text": UMTVideoTextForPreTraining,
     "outputs/umt-vit-b16-5m": UMTVideoTextForPreTraining,
     "outputs/moving_shapes/video_text": UMTVideoTextForPreTraining,
     "outputs/retrieval": UMTVideoTextForRetrieval,
     "outputs/answers": UMTVideoTextForQuestionAnswering,
+}
+
+# Those that a page writes itself, before it reads them.
+WRITTEN_BY = {
+    "README.md": ["outputs/mine", "outputs/classifier", "outputs/video_text"],
+    "docs/classification.md": ["outputs/classifier"],
+    "docs/tour.md": ["outputs/stage1", "outputs/video_text"],
+    "docs/video_text.md": ["outputs/umt-vit-b16-5m", "outputs/answers"],
 }
 
 # Commands and blocks of Python that do not run here, by page and how they start, and why. Arguments are parsed, names
@@ -316,4 +325,4 @@ def list_named_scripts(text: str) -> set[str]:
     scripts = {f"umt_hf.training.{word}" for word in re.findall(r"\w+", text) if word in known}
     groups = typer.main.get_command(cli.app).commands
     commands = {f"umt-hf {word}" for word in re.findall(r"umt-hf (\w+)", text) if word in groups}
-    return scripts | commands
+    return scripts | commands | ({"umt-hf"} if "umt-hf" in text else set())
