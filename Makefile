@@ -37,6 +37,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.stage1_step.run
 	$(BIN)/python -m benchmarks.decoding.run
 	$(BIN)/python -m benchmarks.search.run
+	$(BIN)/python -m benchmarks.features.run
 
 # The variable hides the theme's advice to move to its successor; see docs/dependencies.md.
 docs docs-serve: export NO_MKDOCS_2_WARNING = 1

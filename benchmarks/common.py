@@ -1,10 +1,13 @@
-"""What every benchmark shares: interleaved timing, medians with their spread, the machine, tables and result files."""
+"""What every benchmark shares: interleaved timing, peak memory, medians and spread, the machine, tables, results."""
 
 import json
 import os
 import platform
 import re
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -86,6 +89,35 @@ def run_interleaved(cases: Mapping[str, Callable[[], T]], repeats: int) -> dict[
         for name in names[start:] + names[:start]:
             measurements[name].append(cases[name]())
     return measurements
+
+
+def run_in_new_process(module: str, job: Mapping[str, Any]) -> Any:
+    """Run a module of the benchmarks with a job as its only argument, in JSON, and read its last line.
+
+    Raises:
+        RuntimeError: If the process fails.
+    """
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.run(
+        [sys.executable, "-m", module, json.dumps(job)],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    if process.returncode:
+        raise RuntimeError(f"{module} failed with {job}:\n{process.stderr}")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def read_peak_resident_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's getrusage counts the peak of the parent process in
+        return int(re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def summarize(samples: Iterable[float]) -> dict[str, Any]:

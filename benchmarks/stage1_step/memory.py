@@ -1,17 +1,12 @@
 """Peak memory of one variant, measured in a process of its own, where nothing else adds to the peak."""
 
 import json
-import os
-import re
-import resource
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
-from benchmarks.common import PhaseClock
+from benchmarks.common import PhaseClock, read_peak_resident_memory, run_in_new_process
 
 from .steps import build_step
 from .workload import SIZES, sample_pixel_values
@@ -41,18 +36,7 @@ def measure_peak_memory(job: MemoryJob) -> int:
     Raises:
         RuntimeError: If the process fails, for want of memory for example.
     """
-    root = Path(__file__).parents[2]
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.stage1_step.memory", json.dumps(asdict(job))],
-        cwd=root,
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    if process.returncode:
-        raise RuntimeError(f"Measuring the memory of {job} failed:\n{process.stderr}")
-    return json.loads(process.stdout.splitlines()[-1])
+    return run_in_new_process("benchmarks.stage1_step.memory", asdict(job))
 
 
 def run_job(job: MemoryJob) -> int:
@@ -68,15 +52,6 @@ def run_job(job: MemoryJob) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return read_peak_resident_memory() - imports
-
-
-def read_peak_resident_memory() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux's getrusage counts the peak of the parent process in
-        return int(re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 if __name__ == "__main__":

@@ -182,6 +182,41 @@ def test_search_compares_the_same_answers():
         search.check_agreement({"other": lambda q: ["a"], search.TORCH: lambda q: ["b"]}, torch.ones(1, 2).numpy())
 
 
+def test_features_write_a_row_for_each_length_and_way(tmp_path, monkeypatch):
+    """In this process, with peaks that are given: 1 to 4 MiB. The next test has a process and a peak of its own."""
+    from benchmarks.features import extraction
+    from benchmarks.features import run as features
+
+    peaks = iter([0, 1, 0, 2, 0, 3, 0, 4])
+    monkeypatch.setattr(extraction, "read_peak_resident_memory", lambda: next(peaks) * 2**20)
+    monkeypatch.setattr(
+        extraction, "run_in_new_process", lambda _, job: extraction.run_job(extraction.ExtractionJob(**job))
+    )
+    sizes = ["--minutes", "0.05", "0.1", "--repeats", "1", "--batch_size", "1"]
+    report = read_report(features.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "features")
+    assert [(row["minutes"], row["way"], row["num_windows"]) for row in report["rows"]] == [
+        (minutes, way, windows) for minutes, windows in ((0.05, 2), (0.1, 3)) for way in features.WAYS
+    ]
+    for row in report["rows"]:
+        assert row["windows_per_second"].keys() == SUMMARY and row["windows_per_second"]["min"] > 0
+    assert [row["peak_memory_bytes"]["median"] for row in report["rows"]] == [2**20 * peak for peak in (1, 2, 3, 4)]
+    assert [row["memory_relative_to_baseline"]["median"] for row in report["rows"]] == [0.5, 1, 0.75, 1]
+    assert [row["memory_relative_to_shortest"]["median"] for row in report["rows"]] == [1, 1, 3, 2]
+    with pytest.raises(RuntimeError, match="not the same work"):
+        features.check_agreement(torch.zeros(2, 3).numpy(), torch.full((2, 3), 0.1).numpy())
+
+
+def test_memory_of_features_counts_what_a_video_decoded_at_once_holds(tmp_path):
+    from benchmarks.decoding.videos import write_kinetics_like
+    from benchmarks.features.extraction import AT_ONCE, ExtractionJob, measure_extraction
+
+    video = tmp_path / "video.mp4"
+    write_kinetics_like(video, num_frames=160, height=32, width=32)
+    found = measure_extraction(ExtractionJob(AT_ONCE, str(video), str(tmp_path / "features.npy"), 30, 8, 1))
+    prepared_bytes = 4 * 160 * 3 * 224 * 224
+    assert found.num_windows == 20 and prepared_bytes < found.peak_bytes < 2**30
+
+
 def test_interleaving_starts_each_round_elsewhere():
     order = []
     cases = {name: (lambda name=name: order.append(name) or len(order)) for name in "abc"}
@@ -208,7 +243,7 @@ def test_phases_are_added_up_and_time_between_steps_is_left_out(monkeypatch):
     assert clock.compute_phase_seconds() == {"first": 5.0, "second": 3.0}
 
 
-@pytest.mark.parametrize("question", ["stage1_step", "decoding", "search"])
+@pytest.mark.parametrize("question", ["stage1_step", "decoding", "search", "features"])
 def test_readme_has_the_place_for_its_table(question):
     text = (Path(stage1_step.__file__).parents[1] / question / "README.md").read_text()
     assert text.count(TABLE_BEGIN) == text.count(TABLE_END) == 1

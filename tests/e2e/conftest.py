@@ -1,5 +1,6 @@
 """A few rendered videos and an untrained teacher: enough for whole runs that take seconds."""
 
+import inspect
 import os
 import socket
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import AutoVideoProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection, Pipeline, pipeline
 
 from umt_hf.training.data.moving_shapes import write_moving_shapes
 
@@ -99,6 +100,16 @@ def launch(
     command += ["--master_port", str(find_free_port()), "-m", module, *arguments]
     environment = launch_environment() | {"ACCELERATE_USE_CPU": "true"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
+
+
+def build_pipeline(folder: Path) -> Pipeline:
+    """The classification pipeline of a folder.
+
+    Before it took video processors, the pipeline read the frames itself and wanted to be told what prepares them.
+    """
+    takes_videos = "video_processor" in inspect.signature(pipeline).parameters
+    options = {} if takes_videos else {"image_processor": AutoVideoProcessor.from_pretrained(folder)}
+    return pipeline("video-classification", model=str(folder), **options)
 
 
 def find_free_port() -> int:

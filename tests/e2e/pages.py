@@ -35,7 +35,6 @@ from umt_hf import (
     UMTVideoTextForRetrieval,
     cli,
 )
-from umt_hf.modeling.attentive_probe_umt_video import UMTVideoForAttentiveProbing
 from umt_hf.training.arguments import parse_config
 from umt_hf.training.text_tower import TextTowerArguments, write_text_tower
 
@@ -50,7 +49,6 @@ STAND_INS = {
     "umt-vit-b16-k400": UMTVideoForVideoClassification,
     "outputs/umt-vit-b16-k710": UMTVideoForVideoClassification,
     "outputs/classifier": UMTVideoForVideoClassification,
-    "outputs/attentive_probe": UMTVideoForAttentiveProbing,
     "outputs/video_text": UMTVideoTextForPreTraining,
     "outputs/umt-vit-b16-5m": UMTVideoTextForPreTraining,
     "outputs/moving_shapes/video_text": UMTVideoTextForPreTraining,

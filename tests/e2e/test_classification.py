@@ -1,19 +1,20 @@
 """Fine-tuning a stage-1 folder to a classifier that `pipeline` speaks with."""
 
 import importlib.metadata
-import inspect
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForVideoClassification, AutoVideoProcessor, pipeline
+from transformers import AutoModelForVideoClassification
 
 from umt_hf.modeling.configuration_umt_video import UMTVideoConfig
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.training import finetune_classification
 from umt_hf.training.data.moving_shapes import sample_clip, write_moving_shapes
+
+from .conftest import build_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +67,7 @@ def fine_tune(colors: Path, student: Path, output: Path, *flags: str) -> dict[st
 def test_fine_tuned_classifier_answers_in_pipeline(colors, student, tmp_path):
     metrics = fine_tune(colors, student, tmp_path / "model", "--max_steps", "60")
     assert metrics["eval_top1_accuracy"] >= 0.9
-    # Before it took video processors, the pipeline read the frames itself and wanted to be told what prepares them.
-    takes_videos = "video_processor" in inspect.signature(pipeline).parameters
-    options = {} if takes_videos else {"image_processor": AutoVideoProcessor.from_pretrained(tmp_path / "model")}
-    classify = pipeline("video-classification", model=str(tmp_path / "model"), **options)
+    classify = build_pipeline(tmp_path / "model")
     held_out = sorted((colors / "validation").rglob("*.mp4"))
     answers = classify([str(video) for video in held_out])
     right = [answer[0]["label"] == video.parent.name for answer, video in zip(answers, held_out, strict=True)]

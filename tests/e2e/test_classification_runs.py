@@ -1,5 +1,6 @@
 """Whole runs of classification: overfitted, resumed, averaged, probed, tested in two processes."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -8,15 +9,15 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForVideoClassification
 
-from umt_hf import UMTVideoConfig, UMTVideoForVideoClassification
-from umt_hf.modeling.attentive_probe_umt_video import UMTVideoForAttentiveProbing
+from umt_hf import UMTVideoConfig, UMTVideoForVideoClassification, UMTVideoProcessor
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.training import evaluate_classification, finetune_classification
 from umt_hf.training.arguments import parse_config
 from umt_hf.training.data.moving_shapes import sample_clip, write_moving_shapes
 
-from .conftest import launch
+from .conftest import build_pipeline, launch
 
 PUBLISHED = [
     *("--rand_augment", "rand-m7-n4-mstd0.5-inc1", "--erasing_probability", "0.25", "--mixup_alpha", "0.8"),
@@ -114,23 +115,48 @@ def test_a_resumed_run_equals_an_uninterrupted_one(fine_tune, tmp_path):
 
 @pytest.mark.parametrize("mode", ["lora", "dora"])
 def test_saved_adapters_give_the_merged_model(fine_tune, student, tmp_path, mode):
-    fine_tune("run", "--mode", mode, "--lora_rank", "4", "--max_steps", "4", "--save_strategy", "no")
+    flags = ("--lora_rank", "4", "--max_steps", "4", "--learning_rate", "0.03", "--warmup_epochs", "0")
+    fine_tune("run", "--mode", mode, *flags, "--save_strategy", "no")
     merged = UMTVideoForVideoClassification.from_pretrained(tmp_path / "run").eval()
     base = UMTVideoForVideoClassification.from_pretrained(student, num_labels=2)
     adapted = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter").eval()
     clips = torch.randn(2, 4, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(adapted(pixel_values=clips).logits, merged(clips).logits, atol=1e-5, rtol=1e-4)
+        logits = merged(clips).logits
+        torch.testing.assert_close(adapted(pixel_values=clips).logits, logits, atol=1e-5, rtol=1e-4)
+        start = UMTVideoForPreTraining.from_pretrained(student).vision_model
+        merged.vision_model.load_state_dict(start.state_dict(), strict=False)
+        assert (merged(clips).logits - logits).abs().max() > 1e-3  # the adapters have a say
     assert adapted.peft_config["default"].use_dora is (mode == "dora")
     assert merged.classifier.weight.abs().max() > 1e-4
 
 
-def test_attentive_probe_trains_its_head_alone_and_is_tested_from_its_folder(fine_tune, videos, student, tmp_path):
-    metrics = fine_tune("run", "--mode", "attentive_probe", "--max_steps", "6", "--save_strategy", "no")
-    model, info = UMTVideoForAttentiveProbing.from_pretrained(tmp_path / "run", output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not model.attentive_pooling.query.eq(0).all()
+def test_attentive_probe_trains_its_head_alone_and_is_tested_from_its_folder(
+    fine_tune, videos, student, tmp_path, monkeypatch
+):
+    trainers, run = [], finetune_classification.fine_tune
+    monkeypatch.setattr(
+        finetune_classification, "fine_tune", lambda trainer, *rest: trainers.append(trainer) or run(trainer, *rest)
+    )
+    flags = ("--max_steps", "6", "--save_strategy", "no", "--learning_rate", "0.03", "--warmup_epochs", "0")
+    metrics = fine_tune("run", "--mode", "attentive_probe", *flags)
+    model, info = AutoModelForVideoClassification.from_pretrained(tmp_path / "run", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and model.config.pooling_type == "attentive"
     before = UMTVideoForPreTraining.from_pretrained(student).vision_model.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in model.vision_model.state_dict().items())
+    video = next((videos / "videos" / "validation").iterdir())
+    views = UMTVideoProcessor.from_pretrained(tmp_path / "run")(video, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = trainers[0].model.eval()(views).logits
+        assert torch.equal(model(views).logits, expected)
+        # The mean of the tokens would give another answer.
+        outputs = model.vision_model(views)
+        assert (model.classifier(model.fc_norm(outputs.pooler_output)) - expected).abs().max() > 1e-2
+    answers = build_pipeline(tmp_path / "run")(str(video))
+    scores = {entry["label"]: entry["score"] for entry in answers}
+    torch.testing.assert_close(
+        torch.tensor([scores["LABEL_0"], scores["LABEL_1"]]), expected.softmax(-1)[0], atol=1e-5, rtol=0
+    )
     found = evaluate_classification.main(
         [
             *("--model_name_or_path", str(tmp_path / "run"), "--data", str(videos / "few_validation.csv")),
@@ -159,7 +185,7 @@ def test_two_processes_test_as_one(fine_tune, videos, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
     assert two["metrics"] == one["metrics"] == metrics and two["num_processes"] == 2
-    assert two["class_accuracy"] == one["class_accuracy"] and len(one["data_sha256"]) == 64
+    assert two["class_accuracy"] == one["class_accuracy"]
     assert one["num_videos"] == 9 and metrics["unreadable_videos"] == 1 and "bad.mp4" in one["unreadable"][0]
     predictions = [json.loads((tmp_path / name / "predictions.json").read_text()) for name in ("one", "two")]
     assert predictions[0] == predictions[1] and [entry["row"] for entry in predictions[0]] == list(range(9))
@@ -167,7 +193,8 @@ def test_two_processes_test_as_one(fine_tune, videos, tmp_path):
     assert (tmp_path / "one" / "confusion.png").is_file()
     right = sum(entry.get("prediction") == entry["label"] for entry in predictions[0])
     assert metrics["top1_accuracy"] == pytest.approx(right / 9)
-    assert (one["num_clips"], one["num_crops"], one["mixed_precision"]) == (2, 3, "no")
+    assert (one["num_clips"], one["num_crops"], one["mixed_precision"], one["dtype"]) == (2, 3, "no", "float32")
+    assert one["data_sha256"] == hashlib.sha256((tmp_path / "test.csv").read_bytes()).hexdigest()
 
 
 def test_test_views_after_training(fine_tune, videos, tmp_path):

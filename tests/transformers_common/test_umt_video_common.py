@@ -36,7 +36,8 @@ class UMTVideoModelTester:
     num_masks = 24
     seq_length = mask_length
     sequence_classification_class = UMTVideoForVideoClassification  # what the training test trains
-    optional_parts: dict[str, Any] = {}
+    # The classifier with the pooling that has weights; the mean is a part of what every model computes.
+    optional_parts: dict[str, Any] = {"pooling_type": "attentive"}
 
     def get_config(self) -> UMTVideoConfig:
         return UMTVideoConfig(

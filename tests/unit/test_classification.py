@@ -1,6 +1,7 @@
 """Recipes, batches, optimizer, schedule and merging of views of classification."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +9,22 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from PIL import Image
 from torch import nn
 
 from umt_hf import UMTVideoConfig, UMTVideoForVideoClassification, UMTVideoProcessor
 from umt_hf.processing.classification_transforms import ClassificationTransform, ClipMix
 from umt_hf.processing.sampling import sample_frame_indices
 from umt_hf.training import finetune_classification as script
+from umt_hf.training import pictures
 from umt_hf.training.arguments import list_recipes, parse_config
 from umt_hf.training.classification import ClassifiedVideos, classify_videos, merge_views
 from umt_hf.training.data.clips import build_generator
 from umt_hf.training.data.moving_shapes import write_video
+from umt_hf.training.metrics.accuracy import TopKAccuracy
 from umt_hf.training.optimization import compute_learning_rate, scale_learning_rate
 from umt_hf.training.pictures import plot_confusion_matrix
+from umt_hf.training.trainer import MIN_SKIPS_TO_STOP
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "single_modality"
 ROWS = json.loads((FIXTURES / "classification_recipes.json").read_text())["rows"]
@@ -93,13 +98,45 @@ def test_unreadable_videos_are_wrong_and_listed():
         "unreadable_videos": 1.0,
         "top1_accuracy_of_readable": pytest.approx(2 / 3),
     }
-    assert found.compute_class_accuracies() == [0.5, 0.5]
     assert found.compute_confusion().tolist() == [[1, 0], [1, 1]]
+    with pytest.raises(ValueError, match="Not one.*cut short"):
+        ClassifiedVideos(scores[2:3], np.array([0]), {0: "bad.mp4: cut short"}).compute_metrics()
 
 
-def test_confusion_picture(tmp_path):
-    plot_confusion_matrix(np.eye(3, dtype=int), ["a", "b", "c"], tmp_path / "confusion.png")
-    assert (tmp_path / "confusion.png").stat().st_size > 1000
+def test_accuracy_of_each_class():
+    """Rows: what is seen, columns: what is said. No video shows class 2, said once; the last one is unreadable."""
+    said, labels = [0, 0, 0, 2, 1, 0, 1], [0, 0, 0, 0, 1, 1, 3]
+    found = ClassifiedVideos(np.eye(4, dtype=np.float32)[said], np.array(labels), {6: "bad.mp4: cut short"})
+    assert found.compute_class_accuracies() == [0.75, 0.5, None, 0.0]
+    assert found.compute_confusion().tolist() == [[3, 0, 1, 0], [1, 1, 0, 0], [0] * 4, [0] * 4]
+
+
+def test_top_5_needs_more_than_5_classes():
+    scores = [[6, 5, 4, 3, 2, 1], [6, 5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]]
+    found = TopKAccuracy().compute(predictions=scores, references=[0, 5, 1, 4])
+    assert found == {"top1_accuracy": 0.25, "top5_accuracy": 0.75}
+    assert TopKAccuracy().compute(predictions=[row[:5] for row in scores], references=[0, 4, 1, 4]) == {
+        "top1_accuracy": 0.5
+    }
+
+
+def test_confusion_picture(tmp_path, monkeypatch):
+    """Shares of a row, of a class without videos too, with names on both axes, in the file that is written."""
+    drawn = []
+    monkeypatch.setattr(pictures.plt, "close", drawn.append)
+    plot_confusion_matrix(
+        np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]]), ["run", "jump", "sit"], tmp_path / "picture.png"
+    )
+    monkeypatch.undo()
+    (axis, _) = drawn[0].axes
+    np.testing.assert_allclose(axis.images[0].get_array(), [[0.75, 0.25, 0], [0, 1, 0], [0, 0, 0]])
+    assert axis.images[0].get_clim() == (0, 1)
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted class", "true class")
+    for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["run", "jump", "sit"]
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+    pictures.plt.close(drawn[0])
 
 
 def test_equal_names_in_two_folders_are_two_videos(tmp_path):
@@ -159,6 +196,12 @@ def test_clips_hang_on_seed_epoch_and_row_alone(tmp_path):
     assert not torch.equal(clips[0]["pixel_values"][0], clips[0]["pixel_values"][1])
     clips.epoch = 1
     assert not torch.equal(load(0)[0]["pixel_values"], first[0]["pixel_values"])
+    clips.epoch, clips.seed = 0, 4
+    other = load(0)[0]
+    assert not torch.equal(other["pixel_values"], first[0]["pixel_values"])
+    assert not torch.equal(other["labels"], first[0]["labels"])
+    clips.seed = 3
+    torch.testing.assert_close(load(0)[0]["pixel_values"], first[0]["pixel_values"], rtol=0, atol=0)
 
 
 def test_copies_of_a_video_do_not_lie_next_to_each_other(tmp_path):
@@ -238,6 +281,76 @@ def test_loss_of_soft_targets_smoothing_and_class_weights(tmp_path):
     with pytest.raises(ValueError, match=r"\[1\] have no training videos"):
         script.compute_class_weights([0, 2], 3)
 
+    failing = {**batch, "labels": labels, "failures": ["bad.mp4: cut short"] * 3}
+    trainer.compute_loss(model, failing)
+    assert (trainer.videos.videos, trainer.videos.skipped_videos) == (4, 3)
+    with pytest.raises(RuntimeError, match="could not be read.*bad.mp4: cut short"):
+        for _ in range(MIN_SKIPS_TO_STOP):
+            trainer.compute_loss(model, failing)
+
+
+def test_averaged_weights(tmp_path):
+    """1, then halfway to 2, then halfway to 3; tests see the average, and the training goes on with its own."""
+    trainer = build_trainer(tmp_path, ema_decay=0.5)
+    (average,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, script._AveragingCallback))
+    trainer.resumed_from = None
+    average.on_train_begin(trainer.args, trainer.state, trainer.control)
+    for value in (1.0, 2.0, 3.0):
+        nn.init.constant_(trainer.model.classifier.bias, value)
+        average.on_step_end(trainer.args, trainer.state, trainer.control)
+    trained = trainer.model
+    trainer.evaluations = {"eval": lambda model, accelerator: {"bias": model.classifier.bias[0].item()}}
+    assert trainer.evaluate()["eval_bias"] == 2.25
+    assert trainer.model is trained and trained.classifier.bias[0] == 3
+
+
+def test_flags_reach_the_trainer(tmp_path):
+    """Class weights, layer decay, mixing, repeats and erasing of a command line."""
+    rows = build_clips(tmp_path, num_videos=3).table
+    for split, labels in (("train", (0, 0, 1)), ("validation", (0, 1, 1))):
+        lines = [f"{row['video']},{label}" for row, label in zip(rows, labels, strict=True)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    UMTVideoForVideoClassification(tiny_config()).save_pretrained(tmp_path / "start")
+
+    def build(*flags: str) -> script.ClassificationTrainer:
+        command = ["--model_name_or_path", str(tmp_path / "start"), "--output_dir", str(tmp_path / "run")]
+        for split in ("train", "validation"):
+            command += [f"--{split}_data", str(tmp_path / f"{split}.csv")]
+        command += ["--use_cpu", "true", "--report_to", "none", *flags]
+        return script.build_trainer(*parse_config(script.SECTIONS, command))
+
+    flags = ("--class_weighting", "balanced", "--mixup_alpha", "0.8", "--repeated_augmentation", "2")
+    trainer = build(*flags, "--erasing_probability", "0.25", "--horizontal_flip_probability", "0")
+    torch.testing.assert_close(trainer.class_weights, torch.tensor([0.75, 1.5]))
+    assert trainer.layer_decay == 0.75 and trainer.data_collator.mix is not None
+    assert trainer.repeated_augmentation == trainer.train_dataset.repeated_augmentation == 2
+    transform = trainer.train_dataset.transform
+    assert (transform.erasing_probability, transform.flip_probability) == (0.25, 0)
+    trainer = build("--mode", "linear_probe")
+    assert trainer.layer_decay == 1 and trainer.class_weights is None and trainer.data_collator.mix is None
+
+
+@pytest.mark.parametrize("mode", ["full", "linear_probe", "attentive_probe", "lora", "dora"])
+def test_the_log_tells_what_is_trained_and_the_memory(mode, tmp_path, caplog):
+    caplog.set_level("INFO", logger="umt_hf")
+    start = UMTVideoForVideoClassification(tiny_config())
+    start.save_pretrained(tmp_path)
+    fields = {"model_name_or_path": str(tmp_path), "train_data": "", "validation_data": "", "lora_rank": 4}
+    script.build_model(script.ClassificationArguments(**fields, mode=mode), ["a", "b", "c"])
+    head, width = 2 * 24 + 24 * 3 + 3, 24
+    adapters = 2 * 2 * (4 * width + width * 4)  # query and value of 2 layers, two matrices of rank 4 each
+    trained = {
+        "full": start.num_parameters(),
+        "linear_probe": head,
+        "attentive_probe": head + width + 3 * width**2 + 2 * width + 2 * width,  # query, projections, biases, norm
+        "lora": head + adapters,
+        "dora": head + adapters + 2 * 2 * width,  # and a magnitude for each output
+    }[mode]
+    assert f"{mode}: {trained:,} of " in caplog.text
+    script.log_peak_memory()
+    gibibytes = float(re.search(r"Peak memory of the (?:process|GPU): ([\d.]+) GiB", caplog.text)[1])
+    assert torch.cuda.is_available() or 0.1 < gibibytes < 64
+
 
 def test_settings_that_do_not_go_together(tmp_path):
     with pytest.raises(ValueError, match="persistent"):
@@ -246,6 +359,34 @@ def test_settings_that_do_not_go_together(tmp_path):
         build_trainer(
             tmp_path, ema_decay=0.9, load_best_model_at_end=True, save_strategy="epoch", eval_strategy="epoch"
         )
+
+
+def test_modes_and_the_pooling_of_the_start(tmp_path):
+    """Probes choose their pooling; what else starts from a classifier keeps its pooling and trains it."""
+
+    def build(start: str, mode: str) -> nn.Module:
+        fields = {"model_name_or_path": str(tmp_path / start), "train_data": "", "validation_data": ""}
+        return script.build_model(script.ClassificationArguments(**fields, mode=mode), ["a", "b", "c"])
+
+    for pooling in ("mean", "attentive"):
+        model = UMTVideoForVideoClassification(tiny_config(pooling_type=pooling))
+        model.save_pretrained(tmp_path / pooling)
+    for start, mode, pooling in (
+        ("mean", "attentive_probe", "attentive"),
+        ("mean", "full", "mean"),
+        ("attentive", "attentive_probe", "attentive"),
+        ("attentive", "linear_probe", "mean"),
+        ("attentive", "full", "attentive"),
+        ("attentive", "lora", "attentive"),
+    ):
+        found = build(start, mode)
+        assert found.config.pooling_type == pooling, (start, mode)
+        trained = {name for name, parameter in found.named_parameters() if parameter.requires_grad}
+        assert any("attentive_pooling" in name for name in trained) is (pooling == "attentive"), (start, mode)
+    adapted = [name for name in trained if "lora" in name]
+    assert adapted and not any("attentive_pooling" in name for name in adapted)
+    loaded = found.get_base_model().attentive_pooling.modules_to_save["default"]
+    assert torch.equal(loaded.query, model.attentive_pooling.query)
 
 
 def test_head_rows(tmp_path):

@@ -38,9 +38,8 @@ def test_operations_are_drawn_as_published():
     magnitudes = np.array([operation.magnitude for operation in operations])
     assert magnitudes.mean() == pytest.approx(7, abs=0.03) and magnitudes.std() == pytest.approx(0.5, abs=0.03)
     assert np.mean([operation.sign for operation in operations]) == pytest.approx(0, abs=0.05)
-    assert all(
-        op.magnitude <= 10 for clip in (ClipRandAugment("rand-m9.8-n2-mstd1-inc1").sample(generator),) for op in clip
-    )
+    strong = ClipRandAugment("rand-m9.8-n2-mstd1-inc1")
+    assert max(operation.magnitude for _ in range(200) for operation in strong.sample(generator)) == 10
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -168,9 +168,16 @@ def test_command_resumes_and_lists_bad_videos(folder, video, tmp_path):
     run(bad, "--model", folder, "--out", tmp_path / "other", exit_code=1)
 
 
-@pytest.mark.parametrize("kind", [UMTVideoForPreTraining, UMTVideoForVideoClassification])
-def test_folders_of_stage_1_and_of_classifiers(kind, tmp_path, video, caplog):
-    model = kind(UMTVideoConfig(**TINY)).eval()
+@pytest.mark.parametrize(
+    ("kind", "pooling"),
+    [
+        (UMTVideoForPreTraining, "mean"),
+        (UMTVideoForVideoClassification, "mean"),
+        (UMTVideoForVideoClassification, "attentive"),
+    ],
+)
+def test_folders_of_stage_1_and_of_classifiers(kind, pooling, tmp_path, video, caplog):
+    model = kind(UMTVideoConfig(**TINY, pooling_type=pooling)).eval()
     model.save_pretrained(tmp_path)
     UMTVideoProcessor.from_model_config(model.config).save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING):

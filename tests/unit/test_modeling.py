@@ -224,6 +224,7 @@ def test_tubelets_and_a_framewise_teacher_do_not_mix(video):
         {"mask_ratio": 1.0},
         {"position_embedding_frames": None},
         {"alignment_loss": "l1"},
+        {"pooling_type": "max"},
         {"drop_path_rate": "much"},
     ],
 )
@@ -278,6 +279,63 @@ def test_encoder_loads_from_stage1_and_classification_folders(tmp_path, video):
     torch.testing.assert_close(encoder(video).pooler_output, classifier.vision_model(video).pooler_output)
 
 
+@pytest.fixture
+def attentive() -> UMTVideoForVideoClassification:
+    """Every weight random: a fresh query sees all tokens nearly alike, and a fresh head says nothing."""
+    torch.manual_seed(0)
+    model = UMTVideoForVideoClassification(UMTVideoConfig(**TINY, num_labels=3, pooling_type="attentive")).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    torch.nn.init.normal_(model.attentive_pooling.query, std=3)
+    return model
+
+
+def test_attentive_pooling_equals_torchs_multi_head_attention(attentive, video):
+    pooling = attentive.attentive_pooling
+    theirs = torch.nn.MultiheadAttention(32, 2, batch_first=True)
+    theirs.in_proj_weight.data = torch.cat([torch.eye(32), pooling.key.weight, pooling.value.weight])
+    theirs.in_proj_bias.data = torch.cat([torch.zeros(64), pooling.value.bias])
+    theirs.out_proj.load_state_dict(pooling.dense.state_dict())
+    tokens = attentive.vision_model(video).last_hidden_state
+    states = pooling.norm(tokens)
+    expected, weights = theirs(pooling.query.expand(2, -1, -1), states, states)
+    torch.testing.assert_close(pooling(tokens), expected[:, 0])
+    assert weights.max() > 4 / 64  # far from a mean of the 64 tokens
+    torch.testing.assert_close(attentive(video).logits, attentive.classifier(attentive.fc_norm(expected[:, 0])))
+
+
+def test_attentive_pooling_loads_by_the_auto_class(attentive, video, tmp_path):
+    attentive.save_pretrained(tmp_path)
+    loaded, info = AutoModelForVideoClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    torch.testing.assert_close(loaded(video).logits, attentive(video).logits)
+    # Nothing is dropped or drawn in silence when a folder is loaded against its configuration.
+    _, info = UMTVideoForVideoClassification.from_pretrained(tmp_path, pooling_type="mean", output_loading_info=True)
+    names = {f"attentive_pooling.{name}" for name in attentive.attentive_pooling.state_dict()}
+    assert info["unexpected_keys"] == names and "attentive_pooling.query" in names
+
+
+def test_attentive_pooling_on_a_folder_with_the_mean_is_reported_as_fresh(tmp_path):
+    UMTVideoForVideoClassification(UMTVideoConfig(**TINY)).save_pretrained(tmp_path)
+    model, info = UMTVideoForVideoClassification.from_pretrained(
+        tmp_path, pooling_type="attentive", output_loading_info=True
+    )
+    assert info["missing_keys"] == {f"attentive_pooling.{name}" for name in model.attentive_pooling.state_dict()}
+    assert model.attentive_pooling.query.abs().max() > 0  # drawn, not left as it was allocated
+    assert model.attentive_pooling.query.std().item() == pytest.approx(0.02, rel=0.6)
+
+
+def test_offloaded_attentive_pooling_gives_the_same(attentive, video, tmp_path):
+    attentive.save_pretrained(tmp_path / "model")
+    device_map = {"vision_model": "cpu", "attentive_pooling": "disk", "fc_norm": "cpu", "classifier": "cpu"}
+    loaded = UMTVideoForVideoClassification.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    assert loaded.attentive_pooling.query.is_meta
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(video).logits, attentive(video).logits)
+
+
 def test_classifier_does_not_touch_the_given_configuration():
     config = UMTVideoConfig(**TINY)
     UMTVideoForVideoClassification(config)
@@ -289,6 +347,9 @@ def test_every_parameter_gets_a_gradient(video, mask):
     model = UMTVideoForPreTraining(UMTVideoConfig(**TINY))
     model(video, mask, torch.randn(2, 2, 16, 12)).loss.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    classifier = UMTVideoForVideoClassification(UMTVideoConfig(**TINY, pooling_type="attentive"))
+    classifier(video, labels=torch.tensor([0, 1])).loss.backward()
+    assert [name for name, parameter in classifier.named_parameters() if parameter.grad is None] == []
 
 
 @pytest.mark.parametrize("plan", ["base_model_tp_plan", "base_model_fsdp_plan"])

@@ -37,6 +37,8 @@ class UMTVideoConfig(PreTrainedConfig):
             tokens, which is what stage 2, retrieval and question answering do.
         position_embedding_image_size: Side of that grid, in pixels.
         learnable_position_embedding: Whether the table is a trained parameter instead of fixed sinusoids.
+        pooling_type: How a video classifier makes one vector of the tokens: "mean" as published, or "attentive", a
+            learned query that attends to them.
         num_aligned_layers: How many layers are aligned with the teacher's, counted from the last.
         alignment_interval: Step between aligned layers, 1 for neighbours.
         teacher_hidden_size: Width of the teacher's projected features, 512 for CLIP-B/16 and 768 for CLIP-L/14.
@@ -95,6 +97,7 @@ class UMTVideoConfig(PreTrainedConfig):
     position_embedding_frames: int | None = 8
     position_embedding_image_size: int | None = 224
     learnable_position_embedding: bool = False
+    pooling_type: Literal["mean", "attentive"] = "mean"
     num_aligned_layers: int = 6
     alignment_interval: float | int = 1
     teacher_hidden_size: int = 512

@@ -325,6 +325,32 @@ class UMTVideoAlignmentHead(nn.Module):
         return self.norm(self.dense(hidden_states))
 
 
+class UMTVideoAttentivePooling(nn.Module):
+    """One vector of a clip `(B, D)`: what a learned query finds among its normalised tokens `(B, N, D)`.
+
+    Source: Chen et al., "Context Autoencoder for Self-Supervised Representation Learning", 2023 (attentive probing).
+    """
+
+    def __init__(self, config: UMTVideoConfig):
+        super().__init__()
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        # Learned as it is: a projection of it would be one more learned vector.
+        self.query = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        tokens = self.norm(tokens)
+        query, key, value = (
+            states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for states in (self.query.expand(len(tokens), -1, -1), self.key(tokens), self.value(tokens))
+        )
+        pooled = F.scaled_dot_product_attention(query, key, value)
+        return self.dense(pooled.flatten(1))
+
+
 class UMTVideoClassifier(nn.Linear):
     """Linear head that starts near zero, so that all classes start equal (as published)."""
 
@@ -357,6 +383,8 @@ class UMTVideoPreTrainedModel(PreTrainedModel):
             init.copy_(module.sinusoid_table, compute_sinusoid_table(*module.sinusoid_table.shape[1:]))
             if module.position_embeddings is not None:
                 init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+        elif isinstance(module, UMTVideoAttentivePooling):
+            init.trunc_normal_(module.query, std=self.config.initializer_range)
         elif isinstance(module, UMTVideoResidual) and module.layer_scale is not None:
             init.constant_(module.layer_scale, self.config.layer_scale_init_value)
 
@@ -538,7 +566,7 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
 
 
 class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
-    """UMT encoder with a classifier on the mean of its tokens, normalised after pooling."""
+    """UMT encoder with a classifier on its tokens, pooled as `config.pooling_type` says and then normalised."""
 
     # A stage-1 folder has a norm on tokens and alignment heads; a classifier uses neither, as published.
     _keys_to_ignore_on_load_unexpected = [r"vision_model\.norm\.", r"alignment_heads\."]
@@ -550,6 +578,7 @@ class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vision_model = UMTVideoModel(config)
+        self.attentive_pooling = UMTVideoAttentivePooling(config) if config.pooling_type == "attentive" else None
         self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.classifier = UMTVideoClassifier(config.hidden_size, config.num_labels)
         self.post_init()
@@ -572,7 +601,10 @@ class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
         Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4 (fine-tuning).
         """
         outputs = self.vision_model(pixel_values, **kwargs)
-        logits = self.classifier(self.fc_norm(outputs.pooler_output))
+        pooled = outputs.pooler_output
+        if self.attentive_pooling is not None:
+            pooled = self.attentive_pooling(outputs.last_hidden_state)
+        logits = self.classifier(self.fc_norm(pooled))
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

@@ -17,8 +17,6 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from ..modeling.attentive_probe_umt_video import UMTVideoForAttentiveProbing
-from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from .arguments import describe, parse_config
@@ -71,10 +69,7 @@ def load_classifier(
         ValueError: If model or data are not named, or the folder has no trained head: a random one gives a number too.
     """
     require_names(args, data)
-    config = UMTVideoConfig.from_pretrained(args.model_name_or_path)
-    is_probe = UMTVideoForAttentiveProbing.__name__ in (config.architectures or [])
-    model_class = UMTVideoForAttentiveProbing if is_probe else UMTVideoForVideoClassification
-    model = load_whole_model(model_class, args)
+    model = load_whole_model(UMTVideoForVideoClassification, args)
     processor = UMTVideoProcessor.from_pretrained(args.model_name_or_path)
     if data.decoder is not None:
         processor.decoder = data.decoder

@@ -26,7 +26,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
-from ..modeling.attentive_probe_umt_video import UMTVideoForAttentiveProbing
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.classification_transforms import ClassificationTransform, ClipMix
@@ -50,6 +49,7 @@ from .trainer import count_videos
 
 logger = logging.getLogger(__name__)
 
+PROBE_POOLING = {"linear_probe": "mean", "attentive_probe": "attentive"}
 MIX_KEY = -2  # tells the draw of a batch's mixing from those of its clips
 
 
@@ -309,13 +309,14 @@ def build_model(args: ClassificationArguments, names: list[str]) -> Any:
     Raises:
         ValueError: If `head_rows` does not fit the classes or the start.
     """
-    is_frozen = args.mode in ("linear_probe", "attentive_probe")
+    is_frozen = args.mode in PROBE_POOLING
     fields: dict[str, Any] = {"drop_path_rate": 0.0 if is_frozen else args.drop_path_rate}
+    if is_frozen:
+        fields["pooling_type"] = PROBE_POOLING[args.mode]
     for name in ("num_frames", "image_size"):
         if (value := getattr(args, name)) is not None:
             fields[name] = value
-    model_class = UMTVideoForAttentiveProbing if args.mode == "attentive_probe" else UMTVideoForVideoClassification
-    model = model_class.from_pretrained(
+    model = UMTVideoForVideoClassification.from_pretrained(
         args.model_name_or_path,
         id2label=dict(enumerate(names)),
         label2id={name: i for i, name in enumerate(names)},
@@ -328,7 +329,8 @@ def build_model(args: ClassificationArguments, names: list[str]) -> Any:
         copy_head_rows(model, args)
     if is_frozen:
         model.vision_model.requires_grad_(False)
-    return add_adapters(model, args.mode, args.lora_rank, ["fc_norm", "classifier"])
+    heads = [name for name, _ in model.named_children() if name != "vision_model"]
+    return add_adapters(model, args.mode, args.lora_rank, heads)
 
 
 def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationArguments) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 class TopKAccuracy(evaluate.Metric):
-    """Share of rows whose label is among the `k` highest scores, for k = 1 and 5 (or the class count, if lower)."""
+    """Share of rows whose label is among the `k` highest scores, for k = 1 and, with more than 5 classes, 5."""
 
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features(
