@@ -5,6 +5,7 @@ import argparse
 import os
 import pickle
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from .ava_labels import AVA_LABELS
 from .configuration_umt_video import UMTVideoConfig
 from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTTextConfig, UMTVideoTextConfig
 from .modeling_umt_video import (
+    UMTVideoForActionDetection,
     UMTVideoForPreTraining,
     UMTVideoForVideoClassification,
     compute_sinusoid_table,
@@ -34,6 +37,7 @@ VIDEO_TEXT_CLASSES: dict[str, type[PreTrainedModel]] = {
 TASK_CLASSES: dict[str, type[PreTrainedModel]] = {
     "pretraining": UMTVideoForPreTraining,
     "classification": UMTVideoForVideoClassification,
+    "detection": UMTVideoForActionDetection,
     **VIDEO_TEXT_CLASSES,
 }
 
@@ -148,7 +152,7 @@ def build_published_config(name: str) -> tuple[UMTVideoConfig | UMTVideoTextConf
 
     Args:
         name: `umt-vit-{b16,l16}` (stage 1), or with `-{k400,k600,k700,k710,mit,ssv2}` (fine-tuned) and then `-f16`
-            (16 frames) or `-384` (pixels). With `-{5m,17m,25m}` stage 2, then with
+            (16 frames) or `-384` (pixels), or with `-ava` (action detection). With `-{5m,17m,25m}` stage 2, then with
             `-{msrvtt,didemo,anet,lsmdc,msvd,ssv2-label,ssv2-template}` retrieval, and with `-{msrvtt,anet,msvd}-qa`
             question answering.
 
@@ -160,11 +164,14 @@ def build_published_config(name: str) -> tuple[UMTVideoConfig | UMTVideoTextConf
     """
     if match := re.fullmatch(rf"umt-vit-(b16|l16)-(?:{'|'.join(CORPORA)})(?:-(.+))?", name):
         return _build_video_text_config(name, *match.groups())
+    if match := re.fullmatch(r"umt-vit-(b16|l16)-ava", name):
+        fields = {**ARCHITECTURES[match[1]], **TEACHERS[match[1]]}
+        return UMTVideoConfig(**fields, **build_label_maps(AVA_LABELS)), "detection"
     match = re.fullmatch(rf"umt-vit-(b16|l16)(?:-({'|'.join(LABEL_COUNTS)})(-f16)?(-384)?)?", name)
     if match is None:
         raise ValueError(
             f"Unknown checkpoint name {name!r}; expected umt-vit-b16 or umt-vit-l16, alone, "
-            f"with -{{{','.join(LABEL_COUNTS)}}} and then -f16 or -384, "
+            f"with -{{{','.join(LABEL_COUNTS)}}} and then -f16 or -384, with -ava, "
             f"or with -{{{','.join(CORPORA)}}} and then a data set."
         )
     size, labels, long_clip, large_image = match.groups()
@@ -179,6 +186,11 @@ def build_published_config(name: str) -> tuple[UMTVideoConfig | UMTVideoTextConf
         use_final_norm=False,
     )
     return config, "classification"
+
+
+def build_label_maps(names: Sequence[str]) -> dict[str, dict]:
+    """Names of the classes as fields of a configuration: `id2label` and `label2id`."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
 def _build_video_text_config(name: str, size: str, data_set: str | None) -> tuple[UMTVideoTextConfig, str]:
@@ -209,7 +221,8 @@ def convert_state_dict(
     Args:
         state_dict: Published names -> tensors.
         config: Configuration of the model they belong to.
-        task: "pretraining", "classification", "video_text_pretraining", "retrieval" or "question_answering".
+        task: "pretraining", "classification", "detection", "video_text_pretraining", "retrieval" or
+            "question_answering".
         report: Filled with what became of each tensor.
 
     Returns:
