@@ -116,7 +116,7 @@ class CommonTests(modeling_tests.ModelTesterMixin, training_tests.TrainingTester
         _, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         inputs = {name: values[:batch_size] for name, values in inputs.items()}
         batch = self._prepare_for_class(inputs, self._get_trainable_model_class(), return_labels=True)
-        if "labels" in batch:
+        if "labels" in batch and batch["labels"].ndim == 1:
             batch["labels"] = torch.arange(batch_size)
         return batch
 
@@ -165,6 +165,7 @@ class UMTVideoForActionDetectionTester(UMTVideoModelTester):
 class UMTVideoForActionDetectionTest(CommonTests, unittest.TestCase):
     model_tester_class = UMTVideoForActionDetectionTester
     all_model_classes = (UMTVideoForActionDetection,)
+    additional_model_inputs = ["boxes"]
 
     def _prepare_for_class(
         self, inputs_dict: dict[str, Any], model_class: type, return_labels: bool = False
