@@ -100,11 +100,11 @@ def convert(
 
     output = output or Path(name)
     try:
-        config, _ = build_published_config(name)
+        config, task = build_published_config(name)
         report = convert_checkpoint(checkpoint, name, None, output)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    UMTVideoProcessor.from_model_config(config).save_pretrained(output)
+    UMTVideoProcessor.from_model_config(config, task).save_pretrained(output)
     typer.echo(f"Wrote {output}: {report}")
 
 
