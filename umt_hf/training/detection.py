@@ -30,6 +30,8 @@ from .metrics.detection import compute_frame_map
 
 logger = logging.getLogger(__name__)
 
+UNKNOWN_SIDE = 10**6  # of a frame that could not be read: keeps its true boxes valid
+
 
 def read_frames(
     processor: UMTVideoProcessor, video: VideoSource, key_seconds: float | None, key_frame: int | None
@@ -277,7 +279,7 @@ def compute_detection_metrics(data: DetectionData, found: DetectedActions) -> di
     detections, truth = list_detections(data, found), {frame.key: frame for frame in data.truth}
     predictions, references = [], []
     for key in dict.fromkeys([*truth, *numbers]):
-        prediction = {"boxes": [], "classes": [], "scores": []}
+        prediction: dict[str, Any] = {"boxes": [], "classes": [], "scores": []}
         if key in numbers:
             detection = detections[numbers[key]]
             prediction = {
@@ -286,19 +288,33 @@ def compute_detection_metrics(data: DetectionData, found: DetectedActions) -> di
                 "scores": detection["scores"][:, data.evaluated].reshape(-1),
             }
         predictions.append(prediction)
-        references.append(_list_truth(truth.get(key), frame_sizes.get(key, (0, 0)), data.evaluated))
+        boxes, labels = list_truth(truth.get(key), frame_sizes.get(key, (0, 0)), data.evaluated)
+        references.append(
+            {
+                "boxes": boxes.repeat([len(own) for own in labels], axis=0),
+                "classes": np.array([label for own in labels for label in own], dtype=int),
+            }
+        )
     return compute_frame_map(predictions, references)
 
 
-def _list_truth(frame: KeyFrame | None, size: Sequence[int], evaluated: list[int]) -> dict[str, list]:
-    """True boxes as shares of the frame; where its size is not known, nothing can have been found in it either."""
+def list_truth(
+    frame: KeyFrame | None, size: Sequence[int], evaluated: list[int]
+) -> tuple[np.ndarray, list[list[int]]]:
+    """True boxes of a key frame as shares of it, `(M, 4)`, and the labels of each that count.
+
+    Args:
+        frame: Annotations, or `None`.
+        size: Width and height of the frame; 0 where it was not read, and then nothing was found in it either.
+        evaluated: Classes that count.
+    """
     if frame is None:
-        return {"boxes": [], "classes": []}
-    boxes = to_shares(frame.boxes, frame.width or size[0] or 10**6, frame.height or size[1] or 10**6).double().numpy()
-    pairs = [
-        (box, label) for box, labels in zip(boxes, frame.labels, strict=True) for label in labels if label in evaluated
-    ]
-    return {"boxes": [box for box, _ in pairs], "classes": [label for _, label in pairs]}
+        return np.zeros((0, 4)), []
+    width, height = (
+        stated or read or UNKNOWN_SIDE for stated, read in zip((frame.width, frame.height), size, strict=True)
+    )
+    labels = [[label for label in own if label in evaluated] for own in frame.labels]
+    return to_shares(frame.boxes, width, height).double().numpy(), labels
 
 
 def write_results(data: DetectionData, found: DetectedActions, path: str | Path) -> None:
