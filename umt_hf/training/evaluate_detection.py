@@ -43,6 +43,8 @@ from .evaluation import (
 
 logger = logging.getLogger(__name__)
 
+MAX_PICTURED_NAMES = 4
+
 
 @dataclass(kw_only=True)
 class TestedKeyFrameArguments:
@@ -189,9 +191,8 @@ def draw_detections(
     pictured = []
     for number in (readable[place] for place in places):
         frame, detection = data.frames[number], detections[number]
-        named = [
-            [(data.names[label], float(scores[label])) for label in np.argsort(-scores) if label in data.evaluated]
-            for scores in detection["scores"]
+        best = [
+            sorted(data.evaluated, key=lambda label: -own[label])[:MAX_PICTURED_NAMES] for own in detection["scores"]
         ]
         true_boxes, true_labels = list_truth(truth.get(frame.key), found.sizes[number], data.evaluated)
         pictured.append(
@@ -205,7 +206,10 @@ def draw_detections(
                 )[0],
                 title=f"{frame.name}, {frame.moment}",
                 boxes=detection["boxes"],
-                labels=[[pair for pair in pairs if pair[1] >= args.min_pictured_score] for pairs in named],
+                labels=[
+                    [(data.names[label], own[label]) for label in labels if own[label] >= args.min_pictured_score]
+                    for own, labels in zip(detection["scores"], best, strict=True)
+                ],
                 true_boxes=true_boxes,
                 true_labels=[[data.names[label] for label in labels] for labels in true_labels],
             )

@@ -186,7 +186,7 @@ def plot_detections(frames: Sequence[PicturedFrame], picture: str | Path) -> Non
         _draw_boxes(axis, frame, frame.true_boxes, frame.true_labels, "white", "--", is_below=True)
         _draw_boxes(axis, frame, frame.boxes, named, "tab:orange", "-", is_below=False)
     figure.suptitle("orange: found, with scores; white, dashed: annotated", fontsize=10)
-    figure.savefig(picture, dpi=130)
+    figure.savefig(picture, dpi=130, bbox_inches="tight")
     plt.close(figure)
 
 
