@@ -218,7 +218,7 @@ def test_commands_of_the_guide_run(shapes, student, tmp_path, monkeypatch, capsy
         if "ava" in command:
             continue
         if command.startswith("umt-hf"):
-            sizes = ["--num-train-clips", "40", "--num-validation-clips", "1", "--num-test-clips", "4"]
+            sizes = ["--num-train-clips", "40", "--num-validation-clips", "4", "--num-test-clips", "1"]
             result = CliRunner().invoke(cli.app, [*shlex.split(command)[1:], *sizes])
             assert result.exit_code == 0, result.output
             counts["umt-hf"] += 1
