@@ -67,6 +67,7 @@ WRITTEN_BY = {
 # Commands and blocks of Python that do not run here, by page and how they start, and why. Arguments are parsed, names
 # of targets, extras and imports looked up all the same.
 _LOOPBACK = "needs a Hub; tests/hub runs it on the loopback Hub"
+_SERVED = "serves a page until it is interrupted; tests/space drives it in a browser"
 NOT_RUN = {
     "any page": {
         "git clone": "needs a network",
@@ -75,6 +76,10 @@ NOT_RUN = {
         "make ": "takes minutes",
         "pre-commit install": "changes the clone",
         "umt-hf convert": "needs a released file; tests of conversion make one of its names and shapes",
+    },
+    "docs/demo.md": {
+        "umt-hf demo": _SERVED,
+        "from umt_hf.hub_cards.space.app": _SERVED,
     },
     "docs/detection.md": {
         "accelerate launch -m umt_hf.training.finetune_detection --config detection_ava": "needs AVA's files",

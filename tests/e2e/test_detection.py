@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from umt_hf import UMTVideoConfig, UMTVideoForActionDetection, UMTVideoForPreTraining, UMTVideoProcessor, cli
+from umt_hf.modeling.ava_labels import AVA_LABELS
+from umt_hf.modeling.convert_umt_checkpoint import build_label_maps
 from umt_hf.training import evaluate_detection, finetune_detection
 from umt_hf.training.arguments import parse_config
 from umt_hf.training.data.moving_shapes import write_moving_shapes, write_video
@@ -137,7 +139,7 @@ def test_two_processes_test_as_one(student, movies, tmp_path):
     shutil.copytree(movies, tmp_path / "ava")
     (tmp_path / "ava" / "abc" / "904.mp4").write_bytes(b"no video")
     torch.manual_seed(3)
-    model = UMTVideoForActionDetection.from_pretrained(student, num_labels=80)
+    model = UMTVideoForActionDetection.from_pretrained(student, **build_label_maps(AVA_LABELS))
     torch.nn.init.normal_(model.classifier.weight)
     model.save_pretrained(tmp_path / "model")
     processor = UMTVideoProcessor.from_model_config(model.config, "detection", size={"shortest_edge": 48})
@@ -161,8 +163,9 @@ def test_two_processes_test_as_one(student, movies, tmp_path):
     rows = [line.split(",") for line in results[0].splitlines()]
     seconds = {(row[0], row[1]) for row in rows}
     assert len(seconds) == 7 and ("abc", "0904") not in seconds and ("xyz", "0903") not in seconds
+    assert set(one["average_precision"]) == {"stand", "walk", "answer phone"}  # brushing teeth does not count
     assert len(rows) == 80 * sum((int(second) % 3) + 1 for _, second in seconds)
-    assert set(one["average_precision"]) >= {"stand", "walk"} and one["boxes"] == "detector"
+    assert one["boxes"] == "detector"
     assert np.asarray(Image.open(tmp_path / "one" / "detections.png")).std() > 10
 
     report = evaluate_detection.main([*flags, "--output_dir", str(tmp_path / "noisy"), "--box_noise", "0.3"])
@@ -171,7 +174,7 @@ def test_two_processes_test_as_one(student, movies, tmp_path):
 
 def test_batch_mates_change_nothing(student, movies, tmp_path):
     """Clips of two shapes in one batch or each alone: the published code pads them for each other's sake."""
-    model = UMTVideoForActionDetection.from_pretrained(student, num_labels=80)
+    model = UMTVideoForActionDetection.from_pretrained(student, **build_label_maps(AVA_LABELS))
     torch.nn.init.normal_(model.classifier.weight)
     processor = UMTVideoProcessor.from_model_config(model.config, "detection", size={"shortest_edge": 48})
     model.save_pretrained(tmp_path)
@@ -215,7 +218,7 @@ def test_commands_of_the_guide_run(shapes, student, tmp_path, monkeypatch, capsy
         if "ava" in command:
             continue
         if command.startswith("umt-hf"):
-            sizes = ["--num-train-clips", "4", "--num-validation-clips", "1", "--num-test-clips", "4"]
+            sizes = ["--num-train-clips", "40", "--num-validation-clips", "4", "--num-test-clips", "1"]
             result = CliRunner().invoke(cli.app, [*shlex.split(command)[1:], *sizes])
             assert result.exit_code == 0, result.output
             counts["umt-hf"] += 1
@@ -228,7 +231,7 @@ def test_commands_of_the_guide_run(shapes, student, tmp_path, monkeypatch, capsy
     assert counts == {"finetune_detection": 2, "evaluate_detection": 3, "umt-hf": 1}
     report = json.loads(Path("outputs/detector/test_detector/report.json").read_text())
     assert report["boxes"] == "detector" and report["num_boxes"] == 6
-    assert json.loads(Path("outputs/shapes_detector/config.json").read_text())["hidden_size"] == 128
+    assert json.loads(Path("outputs/shapes_detector/config.json").read_text())["hidden_size"] == 96
     capsys.readouterr()
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(code, {})

@@ -109,15 +109,15 @@ def compute_key_frame_offsets(
 
     Source: the published data set for AVA; its two laws are swapped there.
     """
+    if strategy not in ("dense", "segments"):
+        raise ValueError(f"Clips around a key frame are sampled by 'dense' or 'segments', got {strategy!r}.")
     for name, number in (("num_frames", num_frames), ("frame_stride", frame_stride), ("frame_span", frame_span)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}.")
     if strategy == "dense":
         length = (num_frames - 1) * frame_stride + 1
         return [frame_stride * i - (length + 1) // 2 for i in range(num_frames)]
-    if strategy == "segments":
-        return [i - frame_span // 2 for i in _segments_fixed(frame_span, num_frames, 1, 0)]
-    raise ValueError(f"Clips around a key frame are sampled by 'dense' or 'segments', got {strategy!r}.")
+    return [i - frame_span // 2 for i in _segments_fixed(frame_span, num_frames, 1, 0)]
 
 
 def trim_num_frames(num_video_frames: int, video_fps: float | None, first_seconds: float) -> int:
