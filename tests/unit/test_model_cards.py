@@ -1,6 +1,7 @@
 """Model cards: every released model's and a run's read well, load, and hold no number without a source."""
 
 import ast
+import inspect
 import json
 import re
 import shlex
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
+from transformers import pipeline
 from typer.testing import CliRunner
 
 import umt_hf
@@ -176,6 +178,8 @@ def test_examples_of_heads_run(model_class, task, tmp_path, monkeypatch, capsys)
     config = UMTVideoConfig(**TINY, id2label={0: "run", 1: "jump"}, label2id={"run": 0, "jump": 1})
     model_class(config).save_pretrained(folder)
     UMTVideoProcessor.from_model_config(config, task).save_pretrained(folder)
+    if task == "classification" and "video_processor" not in inspect.signature(pipeline).parameters:
+        pytest.skip("this pipeline of Transformers takes no video processor")
     printed = run_example(folder, monkeypatch, capsys)
     assert "run" in printed and "jump" in printed
 

@@ -73,7 +73,9 @@ def takes_past_key_values(forward: Callable) -> Callable:
 
     @wraps(forward)
     def renamed(self: nn.Module, *args: Any, past_key_values: Cache | None = None, **kwargs: Any) -> Any:
-        return forward(self, *args, **kwargs | ({} if past_key_values is None else {"cache": past_key_values}))
+        if past_key_values is not None:
+            kwargs["cache"] = past_key_values
+        return forward(self, *args, **kwargs)
 
     return renamed
 
