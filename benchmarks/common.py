@@ -91,8 +91,13 @@ def run_interleaved(cases: Mapping[str, Callable[[], T]], repeats: int) -> dict[
     return measurements
 
 
-def run_in_new_process(module: str, job: Mapping[str, Any]) -> Any:
+def run_in_new_process(module: str, job: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Any:
     """Run a module of the benchmarks with a job as its only argument, in JSON, and read its last line.
+
+    Args:
+        module: Its name.
+        job: What it is to do.
+        environment: Variables beside those of this process.
 
     Raises:
         RuntimeError: If the process fails.
@@ -102,7 +107,7 @@ def run_in_new_process(module: str, job: Mapping[str, Any]) -> Any:
     process = subprocess.run(
         [sys.executable, "-m", module, json.dumps(job)],
         cwd=root,
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": path} | dict(environment or {}),
         capture_output=True,
         text=True,
     )

@@ -22,6 +22,7 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from .modeling.configuration_umt_video import UMTVideoConfig
 from .modeling.configuration_umt_video_text import UMTTextConfig, UMTVideoTextConfig
 from .modeling.modeling_umt_video import (
+    UMTVideoForActionDetection,
     UMTVideoForPreTraining,
     UMTVideoForVideoClassification,
     UMTVideoModel,
@@ -62,6 +63,7 @@ __all__ = [
     "UMTTextLMHeadModel",
     "UMTTextModel",
     "UMTVideoConfig",
+    "UMTVideoForActionDetection",
     "UMTVideoForPreTraining",
     "UMTVideoForVideoClassification",
     "UMTVideoModel",

@@ -100,23 +100,77 @@ def write_moving_shapes(
 
 
 @app.command(rich_help_panel=MODELS)
-def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="Released .pth file.", exists=True, dir_okay=False)],
-    name: Annotated[str, typer.Argument(help="Its name, for example umt-vit-b16 or umt-vit-l16-k400.")],
-    output: Annotated[Path | None, typer.Option(help="Folder to write; by default the name.")] = None,
+def zoo(
+    query: Annotated[
+        str | None, typer.Argument(help="A name, which is shown whole, or text to look for in names and data sets.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="pretraining, classification, detection, video_text_pretraining, retrieval or question_answering."
+        ),
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="b16 or l16.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the entries as JSON.")] = False,
 ) -> None:
-    """Convert a released checkpoint to a folder that `AutoModel.from_pretrained` loads."""
-    from .modeling.convert_umt_checkpoint import build_published_config, convert_checkpoint
-    from .processing.video_processing_umt_video import UMTVideoProcessor
+    """List the released checkpoints, with their published figures."""
+    from rich.console import Console
 
-    output = output or Path(name)
-    try:
-        config, _ = build_published_config(name)
-        report = convert_checkpoint(checkpoint, name, None, output)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    UMTVideoProcessor.from_model_config(config).save_pretrained(output)
-    typer.echo(f"Wrote {output}: {report}")
+    from .hub_cards.zoo import build_entry_table, build_zoo_table, filter_zoo, find_entry, load_zoo
+
+    is_name = query in load_zoo()
+    with report_mistakes():
+        entries = [find_entry(query)] if is_name else filter_zoo(task, size, query)
+        if query is not None and not entries and task is size is None:
+            find_entry(query)
+    if as_json:
+        found = [entry.to_dict() for entry in entries]
+        typer.echo(json.dumps(found[0] if is_name else found))
+    elif is_name:
+        Console().print(build_entry_table(entries[0]))
+    else:
+        Console().print(build_zoo_table(entries))
+    if not entries:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=MODELS)
+def convert(
+    checkpoint: Annotated[str, typer.Argument(help="Name from `umt-hf zoo`, which is downloaded, or a .pth file.")],
+    name: Annotated[str | None, typer.Argument(help="What a file is; by default what its own name says.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write; by default the name.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit to download; by default the zoo's.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of a BERT, or vocab.txt, for models with text.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Names of the classes: JSON, CSV or text.", exists=True)] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Size of the largest weight file.")] = "5GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Make a verified folder out of a released checkpoint: weights, processor and model card."""
+    from .hub_cards.conversion import convert_released_checkpoint
+
+    options = {"revision": revision, "tokenizer": tokenizer, "labels": labels, "max_shard_size": max_shard_size}
+    with report_mistakes():
+        found = convert_released_checkpoint(checkpoint, name, output, overwrite=overwrite, **options)
+    typer.echo(json.dumps(asdict(found)) if as_json else found.format())
+
+
+@app.command(rich_help_panel=MODELS)
+def card(
+    folder: Annotated[Path, typer.Argument(help="Finished folder: a run's, or a converted one.", exists=True)],
+    repo_id: Annotated[str | None, typer.Option(help="Where it is, or will be, on the Hub: name/model.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print metadata and headings as JSON.")] = False,
+) -> None:
+    """Write the model card of a folder, README.md, from what the folder tells of itself."""
+    from .hub_cards.card import describe_card, write_model_card
+
+    with report_mistakes():
+        path = write_model_card(folder, repo_id=repo_id)
+    typer.echo(json.dumps(describe_card(path)) if as_json else f"Wrote {path}")
 
 
 @app.command(rich_help_panel=HUB)
@@ -134,9 +188,8 @@ def push(
     from .hub_cards.publishing import PublishingError, push_folder
 
     try:
-        url = push_folder(folder, repo, private=private or None, revision=revision, with_code=not no_code)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        with report_mistakes():
+            url = push_folder(folder, repo, private=private or None, revision=revision, with_code=not no_code)
     except PublishingError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error

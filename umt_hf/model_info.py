@@ -191,6 +191,7 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
     model_class = find_model_class(config, str(model))
     with torch.device("meta"):
         network = model_class(config).eval().requires_grad_(False)
+    network.to("meta")  # the position table too, which PyTorch before 2.7 leaves behind
     vision_config = getattr(config, "vision_config", config)
     processor = _load_processor(folder)
     num_frames, height, width = _find_clip_shape(processor, vision_config)

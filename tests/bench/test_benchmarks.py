@@ -190,7 +190,7 @@ def test_features_write_a_row_for_each_length_and_way(tmp_path, monkeypatch):
     peaks = iter([0, 1, 0, 2, 0, 3, 0, 4])
     monkeypatch.setattr(extraction, "read_peak_resident_memory", lambda: next(peaks) * 2**20)
     monkeypatch.setattr(
-        extraction, "run_in_new_process", lambda _, job: extraction.run_job(extraction.ExtractionJob(**job))
+        extraction, "run_in_new_process", lambda _, job, __: extraction.run_job(extraction.ExtractionJob(**job))
     )
     sizes = ["--minutes", "0.05", "0.1", "--repeats", "1", "--batch_size", "1"]
     report = read_report(features.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "features")

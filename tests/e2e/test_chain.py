@@ -7,8 +7,10 @@ from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoPro
 from typer.testing import CliRunner
 
 from tests.e2e.test_stage2 import TINY as STAGE_2
+from tests.unit.test_model_cards import lint
 from umt_hf import UMTVideoModel
 from umt_hf.cli import app
+from umt_hf.hub_cards.card import write_model_card
 from umt_hf.training import (
     evaluate_question_answering,
     evaluate_retrieval,
@@ -85,7 +87,7 @@ def test_from_pixels_to_answers(flags, shapes, teacher, tmp_path):
     )
     evaluation = {"data": shapes / "test_captions.json", "multiple_videos_per_text": "true", "top_k": 3}
     for name in ("video_text", "retrieval"):
-        output = tmp_path / f"report_{name}"
+        output = tmp_path / name / "test"
         evaluate_retrieval.main(to_flags({**evaluation, "model_name_or_path": tmp_path / name, "output_dir": output}))
         report = json.loads((output / "report.json").read_text())
         assert 0 <= report["metrics"]["reranked_text_to_video_r1"] <= 1 and report["num_videos"] == 6
@@ -114,6 +116,12 @@ def test_from_pixels_to_answers(flags, shapes, teacher, tmp_path):
     stage_1 = UMTVideoModel.from_pretrained(tmp_path / "student").state_dict()
     assert reference.keys() == stage_1.keys()
     assert any(not torch.equal(reference[name], stage_1[name]) for name in reference)  # stage 2 trained the ViT
+
+    for name in ("student", "video_text", "retrieval", "answers"):
+        card = write_model_card(tmp_path / name).read_text()
+        assert lint(card) == [] and str(tmp_path) not in card
+        assert ("](losses.png)" in card) == (name in ("student", "video_text"))  # the others are too short to log one
+        assert ("| text to video R@1, re-ranked |" in card) == (name in ("video_text", "retrieval"))
 
     runner, index = CliRunner(), str(tmp_path / "index")
     result = runner.invoke(

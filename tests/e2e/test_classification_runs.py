@@ -149,7 +149,7 @@ def test_attentive_probe_trains_its_head_alone_and_is_tested_from_its_folder(
     views = UMTVideoProcessor.from_pretrained(tmp_path / "run")(video, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = trainers[0].model.eval()(views).logits
-        assert torch.equal(model(views).logits, expected)
+        torch.testing.assert_close(model(views).logits, expected)
         # The mean of the tokens would give another answer.
         outputs = model.vision_model(views)
         assert (model.classifier(model.fc_norm(outputs.pooler_output)) - expected).abs().max() > 1e-2

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -178,24 +177,3 @@ def test_precision_is_one_of_the_settings(model, videos, tmp_path, monkeypatch):
 def clean(output: str) -> str:
     """Undo the box and the line breaks of a usage error."""
     return re.sub(r"[\s│]+", " ", output)
-
-
-def test_commands_of_the_guide_run(model, videos, tmp_path, monkeypatch, capsys):
-    """Every `umt-hf` line of docs/features.md, and its Python."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(model, tmp_path / "outputs" / "stage1")
-    shutil.copy(sorted(videos.glob("*.mp4"))[0], videos / "talk.mp4")
-    text = (ROOT / "docs" / "features.md").read_text().replace("\\\n", "")
-    commands = [line.removeprefix("umt-hf features ") for line in text.splitlines() if line.startswith("umt-hf ")]
-    assert len(commands) >= 3
-    for command in commands:
-        run(*shlex.split(command))
-    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(snippets) >= 3
-    printed = []
-    for code in snippets:
-        exec(code, {})
-        printed.append(capsys.readouterr().out)
-    assert printed[0].startswith("0.00 to ") and "(16,)" in printed[0]
-    assert str(videos) in printed[1] and "(16,)" in printed[1]
-    assert re.fullmatch(r"\(\d+, 16\) \d+\.\d+\n", printed[2])

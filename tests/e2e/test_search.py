@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -203,18 +202,3 @@ def test_two_processes_equal_one(model, videos, tmp_path):
     assert_same_vectors(tmp_path / "one", tmp_path / "two")
     skipped = [(tmp_path / name / "skipped.json").read_text() for name in ("one", "two")]
     assert skipped[0] == skipped[1]
-
-
-def test_commands_of_the_guide_run(model, videos, tmp_path, monkeypatch):
-    """Every `umt-hf` line of docs/search.md, and its Python."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "outputs").mkdir()
-    shutil.copytree(model, tmp_path / "outputs" / "retrieval")
-    shutil.copytree(videos, tmp_path / "more_videos")
-    text = (ROOT / "docs" / "search.md").read_text()
-    commands = [line.removeprefix("umt-hf ") for line in text.splitlines() if line.startswith("umt-hf ")]
-    assert len(commands) >= 4
-    for command in commands:
-        run(*shlex.split(command), "--num-workers", "0") if command.startswith("embed") else run(*shlex.split(command))
-    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(code, {})

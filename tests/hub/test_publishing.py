@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForVideoClassification, AutoModelForVisualQuestionAnswering, AutoProcessor
@@ -166,6 +166,18 @@ def test_what_belongs_to_the_run_stays_here(hub, folders, tmp_path):
     files = set(hub.list_files("me/model"))
     assert kept.keys() | {"run.yaml", "model.safetensors", "video_preprocessor_config.json"} <= files
     assert not files & excluded and "*.bin" in EXCLUDED
+
+
+def test_a_folder_without_a_card_gets_one_on_the_hub_alone(hub, folders, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(folders["stage1"], folder)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.5}\n{"step": 2, "loss": 1.0}\n')
+    before = read_files(folder)
+    push_folder(folder, "me/model")
+    card = ModelCard(hub.read_file("me/model", "README.md").decode())
+    assert card.data.model_name == "model" and 'from_pretrained("me/model"' in card.text
+    assert "losses.png" in card.text and hub.read_file("me/model", "losses.png").startswith(b"\x89PNG")
+    assert read_files(folder) == before
 
 
 def test_old_weights_do_not_outlive_an_update(hub, folders, tmp_path):

@@ -11,7 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from umt_hf import UMTVideoConfig, UMTVideoForPreTraining, UMTVideoForVideoClassification, UMTVideoModel
+from umt_hf import (
+    UMTVideoConfig,
+    UMTVideoForActionDetection,
+    UMTVideoForPreTraining,
+    UMTVideoForVideoClassification,
+    UMTVideoModel,
+)
 
 from .transformers_sdist import import_common_tests
 
@@ -110,7 +116,7 @@ class CommonTests(modeling_tests.ModelTesterMixin, training_tests.TrainingTester
         _, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         inputs = {name: values[:batch_size] for name, values in inputs.items()}
         batch = self._prepare_for_class(inputs, self._get_trainable_model_class(), return_labels=True)
-        if "labels" in batch:
+        if "labels" in batch and batch["labels"].ndim == 1:
             batch["labels"] = torch.arange(batch_size)
         return batch
 
@@ -139,3 +145,35 @@ class UMTVideoForPreTrainingTest(CommonTests, unittest.TestCase):
         if "bool_masked_pos" in inputs:  # set by the tests that compare attention implementations
             del more["visible_indices"]
         return inputs | {name: value.to(inputs["pixel_values"].device) for name, value in more.items()}
+
+
+class UMTVideoForActionDetectionTester(UMTVideoModelTester):
+    """The same with boxes, one of which is padding."""
+
+    sequence_classification_class = None
+    num_boxes = 3
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[UMTVideoConfig, dict[str, torch.Tensor]]:
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        corners = modeling_tests.floats_tensor([self.batch_size, self.num_boxes, 2, 2], scale=self.image_size / 2)
+        boxes = torch.cat([corners[:, :, 0], corners.sum(dim=2)], dim=-1)
+        mask = torch.ones(self.batch_size, self.num_boxes, dtype=torch.bool, device=boxes.device)
+        mask[0, -1] = False
+        return config, {**inputs, "boxes": boxes, "boxes_mask": mask}
+
+
+class UMTVideoForActionDetectionTest(CommonTests, unittest.TestCase):
+    model_tester_class = UMTVideoForActionDetectionTester
+    all_model_classes = (UMTVideoForActionDetection,)
+    additional_model_inputs = ["boxes"]
+
+    def _prepare_for_class(
+        self, inputs_dict: dict[str, Any], model_class: type, return_labels: bool = False
+    ) -> dict[str, Any]:
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        if return_labels:
+            boxes = inputs["boxes"]
+            inputs["labels"] = F.one_hot(torch.arange(boxes.shape[1], device=boxes.device) % 2, 2).expand(
+                len(boxes), -1, -1
+            )
+        return inputs

@@ -1,1 +1,1 @@
-"""The Hub: released checkpoints, model cards, publishing."""
+"""The Hub: released checkpoints and their conversion, model cards, publishing."""

@@ -25,7 +25,7 @@ import umt_hf.modeling
 
 logger = logging.getLogger(__name__)
 
-MODEL_TYPES = ("umt_video", "umt_video_text", "umt_text")
+MODEL_TYPES = ("umt_video", "umt_video_text")
 # Not part of a model: the state of a run, its logs, what was half written, and whatever is a pickle.
 EXCLUDED = (
     "training_state",
@@ -50,6 +50,7 @@ EXCLUDED = (
 )
 SECRETS = ("training_args.bin",)  # may hold the token
 TEXT_SUFFIXES = (".json", ".jsonl", ".md", ".py", ".txt", ".yaml")
+CARD_FILE = "README.md"
 MAX_ATTEMPTS = 5
 RETRY_SECONDS = 2.0
 
@@ -71,6 +72,8 @@ def push_folder(
     max_attempts: int = MAX_ATTEMPTS,
 ) -> str:
     """Publish a model folder with its processor, recipe, metrics and card; the folder itself stays as it is.
+
+    A folder without `README.md` gets a model card on the Hub, as `umt-hf card` writes it.
 
     Args:
         folder: A finished folder of any architecture of this package. Checkpoints, optimizer state and logs in it
@@ -96,6 +99,8 @@ def push_folder(
     check_model_folder(folder)
     check_destination(repo_id, token)
     files: dict[str, Path | bytes] = dict(list_model_files(folder))
+    if CARD_FILE not in files:
+        files |= build_card_files(folder, repo_id)
     if with_code:
         files |= build_remote_code(folder)
     for name, checkpoint in (checkpoints or {}).items():
@@ -168,6 +173,29 @@ def list_model_files(folder: Path) -> Iterator[tuple[str, Path]]:
 def is_excluded(name: str) -> bool:
     """Whether files and folders of that name stay here."""
     return any(fnmatch(name, pattern) for pattern in EXCLUDED)
+
+
+def build_card_files(folder: Path, repo_id: str) -> dict[str, bytes]:
+    """The model card of a folder that has none, and its picture; nothing is written to the folder.
+
+    Args:
+        folder: Model folder.
+        repo_id: Where it goes.
+
+    Returns:
+        Path in the repository -> content.
+    """
+    from .card import LOSS_PICTURE, write_model_card  # here, since it imports `training`, which pushes its runs
+
+    with TemporaryDirectory() as directory:
+        mirror = Path(directory) / repo_id.rsplit("/", 1)[-1]
+        mirror.mkdir()
+        for path in folder.resolve().iterdir():
+            if path.name != LOSS_PICTURE:
+                (mirror / path.name).symlink_to(path, path.is_dir())
+        write_model_card(mirror, repo_id=repo_id if "/" in repo_id else None)
+        written = [mirror / name for name in (CARD_FILE, LOSS_PICTURE)]
+        return {path.name: path.read_bytes() for path in written if path.is_file()}
 
 
 def build_remote_code(folder: Path) -> dict[str, bytes]:

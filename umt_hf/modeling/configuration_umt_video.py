@@ -13,7 +13,7 @@ class UMTVideoConfig(PreTrainedConfig):
 
     The defaults are UMT ViT-B/16 as pre-trained on 8 frames of 224 x 224 pixels with CLIP ViT-B/16 as teacher.
 
-    Args:
+    Attributes:
         image_size: Side of the square input the model is trained on, in pixels. Other sizes run too.
         patch_size: Side of a square patch, in pixels.
         num_channels: Colour channels of a frame.

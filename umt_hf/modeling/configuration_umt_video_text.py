@@ -24,7 +24,7 @@ class UMTTextConfig(PreTrainedConfig):
     The defaults are BERT base with three fusion layers, as in the B/16 models; the L/16 models are BERT large with
     `fusion_layer=19`.
 
-    Args:
+    Attributes:
         vocab_size: Word pieces.
         hidden_size: Width of the tower.
         num_hidden_layers: Transformer layers, text and fusion layers together.
@@ -96,7 +96,7 @@ class UMTTextConfig(PreTrainedConfig):
 class UMTVideoTextConfig(PreTrainedConfig):
     """Configuration of [`UMTVideoTextModel`] and its heads: a video encoder, a text tower and how they are trained.
 
-    Args:
+    Attributes:
         vision_config: [`UMTVideoConfig`], or its fields; fields left out are those of B/16 on 4 frames with a position
             table computed for each input, which is what every published video-text model has.
         text_config: [`UMTTextConfig`] or its fields.

@@ -5,6 +5,8 @@ import argparse
 import os
 import pickle
 import re
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +14,11 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from .ava_labels import AVA_LABELS
 from .configuration_umt_video import UMTVideoConfig
 from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTTextConfig, UMTVideoTextConfig
 from .modeling_umt_video import (
+    UMTVideoForActionDetection,
     UMTVideoForPreTraining,
     UMTVideoForVideoClassification,
     compute_sinusoid_table,
@@ -34,6 +38,7 @@ VIDEO_TEXT_CLASSES: dict[str, type[PreTrainedModel]] = {
 TASK_CLASSES: dict[str, type[PreTrainedModel]] = {
     "pretraining": UMTVideoForPreTraining,
     "classification": UMTVideoForVideoClassification,
+    "detection": UMTVideoForActionDetection,
     **VIDEO_TEXT_CLASSES,
 }
 
@@ -148,7 +153,7 @@ def build_published_config(name: str) -> tuple[UMTVideoConfig | UMTVideoTextConf
 
     Args:
         name: `umt-vit-{b16,l16}` (stage 1), or with `-{k400,k600,k700,k710,mit,ssv2}` (fine-tuned) and then `-f16`
-            (16 frames) or `-384` (pixels). With `-{5m,17m,25m}` stage 2, then with
+            (16 frames) or `-384` (pixels), or with `-ava` (action detection). With `-{5m,17m,25m}` stage 2, then with
             `-{msrvtt,didemo,anet,lsmdc,msvd,ssv2-label,ssv2-template}` retrieval, and with `-{msrvtt,anet,msvd}-qa`
             question answering.
 
@@ -160,11 +165,14 @@ def build_published_config(name: str) -> tuple[UMTVideoConfig | UMTVideoTextConf
     """
     if match := re.fullmatch(rf"umt-vit-(b16|l16)-(?:{'|'.join(CORPORA)})(?:-(.+))?", name):
         return _build_video_text_config(name, *match.groups())
+    if match := re.fullmatch(r"umt-vit-(b16|l16)-ava", name):
+        fields = {**ARCHITECTURES[match[1]], **TEACHERS[match[1]]}
+        return UMTVideoConfig(**fields, **build_label_maps(AVA_LABELS)), "detection"
     match = re.fullmatch(rf"umt-vit-(b16|l16)(?:-({'|'.join(LABEL_COUNTS)})(-f16)?(-384)?)?", name)
     if match is None:
         raise ValueError(
             f"Unknown checkpoint name {name!r}; expected umt-vit-b16 or umt-vit-l16, alone, "
-            f"with -{{{','.join(LABEL_COUNTS)}}} and then -f16 or -384, "
+            f"with -{{{','.join(LABEL_COUNTS)}}} and then -f16 or -384, with -ava, "
             f"or with -{{{','.join(CORPORA)}}} and then a data set."
         )
     size, labels, long_clip, large_image = match.groups()
@@ -179,6 +187,11 @@ def build_published_config(name: str) -> tuple[UMTVideoConfig | UMTVideoTextConf
         use_final_norm=False,
     )
     return config, "classification"
+
+
+def build_label_maps(names: Sequence[str]) -> dict[str, dict]:
+    """Names of the classes as fields of a configuration: `id2label` and `label2id`."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
 def _build_video_text_config(name: str, size: str, data_set: str | None) -> tuple[UMTVideoTextConfig, str]:
@@ -209,7 +222,8 @@ def convert_state_dict(
     Args:
         state_dict: Published names -> tensors.
         config: Configuration of the model they belong to.
-        task: "pretraining", "classification", "video_text_pretraining", "retrieval" or "question_answering".
+        task: "pretraining", "classification", "detection", "video_text_pretraining", "retrieval" or
+            "question_answering".
         report: Filled with what became of each tensor.
 
     Returns:
@@ -247,6 +261,7 @@ def convert_checkpoint(
     config: UMTVideoConfig | UMTVideoTextConfig | str,
     task: str | None,
     output_dir: str | os.PathLike,
+    max_shard_size: str = "5GB",
 ) -> ConversionReport:
     """Convert a released `.pth` file to a folder that `from_pretrained` loads.
 
@@ -255,6 +270,7 @@ def convert_checkpoint(
         config: Configuration, or our name of the checkpoint (see `build_published_config`).
         task: As for `convert_state_dict`; `None` with a name takes the name's own.
         output_dir: Folder to write, with safetensors weights and `config.json`.
+        max_shard_size: Size of the largest weight file; larger models are split.
 
     Returns:
         What became of each tensor.
@@ -267,13 +283,27 @@ def convert_checkpoint(
         task = task or named_task
     report = ConversionReport()
     converted = convert_state_dict(load_published_state_dict(path), config, task or "", report)
-    model = TASK_CLASSES[task].from_pretrained(None, config=config, state_dict=converted)
-    model.save_pretrained(output_dir)
+    load_converted_model(converted, config, task).save_pretrained(output_dir, max_shard_size=max_shard_size)
     return report
 
 
+def load_converted_model(
+    converted: dict[str, torch.Tensor], config: UMTVideoConfig | UMTVideoTextConfig, task: str
+) -> PreTrainedModel:
+    """The model that holds the tensors themselves, uncopied, in their precision; in float32 if they have several.
+
+    Args:
+        converted: From `convert_state_dict`.
+        config: Configuration of the model.
+        task: As for `convert_state_dict`.
+    """
+    precisions = {tensor.dtype for tensor in converted.values() if tensor.is_floating_point()}
+    dtype = precisions.pop() if len(precisions) == 1 else torch.float32
+    return TASK_CLASSES[task].from_pretrained(None, config=config, state_dict=converted, dtype=dtype)
+
+
 def load_published_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Read a published `.pth` file: the dict under `model`, else under `module`, else the file itself.
+    """Map a published `.pth` file into memory: the dict under `model`, else under `module`, else the file itself.
 
     Raises:
         ValueError: If there are other things than tensors in it.
@@ -281,7 +311,9 @@ def load_published_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor
     try:
         # Training scripts keep their parsed arguments beside the weights: attributes alone, no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # Files of PyTorch before 1.6 are no archives, and are read whole.
+            is_mapped = zipfile.is_zipfile(path)
+            content = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=is_mapped)
     except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
@@ -475,5 +507,7 @@ __all__ = [
     "convert_checkpoint",
     "convert_state_dict",
     "load_bert_tower",
+    "load_converted_model",
+    "load_published_state_dict",
     "load_video_tower",
 ]

@@ -1,7 +1,7 @@
 # Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
 """The UMT video encoder, a ViT with joint space-time attention that can run on a subset of its tokens, and its heads.
 
-Legend: B batch, T frames, N tokens, V visible tokens, D width, K aligned layers, C teacher channels.
+Legend: B batch, T frames, N tokens, V visible tokens, D width, K aligned layers, C teacher channels, M boxes a clip.
 """
 
 import copy
@@ -18,13 +18,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, is_torchvision_available, requires_backends
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_umt_video import UMTVideoConfig
 from .losses_umt_video_text import normalize_features, uta_loss
 from .masking_umt_video import compute_visible_indices
+
+if is_torchvision_available():
+    from torchvision.ops import roi_align
+
+ROI_SIZE = 7  # rows and columns of the grid that a box is read on, as published
 
 
 @dataclass
@@ -56,6 +61,23 @@ class UMTVideoForPreTrainingOutput(ModelOutput):
 
     loss: torch.Tensor | None = None
     aligned_features: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class UMTVideoForActionDetectionOutput(ModelOutput):
+    """Output of [`UMTVideoForActionDetection`].
+
+    Args:
+        loss: Multi-label loss, when `labels` are given.
+        logits: One row a box, `(B, M, num_labels)`; 0 where there is no box. `sigmoid` gives probabilities.
+        hidden_states: Embeddings and every layer's output before the final norm, when asked for.
+        attentions: Attention probabilities of every layer, when asked for.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -611,7 +633,116 @@ class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
         )
 
 
+class UMTVideoForActionDetection(UMTVideoPreTrainedModel):
+    """UMT encoder that tells, for each given box of the key frame, which actions go on in it.
+
+    The boxes are an input: they come from a person detector, or from the annotations. Tokens are averaged over time to
+    a map, RoIAlign reads each box of it on a grid, and a linear head sees the maximum over the grid.
+
+    The head needs the norm on tokens, which a classifier's folder lacks (its `fc_norm` comes after pooling and is not
+    mapped, as published): from there `norm` and `classifier` start fresh, from a stage-1 folder `classifier` alone.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"alignment_heads\.", r"fc_norm\."]
+
+    def __init__(self, config: UMTVideoConfig):
+        requires_backends(self, ["torchvision"])
+        if not config.use_final_norm:
+            config = copy.deepcopy(config)
+            config.use_final_norm = True
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vision_model = UMTVideoModel(config)
+        self.classifier = UMTVideoClassifier(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        boxes: torch.Tensor,
+        boxes_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> UMTVideoForActionDetectionOutput:
+        """Score the actions of each box.
+
+        Args:
+            pixel_values: Normalised video `(B, T, channels, height, width)`, the key frame in the middle.
+            boxes: `(B, M, 4)` as x1, y1, x2, y2 in pixels of `pixel_values`; what lies outside is not seen.
+            boxes_mask: Boolean `(B, M)`, `True` = a box, `False` = padding; by default all are boxes.
+            labels: Targets in [0, 1], `(B, M, num_labels)`; several may be 1.
+            **kwargs: As for [`UMTVideoModel`].
+
+        Returns:
+            [`UMTVideoForActionDetectionOutput`]. The loss is the binary cross entropy, averaged over the classes and
+            summed over the boxes of the batch, as published.
+
+        Raises:
+            ValueError: If the shape of boxes, mask or labels does not fit.
+
+        Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4 (action detection on AVA).
+        """
+        self._check_boxes(pixel_values, boxes, boxes_mask, labels)
+        outputs = self.vision_model(pixel_values, **kwargs)
+        grid = self.vision_model.embeddings.patch_embeddings.compute_grid(pixel_values)
+        feature_map = outputs.last_hidden_state.unflatten(1, grid).mean(dim=1).permute(0, 3, 1, 2)
+        if boxes_mask is not None:
+            boxes = boxes.masked_fill(~boxes_mask.bool()[..., None], 0)
+        pooled = pool_boxes(feature_map, boxes, 1 / self.config.patch_size)
+        logits = self.classifier(pooled.to(self.classifier.weight.dtype))
+        if boxes_mask is not None:
+            logits = logits.masked_fill(~boxes_mask.bool()[..., None], 0)
+        loss = None
+        if labels is not None:
+            losses = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").mean(dim=-1)
+            loss = (losses if boxes_mask is None else losses.masked_fill(~boxes_mask.bool(), 0)).sum()
+        return UMTVideoForActionDetectionOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def _check_boxes(
+        self,
+        pixel_values: torch.Tensor,
+        boxes: torch.Tensor,
+        boxes_mask: torch.Tensor | None,
+        labels: torch.Tensor | None,
+    ) -> None:
+        batch = pixel_values.shape[0]
+        if boxes.ndim != 3 or boxes.shape[0] != batch or boxes.shape[2] != 4:
+            raise ValueError(
+                f"boxes must be ({batch}, boxes of a clip, 4) as x1, y1, x2, y2, got {tuple(boxes.shape)}."
+            )
+        for name, tensor, wanted in (
+            ("boxes_mask", boxes_mask, tuple(boxes.shape[:2])),
+            ("labels", labels, (*boxes.shape[:2], self.num_labels)),
+        ):
+            if tensor is not None and tuple(tensor.shape) != wanted:
+                raise ValueError(f"{name} must be {wanted}, got {tuple(tensor.shape)}.")
+
+
+def pool_boxes(feature_map: torch.Tensor, boxes: torch.Tensor, scale: float) -> torch.Tensor:
+    """Largest value of each channel among the points that RoIAlign reads in a box.
+
+    Args:
+        feature_map: `(B, D, rows, columns)`.
+        boxes: `(B, M, 4)` as x1, y1, x2, y2.
+        scale: Cells of the map a unit of the boxes.
+
+    Returns:
+        `(B, M, D)`, float32.
+
+    Source: He et al., "Mask R-CNN", ICCV 2017; 7 x 7 points, adaptive sampling and no half-pixel shift, as published.
+    """
+    # In float32: RoIAlign has no bfloat16 kernel, and coordinates need the precision.
+    pooled = roi_align(
+        feature_map.float(), list(boxes.float()), ROI_SIZE, spatial_scale=scale, sampling_ratio=0, aligned=False
+    )
+    return pooled.amax(dim=(2, 3)).unflatten(0, boxes.shape[:2])
+
+
 __all__ = [
+    "UMTVideoForActionDetection",
     "UMTVideoForPreTraining",
     "UMTVideoForVideoClassification",
     "UMTVideoModel",

@@ -7,7 +7,7 @@ width, S tokens of a question, A answers of all questions.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
@@ -60,6 +61,23 @@ from .modeling_umt_video import (
 )
 
 logger = logging.get_logger(__name__)
+
+# What Transformers calls the keys and values of earlier tokens, in arguments and outputs: `cache` from 5.24 on.
+CACHE_NAME = "cache" if "cache" in CausalLMOutputWithCrossAttentions.__dataclass_fields__ else "past_key_values"
+
+
+def takes_past_key_values(forward: Callable) -> Callable:
+    """Let a `forward` that takes `cache` also take it as `past_key_values`, its name before Transformers 5.24."""
+    if CACHE_NAME == "cache":
+        return deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")(forward)
+
+    @wraps(forward)
+    def renamed(self: nn.Module, *args: Any, past_key_values: Cache | None = None, **kwargs: Any) -> Any:
+        if past_key_values is not None:
+            kwargs["cache"] = past_key_values
+        return forward(self, *args, **kwargs)
+
+    return renamed
 
 
 @dataclass
@@ -205,15 +223,15 @@ class UMTTextSelfAttention(UMTTextAttention):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         key = self.split_heads(self.k_proj(hidden_states))
         value = self.split_heads(self.v_proj(hidden_states))
-        if past_key_values is not None:
-            if isinstance(past_key_values, EncoderDecoderCache):
-                past_key_values = past_key_values.self_attention_cache
-            key, value = past_key_values.update(key, value, self.layer_index)
+        if cache is not None:
+            if isinstance(cache, EncoderDecoderCache):
+                cache = cache.self_attention_cache
+            key, value = cache.update(key, value, self.layer_index)
         return self.attend(hidden_states, key, value, attention_mask, self.config._attn_implementation, **kwargs)
 
 
@@ -228,10 +246,10 @@ class UMTTextCrossAttention(UMTTextAttention):
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        key, value = self._project_once(encoder_hidden_states, past_key_values)
+        key, value = self._project_once(encoder_hidden_states, cache)
         implementation = self.config._attn_implementation
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             # A mask of two dimensions is what FlashAttention gets, and Transformers takes it for the queries' mask as
@@ -240,18 +258,18 @@ class UMTTextCrossAttention(UMTTextAttention):
         return self.attend(hidden_states, key, value, attention_mask, implementation, **kwargs)
 
     def _project_once(
-        self, encoder_hidden_states: torch.Tensor, past_key_values: Cache | None
+        self, encoder_hidden_states: torch.Tensor, cache: Cache | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the other sequence, which stay the same from one generated token to the next."""
-        is_cached = isinstance(past_key_values, EncoderDecoderCache)
-        if is_cached and past_key_values.is_updated.get(self.layer_index):
-            layer = past_key_values.cross_attention_cache.layers[self.layer_index]
+        is_cached = isinstance(cache, EncoderDecoderCache)
+        if is_cached and cache.is_updated.get(self.layer_index):
+            layer = cache.cross_attention_cache.layers[self.layer_index]
             return layer.keys, layer.values
         key = self.split_heads(self.k_proj(encoder_hidden_states))
         value = self.split_heads(self.v_proj(encoder_hidden_states))
         if is_cached:
-            key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_index)
-            past_key_values.is_updated[self.layer_index] = True
+            key, value = cache.cross_attention_cache.update(key, value, self.layer_index)
+            cache.is_updated[self.layer_index] = True
         return key, value
 
 
@@ -276,14 +294,14 @@ class UMTTextLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        output, _ = self.attention(hidden_states, attention_mask, past_key_values, **kwargs)
+        output, _ = self.attention(hidden_states, attention_mask, cache, **kwargs)
         hidden_states = self.attention_norm(hidden_states + self.dropout(output))
         if self.cross_attention is not None:
             output, _ = self.cross_attention(
-                hidden_states, encoder_hidden_states, encoder_attention_mask, past_key_values, **kwargs
+                hidden_states, encoder_hidden_states, encoder_attention_mask, cache, **kwargs
             )
             hidden_states = self.cross_attention_norm(hidden_states + self.dropout(output))
         return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
@@ -342,6 +360,7 @@ class UMTTextModel(UMTTextPreTrainedModel):
         """Replace the table of word embeddings."""
         self.embeddings.word_embeddings = value
 
+    @takes_past_key_values
     @capture_outputs
     def forward(
         self,
@@ -352,7 +371,7 @@ class UMTTextModel(UMTTextPreTrainedModel):
         encoder_attention_mask: torch.Tensor | None = None,
         mode: Literal["text", "fusion", "multi_modal"] = "text",
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
@@ -367,7 +386,7 @@ class UMTTextModel(UMTTextPreTrainedModel):
             encoder_attention_mask: 1 at its tokens and 0 at its padding, `(B, V)`; by default it has no padding.
             mode: "text" runs the layers below `fusion_layer`, "fusion" the others on given states, "multi_modal" all.
             position_ids: Places of the tokens `(B, L)`; by default counted from each text's first token.
-            past_key_values: Keys and values of earlier tokens, in a decoder.
+            cache: Keys and values of earlier tokens, in a decoder.
             use_cache: Whether a decoder returns keys and values; by default as configured.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
 
@@ -387,18 +406,20 @@ class UMTTextModel(UMTTextPreTrainedModel):
         if mode != "text" and encoder_hidden_states is None:
             raise ValueError(f"mode={mode!r} needs encoder_hidden_states, the tokens that its layers attend to.")
         use_cache = self.config.is_decoder and (self.config.use_cache if use_cache is None else use_cache)
-        if use_cache and past_key_values is None:
-            past_key_values = build_cache(self.config)
+        if self.gradient_checkpointing and self.training:
+            use_cache, cache = False, None  # a layer that runs twice would add its keys twice
+        if use_cache and cache is None:
+            cache = build_cache(self.config)
 
         hidden_states = inputs_embeds
         if mode != "fusion":
             words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-            past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+            past_length = cache.get_seq_length() if cache is not None else 0
             if position_ids is None:
                 position_ids = self._compute_position_ids(attention_mask, past_length, words)
             hidden_states = self.embeddings(words, position_ids)
         self_mask, cross_mask = self._build_masks(
-            hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, past_key_values
+            hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, cache
         )
         for layer in layers:
             hidden_states = layer(
@@ -406,13 +427,13 @@ class UMTTextModel(UMTTextPreTrainedModel):
                 self_mask,
                 encoder_hidden_states,  # by position, for the reentrant kind of gradient checkpointing
                 cross_mask,
-                past_key_values=past_key_values,
+                cache=cache,
                 **kwargs,
             )
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=hidden_states,
             pooler_output=select_first_token(hidden_states, attention_mask),
-            past_key_values=past_key_values if use_cache else None,
+            **{CACHE_NAME: cache if use_cache else None},
         )
 
     def _select_layers(self, mode: str) -> nn.ModuleList:
@@ -444,7 +465,7 @@ class UMTTextModel(UMTTextPreTrainedModel):
         attention_mask: torch.Tensor | None,
         encoder_hidden_states: torch.Tensor | None,
         encoder_attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Padding masks in the form that the attention implementation takes, causal in a decoder."""
         if self.config.is_decoder:
@@ -452,7 +473,7 @@ class UMTTextModel(UMTTextPreTrainedModel):
                 config=self.config,
                 inputs_embeds=hidden_states,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
+                **{CACHE_NAME: cache},
             )
         else:
             self_mask = create_bidirectional_mask(
@@ -517,6 +538,7 @@ class UMTTextLMHeadModel(UMTTextPreTrainedModel, GenerationMixin):
         """Replace the map from states to words."""
         self.lm_head.decoder = new_embeddings
 
+    @takes_past_key_values
     @can_return_tuple
     def forward(
         self,
@@ -526,7 +548,7 @@ class UMTTextLMHeadModel(UMTTextPreTrainedModel, GenerationMixin):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int = 0,
@@ -541,7 +563,7 @@ class UMTTextLMHeadModel(UMTTextPreTrainedModel, GenerationMixin):
             encoder_hidden_states: What the layers attend to, `(B, S, encoder_width)`.
             encoder_attention_mask: 1 at its tokens and 0 at its padding, `(B, S)`.
             position_ids: As for [`UMTTextModel`].
-            past_key_values: Keys and values of earlier tokens.
+            cache: Keys and values of earlier tokens.
             use_cache: Whether to return keys and values.
             labels: `(B, L)` the tokens themselves, -100 where none is to be predicted; shifted inside.
             logits_to_keep: Compute the logits of that many last tokens alone; 0 = all.
@@ -558,7 +580,7 @@ class UMTTextLMHeadModel(UMTTextPreTrainedModel, GenerationMixin):
             encoder_attention_mask,
             mode="multi_modal",
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             **kwargs,
             return_dict=True,
@@ -572,7 +594,7 @@ class UMTTextLMHeadModel(UMTTextPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithCrossAttentions(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
@@ -631,7 +653,7 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         self.video_projection = nn.Linear(vision_config.hidden_size, config.projection_dim)
         self.text_projection = nn.Linear(text_config.hidden_size, config.projection_dim)
         # One element instead of a scalar, which FSDP2 cannot shard.
-        self.temperature = nn.Parameter(torch.full((1,), float(config.temperature_init_value)))
+        self.temperature = nn.Parameter(torch.full((1,), float(config.temperature_init_value), dtype=torch.float32))
         self.build_heads(config)
         self.post_init()
 
@@ -1227,8 +1249,8 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
         """
         states = self._encode_questions(pixel_values, input_ids, attention_mask)
         config = self.answer_decoder.config
-        if kwargs.get("use_cache", config.use_cache) and not {"past_key_values", "cache_implementation"} & set(kwargs):
-            kwargs["past_key_values"] = build_cache(config)
+        if kwargs.get("use_cache", config.use_cache) and not {CACHE_NAME, "cache_implementation"} & set(kwargs):
+            kwargs[CACHE_NAME] = build_cache(config)
         start = torch.full((states.shape[0], 1), config.cls_token_id, device=states.device)
         return self.answer_decoder.generate(
             start,

@@ -85,6 +85,41 @@ def sample_frame_indices(
     return random_law(num_video_frames, num_frames, generator)
 
 
+def compute_key_frame_offsets(
+    num_frames: int, strategy: Literal["dense", "segments"], *, frame_stride: int = 8, frame_span: int = 300
+) -> list[int]:
+    """Choose the frames of a clip around a key frame, as action detection takes them.
+
+    - `dense`: n neighbouring frames, `frame_stride` apart, with the key frame in their middle. With stride 8 this is
+      what the published code does when it is told to sample sparsely, as in its recipes.
+    - `segments`: the middle frame of each of n equal parts of the `frame_span` frames around the key frame. With 64 it
+      is what the published code does by default, with 300 what its authors describe as sparse.
+
+    Args:
+        num_frames: n, at least 1.
+        strategy: Name of the law.
+        frame_stride: Distance between the frames of a `dense` clip, in frames.
+        frame_span: Frames that `segments` spreads over.
+
+    Returns:
+        Distances from the key frame in frames, rising.
+
+    Raises:
+        ValueError: If the strategy has no clips around a key frame, or a number is below 1.
+
+    Source: the published data set for AVA; its two laws are swapped there.
+    """
+    if strategy not in ("dense", "segments"):
+        raise ValueError(f"Clips around a key frame are sampled by 'dense' or 'segments', got {strategy!r}.")
+    for name, number in (("num_frames", num_frames), ("frame_stride", frame_stride), ("frame_span", frame_span)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}.")
+    if strategy == "dense":
+        length = (num_frames - 1) * frame_stride + 1
+        return [frame_stride * i - (length + 1) // 2 for i in range(num_frames)]
+    return [i - frame_span // 2 for i in _segments_fixed(frame_span, num_frames, 1, 0)]
+
+
 def trim_num_frames(num_video_frames: int, video_fps: float | None, first_seconds: float) -> int:
     """Count the frames of a video's first seconds, to sample from these alone (DiDeMo: 30).
 

@@ -38,6 +38,8 @@ class UMTVideoProcessorKwargs(VideosKwargs, total=False):
             How frames are chosen: "uniform", "segments", "middle", "dense" or "fps"; see `sample_frame_indices`.
         frame_stride (`int`):
             Distance between the frames of a "dense" clip.
+        frame_span (`int`):
+            Frames around a key frame that a "segments" clip of action detection is spread over.
         num_clips (`int`):
             Clips taken from each video.
         first_seconds (`float`):
@@ -50,6 +52,7 @@ class UMTVideoProcessorKwargs(VideosKwargs, total=False):
 
     sampling_strategy: str | None
     frame_stride: int | None
+    frame_span: int | None
     num_clips: int | None
     first_seconds: float | None
     num_crops: int | None
@@ -101,6 +104,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
     num_frames = 8
     sampling_strategy = "uniform"
     frame_stride = 4
+    frame_span = None
     num_clips = 1
     first_seconds = None
     num_crops = 1
@@ -109,14 +113,17 @@ class UMTVideoProcessor(BaseVideoProcessor):
     model_input_names = ["pixel_values"]
 
     @classmethod
-    def from_model_config(cls, config: Any, **kwargs: Any) -> "UMTVideoProcessor":
+    def from_model_config(cls, config: Any, task: str | None = None, **kwargs: Any) -> "UMTVideoProcessor":
         """Processor that gives a model the frames and size it expects, prepared as its published evaluation does.
 
         Video encoders get a square cut from the middle; video-text models the whole frame, squeezed to a square by
-        bicubic interpolation, and the middle frame of each of `num_frames` equal parts.
+        bicubic interpolation, and the middle frame of each of `num_frames` equal parts. For detection the whole frame
+        keeps its shape, somewhat larger than in training (256 pixels for a model of 224), with a normalisation of its
+        own; clips are chosen around a key frame (see `compute_key_frame_offsets`).
 
         Args:
             config: A `UMTVideoConfig` or `UMTVideoTextConfig` (or another with `num_frames` and `image_size`).
+            task: "detection" for action detection; other tasks follow from the configuration.
             **kwargs: Other settings of the processor.
         """
         if hasattr(config, "vision_config"):
@@ -129,6 +136,17 @@ class UMTVideoProcessor(BaseVideoProcessor):
                 **kwargs,
             }
         side = config.image_size
+        if task == "detection":
+            kwargs = {
+                "size": {"shortest_edge": side * 8 // 7},
+                "do_center_crop": False,
+                "image_mean": [value / 255 for value in (122.7717, 115.9465, 102.9801)],
+                "image_std": [57.375 / 255] * 3,
+                "sampling_strategy": "dense",
+                "frame_stride": 8,
+                "frame_span": 300,
+                **kwargs,
+            }
         settings = {
             "num_frames": config.num_frames,
             "size": {"shortest_edge": side},

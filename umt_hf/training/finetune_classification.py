@@ -10,7 +10,6 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4, and the published f
 
 import json
 import logging
-import resource
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -35,16 +34,16 @@ from ..processing.video_processing_umt_video import UMTVideoProcessor
 from .arguments import describe, parse_config
 from .classification import classify_videos
 from .data.clips import build_generator
-from .data.sources import load_videos
+from .data.sources import get_source, load_videos
 from .finetuning import (
+    EncoderFinetuningArguments,
+    EncoderFinetuningTrainer,
     Evaluation,
-    FinetuningArguments,
-    FinetuningTrainer,
     TrainingClips,
     add_adapters,
     fine_tune,
+    log_peak_memory,
 )
-from .optimization import compute_learning_rate, scale_learning_rate
 from .trainer import count_videos
 
 logger = logging.getLogger(__name__)
@@ -101,28 +100,18 @@ class AugmentationArguments:
 
 
 @dataclass(kw_only=True)
-class ClassificationTrainingArguments(FinetuningArguments):
+class ClassificationTrainingArguments(EncoderFinetuningArguments):
     """`TrainingArguments` with the published optimizer, layer decay and schedule."""
 
-    learning_rate: float = describe(1e-4, "Peak rate, before scaling.")
-    min_learning_rate: float = describe(1e-6, "Last rate, before scaling.")
-    warmup_start_learning_rate: float = describe(1e-6, "First rate, before scaling.")
-    min_learning_rate_share: float = describe(0.0, "Not used here; see min_learning_rate.")
-    scale_learning_rate: bool = describe(False, "Multiply rates by clips a step / 256, as published.")
-    layer_decay: float = describe(0.75, "Factor between the rates of neighbouring layers in mode full; 1 = off.")
-    weight_decay: float = describe(0.05, "AdamW decay of matrices.")
     class_weighting: Literal["none", "balanced"] = describe(
         "none", "balanced = a class counts by the inverse of its number of training videos."
     )
     ema_decay: float = describe(0.0, "Decay of averaged weights, which are then tested and saved; 0 = off.")
-    dataloader_drop_last: bool = describe(False, "Leave out the last batch of an epoch if it is not full.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ema_decay and (self.load_best_model_at_end or self.deepspeed or self.fsdp):
             raise ValueError("ema_decay goes with neither load_best_model_at_end, DeepSpeed nor FSDP; set it to 0.")
-        if self.dataloader_persistent_workers:
-            raise ValueError("dataloader_persistent_workers: workers that outlive an epoch would repeat its draws.")
 
 
 SECTIONS = {
@@ -155,14 +144,15 @@ class LabeledClips(TrainingClips):
         self.processor, self.transform = processor, transform
         self.repeated_augmentation = repeated_augmentation
 
-    def read_augmented(self, source: str | bytes, generator: torch.Generator) -> torch.Tensor:
+    def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Read frames of a video once, and augment them as often as asked."""
-        with open_video(source, self.processor.decoder) as reader:
+        with open_video(get_source(row["video"]), self.processor.decoder) as reader:
             indices = sample_frame_indices(
                 reader.num_frames, self.processor.num_frames, self.processor.sampling_strategy, generator=generator
             )
             frames = torch.from_numpy(reader.get_frames(indices)).permute(0, 3, 1, 2)
-        return torch.stack([self.transform(frames, generator) for _ in range(self.repeated_augmentation)])
+        clips = [self.transform(frames, generator) for _ in range(self.repeated_augmentation)]
+        return {"pixel_values": torch.stack(clips)}
 
 
 class ClipCollator:
@@ -189,26 +179,17 @@ class ClipCollator:
         return {"pixel_values": pixel_values, "labels": labels, "num_videos": len(samples), "failures": failures}
 
 
-class ClassificationTrainer(FinetuningTrainer):
-    """`FinetuningTrainer` with layer-wise rates, soft targets, class weights and averaged weights.
+class ClassificationTrainer(EncoderFinetuningTrainer):
+    """`EncoderFinetuningTrainer` with soft targets, class weights and averaged weights.
 
     Args:
         class_weights: Weight of each class in the loss, or `None`.
-        repeated_augmentation: Clips of each video, for the scaling of rates.
-        **kwargs: As for `FinetuningTrainer`.
+        **kwargs: As for `EncoderFinetuningTrainer`.
     """
 
-    def __init__(
-        self,
-        *,
-        class_weights: torch.Tensor | None = None,
-        repeated_augmentation: int = 1,
-        **kwargs: Any,
-    ):
+    def __init__(self, *, class_weights: torch.Tensor | None = None, **kwargs: Any):
         super().__init__(**kwargs)
-        self.class_weights, self.repeated_augmentation = class_weights, repeated_augmentation
-        # The loss is a mean over the batch, so `Trainer` has to divide it where gradients are accumulated.
-        self.model_accepts_loss_kwargs = False
+        self.class_weights = class_weights
         self.averaged: AveragedModel | None = None
         if self.args.ema_decay:
             self.add_callback(_AveragingCallback(self))
@@ -220,31 +201,6 @@ class ClassificationTrainer(FinetuningTrainer):
         if self.averaged is not None:
             self.model.load_state_dict(self.averaged.module.state_dict())
         return result
-
-    @property
-    def rate_scale(self) -> float:
-        """What stated learning rates are multiplied by."""
-        if not self.args.scale_learning_rate:
-            return 1.0
-        args = self.args
-        total = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        return scale_learning_rate(1.0, total, self.repeated_augmentation)
-
-    def count_warmup_steps(self, batches_per_epoch: int) -> float:
-        """Whole steps of `warmup_epochs`, as published."""
-        return int(self.args.warmup_epochs * (batches_per_epoch // self.args.gradient_accumulation_steps))
-
-    def compute_rate_share(self, step: int, total_steps: int, warmup_steps: float) -> float:
-        """Linear warm-up from a first rate and half a cosine to a last one."""
-        args = self.args
-        return compute_learning_rate(
-            step,
-            peak=1.0,
-            minimum=min(args.min_learning_rate / args.learning_rate, 1.0),
-            total_steps=total_steps,
-            warmup_steps=warmup_steps,
-            warmup_start=min(args.warmup_start_learning_rate / args.learning_rate, 1.0),
-        )
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
@@ -490,16 +446,6 @@ def build_trainer(
         class_weights=compute_class_weights(train["label"], len(names)) if is_balanced else None,
         repeated_augmentation=repeats,
     )
-
-
-def log_peak_memory() -> None:
-    """Log the most memory that this process has held, on the accelerator if there is one."""
-    if torch.cuda.is_available():
-        place, peak = "GPU", torch.cuda.max_memory_allocated()
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        place, peak = "process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    logger.info("Peak memory of the %s: %.2f GiB.", place, peak / 2**30)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What fine-tuning for retrieval and for question answering share: clips, the `Trainer`, adapters, saving.
+"""What the fine-tuning scripts share: clips, the `Trainer`, adapters, saving.
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4, and the published fine-tuning settings.
 """
@@ -8,6 +8,8 @@ import dataclasses
 import functools
 import json
 import logging
+import resource
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +38,12 @@ from .data.clips import MAX_REPLACEMENTS, build_generator
 from .data.sources import get_source
 from .hub import HubPush, build_hub_push
 from .metrics.averages import MetricMeter
-from .optimization import build_parameter_groups, compute_learning_rate_share
+from .optimization import (
+    build_parameter_groups,
+    compute_learning_rate,
+    compute_learning_rate_share,
+    scale_learning_rate,
+)
 from .trainer import TrainState, count_videos
 
 logger = logging.getLogger(__name__)
@@ -112,6 +119,25 @@ class FinetuningArguments(TrainingArguments):
         super().__post_init__()
 
 
+@dataclass(kw_only=True)
+class EncoderFinetuningArguments(FinetuningArguments):
+    """The same for video encoders without text: layer decay, and rates that follow the batch."""
+
+    learning_rate: float = describe(1e-4, "Peak rate, before scaling.")
+    min_learning_rate: float = describe(1e-6, "Last rate, before scaling.")
+    warmup_start_learning_rate: float = describe(1e-6, "First rate, before scaling.")
+    min_learning_rate_share: float = describe(0.0, "Not used here; see min_learning_rate.")
+    scale_learning_rate: bool = describe(False, "Multiply rates by clips a step / 256, as published.")
+    layer_decay: float = describe(0.75, "Factor between the rates of neighbouring layers in mode full; 1 = off.")
+    weight_decay: float = describe(0.05, "AdamW decay of matrices.")
+    dataloader_drop_last: bool = describe(False, "Leave out the last batch of an epoch if it is not full.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataloader_persistent_workers:
+            raise ValueError("dataloader_persistent_workers: workers that outlive an epoch would repeat its draws.")
+
+
 class TrainingClips(torch.utils.data.Dataset, ABC):
     """Augmented training clips with the rows they come from.
 
@@ -132,7 +158,7 @@ class TrainingClips(torch.utils.data.Dataset, ABC):
         return len(self.table)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`pixel_values`, the `row` with its `number`, the `key` of the draw, and a line for each unreadable video.
+        """The clip, the `row` with its `number`, the `key` of the draw, and a line for each unreadable video.
 
         Raises:
             RuntimeError: If neither the video nor any of its replacements can be read.
@@ -144,16 +170,16 @@ class TrainingClips(torch.utils.data.Dataset, ABC):
         for number in (index, *others):
             row = self.table[number]
             try:
-                pixel_values = self.read_augmented(get_source(row["video"]), generator)
+                clip = self.read_augmented(row, generator)
             except VideoDecodingError as error:
                 failures.append(str(error))
                 continue
-            return {"pixel_values": pixel_values, "row": row, "number": number, "key": key, "failures": failures}
+            return {**clip, "row": row, "number": number, "key": key, "failures": failures}
         raise RuntimeError(f"{len(failures)} videos in a row could not be read. The last: {failures[-1]}")
 
     @abstractmethod
-    def read_augmented(self, source: str | bytes, generator: torch.Generator) -> torch.Tensor:
-        """Read a video and augment it as `generator` says."""
+    def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Read the video of a row and augment it as `generator` says: `pixel_values`, and what goes with them."""
 
 
 class VideoTextClips(TrainingClips):
@@ -173,9 +199,9 @@ class VideoTextClips(TrainingClips):
             image_size, scale=tuple(data.crop_scale), flip_probability=data.horizontal_flip_probability
         )
 
-    def read_augmented(self, source: str | bytes, generator: torch.Generator) -> torch.Tensor:
+    def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Read frames of a video, and crop and flip them all alike."""
-        with open_video(source, self.data.decoder) as reader:
+        with open_video(get_source(row["video"]), self.data.decoder) as reader:
             total = reader.num_frames
             if self.data.first_seconds is not None:
                 if reader.fps is None:
@@ -185,7 +211,8 @@ class VideoTextClips(TrainingClips):
             indices = sample_frame_indices(total, self.data.num_frames, "middle", generator=generator)
             frames = torch.from_numpy(reader.get_frames(indices)).permute(0, 3, 1, 2)
         crop = self.transform.sample(frames.shape[-2], frames.shape[-1], generator)
-        return self.transform.resize_and_normalize([self.transform.crop(frames, crop)], [crop.flip])[0]
+        clips = self.transform.resize_and_normalize([self.transform.crop(frames, crop)], [crop.flip])
+        return {"pixel_values": clips[0]}
 
 
 class FinetuningTrainer(Trainer):
@@ -305,6 +332,46 @@ class FinetuningTrainer(Trainer):
         return metrics
 
 
+class EncoderFinetuningTrainer(FinetuningTrainer):
+    """`FinetuningTrainer` with the published rates of video encoders without text.
+
+    Args:
+        repeated_augmentation: Clips of each video, for the scaling of rates.
+        **kwargs: As for `FinetuningTrainer`.
+    """
+
+    def __init__(self, *, repeated_augmentation: int = 1, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.repeated_augmentation = repeated_augmentation
+        # The loss is the batch's own, so `Trainer` has to divide it where gradients are accumulated.
+        self.model_accepts_loss_kwargs = False
+
+    @property
+    def rate_scale(self) -> float:
+        """What stated learning rates are multiplied by."""
+        if not self.args.scale_learning_rate:
+            return 1.0
+        args = self.args
+        total = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        return scale_learning_rate(1.0, total, self.repeated_augmentation)
+
+    def count_warmup_steps(self, batches_per_epoch: int) -> float:
+        """Whole steps of `warmup_epochs`, as published."""
+        return int(self.args.warmup_epochs * (batches_per_epoch // self.args.gradient_accumulation_steps))
+
+    def compute_rate_share(self, step: int, total_steps: int, warmup_steps: float) -> float:
+        """Linear warm-up from a first rate and half a cosine to a last one."""
+        args = self.args
+        return compute_learning_rate(
+            step,
+            peak=1.0,
+            minimum=min(args.min_learning_rate / args.learning_rate, 1.0),
+            total_steps=total_steps,
+            warmup_steps=warmup_steps,
+            warmup_start=min(args.warmup_start_learning_rate / args.learning_rate, 1.0),
+        )
+
+
 class _EpochCallback(TrainerCallback):
     """Tells the clips which epoch it is, also after a resumption."""
 
@@ -406,6 +473,16 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
     if trainer.hub is not None:
         trainer.hub.finish()
     return metrics
+
+
+def log_peak_memory() -> None:
+    """Log the most memory that this process has held, on the accelerator if there is one."""
+    if torch.cuda.is_available():
+        place, peak = "GPU", torch.cuda.max_memory_allocated()
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        place, peak = "process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    logger.info("Peak memory of the %s: %.2f GiB.", place, peak / 2**30)
 
 
 def dump_changes(sections: dict[str, Any]) -> str:

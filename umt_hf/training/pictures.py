@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -41,7 +42,18 @@ def plot_losses(
         curves: Label of each loss that is drawn.
         ylabel: What the vertical axis shows.
     """
-    lines = read_metrics(metrics_file)
+    plot_curves(read_metrics(metrics_file), picture, curves, ylabel)
+
+
+def plot_curves(lines: Sequence[dict[str, Any]], picture: str | Path, curves: dict[str, str], ylabel: str) -> None:
+    """Draw what a run has logged against optimizer steps.
+
+    Args:
+        lines: Of the log, each with its `step`.
+        picture: PNG to write.
+        curves: Label of each value that is drawn.
+        ylabel: What the vertical axis shows.
+    """
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
     for name, label in curves.items():
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
@@ -220,6 +232,79 @@ def plot_masks(
     figure.suptitle(title, fontsize=10)
     figure.savefig(picture, dpi=130)
     plt.close(figure)
+
+
+@dataclass(frozen=True)
+class PicturedFrame:
+    """A key frame with what was found in it and what is there. Boxes are shares of the frame, `(M, 4)`.
+
+    Args:
+        image: uint8 RGB `(height, width, 3)`.
+        title: Line above it.
+        boxes: Boxes that were given to the model.
+        labels: Names and scores at each of them.
+        true_boxes: Annotated boxes.
+        true_labels: Names at each of them.
+    """
+
+    image: np.ndarray
+    title: str
+    boxes: np.ndarray
+    labels: list[list[tuple[str, float]]]
+    true_boxes: np.ndarray
+    true_labels: list[list[str]]
+
+
+def plot_detections(frames: Sequence[PicturedFrame], picture: str | Path) -> None:
+    """Draw key frames with boxes: found ones solid, with names and scores; true ones dashed, with names.
+
+    Args:
+        frames: Key frames.
+        picture: PNG to write.
+    """
+    columns = min(len(frames), 4)
+    rows = -(-len(frames) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3.4 * columns, 3.6 * rows), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, frame in zip(axes.flat, frames, strict=False):
+        axis.imshow(frame.image)
+        axis.set_title(frame.title, fontsize=8)
+        named = [[f"{name} {score:.2f}" for name, score in labels] for labels in frame.labels]
+        _draw_boxes(axis, frame, frame.true_boxes, frame.true_labels, "white", "--", is_below=True)
+        _draw_boxes(axis, frame, frame.boxes, named, "tab:orange", "-", is_below=False)
+    figure.suptitle("orange: found, with scores; white, dashed: annotated", fontsize=10)
+    figure.savefig(picture, dpi=130, bbox_inches="tight")
+    plt.close(figure)
+
+
+def _draw_boxes(
+    axis: plt.Axes,
+    frame: PicturedFrame,
+    boxes: np.ndarray,
+    labels: list[list[str]],
+    color: str,
+    line: str,
+    is_below: bool,
+) -> None:
+    height, width = frame.image.shape[:2]
+    for (x1, y1, x2, y2), names in zip(boxes * [width, height, width, height], labels, strict=True):
+        # The edges of a pixel lie half a pixel from its middle, where `imshow` counts from.
+        corner = (x1 - 0.5, y1 - 0.5)
+        axis.add_patch(
+            plt.Rectangle(corner, x2 - x1, y2 - y1, fill=False, edgecolor=color, linestyle=line, linewidth=2)
+        )
+        axis.text(
+            x1,
+            y2 if is_below else y1,
+            "\n".join(names),
+            fontsize=8,
+            color="black",
+            verticalalignment="top" if is_below else "bottom",
+            bbox={"facecolor": color, "alpha": 0.75, "pad": 1.5, "linewidth": 0},
+        )
 
 
 def plot_confusion_matrix(matrix: np.ndarray, names: list[str], picture: str | Path) -> None:

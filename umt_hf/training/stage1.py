@@ -74,7 +74,6 @@ class Stage1:
     Args:
         model: Student.
         teacher: On the device and in the precision it runs in.
-        config: The student's configuration; its mask fields hold.
         data: How clips are read.
         training: Batch sizes and seed.
         tables: Training rows and, if any, held-out rows.

@@ -1,5 +1,6 @@
 """Frame mAP at IoU 0.5, as AVA defines it, as a local `evaluate.Metric`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -59,13 +60,29 @@ class FrameMeanAveragePrecision(evaluate.Metric):
         )
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-        found = [_read_boxes(frame) for frame in predictions]
-        truth = [_read_boxes(frame) for frame in references]
-        classes = sorted({int(label) for frame in truth for label in frame["classes"]})
-        if not classes:
-            raise ValueError("references hold no valid box: there is nothing to be found.")
-        per_class = {label: _score_class(found, truth, label) for label in classes}
-        return {"map50": float(np.mean(list(per_class.values()))), "ap50_per_class": per_class}
+        return compute_frame_map(predictions, references)
+
+
+def compute_frame_map(predictions: Sequence[dict[str, Any]], references: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What [`FrameMeanAveragePrecision`] computes, from lists or arrays, without a copy in an Arrow table.
+
+    Args:
+        predictions: For each key frame its `boxes (n, 4)`, `classes (n,)` and `scores (n,)`.
+        references: For each key frame its true `boxes` and `classes`.
+
+    Returns:
+        `map50`, and `ap50_per_class` of the classes that have true boxes.
+
+    Raises:
+        ValueError: If there are no true boxes.
+    """
+    found = [_read_boxes(frame) for frame in predictions]
+    truth = [_read_boxes(frame) for frame in references]
+    classes = sorted({int(label) for frame in truth for label in frame["classes"]})
+    if not classes:
+        raise ValueError("references hold no valid box: there is nothing to be found.")
+    per_class = {label: _score_class(found, truth, label) for label in classes}
+    return {"map50": float(np.mean(list(per_class.values()))), "ap50_per_class": per_class}
 
 
 def _read_boxes(frame: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -1,0 +1,113 @@
+"""Hooks of MkDocs: the tables of recipes, written from the recipes themselves whenever the site is built."""
+
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RECIPES = Path(__file__).parents[1] / "umt_hf" / "training" / "recipes"
+MARK = "<!-- recipes -->"
+# Starts of names, in the order of the page; others follow under their own names.
+HEADINGS = {
+    "stage1": "Stage 1",
+    "classification": "Classification",
+    "detection": "Action detection",
+    "stage2": "Stage 2",
+    "zero_shot": "Retrieval after stage 2, without fine-tuning",
+    "retrieval": "Retrieval, fine-tuned",
+    "multiple_choice": "Multiple choice",
+    "question_answering": "Question answering",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe file says about itself in the comments it opens with.
+
+    Attributes:
+        name: Name for `--config`, without a variant.
+        title: First comment: what it is.
+        notes: The other comments but the command: source, hardware, what was mended.
+        command: Command line that runs it.
+        variants: Variant -> the figure it aims for, or an empty text.
+    """
+
+    name: str
+    title: str
+    notes: list[str]
+    command: str
+    variants: dict[str, str]
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read the opening comments and the variants of a recipe.
+
+    Args:
+        path: YAML file.
+
+    Returns:
+        Its description.
+
+    Raises:
+        ValueError: If the comments lack a title, a source or a command.
+    """
+    text = path.read_text()
+    lines = [line.removeprefix("#").strip() for line in re.match(r"(#.*\n)*", text)[0].splitlines()]
+    start = next((i for i, line in enumerate(lines) if line.startswith("Command: ")), len(lines))
+    command = " ".join(line.removesuffix("\\").strip() for line in lines[start:]).removeprefix("Command: ")
+    notes = lines[1:start]
+    if not command or not any(note.startswith("Source: ") for note in notes):
+        raise ValueError(f"{path}: a recipe opens with a title, a line `# Source: ...` and a line `# Command: ...`.")
+    figures: dict[str, str] = {}
+    _, _, block = text.partition("\nvariants:\n")
+    for variant, body in re.findall(r"^  (\w+):\n((?:    .*\n)*)", block, re.MULTILINE):
+        aim = re.search(r"# Aims for (?:an? )?(.*)\.\n", body)
+        figures[variant] = aim[1] if aim else ""
+    return Recipe(path.stem, lines[0], notes, command, figures)
+
+
+def list_recipe_files() -> dict[str, list[Path]]:
+    """Heading -> recipe files under it, without those that others only inherit."""
+    found: dict[str, list[Path]] = {heading: [] for heading in HEADINGS.values()}
+    for path in sorted(RECIPES.glob("*.yaml")):
+        if not path.stem.endswith("_base"):
+            kind = next((kind for kind in HEADINGS if path.stem.startswith(f"{kind}_")), path.stem)
+            found.setdefault(HEADINGS.get(kind, kind), []).append(path)
+    return {heading: paths for heading, paths in found.items() if paths}
+
+
+def format_recipe(recipe: Recipe) -> str:
+    """A section of the page: title, command, a row for each variant, notes."""
+    parts = [f"### {recipe.name}", recipe.title, "```bash\n" + break_command(recipe.command) + "\n```"]
+    if recipe.variants:
+        rows = [f"| `{recipe.name}:{name}` | {figure or 'none'} |" for name, figure in recipe.variants.items()]
+        parts.append("\n".join(["| `--config` | published figure |", "| --- | --- |", *rows]))
+    parts.append(" ".join(recipe.notes))
+    return "\n\n".join(parts)
+
+
+def break_command(command: str) -> str:
+    """A command in lines of at most 80 characters."""
+    lines = textwrap.wrap(command, 78, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return " \\\n".join(lines)
+
+
+def write_recipes(markdown: str) -> str:
+    """Put the recipes in the place of `<!-- recipes -->`."""
+    if MARK not in markdown:
+        return markdown
+    parts = []
+    for heading, paths in list_recipe_files().items():
+        parts += [f"## {heading}", *(format_recipe(read_recipe(path)) for path in paths)]
+    return markdown.replace(MARK, "\n\n".join(parts))
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Called by MkDocs for each page before it is rendered."""
+    return write_recipes(markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Called by MkDocs for each rendered page: docstrings write [`Name`], as Transformers' do, for the name alone."""
+    return re.sub(r"\[(<code>\w+</code>)\]", r"\1", html)

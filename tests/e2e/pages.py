@@ -1,0 +1,345 @@
+"""The pages that users read, the commands and Python in them, and stand-ins on which these run.
+
+A page runs in a copy of the prepared folder, block after block, in this process. Where a page names a folder or a file
+that is not there yet, add it to `STAND_INS` or `prepare`; where a command takes long, cut it in `CUTS`; where it
+cannot run here, add it to `NOT_RUN` with the reason.
+"""
+
+import ast
+import importlib
+import inspect
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from accelerate.commands.launch import launch_command_parser
+from accelerate.state import AcceleratorState
+from PIL import Image
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, HfArgumentParser, pipeline
+from typer.testing import CliRunner
+
+from tests.e2e.conftest import ROOT
+from tests.unit import test_features, test_search
+from umt_hf import (
+    UMTVideoConfig,
+    UMTVideoForPreTraining,
+    UMTVideoForVideoClassification,
+    UMTVideoProcessor,
+    UMTVideoTextForPreTraining,
+    UMTVideoTextForQuestionAnswering,
+    UMTVideoTextForRetrieval,
+    cli,
+)
+from umt_hf.training.arguments import parse_config
+from umt_hf.training.text_tower import TextTowerArguments, write_text_tower
+
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
+
+# Folders that pages name, and the untrained model that stands there.
+STAND_INS = {
+    "umt-vit-b16": UMTVideoForPreTraining,
+    "outputs/umt-vit-b16": UMTVideoForPreTraining,
+    "outputs/mine": UMTVideoForPreTraining,
+    "outputs/stage1": UMTVideoForPreTraining,
+    "umt-vit-b16-k400": UMTVideoForVideoClassification,
+    "outputs/umt-vit-b16-k710": UMTVideoForVideoClassification,
+    "outputs/classifier": UMTVideoForVideoClassification,
+    "outputs/video_text": UMTVideoTextForPreTraining,
+    "outputs/umt-vit-b16-5m": UMTVideoTextForPreTraining,
+    "outputs/moving_shapes/video_text": UMTVideoTextForPreTraining,
+    "outputs/retrieval": UMTVideoTextForRetrieval,
+    "outputs/answers": UMTVideoTextForQuestionAnswering,
+}
+
+# Those that a page writes itself, before it reads them.
+WRITTEN_BY = {
+    "README.md": ["outputs/mine", "outputs/classifier", "outputs/video_text"],
+    "docs/classification.md": ["outputs/classifier"],
+    "docs/tour.md": ["outputs/stage1", "outputs/video_text"],
+    "docs/video_text.md": ["outputs/umt-vit-b16-5m", "outputs/answers"],
+}
+
+# Commands and blocks of Python that do not run here, by page and how they start, and why. Arguments are parsed, names
+# of targets, extras and imports looked up all the same.
+_LOOPBACK = "needs a Hub; tests/hub runs it on the loopback Hub"
+_SERVED = "serves a page until it is interrupted; tests/space drives it in a browser"
+NOT_RUN = {
+    "any page": {
+        "git clone": "needs a network",
+        "cd ": "is a step inside a clone",
+        "pip install": "needs a network",
+        "make ": "takes minutes",
+        "pre-commit install": "changes the clone",
+        "umt-hf convert": "needs a released file; tests of conversion make one of its names and shapes",
+    },
+    "docs/demo.md": {
+        "umt-hf demo": _SERVED,
+        "from umt_hf.hub_cards.space.app": _SERVED,
+    },
+    "docs/detection.md": {
+        "accelerate launch -m umt_hf.training.finetune_detection --config detection_ava": "needs AVA's files",
+    },
+    "docs/hub.md": {
+        "umt-hf push": _LOOPBACK,
+        "hf download": _LOOPBACK,
+        "accelerate launch": _LOOPBACK,
+        "from umt_hf.hub_cards.publishing": _LOOPBACK,
+        "import umt_hf\nfrom transformers import AutoModelForVideoClassification\n": _LOOPBACK,
+        "from transformers import AutoModelForVideoClassification, AutoVideoProcessor\n": _LOOPBACK,
+        "model.push_to_hub": _LOOPBACK,
+    },
+}
+
+_TINY_RUN = "--report_to none --dataloader_num_workers 0 --logging_steps 1"
+_TINY_TRAINER = (
+    f"{_TINY_RUN} --use_cpu true --bf16 false --disable_tqdm true --save_strategy no --eval_strategy no "
+    "--load_best_model_at_end false --max_steps 1 --num_frames 2 --per_device_train_batch_size 2 "
+    "--per_device_eval_batch_size 2"
+)
+_TINY_PRETRAINING = (
+    f"{_TINY_RUN} --teacher_name_or_path teacher --teacher_image_size 32 --num_aligned_layers 1 --num_frames 2 "
+    "--drop_path_rate 0 --per_device_train_batch_size 2 --max_steps 2 --warmup_steps 1 --mixed_precision no"
+)
+# Flags behind those of a page, which make a run of seconds on stand-ins out of it.
+CUTS = {
+    "umt_hf.training.stage1": f"{_TINY_PRETRAINING} --image_size 32 --hidden_size 16 --num_hidden_layers 2 "
+    "--num_attention_heads 2 --intermediate_size 32",
+    "umt_hf.training.stage2": f"{_TINY_PRETRAINING} --text_name_or_path bert --fusion_layer 1 --projection_dim 8 "
+    "--batch_sizes 2 --rerank_top_k 2",
+    "umt_hf.training.finetune_classification": f"{_TINY_TRAINER} --image_size 32",
+    "umt_hf.training.finetune_retrieval": f"{_TINY_TRAINER} --max_text_tokens 8",
+    "umt_hf.training.finetune_question_answering": f"{_TINY_TRAINER} --max_question_tokens 8",
+    "umt_hf.training.finetune_detection": f"{_TINY_TRAINER} --image_size 32 --short_side 32",
+    "umt_hf.training.evaluate_detection": "--dataloader_num_workers 0 --num_pictured 0",
+    "umt_hf.training.evaluate_classification": "--dataloader_num_workers 0",
+    "umt_hf.training.evaluate_retrieval": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
+    "umt_hf.training.evaluate_question_answering": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
+    "umt_hf.training.evaluate_multiple_choice": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
+    "umt-hf embed": "--num-workers 0",
+    "umt-hf data": "--num-train-clips 40 --num-validation-clips 2 --num-test-clips 2",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+
+def read_blocks(page: str) -> list[Block]:
+    text = (ROOT / page).read_text()
+    blocks = []
+    for found in re.finditer(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        blocks.append(Block(page, text[: found.start()].count("\n") + 2, found[1], found[2]))
+    assert 2 * len(blocks) == len(re.findall(r"^\s*```", text, re.MULTILINE)), (
+        f"{page}: a fence that this does not read"
+    )
+    return blocks
+
+
+def split_commands(text: str) -> Iterator[list[str]]:
+    """Words of each command of a shell block."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words:
+            end = words.index("&&") if "&&" in words else len(words)
+            yield words[:end]
+            words = words[end + 1 :]
+
+
+def prepare(folder: Path, shapes: Path) -> Path:
+    """Write stand-ins for everything that pages name: models, videos, lists."""
+    for name, kind in STAND_INS.items():
+        write_stand_in(folder / name, kind)
+    config = CLIPVisionConfig(
+        image_size=32,
+        patch_size=16,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        projection_dim=12,
+    )
+    CLIPVisionModelWithProjection(config).save_pretrained(folder / "teacher")
+    write_text_tower(
+        TextTowerArguments(
+            data=str(shapes),
+            output_dir=str(folder / "bert"),
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+        )
+    )
+    (folder / "b16_ptk710_f8_res224.pth").touch()
+    (folder / "vocab.txt").write_text("\n".join(test_search.SPECIAL + test_search.WORDS))
+    write_media(folder, sorted((shapes / "videos" / "train").iterdir()))
+    write_lists(folder, shapes)
+    return folder
+
+
+def write_stand_in(folder: Path, kind: type) -> None:
+    if kind.__name__.startswith("UMTVideoText"):
+        test_search.save_model(folder, kind)
+        return
+    labels = {} if kind is UMTVideoForPreTraining else {"num_labels": 710 if "k710" in folder.name else 6}
+    config = UMTVideoConfig(**test_features.TINY | {"num_aligned_layers": 1, "teacher_hidden_size": 12} | labels)
+    kind(config).save_pretrained(folder)
+    UMTVideoProcessor.from_model_config(config).save_pretrained(folder)
+
+
+def write_media(folder: Path, clips: list[Path]) -> None:
+    places = ["video.mp4", "clip.mp4", "run.mp4", "videos/talk.mp4"]
+    places += ["videos/train/run/1.mp4", "videos/train/jump/2.mp4"]
+    places += ["videos/validation/run/3.mp4", "videos/validation/jump/4.mp4"]
+    places += ["outputs/moving_shapes/data/videos/test/00000.mp4"]
+    for root in ("my_videos", "more_videos", "DATA", "webvid", "msrvtt", "videos", "videos/k400"):
+        places += [f"{root}/{number}.mp4" for number in range(4)]
+    for number, place in enumerate(places):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        os.link(clips[number % len(clips)], folder / place)
+    (folder / "cc3m").mkdir()
+    for number, color in enumerate(("red", "green", "blue", "white")):
+        Image.new("RGB", (40, 48), color).save(folder / "cc3m" / f"{number}.png")
+
+
+def write_lists(folder: Path, shapes: Path) -> None:
+    captions = json.loads((shapes / "train_captions.json").read_text())
+    questions = json.loads((shapes / "train_questions.json").read_text())
+
+    def write(name: str, rows: list) -> None:
+        (folder / name).write_text(json.dumps(rows))
+
+    pairs = [{"video": f"{i}.mp4", "caption": captions[i]["caption"]} for i in range(4)]
+    for name in ("webvid_train.json", "msrvtt_ret_test1k.json", "train.json", "val.json"):
+        write(name, pairs)
+    write("cc3m_train.json", [{"image": f"{i}.png", "caption": f"a square {i}"} for i in range(4)])
+    asked = [{"video": f"{i}.mp4", **{key: questions[i][key] for key in ("question", "answer")}} for i in range(4)]
+    for name in ("qa_train.json", "qa_val.json", "qa_test.json"):
+        write(name, asked)
+    write("answers.json", json.loads((shapes / "answers.json").read_text()))
+    (folder / "boxes").mkdir()
+    boxes = [{"box": [4, 4, 30, 40], "labels": ["run"], "score": 0.9}, {"box": [20, 8, 60, 60], "labels": ["wave"]}]
+    for name in ("train", "validation", "detector"):
+        rows = [{"video": f"../videos/{i}.mp4", "key_seconds": 0.5, "objects": boxes} for i in range(4)]
+        write(f"boxes/{name}.json", rows)
+    (folder / "k400").mkdir()
+    for split in ("train", "val", "test"):
+        (folder / "k400" / f"{split}.csv").write_text("0.mp4,0\n1.mp4,399\n2.mp4,7\n3.mp4,7\n")
+
+
+def run_block(block: Block) -> None:
+    """Run a block in the current folder, as its page's reader does."""
+    if block.language == "python":
+        tree = ast.parse(block.text, f"{block.page}:{block.line}")
+        if find_reason(block.page, block.text) or find_missing_feature(block.text):
+            tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec(compile(tree, f"{block.page}:{block.line}", "exec"), {})
+    elif block.language == "bash":
+        for words in split_commands(block.text):
+            run_command(words, find_reason(block.page, " ".join(words) + " ") is None)
+    elif block.language == "yaml":
+        Path("recipe.yaml").write_text(block.text)
+        parse_module("umt_hf.training.stage1", ["--config", "recipe.yaml"])
+    elif block.language == "json":
+        json.loads(block.text)
+    else:
+        assert block.language in ("", "bibtex"), f"{block.page}:{block.line}: nothing here runs {block.language!r}"
+
+
+def find_missing_feature(code: str) -> str | None:
+    """Why Python does not run with the installed versions, or `None`."""
+    if 'pipeline("video-classification"' in code and "video_processor" not in inspect.signature(pipeline).parameters:
+        return "before it took video processors, the pipeline read the frames itself and wanted an image processor"
+    return None
+
+
+def find_reason(page: str, text: str) -> str | None:
+    """Why a command or a block of Python does not run here, or `None`."""
+    reasons = NOT_RUN["any page"] | NOT_RUN.get(page, {})
+    return next((reason for start, reason in reasons.items() if text.startswith(start)), None)
+
+
+def run_command(words: list[str], is_run: bool = True) -> None:
+    """Run a command in this process; or, without `is_run`, parse its arguments only."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    match words:
+        case ["umt-hf", *arguments]:
+            (run_cli if is_run else parse_cli)(arguments)
+        case ["accelerate", "launch", *arguments]:
+            launched = launch_command_parser().parse_args(arguments)
+            assert launched.module, f"{words}: -m is missing"
+            if launched.training_script == "umt_hf.cli":
+                (run_cli if is_run else parse_cli)(launched.training_script_args)
+            else:
+                (run_module if is_run else parse_module)(launched.training_script, launched.training_script_args)
+        case ["make", *targets] if not is_run:
+            assert set(targets) <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)), (
+                targets
+            )
+        case ["pip", "install", what] if not is_run:
+            extras = re.findall(r"\[(\w+)\]", what)
+            assert all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras), what
+        case _:
+            assert not is_run, f"nothing here runs {shlex.join(words)!r}: see `run_command` and NOT_RUN"
+
+
+def run_cli(arguments: list[str]) -> None:
+    cut = shlex.split(CUTS.get(f"umt-hf {arguments[0]}", ""))
+    result = CliRunner().invoke(cli.app, [*arguments, *cut])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, f"umt-hf {shlex.join(arguments)}: {result.output}"
+
+
+def parse_cli(arguments: list[str]) -> None:
+    command = typer.main.get_command(cli.app)
+    find_command(command, arguments).callback = lambda **_: None
+    command(arguments, standalone_mode=False)
+
+
+def find_command(command, arguments: list[str]):
+    """The command or sub-command that arguments of `umt-hf` name."""
+    for word in arguments:
+        if not hasattr(command, "commands"):
+            break
+        command = command.commands[word]
+    return command
+
+
+def run_module(name: str, arguments: list[str]) -> None:
+    module = importlib.import_module(name)
+    module.main([*arguments, *shlex.split(CUTS[name])])
+
+
+def parse_module(name: str, arguments: list[str]) -> None:
+    on_cpu = ["--use_cpu", "true"] if "--use_cpu" in list_flags(name) else []
+    parse_config(importlib.import_module(name).SECTIONS, [*arguments, *on_cpu])
+
+
+def list_flags(name: str) -> set[str]:
+    """Flags of a script or a command: `umt_hf.training.stage1`, `umt-hf embed`, `accelerate launch`."""
+    if name.startswith("umt_hf."):
+        sections = importlib.import_module(name).SECTIONS.values()
+        return {"--config", *HfArgumentParser(tuple(sections))._option_string_actions}
+    if name == "accelerate launch":
+        return set(launch_command_parser()._option_string_actions)
+    parameters = find_command(typer.main.get_command(cli.app), name.split()[1:]).params
+    return {"--help", *(flag for parameter in parameters for flag in parameter.opts)}
+
+
+def list_named_scripts(text: str) -> set[str]:
+    """Scripts and commands that a text names, in full or, of our training scripts, by the last part alone."""
+    known = {path.stem for path in (ROOT / "umt_hf" / "training").glob("*.py") if "\nSECTIONS = " in path.read_text()}
+    scripts = {f"umt_hf.training.{word}" for word in re.findall(r"\w+", text) if word in known}
+    groups = typer.main.get_command(cli.app).commands
+    commands = {f"umt-hf {word}" for word in re.findall(r"umt-hf (\w+)", text) if word in groups}
+    return scripts | commands | ({"umt-hf"} if "umt-hf" in text else set())

@@ -1,0 +1,238 @@
+"""Whole runs of action detection: overfitted, resumed, with adapters, tested in two processes, and the guide."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from umt_hf import UMTVideoConfig, UMTVideoForActionDetection, UMTVideoForPreTraining, UMTVideoProcessor, cli
+from umt_hf.modeling.ava_labels import AVA_LABELS
+from umt_hf.modeling.convert_umt_checkpoint import build_label_maps
+from umt_hf.training import evaluate_detection, finetune_detection
+from umt_hf.training.arguments import parse_config
+from umt_hf.training.data.moving_shapes import write_moving_shapes, write_video
+from umt_hf.training.detection import detect_in_video
+
+from .conftest import ROOT, launch
+
+QUICK = [
+    *("--report_to", "none", "--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_num_workers", "0"),
+    *("--save_strategy", "no"),
+]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shapes")
+    write_moving_shapes(folder, num_train_clips=16, num_validation_clips=6, num_test_clips=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    config = UMTVideoConfig(
+        image_size=64,
+        num_frames=2,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=96,
+        num_aligned_layers=1,
+        position_embedding_frames=2,
+        position_embedding_image_size=64,
+    )
+    folder = tmp_path_factory.mktemp("student")
+    UMTVideoForPreTraining(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def fine_tune(shapes, student, tmp_path):
+    def run(name: str, *flags: str) -> dict[str, float]:
+        return finetune_detection.main(
+            [
+                *("--model_name_or_path", str(student), "--output_dir", str(tmp_path / name)),
+                *("--train_data", str(shapes / "train_boxes.json"), "--label_keys", "color", "shape"),
+                *("--validation_data", str(shapes / "train_boxes.json"), "--short_side", "64"),
+                *("--sampling_strategy", "dense", "--frame_stride", "1", "--drop_path_rate", "0", "--seed", "1"),
+                *("--per_device_train_batch_size", "8", "--learning_rate", "3e-3", *QUICK, *flags),
+            ]
+        )
+
+    return run
+
+
+def test_overfits_16_clips(fine_tune, tmp_path):
+    still = ("--hue_degrees", "0", "--saturation_jitter", "0", "--value_jitter", "0")
+    metrics = fine_tune("run", "--max_steps", "120", "--horizontal_flip_probability", "0", *still)
+    assert metrics["eval_map50"] > 0.99
+    recipe = ["--config", str(tmp_path / "run" / "run.yaml")]
+    task, _, data, augmentation, _ = parse_config(finetune_detection.SECTIONS, recipe)
+    assert task.short_side == 64 and data.label_keys == ["color", "shape"] and augmentation.hue_degrees == 0
+    saved = json.loads((tmp_path / "run" / "eval_results.json").read_text())
+    assert saved["eval_map50"] == pytest.approx(metrics["eval_map50"])
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(fine_tune, tmp_path):
+    """In the middle of the second epoch, with all of the published augmentation."""
+    flags = ("--num_train_epochs", "3", "--save_strategy", "steps", "--save_steps", "3", "--warmup_epochs", "0.5")
+    fine_tune("whole", *flags)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
+    fine_tune("resumed", *flags, "--resume_from_checkpoint", "auto")
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_saved_adapters_give_the_merged_model(fine_tune, student, tmp_path):
+    fine_tune("run", "--mode", "lora", "--lora_rank", "4", "--max_steps", "4")
+    merged = UMTVideoForActionDetection.from_pretrained(tmp_path / "run").eval()
+    base = UMTVideoForActionDetection.from_pretrained(student, num_labels=merged.config.num_labels)
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    adapted = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter").eval()
+    clips, boxes = torch.randn(2, 2, 3, 64, 64), torch.tensor([[[3.0, 4, 40, 50]]] * 2)
+    with torch.no_grad():
+        expected = adapted(pixel_values=clips, boxes=boxes).logits
+        torch.testing.assert_close(merged(clips, boxes).logits, expected, atol=1e-5, rtol=1e-4)
+    changed = {name for name, tensor in merged.state_dict().items() if not torch.allclose(tensor, before[name])}
+    parts = ("q_proj.weight", "v_proj.weight", "vision_model.norm.weight", "vision_model.norm.bias")
+    assert changed and all(name.endswith((*parts, "classifier.weight", "classifier.bias")) for name in changed)
+
+
+@pytest.fixture(scope="module")
+def movies(tmp_path_factory) -> Path:
+    """Two movies of seconds in AVA's forms: key frames, a detector's boxes, ground truth, exclusions."""
+    folder = tmp_path_factory.mktemp("ava")
+    rng = np.random.default_rng(0)
+    images, boxes, lines = [], [], []
+    for movie, (height, width) in (("abc", (48, 64)), ("xyz", (64, 48))):
+        (folder / movie).mkdir()
+        for second in range(902, 907):
+            write_video(folder / movie / f"{second}.mp4", rng.integers(0, 255, (4, height, width, 3), dtype=np.uint8))
+            images.append(
+                {"id": len(images), "movie": movie, "timestamp": second, "width": 2 * width, "height": 2 * height}
+            )
+            for x in range(second % 3 + 1):
+                left = 10 + 20 * x
+                boxes.append({"image_id": images[-1]["id"], "bbox": [left, 20, 30, 50], "score": 0.9})
+                edges = [left / (2 * width), 10 / height, (left + 30) / (2 * width), 35 / height]
+                lines += [f"{movie},{second:04d},{','.join(map(str, edges))},{label},{x}" for label in (12, 14 + x)]
+    (folder / "val.json").write_text(json.dumps({"images": images, "annotations": []}))
+    (folder / "boxes.json").write_text(json.dumps(boxes))
+    (folder / "val.csv").write_text("\n".join(lines) + "\n")
+    (folder / "excluded.csv").write_text("xyz,0903\n")
+    return folder
+
+
+def test_two_processes_test_as_one(student, movies, tmp_path):
+    """9 key frames of two shapes, one of them unreadable, in batches of two: the last is nobody's twice."""
+    shutil.copytree(movies, tmp_path / "ava")
+    (tmp_path / "ava" / "abc" / "904.mp4").write_bytes(b"no video")
+    torch.manual_seed(3)
+    model = UMTVideoForActionDetection.from_pretrained(student, **build_label_maps(AVA_LABELS))
+    torch.nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(tmp_path / "model")
+    processor = UMTVideoProcessor.from_model_config(model.config, "detection", size={"shortest_edge": 48})
+    processor.frame_stride = 1  # one frame before the key second: only its own file and the one before are read
+    processor.save_pretrained(tmp_path / "model")
+    files = {"data": "val.json", "detector_boxes": "boxes.json", "ground_truth": "val.csv", "excluded": "excluded.csv"}
+    flags = [part for name, file in files.items() for part in (f"--{name}", str(tmp_path / "ava" / file))]
+    flags += ["--model_name_or_path", str(tmp_path / "model"), "--per_device_eval_batch_size", "2"]
+    flags += ["--dataloader_num_workers", "0", "--max_skipped_ratio", "0.3"]
+    metrics = evaluate_detection.main([*flags, "--output_dir", str(tmp_path / "one")])
+    module = "umt_hf.training.evaluate_detection"
+    done = launch([*flags, "--output_dir", str(tmp_path / "two")], 2, module, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    assert one["metrics"] == two["metrics"] == metrics and two["num_processes"] == 2
+    assert one["average_precision"] == two["average_precision"]
+    results = [(tmp_path / name / "results.csv").read_text() for name in ("one", "two")]
+    assert results[0] == results[1]
+    assert one["num_key_frames"] == one["num_key_frames_with_truth"] == 9
+    assert metrics["unreadable_videos"] == 2 and "904.mp4" in one["unreadable"][0]  # 904, and 905 that begins in it
+    rows = [line.split(",") for line in results[0].splitlines()]
+    seconds = {(row[0], row[1]) for row in rows}
+    assert len(seconds) == 7 and ("abc", "0904") not in seconds and ("xyz", "0903") not in seconds
+    assert set(one["average_precision"]) == {"stand", "walk", "answer phone"}  # brushing teeth does not count
+    assert len(rows) == 80 * sum((int(second) % 3) + 1 for _, second in seconds)
+    assert one["boxes"] == "detector"
+    assert np.asarray(Image.open(tmp_path / "one" / "detections.png")).std() > 10
+
+    report = evaluate_detection.main([*flags, "--output_dir", str(tmp_path / "noisy"), "--box_noise", "0.3"])
+    assert report["map50"] != metrics["map50"]
+
+
+def test_batch_mates_change_nothing(student, movies, tmp_path):
+    """Clips of two shapes in one batch or each alone: the published code pads them for each other's sake."""
+    model = UMTVideoForActionDetection.from_pretrained(student, **build_label_maps(AVA_LABELS))
+    torch.nn.init.normal_(model.classifier.weight)
+    processor = UMTVideoProcessor.from_model_config(model.config, "detection", size={"shortest_edge": 48})
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    flags = ["--model_name_or_path", str(tmp_path), "--dataloader_num_workers", "0", "--num_pictured", "0"]
+    flags += ["--data", str(movies / "val.csv")]
+    for size in ("1", "16"):
+        evaluate_detection.main([*flags, "--per_device_eval_batch_size", size, "--output_dir", str(tmp_path / size)])
+    alone, together = (np.loadtxt(tmp_path / size / "results.csv", delimiter=",", usecols=7) for size in ("1", "16"))
+    np.testing.assert_allclose(alone, together, atol=2e-5)
+    assert alone.std() > 0.1
+    first = (tmp_path / "1" / "results.csv").read_text().splitlines()[:80]
+    found = detect_in_video(model, processor, movies / "abc", [[5, 10, 20, 35]], key_seconds=902)[0]
+    for line in first:
+        label, score = line.split(",")[-2:]
+        assert found[model.config.id2label[int(label) - 1]] == pytest.approx(float(score), abs=1e-4)
+
+
+def test_commands_of_the_guide_run(shapes, student, tmp_path, monkeypatch, capsys):
+    """Every command of docs/detection.md but those for AVA, and its Python."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(student, "outputs/umt-vit-b16")
+    shutil.copytree(shapes / "videos", "boxes/videos")
+    for split in ("train", "validation"):
+        rows = json.loads((shapes / f"{split}_boxes.json").read_text())
+        for row in rows:
+            item = row["objects"][0]
+            row["key_seconds"] = 1.5
+            row["objects"] = [{"box": item["boxes"][12], "labels": ["run" if item["color"] < "m" else "stand"]}]
+        Path(f"boxes/{split}.json").write_text(json.dumps(rows))
+    for row in rows:
+        row["objects"][0]["score"] = 0.9
+    Path("boxes/detector.json").write_text(json.dumps(rows))
+    shutil.copy(shapes / "videos" / "train" / "00000.mp4", "run.mp4")
+
+    text = (ROOT / "docs" / "detection.md").read_text()
+    commands = re.findall(r"^(?:umt-hf|accelerate launch) .*", text.replace("\\\n", ""), re.MULTILINE)
+    scripts = {"finetune_detection": finetune_detection, "evaluate_detection": evaluate_detection}
+    counts = dict.fromkeys([*scripts, "umt-hf"], 0)
+    for command in commands:
+        if "ava" in command:
+            continue
+        if command.startswith("umt-hf"):
+            sizes = ["--num-train-clips", "40", "--num-validation-clips", "4", "--num-test-clips", "1"]
+            result = CliRunner().invoke(cli.app, [*shlex.split(command)[1:], *sizes])
+            assert result.exit_code == 0, result.output
+            counts["umt-hf"] += 1
+            continue
+        _, _, _, module, *arguments = shlex.split(command)
+        name = module.rsplit(".", 1)[-1]
+        quick = [*QUICK, "--max_steps", "1"] if name == "finetune_detection" else ["--dataloader_num_workers", "0"]
+        scripts[name].main([*arguments, *quick])
+        counts[name] += 1
+    assert counts == {"finetune_detection": 2, "evaluate_detection": 3, "umt-hf": 1}
+    report = json.loads(Path("outputs/detector/test_detector/report.json").read_text())
+    assert report["boxes"] == "detector" and report["num_boxes"] == 6
+    assert json.loads(Path("outputs/shapes_detector/config.json").read_text())["hidden_size"] == 96
+    capsys.readouterr()
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, {})
+    assert re.fullmatch(r"\{'(run|stand)': 0\.\d+, '(run|stand)': 0\.\d+\}\n", capsys.readouterr().out)

@@ -1,0 +1,229 @@
+"""What the README and the guides say: every block runs, every flag, name and link is there, and the site builds."""
+
+import doctest
+import importlib
+import importlib.util
+import re
+import shlex
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+import umt_hf
+from tests.e2e.conftest import ROOT
+from tests.e2e.pages import (
+    NOT_RUN,
+    PAGES,
+    WRITTEN_BY,
+    find_reason,
+    list_flags,
+    list_named_scripts,
+    prepare,
+    read_blocks,
+    run_block,
+    run_command,
+    split_commands,
+)
+from umt_hf.training.arguments import list_recipes
+
+pytest.importorskip("faiss")
+
+# What the Python of a page prints, block by block.
+PRINTED = {
+    "docs/features.md": [r"0\.00 to .*\(16,\)", r"\d+ \S*videos\S+ \d.*\(16,\)", r"\(\d+, 16\) \d+\.\d+\n$"],
+}
+# Flags that pages name without the script that has them.
+OTHER_FLAGS = {
+    "README.md": {"--device"},  # of the benchmarks
+    "docs/hub.md": {"--mode"},  # of every fine-tuning script, which it does not list
+}
+
+
+@pytest.fixture(scope="session")
+def prepared(shapes, tmp_path_factory) -> Path:
+    return prepare(tmp_path_factory.mktemp("prepared"), shapes)
+
+
+@pytest.fixture(scope="session")
+def hooks():
+    spec = importlib.util.spec_from_file_location("build_hooks", ROOT / "docs" / "build_hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if read_blocks(page)])
+def test_blocks_run(page, prepared, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(prepared, tmp_path / "copy")
+    monkeypatch.chdir(folder)
+    for written in WRITTEN_BY.get(page, []):
+        shutil.rmtree(written)
+    printed = []
+    for block in read_blocks(page):
+        capsys.readouterr()
+        try:
+            run_block(block)
+        except Exception as error:
+            raise AssertionError(f"the block at {page}:{block.line} fails: {error}") from error
+        if block.language == "python":
+            printed.append(capsys.readouterr().out)
+    for text, pattern in zip(printed, PRINTED.get(page, [""] * len(printed)), strict=True):
+        assert re.match(pattern, text, re.DOTALL), f"{page}: {text!r}"
+
+
+def test_examples_of_docstrings_run(prepared, tmp_path, monkeypatch):
+    """They stand on the API pages."""
+    monkeypatch.chdir(shutil.copytree(prepared, tmp_path / "copy"))
+    run_command(["umt-hf", "embed", "videos/k400", "--model", "outputs/retrieval", "--out", "index"])
+    files = [path for path in sorted((ROOT / "umt_hf").rglob("*.py")) if ">>> " in path.read_text()]
+    assert len(files) >= 4
+    for path in files:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+        for example in doctest.DocTestFinder().find(importlib.import_module(name)):
+            for step in example.examples:
+                step.want = step.want.removesuffix("```\n")  # the fence around it
+            runner.run(example)
+        assert runner.tries and not runner.failures, name
+
+
+def test_reasons_for_not_running_are_needed():
+    for page, reasons in NOT_RUN.items():
+        pages = PAGES if page == "any page" else [page] if page in PAGES else []
+        blocks = [block for name in pages for block in read_blocks(name)]
+        starts = [block.text for block in blocks if block.language == "python"]
+        for block in blocks:
+            if block.language == "bash":
+                starts += [" ".join(words) + " " for words in split_commands(block.text)]
+        for start in reasons if pages else ():
+            assert any(text.startswith(start) for text in starts), f"{page} has no {start!r}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "umt-hf features videos --model m --out o --windows 3",
+        "accelerate launch -m umt_hf.training.stage1 --train_dta x",
+        "make breakfast",
+        "pip install 'umt_hf[sarch]'",
+        "rm -rf outputs",
+    ],
+)
+def test_wrong_commands_are_noticed(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(text)
+    with pytest.raises((AssertionError, ValueError)):
+        run_command(words, find_reason("README.md", shlex.join(words) + " ") is None)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_flags_exist(page):
+    """A flag in a page is one of the scripts that the page names; in the migration page, that its section names."""
+    text = (ROOT / page).read_text()
+    parts = re.split(r"^## ", text, flags=re.MULTILINE) if page.endswith("migration.md") else [text]
+    for part in parts:
+        if page.endswith("migration.md"):  # the first cell of a row is the published code's
+            part = re.sub(r"^\|[^|\n]*\|", "|", part, flags=re.MULTILINE)
+        named = {
+            flag for code in re.findall(r"`([^`\n]+)`", part) for flag in re.findall(r"(?<!\S)--[a-z][\w-]*", code)
+        }
+        known = {"--config"} | OTHER_FLAGS.get(page, set()) | list_flags("accelerate launch")
+        for script in list_named_scripts(part):
+            known |= list_flags(script)
+        assert named <= known, f"{page}, {part.splitlines()[0]!r}: {sorted(named - known)}"
+
+
+def test_links_of_the_readme_exist():
+    text = (ROOT / "README.md").read_text()
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (ROOT / link).exists(), link
+
+
+def test_recipes_page_has_every_recipe(hooks):
+    text = hooks.write_recipes((ROOT / "docs" / "recipes.md").read_text())
+    for name in list_recipes():
+        assert f"`{name}`" in text or f"### {name}\n" in text, name
+    assert "| `classification_k400:l16` | top-1 of 90.3 % (8 frames x 3 x 4 views) |" in text
+    assert "| `retrieval_msrvtt:l16_25m` | R@1 of 58.8 % text to video, 58.6 % video to text |" in text
+    commands = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    assert len(commands) >= 30
+    for command in commands:
+        for words in split_commands(command):
+            run_command(words, is_run=False)
+
+
+def test_recipes_without_a_source_are_refused(hooks, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("# Mine.\n# Command: umt-hf\nmask: {}\n")
+    with pytest.raises(ValueError, match="Source"):
+        hooks.read_recipe(recipe)
+
+
+def test_api_pages_have_every_public_name():
+    text = "".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.md"))
+    missing = [name for name in umt_hf.__all__ if f"::: umt_hf.{name}\n" not in text]
+    assert not missing
+
+
+def test_names_of_the_paper_index_exist():
+    """Each row: names in backticks, then the module or modules that hold them."""
+    rows = [line for line in (ROOT / "docs" / "paper_index.md").read_text().splitlines() if line.startswith("| ")][2:]
+    assert len(rows) >= 20
+    for row in rows:
+        words = re.findall(r"`([^`]+)`", row.split("|")[2])
+        files = [word for word in words if "/" in word]
+        modules = [
+            importlib.import_module(f"umt_hf.{file[:-3].replace('/', '.')}") for file in files if file[-3:] == ".py"
+        ]
+        for pattern in (file for file in files if not file.endswith(".py")):
+            assert list((ROOT / "umt_hf").glob(pattern.rstrip("*") + "*")), f"{pattern} in {row}"
+        assert files, row
+        for name in (word for word in words if "/" not in word):
+            assert any(has_name(module, name) for module in modules), f"{name} is in none of {files}"
+
+
+def test_weight_names_of_the_migration_page_exist(prepared):
+    """Second column of the table of names, against the models of every kind."""
+    text = (ROOT / "docs" / "migration.md").read_text().split("| published name | name here |\n")[1].split("\n\n")[0]
+    names = re.findall(r"`([^`]+)`", "".join(row.split("|")[2] for row in text.splitlines()[1:]))
+    assert len(names) > 20
+    keys = []
+    for folder in ("umt-vit-b16", "umt-vit-b16-k400", "outputs/video_text", "outputs/answers"):
+        with safe_open(prepared / folder / "model.safetensors", "pt") as weights:
+            keys += weights.keys()
+    missing = [name for name in names if not any(name in key for key in keys)]
+    assert not missing
+
+
+def has_name(module, name: str) -> bool:
+    value = module
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value is not None
+
+
+def test_site_builds_without_warnings_and_asks_nobody_else(tmp_path, monkeypatch):
+    """As `make docs` does; a page that is not in the navigation, a dead link or a wrong docstring is a warning."""
+    config = pytest.importorskip("mkdocs.config")
+    build = pytest.importorskip("mkdocs.commands.build")
+
+    def refuse(*_):
+        raise AssertionError("the build asks the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.chdir(ROOT)
+    build.build(config.load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path / "site")))
+    pages = sorted((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > len(list((ROOT / "docs").rglob("*.md")))  # and one for what is not found
+    for page in pages:
+        html = page.read_text()
+        assets = re.findall(r"<(?:script|img|iframe|source)[^>]+src=\"?([^\s\">]+)", html)
+        assets += re.findall(r"<link[^>]+href=\"?([^\s\">]+)", html)
+        assert assets
+        assert not [asset for asset in assets if re.match(r"(https?:)?//", asset)], page
+    for sheet in (tmp_path / "site").rglob("*.css"):
+        assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", sheet.read_text()), sheet
+    assert not list((tmp_path / "site").rglob("*.py"))

@@ -1,0 +1,65 @@
+"""Names of classes, read from the files that data sets come with."""
+
+import csv
+import json
+from pathlib import Path
+
+
+def read_label_names(path: str | Path, num_labels: int) -> list[str]:
+    """Names of a model's classes, by index.
+
+    Args:
+        path: JSON (`["run", ...]`, `{"0": "run", ...}` or `{"run": 0, ...}`), CSV with a column of indices and one of
+            names in either order, with or without header (Kinetics: `id,name`; Moments in Time: `name,id`), or text
+            with a name a line. Indices count from 0.
+        num_labels: Classes of the model.
+
+    Raises:
+        ValueError: If the file has another form, or other indices than 0 to `num_labels - 1`.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        names = _parse_json(json.loads(text)) if path.suffix.lower() == ".json" else _parse_lines(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if sorted(names) != list(range(num_labels)):
+        missing = sorted(set(range(num_labels)) - names.keys())[:5]
+        detail = f"; no name for {missing} ..." if missing else ""
+        raise ValueError(f"{path} names {len(names)} classes, the model has {num_labels}, counted from 0{detail}.")
+    return [names[i] for i in range(num_labels)]
+
+
+def _parse_json(content: object) -> dict[int, str]:
+    if isinstance(content, list) and all(isinstance(name, str) for name in content):
+        return dict(enumerate(content))
+    if isinstance(content, dict) and content:
+        if all(key.isdecimal() and isinstance(value, str) for key, value in content.items()):
+            return {int(key): value for key, value in content.items()}
+        if all(str(value).isdecimal() for value in content.values()):
+            return _index({name: int(value) for name, value in content.items()})
+    raise ValueError('expected ["run", ...], {"0": "run", ...} or {"run": 0, ...}.')
+
+
+def _parse_lines(text: str) -> dict[int, str]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
+    if rows and {"label", "youtube_id"} <= set(rows[0]):
+        raise ValueError(
+            "this lists videos and tells no order of the classes; give a file of indices and names (id,name)."
+        )
+    if all(len(row) == 2 for row in rows):
+        body = rows if any(cell.isdecimal() for cell in rows[0]) else rows[1:]
+        for index in (0, 1):
+            if body and all(row[index].isdecimal() for row in body):
+                return _index({row[1 - index]: int(row[index]) for row in body})
+    if any(row[0].isdecimal() for row in rows):
+        raise ValueError("expected two columns, indices and names, or a name a line.")
+    return dict(enumerate(lines))
+
+
+def _index(indices: dict[str, int]) -> dict[int, str]:
+    names = {index: name for name, index in indices.items()}
+    if len(names) != len(indices):
+        raise ValueError("two names have the same index.")
+    return names

@@ -1,0 +1,161 @@
+"""What a finished folder tells of itself: its settings, losses, evaluations and cost; nothing is made up."""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from ..training.checkpointing import read_metrics
+
+# What is the machine's and not the run's.
+PRIVATE_SETTINGS = re.compile(
+    r"output_dir|data_roots?|resume_from_checkpoint|logging_dir|run_name|disable_tqdm|push_to_hub|hub_.+|.+_token"
+)
+NO_FIGURES = ("runtime", "samples_per_second", "steps_per_second", "epoch", "videos")
+RANKS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "mean_recall": "mean recall", "median_rank": "median rank"}
+SCORES = {"dual": "dual encoder", "reranked": "re-ranked", "dual_softmax": "dual softmax"}
+SPLITS = {"eval": ("validation", "validation_data"), "test": ("test", "test_data")}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One measured number.
+
+    Args:
+        data_set: Name of the test data.
+        split: Of the data.
+        metric: For people.
+        metric_type: The Hub's name of the metric.
+        value: As it was measured.
+        views: Frames x crops x clips, where it was recorded.
+        source: File of the folder that holds the number.
+    """
+
+    data_set: str
+    split: str | None
+    metric: str
+    metric_type: str
+    value: float
+    views: str | None
+    source: str
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Contents of a JSON file, empty where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """Sections of `run.yaml` without what belongs to the machine; absolute paths keep their last part alone."""
+    path = folder / "run.yaml"
+    sections = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return {
+        name: {key: _shorten(value) for key, value in values.items() if not PRIVATE_SETTINGS.fullmatch(key)}
+        for name, values in (sections or {}).items()
+    }
+
+
+def _shorten(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_shorten(item) for item in value]
+    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
+
+
+def find_setting(settings: dict[str, dict[str, Any]], key: str) -> Any:
+    """A setting's value, whichever section it stands in; `None` where it is not recorded."""
+    return next((values[key] for values in settings.values() if values.get(key) not in (None, [])), None)
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Log of the run, a line a step that was logged: `metrics.jsonl`, or what `Trainer` leaves."""
+    return read_metrics(folder / "metrics.jsonl") or read_json(folder / "trainer_state.json").get("log_history", [])
+
+
+def read_evaluations(folder: Path, settings: dict[str, dict[str, Any]]) -> list[Evaluation]:
+    """Figures of `eval_results.json`, `test_results.json` and each `report.json` of the folder or one below it.
+
+    Where there are none, the held-out losses at the end of the run's log.
+    """
+    found = []
+    for prefix, (split, key) in SPLITS.items():
+        name = f"{prefix}_results.json"
+        data_set = _name_data(find_setting(settings, key)) or split
+        for metric, value in read_json(folder / name).items():
+            found += _evaluate(metric.removeprefix(f"{prefix}_"), value, data_set, split, None, name)
+    for path in sorted([*folder.glob("report.json"), *folder.glob("*/report.json")]):
+        report = read_json(path)
+        counts = [report.get(key) for key in ("num_frames", "num_crops", "num_clips")]
+        views = "x".join(str(count) for count in counts) if None not in counts else None
+        source = path.relative_to(folder).as_posix()
+        for metric, value in report.get("metrics", {}).items():
+            found += _evaluate(
+                metric, value, _name_data(report.get("data")) or "test", report.get("split"), views, source
+            )
+    if not found:
+        lines = [line for line in read_metrics(folder / "metrics.jsonl") if any(k.startswith("eval_") for k in line)]
+        data_set = _name_data(find_setting(settings, "validation_data")) or "held out"
+        for metric, value in (lines[-1] if lines else {}).items():
+            if metric.startswith("eval_"):
+                name = metric.removeprefix("eval_")
+                found += _evaluate(name, value, data_set, "validation", None, "metrics.jsonl")
+    return found
+
+
+def _name_data(source: str | None) -> str | None:
+    """Name of data without the folders above it; a dataset of the Hub keeps its namespace."""
+    if source is None:
+        return None
+    path = PurePath(source)
+    is_hub_id = not path.is_absolute() and not path.suffix and len(path.parts) <= 2
+    return source if is_hub_id else path.stem
+
+
+def _evaluate(
+    name: str, value: Any, data_set: str, split: str | None, views: str | None, source: str
+) -> list[Evaluation]:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or any(name == part or name.endswith(f"_{part}") for part in NO_FIGURES):
+        return []
+    metric, metric_type = name_metric(name)
+    return [Evaluation(data_set, split, metric, metric_type, value, views, source)]
+
+
+def name_metric(name: str) -> tuple[str, str]:
+    """What people and what the Hub call a figure of ours.
+
+    Example:
+    ```python
+    >>> name_metric("reranked_text_to_video_r1")
+    ('text to video R@1, re-ranked', 'recall')
+    ```
+    """
+    for key, score in SCORES.items():
+        for end, rank in RANKS.items():
+            for direction in ("text_to_video", "video_to_text", ""):
+                if name == "_".join(part for part in (key, direction, end) if part):
+                    words = f"{direction.replace('_', ' ')} {rank}".strip()
+                    return f"{words}, {score}", "median_rank" if end == "median_rank" else "recall"
+    if name.startswith("top") and name.endswith("_accuracy"):
+        return f"top-{name[3:-9]} accuracy", "accuracy"
+    return name.replace("_", " "), "accuracy" if name.endswith("accuracy") else name
+
+
+def read_compute(folder: Path) -> list[str]:
+    """What the run cost, as far as it was recorded."""
+    history = read_history(folder)
+    lines = []
+    steps = max((line["step"] for line in history if "step" in line), default=0)
+    if steps:
+        lines.append(f"{steps:,} optimizer steps")
+    runtimes = [line["train_runtime"] for line in history if "train_runtime" in line]
+    if runtimes:
+        minutes = runtimes[-1] / 60
+        lines.append(f"{minutes:.1f} minutes of training" if minutes < 60 else f"{minutes / 60:.1f} hours of training")
+    rates = [line["clips_per_second"] for line in history if line.get("clips_per_second")]
+    if rates:
+        lines.append(f"{sum(rates) / len(rates):.3g} clips a second on average")
+    return lines
