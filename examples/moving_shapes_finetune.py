@@ -33,7 +33,12 @@ import torch
 from moving_shapes_stage1 import build_mlp, embed_split
 
 # One thread in each of two processes is faster at this size than two threads in one.
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {
+    "ACCELERATE_USE_CPU": "true",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 NUM_PROCESSES = 2
 STARTS = {
     "scratch": "from scratch",
@@ -97,6 +102,8 @@ FINETUNING = {
     "logging_steps": 50,
     "save_strategy": "no",
     "report_to": "none",
+    "bf16": True,  # as in pre-training: a process keeps one precision
+    "use_cpu": True,
     "disable_tqdm": True,
 }
 
