@@ -1,5 +1,6 @@
 """The fine-tuning demo's own code on a tiny budget: every kind of run, its tables and its picture."""
 
+import dataclasses
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +52,9 @@ def test_demo_measures_and_draws(small, shapes, teacher, tmp_path, monkeypatch, 
     monkeypatch.setattr(example, "LOW_DATA_STARTS", ["semantic"])
     monkeypatch.setattr(example, "CORRUPTED_STARTS", ["semantic"])
     monkeypatch.setattr(example, "CORRUPTIONS", ("noise",))
-    example.main(["--output_dir", str(tmp_path), "--seeds", "3", "--num_processes", "1"], BUDGET)
+    # Two seeds in one process: it pre-trains again after it has fine-tuned.
+    arguments = ["--output_dir", str(tmp_path), "--seeds", "3", "4", "--num_processes", "1"]
+    example.main(arguments, BUDGET)
     folder = tmp_path / "finetune"
     result = json.loads((folder / "seed_3" / "semantic_motion_full" / "result.json").read_text())
     assert [step for step, _ in result["curve"]] == [0, 1, 2]
@@ -59,6 +62,7 @@ def test_demo_measures_and_draws(small, shapes, teacher, tmp_path, monkeypatch, 
     tables = (folder / "tables.md").read_text()
     assert tables.strip() in capsys.readouterr().out
     assert "UMT, semantic mask" in tables and "VideoMAE" in tables and tables.count("\n| ") == 4 + 4 + 4
+    assert " ± " in tables
     assert (folder / "accuracy.png").stat().st_size > 10000
 
     scratch, pixel = (
@@ -66,11 +70,11 @@ def test_demo_measures_and_draws(small, shapes, teacher, tmp_path, monkeypatch, 
     )
     assert not torch.equal(scratch["layers.0.attention.q_proj.weight"], pixel["layers.0.attention.q_proj.weight"])
 
-    before = (folder / "seed_3" / "pixel" / "result.json").stat().st_mtime_ns
-    example.main(
-        ["--output_dir", str(tmp_path), "--seeds", "3", "--num_processes", "1"], BUDGET
-    )  # what is done is not done again
-    assert (folder / "seed_3" / "pixel" / "result.json").stat().st_mtime_ns == before
+    longer = dataclasses.replace(BUDGET, finetuning_steps=4)
+    files = [folder / "seed_3" / name / "result.json" for name in ("pixel", "pixel_heads", "pixel_motion_full")]
+    before = [file.stat().st_mtime_ns for file in files]
+    example.main(arguments, longer)  # only what depends on a changed setting is done again
+    assert [file.stat().st_mtime_ns == old for file, old in zip(files, before, strict=True)] == [True, True, False]
 
 
 def test_videomae_starts_with_the_students_weights_and_gives_its_own_back(small, tmp_path):
