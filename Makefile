@@ -7,7 +7,7 @@ SOURCES = umt_hf umt_hf_launcher.py tests benchmarks examples docs
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-seeds test test-oldest quality style bench check-zoo docs docs-serve clean
+.PHONY: demo demo-seeds demo-finetune test test-oldest quality style bench check-zoo docs docs-serve clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/moving_shapes_stage1.py --output_dir $(DEMO)
@@ -16,6 +16,11 @@ demo: $(VENV)/.installed
 demo-seeds: $(VENV)/.installed
 	$(BIN)/python examples/moving_shapes_stage1.py --output_dir $(DEMO)_seeds --seeds 10 11 12
 	$(BIN)/python examples/moving_shapes_stage2.py --output_dir $(DEMO)_seeds --seeds 10 11 12
+
+# Another choice of seeds: make demo-finetune SEEDS="20 21 22"
+SEEDS ?= 10 11 12
+demo-finetune: $(VENV)/.installed
+	$(BIN)/python examples/moving_shapes_finetune.py --output_dir $(DEMO) --seeds $(SEEDS)
 
 test: quality
 	$(BIN)/python -m pytest tests

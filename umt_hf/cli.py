@@ -76,15 +76,26 @@ def write_moving_shapes(
     num_train_clips: Annotated[int, typer.Option(help="Clips to train on.", min=1)] = 3000,
     num_validation_clips: Annotated[int, typer.Option(help="Clips to validate on.", min=1)] = 600,
     num_test_clips: Annotated[int, typer.Option(help="Clips to test on.", min=1)] = 900,
+    low_data_ratio: Annotated[
+        float | None, typer.Option(help="Share of the training clips in train_low_data.")
+    ] = None,
+    corruption: Annotated[list[str], typer.Option(help="noise, blur, ...: adds damaged test clips; repeatable.")] = [],  # noqa: B006
+    severity: Annotated[str, typer.Option(help="Of the corruptions: mild, medium or strong.")] = "medium",
+    num_corrupted_clips: Annotated[int | None, typer.Option(help="Test clips damaged; by default all.")] = None,
 ) -> None:
     """Render real .mp4 files of moving shapes, with labels, captions, questions and boxes.
 
     Example: `umt-hf data moving-shapes shapes --num-train-clips 300`
     """
     from .training.data.moving_shapes import write_moving_shapes as write
+    from .training.data.moving_shapes_variants import write_corrupted_test, write_low_data
 
     with report_mistakes():
         write(directory, num_train_clips, num_validation_clips, num_test_clips, seed)
+        if low_data_ratio is not None:
+            write_low_data(directory, low_data_ratio)
+        for name in corruption:
+            write_corrupted_test(directory, name, severity, num_corrupted_clips)
     typer.echo(f"Wrote {directory}")
 
 

@@ -312,3 +312,32 @@ def test_a_missing_library_is_named(decoder, module, advice, plain, monkeypatch)
 def test_unknown_decoder(plain):
     with pytest.raises(ValueError, match="opencv"):
         open_video(plain, "opencv")
+
+
+def test_decoded_frames_are_read_from_a_numpy_file(plain, tmp_path):
+    with open_video(plain) as reader:
+        frames = reader.get_frames(range(reader.num_frames))
+    np.save(tmp_path / "clip.npy", frames)
+    with open_video(tmp_path / "clip.npy", "pyav") as reader:
+        assert reader.num_frames == len(frames) and reader.fps is None and reader.height == frames.shape[1]
+        np.testing.assert_array_equal(reader.get_frames([3, 0, 3]), frames[[3, 0, 3]])
+
+
+@pytest.mark.parametrize("kind", ["floats", "one picture", "cut short", "empty"])
+def test_numpy_files_of_other_content_are_named_with_the_reason(kind, tmp_path):
+    path = tmp_path / "clip.npy"
+    np.save(
+        path, np.zeros((2, 4, 4, 3), np.float32 if kind == "floats" else np.uint8)[0 if kind == "one picture" else ...]
+    )
+    if kind == "cut short":
+        path.write_bytes(path.read_bytes()[:-5])
+    if kind == "empty":
+        path.write_bytes(b"")
+    reasons = {
+        "floats": "float32",
+        "one picture": r"\(4, 4, 3\)",
+        "cut short": "whole NumPy array",
+        "empty": "0 bytes",
+    }
+    with pytest.raises(VideoDecodingError, match=rf"clip\.npy: .*{reasons[kind]}"):
+        open_video(path)

@@ -203,7 +203,7 @@ def test_finished_folder_is_kept_and_other_settings_are_refused(folder, caplog):
 
 def test_unfinished_folder_is_written_again(folder, tmp_path, monkeypatch):
     target = tmp_path / "data"
-    monkeypatch.setattr(moving_shapes, "_write_annotations", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(moving_shapes, "write_annotations", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_moving_shapes(target, 6, 2, 3, seed=5)
     monkeypatch.undo()

@@ -9,9 +9,11 @@ from PIL import Image
 from umt_hf.training.pictures import (
     HIDDEN_GREY,
     STAGE_2_CURVES,
+    AccuracyPanel,
     FoundVideo,
     denormalize,
     draw_masked_frames,
+    plot_accuracy,
     plot_found_videos,
     plot_losses,
     plot_masks,
@@ -39,6 +41,20 @@ def test_losses_are_drawn_by_name(tmp_path):
 def test_denormalized_frames_are_in_range():
     frames = denormalize(torch.randn(2, 3, 8, 8) * 5)
     assert frames.shape == (2, 8, 8, 3) and frames.min() >= 0 and frames.max() <= 1
+
+
+def test_accuracy_shows_mean_and_spread_of_the_seeds(tmp_path):
+    """Seeds that disagree leave a shaded band, which seeds that agree do not; a label keeps its colour."""
+    agreeing = [[(10, 0.2), (20, 0.5)]] * 2
+    disagreeing = [[(10, 0.1), (20, 0.4)], [(10, 0.3), (20, 0.6)]]
+    pictures = []
+    for name, curves in (("agree", agreeing), ("disagree", disagreeing)):
+        panels = [AccuracyPanel("motion", {"scratch": curves}, 0.25), AccuracyPanel("appearance", {}, 0.03)]
+        plot_accuracy([*panels, AccuracyPanel("low", {"UMT": agreeing}, 0.25)], tmp_path / f"{name}.png")
+        pictures.append(np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int))
+    assert pictures[0].shape == pictures[1].shape
+    bluish = [((p[..., 2] - p[..., 0] > 20) & (p.sum(-1) > 600)).sum() for p in pictures]
+    assert bluish[1] > bluish[0] + 2000
 
 
 def test_saliency_and_mask_lie_over_their_patches(tmp_path):

@@ -8,6 +8,9 @@
 - `decord`: what the published code reads with; see `DecordReader` for the files it silently reads wrong.
 - `torchcodec`: needs the FFmpeg libraries of the system.
 
+A `.npy` file of frames decoded before is read as it is, whatever the decoder: training that reads short clips again
+and again need not decode them each time.
+
 Readers are cheap to open and not to be shared between processes: open them in the worker that uses them.
 """
 
@@ -177,7 +180,8 @@ def open_video(source: VideoSource, decoder: DecoderName = "pyav") -> VideoReade
 
     Args:
         source: A path, an http(s) or file URL, the bytes of a file, or a binary file object (read from its start). An
-            http(s) video is downloaded into memory whole.
+            http(s) video is downloaded into memory whole. A path that ends in `.npy` is a file of decoded frames,
+            uint8 RGB `(T, H, W, 3)`.
         decoder: Library that decodes.
 
     Raises:
@@ -189,7 +193,35 @@ def open_video(source: VideoSource, decoder: DecoderName = "pyav") -> VideoReade
         raise ValueError(f"decoder must be one of {sorted(READERS)}, got {decoder!r}.")
     name, file = _resolve_source(source)
     _check_complete(name, file)
+    if isinstance(file, str) and file.endswith(".npy"):
+        return DecodedFramesReader(name, file)
     return READERS[decoder](name, file)
+
+
+class DecodedFramesReader(VideoReader):
+    """Frames decoded before: a NumPy file, mapped into memory, of uint8 RGB `(T, H, W, 3)`, with no frame rate."""
+
+    fps = None
+
+    def __init__(self, name: str, file: str):
+        self.name = name
+        try:
+            self._frames = np.load(file, mmap_mode="r")
+        except ValueError as error:
+            raise self._error(f"is not a whole NumPy array ({error}). Write it again or leave it out.") from error
+        shape, dtype = self._frames.shape, self._frames.dtype
+        if len(shape) != 4 or shape[-1] != 3 or 0 in shape or dtype != np.uint8:
+            raise self._error(
+                f"holds {dtype} of shape {shape}; decoded frames are uint8 RGB (frames, height, width, 3)."
+            )
+        self.num_frames = shape[0]
+
+    def _decode(self, indices: list[int]) -> np.ndarray:
+        return np.asarray(self._frames[indices])
+
+    def close(self) -> None:
+        """Drop the map; the frames given out are copies."""
+        del self._frames
 
 
 class PyAVReader(VideoReader):

@@ -68,6 +68,55 @@ def plot_curves(lines: Sequence[dict[str, Any]], picture: str | Path, curves: di
 
 
 @dataclass(frozen=True)
+class AccuracyPanel:
+    """Accuracy against steps of several kinds of runs, for one part of a picture.
+
+    Args:
+        title: What is drawn.
+        curves: Label -> one list of `(step, accuracy)` for each seed, all at the same steps.
+        chance: Accuracy of a guess, in [0, 1].
+    """
+
+    title: str
+    curves: dict[str, list[list[tuple[int, float]]]]
+    chance: float
+
+
+def plot_accuracy(panels: Sequence[AccuracyPanel], picture: str | Path) -> None:
+    """Draw accuracy against optimizer steps: the mean of the seeds, their standard deviation shaded.
+
+    Args:
+        panels: Parts of the picture, two in a row; a label has the same colour in all of them.
+        picture: PNG to write.
+    """
+    labels = list(dict.fromkeys(label for panel in panels for label in panel.curves))
+    num_rows = (len(panels) + 1) // 2
+    figure, axes = plt.subplots(num_rows, 2, figsize=(10, 3.6 * num_rows + 0.4), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        for label, seeds in panel.curves.items():
+            steps = [step for step, _ in seeds[0]]
+            values = np.array([[accuracy for _, accuracy in seed] for seed in seeds])
+            mean, spread = values.mean(axis=0), values.std(axis=0, ddof=min(len(values) - 1, 1))
+            color = f"C{labels.index(label)}"
+            axis.plot(steps, mean, "o-", color=color, label=label, markersize=3)
+            axis.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
+        axis.axhline(panel.chance, color="grey", linestyle=":", label="chance")
+        axis.set_title(panel.title, fontsize=11)
+        axis.set_xlabel("fine-tuning step")
+        axis.set_ylabel("held-out accuracy")
+        axis.set_ylim(0, 1)
+        axis.grid(alpha=0.3)
+    handles = dict(
+        pair for axis in axes.flat for pair in zip(*reversed(axis.get_legend_handles_labels()), strict=True)
+    )
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 5), fontsize=9)
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)
+
+
+@dataclass(frozen=True)
 class FoundVideo:
     """A query and the video that was found for it.
 

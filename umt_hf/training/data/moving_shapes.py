@@ -46,6 +46,7 @@ MOTIONS = {
 APPEARANCES = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 
 _SETTINGS_FILE = "moving_shapes.json"
+_LAST_FILE = "answers.json"  # the last one written
 _FRAMES_PER_REVOLUTION = NUM_FRAMES // 2
 
 
@@ -178,10 +179,10 @@ def write_moving_shapes(
             for row in pool.map(partial(_write_clip, directory, seed, split), range(num_clips)):
                 rows.append(row)
                 progress.update()
-            _write_annotations(directory, split, rows)
+            write_annotations(directory, split, rows)
     _write_json(directory / "motion_labels.json", dict(enumerate(MOTIONS)))
     _write_json(directory / "appearance_labels.json", dict(enumerate(APPEARANCES)))
-    _write_json(directory / "answers.json", [*COLORS, *SHAPES, *MOTIONS])
+    _write_json(directory / _LAST_FILE, [*COLORS, *SHAPES, *MOTIONS])
     return directory
 
 
@@ -199,6 +200,19 @@ def write_video(path: str | Path, frames: np.ndarray) -> None:
         container.mux(stream.encode())
 
 
+def read_settings(directory: Path) -> dict[str, Any]:
+    """Seed and numbers of clips of a finished folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if not (directory / _LAST_FILE).is_file():
+        raise FileNotFoundError(
+            f"{directory}: no moving shapes there; `umt-hf data moving-shapes {directory}` makes them."
+        )
+    return json.loads((directory / _SETTINGS_FILE).read_text())
+
+
 def _claim_directory(directory: Path, settings: dict[str, Any]) -> bool:
     """Note the settings in the folder; tell whether a data set of the same settings is already complete there."""
     settings = {**settings, "frame_size": FRAME_SIZE, "num_frames": NUM_FRAMES}
@@ -210,7 +224,7 @@ def _claim_directory(directory: Path, settings: dict[str, Any]) -> bool:
         )
     directory.mkdir(parents=True, exist_ok=True)
     _write_json(settings_path, settings)
-    return (directory / "answers.json").exists()  # the last file written
+    return (directory / _LAST_FILE).exists()
 
 
 def _write_clip(directory: Path, seed: int, split: str, index: int) -> tuple[str, ClipDescription, np.ndarray]:
@@ -221,7 +235,14 @@ def _write_clip(directory: Path, seed: int, split: str, index: int) -> tuple[str
     return name, clip, boxes
 
 
-def _write_annotations(directory: Path, split: str, rows: list[tuple[str, ClipDescription, np.ndarray]]) -> None:
+def write_annotations(directory: Path, split: str, rows: list[tuple[str, ClipDescription, np.ndarray]]) -> None:
+    """Write all annotation files of a split.
+
+    Args:
+        directory: Folder of the data set.
+        split: What the files' names start with.
+        rows: Path of each clip relative to the folder, its description, and its boxes `(T, 4)`.
+    """
     motions = [(name, list(MOTIONS).index(clip.motion)) for name, clip, _ in rows]
     appearances = [(name, APPEARANCES.index(clip.appearance)) for name, clip, _ in rows]
     for suffix, labels in (("", motions), ("_motion", motions), ("_appearance", appearances)):

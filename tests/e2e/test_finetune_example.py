@@ -1,0 +1,106 @@
+"""The fine-tuning demo's own code on a tiny budget: every kind of run, its tables and its picture."""
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from transformers import VideoMAEForVideoClassification
+
+from tests.e2e.conftest import ROOT
+from umt_hf import UMTVideoForVideoClassification, UMTVideoModel
+
+sys.path.append(str(ROOT / "examples"))
+
+import moving_shapes_finetune as example  # noqa: E402 (the folder is no package)
+
+BUDGET = example.Budget(
+    num_clips=(24, 6, 6),
+    pretraining_steps=2,
+    head_steps=5,
+    finetuning_steps=2,
+    low_data_steps=2,
+    num_curve_points=2,
+    num_curve_clips=6,
+    num_corrupted_clips=4,
+)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Four frames, few clips a step, no subset of a tenth (24 clips have too few of a kind)."""
+    monkeypatch.setitem(example.STUDENT, "num_frames", 4)
+    monkeypatch.setitem(example.STUDENT, "num_hidden_layers", 2)
+    for settings in (example.PRETRAINING, example.FINETUNING):
+        monkeypatch.setitem(settings, "per_device_train_batch_size", 4)
+        monkeypatch.setitem(settings, "logging_steps", 1)
+    monkeypatch.setattr("umt_hf.training.data.moving_shapes_variants.write_low_data", copy_training_annotations)
+
+
+def copy_training_annotations(data, ratio):
+    for task in example.TASKS:
+        (data / f"train_low_data_{task}.csv").write_text((data / f"train_{task}.csv").read_text())
+
+
+def test_demo_measures_and_draws(small, shapes, teacher, tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").symlink_to(shapes)
+    (tmp_path / "teacher").symlink_to(teacher)
+    monkeypatch.setattr(example, "build_pool", lambda num_processes, folder: ThreadPoolExecutor(1))
+    monkeypatch.setattr(example, "STARTS", {name: example.STARTS[name] for name in ("semantic", "pixel")})
+    monkeypatch.setattr(example, "LOW_DATA_STARTS", ["semantic"])
+    monkeypatch.setattr(example, "CORRUPTED_STARTS", ["semantic"])
+    monkeypatch.setattr(example, "CORRUPTIONS", ("noise",))
+    example.main(["--output_dir", str(tmp_path), "--seeds", "3", "--num_processes", "1"], BUDGET)
+    folder = tmp_path / "finetune"
+    result = json.loads((folder / "seed_3" / "semantic_motion_full" / "result.json").read_text())
+    assert [step for step, _ in result["curve"]] == [0, 1, 2]
+    assert 0 <= result["test"] <= 1 and result["corrupted"].keys() == {"intact", "noise"}
+    tables = (folder / "tables.md").read_text()
+    assert tables.strip() in capsys.readouterr().out
+    assert "UMT, semantic mask" in tables and "VideoMAE" in tables and tables.count("\n| ") == 4 + 4 + 4
+    assert (folder / "accuracy.png").stat().st_size > 10000
+
+    scratch, pixel = (
+        UMTVideoModel.from_pretrained(folder / "seed_3" / start).state_dict() for start in ("pixel/scratch", "pixel")
+    )
+    assert not torch.equal(scratch["layers.0.attention.q_proj.weight"], pixel["layers.0.attention.q_proj.weight"])
+
+    before = (folder / "seed_3" / "pixel" / "result.json").stat().st_mtime_ns
+    example.main(
+        ["--output_dir", str(tmp_path), "--seeds", "3", "--num_processes", "1"], BUDGET
+    )  # what is done is not done again
+    assert (folder / "seed_3" / "pixel" / "result.json").stat().st_mtime_ns == before
+
+
+def test_videomae_starts_with_the_students_weights_and_gives_its_own_back(small, tmp_path):
+    """The encoder carried over classifies as VideoMAE's own classifier does with the same head."""
+    student = example.build_student(0)
+    videomae = example.build_videomae(student)
+    with torch.no_grad():
+        for parameter in videomae.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    student.config.use_final_norm = False
+    encoder = example.take_encoder(videomae, UMTVideoModel(student.config))
+    encoder.save_pretrained(tmp_path)
+    ours = UMTVideoForVideoClassification.from_pretrained(tmp_path, num_labels=5).eval()
+    videomae.config.num_labels = 5
+    theirs = VideoMAEForVideoClassification(videomae.config).eval()
+    theirs.videomae.load_state_dict(videomae.videomae.state_dict())
+    theirs.fc_norm.eps = ours.fc_norm.eps
+    theirs.classifier.load_state_dict(ours.classifier.state_dict())
+    clips = torch.randn(2, 4, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(clips).logits, theirs(clips).logits, atol=1e-5, rtol=0)
+
+
+def test_jobs_wait_for_what_they_need_and_errors_name_the_log(tmp_path):
+    order = []
+    jobs = {
+        "second": example.Job(order.append, (2,), frozenset({"first"})),
+        "first": example.Job(order.append, (1,)),
+        "third": example.Job(order.index, (7,), frozenset({"first", "second"})),
+    }
+    with ThreadPoolExecutor(2) as pool, pytest.raises(RuntimeError, match=r"third failed: 7.*\n.*log_\d+\.txt"):
+        example.run_jobs(jobs, pool, 2, tmp_path)
+    assert order == [1, 2]
