@@ -74,6 +74,14 @@ def test_blocks_run(page, prepared, tmp_path, monkeypatch, capsys):
         assert re.match(pattern, text, re.DOTALL), f"{page}: {text!r}"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_import_the_package(page):
+    """Without it the Auto classes do not know the models, which a block that runs in this process does not show."""
+    for block in read_blocks(page):
+        if block.language == "python" and re.search(r"\b(Auto\w+|pipeline)\b", block.text):
+            assert re.search(r"\bumt_hf\b|trust_remote_code", block.text), f"{page}:{block.line}"
+
+
 def test_examples_of_docstrings_run(prepared, tmp_path, monkeypatch):
     """They stand on the API pages."""
     monkeypatch.chdir(shutil.copytree(prepared, tmp_path / "copy"))

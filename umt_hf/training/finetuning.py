@@ -113,9 +113,12 @@ class FinetuningArguments(TrainingArguments):
     remove_unused_columns: bool = describe(False, "Must stay off: batches are made of videos and texts here.")
 
     def __post_init__(self) -> None:
-        if self.gradient_checkpointing_kwargs is None:
-            # The reentrant kind finds no gradient where the layers below an adapter are frozen.
-            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
+        # The reentrant kind finds no gradient where the layers below an adapter are frozen. The name is that of
+        # Transformers from 5.24 on, or the one before.
+        names = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+        known = [name for name in names if hasattr(self, name)]
+        if all(getattr(self, name) is None for name in known):
+            setattr(self, known[0], {"use_reentrant": False})
         super().__post_init__()
 
 
