@@ -332,8 +332,9 @@ def list_flags(name: str) -> set[str]:
         return {"--config", *HfArgumentParser(tuple(sections))._option_string_actions}
     if name == "accelerate launch":
         return set(launch_command_parser()._option_string_actions)
-    parameters = find_command(typer.main.get_command(cli.app), name.split()[1:]).params
-    return {"--help", *(flag for parameter in parameters for flag in parameter.opts)}
+    command = find_command(typer.main.get_command(cli.app), name.split()[1:])
+    commands = [command, *getattr(command, "commands", {}).values()]
+    return {"--help", *(flag for own in commands for parameter in own.params for flag in parameter.opts)}
 
 
 def list_named_scripts(text: str) -> set[str]:
