@@ -102,6 +102,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(fine_tune, tmp_path):
         "0.5",
     )
     fine_tune("whole", *flags)
+    with pytest.raises(FileExistsError, match=r"holds checkpoints of an earlier run \(checkpoint-6\)"):
+        fine_tune("whole", *flags)
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
     fine_tune("resumed", *flags, "--resume_from_checkpoint", "auto")
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))

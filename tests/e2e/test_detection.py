@@ -109,6 +109,11 @@ def test_saved_adapters_give_the_merged_model(fine_tune, student, tmp_path):
     assert changed and all(name.endswith((*parts, "classifier.weight", "classifier.bias")) for name in changed)
 
 
+def test_boxes_without_labels_are_refused(fine_tune):
+    with pytest.raises(ValueError, match="no box has a label under labels.*--label_keys"):
+        fine_tune("run", "--label_keys", "labels")
+
+
 @pytest.fixture(scope="module")
 def movies(tmp_path_factory) -> Path:
     """Two movies of seconds in AVA's forms: key frames, a detector's boxes, ground truth, exclusions."""

@@ -104,6 +104,8 @@ def test_folders(tmp_path):
     for missing in (str(tmp_path / "missing"), "my_videos/", "a/b/c"):
         with pytest.raises(FileNotFoundError, match="no such file or folder"):
             load_videos(missing)
+    with pytest.raises(FileNotFoundError, match="my videos: no such file or folder, and no dataset of that name"):
+        load_videos("my videos")
     with pytest.raises(ValueError, match=r"notes\.txt: expected a \.csv"):
         load_videos(str(tmp_path / "run" / "notes.txt"))
 

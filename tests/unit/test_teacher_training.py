@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPVisionModelWithProjection
 
+from umt_hf import UMTVideoConfig, UMTVideoModel
 from umt_hf.modeling.teacher_umt_video import UMTTeacher
 from umt_hf.training import teacher
 from umt_hf.training.data.moving_shapes import NUM_FRAMES, write_moving_shapes
@@ -110,6 +113,22 @@ def test_folder_serves_as_the_frozen_teacher(folder):
     assert output.features.shape == (2, 2, 8 * 16, 64)
     assert output.saliency.shape == (2 * 8, 16)
     assert (output.saliency > 0).all() and (output.saliency.sum(dim=1) < 1).all()
+
+
+def test_other_models_are_no_teacher(folder, tmp_path):
+    UMTVideoModel(
+        UMTVideoConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, num_aligned_layers=1)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'umt_video'; the teacher must be a CLIP"):
+        UMTTeacher.from_pretrained(str(tmp_path))
+    half = shutil.copytree(folder, tmp_path / "half")
+    weights = load_file(half / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, half / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ValueError, match="no whole CLIP vision tower with projection: it lacks visual_projection.weight"
+    ):
+        UMTTeacher.from_pretrained(str(tmp_path / "half"), num_aligned_layers=2)
 
 
 def test_a_seed_fixes_the_weights(arguments, folder, tmp_path):

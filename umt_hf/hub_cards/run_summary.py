@@ -154,7 +154,8 @@ def read_compute(folder: Path) -> list[str]:
     runtimes = [line["train_runtime"] for line in history if "train_runtime" in line]
     if runtimes:
         minutes = runtimes[-1] / 60
-        lines.append(f"{minutes:.1f} minutes of training" if minutes < 60 else f"{minutes / 60:.1f} hours of training")
+        time = f"{60 * minutes:.0f} seconds" if minutes < 2 else f"{minutes:.1f} minutes"
+        lines.append(f"{time if minutes < 60 else f'{minutes / 60:.1f} hours'} of training")
     rates = [line["clips_per_second"] for line in history if line.get("clips_per_second")]
     if rates:
         lines.append(f"{sum(rates) / len(rates):.3g} clips a second on average")

@@ -11,10 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
+from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_umt_video import select_aligned_layers
 from .losses_umt_video_text import normalize_features
 from .modeling_umt_video import gather_tokens, interpolate_position_table
+
+CLIP_TYPES = ("clip", "clip_vision_model")
 
 
 @dataclass
@@ -97,8 +100,18 @@ class UMTTeacher(nn.Module):
             image_size: Side of the frames it sees, in pixels.
             alignment_norm: "l2" or "none".
             **kwargs: Passed to `CLIPVisionModelWithProjection.from_pretrained` (`dtype`, `attn_implementation`, ...).
+
+        Raises:
+            ValueError: If it is no CLIP, or lacks weights: a student would be aligned with random ones.
         """
-        tower = CLIPVisionModelWithProjection.from_pretrained(name_or_path, **kwargs)
+        model_type = PreTrainedConfig.get_config_dict(name_or_path)[0].get("model_type")
+        if model_type not in CLIP_TYPES:
+            raise ValueError(f"{name_or_path} holds a model of type {model_type!r}; the teacher must be a CLIP.")
+        tower, info = CLIPVisionModelWithProjection.from_pretrained(name_or_path, **kwargs, output_loading_info=True)
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"{name_or_path} is no whole CLIP vision tower with projection: it lacks {', '.join(missing[:5])}."
+            )
         return cls(tower, num_aligned_layers, alignment_interval, image_size, alignment_norm)
 
     @property

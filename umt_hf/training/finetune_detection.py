@@ -250,7 +250,12 @@ def build_trainer(
     frames, names = load_key_frames(data.train_data, data.data_root, class_names, data.label_keys)
     frames = [frame for frame in frames if frame.boxes]
     if not frames:
-        raise ValueError(f"{data.train_data}: no key frame has a box with labels to train on.")
+        raise ValueError(f"{data.train_data}: no key frame has a box to train on.")
+    if not names:
+        raise ValueError(
+            f"{data.train_data}: no box has a label under {', '.join(data.label_keys)}. Name the keys that hold "
+            "labels, for example `--label_keys color shape`."
+        )
     model = build_model(args, encoder, names)
     side = model.config.image_size
     short_side = args.short_side or side * 8 // 7

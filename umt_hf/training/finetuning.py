@@ -450,12 +450,21 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
 
     Returns:
         Metrics of all evaluations.
+
+    Raises:
+        FileExistsError: If a run without `resume_from_checkpoint` would mix with an older one's checkpoints.
     """
     args = trainer.args
     output_dir = Path(args.output_dir)
     checkpoint = args.resume_from_checkpoint
+    newest = get_last_checkpoint(args.output_dir) if output_dir.is_dir() else None
+    if checkpoint is None and newest is not None:
+        raise FileExistsError(
+            f"{output_dir} holds checkpoints of an earlier run ({Path(newest).name}). Add `--resume_from_checkpoint "
+            "auto` to go on with it, or choose another output_dir."
+        )
     if checkpoint == "auto":
-        checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+        checkpoint = newest
     if trainer.hub is not None:
         trainer.add_callback(_PushCallback(trainer.hub))  # the last one: what others add to a checkpoint goes up too
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -473,6 +482,8 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
     if trainer.is_world_process_zero():
         (output_dir / "run.yaml").write_text(dump_changes(sections))
         (output_dir / "versions.json").write_text(json.dumps(collect_versions(), indent=2) + "\n")
+        figures = "".join(f"\n  {name:<36} {value:10.4f}" for name, value in metrics.items())
+        logger.info("Wrote %s, which `from_pretrained` loads.%s", output_dir, figures)
     if trainer.hub is not None:
         trainer.hub.finish()
     return metrics

@@ -51,7 +51,9 @@ class TeacherArguments:
     num_clips: int = field(default=1500, metadata={"help": "Training clips whose frames are used."})
     max_steps: int = field(default=1600, metadata={"help": "Optimizer steps."})
     batch_size: int = field(default=64, metadata={"help": "Frames in a step."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak of a half cosine after 10 % warm-up."})
+    learning_rate: float = field(
+        default=1e-3, metadata={"help": "Peak of a half cosine; a tenth of the steps warms up."}
+    )
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW's decay of matrices."})
     patch_size: int = field(default=16, metadata={"help": "Side of a patch in pixels; the student's must equal it."})
     hidden_size: int = field(default=96, metadata={"help": "Width of the vision tower."})

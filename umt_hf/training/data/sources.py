@@ -65,7 +65,11 @@ def load_videos(
     looks_local = path.is_absolute() or source.startswith((".", "~")) or source.endswith("/") or source.count("/") > 1
     if not path.exists() and looks_local:
         raise FileNotFoundError(f"{source}: no such file or folder.")
-    return _undecoded(load_dataset(source, config_name, split=split, streaming=streaming), video_column)
+    try:
+        table = load_dataset(source, config_name, split=split, streaming=streaming)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise FileNotFoundError(f"{source}: no such file or folder, and no dataset of that name ({error}).") from error
+    return _undecoded(table, video_column)
 
 
 def get_source(video: str | dict[str, Any]) -> str | bytes:
