@@ -120,12 +120,7 @@ def evaluate(folder: Path, seed: int) -> None:
 
 def search(model, processor, clips, accelerator):
     """Features of all clips and captions, and R@1 of searching the clips by either score."""
-    from umt_hf.training.retrieval import (
-        encode_retrieval_set,
-        match_candidates,
-        rank_by_similarity,
-        rerank_candidates,
-    )
+    from umt_hf.training.retrieval import encode_retrieval_set, match_candidates, rank_by_similarity, rerank_candidates
 
     right = clips.videos_of_text
     features = encode_retrieval_set(model, processor, clips, accelerator, batch_size=50, num_workers=1)
@@ -139,7 +134,7 @@ def search(model, processor, clips, accelerator):
 @torch.no_grad()
 def name_appearances(model, processor, clips, features) -> float:
     """Share of clips whose caption is the most similar of the 36 that have the clip's own motion."""
-    from umt_hf.modeling.losses_umt_video_text import compute_similarity
+    from umt_hf.modeling.losses_umt import compute_similarity
     from umt_hf.training.data.moving_shapes import APPEARANCES, MOTIONS
 
     captions = [f"a {appearance} moving {motion}" for motion in MOTIONS for appearance in APPEARANCES]

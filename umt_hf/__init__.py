@@ -21,6 +21,7 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from .modeling.configuration_umt_video import UMTVideoConfig
 from .modeling.configuration_umt_video_text import UMTTextConfig, UMTVideoTextConfig
+from .modeling.modeling_umt_text import UMTTextLMHeadModel, UMTTextModel
 from .modeling.modeling_umt_video import (
     UMTVideoForActionDetection,
     UMTVideoForPreTraining,
@@ -28,8 +29,6 @@ from .modeling.modeling_umt_video import (
     UMTVideoModel,
 )
 from .modeling.modeling_umt_video_text import (
-    UMTTextLMHeadModel,
-    UMTTextModel,
     UMTVideoTextForPreTraining,
     UMTVideoTextForQuestionAnswering,
     UMTVideoTextForRetrieval,

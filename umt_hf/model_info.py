@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from .modeling import modeling_umt_video, modeling_umt_video_text
+from .modeling import modeling_umt_text, modeling_umt_video, modeling_umt_video_text
 from .modeling.configuration_umt_video import UMTVideoConfig
 from .modeling.masking_umt_video import sample_random_mask, sample_tube_mask
 from .processing.video_processing_umt_video import UMTVideoProcessor
@@ -37,7 +37,7 @@ TASKS = {
     "UMTVideoTextForPreTraining": "stage-2 pre-training",
     "UMTVideoTextForQuestionAnswering": "video question answering",
 }
-MODEL_FILES = (modeling_umt_video, modeling_umt_video_text)
+MODEL_FILES = (modeling_umt_video, modeling_umt_text, modeling_umt_video_text)
 PARTS = {"vision_model": "vision", "text_model": "text", "answer_decoder": "answer_decoder"}
 SMALL_FILES = ["*.json", "*.yaml", "*.txt"]
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"

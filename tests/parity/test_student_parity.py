@@ -6,7 +6,7 @@ import torch
 from tests.parity.reference import load_case
 from umt_hf.modeling.configuration_umt_video import UMTVideoConfig
 from umt_hf.modeling.convert_umt_checkpoint import convert_state_dict
-from umt_hf.modeling.losses_umt_video_text import uta_loss
+from umt_hf.modeling.losses_umt import uta_loss
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 
 CASES = ["student_k3_interval1", "student_k2_interval2", "student_k2_layerscale"]

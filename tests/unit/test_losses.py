@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.parity.multi_modality import assert_equal, load_case
 from tests.unit.test_modeling_video_text import TINY, build_batch, build_draws
 from umt_hf.modeling.configuration_umt_video_text import UMTVideoTextConfig
-from umt_hf.modeling.losses_umt_video_text import (
+from umt_hf.modeling.losses_umt import (
     compute_negative_weights,
     compute_similarity,
     find_true_pairs,

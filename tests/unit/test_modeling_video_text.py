@@ -23,10 +23,9 @@ from tests.parity.multi_modality import load_table
 from umt_hf.modeling.configuration_umt_video import UMTVideoConfig
 from umt_hf.modeling.configuration_umt_video_text import UMTTextConfig, UMTVideoTextConfig, build_decoder_config
 from umt_hf.modeling.masking_umt_video import compute_visible_indices, sample_random_mask
+from umt_hf.modeling.modeling_umt_text import UMTTextLMHeadModel, UMTTextModel
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining, UMTVideoModel
 from umt_hf.modeling.modeling_umt_video_text import (
-    UMTTextLMHeadModel,
-    UMTTextModel,
     UMTVideoTextForPreTraining,
     UMTVideoTextForQuestionAnswering,
     UMTVideoTextForRetrieval,

@@ -14,7 +14,7 @@ from tests.parity.multi_modality import load_table
 from tests.unit.test_modeling_video_text import TINY
 from tests.unit.video_files import write_video
 from umt_hf import UMTVideoProcessor, UMTVideoTextConfig, UMTVideoTextProcessor
-from umt_hf.modeling.losses_umt_video_text import compute_similarity
+from umt_hf.modeling.losses_umt import compute_similarity
 from umt_hf.modeling.modeling_umt_video_text import (
     UMTVideoTextForQuestionAnswering,
     UMTVideoTextForRetrieval,

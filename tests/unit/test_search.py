@@ -20,7 +20,7 @@ from umt_hf import (
     UMTVideoTextModel,
     UMTVideoTextProcessor,
 )
-from umt_hf.modeling.losses_umt_video_text import compute_similarity
+from umt_hf.modeling.losses_umt import compute_similarity
 from umt_hf.processing.processing_umt_video_text import build_tokenizer
 from umt_hf.training import video_index
 from umt_hf.training.data.moving_shapes import write_moving_shapes

@@ -1,5 +1,5 @@
 # Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
-"""Weights under other names to ours: released `.pth` checkpoints, strictly and with a report; BERTs for stage 2."""
+"""Weights under other names to ours: released `.pth` checkpoints, strictly and with a report."""
 
 import argparse
 import os
@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from .ava_labels import AVA_LABELS
 from .configuration_umt_video import UMTVideoConfig
-from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTTextConfig, UMTVideoTextConfig
+from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConfig
 from .modeling_umt_video import (
     UMTVideoForActionDetection,
     UMTVideoForPreTraining,
@@ -29,6 +28,7 @@ from .modeling_umt_video_text import (
     UMTVideoTextForQuestionAnswering,
     UMTVideoTextForRetrieval,
 )
+from .towers_umt_video_text import rename_bert_weight
 
 VIDEO_TEXT_CLASSES: dict[str, type[PreTrainedModel]] = {
     "video_text_pretraining": UMTVideoTextForPreTraining,
@@ -63,22 +63,6 @@ TEXT_TOWERS: dict[str, dict[str, Any]] = {  # BERT base and large
     size: {**fields, "encoder_width": fields["hidden_size"], "fusion_layer": fusion_layer}
     for (size, fields), fusion_layer in zip(ARCHITECTURES.items(), (9, 19), strict=True)
 }
-PUBLISHED_FUSION_LAYERS = {tower["num_hidden_layers"]: tower["fusion_layer"] for tower in TEXT_TOWERS.values()}
-BERT_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "initializer_range",
-    "layer_norm_eps",
-    "pad_token_id",
-)
 CORPORA = ("5m", "17m", "25m")
 RETRIEVAL_SETS = ("msrvtt", "didemo", "anet", "lsmdc", "msvd", "ssv2-label", "ssv2-template")
 QUESTION_SETS = ("msrvtt", "anet", "msvd")
@@ -107,25 +91,6 @@ VIDEO_TEXT_RENAMES = (
     (r"vision_proj\.", "video_projection."),
     (r"text_proj\.", "text_projection."),
     (r"itm_head\.", "matching_head."),
-)
-# BERT's names -> ours, applied one after the other.
-BERT_RENAMES = (
-    (r"^bert\.", "text_model."),
-    (r"embeddings\.LayerNorm\.", "embeddings.norm."),
-    (r"\.encoder\.layer\.", ".layers."),
-    (r"crossattention\.", "cross_attention."),
-    (r"attention\.self\.query\.", "attention.q_proj."),
-    (r"attention\.self\.key\.", "attention.k_proj."),
-    (r"attention\.self\.value\.", "attention.v_proj."),
-    (r"attention\.output\.dense\.", "attention.o_proj."),
-    (r"attention\.output\.LayerNorm\.", "attention_norm."),
-    (r"\.intermediate\.dense\.", ".mlp.fc1."),
-    (r"\.output\.dense\.", ".mlp.fc2."),
-    (r"\.output\.LayerNorm\.", ".mlp_norm."),
-    (r"^cls\.predictions\.transform\.LayerNorm\.", "mlm_head.norm."),
-    (r"^cls\.predictions\.transform\.", "mlm_head."),
-    (r"^cls\.predictions\.decoder\.", "mlm_head.decoder."),
-    (r"^cls\.predictions\.bias$", "mlm_head.decoder.bias"),
 )
 POSITION_TOLERANCE = 1e-3  # a table stored in half precision differs from the computed one by up to 5e-4
 
@@ -329,71 +294,6 @@ def load_published_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor
     return content
 
 
-def load_video_tower(
-    source: str | os.PathLike, fields: dict[str, Any]
-) -> tuple[dict[str, torch.Tensor], UMTVideoConfig]:
-    """Weights of a UMT video encoder in float32, its alignment heads where it has them, and its configuration.
-
-    Args:
-        source: Folder or Hub id of any UMT model.
-        fields: Fields of the configuration to change.
-
-    Raises:
-        ValueError: If it is no UMT model, or a weight of the encoder is missing.
-    """
-    model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-    if model_type not in (UMTVideoConfig.model_type, UMTVideoTextConfig.model_type):
-        raise ValueError(f"{source} holds a model of type {model_type!r}, not a UMT video encoder.")
-    config = UMTVideoConfig.from_pretrained(source, **fields)
-    model, info = UMTVideoForPreTraining.from_pretrained(
-        source, config=config, dtype=torch.float32, output_loading_info=True
-    )
-    _check_tower(source, [name for name in info["missing_keys"] if name.startswith("vision_model.")])
-    state = {name: tensor for name, tensor in model.state_dict().items() if name not in info["missing_keys"]}
-    return state, config
-
-
-def load_bert_tower(
-    source: str | os.PathLike, fields: dict[str, Any]
-) -> tuple[dict[str, torch.Tensor], UMTTextConfig]:
-    """Weights of a BERT under our names in float32, its language-modelling head where it has one, and configuration.
-
-    Args:
-        source: Folder or Hub id of a BERT.
-        fields: Fields of our configuration to set; `fusion_layer` is needed for depths other than 12 and 24.
-
-    Raises:
-        ValueError: If it is no BERT, a weight is missing, or no `fusion_layer` is known.
-    """
-    from transformers.models.bert.modeling_bert import BertConfig, BertForPreTraining
-
-    model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-    if model_type != BertConfig.model_type:
-        raise ValueError(f"{source} holds a model of type {model_type!r}, not a BERT.")
-    bert_config = BertConfig.from_pretrained(source)
-    shared = {name: getattr(bert_config, name) for name in BERT_FIELDS}
-    if "fusion_layer" not in fields:
-        depth = bert_config.num_hidden_layers
-        if depth not in PUBLISHED_FUSION_LAYERS:
-            raise ValueError(f"{source} has {depth} layers; say which is the first to fuse: fusion_layer.")
-        shared["fusion_layer"] = PUBLISHED_FUSION_LAYERS[depth]
-    config = UMTTextConfig(**shared | fields)
-
-    model, info = BertForPreTraining.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    _check_tower(source, [name for name in info["missing_keys"] if re.match(r"bert\.(?!pooler\.)", name)])
-    state = {
-        rename_bert_weight(name): tensor
-        for name, tensor in model.state_dict().items()
-        if name not in info["missing_keys"]
-    }
-    return state, config
-
-
-def _check_tower(source: str | os.PathLike, missing: list[str]) -> None:
-    if missing:
-        raise ValueError(f"{source} lacks {len(missing)} weights of its tower: {', '.join(sorted(missing)[:5])} ...")
-
-
 def _convert_tensor(name: str, tensor: torch.Tensor, config: UMTVideoConfig) -> dict[str, torch.Tensor] | None:
     if match := re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.weight", name):
         prefix = f"vision_model.layers.{match[1]}.attention"
@@ -448,13 +348,6 @@ def _find_reason_to_leave(name: str, state_dict: dict[str, torch.Tensor], config
     return None
 
 
-def rename_bert_weight(name: str) -> str:
-    """Our name of a weight of `BertForPreTraining`, below `text_model` or `mlm_head`; unknown parts stay."""
-    for pattern, replacement in BERT_RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
 def _expected_shapes(config: UMTVideoConfig | UMTVideoTextConfig, task: str) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = TASK_CLASSES[task](config)
@@ -506,8 +399,6 @@ __all__ = [
     "build_published_config",
     "convert_checkpoint",
     "convert_state_dict",
-    "load_bert_tower",
     "load_converted_model",
     "load_published_state_dict",
-    "load_video_tower",
 ]

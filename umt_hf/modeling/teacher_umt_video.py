@@ -14,7 +14,7 @@ from transformers import CLIPVisionModelWithProjection
 from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_umt_video import select_aligned_layers
-from .losses_umt_video_text import normalize_features
+from .losses_umt import normalize_features
 from .modeling_umt_video import gather_tokens, interpolate_position_table
 
 CLIP_TYPES = ("clip", "clip_vision_model")

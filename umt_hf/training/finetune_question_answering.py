@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from ..modeling.losses_umt_video_text import IGNORED_LABEL
+from ..modeling.losses_umt import IGNORED_LABEL
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from .arguments import describe, parse_config

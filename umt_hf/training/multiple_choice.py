@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from ..modeling.losses_umt_video_text import compute_similarity
+from ..modeling.losses_umt import compute_similarity
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from .data.held_out import evaluation_mode, load_video_batches, plan_shard, share_rows

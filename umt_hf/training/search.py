@@ -29,7 +29,7 @@ from tqdm import tqdm
 from transformers import AutoProcessor
 from transformers.video_utils import VideoMetadata
 
-from ..modeling.losses_umt_video_text import average_video_embeds, normalize_features
+from ..modeling.losses_umt import average_video_embeds, normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.decoding import VideoDecodingError
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
