@@ -38,7 +38,7 @@ from .processing.processing_umt_video_text import UMTVideoTextProcessor
 from .processing.video_processing_umt_video import UMTVideoProcessor
 
 if TYPE_CHECKING:
-    from .modeling.teacher_umt_video import UMTTeacher
+    from .teachers.clip import UMTTeacher
 
 AutoConfig.register(UMTVideoConfig.model_type, UMTVideoConfig)
 AutoModel.register(UMTVideoConfig, UMTVideoModel)
@@ -78,7 +78,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "UMTTeacher":  # brings CLIP along, which only pre-training needs
-        from .modeling.teacher_umt_video import UMTTeacher
+        from .teachers.clip import UMTTeacher
 
         return UMTTeacher
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
