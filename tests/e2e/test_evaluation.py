@@ -111,14 +111,14 @@ def test_two_processes_equal_one(commands, tmp_path):
     """Batches of 2: three batches of videos, the last one odd. Batches of 8, in bf16: one process encodes nothing."""
     program = [
         "from accelerate.state import AcceleratorState",
-        "from umt_hf.training import evaluate_multiple_choice, evaluate_question_answering, evaluate_retrieval",
+        "from umt_hf.evaluation import multiple_choice, question_answering, retrieval",
     ]
     for size, precision in ((2, "no"), (8, "bf16")):
         for name, words in commands(f"one_{size}", size, precision).items():
             SCRIPTS[name].main(words)
             AcceleratorState._reset_state(reset_partial_state=True)
         for name, words in commands(f"two_{size}", size, precision).items():
-            program.append(f"evaluate_{name}.main({words!r})")
+            program.append(f"{name}.main({words!r})")
         program.append("AcceleratorState._reset_state()")
     (tmp_path / "run_all.py").write_text("\n".join(program))
     finished = launch([str(tmp_path / "run_all.py")])

@@ -16,8 +16,9 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoVideoProcessor
 from tests.e2e.conftest import ROOT, launch, launch_environment
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.processing.video_processing_umt_video import UMTVideoProcessor
+from umt_hf.runs.folder import read_metrics
 from umt_hf.training import stage1
-from umt_hf.training.checkpointing import list_checkpoints, read_metrics
+from umt_hf.training.checkpointing import list_checkpoints
 
 
 def read_losses(folder: Path) -> dict[int, float]:

@@ -25,15 +25,16 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
+from ..data.annotations import check_labels
 from ..data.sources import get_source, load_videos
-from ..inference.classification import classify_videos
+from ..evaluation.classification import classify_videos
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.classification_transforms import ClassificationTransform, ClipMix
 from ..processing.decoding import open_video
 from ..processing.sampling import sample_frame_indices
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..training.arguments import describe, parse_config
+from ..runs.config import describe, parse_config
 from ..training.clips import build_generator
 from ..training.trainer import count_videos
 from .trainer import (
@@ -333,18 +334,6 @@ def load_held_out(source: str, names: list[str], **options: Any) -> Dataset:
     table = load_videos(source, class_names=names, **options)
     check_labels(source, table, names)
     return table
-
-
-def check_labels(source: str, table: Dataset, names: list[str]) -> None:
-    """Refuse videos without labels, or with labels that the classes do not have.
-
-    Raises:
-        ValueError: Which of the two it is.
-    """
-    if "label" not in table.column_names:
-        raise ValueError(f"{source}: no labels; give a CSV (path,label) or one sub-folder for each class.")
-    if max(table["label"]) >= len(names):
-        raise ValueError(f"{source}: label {max(table['label'])} is too high for {len(names)} classes {names[:5]}.")
 
 
 def read_class_names(args: ClassificationArguments, table: Dataset) -> list[str]:

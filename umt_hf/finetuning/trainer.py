@@ -33,9 +33,10 @@ from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.sampling import sample_frame_indices, trim_num_frames
 from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..training.arguments import describe
+from ..runs.config import describe
+from ..runs.folder import collect_versions
 from ..training.background_push import HubPush, build_hub_push
-from ..training.checkpointing import collect_versions, list_checkpoints
+from ..training.checkpointing import list_checkpoints
 from ..training.clips import MAX_REPLACEMENTS, build_generator
 from ..training.metric_meter import MetricMeter
 from ..training.optimization import (

@@ -2,6 +2,7 @@
 """Weights under other names to ours: released `.pth` checkpoints, strictly and with a report."""
 
 import argparse
+import dataclasses
 import os
 import pickle
 import re
@@ -29,6 +30,7 @@ from ..modeling.modeling_umt_video_text import (
     UMTVideoTextForRetrieval,
 )
 from ..modeling.towers_umt_video_text import rename_bert_weight
+from ..zoo import ZooEntry, find_entry, load_zoo
 
 VIDEO_TEXT_CLASSES: dict[str, type[PreTrainedModel]] = {
     "video_text_pretraining": UMTVideoTextForPreTraining,
@@ -174,6 +176,35 @@ def _build_video_text_config(name: str, size: str, data_set: str | None) -> tupl
         projection_dim=TEACHERS[size]["teacher_hidden_size"],
     )
     return config, task
+
+
+def describe_checkpoint(name: str) -> ZooEntry:
+    """As `find_entry`, and also for models that the published code trains, but that were never released.
+
+    Args:
+        name: As `build_published_config` takes it, for example `umt-vit-b16-17m-msrvtt`; settings are then those of
+            the released model of the same data set, and there are no figures.
+
+    Raises:
+        ValueError: If no such model exists.
+    """
+    sibling = re.sub(r"(?:-f16|-384)+$", "", re.sub(r"-(?:5m|17m)-", "-25m-", name))
+    if name in load_zoo() or sibling not in load_zoo():
+        return find_entry(name)
+    config = build_published_config(name)[0]
+    config = getattr(config, "vision_config", config)
+    return dataclasses.replace(
+        load_zoo()[sibling],
+        name=name,
+        file=None,
+        frames=config.num_frames,
+        resolution=config.image_size,
+        trained_on=(),
+        starts_from=None,
+        recipe=None,
+        figures=(),
+        notes=(),
+    )
 
 
 def convert_state_dict(
@@ -399,6 +430,7 @@ __all__ = [
     "build_published_config",
     "convert_checkpoint",
     "convert_state_dict",
+    "describe_checkpoint",
     "load_converted_model",
     "load_published_state_dict",
 ]

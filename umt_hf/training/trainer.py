@@ -19,16 +19,10 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..runs.folder import METRICS_FILE, MetricLog
 from .arguments import TrainingArguments
 from .background_push import build_hub_push
-from .checkpointing import (
-    METRICS_FILE,
-    MetricLog,
-    find_checkpoint,
-    list_checkpoints,
-    remove_unfinished,
-    save_checkpoint,
-)
+from .checkpointing import find_checkpoint, list_checkpoints, remove_unfinished, save_checkpoint
 from .metric_meter import MetricMeter
 from .optimization import (
     build_parameter_groups,

@@ -20,9 +20,11 @@ from umt_hf import (
     UMTVideoTextModel,
     UMTVideoTextProcessor,
 )
+from umt_hf.data.video_files import SkippedVideo, VideoFile, list_videos
 from umt_hf.inference import video_index
-from umt_hf.inference.search import VideoSearcher, VideoTextEncoder, compute_fingerprint, embed_videos, format_hits
-from umt_hf.inference.video_index import SkippedVideo, VideoFile, VideoIndex, list_videos
+from umt_hf.inference.loading import compute_fingerprint
+from umt_hf.inference.search import VideoSearcher, VideoTextEncoder, embed_videos, format_hits
+from umt_hf.inference.video_index import VideoIndex
 from umt_hf.modeling.losses_umt import compute_similarity
 from umt_hf.moving_shapes.render import write_moving_shapes
 from umt_hf.processing.processing_umt_video_text import build_tokenizer
