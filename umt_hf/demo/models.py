@@ -150,7 +150,7 @@ class TeacherViewer:
         frames = draw_masked_frames(pixel_values[0], saliency, mask[0])
         return TeacherLook(frames, num_visible, grid.num_tokens, agreement)
 
-    def _encode_clip(self, video: str, modified_ns: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    def _encode_clip(self, video: str, _modified_ns: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """Frames `(1, T, 3, H, W)`, teacher's states and saliency `(T, P)`, kept while a visitor moves the slider."""
         pixel_values = self.processor(video, return_tensors="pt")["pixel_values"].to(self.device)
         return pixel_values, *self.teacher.encode(pixel_values)

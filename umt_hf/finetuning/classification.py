@@ -244,17 +244,17 @@ class _AveragingCallback(TrainerCallback):
     def __init__(self, trainer: ClassificationTrainer):
         self.trainer = trainer
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
         average = get_ema_multi_avg_fn(args.ema_decay)
         self.trainer.averaged = AveragedModel(self.trainer.model, multi_avg_fn=average)
         if self.trainer.resumed_from:
             file = Path(self.trainer.resumed_from) / self.FILE
             self.trainer.averaged.load_state_dict(torch.load(file, map_location=args.device, weights_only=True))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
         self.trainer.averaged.update_parameters(self.trainer.model)
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             torch.save(self.trainer.averaged.state_dict(), folder / self.FILE)

@@ -240,7 +240,7 @@ def convert_state_dict(
             reason, parts = _find_reason_to_leave(name, state_dict, config), _convert_video_text_tensor(name, tensor)
         else:
             bare = re.sub(r"^(?:backbone\.|encoder\.)", "", name)
-            reason, parts = _check_position_table(name, bare, tensor, config), _convert_tensor(bare, tensor, config)
+            reason, parts = _check_position_table(name, bare, tensor, config), _convert_tensor(bare, tensor)
         if reason is not None:
             report.set_aside[name] = reason
         elif parts is None:
@@ -325,7 +325,7 @@ def load_published_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor
     return content
 
 
-def _convert_tensor(name: str, tensor: torch.Tensor, config: UMTVideoConfig) -> dict[str, torch.Tensor] | None:
+def _convert_tensor(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor] | None:
     if match := re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.weight", name):
         prefix = f"vision_model.layers.{match[1]}.attention"
         return {f"{prefix}.{x}_proj.weight": part.contiguous() for x, part in zip("qkv", tensor.chunk(3), strict=True)}
@@ -342,7 +342,7 @@ def _convert_tensor(name: str, tensor: torch.Tensor, config: UMTVideoConfig) -> 
 
 def _convert_video_text_tensor(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor] | None:
     if match := re.fullmatch(r"vision_encoder\.(?:encoder\.|(?=clip_decoder\.))(.+)", name):
-        return _convert_tensor(match[1], tensor, None)
+        return _convert_tensor(match[1], tensor)
     if match := re.fullmatch(r"text_(encoder|decoder)\.(bert\.|(?=cls\.))?(.+)", name):
         prefix = "" if match[2] == "" else "bert."  # retrieval and question encoders are stored without it
         ours = rename_bert_weight(prefix + match[3])

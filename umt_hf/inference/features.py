@@ -250,7 +250,7 @@ def _encode(
         yield from zip(islice(starts, len(batch)), features.float().cpu().numpy(), strict=True)
 
 
-def _collect_clips(encoded: Iterator[tuple[int, np.ndarray]], plan: WindowPlan, tubelet: int) -> np.ndarray:
+def _collect_clips(encoded: Iterator[tuple[int, np.ndarray]], _plan: WindowPlan, _tubelet: int) -> np.ndarray:
     return np.stack([features for _, features in encoded])
 
 

@@ -309,10 +309,10 @@ def train(
                 bar.set_postfix_str(_describe(values, state))
             if state.step % args.save_steps == 0 or is_last:
                 save()  # before anything else can fail
-            if is_last or (args.eval_steps > 0 and state.step % args.eval_steps == 0):
-                if values := _evaluate(stage, accelerator, args.seed):
-                    record(values)
-                    bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+            is_tested = is_last or (args.eval_steps > 0 and state.step % args.eval_steps == 0)
+            if is_tested and (values := _evaluate(stage, accelerator, args.seed)):
+                record(values)
+                bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
             if is_last:
                 break
     bar.close()

@@ -31,7 +31,7 @@ from umt_hf.processing.processing_umt_video_text import build_tokenizer
 
 faiss = pytest.importorskip("faiss")
 
-WORDS = "a red circle green square moving left right up and".split()
+WORDS = ["a", "red", "circle", "green", "square", "moving", "left", "right", "up", "and"]
 SPECIAL = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 QUERY = "a red circle moving left"
 ENCODER = {"model": "tiny", "weights": "0", "projection_dim": 2}
@@ -291,9 +291,12 @@ def test_a_kill_while_old_folders_are_deleted_does_no_harm(tmp_path, monkeypatch
 
 
 def test_one_writer_at_a_time(tmp_path):
-    with VideoIndex(tmp_path).write(ENCODER):
-        with pytest.raises(BlockingIOError, match="another"), VideoIndex(tmp_path).write(ENCODER):
-            pass
+    with (
+        VideoIndex(tmp_path).write(ENCODER),
+        pytest.raises(BlockingIOError, match="another"),
+        VideoIndex(tmp_path).write(ENCODER),
+    ):
+        pass
     with VideoIndex(tmp_path).write(ENCODER):
         pass
 
