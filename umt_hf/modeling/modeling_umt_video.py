@@ -168,8 +168,13 @@ class UMTVideoPatchEmbeddings(nn.Module):
             )
         return num_frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
 
-    def forward(self, pixel_values: torch.Tensor, visible_indices: torch.Tensor | None = None) -> torch.Tensor:
-        time, rows, columns = self.compute_grid(pixel_values)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        visible_indices: torch.Tensor | None = None,
+        grid: tuple[int, int, int] | None = None,
+    ) -> torch.Tensor:
+        time, rows, columns = self.compute_grid(pixel_values) if grid is None else grid
         batch, _, channels = pixel_values.shape[:3]
         size = self.patch_size
         patches = pixel_values.reshape(batch, time, self.tubelet_size, channels, rows, size, columns, size)
@@ -223,9 +228,15 @@ class UMTVideoEmbeddings(nn.Module):
             table = table[:, :num_positions]
         return table if visible_indices is None else table[0][visible_indices]
 
-    def forward(self, pixel_values: torch.Tensor, visible_indices: torch.Tensor | None = None) -> torch.Tensor:
-        embeddings = self.patch_embeddings(pixel_values, visible_indices)
-        grid = self.patch_embeddings.compute_grid(pixel_values)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        visible_indices: torch.Tensor | None = None,
+        grid: tuple[int, int, int] | None = None,
+    ) -> torch.Tensor:
+        if grid is None:
+            grid = self.patch_embeddings.compute_grid(pixel_values)
+        embeddings = self.patch_embeddings(pixel_values, visible_indices, grid)
         positions = self.compute_position_embeddings(grid, visible_indices)
         # In the parameters' precision, so that under autocast the residual stream stays float32, as published.
         return self.dropout(embeddings + positions.to(self.patch_embeddings.projection.bias.dtype))
@@ -442,6 +453,7 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         visible_indices: torch.Tensor | None = None,
         output_aligned_states: bool = False,
+        token_grid: tuple[int, int, int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> UMTVideoModelOutput:
         """Encode a clip, or the visible part of it.
@@ -454,6 +466,8 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
             visible_indices: Indices of the visible tokens `(B, V)` instead of the mask: static shapes, for
                 `torch.compile`.
             output_aligned_states: Whether to return the aligned layers' outputs as well.
+            token_grid: Time, rows and columns of the clip's tokens, where the caller has checked clip and
+                `visible_indices` already, as the heads do.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
 
         Returns:
@@ -463,11 +477,11 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
         Raises:
             ValueError: If the clip does not fit the patch grid or the mask does not fit the clip.
         """
-        grid = self.embeddings.patch_embeddings.compute_grid(pixel_values)
-        visible_indices = resolve_visible_indices(
-            bool_masked_pos, visible_indices, pixel_values.shape[0], grid[0] * grid[1] * grid[2]
-        )
-        hidden_states = self.embeddings(pixel_values, visible_indices)
+        if token_grid is None:
+            token_grid, visible_indices = self.resolve_tokens(pixel_values, bool_masked_pos, visible_indices)
+        elif bool_masked_pos is not None:
+            raise ValueError("With token_grid, give visible_indices instead of bool_masked_pos.")
+        hidden_states = self.embeddings(pixel_values, visible_indices, token_grid)
         aligned_indices = self.config.aligned_layer_indices if output_aligned_states else []
         aligned = []
         for i, layer in enumerate(self.layers):
@@ -480,6 +494,22 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
             pooler_output=hidden_states.mean(dim=1),
             aligned_hidden_states=torch.stack(aligned) if aligned else None,
         )
+
+    def resolve_tokens(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        visible_indices: torch.Tensor | None = None,
+    ) -> tuple[tuple[int, int, int], torch.Tensor | None]:
+        """Check a clip and its mask or indices: its token grid, and the indices of its visible tokens, if not all.
+
+        Raises:
+            ValueError: If the clip does not fit the patch grid or the mask does not fit the clip.
+        """
+        time, rows, columns = self.embeddings.patch_embeddings.compute_grid(pixel_values)
+        num_tokens = time * rows * columns
+        visible_indices = resolve_visible_indices(bool_masked_pos, visible_indices, pixel_values.shape[0], num_tokens)
+        return (time, rows, columns), visible_indices
 
     def _normalize(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states if self.norm is None else self.norm(hidden_states)
@@ -517,6 +547,36 @@ def resolve_visible_indices(
     return compute_visible_indices(bool_masked_pos, num_visible)
 
 
+def project_aligned_states(
+    heads: nn.ModuleList, states: torch.Tensor, positions: torch.Tensor, norm: str
+) -> torch.Tensor:
+    """Bring the aligned layers' outputs to the teacher's space, each by a head, with positions added.
+
+    Args:
+        heads: K alignment heads.
+        states: `(K, B, V, D)`.
+        positions: Sinusoids of the visible tokens `(B, V, D)`, or of all `(1, N, D)`.
+        norm: "l2" or "none".
+
+    Returns:
+        Normalised features `(K, B, V, C)`, float32.
+    """
+    positions = positions.to(states.dtype)
+    features = torch.stack([head(state + positions) for head, state in zip(heads, states, strict=True)])
+    return normalize_features(features, norm)
+
+
+def select_targets(
+    teacher_features: torch.Tensor, visible_indices: torch.Tensor | None, grid: tuple[int, int, int]
+) -> torch.Tensor:
+    """Teacher's features at the visible tokens, `(K, B, V, C)`, from those or from features at all tokens."""
+    if visible_indices is None:
+        return teacher_features
+    num_tokens = grid[0] * grid[1] * grid[2]
+    covers_all = teacher_features.shape[2] == num_tokens != visible_indices.shape[1]
+    return gather_tokens(teacher_features, visible_indices) if covers_all else teacher_features
+
+
 class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
     """UMT stage 1: the encoder sees the visible tokens and aligns its last layers with a frozen teacher's on them.
 
@@ -536,6 +596,7 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         teacher_features: torch.Tensor | None = None,
         visible_indices: torch.Tensor | None = None,
+        normalize_teacher_features: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> UMTVideoForPreTrainingOutput:
         """Compute the student's aligned features and, with a teacher's, the alignment loss.
@@ -546,6 +607,8 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
             teacher_features: Teacher's features `(K, B, V, C)` at the visible tokens in raster order, or
                 `(K, B, N, C)` at all tokens, of which the visible ones are gathered.
             visible_indices: Indices of the visible tokens `(B, V)` instead of the mask.
+            normalize_teacher_features: Whether to normalise `teacher_features` as the student's are. `False` for those
+                of [`UMTTeacher`], which come normalised.
             **kwargs: As for [`UMTVideoModel`].
 
         Returns:
@@ -560,25 +623,20 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
             raise ValueError(
                 f"tubelet_size={self.config.tubelet_size} leaves no token for each frame of the teacher; use 1."
             )
-        embeddings = self.vision_model.embeddings
-        grid = embeddings.patch_embeddings.compute_grid(pixel_values)
-        num_tokens = grid[0] * grid[1] * grid[2]
-        visible_indices = resolve_visible_indices(bool_masked_pos, visible_indices, pixel_values.shape[0], num_tokens)
+        grid, visible_indices = self.vision_model.resolve_tokens(pixel_values, bool_masked_pos, visible_indices)
         outputs = self.vision_model(
-            pixel_values, visible_indices=visible_indices, output_aligned_states=True, **kwargs
+            pixel_values, visible_indices=visible_indices, output_aligned_states=True, token_grid=grid, **kwargs
         )
-        states = outputs.aligned_hidden_states
-        positions = embeddings.compute_position_embeddings(grid, visible_indices, fixed=True).to(states.dtype)
-        features = torch.stack(
-            [head(state + positions) for head, state in zip(self.alignment_heads, states, strict=True)]
+        positions = self.vision_model.embeddings.compute_position_embeddings(grid, visible_indices, fixed=True)
+        features = project_aligned_states(
+            self.alignment_heads, outputs.aligned_hidden_states, positions, self.config.alignment_norm
         )
-        features = normalize_features(features, self.config.alignment_norm)
-
         loss = None
         if teacher_features is not None:
-            if visible_indices is not None and teacher_features.shape[2] == num_tokens != features.shape[2]:
-                teacher_features = gather_tokens(teacher_features, visible_indices)
-            loss = uta_loss(features, teacher_features, self.config.alignment_norm, self.config.alignment_loss)
+            targets = select_targets(teacher_features, visible_indices, grid)
+            if normalize_teacher_features:
+                targets = normalize_features(targets, self.config.alignment_norm)
+            loss = uta_loss(features, targets, norm="none", loss=self.config.alignment_loss)
         return UMTVideoForPreTrainingOutput(
             loss=loss,
             aligned_features=features,
@@ -684,8 +742,8 @@ class UMTVideoForActionDetection(UMTVideoPreTrainedModel):
         Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4 (action detection on AVA).
         """
         self._check_boxes(pixel_values, boxes, boxes_mask, labels)
-        outputs = self.vision_model(pixel_values, **kwargs)
-        grid = self.vision_model.embeddings.patch_embeddings.compute_grid(pixel_values)
+        grid, _ = self.vision_model.resolve_tokens(pixel_values)
+        outputs = self.vision_model(pixel_values, token_grid=grid, **kwargs)
         feature_map = outputs.last_hidden_state.unflatten(1, grid).mean(dim=1).permute(0, 3, 1, 2)
         if boxes_mask is not None:
             boxes = boxes.masked_fill(~boxes_mask.bool()[..., None], 0)
