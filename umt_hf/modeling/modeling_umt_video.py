@@ -1,4 +1,16 @@
-# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The umt_hf authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The UMT video encoder, a ViT with joint space-time attention that can run on a subset of its tokens, and its heads.
 
 Legend: B batch, T frames, N tokens, V visible tokens, D width, K aligned layers, C teacher channels, M boxes a clip.
@@ -199,8 +211,9 @@ class UMTVideoEmbeddings(nn.Module):
         self.is_interpolated = config.position_embedding_frames is not None or config.learnable_position_embedding
         num_positions = self.grid[0] * self.grid[1] * self.grid[2]
         sinusoid_table = compute_sinusoid_table(num_positions, config.hidden_size)
-        self.register_buffer("sinusoid_table", sinusoid_table.to(torch.get_default_device()), persistent=False)
+        self.sinusoid_table = nn.Buffer(sinusoid_table.to(torch.get_default_device()), persistent=False)
         self.position_embeddings = None
+        # CODEPATH: every released checkpoint has fixed sinusoids; a learnable table is for models trained anew.
         if config.learnable_position_embedding:
             self.position_embeddings = nn.Parameter(torch.empty(1, num_positions, config.hidden_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -315,6 +328,7 @@ class UMTVideoResidual(nn.Module):
         self.drop_path = drop_path
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layer_scale = None
+        # CODEPATH: no released checkpoint has layer scale; it is an option of the published code for new models.
         if config.layer_scale_init_value > 0:
             self.layer_scale = nn.Parameter(torch.full((config.hidden_size,), float(config.layer_scale_init_value)))
 
@@ -437,6 +451,7 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
         self.layers = nn.ModuleList(
             UMTVideoLayer(config, config.drop_path_rate * i / last) for i in range(config.num_hidden_layers)
         )
+        # CODEPATH: released classifiers have no norm on tokens; stage-1, stage-2 and detection checkpoints have it.
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.use_final_norm else None
         self.gradient_checkpointing = False
         self.post_init()
@@ -445,7 +460,6 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
         """The module that turns pixels into tokens."""
         return self.embeddings.patch_embeddings
 
-    @can_return_tuple
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
@@ -652,12 +666,14 @@ class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"vision_model\.norm\.", r"alignment_heads\."]
 
     def __init__(self, config: UMTVideoConfig):
+        # CODEPATH: stage-1 checkpoints have the norm on tokens and lose it here; released classifiers have none.
         if config.use_final_norm:
             config = copy.deepcopy(config)
             config.use_final_norm = False
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vision_model = UMTVideoModel(config)
+        # CODEPATH: released classifiers pool by the mean; attentive probes are trained by users.
         self.attentive_pooling = UMTVideoAttentivePooling(config) if config.pooling_type == "attentive" else None
         self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.classifier = UMTVideoClassifier(config.hidden_size, config.num_labels)
@@ -705,6 +721,7 @@ class UMTVideoForActionDetection(UMTVideoPreTrainedModel):
 
     def __init__(self, config: UMTVideoConfig):
         requires_backends(self, ["torchvision"])
+        # CODEPATH: released classifiers lack the norm on tokens and get a fresh one; all other checkpoints have it.
         if not config.use_final_norm:
             config = copy.deepcopy(config)
             config.use_final_norm = True

@@ -1,4 +1,16 @@
-# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The umt_hf authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The models that join the UMT video encoder with its text tower: dual encoder, matching, stage 2, questions.
 
 Legend: B videos or texts, T frames, V video tokens, P vectors a video, L text tokens, H text width, D projection
@@ -211,6 +223,7 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         """
         outputs = self.vision_model(pixel_values, bool_masked_pos, visible_indices, **kwargs, return_dict=True)
         num_vectors = 1
+        # CODEPATH: all released video-text checkpoints pool per frame; one vector per clip is for models trained anew.
         if self.config.pool_per_frame and bool_masked_pos is None and visible_indices is None:
             num_vectors = pixel_values.shape[1] // self.config.vision_config.tubelet_size
         outputs.pooler_output = self.project_video(outputs.last_hidden_state, num_vectors)
@@ -302,6 +315,7 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
             video_embeds, text_embeds = normalize_features(video.pooler_output), normalize_features(text.pooler_output)
             logits = average_video_embeds(video_embeds) @ text_embeds.T / temperature
         loss = None
+        # CODEPATH: stage-2 and retrieval checkpoints have the contrast; weight 0 leaves it out in runs without it.
         if return_loss and self.config.vtc_loss_weight > 0:
             loss = vtc_loss(video_embeds, text_embeds, temperature, pair_ids, self.config.contrastive_gather)
         return {
@@ -447,6 +461,7 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
         text_negatives: torch.Tensor | None,
     ) -> None:
         """Match the true pairs, and each with one negative of the other kind."""
+        # CODEPATH: stage-2 and retrieval checkpoints match pairs; weight 0 leaves it out in runs without it.
         if not self.config.vtm_loss_weight > 0:
             return
         logits = outputs.logits_per_video
@@ -600,6 +615,7 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
         mlm_labels: torch.Tensor | None,
     ) -> None:
         """Predict hidden words from the others and the visible part of the video."""
+        # CODEPATH: stage-2 checkpoints were trained with it; weight 0 leaves it out in runs without it.
         if not self.config.mlm_loss_weight > 0:
             return
         config = self.config.text_config
