@@ -39,12 +39,7 @@ from ..training.background_push import HubPush, build_hub_push
 from ..training.checkpointing import list_checkpoints
 from ..training.clips import MAX_REPLACEMENTS, build_generator
 from ..training.metric_meter import MetricMeter
-from ..training.optimization import (
-    build_parameter_groups,
-    compute_learning_rate,
-    compute_learning_rate_share,
-    scale_learning_rate,
-)
+from ..training.optimization import Schedule, build_parameter_groups, scale_learning_rate
 from ..training.trainer import TrainState, count_videos
 
 logger = logging.getLogger(__name__)
@@ -278,28 +273,25 @@ class FinetuningTrainer(Trainer):
         if self.lr_scheduler is not None or self.args.lr_scheduler_type != "cosine":
             return super().create_scheduler(num_training_steps, optimizer)
         batches = len(self.train_dataset) // (self.args.train_batch_size * self.args.world_size)
-        warmup_steps = self.args.get_warmup_steps(num_training_steps) or self.count_warmup_steps(batches)
+        schedule = self.build_schedule(num_training_steps, batches)
         optimizer = self.optimizer if optimizer is None else optimizer
         scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
-        laws = [
-            lambda step, scale=scale: scale * self.compute_rate_share(step, num_training_steps, warmup_steps)
-            for scale in scales
-        ]
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, laws)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, [lambda step, scale=scale: scale * schedule(step) for scale in scales]
+        )
         self._created_lr_scheduler = True  # as `Trainer` itself notes it
         return self.lr_scheduler
 
-    def count_warmup_steps(self, batches_per_epoch: int) -> float:
-        """Steps of `warmup_epochs`, a fraction where these are a part of an epoch."""
-        return self.args.warmup_epochs * batches_per_epoch / self.args.gradient_accumulation_steps
-
-    def compute_rate_share(self, step: int, total_steps: int, warmup_steps: float) -> float:
-        """Share of the peak learning rate that a step has."""
-        return compute_learning_rate_share(
-            step,
-            total_steps=total_steps,
-            warmup_steps=warmup_steps,
-            minimum_share=self.args.min_learning_rate_share,
+    def build_schedule(self, total_steps: int, batches_per_epoch: int) -> Schedule:
+        """The published schedule in shares of the peak rate, which the optimizer has."""
+        args = self.args
+        warmup_steps = args.warmup_epochs * batches_per_epoch / args.gradient_accumulation_steps
+        return Schedule(
+            total_steps,
+            args.get_warmup_steps(total_steps) or warmup_steps,
+            peak=1.0,
+            minimum=args.min_learning_rate_share,
+            kind="cosine_above_minimum",
         )
 
     def compute_loss(
@@ -362,19 +354,16 @@ class EncoderFinetuningTrainer(FinetuningTrainer):
         total = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         return scale_learning_rate(1.0, total, self.repeated_augmentation)
 
-    def count_warmup_steps(self, batches_per_epoch: int) -> float:
-        """Whole steps of `warmup_epochs`, as published."""
-        return int(self.args.warmup_epochs * (batches_per_epoch // self.args.gradient_accumulation_steps))
-
-    def compute_rate_share(self, step: int, total_steps: int, warmup_steps: float) -> float:
-        """Linear warm-up from a first rate and half a cosine to a last one."""
+    def build_schedule(self, total_steps: int, batches_per_epoch: int) -> Schedule:
+        """The other published schedule: from a first rate up to the peak, and down to a last one."""
         args = self.args
-        return compute_learning_rate(
-            step,
+        # As published: steps of an epoch are rounded down before they are multiplied.
+        warmup_steps = int(args.warmup_epochs * (batches_per_epoch // args.gradient_accumulation_steps))
+        return Schedule(
+            total_steps,
+            args.get_warmup_steps(total_steps) or warmup_steps,
             peak=1.0,
             minimum=min(args.min_learning_rate / args.learning_rate, 1.0),
-            total_steps=total_steps,
-            warmup_steps=warmup_steps,
             warmup_start=min(args.warmup_start_learning_rate / args.learning_rate, 1.0),
         )
 

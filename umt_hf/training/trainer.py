@@ -24,12 +24,7 @@ from .arguments import TrainingArguments
 from .background_push import build_hub_push
 from .checkpointing import find_checkpoint, list_checkpoints, remove_unfinished, save_checkpoint
 from .metric_meter import MetricMeter
-from .optimization import (
-    build_parameter_groups,
-    compute_learning_rate,
-    compute_learning_rate_share,
-    scale_learning_rate,
-)
+from .optimization import Schedule, build_parameter_groups, scale_learning_rate
 
 logger = logging.getLogger(__name__)
 
@@ -91,34 +86,6 @@ class TrainState:
         """For `Accelerator.register_for_checkpointing`."""
         for name, value in state.items():
             setattr(self, name, value)
-
-
-@dataclass
-class Schedule:
-    """Length of a run and its learning rate at every step."""
-
-    total_steps: int
-    warmup_steps: int
-    peak: float
-    minimum: float
-    warmup_start: float = 0.0
-    kind: str = "cosine_to_minimum"
-
-    def __call__(self, step: int) -> float:
-        """Learning rate of optimizer step `step`."""
-        if self.kind == "cosine_above_minimum":
-            share = self.minimum / self.peak if self.peak else 0.0
-            return self.peak * compute_learning_rate_share(
-                step, total_steps=self.total_steps, warmup_steps=self.warmup_steps, minimum_share=share
-            )
-        return compute_learning_rate(
-            step,
-            peak=self.peak,
-            minimum=self.minimum,
-            total_steps=self.total_steps,
-            warmup_steps=self.warmup_steps,
-            warmup_start=self.warmup_start,
-        )
 
 
 @dataclass
