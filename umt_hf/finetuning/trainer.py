@@ -27,20 +27,20 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ..data.sources import get_source
+from ..data.unreadable import UnreadableVideos, read_first_readable, sample_replacements
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
-from ..processing.decoding import VideoDecodingError, open_video
+from ..processing.clips import read_clip
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from ..processing.sampling import sample_frame_indices, trim_num_frames
 from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.config import describe
 from ..runs.folder import collect_versions
 from ..training.background_push import HubPush, build_hub_push
 from ..training.checkpointing import list_checkpoints
-from ..training.clips import MAX_REPLACEMENTS, build_generator
+from ..training.clips import build_generator
 from ..training.metric_meter import MetricMeter
 from ..training.optimization import Schedule, build_parameter_groups, scale_learning_rate
-from ..training.trainer import TrainState, count_videos
+from ..training.trainer import count_videos, sum_skipped_videos
 
 logger = logging.getLogger(__name__)
 
@@ -164,17 +164,16 @@ class TrainingClips(torch.utils.data.Dataset, ABC):
         """
         key = (self.seed, self.epoch, index)
         generator = build_generator(*key)
-        others = torch.randint(len(self.table), (MAX_REPLACEMENTS,), generator=generator).tolist()
-        failures: list[str] = []
-        for number in (index, *others):
+        others = sample_replacements(len(self.table), generator)
+
+        def read(number: int) -> dict[str, Any]:
             row = self.table[number]
-            try:
-                clip = self.read_augmented(row, generator)
-            except VideoDecodingError as error:
-                failures.append(str(error))
-                continue
-            return {**clip, "row": row, "number": number, "key": key, "failures": failures}
-        raise RuntimeError(f"{len(failures)} videos in a row could not be read. The last: {failures[-1]}")
+            return {**self.read_augmented(row, generator), "row": row, "number": number}
+
+        sample, failures = read_first_readable((index, *others), read)
+        if sample is None:
+            raise RuntimeError(f"{len(failures)} videos in a row could not be read. The last: {failures[-1]}")
+        return {**sample, "key": key, "failures": failures}
 
     @abstractmethod
     def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -200,15 +199,14 @@ class VideoTextClips(TrainingClips):
 
     def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Read frames of a video, and crop and flip them all alike."""
-        with open_video(get_source(row["video"]), self.data.decoder) as reader:
-            total = reader.num_frames
-            if self.data.first_seconds is not None:
-                if reader.fps is None:
-                    raise VideoDecodingError(f"{reader.name}: no frame rate, which first_seconds needs.")
-                total = trim_num_frames(total, reader.fps, self.data.first_seconds)
-            # The random law of "middle" is the published one for training on videos with text.
-            indices = sample_frame_indices(total, self.data.num_frames, "middle", generator=generator)
-            frames = torch.from_numpy(reader.get_frames(indices)).permute(0, 3, 1, 2)
+        frames = read_clip(
+            get_source(row["video"]),
+            self.data.num_frames,
+            "middle",  # the published strategy for training on videos with text
+            generator=generator,
+            first_seconds=self.data.first_seconds,
+            decoder=self.data.decoder,
+        )
         crop = self.transform.sample(frames.shape[-2], frames.shape[-1], generator)
         clips = self.transform.resize_and_normalize([self.transform.crop(frames, crop)], [crop.flip])
         return {"pixel_values": clips[0]}
@@ -246,7 +244,7 @@ class FinetuningTrainer(Trainer):
         self.hub = build_hub_push(args, checkpoints, self.is_world_process_zero())
         self.evaluations, self.max_skipped_ratio = evaluations, max_skipped_ratio
         self.layer_decay = layer_decay
-        self.videos = TrainState()
+        self.videos = UnreadableVideos()
         self.meter = MetricMeter(self.accelerator)
         self.add_callback(_EpochCallback(self.train_dataset))
 
@@ -311,9 +309,8 @@ class FinetuningTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any) -> None:
         """Log, and with the training loss each of its parts and the unreadable videos of all processes."""
         if "loss" in logs:
-            skipped = torch.tensor(self.videos.skipped_videos, device=self.accelerator.device)
-            skipped_videos = int(self.accelerator.reduce(skipped, reduction="sum"))
-            logs = {**logs, **self.meter.flush(), "skipped_videos": skipped_videos}
+            skipped = sum_skipped_videos(self.videos, self.accelerator)
+            logs = {**logs, **self.meter.flush(), "skipped_videos": skipped}
         super().log(logs, *args)
 
     def evaluate(

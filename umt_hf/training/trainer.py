@@ -19,6 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..data.unreadable import UnreadableVideos
 from ..runs.folder import METRICS_FILE, MetricLog
 from .arguments import TrainingArguments
 from .background_push import build_hub_push
@@ -68,13 +69,11 @@ class Stage(Protocol):
 
 
 @dataclass
-class TrainState:
-    """Counters of a run, saved with it."""
+class TrainState(UnreadableVideos):
+    """Counters of a run, saved with it; those of its videos included."""
 
     step: int = 0
     micro_step: int = 0
-    videos: int = 0
-    skipped_videos: int = 0
     nonfinite_steps: int = 0
     nonfinite_in_a_row: int = 0
 
@@ -356,11 +355,11 @@ def _step_if_finite(
         )
 
 
-def count_videos(state: TrainState, failures: list[str], batch_size: int, max_skipped_ratio: float) -> None:
+def count_videos(videos: UnreadableVideos, failures: list[str], batch_size: int, max_skipped_ratio: float) -> None:
     """Count a batch's videos, and name those that could not be read.
 
     Args:
-        state: Counters of the run.
+        videos: Tally of the run.
         failures: A line for each unreadable video.
         batch_size: Videos asked for.
         max_skipped_ratio: Share of unreadable videos past which the run stops.
@@ -368,15 +367,14 @@ def count_videos(state: TrainState, failures: list[str], batch_size: int, max_sk
     Raises:
         RuntimeError: If more of them, and not just a handful, were unreadable.
     """
-    state.videos += batch_size
-    state.skipped_videos += len(failures)
-    for failure in failures:
-        logger.warning("Video skipped: %s", failure)
-    if state.skipped_videos >= MIN_SKIPS_TO_STOP and state.skipped_videos > max_skipped_ratio * state.videos:
-        raise RuntimeError(
-            f"{state.skipped_videos} of {state.videos} videos could not be read, more than max_skipped_ratio="
-            f"{max_skipped_ratio}. The last: {failures[-1] if failures else 'see the log'}"
-        )
+    # The first batches are too few to judge a share by: one bad video among eight must not stop a run of days.
+    videos.count(batch_size, failures, max_skipped_ratio, min_skipped=MIN_SKIPS_TO_STOP)
+
+
+def sum_skipped_videos(videos: UnreadableVideos, accelerator: Accelerator) -> int:
+    """Unreadable videos of all processes so far; all of them must call it."""
+    skipped = torch.tensor(videos.skipped_videos, device=accelerator.device)
+    return int(accelerator.reduce(skipped, reduction="sum"))
 
 
 def _start_logs(
@@ -407,11 +405,7 @@ def _warn_of_changes(recipe: Path, run_config: dict[str, Any]) -> None:
 
 
 def _counts(accelerator: Accelerator, state: TrainState) -> dict[str, float]:
-    skipped = torch.tensor(state.skipped_videos, device=accelerator.device)
-    return {
-        "skipped_videos": int(accelerator.reduce(skipped, reduction="sum")),
-        "nonfinite_steps": state.nonfinite_steps,
-    }
+    return {"skipped_videos": sum_skipped_videos(state, accelerator), "nonfinite_steps": state.nonfinite_steps}
 
 
 def _describe(values: dict[str, float], state: TrainState) -> str:
