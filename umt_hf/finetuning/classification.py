@@ -31,8 +31,7 @@ from ..evaluation.classification import classify_videos
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.classification_transforms import ClassificationTransform, ClipMix
-from ..processing.decoding import open_video
-from ..processing.sampling import sample_frame_indices
+from ..processing.clips import read_clip
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.config import describe, parse_config
 from ..training.clips import build_generator
@@ -147,11 +146,13 @@ class LabeledClips(TrainingClips):
 
     def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Read frames of a video once, and augment them as often as asked."""
-        with open_video(get_source(row["video"]), self.processor.decoder) as reader:
-            indices = sample_frame_indices(
-                reader.num_frames, self.processor.num_frames, self.processor.sampling_strategy, generator=generator
-            )
-            frames = torch.from_numpy(reader.get_frames(indices)).permute(0, 3, 1, 2)
+        frames = read_clip(
+            get_source(row["video"]),
+            self.processor.num_frames,
+            self.processor.sampling_strategy,
+            generator=generator,
+            decoder=self.processor.decoder,
+        )
         clips = [self.transform(frames, generator) for _ in range(self.repeated_augmentation)]
         return {"pixel_values": torch.stack(clips)}
 

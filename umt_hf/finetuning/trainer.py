@@ -27,25 +27,20 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ..data.sources import get_source
+from ..data.unreadable import UnreadableVideos, read_first_readable, sample_replacements
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
-from ..processing.decoding import VideoDecodingError, open_video
+from ..processing.clips import read_clip
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from ..processing.sampling import sample_frame_indices, trim_num_frames
 from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.config import describe
 from ..runs.folder import collect_versions
 from ..training.background_push import HubPush, build_hub_push
 from ..training.checkpointing import list_checkpoints
-from ..training.clips import MAX_REPLACEMENTS, build_generator
+from ..training.clips import build_generator
 from ..training.metric_meter import MetricMeter
-from ..training.optimization import (
-    build_parameter_groups,
-    compute_learning_rate,
-    compute_learning_rate_share,
-    scale_learning_rate,
-)
-from ..training.trainer import TrainState, count_videos
+from ..training.optimization import Schedule, build_parameter_groups, scale_learning_rate
+from ..training.trainer import count_videos, sum_skipped_videos
 
 logger = logging.getLogger(__name__)
 
@@ -169,17 +164,16 @@ class TrainingClips(torch.utils.data.Dataset, ABC):
         """
         key = (self.seed, self.epoch, index)
         generator = build_generator(*key)
-        others = torch.randint(len(self.table), (MAX_REPLACEMENTS,), generator=generator).tolist()
-        failures: list[str] = []
-        for number in (index, *others):
+        others = sample_replacements(len(self.table), generator)
+
+        def read(number: int) -> dict[str, Any]:
             row = self.table[number]
-            try:
-                clip = self.read_augmented(row, generator)
-            except VideoDecodingError as error:
-                failures.append(str(error))
-                continue
-            return {**clip, "row": row, "number": number, "key": key, "failures": failures}
-        raise RuntimeError(f"{len(failures)} videos in a row could not be read. The last: {failures[-1]}")
+            return {**self.read_augmented(row, generator), "row": row, "number": number}
+
+        sample, failures = read_first_readable((index, *others), read)
+        if sample is None:
+            raise RuntimeError(f"{len(failures)} videos in a row could not be read. The last: {failures[-1]}")
+        return {**sample, "key": key, "failures": failures}
 
     @abstractmethod
     def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -205,15 +199,14 @@ class VideoTextClips(TrainingClips):
 
     def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Read frames of a video, and crop and flip them all alike."""
-        with open_video(get_source(row["video"]), self.data.decoder) as reader:
-            total = reader.num_frames
-            if self.data.first_seconds is not None:
-                if reader.fps is None:
-                    raise VideoDecodingError(f"{reader.name}: no frame rate, which first_seconds needs.")
-                total = trim_num_frames(total, reader.fps, self.data.first_seconds)
-            # The random law of "middle" is the published one for training on videos with text.
-            indices = sample_frame_indices(total, self.data.num_frames, "middle", generator=generator)
-            frames = torch.from_numpy(reader.get_frames(indices)).permute(0, 3, 1, 2)
+        frames = read_clip(
+            get_source(row["video"]),
+            self.data.num_frames,
+            "middle",  # the published strategy for training on videos with text
+            generator=generator,
+            first_seconds=self.data.first_seconds,
+            decoder=self.data.decoder,
+        )
         crop = self.transform.sample(frames.shape[-2], frames.shape[-1], generator)
         clips = self.transform.resize_and_normalize([self.transform.crop(frames, crop)], [crop.flip])
         return {"pixel_values": clips[0]}
@@ -251,7 +244,7 @@ class FinetuningTrainer(Trainer):
         self.hub = build_hub_push(args, checkpoints, self.is_world_process_zero())
         self.evaluations, self.max_skipped_ratio = evaluations, max_skipped_ratio
         self.layer_decay = layer_decay
-        self.videos = TrainState()
+        self.videos = UnreadableVideos()
         self.meter = MetricMeter(self.accelerator)
         self.add_callback(_EpochCallback(self.train_dataset))
 
@@ -278,28 +271,25 @@ class FinetuningTrainer(Trainer):
         if self.lr_scheduler is not None or self.args.lr_scheduler_type != "cosine":
             return super().create_scheduler(num_training_steps, optimizer)
         batches = len(self.train_dataset) // (self.args.train_batch_size * self.args.world_size)
-        warmup_steps = self.args.get_warmup_steps(num_training_steps) or self.count_warmup_steps(batches)
+        schedule = self.build_schedule(num_training_steps, batches)
         optimizer = self.optimizer if optimizer is None else optimizer
         scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
-        laws = [
-            lambda step, scale=scale: scale * self.compute_rate_share(step, num_training_steps, warmup_steps)
-            for scale in scales
-        ]
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, laws)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, [lambda step, scale=scale: scale * schedule(step) for scale in scales]
+        )
         self._created_lr_scheduler = True  # as `Trainer` itself notes it
         return self.lr_scheduler
 
-    def count_warmup_steps(self, batches_per_epoch: int) -> float:
-        """Steps of `warmup_epochs`, a fraction where these are a part of an epoch."""
-        return self.args.warmup_epochs * batches_per_epoch / self.args.gradient_accumulation_steps
-
-    def compute_rate_share(self, step: int, total_steps: int, warmup_steps: float) -> float:
-        """Share of the peak learning rate that a step has."""
-        return compute_learning_rate_share(
-            step,
-            total_steps=total_steps,
-            warmup_steps=warmup_steps,
-            minimum_share=self.args.min_learning_rate_share,
+    def build_schedule(self, total_steps: int, batches_per_epoch: int) -> Schedule:
+        """The published schedule in shares of the peak rate, which the optimizer has."""
+        args = self.args
+        warmup_steps = args.warmup_epochs * batches_per_epoch / args.gradient_accumulation_steps
+        return Schedule(
+            total_steps,
+            args.get_warmup_steps(total_steps) or warmup_steps,
+            peak=1.0,
+            minimum=args.min_learning_rate_share,
+            kind="cosine_above_minimum",
         )
 
     def compute_loss(
@@ -319,9 +309,8 @@ class FinetuningTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any) -> None:
         """Log, and with the training loss each of its parts and the unreadable videos of all processes."""
         if "loss" in logs:
-            skipped = torch.tensor(self.videos.skipped_videos, device=self.accelerator.device)
-            skipped_videos = int(self.accelerator.reduce(skipped, reduction="sum"))
-            logs = {**logs, **self.meter.flush(), "skipped_videos": skipped_videos}
+            skipped = sum_skipped_videos(self.videos, self.accelerator)
+            logs = {**logs, **self.meter.flush(), "skipped_videos": skipped}
         super().log(logs, *args)
 
     def evaluate(
@@ -362,19 +351,16 @@ class EncoderFinetuningTrainer(FinetuningTrainer):
         total = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         return scale_learning_rate(1.0, total, self.repeated_augmentation)
 
-    def count_warmup_steps(self, batches_per_epoch: int) -> float:
-        """Whole steps of `warmup_epochs`, as published."""
-        return int(self.args.warmup_epochs * (batches_per_epoch // self.args.gradient_accumulation_steps))
-
-    def compute_rate_share(self, step: int, total_steps: int, warmup_steps: float) -> float:
-        """Linear warm-up from a first rate and half a cosine to a last one."""
+    def build_schedule(self, total_steps: int, batches_per_epoch: int) -> Schedule:
+        """The other published schedule: from a first rate up to the peak, and down to a last one."""
         args = self.args
-        return compute_learning_rate(
-            step,
+        # As published: steps of an epoch are rounded down before they are multiplied.
+        warmup_steps = int(args.warmup_epochs * (batches_per_epoch // args.gradient_accumulation_steps))
+        return Schedule(
+            total_steps,
+            args.get_warmup_steps(total_steps) or warmup_steps,
             peak=1.0,
             minimum=min(args.min_learning_rate / args.learning_rate, 1.0),
-            total_steps=total_steps,
-            warmup_steps=warmup_steps,
             warmup_start=min(args.warmup_start_learning_rate / args.learning_rate, 1.0),
         )
 

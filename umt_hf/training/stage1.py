@@ -15,8 +15,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
-from torch.utils.data import DataLoader
 
+from ..data.loaders import build_loader
 from ..data.sources import load_videos
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
@@ -136,13 +136,12 @@ class Stage1:
             self.data.repeated_augmentation if is_training else 1,
             is_training,
         )
-        loader = DataLoader(
+        loader = build_loader(
             dataset,
-            batch_sampler=plan,
-            num_workers=self.data.dataloader_num_workers,
+            plan,
+            self.data.dataloader_num_workers,
             collate_fn=ClipCollator(transform, use_worker=accelerator.device.type == "cpu", keep_size=is_training),
             pin_memory=accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # else starting a loader would move the global random state
         )
         for batch in loader:
             yield finish_batch(batch, transform, accelerator.device)

@@ -16,10 +16,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from datasets import Dataset, concatenate_datasets
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
+from ..data.loaders import build_loader
 from ..evaluation.retrieval import evaluate_retrieval
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
@@ -125,13 +125,12 @@ class Stage2:
             accelerator.num_processes,
             start,
         )
-        loader = DataLoader(
+        loader = build_loader(
             MixedCorpora(parts),
-            batch_sampler=plan,
-            num_workers=self.data.dataloader_num_workers,
+            plan,
+            self.data.dataloader_num_workers,
             collate_fn=PairCollator(transform, accelerator.device.type == "cpu", self.tokenize),
             pin_memory=accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # else starting a loader would move the global random state
         )
         for batch in loader:
             yield finish_batch(batch, transform, accelerator.device)

@@ -19,17 +19,13 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..data.unreadable import UnreadableVideos
 from ..runs.folder import METRICS_FILE, MetricLog
 from .arguments import TrainingArguments
 from .background_push import build_hub_push
 from .checkpointing import find_checkpoint, list_checkpoints, remove_unfinished, save_checkpoint
 from .metric_meter import MetricMeter
-from .optimization import (
-    build_parameter_groups,
-    compute_learning_rate,
-    compute_learning_rate_share,
-    scale_learning_rate,
-)
+from .optimization import Schedule, build_parameter_groups, scale_learning_rate
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +69,11 @@ class Stage(Protocol):
 
 
 @dataclass
-class TrainState:
-    """Counters of a run, saved with it."""
+class TrainState(UnreadableVideos):
+    """Counters of a run, saved with it; those of its videos included."""
 
     step: int = 0
     micro_step: int = 0
-    videos: int = 0
-    skipped_videos: int = 0
     nonfinite_steps: int = 0
     nonfinite_in_a_row: int = 0
 
@@ -91,34 +85,6 @@ class TrainState:
         """For `Accelerator.register_for_checkpointing`."""
         for name, value in state.items():
             setattr(self, name, value)
-
-
-@dataclass
-class Schedule:
-    """Length of a run and its learning rate at every step."""
-
-    total_steps: int
-    warmup_steps: int
-    peak: float
-    minimum: float
-    warmup_start: float = 0.0
-    kind: str = "cosine_to_minimum"
-
-    def __call__(self, step: int) -> float:
-        """Learning rate of optimizer step `step`."""
-        if self.kind == "cosine_above_minimum":
-            share = self.minimum / self.peak if self.peak else 0.0
-            return self.peak * compute_learning_rate_share(
-                step, total_steps=self.total_steps, warmup_steps=self.warmup_steps, minimum_share=share
-            )
-        return compute_learning_rate(
-            step,
-            peak=self.peak,
-            minimum=self.minimum,
-            total_steps=self.total_steps,
-            warmup_steps=self.warmup_steps,
-            warmup_start=self.warmup_start,
-        )
 
 
 @dataclass
@@ -389,11 +355,11 @@ def _step_if_finite(
         )
 
 
-def count_videos(state: TrainState, failures: list[str], batch_size: int, max_skipped_ratio: float) -> None:
+def count_videos(videos: UnreadableVideos, failures: list[str], batch_size: int, max_skipped_ratio: float) -> None:
     """Count a batch's videos, and name those that could not be read.
 
     Args:
-        state: Counters of the run.
+        videos: Tally of the run.
         failures: A line for each unreadable video.
         batch_size: Videos asked for.
         max_skipped_ratio: Share of unreadable videos past which the run stops.
@@ -401,15 +367,14 @@ def count_videos(state: TrainState, failures: list[str], batch_size: int, max_sk
     Raises:
         RuntimeError: If more of them, and not just a handful, were unreadable.
     """
-    state.videos += batch_size
-    state.skipped_videos += len(failures)
-    for failure in failures:
-        logger.warning("Video skipped: %s", failure)
-    if state.skipped_videos >= MIN_SKIPS_TO_STOP and state.skipped_videos > max_skipped_ratio * state.videos:
-        raise RuntimeError(
-            f"{state.skipped_videos} of {state.videos} videos could not be read, more than max_skipped_ratio="
-            f"{max_skipped_ratio}. The last: {failures[-1] if failures else 'see the log'}"
-        )
+    # The first batches are too few to judge a share by: one bad video among eight must not stop a run of days.
+    videos.count(batch_size, failures, max_skipped_ratio, min_skipped=MIN_SKIPS_TO_STOP)
+
+
+def sum_skipped_videos(videos: UnreadableVideos, accelerator: Accelerator) -> int:
+    """Unreadable videos of all processes so far; all of them must call it."""
+    skipped = torch.tensor(videos.skipped_videos, device=accelerator.device)
+    return int(accelerator.reduce(skipped, reduction="sum"))
 
 
 def _start_logs(
@@ -440,11 +405,7 @@ def _warn_of_changes(recipe: Path, run_config: dict[str, Any]) -> None:
 
 
 def _counts(accelerator: Accelerator, state: TrainState) -> dict[str, float]:
-    skipped = torch.tensor(state.skipped_videos, device=accelerator.device)
-    return {
-        "skipped_videos": int(accelerator.reduce(skipped, reduction="sum")),
-        "nonfinite_steps": state.nonfinite_steps,
-    }
+    return {"skipped_videos": sum_skipped_videos(state, accelerator), "nonfinite_steps": state.nonfinite_steps}
 
 
 def _describe(values: dict[str, float], state: TrainState) -> str:
