@@ -1,0 +1,415 @@
+# Copyright 2026 The umt_hf authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What FFmpeg may open, which stream of a file is its video, how its frames are turned, and which packet shows which.
+
+Everything here works on PyAV's objects; `decoding` opens and reads them.
+"""
+
+import io
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+# The demuxers that may read a file, by FFmpeg's names. Left out is all that opens further files or ports on its own
+# (hls, dash, concat, sdp, rtp, rtsp, image2, imf, vobsub), runs scripts or devices (avisynth, lavfi, v4l2), or draws
+# text. Sound is in the list, so that its error says that it is sound.
+VIDEO_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,mxf,gif,apng,nut,ivf,dv,rm,nsv,"
+    "wtv,swf,gxf,lxf,dhav,h261,h263,h264,hevc,evc,vvc,av1,obu,vc1,vc1test,dirac,dnxhd,cavsvideo,avs2,avs3,mjpeg,"
+    "mjpeg_2000,smjpeg,yuv4mpegpipe,amv,kux,ipu,pva,ty,nuv,film_cpk,smk,bink,bik,roq,flic"
+)
+PICTURE_FORMATS = (
+    "png_pipe,jpeg_pipe,jpegls_pipe,jpegxl_pipe,jpegxl_anim,j2k_pipe,bmp_pipe,tiff_pipe,webp_pipe,webp,gif_pipe,"
+    "ppm_pipe,pgm_pipe,pgmyuv_pipe,pbm_pipe,pam_pipe,pfm_pipe,psd_pipe,qoi_pipe,dpx_pipe,exr_pipe,hdr_pipe,dds_pipe,"
+    "sgi_pipe,sunrast_pipe,pcx_pipe,xwd_pipe,xbm_pipe,xpm_pipe"
+)
+SOUND_FORMATS = "mp3,flac,wav,w64,aac,ac3,eac3,aiff,au,caf,amr,ape,tta,tak,wv,dts,truehd,mlp"
+ALLOWED_FORMATS = f"{VIDEO_FORMATS},{PICTURE_FORMATS},{SOUND_FORMATS}"
+
+# How files begin that only name others: what they are called in errors.
+PLAYLIST_STARTS = {
+    b"#EXTM3U": "an HLS playlist",
+    b"ffconcat": "a list of files to join (ffconcat)",
+    b"v=0": "a description of network streams (SDP)",
+    b"[playlist]": "a playlist",
+    b"[Reference]": "a playlist (ASF reference)",
+    b"RTSPtext": "a link to a network stream",
+    b"<ASX": "a playlist (ASX)",
+    b"<smil": "a playlist (SMIL)",
+    b"# VobSub": "an index of subtitles",
+}
+PLAYLIST_TAGS = {b"<MPD": "a DASH manifest", b"<AssetMap": "an IMF package", b"<CompositionPlaylist": "an IMF package"}
+SNIFFED_BYTES = 4096
+
+# One packet is one frame, and its timestamp says which, only in these containers and codecs; seeking works there.
+INDEXED_CONTAINERS = ("mov", "matroska")
+INDEXED_CODECS = ("h264", "hevc", "vp9", "av1", "libdav1d")
+PROGRESSIVE_FIELD_ORDERS = (0, 1)  # unknown, progressive; a field of an interlaced frame may have its own packet
+
+DISPLAY_MATRIX = "DISPLAYMATRIX"
+DEFAULT_STREAM_BONUS = 5_000_000  # pixels, as in the ffmpeg command's choice
+FIXED_POINT = 1 << 16
+
+VOP_START = b"\x00\x00\x01\xb6"  # MPEG-4 part 2: a picture; the next two bits are its type
+INTRA_VOP, PREDICTED_VOP, BIDIRECTIONAL_VOP = 0, 1, 2
+VOL_STARTS = tuple(b"\x00\x00\x01" + bytes([kind]) for kind in range(0x20, 0x30))  # the header of the stream
+
+
+def describe_playlist(content: BinaryIO) -> str | None:
+    """Say what a file is that names other files instead of holding a video; `None` for any other."""
+    content.seek(0)
+    head = content.read(SNIFFED_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+    for start, kind in PLAYLIST_STARTS.items():
+        if head.startswith(start):
+            return kind
+    return next((kind for tag, kind in PLAYLIST_TAGS.items() if tag in head), None)
+
+
+def pad_limit(max_frame_pixels: int) -> int:
+    """FFmpeg's own limit: it counts padded rows, so that it only stops what is far beyond ours, before decoding."""
+    return 2 * max_frame_pixels + (1 << 16)
+
+
+class NamelessFile:
+    """A file without a name: FFmpeg would take that of a Python file as a pattern or a hint at a format."""
+
+    def __init__(self, file: BinaryIO):
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+def open_container(av: Any, file: BinaryIO, max_frame_pixels: int | None) -> Any:
+    """Open a file with PyAV so that nothing but this file is read.
+
+    Args:
+        av: The module.
+        file: Its bytes, read from the start. No name is given, so that none is taken as a pattern, protocol or suffix.
+        max_frame_pixels: Pixels of a frame that are decoded.
+
+    Raises:
+        av.FFmpegError: If it is of a kind that is not allowed, or damaged.
+    """
+
+    def refuse(url: str, *_: object) -> None:
+        raise PermissionError(f"a video may not open other files: {url}")
+
+    file.seek(0)
+    options = {"format_whitelist": ALLOWED_FORMATS, "protocol_whitelist": "none"}
+    if max_frame_pixels is not None:
+        options["max_pixels"] = str(pad_limit(max_frame_pixels))
+    return av.open(NamelessFile(file), metadata_errors="ignore", options=options, io_open=refuse)
+
+
+def is_cover(stream: Any) -> bool:
+    """Whether a video stream is a cover picture."""
+    return bool(stream.disposition & type(stream.disposition).attached_pic)
+
+
+def choose_stream(container: Any) -> int | None:
+    """Give the index of the stream that is the video, or `None` where there is none.
+
+    As the ffmpeg command does: the largest picture, with a bonus for the default stream, never a cover picture. Unlike
+    there, a stream of a single picture, such as a cover in a track of its own, gives way to one that moves.
+    """
+    streams = [s for s in container.streams.video if not is_cover(s) and s.codec_context is not None]
+    if len(streams) > 1:
+        moving = find_moving_streams(container, streams)
+        streams = [stream for stream in streams if stream.index in moving] or streams
+
+    def score(stream: Any) -> int:
+        is_default = bool(stream.disposition & type(stream.disposition).default)
+        return stream.codec_context.width * stream.codec_context.height + DEFAULT_STREAM_BONUS * is_default
+
+    return max(streams, key=score).index if streams else None
+
+
+def find_moving_streams(container: Any, streams: Sequence[Any]) -> set[int]:
+    """Indices of the streams with more than one packet (read up to the place where all have shown theirs)."""
+    counts = {stream.index: 0 for stream in streams}
+    for packet in container.demux(list(streams)):
+        counts[packet.stream_index] += packet.size > 0
+        if min(counts.values()) > 1:
+            break
+    return {index for index, count in counts.items() if count > 1}
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How a stored frame is turned and mirrored to stand upright: first transposed, then flipped.
+
+    Attributes:
+        is_transposed: Whether rows become columns.
+        flips_rows: Whether it is turned upside down.
+        flips_columns: Whether left and right change places.
+    """
+
+    is_transposed: bool = False
+    flips_rows: bool = False
+    flips_columns: bool = False
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether no rotation gives it."""
+        return self.is_transposed ^ self.flips_rows ^ self.flips_columns
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """Turn pixels `(height, width, 3)`."""
+        if self.is_transposed:
+            pixels = pixels.transpose(1, 0, 2)
+        return pixels[:: -1 if self.flips_rows else 1, :: -1 if self.flips_columns else 1]
+
+
+UPRIGHT = Orientation()
+
+
+def read_orientation(frame: Any) -> Orientation:
+    """What a frame's display matrix asks for; its scale, shift and turns by other than quarters are left out.
+
+    A matrix that shows nothing (all zero) counts as none.
+    """
+    for data in frame.side_data:
+        if getattr(data.type, "name", "") == DISPLAY_MATRIX:
+            a, b, _, c, d = np.frombuffer(data, np.int32, count=5).tolist()
+            return orient(a, b, c, d)
+    return UPRIGHT
+
+
+def orient(a: int, b: int, c: int, d: int) -> Orientation:
+    """Orientation of a matrix that takes the pixel `(x, y)` to `(a x + c y, b x + d y)`."""
+    if abs(a * d) >= abs(b * c):
+        # Something between two quarters, or nothing: the nearer of the two.
+        return Orientation(False, flips_rows=d < 0, flips_columns=a < 0)
+    return Orientation(True, flips_rows=b < 0, flips_columns=c < 0)
+
+
+@dataclass
+class PacketIndex:
+    """Which frame each packet of a stream shows, in the order of the packets.
+
+    For files whose timestamps do not lead back to a place: they are read from the start, and the packets in between
+    are passed over without decoding them.
+
+    Attributes:
+        frames: Number of the frame that a packet shows; `None` for a packet that only others refer to.
+        keys: Numbers of the packets at which decoding can begin, rising.
+        pts: Timestamps of the frames in order; `None` where the file does not say.
+    """
+
+    frames: list[int | None]
+    keys: list[int]
+    pts: list[int | None]
+
+    def __post_init__(self) -> None:
+        self.num_frames = len(self.pts)
+        self._packet_of_frame = [0] * self.num_frames
+        for packet, frame in enumerate(self.frames):
+            if frame is not None:
+                self._packet_of_frame[frame] = packet
+
+    def plan(self, indices: Sequence[int]) -> list[tuple[int, int]]:
+        """Stretches of packets, first and last, that have to be decoded for the frames at `indices`; rising, apart."""
+        stretches: list[tuple[int, int]] = []
+        for last in sorted(self._packet_of_frame[index] for index in indices):
+            place = bisect_right(self.keys, last) - 1
+            # A frame shown before the key frame that precedes it in the file may refer to what is in front of that.
+            while place > 0 and (self.frames[self.keys[place]] or 0) > (self.frames[last] or 0):
+                place -= 1
+            first = self.keys[place]
+            while stretches and first <= stretches[-1][1]:
+                first = min(first, stretches.pop()[0])
+            stretches.append((first, last))
+        return stretches
+
+
+def build_packet_index(packets: Iterable[Any], format_name: str, codec: Any) -> PacketIndex | None:
+    """Number the frames of a stream by its packets alone, in MPEG-TS, VP8 and AVI.
+
+    Returns:
+        `None` for files of other kinds, and where packets and frames do not go together one by one: damage, a cut
+        start, fields, packets with several pictures.
+    """
+    if int(getattr(codec, "field_order", 0)) not in PROGRESSIVE_FIELD_ORDERS:
+        return None
+    is_avi, is_ts = format_name.startswith("avi"), format_name.startswith("mpegts")
+    if codec.name == "vp8" and format_name.startswith("matroska"):
+        return _index_vp8(packets)
+    if is_ts and codec.name in ("h264", "hevc"):
+        return _index_by_key_flags(packets, is_reordered=True)
+    if is_avi and codec.name == "mpeg4":
+        return _index_mpeg4(packets, bytes(codec.extradata or b""))
+    if is_avi and codec.name in ("h264", "mjpeg") and not getattr(codec, "has_b_frames", 1):
+        return _index_by_key_flags(packets, is_reordered=False)
+    return None
+
+
+def _sound_packets(packets: Iterable[Any]) -> Iterator[Any]:
+    """Packets up to the end; a `_NotInOrder` for those that show that the file cannot be counted by them."""
+    is_over = False
+    for packet in packets:
+        if packet.size == 0:  # at the end: the sign to empty the decoder
+            is_over = True
+            continue
+        if is_over or packet.is_corrupt or packet.is_discard:
+            raise _NotInOrder
+        yield packet
+
+
+class _NotInOrder(Exception):
+    """Packets and frames do not go together one by one."""
+
+
+def _index_by_key_flags(packets: Iterable[Any], is_reordered: bool) -> PacketIndex | None:
+    """One packet per frame, shown in the order of the packets or, `is_reordered`, of their timestamps."""
+    pts, keys = [], []
+    try:
+        for number, packet in enumerate(_sound_packets(packets)):
+            pts.append(packet.pts)
+            if packet.is_keyframe:
+                keys.append(number)
+    except _NotInOrder:
+        return None
+    if keys[:1] != [0]:
+        return None
+    if not is_reordered:
+        return PacketIndex(list(range(len(pts))), keys, pts)
+    if None in pts or len(set(pts)) < len(pts) or pts[0] != min(pts):
+        return None
+    ranks = {value: rank for rank, value in enumerate(sorted(pts))}
+    return PacketIndex([ranks[value] for value in pts], keys, sorted(pts))
+
+
+def _index_vp8(packets: Iterable[Any]) -> PacketIndex | None:
+    """VP8: bit 4 of a packet says whether it is shown, bit 0 whether it refers to others."""
+    frames: list[int | None] = []
+    keys, pts = [], []
+    try:
+        for number, packet in enumerate(_sound_packets(packets)):
+            head = memoryview(packet)[0]
+            if not head & 1:
+                keys.append(number)
+            frames.append(len(pts) if head & 0x10 else None)
+            if head & 0x10:
+                pts.append(packet.pts)
+    except _NotInOrder:
+        return None
+    return PacketIndex(frames, keys, pts) if keys[:1] == [0] and pts else None
+
+
+def _index_mpeg4(packets: Iterable[Any], header: bytes) -> PacketIndex | None:
+    """MPEG-4 part 2 with one picture per packet: a picture that others refer to is shown just before the next one."""
+    kinds, pts = [], []
+    time_bits = None
+    try:
+        for packet in _sound_packets(packets):
+            content = bytes(packet)
+            if time_bits is None:
+                time_bits = read_vop_time_bits(header + content)
+            if time_bits is None or content.count(VOP_START) != 1:
+                return None
+            kind = read_vop_kind(content[content.index(VOP_START) + len(VOP_START) :], time_bits)
+            if kind is None:
+                return None
+            kinds.append(kind)
+            pts.append(packet.pts)
+    except _NotInOrder:
+        return None
+    if kinds[:1] != [INTRA_VOP] or set(kinds) - {INTRA_VOP, PREDICTED_VOP, BIDIRECTIONAL_VOP}:
+        return None
+    keys = [number for number, kind in enumerate(kinds) if kind == INTRA_VOP]
+    if BIDIRECTIONAL_VOP not in kinds:
+        return PacketIndex(list(range(len(kinds))), keys, pts)
+    if BIDIRECTIONAL_VOP in kinds[:2]:
+        return None
+    frames: list[int | None] = []
+    next_reference = len(kinds)
+    for number in range(len(kinds) - 1, -1, -1):
+        is_reference = kinds[number] != BIDIRECTIONAL_VOP
+        frames.append(next_reference - 1 if is_reference else number - 1)
+        if is_reference:
+            next_reference = number
+    return PacketIndex(frames[::-1], keys, [None] * len(kinds))
+
+
+class _Bits:
+    """Reads single bits; past the end all are zero."""
+
+    def __init__(self, content: bytes):
+        self._value, self._left = int.from_bytes(content, "big"), 8 * len(content)
+
+    def read(self, count: int) -> int:
+        self._left -= count
+        return (self._value >> self._left) & ((1 << count) - 1) if self._left >= 0 else 0
+
+
+def read_vop_time_bits(content: bytes) -> int | None:
+    """How many bits the time of a picture has in an MPEG-4 part 2 stream, from its header; `None` if it has none."""
+    start = next((place for kind in VOL_STARTS if (place := content.find(kind)) >= 0), None)
+    if start is None:
+        return None
+    bits = _Bits(content[start + 4 : start + 4 + 64])
+    bits.read(1 + 8)
+    if bits.read(1):  # its own version and priority
+        bits.read(4 + 3)
+    if bits.read(4) == 15:  # an aspect ratio of its own
+        bits.read(8 + 8)
+    if bits.read(1):  # colour sampling and delay
+        bits.read(2 + 1)
+        if bits.read(1):  # parameters of a buffer
+            bits.read(79)
+    bits.read(2 + 1)
+    resolution = bits.read(16)
+    return max((resolution - 1).bit_length(), 1) if resolution else None
+
+
+def read_vop_kind(content: bytes, time_bits: int) -> int | None:
+    """Type of the picture whose start code comes just before; `None` for one that is not coded, and not shown."""
+    bits = _Bits(content[:32])
+    kind = bits.read(2)
+    while bits.read(1):  # whole seconds
+        continue
+    bits.read(1 + time_bits + 1)
+    return kind if bits.read(1) else None
+
+
+def has_closed_key_frames(codec_name: str, packets: Sequence[tuple[int, bool, bytes]]) -> bool:
+    """Whether decoding can start at each key frame of an H.264 or HEVC file and give every later picture.
+
+    Args:
+        codec_name: FFmpeg's name of the codec.
+        packets: Timestamp, whether it is a key frame, and for key frames the content, in the order of the file.
+    """
+    key_pts = None
+    for pts, is_key, content in packets:
+        if is_key:
+            key_pts = pts
+            if codec_name == "h264" and H264_IDR not in _list_h264_units(content):
+                return False
+        elif key_pts is not None and pts < key_pts:
+            return False
+    return True
+
+
+H264_IDR = 5
+
+
+def _list_h264_units(content: bytes) -> set[int]:
+    """Types of the units of an H.264 packet, length-prefixed (four bytes) as in MP4 and Matroska."""
+    stream, kinds = io.BytesIO(content), set()
+    while len(length := stream.read(4)) == 4:
+        unit = stream.read(int.from_bytes(length, "big"))
+        if unit:
+            kinds.add(unit[0] & 0x1F)
+    return kinds

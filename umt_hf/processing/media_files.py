@@ -1,0 +1,341 @@
+# Copyright 2026 The umt_hf authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Where the bytes of a video or picture come from, how much of them is read, and whether the file is complete.
+
+A source is opened as a binary file here, and only that file reaches a decoder: FFmpeg never sees a name, which it
+would take as a protocol (`data:clip.mp4`), a pattern (`%03d.png`) or a hint at a format.
+"""
+
+import contextlib
+import functools
+import http.client
+import io
+import os
+import re
+import socket
+import struct
+import threading
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+from urllib.parse import urlparse
+
+VideoSource = str | os.PathLike | bytes | BinaryIO
+
+DOWNLOAD_TIMEOUT_SECONDS = 60  # without a byte
+DOWNLOAD_BLOCK = 1 << 20
+URL_START = re.compile(r"(https?|file)://", re.IGNORECASE)
+LIMIT_VARIABLE = "UMT_HF_"
+
+MP4_TOP_LEVEL_BOXES = b"ftyp styp moov moof mdat free skip wide sidx mfra uuid".split()
+MATROSKA_EBML, MATROSKA_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+AVI_UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # written to a pipe, or never finished: the size says nothing
+RIFF_HEADER_SIZE = 8
+
+
+class VideoDecodingError(ValueError):
+    """A video or picture cannot be read. The message names the file, the reason and what to do."""
+
+
+@dataclass
+class ReadingLimits:
+    """How much one file may ask for, so that a small file cannot eat a machine; `LIMITS` holds those in force.
+
+    Set its fields (`media_files.LIMITS.max_frames = None` switches one off), or, for commands and their workers, the
+    environment variables `UMT_HF_MAX_FRAME_PIXELS` and so on (`none` switches one off).
+
+    Attributes:
+        max_frame_pixels: Pixels per frame or picture, before and after resizing; twice an 8K frame by default.
+        max_frames: Frames decoded from one video at a time.
+        max_download_bytes: Size of a download.
+        max_download_seconds: Time that a download may take, from the connection to the last byte.
+    """
+
+    max_frame_pixels: int | None = 2**26
+    max_frames: int | None = 10_000
+    max_download_bytes: int | None = 2**31
+    max_download_seconds: float | None = 600
+
+    @classmethod
+    def from_environment(cls) -> "ReadingLimits":
+        """The defaults, overruled by environment variables.
+
+        Raises:
+            ValueError: If a variable is neither a number nor `none`.
+        """
+        limits = cls()
+        for field in vars(limits):
+            variable = LIMIT_VARIABLE + field.upper()
+            text = os.environ.get(variable, "").strip().lower()
+            if text == "none":
+                setattr(limits, field, None)
+            elif text:
+                try:
+                    setattr(limits, field, float(text) if field.endswith("seconds") else int(text))
+                except ValueError as error:
+                    raise ValueError(f"{variable} must be a number or `none`, got {text!r}.") from error
+        return limits
+
+    def check_frame_size(self, name: str, height: int, width: int) -> None:
+        """Refuse a frame of too many pixels.
+
+        Raises:
+            VideoDecodingError: If it has more than `max_frame_pixels`.
+        """
+        if self.max_frame_pixels is not None and height * width > self.max_frame_pixels:
+            raise VideoDecodingError(
+                f"{name}: has frames of {width} x {height} pixels, more than the limit of {self.max_frame_pixels}. "
+                f"Leave it out, or raise {LIMIT_VARIABLE}MAX_FRAME_PIXELS if you trust it."
+            )
+
+    def check_num_frames(self, name: str, num_frames: int) -> None:
+        """Refuse to read too many frames of one video at a time.
+
+        Raises:
+            VideoDecodingError: If there are more than `max_frames`.
+        """
+        if self.max_frames is not None and num_frames > self.max_frames:
+            raise VideoDecodingError(
+                f"{name}: {num_frames} frames are asked of it at a time, more than the limit of {self.max_frames}. "
+                f"Ask for fewer (a lower fps), or raise {LIMIT_VARIABLE}MAX_FRAMES."
+            )
+
+
+LIMITS = ReadingLimits.from_environment()
+
+
+@dataclass
+class MediaFile:
+    """An open file with the name that errors use.
+
+    Args:
+        name: Path, URL, or a description of the bytes given.
+        file: Its bytes; seekable.
+        path: Where it is on the disk, absolute; `None` for bytes, URLs and file objects.
+    """
+
+    name: str
+    file: BinaryIO
+    path: str | None = None
+
+    def close(self) -> None:
+        """Close the file, unless it was handed in open."""
+        if self.path is not None:
+            self.file.close()
+
+
+def open_source(source: VideoSource, kind: str = "video") -> MediaFile:
+    """Open a path, a URL, bytes or a file object, and make sure that it is complete.
+
+    Args:
+        source: What to open.
+        kind: What errors call bytes.
+
+    Raises:
+        VideoDecodingError: If there is no such file, or it is empty, cut short or too large a download.
+        TypeError: If the source is of no known kind.
+    """
+    media = _resolve_source(source, kind)
+    try:
+        check_complete(media)
+    except BaseException:
+        media.close()
+        raise
+    return media
+
+
+def _resolve_source(source: VideoSource, kind: str) -> MediaFile:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return MediaFile(f"<{kind} of {len(source)} bytes>", io.BytesIO(source))
+    if hasattr(source, "read"):
+        name = str(getattr(source, "name", "<file object>"))
+        return MediaFile(name, source if source.seekable() else io.BytesIO(source.read()))
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"A {kind} is a path, a URL, bytes or a binary file object, got {type(source).__name__}.")
+    name = path = os.fsdecode(source)
+    if scheme := URL_START.match(name):
+        if scheme[1].lower() != "file":
+            return MediaFile(name, io.BytesIO(download(name)))
+        try:
+            path = urllib.request.url2pathname(urlparse(name).path)
+        except ValueError as error:
+            raise VideoDecodingError(f"{name}: is not a valid URL ({error}). Check it.") from error
+    if not os.path.isfile(path):
+        raise VideoDecodingError(
+            f"{name}: {'is not a file' if os.path.exists(path) else 'no such file'}. Check the path."
+        )
+    try:
+        return MediaFile(name, open(path, "rb"), os.path.abspath(path))
+    except OSError as error:
+        raise VideoDecodingError(f"{name}: cannot be read ({error.strerror}). Check the path.") from error
+
+
+def download(url: str) -> bytes:
+    """Fetch a file over http or https, within `LIMITS`; redirections lead to these two protocols alone.
+
+    Raises:
+        VideoDecodingError: If it cannot be fetched, is cut short or exceeds a limit.
+    """
+    sockets: list[socket.socket] = []
+    is_late = threading.Event()
+
+    def stop() -> None:
+        is_late.set()
+        for connection in sockets:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    seconds = LIMITS.max_download_seconds
+    # A time-out of a socket counts from its last byte, so that a server that sends one a minute would never end.
+    timer = threading.Timer(seconds, stop) if seconds is not None else None
+    try:
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        content = _fetch(url, sockets)
+        if is_late.is_set():  # a body without a length ends where the connection does
+            raise OSError("the connection was shut down")
+        return content
+    except VideoDecodingError:
+        raise
+    except (OSError, ValueError, AttributeError, http.client.HTTPException) as error:
+        # AttributeError: what `ssl` raises where a connection is shut down while it is read.
+        if isinstance(error, AttributeError) and not is_late.is_set():
+            raise
+        reason = f"it took longer than {seconds} seconds" if is_late.is_set() else error
+        raise VideoDecodingError(
+            f"{url}: cannot be downloaded ({reason}). Check the URL and the connection."
+        ) from error
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def _fetch(url: str, sockets: list[socket.socket]) -> bytes:
+    """Read the body of a response; each connection is noted in `sockets`."""
+    request = urllib.request.Request(url, headers={"User-Agent": "umt_hf"})
+    limit = LIMITS.max_download_bytes
+    body = io.BytesIO()
+    with _build_opener(sockets).open(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
+        promised = response.length
+        _check_download_size(url, promised or 0, limit)
+        while block := response.read1(DOWNLOAD_BLOCK):
+            body.write(block)
+            _check_download_size(url, body.tell(), limit)
+    if promised is not None and body.tell() < promised:
+        raise OSError(f"it ended after {body.tell()} of {promised} bytes")
+    return body.getvalue()
+
+
+def _check_download_size(url: str, size: int, limit: int | None) -> None:
+    if limit is not None and size > limit:
+        raise VideoDecodingError(
+            f"{url}: cannot be downloaded: {size} bytes are more than the limit of {limit}. Leave it out, or raise "
+            f"{LIMIT_VARIABLE}MAX_DOWNLOAD_BYTES."
+        )
+
+
+def _build_opener(sockets: list[socket.socket]) -> urllib.request.OpenerDirector:
+    """An opener for http and https alone; urllib's default one also follows redirections to ftp."""
+
+    class HTTPHandler(urllib.request.HTTPHandler):
+        def http_open(self, request: urllib.request.Request) -> Any:
+            return self.do_open(_noting(http.client.HTTPConnection, sockets), request)
+
+    class HTTPSHandler(urllib.request.HTTPSHandler):
+        def https_open(self, request: urllib.request.Request) -> Any:
+            return self.do_open(_noting(http.client.HTTPSConnection, sockets), request)
+
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler, HTTPHandler, HTTPSHandler, urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler, urllib.request.HTTPErrorProcessor, urllib.request.UnknownHandler,
+    ):  # fmt: skip
+        opener.add_handler(handler())
+    return opener
+
+
+def _noting(kind: type[http.client.HTTPConnection], sockets: list[socket.socket]) -> Callable:
+    """A maker of connections of a kind, which notes the socket of each."""
+
+    class Connection(kind):
+        def connect(self) -> None:
+            super().connect()
+            sockets.append(self.sock)
+
+    return functools.partial(Connection)
+
+
+def check_complete(media: MediaFile) -> None:
+    """Refuse an empty file, and one that ends before the place that its own headers promise.
+
+    Raises:
+        VideoDecodingError: If it is empty, cut short or cannot be read.
+    """
+    try:
+        size = media.file.seek(0, os.SEEK_END)
+        media.file.seek(0)
+        promised = _promised_size(media.file, size)
+    except (OSError, ValueError) as error:  # ValueError: a file object that was closed
+        raise VideoDecodingError(f"{media.name}: cannot be read ({error}). Check the path.") from error
+    if size == 0:
+        raise VideoDecodingError(f"{media.name}: is empty (0 bytes). Fetch it again or leave it out.")
+    if promised > size:
+        raise VideoDecodingError(
+            f"{media.name}: is cut short: it holds {size} of {promised} bytes. Fetch it again or leave it out."
+        )
+
+
+def _promised_size(content: BinaryIO, size: int) -> int:
+    """Give the size in bytes that an MP4, Matroska or AVI file claims for itself; 0 for any other."""
+    head = content.read(12)
+    if head[:4] == b"RIFF" and head[8:] == b"AVI ":
+        length = int.from_bytes(head[4:8], "little")
+        # Some writers count the eight bytes in front of the length, too.
+        return 0 if length in AVI_UNKNOWN_SIZES or length - RIFF_HEADER_SIZE <= size - RIFF_HEADER_SIZE else 8 + length
+    if head[:4] == MATROSKA_EBML:
+        content.seek(4)
+        content.seek(_read_matroska_size(content) or 0, os.SEEK_CUR)
+        if content.read(4) != MATROSKA_SEGMENT:
+            return 0
+        segment_size = _read_matroska_size(content)
+        return content.tell() + segment_size if segment_size is not None else 0
+    if head[4:8] in MP4_TOP_LEVEL_BOXES:
+        return _end_of_mp4_boxes(content, size)
+    return 0
+
+
+def _read_matroska_size(content: BinaryIO) -> int | None:
+    """Read a variable-length integer; `None` is Matroska's "unknown"."""
+    first = content.read(1)
+    if not first or not first[0]:
+        return None
+    num_bits = 7 * (9 - first[0].bit_length())
+    value = int.from_bytes(first + content.read(num_bits // 7 - 1), "big") & ((1 << num_bits) - 1)
+    return None if value == (1 << num_bits) - 1 else value
+
+
+def _end_of_mp4_boxes(content: BinaryIO, size: int) -> int:
+    """Follow the top-level boxes to the end of the last known one."""
+    end = 0
+    while end + 8 <= size:
+        content.seek(end)
+        length, kind = struct.unpack(">I4s", content.read(8))
+        if length == 1:  # the real length follows in 64 bits
+            length = int.from_bytes(content.read(8), "big")
+        if kind not in MP4_TOP_LEVEL_BOXES or length < 8:  # junk after the video, or a last box of open length
+            break
+        end += length
+    return end
