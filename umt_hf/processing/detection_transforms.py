@@ -15,6 +15,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from .resizing import is_extreme, resize_part
 from .sampling import compute_resized_size
 from .video_processing_umt_video import UMTVideoProcessor
 
@@ -91,8 +92,11 @@ class DetectionTransform:
             kept = kept[chosen.sort().values]
         boxes = clamp_boxes(boxes[kept] - torch.tensor([left, top, left, top]), self.size, self.size)
 
-        frames = F.resize(frames, [height, width], interpolation=InterpolationMode.BILINEAR, antialias=False)
-        frames = frames[..., top : top + self.size, left : left + self.size]
+        if is_extreme(height, width):
+            frames = resize_part(frames, (height, width), (top, left, top + self.size, left + self.size))
+        else:
+            frames = F.resize(frames, [height, width], interpolation=InterpolationMode.BILINEAR, antialias=False)
+            frames = frames[..., top : top + self.size, left : left + self.size]
         frames = self.shift_colors(frames, *(2 * torch.rand(3, generator=generator) - 1).tolist())
         if torch.rand((), generator=generator).item() < self.flip_probability:
             frames, boxes = frames.flip(-1), flip_boxes(boxes, self.size)

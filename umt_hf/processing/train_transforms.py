@@ -63,7 +63,7 @@ class PretrainingTransform:
 
     def list_crop_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """List the `(height, width)` of the crops that a frame allows, all equally likely."""
-        sides = [int(min(height, width) * scale) for scale in self.scales]
+        sides = [max(int(min(height, width) * scale), 1) for scale in self.scales]
         sides = [self.size if abs(side - self.size) <= SNAP_PIXELS else side for side in sides]
         return [(tall, wide) for i, tall in enumerate(sides) for j, wide in enumerate(sides) if abs(i - j) <= 1]
 

@@ -37,6 +37,9 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata
 
 from .decoding import VideoSource, open_video
+from .images import convert_image
+from .media_files import LIMITS
+from .resizing import is_extreme, resize_part
 from .sampling import place_crops, sample_frame_indices, trim_num_frames
 
 logger = logging.get_logger(__name__)
@@ -343,13 +346,11 @@ class UMTVideoProcessor(BaseVideoProcessor):
             raise ValueError(f"num_crops must be at least 1, got {num_crops}.")
         views = []
         for video in videos:
-            if do_resize:
-                video = self._resize_as_published(video, size, resample)
-            if num_crops > 1:
-                boxes = place_crops(*video.shape[-2:], crop_size.height, crop_size.width, num_crops)
-                crops = [video[..., top:bottom, left:right] for top, left, bottom, right in boxes]
-            else:
-                crops = [self.center_crop(video, crop_size) if do_center_crop else video]
+            crops = None
+            if do_resize and (do_center_crop or num_crops > 1):
+                crops = _crop_strip(video, size, resample, crop_size, num_crops)
+            if crops is None:
+                crops = self._resize_and_crop(video, do_resize, size, resample, do_center_crop, crop_size, num_crops)
             clips = zip(*(crop.chunk(num_clips) for crop in crops), strict=True)
             views += [view for clip in clips for view in clip]
         shapes = {tuple(view.shape) for view in views}
@@ -366,6 +367,25 @@ class UMTVideoProcessor(BaseVideoProcessor):
         data = {"pixel_values": pixel_values if return_tensors is not None else list(pixel_values)}
         return BatchFeature(data=data, tensor_type=return_tensors)
 
+    def _resize_and_crop(
+        self,
+        video: torch.Tensor,
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling | int | None,
+        do_center_crop: bool,
+        crop_size: SizeDict,
+        num_crops: int,
+    ) -> list[torch.Tensor]:
+        """The crops of frames `(T, C, H, W)`, or the one view that they are."""
+        if do_resize:
+            LIMITS.check_frame_size(f"<video of {video.shape[-1]} x {video.shape[-2]} pixels, resized>", *_compute_size(*video.shape[-2:], size))
+            video = self._resize_as_published(video, size, resample)
+        if num_crops == 1:
+            return [self.center_crop(video, crop_size) if do_center_crop else video]
+        boxes = place_crops(*video.shape[-2:], crop_size.height, crop_size.width, num_crops)
+        return [video[..., top:bottom, left:right] for top, left, bottom, right in boxes]
+
     def _resize_as_published(
         self, video: torch.Tensor, size: SizeDict, resample: PILImageResampling | int | None
     ) -> torch.Tensor:
@@ -377,6 +397,37 @@ class UMTVideoProcessor(BaseVideoProcessor):
             return self.resize(video, size=size, resample=resample, antialias=False)
         resized = self.resize(video.float(), size=size, resample=resample, antialias=False)
         return resized.clamp(0, 255).round().to(video.dtype)
+
+
+def _compute_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
+    """Height and width after resizing, as the base class computes them."""
+    if not size.shortest_edge:
+        return size.height or height, size.width or width
+    short, long = min(height, width), max(height, width)
+    resized_long = int(size.shortest_edge * long / short)
+    return (size.shortest_edge, resized_long) if height <= width else (resized_long, size.shortest_edge)
+
+
+def _crop_strip(
+    video: torch.Tensor,
+    size: SizeDict,
+    resample: PILImageResampling | int | None,
+    crop_size: SizeDict,
+    num_crops: int,
+) -> list[torch.Tensor] | None:
+    """The crops of frames that are long strips, without resizing what is cut off.
+
+    Returns:
+        `None` for ordinary frames, which are resized first: their values stay what they always were, to the last bit.
+    """
+    height, width = video.shape[-2:]
+    if not size.shortest_edge or not is_extreme(height, width) or resample != PILImageResampling.BILINEAR:
+        return None
+    resized = _compute_size(height, width, size)
+    if resized[0] < crop_size.height or resized[1] < crop_size.width:
+        return None
+    boxes = place_crops(*resized, crop_size.height, crop_size.width, num_crops)
+    return [resize_part(video, resized, box) for box in boxes]
 
 
 class _MalformedVideo(ValueError):
@@ -482,8 +533,10 @@ def _stack_frames(video: Any, input_data_format: str | ChannelDimension | None) 
 
 def _frame_to_tensor(frame: Any) -> torch.Tensor:
     if is_pil_image(frame):
-        has_alpha = frame.mode in ("RGBA", "LA", "PA") or "transparency" in frame.info
-        return torch.from_numpy(np.array(frame.convert("RGBA" if has_alpha else "RGB")))
+        try:
+            return torch.from_numpy(convert_image(frame))
+        except ValueError as error:
+            raise _MalformedVideo(f"has a frame that cannot be used: {error}.") from error
     return _array_to_tensor(frame) if isinstance(frame, np.ndarray) else frame
 
 

@@ -3,7 +3,6 @@
 As in `clips`, every random choice of a row hangs on a key, so that batches do not depend on worker counts.
 """
 
-import io
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +11,9 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset
-from PIL import Image
-from transformers.image_utils import load_image
 
 from ..data.annotations import compute_pair_id, identify_video
-from ..processing.decoding import VideoDecodingError
+from ..processing.images import read_image
 from ..processing.train_transforms import ResizedCropTransform
 from .clips import Clip, ClipCollator, ClipDataset, ClipRequest, build_generator, count_batches, plan_batches
 
@@ -66,27 +63,6 @@ class PairDataset(ClipDataset):
 
     def _read_frames(self, source: str | bytes, generator: torch.Generator) -> torch.Tensor:
         return read_image(source) if self.media_type == "image" else super()._read_frames(source, generator)
-
-
-def read_image(source: str | bytes) -> torch.Tensor:
-    """Read an image file, upright and in RGB, as a clip of one frame.
-
-    Args:
-        source: Path, URL or the file's bytes.
-
-    Returns:
-        `(1, 3, H, W)`, uint8.
-
-    Raises:
-        VideoDecodingError: If it cannot be read; the message names it.
-    """
-    name = source if isinstance(source, str) else f"<image of {len(source)} bytes>"
-    try:
-        image = load_image(source if isinstance(source, str) else Image.open(io.BytesIO(source)))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise VideoDecodingError(f"{name}: cannot be read as an image ({error}).") from error
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(1, image.height, image.width, 3).permute(0, 3, 1, 2)
 
 
 class PairCollator(ClipCollator):
