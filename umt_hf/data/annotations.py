@@ -175,9 +175,9 @@ def compute_pair_id(corpus: int, key: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def identify_video(video: str | dict[str, Any], number: int) -> str:
+def identify_video(video: str | dict[str, Any] | None, number: int) -> str:
     """What tells a video from others: its path, or its place in the table where it has none."""
-    path = video if isinstance(video, str) else video.get("path")
+    path = video if isinstance(video, str) else (video or {}).get("path")
     return path or f"row {number}"
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from datasets import Dataset, Image, IterableDataset, Value, Video, load_dataset, load_from_disk
 
+from ..processing.media_files import VideoDecodingError
+
 VIDEO_SUFFIXES = {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 SQLITE_SUFFIXES = {".db", ".sqlite", ".sqlite3"}
 
@@ -72,9 +74,16 @@ def load_videos(
     return _undecoded(table, video_column)
 
 
-def get_source(video: str | dict[str, Any]) -> str | bytes:
-    """What a reader opens of a row's `video`: its path, or the bytes that a data set holds."""
-    return video if isinstance(video, str) else video["bytes"] or video["path"]
+def get_source(video: str | dict[str, Any] | None) -> str | bytes:
+    """What a reader opens of a row's `video`: its path, or the bytes that a data set holds.
+
+    Raises:
+        VideoDecodingError: If the row has neither.
+    """
+    source = video if isinstance(video, str) else (video or {}).get("bytes") or (video or {}).get("path")
+    if not source:
+        raise VideoDecodingError("<row without a video>: has neither a path nor bytes. Fill it in or leave it out.")
+    return source
 
 
 def read_csv(path: Path, data_root: str | None = None, separator: str = ",") -> list[dict[str, Any]]:

@@ -379,7 +379,10 @@ class UMTVideoProcessor(BaseVideoProcessor):
     ) -> list[torch.Tensor]:
         """The crops of frames `(T, C, H, W)`, or the one view that they are."""
         if do_resize:
-            LIMITS.check_frame_size(f"<video of {video.shape[-1]} x {video.shape[-2]} pixels, resized>", *_compute_size(*video.shape[-2:], size))
+            LIMITS.check_frame_size(
+                f"<video of {video.shape[-1]} x {video.shape[-2]} pixels, resized>",
+                *_compute_size(*video.shape[-2:], size),
+            )
             video = self._resize_as_published(video, size, resample)
         if num_crops == 1:
             return [self.center_crop(video, crop_size) if do_center_crop else video]

@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from ..data.annotations import compute_pair_id, identify_video
 from ..processing.images import read_image
+from ..processing.media_files import VideoDecodingError
 from ..processing.train_transforms import ResizedCropTransform
 from .clips import Clip, ClipCollator, ClipDataset, ClipRequest, build_generator, count_batches, plan_batches
 
@@ -55,6 +56,8 @@ class PairDataset(ClipDataset):
         self.media_type, self.pair_by = media_type, pair_by
 
     def _read_clips(self, row: dict[str, Any], key: tuple[int, ...]) -> list[Clip]:
+        if not isinstance(row["caption"], str):
+            raise VideoDecodingError(f"{identify_video(row['video'], key[-1])}: has no caption. Fill it in.")
         name = row["caption"] if self.pair_by == "caption" else identify_video(row["video"], key[-1])
         pair_id = compute_pair_id(row["corpus"], name)
         return [

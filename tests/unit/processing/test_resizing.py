@@ -2,7 +2,6 @@
 
 import resource
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,7 +60,10 @@ def test_a_strip_of_4096_by_2_is_cheap(size, tmp_path):
 
 def test_a_strip_that_is_not_cropped_meets_the_limit(monkeypatch):
     video = np.zeros((2, 2, 4096, 3), np.uint8)
-    with pytest.raises(VideoDecodingError, match="<video of 4096 x 2 pixels, resized>: has frames of 524288 x 256 pixels, more than the limit"):
+    with pytest.raises(
+        VideoDecodingError,
+        match="<video of 4096 x 2 pixels, resized>: has frames of 524288 x 256 pixels, more than the limit",
+    ):
         UMTVideoProcessor(num_frames=2, size={"shortest_edge": 256}, do_center_crop=False)(video)
     monkeypatch.setattr(LIMITS, "max_frame_pixels", 32 * 64)
     small = UMTVideoProcessor(num_frames=2, size={"shortest_edge": 32}, do_center_crop=False)
