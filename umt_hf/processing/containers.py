@@ -60,6 +60,8 @@ INDEXED_CONTAINERS = ("mov", "matroska")
 INDEXED_CODECS = ("h264", "hevc", "vp9", "av1", "libdav1d")
 PROGRESSIVE_FIELD_ORDERS = (0, 1)  # unknown, progressive; a field of an interlaced frame may have its own packet
 
+PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpegls", "jpeg2000")  # of covers
+
 DISPLAY_MATRIX = "DISPLAYMATRIX"
 DEFAULT_STREAM_BONUS = 5_000_000  # pixels, as in the ffmpeg command's choice
 FIXED_POINT = 1 << 16
@@ -122,12 +124,17 @@ def choose_stream(container: Any) -> int | None:
     """Give the index of the stream that is the video, or `None` where there is none.
 
     As the ffmpeg command does: the largest picture, with a bonus for the default stream, never a cover picture. Unlike
-    there, a stream of a single picture, such as a cover in a track of its own, gives way to one that moves.
+    there, a stream of a single picture, such as a cover in a separate track, gives way to one that moves, and beside
+    sound alone it is a cover. Choosing may read from the container.
     """
     streams = [s for s in container.streams.video if not is_cover(s) and s.codec_context is not None]
-    if len(streams) > 1:
+    if not streams:
+        return None
+    has_picture = any(s.codec_context.name in PICTURE_CODECS for s in streams)
+    if len(streams) > 1 or (has_picture and container.streams.audio):
         moving = find_moving_streams(container, streams)
-        streams = [stream for stream in streams if stream.index in moving] or streams
+        is_song = has_picture and bool(container.streams.audio)
+        streams = [stream for stream in streams if stream.index in moving] or ([] if is_song else streams)
 
     def score(stream: Any) -> int:
         is_default = bool(stream.disposition & type(stream.disposition).default)
@@ -140,7 +147,8 @@ def find_moving_streams(container: Any, streams: Sequence[Any]) -> set[int]:
     """Indices of the streams with more than one packet (read up to the place where all have shown theirs)."""
     counts = {stream.index: 0 for stream in streams}
     for packet in container.demux(list(streams)):
-        counts[packet.stream_index] += packet.size > 0
+        if packet.size > 0:  # the empty ones at the end do not say which stream they are of
+            counts[packet.stream_index] += 1
         if min(counts.values()) > 1:
             break
     return {index for index, count in counts.items() if count > 1}
@@ -180,9 +188,14 @@ def read_orientation(frame: Any) -> Orientation:
 
     A matrix that shows nothing (all zero) counts as none.
     """
-    for data in frame.side_data:
-        if getattr(data.type, "name", "") == DISPLAY_MATRIX:
-            a, b, _, c, d = np.frombuffer(data, np.int32, count=5).tolist()
+    try:
+        notes = list(frame.side_data)
+    except ValueError:  # a note that this PyAV has no name for, such as EXIF, hides the others
+        turns = round(frame.rotation / 90) % 4
+        return Orientation(turns % 2 == 1, flips_rows=turns in (1, 2), flips_columns=turns in (2, 3))
+    for note in notes:
+        if note.type.name == DISPLAY_MATRIX:
+            a, b, _, c, d = np.frombuffer(note, np.int32, count=5).tolist()
             return orient(a, b, c, d)
     return UPRIGHT
 
@@ -298,7 +311,9 @@ def _index_vp8(packets: Iterable[Any]) -> PacketIndex | None:
     try:
         for number, packet in enumerate(_sound_packets(packets)):
             head = memoryview(packet)[0]
-            if not head & 1:
+            if packet.is_keyframe == bool(head & 1):
+                return None  # container and codec disagree: damage
+            if packet.is_keyframe:
                 keys.append(number)
             frames.append(len(pts) if head & 0x10 else None)
             if head & 0x10:
@@ -320,7 +335,7 @@ def _index_mpeg4(packets: Iterable[Any], header: bytes) -> PacketIndex | None:
             if time_bits is None or content.count(VOP_START) != 1:
                 return None
             kind = read_vop_kind(content[content.index(VOP_START) + len(VOP_START) :], time_bits)
-            if kind is None:
+            if kind is None or (packet.is_keyframe and kind != INTRA_VOP):
                 return None
             kinds.append(kind)
             pts.append(packet.pts)

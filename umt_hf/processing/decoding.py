@@ -321,8 +321,8 @@ class PyAVReader(VideoReader):
         self._container = open_container(self._av, self._media.file, LIMITS.max_frame_pixels)
         if self._stream_index is None:
             self._stream_index = self._choose_stream()
-            if len(self._container.streams.video) > 1:
-                self._open()  # choosing has read from it
+            if len(self._container.streams) > 1:
+                self._open()  # choosing may have read from it
                 return
         self._stream = self._container.streams[self._stream_index]
         self._codec = self._stream.codec_context
@@ -569,7 +569,7 @@ class CheckedReader(VideoReader):
             Number of frames of the file.
         """
         kept_open = MediaFile(media.name, media.file)  # closing the check does not close the file
-        with PyAVReader(kept_open) as exact:
+        with PyAVReader(kept_open) as exact, exact._named_errors():
             if kind := exact.find_unusual(self.reads_open_key_frames, self.reads_edit_lists):
                 raise self._error(
                     f"is not read with decoder={self.library!r}, which gives wrong frames of such files in silence: "
