@@ -7,7 +7,7 @@ SOURCES = umt_hf umt_hf_launcher.py tests benchmarks examples docs
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-seeds demo-finetune test test-oldest quality workflows style bench check-zoo docs docs-serve dist clean
+.PHONY: demo demo-seeds demo-finetune test test-oldest faults quality workflows style bench check-zoo docs docs-serve dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/moving_shapes_stage1.py --output_dir $(DEMO)
@@ -28,6 +28,10 @@ test: quality
 test-oldest:
 	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt .venv-oldest/.installed
 	.venv-oldest/bin/python -m pytest tests
+
+# Hundreds of hostile files against an independent decode, traced by strace where it is installed; see docs/reliability.md.
+faults: $(VENV)/.installed
+	$(BIN)/python -m tests.faults.run
 
 quality: $(VENV)/.installed
 	$(BIN)/ruff check $(SOURCES)

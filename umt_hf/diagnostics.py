@@ -28,13 +28,14 @@ REQUIRED = {
     "datasets": "datasets", "peft": "peft", "av": "av",
 }  # fmt: skip
 OPTIONAL = {
-    "decord": ("decord", "pip install decord (no wheels for some platforms; pyav reads all that it reads)"),
+    "decord2": ("decord", "pip install decord2 (imported as decord; pyav reads all that it reads)"),
     "torchcodec": ("torchcodec", "pip install 'umt_hf[torchcodec]', and FFmpeg from the system's packages"),
     "faiss-cpu": ("faiss", "pip install 'umt_hf[search]', for umt-hf embed and search"),
     "gradio": ("gradio", "pip install 'umt_hf[demo]', for umt-hf demo"),
     "flash-attn": ("flash_attn", "pip install 'umt_hf[flash-attn]', on a machine with a CUDA GPU"),
 }
 DECODERS = ("pyav", "decord", "torchcodec")
+DECODER_PACKAGES = {"decord": "decord2", "torchcodec": "torchcodec"}
 ATTENTIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
 PROBE_LEVELS = (40, 90, 140, 190)  # grey level of each frame of the video that readers are tried on
 PROBE_TOLERANCE = 12
@@ -117,7 +118,21 @@ def _examine_packages() -> Iterator[Finding]:
             name, module, specifiers.get(name, ""), f"pip install '{name}{specifiers.get(name, '')}'", True
         )
     for name, (module, advice) in OPTIONAL.items():
-        yield _examine_package(name, module, specifiers.get(name, ""), advice, False)
+        if name == "decord2" and _find_version("decord") is not None:
+            yield _examine_decord()
+        else:
+            yield _examine_package(name, module, specifiers.get(name, ""), advice, False)
+
+
+def _examine_decord() -> Finding:
+    """The former package: beside `decord2`, each has overwritten files of the other."""
+    version, fork = _find_version("decord"), _find_version("decord2")
+    if fork is None:
+        advice = "pip uninstall decord, then pip install decord2: the maintained fork, imported by the same name"
+        return Finding("packages", "decord2", "missing", f"decord {version} is installed in its place", advice)
+    advice = "pip uninstall decord decord2, then pip install decord2: removing one alone leaves the other in pieces"
+    detail = f"decord {version} and decord2 {fork} are both installed, in the same folder"
+    return Finding("packages", "decord2", "broken", detail, advice)
 
 
 def _examine_package(name: str, module: str, specifier: str, advice: str, is_required: bool) -> Finding:
@@ -189,8 +204,9 @@ def _examine_decoders() -> Iterator[Finding]:
             yield written
             return
         for name in DECODERS:
-            advice = OPTIONAL[name][1] if name in OPTIONAL else "pip install --upgrade av"
-            if name in OPTIONAL and not _is_installed(OPTIONAL[name][0]):
+            package = DECODER_PACKAGES.get(name, "")
+            advice = OPTIONAL[package][1] if package else "pip install --upgrade av"
+            if package and not _is_installed(OPTIONAL[package][0]):
                 yield Finding("video readers", name, "missing", "not installed", advice)
             else:
                 yield _try(

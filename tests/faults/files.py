@@ -82,10 +82,12 @@ def _write(
     draw: Callable[[int], np.ndarray] | None,
 ) -> None:
     height, width, pix_fmt, gop, bframes = picture
-    with av.open(str(path), "w", format=form, options=mux or {}) as container:
+    # One thread and no random identifiers: the same bytes each time.
+    with av.open(str(path), "w", format=form, options={"fflags": "+bitexact", **(mux or {})}) as container:
         stream = container.add_stream(codec, rate=RATE)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.gop_size, stream.options = gop, options or {}
+        stream.codec_context.thread_count = 1
         if bframes and codec in ("libx264", "mpeg4", "mpeg2video"):
             stream.max_b_frames = bframes
         base = Fraction(1, RATE * 10)
@@ -100,11 +102,19 @@ def _write(
 
 
 CODECS = {
-    "h264.mp4": ("mp4", "libx264", {}), "h264.mov": ("mov", "libx264", {}), "h264.mkv": ("matroska", "libx264", {}),
-    "h264.ts": ("mpegts", "libx264", {}), "h264.flv": ("flv", "libx264", {}), "h264.avi": ("avi", "libx264", {}),
-    "h264.nut": ("nut", "libx264", {}), "h264.h264": ("h264", "libx264", {}), "h264.3gp": ("3gp", "libx264", {}),
-    "h264.mxf": ("mxf", "mpeg2video", {}), "h264_plain.avi": ("avi", "libx264", {"bframes": 0}),
-    "h264_444.mp4": ("mp4", "libx264", {"pix_fmt": "yuv444p"}), "h264_10.mp4": ("mp4", "libx264", {"pix_fmt": "yuv420p10le"}),
+    "h264.mp4": ("mp4", "libx264", {}),
+    "h264.mov": ("mov", "libx264", {}),
+    "h264.mkv": ("matroska", "libx264", {}),
+    "h264.ts": ("mpegts", "libx264", {}),
+    "h264.flv": ("flv", "libx264", {}),
+    "h264.avi": ("avi", "libx264", {}),
+    "h264.nut": ("nut", "libx264", {}),
+    "h264.h264": ("h264", "libx264", {}),
+    "h264.3gp": ("3gp", "libx264", {}),
+    "h264.mxf": ("mxf", "mpeg2video", {}),
+    "h264_plain.avi": ("avi", "libx264", {"bframes": 0}),
+    "h264_444.mp4": ("mp4", "libx264", {"pix_fmt": "yuv444p"}),
+    "h264_10.mp4": ("mp4", "libx264", {"pix_fmt": "yuv420p10le"}),
     "h264_grey.mp4": ("mp4", "libx264", {"pix_fmt": "gray"}),
     "open_gop.mp4": ("mp4", "libx264", {"options": {"x264-params": "open-gop=1:keyint=10:bframes=3"}}),
     "open_gop.ts": ("mpegts", "libx264", {"options": {"x264-params": "open-gop=1:keyint=10:bframes=3"}}),
@@ -112,7 +122,8 @@ CODECS = {
     "intra_refresh.ts": ("mpegts", "libx264", {"options": {"x264-params": "intra-refresh=1:keyint=10"}}),
     "interlaced.mkv": ("matroska", "libx264", {"options": {"x264-params": "tff=1:keyint=10"}}),
     "interlaced.ts": ("mpegts", "libx264", {"options": {"x264-params": "tff=1:keyint=10"}}),
-    "one_gop.mp4": ("mp4", "libx264", {"gop": 250}), "one_gop.ts": ("mpegts", "libx264", {"gop": 250}),
+    "one_gop.mp4": ("mp4", "libx264", {"gop": 250}),
+    "one_gop.ts": ("mpegts", "libx264", {"gop": 250}),
     "intra.mp4": ("mp4", "libx264", {"gop": 1, "bframes": 0}),
     "faststart.mp4": ("mp4", "libx264", {"mux": {"movflags": "faststart"}}),
     "fragments.mp4": ("mp4", "libx264", {"mux": {"movflags": "frag_keyframe+empty_moov"}}),
@@ -120,26 +131,37 @@ CODECS = {
     "hevc.mp4": ("mp4", "libx265", {"options": {"x265-params": "log-level=none"}}),
     "hevc.ts": ("mpegts", "libx265", {"options": {"x265-params": "log-level=none"}}),
     "vp8.webm": ("webm", "libvpx", {"options": {"auto-alt-ref": "1", "lag-in-frames": "12"}}),
-    "vp8.mkv": ("matroska", "libvpx", {}), "vp8.ivf": ("ivf", "libvpx", {}),
+    "vp8.mkv": ("matroska", "libvpx", {}),
+    "vp8.ivf": ("ivf", "libvpx", {}),
     "vp9.webm": ("webm", "libvpx-vp9", {"options": {"deadline": "realtime", "cpu-used": "8"}}),
     "vp9_altref.webm": ("webm", "libvpx-vp9", {"options": {"lag-in-frames": "12", "auto-alt-ref": "1"}}),
     "av1.mp4": ("mp4", "libsvtav1", {"options": {"preset": "12"}}),
-    "mpeg4.avi": ("avi", "mpeg4", {}), "mpeg4_plain.avi": ("avi", "mpeg4", {"bframes": 0}),
-    "mpeg4.mp4": ("mp4", "mpeg4", {}), "mpeg4.mkv": ("matroska", "mpeg4", {}), "mpeg4.ts": ("mpegts", "mpeg4", {}),
+    "mpeg4.avi": ("avi", "mpeg4", {}),
+    "mpeg4_plain.avi": ("avi", "mpeg4", {"bframes": 0}),
+    "mpeg4.mp4": ("mp4", "mpeg4", {}),
+    "mpeg4.mkv": ("matroska", "mpeg4", {}),
+    "mpeg4.ts": ("mpegts", "mpeg4", {}),
     "mpeg4_qpel.avi": ("avi", "mpeg4", {"options": {"flags": "+qpel"}}),
-    "mpeg1.mpg": ("mpeg", "mpeg1video", {"bframes": 0}), "mpeg2.mpg": ("mpeg", "mpeg2video", {}),
-    "mpeg2.vob": ("vob", "mpeg2video", {}), "mpeg2.ts": ("mpegts", "mpeg2video", {}), "mpeg2.m2v": ("mpeg2video", "mpeg2video", {}),
+    "mpeg1.mpg": ("mpeg", "mpeg1video", {"bframes": 0}),
+    "mpeg2.mpg": ("mpeg", "mpeg2video", {}),
+    "mpeg2.vob": ("vob", "mpeg2video", {}),
+    "mpeg2.ts": ("mpegts", "mpeg2video", {}),
+    "mpeg2.m2v": ("mpeg2video", "mpeg2video", {}),
     "mjpeg.avi": ("avi", "mjpeg", {"pix_fmt": "yuvj420p", "bframes": 0}),
     "mjpeg.mov": ("mov", "mjpeg", {"pix_fmt": "yuvj420p", "bframes": 0}),
     "mjpeg.mjpeg": ("mjpeg", "mjpeg", {"pix_fmt": "yuvj420p", "bframes": 0}),
-    "wmv2.asf": ("asf", "wmv2", {"bframes": 0}), "flv1.flv": ("flv", "flv", {"bframes": 0}),
+    "wmv2.asf": ("asf", "wmv2", {"bframes": 0}),
+    "flv1.flv": ("flv", "flv", {"bframes": 0}),
     "h263.3gp": ("3gp", "h263", {"bframes": 0, "height": 96, "width": 128}),
     "prores.mov": ("mov", "prores_ks", {"pix_fmt": "yuv422p10le", "bframes": 0}),
     "huffyuv.avi": ("avi", "huffyuv", {"pix_fmt": "yuv422p", "bframes": 0}),
-    "ffv1.mkv": ("matroska", "ffv1", {"bframes": 0}), "raw.avi": ("avi", "rawvideo", {"pix_fmt": "bgr24", "bframes": 0}),
-    "gif.gif": ("gif", "gif", {"pix_fmt": "rgb8", "bframes": 0}), "apng.png": ("apng", "apng", {"pix_fmt": "rgb24", "bframes": 0}),
-    "theora.ogv": ("ogg", "libtheora", {"bframes": 0}), "dv.dv": ("dv", "dvvideo", {"height": 576, "width": 720, "bframes": 0, "num_frames": 4}),
-}  # fmt: skip
+    "ffv1.mkv": ("matroska", "ffv1", {"bframes": 0}),
+    "raw.avi": ("avi", "rawvideo", {"pix_fmt": "bgr24", "bframes": 0}),
+    "gif.gif": ("gif", "gif", {"pix_fmt": "rgb8", "bframes": 0}),
+    "apng.png": ("apng", "apng", {"pix_fmt": "rgb24", "bframes": 0}),
+    "theora.ogv": ("ogg", "libtheora", {"bframes": 0}),
+    "dv.dv": ("dv", "dvvideo", {"height": 576, "width": 720, "bframes": 0, "num_frames": 4}),
+}
 
 
 def is_available(codec: str) -> bool:
@@ -177,7 +199,8 @@ def make_times(generator: random.Random) -> Iterator[HostileFile]:
     for name, values in ticks.items():
         for form, suffix in (("mp4", "mp4"), ("matroska", "mkv"), ("mpegts", "ts")):
             try:
-                content = encode(form, ticks=values)
+                # Gaps of hours make the rate control of x264 depend on chance.
+                content = encode(form, ticks=values, options={"qp": "25"})
             except (ValueError, av.FFmpegError):
                 continue
             yield HostileFile("times and gaps", f"{name}.{suffix}", content)
@@ -229,12 +252,27 @@ def show_by_matrix(matrix: tuple[float, float, float, float]) -> Callable[[np.nd
 def make_matrices(_: random.Random) -> Iterator[HostileFile]:
     """All turns and mirrors, nothing, and scaled ones."""
     plain, cut = encode(), encode("mp4", mux={"movflags": "frag_keyframe+empty_moov"})
-    turns = [(1, 0, 0, 1), (-1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, -1), (0, 1, -1, 0), (0, -1, 1, 0), (0, 1, 1, 0), (0, -1, -1, 0)]  # fmt: skip
+    turns = [
+        (1, 0, 0, 1),
+        (-1, 0, 0, 1),
+        (1, 0, 0, -1),
+        (-1, 0, 0, -1),
+        (0, 1, -1, 0),
+        (0, -1, 1, 0),
+        (0, 1, 1, 0),
+        (0, -1, -1, 0),
+    ]
     for number, matrix in enumerate(turns):
-        yield HostileFile("display matrices", f"turn_{number}.mp4", set_matrix(plain, matrix), show=show_by_matrix(matrix))
+        yield HostileFile(
+            "display matrices", f"turn_{number}.mp4", set_matrix(plain, matrix), show=show_by_matrix(matrix)
+        )
         scaled = tuple(2 * value for value in matrix)
-        yield HostileFile("display matrices", f"scaled_{number}.mp4", set_matrix(plain, scaled), show=show_by_matrix(matrix))
-    yield HostileFile("display matrices", "fragments.mp4", set_matrix(cut, (0, 1, 1, 0)), show=show_by_matrix((0, 1, 1, 0)))
+        yield HostileFile(
+            "display matrices", f"scaled_{number}.mp4", set_matrix(plain, scaled), show=show_by_matrix(matrix)
+        )
+    yield HostileFile(
+        "display matrices", "fragments.mp4", set_matrix(cut, (0, 1, 1, 0)), show=show_by_matrix((0, 1, 1, 0))
+    )
     yield HostileFile("display matrices", "zero.mp4", set_matrix(plain, (0, 0, 0, 0)))
     yield HostileFile("display matrices", "bare_zero.mov", set_matrix(encode("mov"), (0, 0, 0, 0)))
 
@@ -242,12 +280,12 @@ def make_matrices(_: random.Random) -> Iterator[HostileFile]:
 def encode_streams(form: str, streams: list[dict], audio: bool = False) -> bytes:
     """Several streams in one file; `single` ones have one picture, `cover` ones are attached."""
     file = io.BytesIO()
-    with av.open(file, "w", format=form) as container:
+    with av.open(file, "w", format=form, options={"fflags": "+bitexact"}) as container:
         added = []
         sound = container.add_stream("aac", rate=16000, layout="mono") if audio else None
         for options in streams:
             stream = container.add_stream(options.get("codec", "libx264"), rate=RATE)
-            stream.width, stream.height = options["width"], options["height"]
+            stream.width, stream.height, stream.codec_context.thread_count = options["width"], options["height"], 1
             stream.pix_fmt = "yuvj420p" if options.get("codec") == "mjpeg" else "yuv420p"
             # The same for all: a muxer would make the first one the default, which players then take.
             cover, default = av.stream.Disposition.attached_pic, av.stream.Disposition.default
@@ -315,21 +353,32 @@ def make_playlists(folder: Path) -> Iterator[HostileFile]:
     ts, mp4 = secret / "secret.ts", secret / "secret.mp4"
     hls = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
     contents = {
-        "hls": hls.format(ts), "hls_url": hls.format(ts.as_uri()), "hls_mp4": hls.format(mp4),
+        "hls": hls.format(ts),
+        "hls_url": hls.format(ts.as_uri()),
+        "hls_mp4": hls.format(mp4),
         "hls_map": f'#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXT-X-MAP:URI="{mp4}"\n#EXTINF:1,\n{mp4}\n#EXT-X-ENDLIST\n',
         "hls_master": f"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{secret}/inner.m3u8\n",
-        "hls_http": hls.format("http://127.0.0.1:5005/secret.ts"), "hls_concat": hls.format(f"concat:{ts}|{ts}"),
-        "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" profiles="urn:mpeg:dash:'
-        'profile:isoff-on-demand:2011" mediaPresentationDuration="PT1S"><Period><AdaptationSet mimeType="video/mp4">'
-        f'<Representation id="1" bandwidth="1"><BaseURL>{mp4}</BaseURL></Representation></AdaptationSet></Period></MPD>',
-        "concat": f"ffconcat version 1.0\nfile '{mp4}'\n", "concat_sibling": "ffconcat version 1.0\nfile secret.mp4\n",
-        "sdp": (MEDIA / "i_sdp.mp4").read_text(), "asx": f'<ASX version="3.0"><Entry><Ref href="{mp4}"/></Entry></ASX>',
-        "pls": f"[playlist]\nFile1={mp4}\nNumberOfEntries=1\n", "rtsp": "RTSPtext\nrtsp://127.0.0.1:5005/x\n",
+        "hls_http": hls.format("http://127.0.0.1:5005/secret.ts"),
+        "hls_concat": hls.format(f"concat:{ts}|{ts}"),
+        "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" profiles="urn:mpeg:'
+        'dash:profile:isoff-on-demand:2011" mediaPresentationDuration="PT1S"><Period>'
+        '<AdaptationSet mimeType="video/mp4">'
+        f'<Representation id="1" bandwidth="1"><BaseURL>{mp4}</BaseURL></Representation>'
+        "</AdaptationSet></Period></MPD>",
+        "concat": f"ffconcat version 1.0\nfile '{mp4}'\n",
+        "concat_sibling": "ffconcat version 1.0\nfile secret.mp4\n",
+        "sdp": (MEDIA / "i_sdp.mp4").read_text(),
+        "asx": f'<ASX version="3.0"><Entry><Ref href="{mp4}"/></Entry></ASX>',
+        "pls": f"[playlist]\nFile1={mp4}\nNumberOfEntries=1\n",
+        "rtsp": "RTSPtext\nrtsp://127.0.0.1:5005/x\n",
         "imf": '<?xml version="1.0"?><CompositionPlaylist xmlns="http://www.smpte-ra.org/schemas/2067-3/2013"/>',
-        "vobsub": "# VobSub index file, v7 (do not modify this line!)\nid: en, index: 0\ntimestamp: 00:00:01:000, filepos: 0\n",
-        "avisynth": f'DirectShowSource("{mp4}")\n', "lavfi": f"movie={mp4}\n", "ffmetadata": ";FFMETADATA1\ntitle=x\n",
-        "smil": f'<smil><body><video src="{mp4}"/></body></smil>', "svg": '<svg xmlns="http://www.w3.org/2000/svg"/>',
-    }  # fmt: skip
+        "vobsub": "# VobSub index file, v7 (do not modify this line!)\nid: en, index: 0\n",
+        "avisynth": f'DirectShowSource("{mp4}")\n',
+        "lavfi": f"movie={mp4}\n",
+        "ffmetadata": ";FFMETADATA1\ntitle=x\n",
+        "smil": f'<smil><body><video src="{mp4}"/></body></smil>',
+        "svg": '<svg xmlns="http://www.w3.org/2000/svg"/>',
+    }
     (secret / "inner.m3u8").write_text(hls.format(ts))
     for number, (name, content) in enumerate(contents.items()):
         suffixes = (".mp4", ".m3u8", ".ts", ".mkv", ".jpg", ".avs", ".mpd", ".sdp", ".ffconcat", ".txt")
@@ -346,8 +395,19 @@ def make_playlists(folder: Path) -> Iterator[HostileFile]:
         yield HostileFile("playlists and scripts", "address", b"", "refused", source=lambda _, a=address: a)
 
 
-DAMAGED = ("h264.mp4", "faststart.mp4", "fragments.mp4", "h264.mkv", "h264.ts", "mpeg4.avi", "vp8.webm", "vp9.webm", "mpeg2.mpg",
-           "hevc.mp4", "h264.flv")  # fmt: skip
+DAMAGED = (
+    "h264.mp4",
+    "faststart.mp4",
+    "fragments.mp4",
+    "h264.mkv",
+    "h264.ts",
+    "mpeg4.avi",
+    "vp8.webm",
+    "vp9.webm",
+    "mpeg2.mpg",
+    "hevc.mp4",
+    "h264.flv",
+)
 
 
 def make_truncations(generator: random.Random) -> Iterator[HostileFile]:
@@ -378,7 +438,9 @@ def make_flips(generator: random.Random) -> Iterator[HostileFile]:
                 damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
             yield HostileFile("flipped bits", f"{trial}_{name}", bytes(damaged), "either")
         start = generator.randrange(len(content) // 4, len(content) // 2)
-        yield HostileFile("flipped bits", f"zeros_{name}", content[:start] + bytes(64) + content[start + 64 :], "either")
+        yield HostileFile(
+            "flipped bits", f"zeros_{name}", content[:start] + bytes(64) + content[start + 64 :], "either"
+        )
         noise = generator.randbytes(64)
         yield HostileFile("flipped bits", f"noise_{name}", content[:start] + noise + content[start + 64 :], "either")
 
@@ -386,8 +448,25 @@ def make_flips(generator: random.Random) -> Iterator[HostileFile]:
 def make_headers(generator: random.Random) -> Iterator[HostileFile]:
     """Damaged headers and tables."""
     content = encode("mp4", mux={"movflags": "faststart"})
-    for box in (b"ftyp", b"moov", b"mvhd", b"trak", b"tkhd", b"mdhd", b"hdlr", b"stbl", b"stsd", b"avcC", b"stts", b"ctts",
-                b"stss", b"stsc", b"stsz", b"stco", b"mdat"):  # fmt: skip
+    for box in (
+        b"ftyp",
+        b"moov",
+        b"mvhd",
+        b"trak",
+        b"tkhd",
+        b"mdhd",
+        b"hdlr",
+        b"stbl",
+        b"stsd",
+        b"avcC",
+        b"stts",
+        b"ctts",
+        b"stss",
+        b"stsc",
+        b"stsz",
+        b"stco",
+        b"mdat",
+    ):
         place = content.find(box)
         if place < 4:
             continue
@@ -410,9 +489,14 @@ def make_sizes(_: random.Random) -> Iterator[HostileFile]:
     for height, width in ((1, 1), (1, 3), (3, 1), (2, 2), (5, 7), (17, 33), (2, 4096), (4096, 2), (47, 63)):
         if is_available("libvpx-vp9"):
             content = encode(
-                "webm", "libvpx-vp9", 4, height, width, options={"deadline": "realtime", "cpu-used": "8"},
+                "webm",
+                "libvpx-vp9",
+                4,
+                height,
+                width,
+                options={"deadline": "realtime", "cpu-used": "8"},
                 draw=lambda number, h=height, w=width: np.full((h, w, 3), 40 * number + 20, np.uint8),
-            )  # fmt: skip
+            )
             yield HostileFile("sizes", f"vp9_{width}x{height}.webm", content)
         gradient = np.arange(height * width * 3, dtype=np.uint32).reshape(height, width, 3).astype(np.uint8)
         file = io.BytesIO()
@@ -429,7 +513,12 @@ def make_avi_sizes(_: random.Random) -> Iterator[HostileFile]:
     """Sizes that players pass over, and those that say that a piece is missing."""
     for codec in ("mpeg4", "libx264"):
         content = encode("avi", codec, bframes=0)
-        for name, length in (("unknown", 0xFFFFFFFF), ("zero", 0), ("itself", len(content)), ("right", len(content) - 8)):
+        for name, length in (
+            ("unknown", 0xFFFFFFFF),
+            ("zero", 0),
+            ("itself", len(content)),
+            ("right", len(content) - 8),
+        ):
             changed = content[:4] + struct.pack("<I", length) + content[8:]
             yield HostileFile("AVI sizes", f"{name}_{codec}.avi", changed)
         changed = content[:4] + struct.pack("<I", len(content) + 1000) + content[8:]
@@ -441,9 +530,30 @@ def make_avi_sizes(_: random.Random) -> Iterator[HostileFile]:
 def make_names(_: random.Random) -> Iterator[HostileFile]:
     """Names that mean something to FFmpeg, Python or a shell."""
     content = encode()
-    for name in ("2024-01-01T10:30:00.mp4", "data:clip.mp4", "http:x.mp4", "file:y.mp4", "concat:a|b.mp4", "%03d.png",
-                 "*.mp4", "-i.mp4", "a b.mp4", "ünïcödé.mp4", "no_suffix", ".hidden", "x.m3u8", "x.sdp", "x.jpg",
-                 "quote'.mp4", 'quote".mp4', "new\nline.mp4", "back\\slash.mp4", "dollar$HOME.mp4", "pipe:0", "fd:1"):  # fmt: skip
+    for name in (
+        "2024-01-01T10:30:00.mp4",
+        "data:clip.mp4",
+        "http:x.mp4",
+        "file:y.mp4",
+        "concat:a|b.mp4",
+        "%03d.png",
+        "*.mp4",
+        "-i.mp4",
+        "a b.mp4",
+        "ünïcödé.mp4",
+        "no_suffix",
+        ".hidden",
+        "x.m3u8",
+        "x.sdp",
+        "x.jpg",
+        "quote'.mp4",
+        'quote".mp4',
+        "new\nline.mp4",
+        "back\\slash.mp4",
+        "dollar$HOME.mp4",
+        "pipe:0",
+        "fd:1",
+    ):
         yield HostileFile("names", name, content)
     yield HostileFile("names", "clip.npy.mp4", content)
 
@@ -462,13 +572,23 @@ def make_numpy(_: random.Random) -> Iterator[HostileFile]:
     np.savez(archive, frames=frames)
     shape = str(frames.shape).encode()
     files = {
-        "floats": save(frames.astype(np.float32)), "one": save(frames[0]), "four": save(np.zeros((2, 4, 4, 4), np.uint8)),
-        "empty": save(frames[:0]), "objects": save(np.array([{}, ()], object), True), "archive": archive.getvalue(),
-        "negative": sound.replace(shape, shape.replace(b"(6, 48", b"(-6,48")), "cut": sound[:-9], "header": sound[:30],
-        "unclosed": sound.replace(b"'shape': (", b"'shape': {("), "version": sound.replace(b"NUMPY\x01", b"NUMPY\x09"),
-        "type": sound.replace(b"|u1", b"|x9"), "brackets": sound.replace(b"{'descr'", b"(((((((("), "text": b"text" * 40,
-        "huge": sound.replace(shape, b"(6" + b"0" * (len(shape) - 3) + b",)"), "code": sound.replace(b"(6, 48", b"__impo"),
-    }  # fmt: skip
+        "floats": save(frames.astype(np.float32)),
+        "one": save(frames[0]),
+        "four": save(np.zeros((2, 4, 4, 4), np.uint8)),
+        "empty": save(frames[:0]),
+        "objects": save(np.array([{}, ()], object), True),
+        "archive": archive.getvalue(),
+        "negative": sound.replace(shape, shape.replace(b"(6, 48", b"(-6,48")),
+        "cut": sound[:-9],
+        "header": sound[:30],
+        "unclosed": sound.replace(b"'shape': (", b"'shape': {("),
+        "version": sound.replace(b"NUMPY\x01", b"NUMPY\x09"),
+        "type": sound.replace(b"|u1", b"|x9"),
+        "brackets": sound.replace(b"{'descr'", b"(((((((("),
+        "text": b"text" * 40,
+        "huge": sound.replace(shape, b"(6" + b"0" * (len(shape) - 3) + b",)"),
+        "code": sound.replace(b"(6, 48", b"__impo"),
+    }
     for name, content in files.items():
         yield HostileFile("numpy files", f"{name}.npy", content, "refused")
 
@@ -496,20 +616,42 @@ def make_pictures(generator: random.Random) -> Iterator[HostileFile]:
 def make_nothing(generator: random.Random) -> Iterator[HostileFile]:
     """What is not a video at all."""
     contents = {
-        "empty.mp4": b"", "zeros.mp4": bytes(5000), "noise.mp4": generator.randbytes(5000), "text.mp4": b"text" * 500,
-        "page.mp4": b"<html>404</html>" * 50, "zip.mp4": b"PK\x03\x04" + generator.randbytes(400), "elf.mp4": b"\x7fELF" + bytes(400),
-        "one_byte.mp4": b"\x00", "json.mp4": b'{"error": 403}', "riff.avi": b"RIFF\x00\x00\x00\x00AVI ", "ebml.mkv": b"\x1a\x45\xdf\xa3",
-        "box.mp4": struct.pack(">I4s", 8, b"ftyp"), "boxes.mp4": struct.pack(">I4sI4s", 8, b"ftyp", 0, b"moov"),
-        "subtitles.mp4": b"1\n00:00:00,000 --> 00:00:01,000\nHello\n", "midi.mp4": b"MThd" + bytes(50),
-    }  # fmt: skip
+        "empty.mp4": b"",
+        "zeros.mp4": bytes(5000),
+        "noise.mp4": generator.randbytes(5000),
+        "text.mp4": b"text" * 500,
+        "page.mp4": b"<html>404</html>" * 50,
+        "zip.mp4": b"PK\x03\x04" + generator.randbytes(400),
+        "elf.mp4": b"\x7fELF" + bytes(400),
+        "one_byte.mp4": b"\x00",
+        "json.mp4": b'{"error": 403}',
+        "riff.avi": b"RIFF\x00\x00\x00\x00AVI ",
+        "ebml.mkv": b"\x1a\x45\xdf\xa3",
+        "box.mp4": struct.pack(">I4s", 8, b"ftyp"),
+        "boxes.mp4": struct.pack(">I4sI4s", 8, b"ftyp", 0, b"moov"),
+        "subtitles.mp4": b"1\n00:00:00,000 --> 00:00:01,000\nHello\n",
+        "midi.mp4": b"MThd" + bytes(50),
+    }
     for name, content in contents.items():
         yield HostileFile("not a video", name, content, "refused")
 
 
 MAKERS = (
-    make_codecs, make_times, make_edit_lists, make_matrices, make_streams, make_truncations, make_flips, make_headers, make_sizes,
-    make_avi_sizes, make_names, make_numpy, make_pictures, make_nothing,
-)  # fmt: skip
+    make_codecs,
+    make_times,
+    make_edit_lists,
+    make_matrices,
+    make_streams,
+    make_truncations,
+    make_flips,
+    make_headers,
+    make_sizes,
+    make_avi_sizes,
+    make_names,
+    make_numpy,
+    make_pictures,
+    make_nothing,
+)
 
 
 def make_files(folder: Path, seed: int = 0) -> list[HostileFile]:

@@ -146,10 +146,14 @@ def test_auto_map_names_every_class_and_each_of_its_files_travels(folders):
 
 VIDEO_FILES = {
     "configuration_umt_video.py",
+    "containers.py",
     "decoding.py",
+    "images.py",
     "losses_umt.py",
     "masking_umt_video.py",
+    "media_files.py",
     "modeling_umt_video.py",
+    "resizing.py",
     "sampling.py",
     "video_processing_umt_video.py",
 }

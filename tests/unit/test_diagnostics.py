@@ -25,7 +25,7 @@ class DarkReader(PyAVReader):
         return np.zeros_like(super()._decode(indices))
 
 
-def refuse(name, file):
+def refuse(media):
     raise ImportError("no FFmpeg libraries")
 
 
@@ -43,9 +43,31 @@ def test_readers_are_tried_on_a_video(reader, status, reason, monkeypatch):
     monkeypatch.setitem(decoding.READERS, "torchcodec", reader)
     findings = list(diagnostics._examine_decoders())
     assert find(findings, "pyav").status == "ok" and find(findings, "pyav").is_required
-    assert find(findings, "decord").status == "missing" and "pip install decord" in find(findings, "decord").advice
+    assert find(findings, "decord").status == "missing" and "pip install decord2" in find(findings, "decord").advice
     found = find(findings, "torchcodec")
     assert found.status == status and reason in found.detail and bool(found.advice) == (status != "ok")
+
+
+@pytest.mark.parametrize(
+    ("installed", "status", "words"),
+    [
+        ({"decord2": "3.4.0"}, "ok", "3.4.0"),
+        ({"decord": "0.6.0"}, "missing", "decord 0.6.0 is installed in its place"),
+        ({"decord": "0.6.0", "decord2": "3.4.0"}, "broken", "are both installed, in the same folder"),
+    ],
+)
+def test_two_packages_in_one_folder_are_named(installed, status, words, monkeypatch):
+    find_version = diagnostics._find_version
+    monkeypatch.setattr(
+        diagnostics,
+        "_find_version",
+        lambda name: installed.get(name) if name in ("decord", "decord2") else find_version(name),
+    )
+    monkeypatch.setattr(diagnostics, "_is_installed", lambda module: True)
+    monkeypatch.setattr(diagnostics, "OPTIONAL", {"decord2": ("json", "pip install decord2")})
+    found = find(diagnostics._examine_packages(), "decord2")
+    assert found.status == status and words in found.detail
+    assert ("pip uninstall decord decord2" in found.advice) == (status == "broken")
 
 
 def test_attention_is_compared_with_eager(monkeypatch):

@@ -20,7 +20,7 @@ import io
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -65,6 +65,8 @@ PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpegls", "jpeg2
 DISPLAY_MATRIX = "DISPLAYMATRIX"
 DEFAULT_STREAM_BONUS = 5_000_000  # pixels, as in the ffmpeg command's choice
 FIXED_POINT = 1 << 16
+
+H264_IDR, H264_NOTES, RECOVERY_POINT = 5, 6, 6  # types of units, and of a note in one
 
 VOP_START = b"\x00\x00\x01\xb6"  # MPEG-4 part 2: a picture; the next two bits are its type
 INTRA_VOP, PREDICTED_VOP, BIDIRECTIONAL_VOP = 0, 1, 2
@@ -399,32 +401,61 @@ def read_vop_kind(content: bytes, time_bits: int) -> int | None:
     return kind if bits.read(1) else None
 
 
-def has_closed_key_frames(codec_name: str, packets: Sequence[tuple[int, bool, bytes]]) -> bool:
-    """Whether decoding can start at each key frame of an H.264 or HEVC file and give every later picture.
+def describe_key_frames(codec_name: str, packets: Iterable[Any]) -> Literal["closed", "open", "gradual"]:
+    """What decoding from each key frame of an H.264 or HEVC stream in MP4 or Matroska gives.
 
     Args:
         codec_name: FFmpeg's name of the codec.
-        packets: Timestamp, whether it is a key frame, and for key frames the content, in the order of the file.
+        packets: Of the stream, in the order of the file.
+
+    Returns:
+        "closed": every later picture; "open": all but some that are shown before the key frame; "gradual": pictures
+        that become complete over several frames (intra-refresh).
     """
+    kind: Literal["closed", "open"] = "closed"
     key_pts = None
-    for pts, is_key, content in packets:
-        if is_key:
-            key_pts = pts
-            if codec_name == "h264" and H264_IDR not in _list_h264_units(content):
-                return False
-        elif key_pts is not None and pts < key_pts:
-            return False
-    return True
+    for packet in packets:
+        if packet.size == 0:
+            continue
+        if packet.is_keyframe:
+            key_pts = packet.pts
+            units = _list_h264_units(bytes(packet)) if codec_name == "h264" else []
+            if any(_recovers_gradually(unit) for unit in units):
+                return "gradual"
+            if units and H264_IDR not in {unit[0] & 0x1F for unit in units}:
+                kind = "open"
+        elif key_pts is not None and packet.pts < key_pts:
+            kind = "open"
+    return kind
 
 
-H264_IDR = 5
-
-
-def _list_h264_units(content: bytes) -> set[int]:
-    """Types of the units of an H.264 packet, length-prefixed (four bytes) as in MP4 and Matroska."""
-    stream, kinds = io.BytesIO(content), set()
+def _list_h264_units(content: bytes) -> list[bytes]:
+    """The units of an H.264 packet, length-prefixed (four bytes) as in MP4 and Matroska."""
+    stream, units = io.BytesIO(content), []
     while len(length := stream.read(4)) == 4:
-        unit = stream.read(int.from_bytes(length, "big"))
-        if unit:
-            kinds.add(unit[0] & 0x1F)
-    return kinds
+        if unit := stream.read(int.from_bytes(length, "big")):
+            units.append(unit)
+    return units
+
+
+def _recovers_gradually(unit: bytes) -> bool:
+    """Whether a unit notes that pictures are complete only some frames later: a recovery point further on."""
+    if unit[0] & 0x1F != H264_NOTES:
+        return False
+    stream = io.BytesIO(unit[1:])
+    while True:
+        kind, length = _read_note_number(stream), _read_note_number(stream)
+        content = stream.read(length)
+        if not content:
+            return False
+        if kind == RECOVERY_POINT:
+            return not content[0] & 0x80  # the number of frames; a first bit of one stands for zero
+
+
+def _read_note_number(stream: BinaryIO) -> int:
+    number = 0
+    while byte := stream.read(1):
+        number += byte[0]
+        if byte[0] != 0xFF:
+            break
+    return number

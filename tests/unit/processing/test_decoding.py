@@ -98,7 +98,7 @@ def test_frames_hidden_by_an_edit_list_do_not_count(kind, num_hidden, folder):
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
 def test_rotation_is_applied(quarter_turns, decoder, plain, folder):
     if decoder == "decord":
-        pytest.importorskip("decord", reason="decord has no wheel here")
+        pytest.importorskip("decord", reason="decord is not installed")
     path = rotate(plain, folder / f"turned{quarter_turns}.mp4", quarter_turns)
     stored = decode_in_order(plain)[7]
     with open_video(path, decoder) as reader:
@@ -126,7 +126,7 @@ def test_real_clips_equal_sequential_decoding(name):
 
 @pytest.mark.parametrize("kind", ORDINARY)
 def test_decord_agrees_on_ordinary_files(kind, folder):
-    pytest.importorskip("decord", reason="decord has no wheel here")
+    pytest.importorskip("decord", reason="decord is not installed")
     path = write_kind(kind, folder)
     check_reader(path, decode_in_order(path), decoder="decord")
 
@@ -227,7 +227,7 @@ BAD_FILES = {
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
 def test_bad_files_are_named_with_the_reason(name, decoder, plain, tmp_path):
     if decoder == "decord":
-        pytest.importorskip("decord", reason="decord has no wheel here")
+        pytest.importorskip("decord", reason="decord is not installed")
         if name == "damaged.mp4":
             pytest.skip("decord patches damaged pictures up in silence")
     content, reason = BAD_FILES[name]
@@ -250,7 +250,7 @@ def test_files_cut_short_are_refused_in_every_container(kind, share, folder, tmp
 def test_no_video_in_the_file(tmp_path):
     for decoder in ("pyav", "decord"):
         if decoder == "decord":
-            pytest.importorskip("decord", reason="decord has no wheel here")
+            pytest.importorskip("decord", reason="decord is not installed")
         with pytest.raises(VideoDecodingError, match="sound.m4a"):
             open_video(write_audio(tmp_path / "sound.m4a"), decoder)
     with pytest.raises(VideoDecodingError, match="no video stream"):
@@ -296,7 +296,7 @@ def test_no_file_stays_open(plain, tmp_path):
     ("decoder", "module", "advice"),
     [
         ("pyav", "av", "pip install av"),
-        ("decord", "decord", "pip install decord"),
+        ("decord", "decord", "pip install decord2"),
         ("torchcodec", "torchcodec", "pip install torchcodec"),
     ],
 )

@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.unit.video_files import KINDS, decode_in_order, read_number, write_kind, write_video
+from tests.unit.video_files import KINDS, cut_start, decode_in_order, read_number, write_kind, write_video
 from umt_hf.processing.containers import orient
 from umt_hf.processing.decoding import VideoDecodingError, open_video
 from umt_hf.processing.media_files import LIMITS, ReadingLimits
@@ -93,7 +93,7 @@ def test_files_that_name_others_are_refused_by_name(form, suffix, decoder, secre
     from umt_hf.data.sources import get_source
 
     if decoder == "decord":
-        pytest.importorskip("decord", reason="decord has no wheel here")
+        pytest.importorskip("decord", reason="decord is not installed")
     monkeypatch.chdir(secret)  # where a relative name would be found
     for kind, content in playlists(secret).items():
         path = (secret if kind == "concat sibling" else tmp_path) / f"list{suffix}"
@@ -433,3 +433,68 @@ def test_real_avi_and_transport_stream_equal_decoding_in_order():
             np.testing.assert_array_equal(reader.get_frames(range(len(truth))), truth)
             indices = list(range(1, len(truth), 4))
             np.testing.assert_array_equal(reader.get_frames(indices), [truth[i] for i in indices])
+
+
+# Kinds of file that decord (d) or torchcodec (t) read wrong in silence, and ones that they read right.
+MISREAD = {
+    "transport_stream": "dt", "mpeg2": "dt", "h264_avi": "dt", "mpeg4_avi": "dt", "mpeg4_mp4": "dt",
+    "interlaced": "dt", "intra_refresh": "dt", "open_gop": "d", "hevc": "d", "plain": "", "no_b_frames": "",
+    "variable_rate": "", "vp9": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("decoder", ["decord", "torchcodec"])
+@pytest.mark.parametrize("kind", MISREAD)
+def test_what_other_readers_read_wrong_is_refused(kind, decoder, folder):
+    path = write_kind(kind, folder)
+    if decoder == "decord":
+        pytest.importorskip("decord", reason="decord is not installed")
+    try:
+        with open_video(path, decoder) as reader:
+            assert decoder[0] not in MISREAD[kind]
+            truth = decode_in_order(path)
+            for request in ([len(truth) - 1], [1, 5, 8, 12], list(range(len(truth)))):
+                assert [read_number(frame) for frame in reader.get_frames(request)] == request
+    except ImportError as error:
+        pytest.skip(str(error))
+    except VideoDecodingError as error:
+        assert decoder[0] in MISREAD[kind], error
+        assert str(error).startswith(f"{path}: is not read with decoder='{decoder}'") and "decoder='pyav'" in str(
+            error
+        )
+
+
+@pytest.mark.parametrize("kind", ["cut", "early", "mirror", "two streams", "mxf"])
+def test_odd_files_in_ordinary_containers_are_refused_by_decord(kind, folder, tmp_path):
+    pytest.importorskip("decord", reason="decord is not installed")
+    plain = write_kind("plain", folder)
+    if kind == "mxf":
+        path = write_video(tmp_path / "clip.mxf", codec="mpeg2video", bframes=0)
+    elif kind == "early":
+        path = write_video(tmp_path / "clip.mkv", ticks=[10 * i - 50 for i in range(48)])
+    else:
+        path = {"mirror": MEDIA / "c_hflip.mp4", "two streams": MEDIA / "f_twov_small_first.mp4"}.get(kind)
+        path = path or cut_start(plain, tmp_path / "cut.mp4", 5)
+    with open_video(path) as reader:
+        reader.get_frames([0])
+        may_be_read = kind == "early" and reader._frame_pts[0] >= 0  # the muxer moved the times
+    if not may_be_read:
+        with pytest.raises(VideoDecodingError, match="is not read with decoder='decord'"):
+            open_video(path, "decord")
+
+
+@pytest.mark.parametrize("form", ["bytes", "file object", "odd name", "pattern"])
+def test_decord_reads_bytes_and_odd_names_through_a_file(form, folder, tmp_path):
+    pytest.importorskip("decord", reason="decord is not installed")
+    plain = write_kind("plain", folder)
+    truth = decode_in_order(plain)
+    names = {"odd name": "clip", "pattern": "%03d.mp4"}
+    source = {"bytes": plain.read_bytes(), "file object": io.BytesIO(plain.read_bytes())}.get(form)
+    if source is None:
+        source = tmp_path / names[form]
+        source.write_bytes(plain.read_bytes())
+    with open_video(source, "decord") as reader:
+        np.testing.assert_array_equal(reader.get_frames([7, 30]), [truth[7], truth[30]])
+        place = reader._folder.name
+        assert Path(place).is_dir()
+    assert not Path(place).exists()

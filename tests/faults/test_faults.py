@@ -1,0 +1,128 @@
+"""The fast part of `make faults`: some files of every kind, and proof that the checks see what is wrong."""
+
+import collections
+
+import av
+import numpy as np
+import pytest
+
+from tests.faults import run
+from tests.faults.check import FAULTS, Watch, check_file
+from tests.faults.files import HostileFile, encode, make_files
+from umt_hf.processing import decoding
+
+FILES_PER_KIND = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("faults").resolve()
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+    return make_files(folder)
+
+
+WATCH = Watch().install()
+
+
+def test_there_are_hundreds_of_files_and_they_are_the_same_each_time(files, folder):
+    assert len(files) >= 200
+    kinds = collections.Counter(file.kind for file in files)
+    assert len(kinds) >= 14 and min(kinds.values()) >= 5
+    again = make_files(folder)
+    assert [(file.kind, file.name) for file in files] == [(file.kind, file.name) for file in again]
+    # x264 itself is a few bytes off now and then.
+    num_equal = sum(file.content == other.content for file, other in zip(files, again, strict=True))
+    assert num_equal > 0.9 * len(files)
+
+
+def test_hostile_files_are_read_right_or_refused_by_name(files, folder, monkeypatch):
+    monkeypatch.chdir(folder / "secret")
+    taken = collections.Counter()
+    for file in files:
+        taken[file.kind] += 1
+        if taken[file.kind] > FILES_PER_KIND and file.kind != "playlists and scripts":
+            continue
+        verdict = check_file(file, folder, WATCH)
+        assert verdict.outcome in ("right", "refused"), (file.kind, file.name, verdict)
+
+
+def test_memory_and_descriptors_stay(files, folder):
+    measured = run.measure_memory(files, folder, opens=400, seed=0)
+    assert measured["growth_bytes"] < run.MAX_GROWTH and measured["descriptors"] == 0
+
+
+class OpenEverything(decoding.PyAVReader):
+    """A reader without whitelists, as it would be after a careless change."""
+
+    def _open(self):
+        self._container = av.open(self._media.path or self._media.file)
+        self._stream_index = 0
+        self._stream = self._container.streams.video[0]
+        self._codec = self._stream.codec_context
+
+
+class OffByOne(decoding.PyAVReader):
+    def _decode(self, indices):
+        return super()._decode([min(index + 1, self.num_frames - 1) for index in indices])
+
+
+class Unnamed(decoding.PyAVReader):
+    def _decode(self, indices):
+        raise KeyError("frame")
+
+
+def test_the_checks_see_what_is_wrong(files, folder, monkeypatch):
+    monkeypatch.chdir(folder / "secret")
+    playlist = next(
+        f for f in files if f.kind == "playlists and scripts" and f.name == "hls.m3u8" or f.name == "hls.mp4"
+    )
+    plain = HostileFile("codecs and containers", "plain.mp4", encode())
+    monkeypatch.setitem(decoding.READERS, "pyav", OpenEverything)
+    playlist.name = "hls.m3u8"
+    assert check_file(playlist, folder, WATCH).outcome == "secret"
+    monkeypatch.setitem(decoding.READERS, "pyav", OffByOne)
+    assert check_file(plain, folder, WATCH).outcome == "wrong frame"
+    monkeypatch.setitem(decoding.READERS, "pyav", Unnamed)
+    assert check_file(plain, folder, WATCH).outcome == "unnamed"
+    monkeypatch.setitem(decoding.READERS, "pyav", decoding.PyAVReader)
+    assert check_file(HostileFile("x", "plain.mp4", encode(), "refused"), folder, WATCH).outcome == "accepted"
+    assert check_file(HostileFile("x", "text.mp4", b"text"), folder, WATCH).outcome == "rejected"
+    assert check_file(plain, folder, WATCH).outcome == "right" and "right" not in FAULTS
+
+
+def test_a_trace_shows_other_files_and_sockets(tmp_path):
+    lines = [
+        f'1 openat(AT_FDCWD, "{tmp_path}/names/x.mp4", O_RDONLY) = 3',
+        f'1 openat(AT_FDCWD, "{tmp_path}/secret/secret.ts", O_RDONLY) = 4',
+        '1 openat(AT_FDCWD, "/home/someone/video.mp4", O_RDONLY) = 4',
+        '1 openat(AT_FDCWD, "/nowhere", O_RDONLY) = -1 ENOENT (No such file or directory)',
+        "1 socket(AF_INET, SOCK_DGRAM, IPPROTO_IP) = 5",
+        "1 socket(AF_UNIX, SOCK_STREAM, 0) = 5",
+    ]
+    assert run.find_foreign_calls("\n".join(lines), tmp_path) == [lines[1], lines[2], lines[4]]
+
+
+def test_a_hang_and_a_crash_are_findings(folder, monkeypatch):
+    import os
+    import time
+
+    def fail(file, *_):
+        if file.name == "hang":
+            time.sleep(60)
+        if file.name == "crash":
+            os.abort()
+        return run.Verdict("right")
+
+    monkeypatch.setattr(run, "check_file", fail)
+    monkeypatch.setattr(run, "HANG_SECONDS", 1)
+    files = [HostileFile("x", name, b"") for name in ("a", "hang", "b", "crash", "c")]
+    outcomes = [verdict.outcome for verdict in run.check_apart(files, folder, "pyav", 0)]
+    assert outcomes == ["right", "hang", "right", "crash", "right"]
+
+
+def test_the_secret_is_known_by_its_colour(files, folder):
+    with decoding.open_video(folder / "secret" / "secret.ts") as reader:
+        assert run.MARK and np.abs(reader.get_frames([3]).astype(int) - (200, 30, 160)).mean() < 20
