@@ -23,7 +23,7 @@ from ..data.unreadable import UnreadableVideos
 from ..runs.folder import METRICS_FILE, MetricLog
 from .arguments import TrainingArguments
 from .background_push import build_hub_push
-from .checkpointing import find_checkpoint, list_checkpoints, remove_unfinished, save_checkpoint
+from .checkpointing import STATE_FOLDER, find_checkpoint, list_checkpoints, remove_unfinished, save_checkpoint
 from .metric_meter import MetricMeter
 from .optimization import Schedule, build_parameter_groups, scale_learning_rate
 
@@ -100,8 +100,10 @@ class StepClock:
         iterator = iter(batches)
         while True:
             before = time.perf_counter()
-            batch = next(iterator)
+            batch = next(iterator, None)
             self.waited += time.perf_counter() - before
+            if batch is None:
+                return
             yield batch
 
     def flush(self) -> dict[str, float]:
@@ -206,88 +208,136 @@ def train(
         RuntimeError: If too many steps in a row are not finite, or too many videos unreadable.
         PublishingError: If the run is to be pushed and nobody is logged in; raised before the first step.
     """
-    output_dir = Path(args.output_dir)
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     set_seed(args.seed, device_specific=True)  # the weights were drawn alike everywhere; dropout is not to be
-    groups = build_parameter_groups(stage.model, args.weight_decay)
-    optimizer = torch.optim.AdamW(
-        [{key: value for key, value in group.items() if key != "names"} for group in groups],
-        lr=schedule.peak,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        fused=accelerator.device.type in ("cpu", "cuda"),
-    )
+    optimizer = build_optimizer(stage.model, args, schedule.peak, accelerator.device)
     stage.model, optimizer = accelerator.prepare(stage.model, optimizer)
-    state, meter = TrainState(), MetricMeter(accelerator)
+    state = TrainState()
     accelerator.register_for_checkpointing(state)
     if checkpoint is not None:
-        accelerator.load_state(str(checkpoint / "training_state"))
-        logger.info("Resuming from %s at step %d.", checkpoint, state.step)
-        _warn_of_changes(checkpoint / "run.yaml", run_config or {})
-    log = _start_logs(accelerator, output_dir, state, run_config)
-    hub = build_hub_push(args, list_checkpoints, accelerator.is_main_process)
-    bar = tqdm(
-        total=schedule.total_steps,
-        initial=state.step,
-        disable=not accelerator.is_local_main_process,
-        desc="pre-training",
-        dynamic_ncols=True,
+        _resume(checkpoint, accelerator, state, run_config or {})
+    keeper = RunKeeper(stage, args, accelerator, state, schedule.total_steps, run_config or {})
+    stage.model.train()
+    is_over = state.step >= schedule.total_steps  # a finished run that is started again is only exported anew
+    batches = [] if is_over else stage.build_batches(accelerator, state.micro_step)
+    for batch in keeper.clock.watch(batches):
+        count_videos(state, batch.pop("failures", []), batch.pop("num_videos"), max_skipped_ratio)
+        with accelerator.accumulate(stage.model):
+            # Set by hand, since a prepared scheduler would advance once per process.
+            learning_rate = schedule(state.step)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * group["lr_scale"]
+            losses = _with_total(stage.forward_step(batch))
+            accelerator.backward(losses["loss"])
+            if accelerator.sync_gradients:
+                _step_if_finite(accelerator, stage.model, optimizer, args, state)
+                optimizer.zero_grad()
+        keeper.count(losses, len(batch["pixel_values"]))
+        state.micro_step += 1
+        if not accelerator.sync_gradients:
+            continue
+        state.step += 1
+        keeper.finish_step(learning_rate)
+        if state.step >= schedule.total_steps:
+            break
+    keeper.finish_run()
+    return state
+
+
+def build_optimizer(
+    model: nn.Module, args: TrainingArguments, peak: float, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW over `build_parameter_groups`, whose `lr_scale` the loop applies."""
+    groups = build_parameter_groups(model, args.weight_decay)
+    return torch.optim.AdamW(
+        [{key: value for key, value in group.items() if key != "names"} for group in groups],
+        lr=peak,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        fused=device.type in ("cpu", "cuda"),
     )
 
-    def save() -> None:
-        checkpoint = save_checkpoint(
-            accelerator, output_dir, state.step, lambda f: stage.export(accelerator, f), args.save_total_limit
+
+class RunKeeper:
+    """Logs, saves, tests and pushes a run at the steps that its arguments name.
+
+    Args:
+        stage: Model and held-out data, on the device.
+        args: When to log, save and test.
+        accelerator: Of the run; all processes build one and call its methods alike.
+        state: Counters, which the loop moves on.
+        total_steps: Steps of the run.
+        run_config: Recorded by the tracker.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        args: TrainingArguments,
+        accelerator: Accelerator,
+        state: TrainState,
+        total_steps: int,
+        run_config: dict[str, Any],
+    ):
+        self.stage, self.args, self.accelerator, self.state = stage, args, accelerator, state
+        self.total_steps = total_steps
+        self.output_dir = Path(args.output_dir)
+        self.meter, self.clock = MetricMeter(accelerator), StepClock()
+        self.log = _start_logs(accelerator, self.output_dir, state, run_config)
+        self.hub = build_hub_push(args, list_checkpoints, accelerator.is_main_process)
+        self.bar = tqdm(
+            total=total_steps,
+            initial=state.step,
+            disable=not accelerator.is_local_main_process,
+            desc="pre-training",
+            dynamic_ncols=True,
         )
-        if hub is not None:
-            hub.push_checkpoint(checkpoint)
 
-    def record(values: dict[str, float]) -> None:
-        accelerator.log(values, step=state.step)
-        if log is not None:
-            log.write(state.step, values)
+    def count(self, losses: dict[str, torch.Tensor], num_clips: int) -> None:
+        """Add a micro-batch of this process to the averages."""
+        self.meter.update(losses)
+        self.clock.clips += num_clips * self.accelerator.num_processes
 
-    stage.model.train()
-    if state.step < schedule.total_steps:
-        clock = StepClock()
-        for batch in clock.watch(stage.build_batches(accelerator, state.micro_step)):
-            failures = batch.pop("failures", [])
-            count_videos(state, failures, batch.pop("num_videos"), max_skipped_ratio)
-            with accelerator.accumulate(stage.model):
-                learning_rate = schedule(state.step)
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate * group["lr_scale"]
-                losses = _with_total(stage.forward_step(batch))
-                accelerator.backward(losses["loss"])
-                if accelerator.sync_gradients:
-                    _step_if_finite(accelerator, stage.model, optimizer, args, state)
-                    optimizer.zero_grad()
-            meter.update(losses)
-            clock.clips += len(batch["pixel_values"]) * accelerator.num_processes
-            state.micro_step += 1
-            if not accelerator.sync_gradients:
-                continue
-            state.step += 1
-            bar.update()
-            is_last = state.step >= schedule.total_steps
-            if state.step % args.logging_steps == 0 or is_last:
-                values = {**meter.flush(), "learning_rate": learning_rate, **clock.flush()}
-                record(values | stage.monitor() | _counts(accelerator, state))
-                bar.set_postfix_str(_describe(values, state))
-            if state.step % args.save_steps == 0 or is_last:
-                save()  # before anything else can fail
-            is_tested = is_last or (args.eval_steps > 0 and state.step % args.eval_steps == 0)
-            if is_tested and (values := _evaluate(stage, accelerator, args.seed)):
-                record(values)
-                bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
-            if is_last:
-                break
-    bar.close()
-    stage.export(accelerator, output_dir)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    if hub is not None:
-        hub.finish()
-    return state
+    def finish_step(self, learning_rate: float) -> None:
+        """Log, save and test after an optimizer step, where it is due; all three are due after the last one."""
+        step, args = self.state.step, self.args
+        is_last = step >= self.total_steps
+        self.bar.update()
+        if step % args.logging_steps == 0 or is_last:
+            values = {**self.meter.flush(), "learning_rate": learning_rate, **self.clock.flush()}
+            self._record(values | self.stage.monitor() | _counts(self.accelerator, self.state))
+            self.bar.set_postfix_str(_describe(values, self.state))
+        if step % args.save_steps == 0 or is_last:
+            self._save()  # before anything else can fail
+        is_tested = is_last or (args.eval_steps > 0 and step % args.eval_steps == 0)
+        if is_tested and (values := _evaluate(self.stage, self.accelerator, args.seed)):
+            self._record(values)
+            self.bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+
+    def finish_run(self) -> None:
+        """Export the final model, and wait for what still goes up."""
+        self.bar.close()
+        self.stage.export(self.accelerator, self.output_dir)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        if self.hub is not None:
+            self.hub.finish()
+
+    def _record(self, values: dict[str, float]) -> None:
+        self.accelerator.log(values, step=self.state.step)
+        if self.log is not None:
+            self.log.write(self.state.step, values)
+
+    def _save(self) -> None:
+        checkpoint = save_checkpoint(
+            self.accelerator,
+            self.output_dir,
+            self.state.step,
+            lambda folder: self.stage.export(self.accelerator, folder),
+            self.args.save_total_limit,
+        )
+        if self.hub is not None:
+            self.hub.push_checkpoint(checkpoint)
 
 
 def _evaluate(stage: Stage, accelerator: Accelerator, seed: int) -> dict[str, float]:
@@ -378,14 +428,20 @@ def sum_skipped_videos(videos: UnreadableVideos, accelerator: Accelerator) -> in
 
 
 def _start_logs(
-    accelerator: Accelerator, output_dir: Path, state: TrainState, run_config: dict[str, Any] | None
+    accelerator: Accelerator, output_dir: Path, state: TrainState, run_config: dict[str, Any]
 ) -> MetricLog | None:
-    config = {key: value for key, value in (run_config or {}).items() if isinstance(value, (bool, int, float, str))}
+    config = {key: value for key, value in run_config.items() if isinstance(value, (bool, int, float, str))}
     accelerator.init_trackers("umt_hf", config=config)
     if not accelerator.is_main_process:
         return None
     remove_unfinished(output_dir)
     return MetricLog(output_dir / METRICS_FILE, state.step)
+
+
+def _resume(checkpoint: Path, accelerator: Accelerator, state: TrainState, run_config: dict[str, Any]) -> None:
+    accelerator.load_state(str(checkpoint / STATE_FOLDER))
+    logger.info("Resuming from %s at step %d.", checkpoint, state.step)
+    _warn_of_changes(checkpoint / "run.yaml", run_config)
 
 
 def _warn_of_changes(recipe: Path, run_config: dict[str, Any]) -> None:
