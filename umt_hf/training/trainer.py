@@ -219,8 +219,8 @@ def train(
     keeper = RunKeeper(stage, args, accelerator, state, schedule.total_steps, run_config or {})
     stage.model.train()
     is_over = state.step >= schedule.total_steps  # a finished run that is started again is only exported anew
-    batches = [] if is_over else stage.build_batches(accelerator, state.micro_step)
-    for batch in keeper.clock.watch(batches):
+    # Inline, so that the loader's workers end with the loop, and not after the last upload.
+    for batch in keeper.clock.watch([] if is_over else stage.build_batches(accelerator, state.micro_step)):
         count_videos(state, batch.pop("failures", []), batch.pop("num_videos"), max_skipped_ratio)
         with accelerator.accumulate(stage.model):
             # Set by hand, since a prepared scheduler would advance once per process.
