@@ -45,7 +45,8 @@ from ..training.trainer import count_videos, sum_skipped_videos
 logger = logging.getLogger(__name__)
 
 LOGGED_LOSSES = ("vtc_loss", "vtm_loss")
-Evaluation = Callable[[nn.Module, Accelerator], dict[str, float]]
+# Gets the model, with its adapters inside, if any, but without what distributes it.
+Evaluation = Callable[[Any, Accelerator], dict[str, float]]
 
 
 @dataclass(kw_only=True)
@@ -226,10 +227,14 @@ class FinetuningTrainer(Trainer):
         **kwargs: As for `Trainer`.
     """
 
+    args: FinetuningArguments  # pyrefly: ignore[bad-override-mutable-attribute]  narrower than in the base class
+    model: nn.Module  # pyrefly: ignore[bad-override-mutable-attribute]  the same
+    train_dataset: TrainingClips  # pyrefly: ignore[bad-override-mutable-attribute]  the same
+
     def __init__(
         self,
         *,
-        args: TrainingArguments,
+        args: FinetuningArguments,
         evaluations: dict[str, Evaluation],
         max_skipped_ratio: float,
         layer_decay: float | None = None,
@@ -239,7 +244,8 @@ class FinetuningTrainer(Trainer):
         own = copy.copy(args)
         own.push_to_hub, own.hub_token = False, None
         # `Trainer` only asks whether there is something to evaluate on.
-        super().__init__(args=own, eval_dataset=list(evaluations) if "eval" in evaluations else None, **kwargs)
+        eval_dataset: Any = list(evaluations) if "eval" in evaluations else None
+        super().__init__(args=own, eval_dataset=eval_dataset, **kwargs)
         checkpoints = functools.partial(list_checkpoints, state=TRAINER_STATE_NAME)
         self.hub = build_hub_push(args, checkpoints, self.is_world_process_zero())
         self.evaluations, self.max_skipped_ratio = evaluations, max_skipped_ratio
@@ -256,10 +262,10 @@ class FinetuningTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Optimizer of the arguments over `build_parameter_groups`, whose `lr_scale` the schedule applies."""
         if self.optimizer is None:
-            model = self.model if model is None else model
-            groups = build_parameter_groups(model, self.args.weight_decay, self.layer_decay)
+            trained: Any = self.model if model is None else model
+            groups = build_parameter_groups(trained, self.args.weight_decay, self.layer_decay)
             groups = [{key: value for key, value in group.items() if key != "names"} for group in groups]
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
             options["lr"] = self.args.learning_rate * self.rate_scale
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
@@ -272,7 +278,7 @@ class FinetuningTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         batches = len(self.train_dataset) // (self.args.train_batch_size * self.args.world_size)
         schedule = self.build_schedule(num_training_steps, batches)
-        optimizer = self.optimizer if optimizer is None else optimizer
+        optimizer = self.create_optimizer() if optimizer is None else optimizer
         scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, [lambda step, scale=scale: scale * schedule(step) for scale in scales]
@@ -293,7 +299,11 @@ class FinetuningTrainer(Trainer):
         )
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Loss of a batch; its unreadable videos are counted, and each of its losses is kept for the log.
 
@@ -302,16 +312,17 @@ class FinetuningTrainer(Trainer):
         """
         failures = inputs.pop("failures")
         count_videos(self.videos, failures, len(inputs["pixel_values"]), self.max_skipped_ratio)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        found: Any = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss, outputs = found
         self.meter.update({name: outputs[name] for name in LOGGED_LOSSES if outputs.get(name) is not None})
         return (loss, outputs) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], *args: Any) -> None:
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and with the training loss each of its parts and the unreadable videos of all processes."""
         if "loss" in logs:
             skipped = sum_skipped_videos(self.videos, self.accelerator)
             logs = {**logs, **self.meter.flush(), "skipped_videos": skipped}
-        super().log(logs, *args)
+        super().log(logs, start_time)
 
     def evaluate(
         self,
@@ -335,6 +346,8 @@ class EncoderFinetuningTrainer(FinetuningTrainer):
         repeated_augmentation: Clips of each video, for the scaling of rates.
         **kwargs: As for `FinetuningTrainer`.
     """
+
+    args: EncoderFinetuningArguments  # pyrefly: ignore[bad-override-mutable-attribute]  narrower than in the base class
 
     def __init__(self, *, repeated_augmentation: int = 1, **kwargs: Any):
         super().__init__(**kwargs)
@@ -417,6 +430,7 @@ def add_adapters(model: PreTrainedModel, mode: str, rank: int, heads: list[str])
         rank: Rank of the adapters.
         heads: Modules that are trained whole.
     """
+    adapted: Any = model
     if mode in ("lora", "dora"):
         config = LoraConfig(
             r=rank,
@@ -425,10 +439,10 @@ def add_adapters(model: PreTrainedModel, mode: str, rank: int, heads: list[str])
             modules_to_save=heads,
             use_dora=mode == "dora",
         )
-        model = get_peft_model(model, config)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    logger.info("%s: %s of %s parameters are trained.", mode, f"{trained:,}", f"{model.num_parameters():,}")
-    return model
+        adapted = get_peft_model(model, config)
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    logger.info("%s: %s of %s parameters are trained.", mode, f"{trained:,}", f"{adapted.num_parameters():,}")
+    return adapted
 
 
 def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str, float]:
@@ -465,7 +479,7 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
         metrics |= found
     if isinstance(trainer.model, PeftModel):  # one folder that needs no PEFT to load
         if trainer.is_world_process_zero():
-            trainer.model.save_pretrained(output_dir / "adapter")
+            trainer.model.save_pretrained(str(output_dir / "adapter"))
         trainer.model = trainer.model.merge_and_unload()
     trainer.save_model()
     trainer.save_state()
@@ -522,7 +536,7 @@ def build_evaluations(
     """
     if training.eval_strategy != "no" and data.validation_data is None:
         raise ValueError("eval_strategy needs validation_data: a JSON file, or the name of a dataset.")
-    splits = {"eval": "validation", "test": "test"}
+    splits: dict[str, Literal["validation", "test"]] = {"eval": "validation", "test": "test"}
     return {
         prefix: build(*data.select_source(split))
         for prefix, split in splits.items()

@@ -8,7 +8,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -174,6 +174,7 @@ class ClipDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 0 if self.table is None else len(self.table)
 
+    # pyrefly: ignore[bad-override-param-name]  what it is asked for is more than an index
     def __getitem__(self, request: ClipRequest) -> tuple[list[Clip], list[str]]:
         """Clips of a video, or of its replacement, and a line for each video that could not be read."""
         clips, failures = read_first_readable(self._list_rows(request), lambda row: self._read_clips(row, request.key))
@@ -213,7 +214,10 @@ class ClipDataset(torch.utils.data.Dataset):
         return Clip(self.transform.crop(frames, crop).contiguous(), crop.flip, noise)
 
 
-class ClipCollator:
+AnyClip = TypeVar("AnyClip", bound=Clip)
+
+
+class ClipCollator(Generic[AnyClip]):
     """Clips of several videos to a batch.
 
     Args:
@@ -228,7 +232,7 @@ class ClipCollator:
         self.use_worker = use_worker
         self.keep_size = keep_size
 
-    def __call__(self, samples: Sequence[tuple[list[Clip], list[str]]]) -> dict[str, Any]:
+    def __call__(self, samples: Sequence[tuple[list[AnyClip], list[str]]]) -> dict[str, Any]:
         """Batch with `frames` (or finished `pixel_values`), `flips`, `mask_noise`, `num_videos` and `failures`.
 
         Raises:
@@ -247,7 +251,7 @@ class ClipCollator:
             batch = finish_batch(batch, self.transform, torch.device("cpu"))
         return {**batch, **counts}
 
-    def build_batch(self, clips: list[Clip]) -> dict[str, Any]:
+    def build_batch(self, clips: list[AnyClip]) -> dict[str, Any]:
         """What a batch holds of its clips, before pixels are finished."""
         return {
             "frames": [clip.frames for clip in clips],

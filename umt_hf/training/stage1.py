@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from torch import nn
 
 from ..data.loaders import build_loader
 from ..data.sources import load_videos
@@ -81,7 +82,7 @@ class Stage1:
         tables: tuple[Dataset | IterableDataset, Dataset | None],
         resolved: dict[str, Any],
     ):
-        self.model = model
+        self.model: nn.Module = model  # later as the accelerator has prepared it
         self.teacher = teacher
         self.config: UMTVideoConfig = model.config
         self.data, self.training, self.resolved = data, training, resolved
@@ -202,7 +203,7 @@ def load_tables(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset
     """
     if data.train_data is None:
         raise ValueError("Set train_data: a CSV file, JSON file, folder of videos, or name of a dataset.")
-    common = {
+    common: dict[str, Any] = {
         "data_root": data.data_root,
         "csv_separator": data.csv_separator,
         "config_name": data.dataset_config_name,

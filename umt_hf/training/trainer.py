@@ -387,7 +387,8 @@ def _step_if_finite(
     """Clip and step, or count the step as skipped if its gradients are not finite (on all processes alike)."""
     limit = args.max_grad_norm if args.max_grad_norm else math.inf
     norm = accelerator.clip_grad_norm_(model.parameters(), limit)
-    norm = norm if isinstance(norm, torch.Tensor) else torch.tensor(float(norm))
+    # An engine that clips by itself (DeepSpeed) may not give its norm; it looks for bad steps by itself, too.
+    norm = norm if isinstance(norm, torch.Tensor) else torch.tensor(float(norm or 0.0))
     is_finite = bool(torch.isfinite(norm))
     # The loss scaler of fp16 must see every step: it skips bad ones itself and lowers its scale.
     if is_finite or accelerator.scaler is not None:
