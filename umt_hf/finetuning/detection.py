@@ -155,6 +155,7 @@ class BoxedClips(TrainingClips):
     def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
         """`pixel_values (T, 3, H, W)`, `boxes (M, 4)` in its pixels and `labels (M, num_labels)`."""
         frames = read_frames(self.processor, row["video"], row["key_seconds"], row["key_frame"])
+        # Sizes of 0 in the annotations: boxes are stated for the video's own frames.
         shares = to_shares(row["boxes"], row["width"] or frames.shape[-1], row["height"] or frames.shape[-2])
         clip, boxes, kept = self.transform(frames, shares, generator)
         labels = torch.zeros(len(kept), self.num_labels)
