@@ -162,8 +162,8 @@ def main(arguments: Sequence[str] | None = None, budget: Budget | None = None) -
 
 def prepare_data(folder: Path, budget: Budget) -> None:
     """Render the clips and their variants, and decode each once into a `.npy` file, which every run reads."""
-    from umt_hf.training.data.moving_shapes import write_moving_shapes
-    from umt_hf.training.data.moving_shapes_variants import write_corrupted_test, write_low_data
+    from umt_hf.moving_shapes.render import write_moving_shapes
+    from umt_hf.moving_shapes.variants import write_corrupted_test, write_low_data
 
     data = write_moving_shapes(folder / "data", *budget.num_clips)
     write_low_data(data, LOW_DATA_RATIO)
@@ -310,7 +310,7 @@ def finish_run(output: Path, result: dict[str, Any]) -> None:
 
 def train_teacher(folder: Path, max_steps: int) -> None:
     """The tiny CLIP of `make demo`, unless it is there."""
-    from umt_hf.training import teacher
+    from umt_hf.moving_shapes import tiny_clip as teacher
 
     if not (folder / "teacher" / "config.json").is_file():
         data, output = str(folder / "data"), str(folder / "teacher")
@@ -547,9 +547,9 @@ def fine_tune(folder: Path, seed: int, start: str, task: str, data: str, budget:
 
     Source: Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022 (the head first, then everything).
     """
-    from umt_hf.training import finetune_classification
+    from umt_hf.data.sources import load_videos
+    from umt_hf.finetuning import classification as finetune_classification
     from umt_hf.training.arguments import parse_config
-    from umt_hf.training.data.sources import load_videos
 
     output = folder / "finetune" / f"seed_{seed}" / f"{start}_{task}_{data}"
     max_steps = budget.finetuning_steps if data == "full" else budget.low_data_steps
@@ -600,7 +600,7 @@ def list_flags(flags: dict[str, Any]) -> list[str]:
 
 def report(folder: Path, seeds: Sequence[int], budget: Budget) -> None:
     """Print the tables, write them to `tables.md`, and draw `accuracy.png`."""
-    from umt_hf.training.pictures import AccuracyPanel, plot_accuracy
+    from umt_hf.plots import AccuracyPanel, plot_accuracy
 
     names = [name.partition("/")[2] for name in plan_jobs(folder.parent, seeds[:1], budget) if name != "teacher"]
     results = {

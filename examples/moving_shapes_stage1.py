@@ -68,7 +68,7 @@ def run_seed(folder: Path, seed: int, max_steps: int | None) -> dict:
         ("render the videos", [*python, "umt_hf.cli", "data", "moving-shapes", data, "--seed", seed]),
         (
             "train the teacher",
-            [*python, "umt_hf.training.teacher", "--data", data, "--output_dir", teacher, "--seed", seed],
+            [*python, "umt_hf.moving_shapes.tiny_clip", "--data", data, "--output_dir", teacher, "--seed", seed],
         ),
         ("pre-train", [*LAUNCH, "-m", "umt_hf.training.stage1", "--config", "stage1_moving_shapes", *training]),
         ("evaluate in a new process", [sys.executable, __file__, "--evaluate", "--output_dir", folder]),
@@ -99,7 +99,7 @@ def evaluate(folder: Path) -> None:
     from transformers import AutoModel, AutoVideoProcessor
 
     import umt_hf
-    from umt_hf.training.pictures import plot_losses
+    from umt_hf.plots import plot_losses
 
     torch.manual_seed(0)
     processor = AutoVideoProcessor.from_pretrained(folder / "student")
@@ -200,7 +200,7 @@ def fit_probe(
 def draw_masks(folder: Path, processor, teacher, mask_ratio: float) -> None:
     """Saliency and visible patches over the frames of a held-out clip."""
     from umt_hf.modeling.masking_umt_video import sample_attention_mask
-    from umt_hf.training.pictures import plot_masks
+    from umt_hf.plots import plot_masks
 
     caption = json.loads((folder / "data" / "test_captions.json").read_text())[0]
     clip = processor(str(folder / "data" / caption["video"]), return_tensors="pt")["pixel_values"]

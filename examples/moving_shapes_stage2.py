@@ -60,7 +60,7 @@ def run_seed(folder: Path, seed: int, max_steps: int | None) -> dict:
     training += ["--text_name_or_path", text_tower, "--teacher_name_or_path", folder / "teacher"]
     training += ["--output_dir", folder / "video_text", "--seed", seed, "--resume_from_checkpoint", "auto"]
     training += [] if max_steps is None else ["--max_steps", max_steps]
-    tower = [sys.executable, "-m", "umt_hf.training.text_tower", "--data", data, "--output_dir", text_tower]
+    tower = [sys.executable, "-m", "umt_hf.moving_shapes.tiny_bert", "--data", data, "--output_dir", text_tower]
     evaluation = [sys.executable, __file__, "--evaluate", "--output_dir", folder, "--seeds", seed]
     seconds = run_steps(
         seed,
@@ -82,8 +82,8 @@ def evaluate(folder: Path, seed: int) -> None:
     from transformers import AutoProcessor
 
     from umt_hf import UMTVideoTextForRetrieval
-    from umt_hf.training.data.annotations import load_retrieval_set
-    from umt_hf.training.pictures import STAGE_2_CURVES, plot_losses
+    from umt_hf.data.annotations import load_retrieval_set
+    from umt_hf.plots import STAGE_2_CURVES, plot_losses
 
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
@@ -120,12 +120,7 @@ def evaluate(folder: Path, seed: int) -> None:
 
 def search(model, processor, clips, accelerator):
     """Features of all clips and captions, and R@1 of searching the clips by either score."""
-    from umt_hf.training.retrieval import (
-        encode_retrieval_set,
-        match_candidates,
-        rank_by_similarity,
-        rerank_candidates,
-    )
+    from umt_hf.evaluation.ranking import encode_retrieval_set, match_candidates, rank_by_similarity, rerank_candidates
 
     right = clips.videos_of_text
     features = encode_retrieval_set(model, processor, clips, accelerator, batch_size=50, num_workers=1)
@@ -139,8 +134,8 @@ def search(model, processor, clips, accelerator):
 @torch.no_grad()
 def name_appearances(model, processor, clips, features) -> float:
     """Share of clips whose caption is the most similar of the 36 that have the clip's own motion."""
-    from umt_hf.modeling.losses_umt_video_text import compute_similarity
-    from umt_hf.training.data.moving_shapes import APPEARANCES, MOTIONS
+    from umt_hf.modeling.losses_umt import compute_similarity
+    from umt_hf.moving_shapes.render import APPEARANCES, MOTIONS
 
     captions = [f"a {appearance} moving {motion}" for motion in MOTIONS for appearance in APPEARANCES]
     embeds = model.get_text_features(**processor(text=captions, return_tensors="pt")).pooler_output
@@ -152,8 +147,8 @@ def name_appearances(model, processor, clips, features) -> float:
 
 def write_quartets(folder: Path, seed: int):
     """Render held-out clips with each of the four motions: same shape, place and background, other order of frames."""
-    from umt_hf.training.data.annotations import RetrievalSet
-    from umt_hf.training.data.moving_shapes import MOTIONS, render_clip, sample_clip, write_video
+    from umt_hf.data.annotations import RetrievalSet
+    from umt_hf.moving_shapes.render import MOTIONS, render_clip, sample_clip, write_video
 
     folder.mkdir(exist_ok=True)
     videos, texts = [], []
@@ -172,7 +167,7 @@ def write_quartets(folder: Path, seed: int):
 
 def search_quartets(model, processor, quartets, accelerator) -> dict[str, float]:
     """Share of captions whose clip is the first of its quartet, by either score."""
-    from umt_hf.training.retrieval import encode_retrieval_set, match_candidates
+    from umt_hf.evaluation.ranking import encode_retrieval_set, match_candidates
 
     features = encode_retrieval_set(model, processor, quartets, accelerator, batch_size=50, num_workers=1)
     rows = torch.arange(len(quartets.videos))
@@ -185,7 +180,7 @@ def search_quartets(model, processor, quartets, accelerator) -> dict[str, float]
 
 def draw_found(folder: Path, processor, clips, features) -> None:
     """The clip that the dual encoder finds first for each of five captions, evenly spread over the held-out ones."""
-    from umt_hf.training.pictures import FoundVideo, plot_found_videos
+    from umt_hf.plots import FoundVideo, plot_found_videos
 
     found = []
     for text in range(0, len(clips.texts), len(clips.texts) // 5)[:5]:

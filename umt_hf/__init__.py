@@ -21,6 +21,7 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from .modeling.configuration_umt_video import UMTVideoConfig
 from .modeling.configuration_umt_video_text import UMTTextConfig, UMTVideoTextConfig
+from .modeling.modeling_umt_text import UMTTextLMHeadModel, UMTTextModel
 from .modeling.modeling_umt_video import (
     UMTVideoForActionDetection,
     UMTVideoForPreTraining,
@@ -28,8 +29,6 @@ from .modeling.modeling_umt_video import (
     UMTVideoModel,
 )
 from .modeling.modeling_umt_video_text import (
-    UMTTextLMHeadModel,
-    UMTTextModel,
     UMTVideoTextForPreTraining,
     UMTVideoTextForQuestionAnswering,
     UMTVideoTextForRetrieval,
@@ -39,7 +38,7 @@ from .processing.processing_umt_video_text import UMTVideoTextProcessor
 from .processing.video_processing_umt_video import UMTVideoProcessor
 
 if TYPE_CHECKING:
-    from .modeling.teacher_umt_video import UMTTeacher
+    from .teachers.clip import UMTTeacher
 
 AutoConfig.register(UMTVideoConfig.model_type, UMTVideoConfig)
 AutoModel.register(UMTVideoConfig, UMTVideoModel)
@@ -79,7 +78,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "UMTTeacher":  # brings CLIP along, which only pre-training needs
-        from .modeling.teacher_umt_video import UMTTeacher
+        from .teachers.clip import UMTTeacher
 
         return UMTTeacher
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

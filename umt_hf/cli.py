@@ -87,8 +87,8 @@ def write_moving_shapes(
 
     Example: `umt-hf data moving-shapes shapes --num-train-clips 300`
     """
-    from .training.data.moving_shapes import write_moving_shapes as write
-    from .training.data.moving_shapes_variants import write_corrupted_test, write_low_data
+    from .moving_shapes.render import write_moving_shapes as write
+    from .moving_shapes.variants import write_corrupted_test, write_low_data
 
     with report_mistakes():
         write(directory, num_train_clips, num_validation_clips, num_test_clips, seed)
@@ -116,7 +116,7 @@ def zoo(
     """List the released checkpoints, with their published figures."""
     from rich.console import Console
 
-    from .hub_cards.zoo import build_entry_table, build_zoo_table, filter_zoo, find_entry, load_zoo
+    from .zoo import build_entry_table, build_zoo_table, filter_zoo, find_entry, load_zoo
 
     is_name = query in load_zoo()
     with report_mistakes():
@@ -151,7 +151,7 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Make a verified folder out of a released checkpoint: weights, processor and model card."""
-    from .hub_cards.conversion import convert_released_checkpoint
+    from .hub_cards.released_checkpoints import convert_released_checkpoint
 
     options = {"revision": revision, "tokenizer": tokenizer, "labels": labels, "max_shard_size": max_shard_size}
     with report_mistakes():
@@ -214,9 +214,9 @@ def demo(
     private: Annotated[bool, typer.Option("--private", help="Make the Space a private one.")] = False,
 ) -> None:
     """Serve a page to try models in the browser: labels, the teacher's saliency, search, questions."""
+    from .demo.settings import DemoSettings
+    from .demo.space import push_space
     from .hub_cards.publishing import PublishingError
-    from .hub_cards.space.publishing import push_space
-    from .hub_cards.space.settings import DemoSettings
 
     try:
         settings = DemoSettings(
@@ -231,7 +231,7 @@ def demo(
         if push is not None:
             typer.echo(f"Pushed {push_space(push, settings, private)}")
             return
-        from .hub_cards.space.app import launch_demo  # tells where Gradio is missing
+        from .demo.app import launch_demo  # tells where Gradio is missing
 
         launch_demo(settings, host, port, share)
     except PublishingError as error:
@@ -264,7 +264,7 @@ def embed(
     """
     import datasets
 
-    from .training.search import embed_videos
+    from .inference.search import embed_videos
 
     datasets.disable_progress_bars()
     with report_mistakes():
@@ -301,7 +301,7 @@ def features(
     """
     import datasets
 
-    from .training.features import save_features
+    from .inference.features import save_features
 
     datasets.disable_progress_bars()
     with report_mistakes():
@@ -324,7 +324,7 @@ def search(
 
     Example: `umt-hf search index "a dog runs" --rerank`
     """
-    from .training.search import VideoSearcher, format_hits
+    from .inference.search import VideoSearcher, format_hits
 
     with report_mistakes():
         hits = VideoSearcher(index, model).search(query, top_k, rerank)
@@ -352,7 +352,7 @@ def classify(
 
     Example: `umt-hf classify my_videos/ --model umt-vit-b16-k400 --num-clips 4 --num-crops 3`
     """
-    from .training.classification import classify_files
+    from .inference.classification import classify_files
 
     with report_mistakes():
         sources = read_sources(videos)
@@ -380,9 +380,9 @@ def ask(
 
     Example: `umt-hf ask video.mp4 "what is the man doing?" --model outputs/answers --answers answers.json`
     """
+    from .evaluation.question_answering import load_answers
+    from .inference.question_answering import ask_video, format_reply
     from .processing.decoding import VideoDecodingError
-    from .training.evaluate_question_answering import load_answers
-    from .training.question_answering import ask_video, format_reply
 
     with report_mistakes():
         candidates = None if answers is None else load_answers(str(answers))
@@ -411,7 +411,7 @@ def info(
 
     Example: `umt-hf info umt-vit-b16-k400 --num-clips 4 --num-crops 3`
     """
-    from .model_info import describe_model
+    from .hub_cards.model_info import describe_model
 
     with report_mistakes():
         report = describe_model(model, num_clips, num_crops)

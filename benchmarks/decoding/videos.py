@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from umt_hf.training.data.moving_shapes import FRAME_SIZE, render_clip, sample_clip, write_video
+from umt_hf.moving_shapes.render import FRAME_SIZE, render_clip, sample_clip, write_video
 
 logger = logging.getLogger(__name__)
 

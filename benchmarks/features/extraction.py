@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.common import read_peak_resident_memory, run_in_new_process
 from umt_hf import UMTVideoConfig, UMTVideoModel, UMTVideoProcessor
+from umt_hf.inference.features import extract_features, plan_windows
 from umt_hf.processing.decoding import open_video
-from umt_hf.training.features import extract_features, plan_windows
 
 # With the GNU allocator's moving threshold, blocks of a few MB stay in the process after they are freed, and the peak
 # creeps up with what was held in passing. At a fixed one they go back, and the peak is what is held at a time.

@@ -29,8 +29,8 @@ from benchmarks.common import (
     write_results,
 )
 from umt_hf import UMTTextConfig, UMTTextModel
-from umt_hf.training.search import find_nearest
-from umt_hf.training.video_index import VideoIndex
+from umt_hf.inference.search import find_nearest
+from umt_hf.inference.video_index import VideoIndex
 
 TOP_K = 10
 QUERY_TOKENS = 8

@@ -9,7 +9,7 @@ from transformers import CLIPVisionModelWithProjection, VideoMAEForPreTraining
 from benchmarks.common import PhaseClock
 from umt_hf.modeling.masking_umt_video import compute_visible_indices, sample_attention_mask, sample_tube_mask
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
-from umt_hf.modeling.teacher_umt_video import UMTTeacher
+from umt_hf.teachers.clip import UMTTeacher
 
 from . import plain
 from .workload import Size, build_student_config, build_teacher_config, build_videomae_config

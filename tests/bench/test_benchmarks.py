@@ -123,7 +123,7 @@ def test_published_sizes_cost_what_their_shapes_say():
 def test_decoding_writes_a_row_for_each_reader(tmp_path):
     pytest.importorskip("decord")
     from benchmarks.decoding import run as decoding
-    from umt_hf.training.data.moving_shapes import FRAME_SIZE, NUM_FRAMES
+    from umt_hf.moving_shapes.render import FRAME_SIZE, NUM_FRAMES
 
     arguments = ["--videos", "moving_shapes", "--clips_per_file", "1", "--repeats", "2"]
     path = decoding.main([*arguments, "--output_dir", str(tmp_path), "--name", "here"])

@@ -12,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import AutoVideoProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection, Pipeline, pipeline
 
-from umt_hf.training.data.moving_shapes import write_moving_shapes
+from umt_hf.moving_shapes.render import write_moving_shapes
 
 ROOT = Path(__file__).parents[2]
 TINY = {

@@ -24,7 +24,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, HfArgu
 from typer.testing import CliRunner
 
 from tests.e2e.conftest import ROOT
-from tests.unit import test_features, test_search
+from tests.unit.inference import test_features, test_search
 from umt_hf import (
     UMTVideoConfig,
     UMTVideoForPreTraining,
@@ -35,8 +35,8 @@ from umt_hf import (
     UMTVideoTextForRetrieval,
     cli,
 )
+from umt_hf.moving_shapes.tiny_bert import TextTowerArguments, write_text_tower
 from umt_hf.training.arguments import parse_config
-from umt_hf.training.text_tower import TextTowerArguments, write_text_tower
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
 
@@ -79,10 +79,10 @@ NOT_RUN = {
     },
     "docs/demo.md": {
         "umt-hf demo": _SERVED,
-        "from umt_hf.hub_cards.space.app": _SERVED,
+        "from umt_hf.demo.app": _SERVED,
     },
     "docs/detection.md": {
-        "accelerate launch -m umt_hf.training.finetune_detection --config detection_ava": "needs AVA's files",
+        "accelerate launch -m umt_hf.finetuning.detection --config detection_ava": "needs AVA's files",
     },
     "docs/hub.md": {
         "umt-hf push": _LOOPBACK,
@@ -111,15 +111,15 @@ CUTS = {
     "--num_attention_heads 2 --intermediate_size 32",
     "umt_hf.training.stage2": f"{_TINY_PRETRAINING} --text_name_or_path bert --fusion_layer 1 --projection_dim 8 "
     "--batch_sizes 2 --rerank_top_k 2",
-    "umt_hf.training.finetune_classification": f"{_TINY_TRAINER} --image_size 32",
-    "umt_hf.training.finetune_retrieval": f"{_TINY_TRAINER} --max_text_tokens 8",
-    "umt_hf.training.finetune_question_answering": f"{_TINY_TRAINER} --max_question_tokens 8",
-    "umt_hf.training.finetune_detection": f"{_TINY_TRAINER} --image_size 32 --short_side 32",
-    "umt_hf.training.evaluate_detection": "--dataloader_num_workers 0 --num_pictured 0",
-    "umt_hf.training.evaluate_classification": "--dataloader_num_workers 0",
-    "umt_hf.training.evaluate_retrieval": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
-    "umt_hf.training.evaluate_question_answering": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
-    "umt_hf.training.evaluate_multiple_choice": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
+    "umt_hf.finetuning.classification": f"{_TINY_TRAINER} --image_size 32",
+    "umt_hf.finetuning.retrieval": f"{_TINY_TRAINER} --max_text_tokens 8",
+    "umt_hf.finetuning.question_answering": f"{_TINY_TRAINER} --max_question_tokens 8",
+    "umt_hf.finetuning.detection": f"{_TINY_TRAINER} --image_size 32 --short_side 32",
+    "umt_hf.evaluation.detection": "--dataloader_num_workers 0 --num_pictured 0",
+    "umt_hf.evaluation.classification": "--dataloader_num_workers 0",
+    "umt_hf.evaluation.retrieval": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
+    "umt_hf.evaluation.question_answering": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
+    "umt_hf.evaluation.multiple_choice": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
     "umt-hf embed": "--num-workers 0",
     "umt-hf data": "--num-train-clips 40 --num-validation-clips 2 --num-test-clips 2",
 }

@@ -7,19 +7,16 @@ from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoPro
 from typer.testing import CliRunner
 
 from tests.e2e.test_stage2 import TINY as STAGE_2
-from tests.unit.test_model_cards import lint
+from tests.unit.hub_cards.test_card import lint
 from umt_hf import UMTVideoModel
 from umt_hf.cli import app
+from umt_hf.evaluation import question_answering as evaluate_question_answering
+from umt_hf.evaluation import retrieval as evaluate_retrieval
+from umt_hf.finetuning import question_answering as finetune_question_answering
+from umt_hf.finetuning import retrieval as finetune_retrieval
 from umt_hf.hub_cards.card import write_model_card
-from umt_hf.training import (
-    evaluate_question_answering,
-    evaluate_retrieval,
-    finetune_question_answering,
-    finetune_retrieval,
-    stage1,
-    stage2,
-)
-from umt_hf.training.text_tower import TextTowerArguments, write_text_tower
+from umt_hf.moving_shapes.tiny_bert import TextTowerArguments, write_text_tower
+from umt_hf.training import stage1, stage2
 
 FINE_TUNING = {
     "num_frames": 4,

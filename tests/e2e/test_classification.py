@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForVideoClassification
 
+from umt_hf.finetuning import classification as finetune_classification
 from umt_hf.modeling.configuration_umt_video import UMTVideoConfig
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
-from umt_hf.training import finetune_classification
-from umt_hf.training.data.moving_shapes import sample_clip, write_moving_shapes
+from umt_hf.moving_shapes.render import sample_clip, write_moving_shapes
 
 from .conftest import build_pipeline
 

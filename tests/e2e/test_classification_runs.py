@@ -13,10 +13,11 @@ from transformers import AutoModelForVideoClassification
 
 from tests.hub.server import TOKEN
 from umt_hf import UMTVideoConfig, UMTVideoForVideoClassification, UMTVideoProcessor
+from umt_hf.evaluation import classification as evaluate_classification
+from umt_hf.finetuning import classification as finetune_classification
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
-from umt_hf.training import evaluate_classification, finetune_classification
+from umt_hf.moving_shapes.render import sample_clip, write_moving_shapes
 from umt_hf.training.arguments import parse_config
-from umt_hf.training.data.moving_shapes import sample_clip, write_moving_shapes
 
 from .conftest import build_pipeline, launch
 
@@ -183,7 +184,7 @@ def test_two_processes_test_as_one(fine_tune, videos, tmp_path):
         *("--dataloader_num_workers", "0", "--max_skipped_ratio", "0.2"),
     ]
     metrics = evaluate_classification.main([*flags, "--output_dir", str(tmp_path / "one")])
-    module = "umt_hf.training.evaluate_classification"
+    module = "umt_hf.evaluation.classification"
     done = launch([*flags, "--output_dir", str(tmp_path / "two")], 2, module, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))

@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from umt_hf import UMTVideoConfig, UMTVideoForActionDetection, UMTVideoForPreTraining, UMTVideoProcessor, cli
-from umt_hf.modeling.ava_labels import AVA_LABELS
-from umt_hf.modeling.convert_umt_checkpoint import build_label_maps
-from umt_hf.training import evaluate_detection, finetune_detection
+from umt_hf.data.ava_labels import AVA_LABELS
+from umt_hf.evaluation import detection as evaluate_detection
+from umt_hf.finetuning import detection as finetune_detection
+from umt_hf.hub_cards.convert_umt_checkpoint import build_label_maps
+from umt_hf.inference.detection import detect_in_video
+from umt_hf.moving_shapes.render import write_moving_shapes, write_video
 from umt_hf.training.arguments import parse_config
-from umt_hf.training.data.moving_shapes import write_moving_shapes, write_video
-from umt_hf.training.detection import detect_in_video
 
 from .conftest import ROOT, launch
 
@@ -155,7 +156,7 @@ def test_two_processes_test_as_one(student, movies, tmp_path):
     flags += ["--model_name_or_path", str(tmp_path / "model"), "--per_device_eval_batch_size", "2"]
     flags += ["--dataloader_num_workers", "0", "--max_skipped_ratio", "0.3"]
     metrics = evaluate_detection.main([*flags, "--output_dir", str(tmp_path / "one")])
-    module = "umt_hf.training.evaluate_detection"
+    module = "umt_hf.evaluation.detection"
     done = launch([*flags, "--output_dir", str(tmp_path / "two")], 2, module, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))

@@ -13,15 +13,17 @@ from accelerate.state import AcceleratorState
 
 from tests.e2e.conftest import ROOT, find_free_port, launch_environment
 from tests.parity.multi_modality import load_table
-from tests.unit.test_modeling_video_text import TINY
+from tests.unit.modeling.test_modeling_video_text import TINY
 from umt_hf import UMTVideoProcessor, UMTVideoTextConfig, UMTVideoTextProcessor
+from umt_hf.evaluation import multiple_choice as evaluate_multiple_choice
+from umt_hf.evaluation import question_answering as evaluate_question_answering
+from umt_hf.evaluation import retrieval as evaluate_retrieval
 from umt_hf.modeling.modeling_umt_video_text import (
     UMTVideoTextForPreTraining,
     UMTVideoTextForQuestionAnswering,
     UMTVideoTextModel,
 )
 from umt_hf.processing.processing_umt_video_text import build_tokenizer
-from umt_hf.training import evaluate_multiple_choice, evaluate_question_answering, evaluate_retrieval
 
 ANSWERS = ["red", "blue", "yes", "no", "two"]
 
@@ -184,6 +186,6 @@ def test_a_bad_video_ends_both_processes(commands, data, shapes, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     (tmp_path / "broken.json").write_text(json.dumps(rows))
     words = [*commands("run")["retrieval"], "--data", str(tmp_path / "broken.json")]
-    finished = launch(["-m", "umt_hf.training.evaluate_retrieval", *words])
+    finished = launch(["-m", "umt_hf.evaluation.retrieval", *words])
     assert finished.returncode != 0 and "broken.mp4" in finished.stderr
     assert not (tmp_path / "run").exists()

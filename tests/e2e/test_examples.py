@@ -24,8 +24,8 @@ def stage2_example(monkeypatch):
 @pytest.fixture
 def demo_folder(flags, shapes, teacher, tmp_path) -> Path:
     """What `make demo` leaves, from runs of two steps."""
+    from umt_hf.moving_shapes.tiny_bert import TextTowerArguments, write_text_tower
     from umt_hf.training import stage1, stage2
-    from umt_hf.training.text_tower import TextTowerArguments, write_text_tower
 
     folder = tmp_path / "demo"
     folder.mkdir()

@@ -17,9 +17,9 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from tests.e2e.conftest import ROOT, launch, launch_environment
-from tests.unit.test_features import save_model
+from tests.unit.inference.test_features import save_model
 from umt_hf import cli
-from umt_hf.training.features import name_features
+from umt_hf.inference.features import name_features
 
 runner = CliRunner()
 

@@ -36,7 +36,7 @@ def small(monkeypatch):
     for settings in (example.PRETRAINING, example.FINETUNING):
         monkeypatch.setitem(settings, "per_device_train_batch_size", 4)
         monkeypatch.setitem(settings, "logging_steps", 1)
-    monkeypatch.setattr("umt_hf.training.data.moving_shapes_variants.write_low_data", copy_training_annotations)
+    monkeypatch.setattr("umt_hf.moving_shapes.variants.write_low_data", copy_training_annotations)
 
 
 def copy_training_annotations(data, ratio):

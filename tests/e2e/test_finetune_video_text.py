@@ -14,6 +14,12 @@ from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoPro
 
 from tests.e2e.conftest import ROOT, find_free_port, launch_environment
 from umt_hf import UMTVideoModel, UMTVideoProcessor, UMTVideoTextProcessor
+from umt_hf.data.annotations import load_pairs
+from umt_hf.evaluation import question_answering as evaluate_question_answering
+from umt_hf.evaluation import retrieval as evaluate_retrieval
+from umt_hf.finetuning import question_answering as finetune_question_answering
+from umt_hf.finetuning import retrieval as finetune_retrieval
+from umt_hf.finetuning.trainer import VideoTextClips
 from umt_hf.modeling.configuration_umt_video_text import UMTVideoTextConfig
 from umt_hf.modeling.modeling_umt_video_text import (
     UMTVideoTextForPreTraining,
@@ -21,14 +27,6 @@ from umt_hf.modeling.modeling_umt_video_text import (
     UMTVideoTextForRetrieval,
 )
 from umt_hf.processing.processing_umt_video_text import build_tokenizer, clean_caption
-from umt_hf.training import (
-    evaluate_question_answering,
-    evaluate_retrieval,
-    finetune_question_answering,
-    finetune_retrieval,
-)
-from umt_hf.training.data.annotations import load_pairs
-from umt_hf.training.finetuning import VideoTextClips
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TINY_CONFIG = {
@@ -344,7 +342,7 @@ def test_two_processes_equal_one_with_both_batches(flags, stage2, tmp_path):
     fine_tune(flags("retrieval", output_dir=tmp_path / "one", per_device_train_batch_size=8, **common), "retrieval")
     arguments = flags("retrieval", output_dir=tmp_path / "two", per_device_train_batch_size=4, **common)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(find_free_port()), "-m", "umt_hf.training.finetune_retrieval", *arguments]
+    command += ["--master_port", str(find_free_port()), "-m", "umt_hf.finetuning.retrieval", *arguments]
     environment = launch_environment() | {"ACCELERATE_USE_CPU": "true"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.hub.server import TOKEN
 from umt_hf import UMTVideoModel, UMTVideoProcessor
 from umt_hf.hub_cards.publishing import PublishingError
-from umt_hf.training import hub as hub_module
+from umt_hf.training import background_push as hub_module
 from umt_hf.training import stage1
 from umt_hf.training.checkpointing import read_metrics
 

@@ -16,9 +16,9 @@ from datasets import load_from_disk
 from typer.testing import CliRunner
 
 from tests.e2e.conftest import ROOT, find_free_port, launch_environment
-from tests.unit.test_search import QUERY, save_model
+from tests.unit.inference.test_search import QUERY, save_model
 from umt_hf import cli
-from umt_hf.training.video_index import VideoIndex
+from umt_hf.inference.video_index import VideoIndex
 
 pytest.importorskip("faiss")
 

@@ -24,9 +24,9 @@ from umt_hf import (
     UMTVideoTextForRetrieval,
     UMTVideoTextProcessor,
 )
+from umt_hf.moving_shapes.tiny_bert import TextTowerArguments, write_text_tower
 from umt_hf.training import stage2
 from umt_hf.training.checkpointing import list_checkpoints, read_metrics
-from umt_hf.training.text_tower import TextTowerArguments, write_text_tower
 
 TINY = {
     "fusion_layer": 1,

@@ -22,7 +22,7 @@ import torch
 
 from tests.hub.released import build_released_tensors, write_bert_tokenizer
 from tests.hub.server import LoopbackHub
-from umt_hf.hub_cards.zoo import ZooEntry, find_entry, load_zoo
+from umt_hf.zoo import ZooEntry, find_entry, load_zoo
 
 POLL_SECONDS = 0.05
 

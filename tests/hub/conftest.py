@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.test_modeling_video_text import TINY, TINY_TEXT, TINY_VISION
-from tests.unit.test_processing_video_text import WORDS, build_processor
+from tests.unit.modeling.test_modeling_video_text import TINY, TINY_TEXT, TINY_VISION
+from tests.unit.processing.test_processing_video_text import WORDS, build_processor
 from umt_hf import (
     UMTVideoConfig,
     UMTVideoForPreTraining,

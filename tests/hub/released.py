@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from transformers import BertTokenizerFast
 
-from umt_hf.hub_cards.zoo import ZooEntry
 from umt_hf.modeling.modeling_umt_video import compute_sinusoid_table, interpolate_position_table
+from umt_hf.zoo import ZooEntry
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 SIZES = {"b16": "base", "l16": "large"}

@@ -21,9 +21,9 @@ from tests.hub.server import LoopbackHub
 from tests.parity import multi_modality, reference
 from tests.parity.test_student_parity import build_config
 from umt_hf import cli
-from umt_hf.hub_cards import conversion
-from umt_hf.hub_cards.zoo import find_entry
+from umt_hf.hub_cards import released_checkpoints as conversion
 from umt_hf.modeling.modeling_umt_video import UMTVideoModel
+from umt_hf.zoo import find_entry
 
 runner = CliRunner()
 TEXT_CASES = {

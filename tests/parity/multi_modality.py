@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from umt_hf.hub_cards.convert_umt_checkpoint import TASK_CLASSES, _convert_video_text_tensor, convert_state_dict
 from umt_hf.modeling.configuration_umt_video_text import UMTVideoTextConfig
-from umt_hf.modeling.convert_umt_checkpoint import TASK_CLASSES, _convert_video_text_tensor, convert_state_dict
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "multi_modality"
 # Stored numbers are within 1e-5 of each tensor's largest magnitude of a float64 run, so ours may be as far again.

@@ -5,8 +5,8 @@ import torch
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from tests.parity.reference import load_case, load_table
+from umt_hf.hub_cards.convert_umt_checkpoint import convert_state_dict
 from umt_hf.modeling.configuration_umt_video import UMTVideoConfig
-from umt_hf.modeling.convert_umt_checkpoint import convert_state_dict
 from umt_hf.modeling.modeling_umt_video import (
     UMTVideoForVideoClassification,
     compute_sinusoid_table,
@@ -157,7 +157,7 @@ REAL_SIZES = {
 @pytest.mark.parametrize("table,name", REAL_SIZES.items())
 def test_names_and_shapes_of_real_sizes(table, name):
     """Every released single-modality recipe, on the meta device: each tensor finds its place and none is missing."""
-    from umt_hf.modeling.convert_umt_checkpoint import ConversionReport, build_published_config
+    from umt_hf.hub_cards.convert_umt_checkpoint import ConversionReport, build_published_config
 
     info = load_table(f"names_{table}")
     config, task = build_published_config(name)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.parity.multi_modality import assert_equal, load_case, load_table
-from umt_hf.modeling.losses_umt_video_text import (
+from umt_hf.modeling.losses_umt import (
     compute_negative_weights,
     compute_similarity,
     find_true_pairs,

@@ -6,8 +6,8 @@ import torch
 from tests.parity.multi_modality import build_model, load_case
 from tests.parity.multi_modality import load_table as load_video_text_table
 from tests.parity.reference import load_table
+from umt_hf.hub_cards.convert_umt_checkpoint import _convert_tensor, _convert_video_text_tensor
 from umt_hf.modeling.configuration_umt_video import UMTVideoConfig, select_aligned_layers
-from umt_hf.modeling.convert_umt_checkpoint import _convert_tensor, _convert_video_text_tensor
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining, UMTVideoForVideoClassification
 from umt_hf.training.optimization import (
     build_parameter_groups,

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.parity.reference import load_case
+from umt_hf.hub_cards.convert_umt_checkpoint import convert_state_dict
 from umt_hf.modeling.configuration_umt_video import UMTVideoConfig
-from umt_hf.modeling.convert_umt_checkpoint import convert_state_dict
-from umt_hf.modeling.losses_umt_video_text import uta_loss
+from umt_hf.modeling.losses_umt import uta_loss
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 
 CASES = ["student_k3_interval1", "student_k2_interval2", "student_k2_layerscale"]
@@ -70,7 +70,7 @@ def test_forward_loss_and_gradients(name, attention):
 
 def convert_gradients(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Gradients travel as the weights they belong to."""
-    from umt_hf.modeling.convert_umt_checkpoint import _convert_tensor
+    from umt_hf.hub_cards.convert_umt_checkpoint import _convert_tensor
 
     converted = {}
     for name, tensor in gradients.items():

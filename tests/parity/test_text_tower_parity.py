@@ -5,9 +5,9 @@ import torch
 
 from tests.parity.multi_modality import assert_equal, load_case
 from umt_hf.modeling.configuration_umt_video_text import UMTTextConfig
-from umt_hf.modeling.convert_umt_checkpoint import rename_bert_weight
-from umt_hf.modeling.losses_umt_video_text import mlm_loss
-from umt_hf.modeling.modeling_umt_video_text import UMTTextLMHeadModel, UMTTextModel
+from umt_hf.modeling.losses_umt import mlm_loss
+from umt_hf.modeling.modeling_umt_text import UMTTextLMHeadModel, UMTTextModel
+from umt_hf.modeling.towers_umt_video_text import rename_bert_weight
 
 
 @pytest.fixture(scope="module")

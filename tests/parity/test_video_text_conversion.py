@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.parity.multi_modality import build_config, load_case, load_table, read_video
-from umt_hf.modeling.convert_umt_checkpoint import (
+from umt_hf.hub_cards.convert_umt_checkpoint import (
     TASK_CLASSES,
     ConversionReport,
     _convert_video_text_tensor,

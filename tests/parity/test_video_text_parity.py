@@ -6,8 +6,8 @@ import torch
 from tests.parity import reference
 from tests.parity.multi_modality import assert_equal, build_config, build_model, check_gradients, load_case, read_video
 from tests.parity.test_teacher_parity import build_teacher
-from umt_hf.modeling.convert_umt_checkpoint import _convert_tensor
-from umt_hf.modeling.losses_umt_video_text import (
+from umt_hf.hub_cards.convert_umt_checkpoint import _convert_tensor
+from umt_hf.modeling.losses_umt import (
     compute_negative_weights,
     compute_similarity,
     find_true_pairs,

@@ -8,7 +8,7 @@ from tests.parity.multi_modality import assert_equal, load_case, load_table, rea
 from umt_hf import UMTVideoTextConfig, UMTVideoTextForPreTraining, UMTVideoTextForQuestionAnswering
 from umt_hf.modeling.configuration_umt_video import UMTVideoConfig
 from umt_hf.modeling.modeling_umt_video import UMTVideoModel
-from umt_hf.modeling.teacher_umt_video import UMTTeacher
+from umt_hf.teachers.clip import UMTTeacher
 from umt_hf.training.alignment import TokenGrid, count_visible, draw_mask
 
 BEHAVIOURS = load_table("behaviours")["entries"]

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoProcessor
 from typer.testing import CliRunner
 
-from tests.unit.test_classification import tiny_config
-from tests.unit.test_search import save_model
+from tests.unit.finetuning.test_classification import tiny_config
+from tests.unit.inference.test_search import save_model
 from umt_hf import (
     UMTVideoForPreTraining,
     UMTVideoForVideoClassification,
@@ -18,8 +18,8 @@ from umt_hf import (
     UMTVideoTextForRetrieval,
 )
 from umt_hf.cli import app
-from umt_hf.training.classification import merge_views
-from umt_hf.training.data.moving_shapes import write_video
+from umt_hf.inference.classification import merge_views
+from umt_hf.moving_shapes.render import write_video
 
 runner = CliRunner()
 NAMES = ("running", "jumping", "standing")

@@ -11,8 +11,15 @@ from typer.testing import CliRunner
 
 from tests.hub.released import list_released_shapes
 from umt_hf import cli
+from umt_hf.hub_cards.convert_umt_checkpoint import (
+    TASK_CLASSES,
+    ConversionReport,
+    build_published_config,
+    convert_state_dict,
+)
 from umt_hf.hub_cards.label_names import read_label_names
-from umt_hf.hub_cards.zoo import (
+from umt_hf.training.arguments import list_recipes
+from umt_hf.zoo import (
     TASK_TITLES,
     build_entry_table,
     build_zoo_table,
@@ -21,13 +28,6 @@ from umt_hf.hub_cards.zoo import (
     find_entry,
     load_zoo,
 )
-from umt_hf.modeling.convert_umt_checkpoint import (
-    TASK_CLASSES,
-    ConversionReport,
-    build_published_config,
-    convert_state_dict,
-)
-from umt_hf.training.arguments import list_recipes
 
 ZOO = load_zoo()
 runner = CliRunner()

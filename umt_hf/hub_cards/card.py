@@ -15,9 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
-from ..training.arguments import load_recipe
-from .publishing import CARD_FILE
-from .run_summary import (
+from ..runs.summary import (
     Evaluation,
     find_setting,
     read_compute,
@@ -26,7 +24,9 @@ from .run_summary import (
     read_json,
     read_settings,
 )
-from .zoo import ZooEntry, describe_checkpoint
+from ..training.arguments import load_recipe
+from ..zoo import ZooEntry, describe_checkpoint
+from .publishing import CARD_FILE
 
 CONVERSION_FILE = "conversion.json"
 LOSS_PICTURE = "losses.png"
@@ -261,7 +261,7 @@ def draw_losses(folder: Path, model_class: str) -> str | None:
     history = read_history(folder)
     if not any("loss" in line for line in history):
         return None
-    from ..training.pictures import STAGE_1_CURVES, STAGE_2_CURVES, plot_curves  # matplotlib is slow to import
+    from ..plots import STAGE_1_CURVES, STAGE_2_CURVES, plot_curves  # matplotlib is slow to import
 
     is_stage_2 = any(name in line for line in history for name in STAGE_2_CURVES)
     curves = STAGE_2_CURVES if is_stage_2 else STAGE_1_CURVES

@@ -1,1 +1,1 @@
-"""Networks of Unmasked Teacher and what belongs to them; every file here can travel to the Hub alone."""
+"""Exactly what travels to the Hub: networks, their configurations, masks and losses."""

@@ -23,7 +23,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_umt_video import UMTVideoConfig
-from .losses_umt_video_text import normalize_features, uta_loss
+from .losses_umt import normalize_features, uta_loss
 from .masking_umt_video import compute_visible_indices
 
 if is_torchvision_available():

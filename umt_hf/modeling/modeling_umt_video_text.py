@@ -1,43 +1,27 @@
 # Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
-"""The UMT text tower, a BERT whose upper layers cross-attend to a video, and the models that join it with the encoder.
+"""The models that join the UMT video encoder with its text tower: dual encoder, matching, stage 2, questions.
 
 Legend: B videos or texts, T frames, V video tokens, P vectors a video, L text tokens, H text width, D projection
 width, S tokens of a question, A answers of all questions.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPoolingAndCrossAttentions,
-    CausalLMOutputWithCrossAttentions,
-)
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
-from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
-from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_umt_video_text import (
-    STAGE2_VISION_FIELDS,
-    UMTTextConfig,
-    UMTVideoTextConfig,
-    build_decoder_config,
-)
-from .losses_umt_video_text import (
+from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConfig, build_decoder_config
+from .losses_umt import (
     IGNORED_LABEL,
     average_video_embeds,
     compute_negative_weights,
@@ -50,34 +34,23 @@ from .losses_umt_video_text import (
     vtc_loss,
     vtm_loss,
 )
+from .modeling_umt_text import (
+    CACHE_NAME,
+    UMTTextLMHead,
+    UMTTextLMHeadModel,
+    UMTTextModel,
+    build_cache,
+)
 from .modeling_umt_video import (
     UMTVideoAlignmentHead,
-    UMTVideoMLP,
     UMTVideoModel,
     UMTVideoModelOutput,
-    eager_attention_forward,
     gather_tokens,
     resolve_visible_indices,
 )
+from .towers_umt_video_text import load_bert_tower, load_video_tower
 
 logger = logging.get_logger(__name__)
-
-# What Transformers calls the keys and values of earlier tokens, in arguments and outputs: `cache` from 5.24 on.
-CACHE_NAME = "cache" if "cache" in CausalLMOutputWithCrossAttentions.__dataclass_fields__ else "past_key_values"
-
-
-def takes_past_key_values(forward: Callable) -> Callable:
-    """Let a `forward` that takes `cache` also take it as `past_key_values`, its name before Transformers 5.24."""
-    if CACHE_NAME == "cache":
-        return deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")(forward)
-
-    @wraps(forward)
-    def renamed(self: nn.Module, *args: Any, past_key_values: Cache | None = None, **kwargs: Any) -> Any:
-        if past_key_values is not None:
-            kwargs["cache"] = past_key_values
-        return forward(self, *args, **kwargs)
-
-    return renamed
 
 
 @dataclass
@@ -155,450 +128,6 @@ class UMTVideoTextForQuestionAnsweringOutput(ModelOutput):
     answer_loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
-
-
-class UMTTextEmbeddings(nn.Module):
-    """Word, position and segment embeddings; every token is of the first segment."""
-
-    def __init__(self, config: UMTTextConfig):
-        super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, words: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        embeddings = words + self.position_embeddings(position_ids) + self.token_type_embeddings.weight[0]
-        return self.dropout(self.norm(embeddings))
-
-
-class UMTTextAttention(nn.Module):
-    """Projections of an attention block, and the call of whichever implementation the configuration names."""
-
-    def __init__(self, config: UMTTextConfig, layer_index: int, key_width: int):
-        super().__init__()
-        self.config = config
-        self.layer_index = layer_index
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob
-        self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(key_width, config.hidden_size)
-        self.v_proj = nn.Linear(key_width, config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """`(B, tokens, width)` -> `(B, heads, tokens, head_dim)`."""
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
-    def attend(
-        self,
-        hidden_states: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        implementation: str,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend from `hidden_states` to keys and values, and project."""
-        query = self.split_heads(self.q_proj(hidden_states))
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        dropout = self.attention_dropout if self.training else 0.0
-        output, weights = attend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
-        )
-        return self.o_proj(output.flatten(-2)), weights
-
-
-class UMTTextSelfAttention(UMTTextAttention):
-    """Attention among the tokens of a text, causal in a decoder."""
-
-    def __init__(self, config: UMTTextConfig, layer_index: int):
-        super().__init__(config, layer_index, config.hidden_size)
-        self.is_causal = config.is_decoder
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        cache: Cache | None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        key = self.split_heads(self.k_proj(hidden_states))
-        value = self.split_heads(self.v_proj(hidden_states))
-        if cache is not None:
-            if isinstance(cache, EncoderDecoderCache):
-                cache = cache.self_attention_cache
-            key, value = cache.update(key, value, self.layer_index)
-        return self.attend(hidden_states, key, value, attention_mask, self.config._attn_implementation, **kwargs)
-
-
-class UMTTextCrossAttention(UMTTextAttention):
-    """Attention from the tokens of a text to another sequence: a video, or a question."""
-
-    def __init__(self, config: UMTTextConfig, layer_index: int):
-        super().__init__(config, layer_index, config.encoder_width)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        cache: Cache | None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        key, value = self._project_once(encoder_hidden_states, cache)
-        implementation = self.config._attn_implementation
-        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-            # A mask of two dimensions is what FlashAttention gets, and Transformers takes it for the queries' mask as
-            # well, which only holds within one sequence.
-            attention_mask, implementation = attention_mask[:, None, None].bool(), "sdpa"
-        return self.attend(hidden_states, key, value, attention_mask, implementation, **kwargs)
-
-    def _project_once(
-        self, encoder_hidden_states: torch.Tensor, cache: Cache | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the other sequence, which stay the same from one generated token to the next."""
-        is_cached = isinstance(cache, EncoderDecoderCache)
-        if is_cached and cache.is_updated.get(self.layer_index):
-            layer = cache.cross_attention_cache.layers[self.layer_index]
-            return layer.keys, layer.values
-        key = self.split_heads(self.k_proj(encoder_hidden_states))
-        value = self.split_heads(self.v_proj(encoder_hidden_states))
-        if is_cached:
-            key, value = cache.cross_attention_cache.update(key, value, self.layer_index)
-            cache.is_updated[self.layer_index] = True
-        return key, value
-
-
-class UMTTextLayer(GradientCheckpointingLayer):
-    """Post-norm transformer layer; a fusion layer cross-attends between self-attention and MLP."""
-
-    def __init__(self, config: UMTTextConfig, layer_index: int):
-        super().__init__()
-        self.attention = UMTTextSelfAttention(config, layer_index)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.cross_attention = None
-        if layer_index >= config.fusion_layer:
-            self.cross_attention = UMTTextCrossAttention(config, layer_index)
-            self.cross_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = UMTVideoMLP(config)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        output, _ = self.attention(hidden_states, attention_mask, cache, **kwargs)
-        hidden_states = self.attention_norm(hidden_states + self.dropout(output))
-        if self.cross_attention is not None:
-            output, _ = self.cross_attention(
-                hidden_states, encoder_hidden_states, encoder_attention_mask, cache, **kwargs
-            )
-            hidden_states = self.cross_attention_norm(hidden_states + self.dropout(output))
-        return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
-
-
-class UMTTextLMHead(nn.Module):
-    """BERT's language-modelling head; its last matrix is the table of word embeddings."""
-
-    def __init__(self, config: UMTTextConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.norm(self.activation_fn(self.dense(hidden_states))))
-
-
-class UMTTextPreTrainedModel(PreTrainedModel):
-    """What Transformers needs to know about the text tower."""
-
-    config: UMTTextConfig
-    base_model_prefix = "text_model"
-    main_input_name = "input_ids"
-    input_modalities = ("text",)
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["UMTTextEmbeddings", "UMTTextLayer"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _can_record_outputs = {
-        "hidden_states": UMTTextLayer,
-        "attentions": UMTTextSelfAttention,
-        "cross_attentions": UMTTextCrossAttention,
-    }
-
-
-class UMTTextModel(UMTTextPreTrainedModel):
-    """UMT text tower without a head: text layers, then fusion layers that cross-attend to another sequence."""
-
-    def __init__(self, config: UMTTextConfig):
-        super().__init__(config)
-        self.embeddings = UMTTextEmbeddings(config)
-        self.layers = nn.ModuleList(UMTTextLayer(config, i) for i in range(config.num_hidden_layers))
-        self.gradient_checkpointing = False
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The table of word embeddings."""
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the table of word embeddings."""
-        self.embeddings.word_embeddings = value
-
-    @takes_past_key_values
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        mode: Literal["text", "fusion", "multi_modal"] = "text",
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """Encode texts alone, or together with videos.
-
-        Args:
-            input_ids: Tokens `(B, L)`, `[CLS]` first.
-            attention_mask: 1 at tokens and 0 at padding, on either side, `(B, L)`; with a cache, `(B, past + L)`.
-            inputs_embeds: Instead of `input_ids`: word embeddings `(B, L, H)`, or in fusion mode the states that text
-                mode gave.
-            encoder_hidden_states: What the fusion layers attend to, `(B, V, encoder_width)`.
-            encoder_attention_mask: 1 at its tokens and 0 at its padding, `(B, V)`; by default it has no padding.
-            mode: "text" runs the layers below `fusion_layer`, "fusion" the others on given states, "multi_modal" all.
-            position_ids: Places of the tokens `(B, L)`; by default counted from each text's first token.
-            cache: Keys and values of earlier tokens, in a decoder.
-            use_cache: Whether a decoder returns keys and values; by default as configured.
-            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
-
-        Returns:
-            `last_hidden_state (B, L, H)` and `pooler_output (B, H)`, the state of each text's first token as it is.
-
-        Raises:
-            ValueError: If the inputs do not fit the mode, or the text is longer than the position table.
-
-        Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2; Li et al., "Align before Fuse", 2021.
-        """
-        layers = self._select_layers(mode)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either input_ids or inputs_embeds.")
-        if mode == "fusion" and inputs_embeds is None:
-            raise ValueError("mode='fusion' continues from the states of mode='text': give them as inputs_embeds.")
-        if mode != "text" and encoder_hidden_states is None:
-            raise ValueError(f"mode={mode!r} needs encoder_hidden_states, the tokens that its layers attend to.")
-        use_cache = self.config.is_decoder and (self.config.use_cache if use_cache is None else use_cache)
-        if self.gradient_checkpointing and self.training:
-            use_cache, cache = False, None  # a layer that runs twice would add its keys twice
-        if use_cache and cache is None:
-            cache = build_cache(self.config)
-
-        hidden_states = inputs_embeds
-        if mode != "fusion":
-            words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-            past_length = cache.get_seq_length() if cache is not None else 0
-            if position_ids is None:
-                position_ids = self._compute_position_ids(attention_mask, past_length, words)
-            hidden_states = self.embeddings(words, position_ids)
-        self_mask, cross_mask = self._build_masks(
-            hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, cache
-        )
-        for layer in layers:
-            hidden_states = layer(
-                hidden_states,
-                self_mask,
-                encoder_hidden_states,  # by position, for the reentrant kind of gradient checkpointing
-                cross_mask,
-                cache=cache,
-                **kwargs,
-            )
-        return BaseModelOutputWithPoolingAndCrossAttentions(
-            last_hidden_state=hidden_states,
-            pooler_output=select_first_token(hidden_states, attention_mask),
-            **{CACHE_NAME: cache if use_cache else None},
-        )
-
-    def _select_layers(self, mode: str) -> nn.ModuleList:
-        if mode == "text":
-            return self.layers[: self.config.fusion_layer]
-        if mode == "fusion":
-            return self.layers[self.config.fusion_layer :]
-        if mode == "multi_modal":
-            return self.layers
-        raise ValueError(f"mode must be 'text', 'fusion' or 'multi_modal', got {mode!r}.")
-
-    def _compute_position_ids(
-        self, attention_mask: torch.Tensor | None, past_length: int, words: torch.Tensor
-    ) -> torch.Tensor:
-        length = past_length + words.shape[1]
-        if length > self.config.max_position_embeddings:
-            raise ValueError(
-                f"A text of {length} tokens exceeds max_position_embeddings={self.config.max_position_embeddings}; "
-                "truncate it."
-            )
-        position_ids = torch.arange(past_length, length, device=words.device)[None]
-        if attention_mask is not None and attention_mask.ndim == 2:
-            position_ids = (position_ids - find_first_token(attention_mask)[:, None]).clamp(min=0)
-        return position_ids
-
-    def _build_masks(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        encoder_hidden_states: torch.Tensor | None,
-        encoder_attention_mask: torch.Tensor | None,
-        cache: Cache | None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Padding masks in the form that the attention implementation takes, causal in a decoder."""
-        if self.config.is_decoder:
-            self_mask = create_causal_mask(
-                config=self.config,
-                inputs_embeds=hidden_states,
-                attention_mask=attention_mask,
-                **{CACHE_NAME: cache},
-            )
-        else:
-            self_mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-            )
-        cross_mask = None
-        if encoder_attention_mask is not None:
-            cross_mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=hidden_states,
-                attention_mask=encoder_attention_mask,
-                encoder_hidden_states=encoder_hidden_states,
-            )
-        return self_mask, cross_mask
-
-
-def find_first_token(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Place of the first 1 in each row of a padding mask: `(B, L)` -> `(B,)`."""
-    return attention_mask.long().argmax(dim=1)
-
-
-def select_first_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """State of each text's first token, whichever side the padding is on: `(B, L, H)` -> `(B, H)`."""
-    if attention_mask is None or attention_mask.shape != hidden_states.shape[:2]:
-        return hidden_states[:, 0]
-    return hidden_states[
-        torch.arange(hidden_states.shape[0], device=hidden_states.device), find_first_token(attention_mask)
-    ]
-
-
-def build_cache(config: UMTTextConfig) -> EncoderDecoderCache:
-    """Empty cache of a decoder that cross-attends."""
-    return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
-
-
-class UMTTextLMHeadModel(UMTTextPreTrainedModel, GenerationMixin):
-    """Causal text tower with a language-modelling head, which generates text from another sequence's states."""
-
-    _tied_weights_keys = {"lm_head.decoder.weight": "text_model.embeddings.word_embeddings.weight"}
-
-    def __init__(self, config: UMTTextConfig):
-        if not config.is_decoder:
-            raise ValueError("UMTTextLMHeadModel needs is_decoder=True in its configuration.")
-        super().__init__(config)
-        self.text_model = UMTTextModel(config)
-        self.lm_head = UMTTextLMHead(config)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The table of word embeddings."""
-        return self.text_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the table of word embeddings."""
-        self.text_model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The map from states to words."""
-        return self.lm_head.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the map from states to words."""
-        self.lm_head.decoder = new_embeddings
-
-    @takes_past_key_values
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        use_cache: bool | None = None,
-        labels: torch.Tensor | None = None,
-        logits_to_keep: int = 0,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> CausalLMOutputWithCrossAttentions:
-        """Predict each next token.
-
-        Args:
-            input_ids: Tokens `(B, L)`, `[CLS]` first.
-            attention_mask: As for [`UMTTextModel`].
-            inputs_embeds: Word embeddings `(B, L, H)` instead of `input_ids`.
-            encoder_hidden_states: What the layers attend to, `(B, S, encoder_width)`.
-            encoder_attention_mask: 1 at its tokens and 0 at its padding, `(B, S)`.
-            position_ids: As for [`UMTTextModel`].
-            cache: Keys and values of earlier tokens.
-            use_cache: Whether to return keys and values.
-            labels: `(B, L)` the tokens themselves, -100 where none is to be predicted; shifted inside.
-            logits_to_keep: Compute the logits of that many last tokens alone; 0 = all.
-            **kwargs: As for [`UMTTextModel`].
-
-        Returns:
-            `logits (B, L, vocabulary)` and, with labels, the mean cross entropy over tokens.
-        """
-        outputs = self.text_model(
-            input_ids,
-            attention_mask,
-            inputs_embeds,
-            encoder_hidden_states,
-            encoder_attention_mask,
-            mode="multi_modal",
-            position_ids=position_ids,
-            cache=cache,
-            use_cache=use_cache,
-            **kwargs,
-            return_dict=True,
-        )
-        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(
-                logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED_LABEL
-            )
-        return CausalLMOutputWithCrossAttentions(
-            loss=loss,
-            logits=logits,
-            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            cross_attentions=outputs.cross_attentions,
-        )
 
 
 class UMTVideoTextPreTrainedModel(PreTrainedModel):
@@ -825,8 +354,6 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
             ValueError: If a folder holds another kind of model, lacks a part of its tower, or `fusion_layer` is not
                 known.
         """
-        from .convert_umt_checkpoint import load_bert_tower, load_video_tower  # it imports this file
-
         vision_state, vision_config = load_video_tower(vision, STAGE2_VISION_FIELDS | (vision_fields or {}))
         text_fields = {"encoder_width": vision_config.hidden_size} | (text_fields or {})
         text_state, text_config = load_bert_tower(text, text_fields)
@@ -1336,9 +863,6 @@ def compute_answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
 
 
 __all__ = [
-    "UMTTextLMHeadModel",
-    "UMTTextModel",
-    "UMTTextPreTrainedModel",
     "UMTVideoTextForPreTraining",
     "UMTVideoTextForQuestionAnswering",
     "UMTVideoTextForRetrieval",

@@ -1,1 +1,1 @@
-"""What `accelerate launch` runs: both pre-training stages, fine-tuning, their data, optimisation and checkpoints."""
+"""Both pre-training stages: what `accelerate launch` runs, in one loop on Accelerate."""

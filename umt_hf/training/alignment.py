@@ -13,7 +13,7 @@ from ..modeling.masking_umt_video import (
     sample_random_mask,
     sample_tube_mask,
 )
-from ..modeling.teacher_umt_video import UMTTeacher
+from ..teachers.clip import UMTTeacher
 from .arguments import MaskArguments, TeacherArguments
 
 

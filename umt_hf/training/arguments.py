@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser
 
-RECIPES = importlib.resources.files("umt_hf.training") / "recipes"
+RECIPES = importlib.resources.files("umt_hf") / "recipes"
 
 
 def describe(default: Any, text: str) -> Any:

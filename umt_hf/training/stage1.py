@@ -17,11 +17,12 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 
+from ..data.sources import load_videos
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
-from ..modeling.teacher_umt_video import UMTTeacher
 from ..processing.train_transforms import PretrainingTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..teachers.clip import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
 from .arguments import (
     DataArguments,
@@ -34,7 +35,7 @@ from .arguments import (
     parse_config,
 )
 from .checkpointing import export_run
-from .data.clips import (
+from .clips import (
     ClipCollator,
     ClipDataset,
     ClipRequest,
@@ -43,7 +44,6 @@ from .data.clips import (
     plan_batches,
     plan_streamed_batches,
 )
-from .data.sources import load_videos
 from .trainer import TrainState, build_accelerator, build_schedule, compute_held_out_losses, train
 
 logger = get_logger(__name__)

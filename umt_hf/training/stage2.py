@@ -19,12 +19,14 @@ from datasets import Dataset, concatenate_datasets
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
+from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
+from ..evaluation.ranking import evaluate_retrieval
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
-from ..modeling.teacher_umt_video import UMTTeacher
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
 from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..teachers.clip import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
 from .arguments import (
     CorpusArguments,
@@ -38,10 +40,8 @@ from .arguments import (
     parse_config,
 )
 from .checkpointing import export_run
-from .data.annotations import RetrievalSet, load_pairs, load_retrieval_set
-from .data.clips import count_batches, finish_batch
-from .data.pairs import MixedCorpora, PairCollator, PairDataset, plan_mixed_batches
-from .retrieval import evaluate_retrieval
+from .clips import count_batches, finish_batch
+from .pairs import MixedCorpora, PairCollator, PairDataset, plan_mixed_batches
 from .trainer import TrainState, build_accelerator, build_schedule, train
 
 logger = get_logger(__name__)

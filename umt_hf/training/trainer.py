@@ -20,6 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .arguments import TrainingArguments
+from .background_push import build_hub_push
 from .checkpointing import (
     METRICS_FILE,
     MetricLog,
@@ -28,8 +29,7 @@ from .checkpointing import (
     remove_unfinished,
     save_checkpoint,
 )
-from .hub import build_hub_push
-from .metrics.averages import MetricMeter
+from .metric_meter import MetricMeter
 from .optimization import (
     build_parameter_groups,
     compute_learning_rate,

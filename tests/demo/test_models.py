@@ -1,0 +1,167 @@
+"""What stands behind the page, without a page."""
+
+import sys
+from dataclasses import replace
+from importlib.metadata import requires
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from transformers import pipeline
+from typer.testing import CliRunner
+
+from umt_hf import cli
+from umt_hf.demo import space as publishing
+from umt_hf.demo.models import FolderSearcher, TeacherViewer, choose_examples, describe_problem, load_demo_models
+from umt_hf.demo.settings import DemoSettings
+from umt_hf.processing.decoding import VideoDecodingError
+
+FOLDER = Path(publishing.__file__).parent
+
+
+def test_labels_are_those_of_the_pipeline(models, settings, clips):
+    video = str(clips / "00000.mp4")
+    expected = pipeline("video-classification", model=settings.classifier)(video, top_k=2)
+    found = models.classifier.classify(video, top_k=2)
+    assert list(found) == [row["label"] for row in expected]
+    assert list(found.values()) == pytest.approx([row["score"] for row in expected], abs=1e-5)
+
+
+def test_what_is_visible_grows_as_the_mask_shrinks(models, clips, monkeypatch):
+    viewer, video = models.viewer, str(clips / "00001.mp4")
+    looks = {ratio: viewer.look(video, "attention", ratio) for ratio in (0.75, 0.5, 0.0)}
+    assert [looks[ratio].num_visible for ratio in looks] == [16, 32, 64]
+    assert looks[0.5].num_patches == 64 and all(-1 <= look.agreement <= 1 for look in looks.values())
+    frames = looks[0.0].frames
+    assert frames.clip.shape == (4, 64, 64, 3)
+    np.testing.assert_array_equal(frames.visible, frames.clip)
+    hidden = {ratio: (looks[ratio].frames.visible != frames.clip).any(-1) for ratio in looks}
+    assert 0 < hidden[0.5].mean() <= 0.5 < hidden[0.75].mean() <= 0.75
+    assert not (hidden[0.5] & ~hidden[0.75]).any()
+    # The teacher has looked once; another seed draws another mask from what it saw.
+    monkeypatch.setattr(viewer.teacher, "encode", None)
+    assert (viewer.look(video, "attention", 0.5, seed=1).frames.visible != looks[0.5].frames.visible).any()
+
+
+def test_masks_of_a_tube_and_at_random(models, clips):
+    video = str(clips / "00001.mp4")
+
+    def find_hidden(mask_type: str) -> np.ndarray:
+        look = models.viewer.look(video, mask_type, 0.5)
+        return (look.frames.visible != look.frames.clip).any(-1)[:, 8::16, 8::16].reshape(4, -1)
+
+    tube, scattered = find_hidden("tube"), find_hidden("random")
+    assert (tube == tube[0]).all() and 0 < tube.mean() < 1
+    assert (scattered != scattered[0]).any()
+
+
+def test_a_teacher_alone_reads_frames_of_its_own_size(settings, clips):
+    viewer = TeacherViewer(settings.teacher)
+    look = viewer.look(str(clips / "00001.mp4"), "attention", 0.8)
+    assert look.frames.clip.shape == (8, 64, 64, 3) and look.agreement is None
+
+
+def test_search_is_that_of_the_searcher(models, clips):
+    searcher = models.searcher
+    assert searcher.num_videos == 5 and [Path(video.path).name for video in searcher.skipped] == ["broken.mp4"]
+    hits = searcher.search("a red circle moving left", top_k=3)
+    expected = searcher.searcher.search("a red circle moving left", top_k=3)
+    assert [(hit.path, hit.similarity) for hit in hits] == [(hit.path, hit.similarity) for hit in expected]
+    assert hits[0].picture.size == (64, 64) and searcher.has_matching_head
+    with pytest.raises(ValueError, match="empty"):
+        searcher.search(" ")
+
+
+def test_an_index_is_kept_and_videos_that_are_gone_are_left_out(settings, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("00000.mp4", "00001.mp4"):
+        (videos / name).write_bytes((Path(settings.videos) / name).read_bytes())
+    searcher = FolderSearcher(str(videos), settings.video_text, str(tmp_path / "index"))
+    assert (tmp_path / "index" / "index.json").is_file() and len(searcher.search("a red circle")) == 2
+    (videos / "00000.mp4").unlink()
+    assert [Path(hit.path).name for hit in searcher.search("a red circle")] == ["00001.mp4"]
+
+
+def test_questions_need_words(models, clips):
+    video = str(clips / "00000.mp4")
+    assert models.answerer.answer(video, "a red circle?") == models.answerer.answer(video, "a red circle?")
+    with pytest.raises(ValueError, match="question is empty"):
+        models.answerer.answer(video, "  ")
+
+
+def test_problems_are_told_without_folders_of_the_server(models, clips, sound):
+    for path in (clips / "broken.mp4", sound):
+        for act in (
+            models.classifier.classify,
+            lambda video: models.viewer.look(video, "attention", 0.5),
+            lambda video: models.answerer.answer(video, "a red circle?"),
+        ):
+            with pytest.raises(VideoDecodingError) as raised:
+                act(str(path))
+            message = describe_problem(raised.value, [str(path)])
+            assert message.startswith(f"{path.name}: ") and "/" not in message, message
+
+
+def test_examples_are_spread_and_readable(models):
+    assert [Path(path).name for path, _ in choose_examples(models.videos, 3)] == ["00000.mp4", "00002.mp4"]
+
+
+def test_models_of_another_kind_are_refused(settings):
+    with pytest.raises(ValueError, match="classifier"):
+        load_demo_models(DemoSettings(classifier=settings.student))
+    with pytest.raises(ValueError, match="answer_decoder|decoder"):
+        load_demo_models(DemoSettings(question_answering=settings.video_text))
+    with pytest.raises(ValueError, match="alignment_heads"):
+        load_demo_models(DemoSettings(teacher=settings.teacher, student=settings.classifier))
+    with pytest.raises(ValueError, match="no such"):
+        load_demo_models(DemoSettings(videos="missing"))
+
+
+def test_settings_that_make_no_sense_together():
+    with pytest.raises(ValueError, match="teacher"):
+        DemoSettings(student="student")
+    with pytest.raises(ValueError, match="video_text"):
+        DemoSettings(index="index")
+
+
+def test_variables_overrule_the_file(tmp_path):
+    settings = DemoSettings(teacher="openai/clip-vit-base-patch16", videos="videos")
+    settings.save(tmp_path / "demo.json")
+    assert DemoSettings.load(tmp_path / "demo.json", {}) == settings
+    changed = DemoSettings.load(tmp_path / "demo.json", {"UMT_DEMO_VIDEOS": "clips", "UMT_DEMO_TEACHER": ""})
+    assert changed == replace(settings, videos="clips")
+    assert DemoSettings.load(tmp_path / "missing.json", {}) == DemoSettings()
+
+
+def test_without_gradio_the_command_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "umt_hf.demo.app", raising=False)
+    result = CliRunner().invoke(cli.app, ["demo"])
+    assert result.exit_code == 2 and "umt_hf[demo]" in result.output, result.output
+
+
+def test_the_space_asks_for_what_the_package_needs():
+    """A Space has the package as files, so that its dependencies are listed; Gradio comes with the Space."""
+    own = [Requirement(line) for line in requires("umt_hf")]
+    base = {str(r) for r in own if r.marker is None} | {str(r).split(";")[0] for r in own if r.name == "faiss-cpu"}
+    listed = {str(Requirement(line)) for line in (FOLDER / "requirements.txt").read_text().splitlines()}
+    # Not needed by the page: the command line, model cards and a tracker.
+    unneeded = ("typer", "rich", "packaging", "jinja2", "tensorboard")
+    assert listed == {line for line in base if not line.startswith(unneeded)}
+    gradio = next(r for r in own if r.name == "gradio")
+    header = (FOLDER / "README.md").read_text().split("---")[1]
+    version = next(line.split()[1] for line in header.splitlines() if line.startswith("sdk_version"))
+    assert version in gradio.specifier
+
+
+def test_mistakes_are_usage_errors(settings, clips, tmp_path):
+    for arguments in (
+        ["--student", "x"],
+        ["--teacher", str(tmp_path / "missing")],
+        ["--videos", str(tmp_path)],
+        ["--push", "me/demo", "--classifier", settings.classifier],
+    ):
+        result = CliRunner().invoke(cli.app, ["demo", *arguments])
+        assert result.exit_code == 2, result.output

@@ -1,0 +1,318 @@
+"""The index folder and the search through it, with an untrained model of a few hundred numbers."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_from_disk
+from transformers import AutoProcessor
+
+from tests.unit.modeling.test_modeling_video_text import TINY, TINY_TEXT
+from umt_hf import (
+    UMTVideoProcessor,
+    UMTVideoTextConfig,
+    UMTVideoTextForPreTraining,
+    UMTVideoTextForQuestionAnswering,
+    UMTVideoTextForRetrieval,
+    UMTVideoTextModel,
+    UMTVideoTextProcessor,
+)
+from umt_hf.inference import video_index
+from umt_hf.inference.search import VideoSearcher, VideoTextEncoder, compute_fingerprint, embed_videos, format_hits
+from umt_hf.inference.video_index import SkippedVideo, VideoFile, VideoIndex, list_videos
+from umt_hf.modeling.losses_umt import compute_similarity
+from umt_hf.moving_shapes.render import write_moving_shapes
+from umt_hf.processing.processing_umt_video_text import build_tokenizer
+
+faiss = pytest.importorskip("faiss")
+
+WORDS = "a red circle green square moving left right up and".split()
+SPECIAL = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+QUERY = "a red circle moving left"
+ENCODER = {"model": "tiny", "weights": "0", "projection_dim": 2}
+
+
+def save_model(folder: Path, kind=UMTVideoTextForRetrieval, seed: int = 0) -> Path:
+    """Write an untrained model whose matching head and projections tell videos apart, and its processor."""
+    torch.manual_seed(seed)
+    text = TINY_TEXT | {"vocab_size": len(SPECIAL) + len(WORDS)}
+    model = kind(UMTVideoTextConfig(**TINY | {"text_config": text}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.2)
+    model.save_pretrained(folder)
+    video_processor = UMTVideoProcessor(
+        num_frames=2, size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
+    UMTVideoTextProcessor(video_processor, build_tokenizer(SPECIAL + WORDS, max_length=16)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    write_moving_shapes(folder, num_train_clips=5, num_validation_clips=1, num_test_clips=1)
+    return folder / "videos" / "train"
+
+
+@pytest.fixture(scope="module")
+def index(model, videos, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("search") / "index"
+    report = embed_videos([str(videos)], model, folder, batch_size=2, shard_size=2)
+    assert (report.num_encoded, report.num_unchanged, report.num_in_index, report.skipped) == (5, 0, 5, ())
+    return folder
+
+
+def build_rows(*paths: str, vector=(1.0, 0.0), modified_ns: int = 1) -> list[dict]:
+    return [
+        {
+            "path": path,
+            "size_bytes": 1,
+            "modified_ns": modified_ns,
+            "num_frames": 4,
+            "duration_seconds": None,
+            "vector": np.array(vector, np.float32),
+        }
+        for path in paths
+    ]
+
+
+def test_scores_are_those_of_the_dual_encoder(model, videos, index):
+    reference, processor = UMTVideoTextForRetrieval.from_pretrained(model), AutoProcessor.from_pretrained(model)
+    paths = sorted(str(path) for path in videos.iterdir())
+    inputs = processor(text=[QUERY], videos=paths, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        video = reference.get_video_features(inputs.pixel_values)
+        text = reference.get_text_features(inputs.input_ids)
+        expected = compute_similarity(video.pooler_output, text.pooler_output)[:, 0]
+        logits = reference.match(video.last_hidden_state, text.last_hidden_state.expand(5, -1, -1))[:, 1]
+    assert expected.std() > 1e-3 and logits.std() > 1e-3
+    assert expected.argsort(descending=True).tolist() != logits.argsort(descending=True).tolist()
+
+    hits = VideoSearcher(index).search(QUERY)
+    assert [hit.path for hit in hits] == [paths[i] for i in expected.argsort(descending=True)]
+    found = {hit.path: hit.similarity for hit in hits}
+    np.testing.assert_allclose([found[path] for path in paths], expected, atol=1e-6)
+    assert all(hit.matching_score is None and hit.duration_seconds > 0 for hit in hits)
+    assert [hit.path for hit in VideoSearcher(index).search(QUERY, top_k=2)] == [hit.path for hit in hits[:2]]
+
+    reranked = VideoSearcher(index).search(QUERY, top_k=2, rerank=True)
+    assert [hit.path for hit in reranked] == [paths[i] for i in logits.argsort(descending=True)[:2]]
+    np.testing.assert_allclose(
+        [hit.matching_score for hit in reranked], logits.sort(descending=True)[0][:2], atol=1e-5
+    )
+    assert reranked[0].similarity == found[reranked[0].path]
+
+
+def test_index_is_a_dataset_that_needs_nothing_of_ours(index):
+    table = load_from_disk(index / "table")
+    assert table.column_names == ["path", "size_bytes", "modified_ns", "num_frames", "duration_seconds", "vector"]
+    assert table["path"][:] == sorted(table["path"][:])
+    table.load_faiss_index("vector", index / "table" / "vector.faiss")
+    query = np.array(table[3]["vector"], np.float32)
+    scores, _ = table.get_nearest_examples("vector", query, k=5)
+    np.testing.assert_allclose(scores, np.sort(np.array(table["vector"][:]) @ query)[::-1], atol=1e-6)
+    assert not list((index / "shards").iterdir())
+
+
+def test_a_video_that_is_gone_is_not_re_ranked_but_shown_last(model, videos, tmp_path):
+    copies = [tmp_path / name for name in ("one.mp4", "two.mp4", "three.mp4")]
+    for copy, video in zip(copies, sorted(videos.iterdir()), strict=False):
+        copy.write_bytes(video.read_bytes())
+    embed_videos(map(str, copies), model, tmp_path / "index")
+    searcher = VideoSearcher(tmp_path / "index")
+    best = searcher.search(QUERY, rerank=True)[0]
+    os.remove(best.path)
+    hits = searcher.search(QUERY, rerank=True)
+    assert hits[-1].path == best.path and hits[-1].matching_score is None and "no such file" in hits[-1].unread_reason
+    assert [line.split()[0] for line in format_hits(hits).splitlines()] == ["rank", "1", "2", "3"]
+    assert "not read again" in format_hits(hits).splitlines()[-1]
+    assert "matching" not in format_hits(searcher.search(QUERY))
+
+
+def test_frames_are_recorded_and_must_stay(model, videos, tmp_path):
+    video = str(sorted(videos.iterdir())[0])
+    embed_videos([video], model, tmp_path / "index", num_frames=4)
+    assert VideoSearcher(tmp_path / "index").encoder.num_frames == 4
+    with pytest.raises(ValueError, match="num_frames is 4"):
+        embed_videos([video], model, tmp_path / "index")
+
+
+@pytest.mark.parametrize("kind", [UMTVideoTextForPreTraining, UMTVideoTextModel])
+def test_other_kinds_of_folders(kind, videos, tmp_path):
+    save_model(tmp_path / "model", kind)
+    embed_videos([str(videos)], tmp_path / "model", tmp_path / "index")
+    searcher = VideoSearcher(tmp_path / "index")
+    assert len(searcher.search(QUERY)) == 5
+    if kind is UMTVideoTextModel:
+        with pytest.raises(ValueError, match="no matching head"):
+            searcher.search(QUERY, rerank=True)
+    else:
+        assert searcher.search(QUERY, rerank=True)[0].matching_score is not None
+
+
+def test_a_model_that_is_no_dual_encoder_is_refused(tmp_path, model):
+    save_model(tmp_path / "answers", UMTVideoTextForQuestionAnswering)
+    with pytest.raises(ValueError, match="no dual encoder.*weights, such as"):
+        VideoTextEncoder(tmp_path / "answers")
+    with pytest.raises(ValueError, match="UMTVideoTextProcessor"):
+        UMTVideoTextForRetrieval.from_pretrained(model).save_pretrained(tmp_path / "bare")
+        UMTVideoProcessor().save_pretrained(tmp_path / "bare")
+        VideoTextEncoder(tmp_path / "bare")
+
+
+def test_fingerprint_sees_weights_alone(model, tmp_path):
+    loaded = UMTVideoTextForRetrieval.from_pretrained(model)
+    fingerprint = compute_fingerprint(loaded)
+    assert compute_fingerprint(UMTVideoTextForRetrieval.from_pretrained(model)) == fingerprint
+    with torch.no_grad():
+        loaded.matching_head.bias[0] += 1e-3
+    assert compute_fingerprint(loaded) != fingerprint
+    left_out = ["matching_head.bias"]
+    assert compute_fingerprint(loaded, left_out) == compute_fingerprint(
+        UMTVideoTextForRetrieval.from_pretrained(model), left_out
+    )
+
+
+@pytest.mark.parametrize("query,top_k,message", [(" ", 1, "empty"), (QUERY, 0, "top_k")])
+def test_searches_that_make_no_sense(index, query, top_k, message):
+    with pytest.raises(ValueError, match=message):
+        VideoSearcher(index).search(query, top_k)
+
+
+def test_vectors_that_are_not_finite_are_reported(model, videos, tmp_path, monkeypatch):
+    def encode(self, pixel_values):
+        vectors = torch.ones(len(pixel_values), 16)
+        vectors[0] = torch.nan
+        return vectors, None
+
+    monkeypatch.setattr(VideoTextEncoder, "encode_videos", encode)
+    report = embed_videos([str(videos)], model, tmp_path / "index", batch_size=5)
+    assert report.num_in_index == 4 and "not finite" in report.skipped[0].reason
+
+
+def test_listing(tmp_path):
+    (tmp_path / "deep" / "deeper").mkdir(parents=True)
+    for name in ("b.mp4", "deep/a.MKV", "deep/deeper/c.webm", "deep/notes.txt"):
+        (tmp_path / name).write_bytes(b"12")
+    found, missing = list_videos([str(tmp_path), str(tmp_path / "b.mp4"), str(tmp_path / "gone.mp4")])
+    assert [file.path for file in found] == [str(tmp_path / n) for n in ("b.mp4", "deep/a.MKV", "deep/deeper/c.webm")]
+    assert found[0].size_bytes == 2 and found[0].modified_ns == os.stat(tmp_path / "b.mp4").st_mtime_ns
+    assert missing == [SkippedVideo(str(tmp_path / "gone.mp4"), "No such file or directory.")]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no videos found"):
+        list_videos([str(tmp_path / "empty")])
+
+
+def test_shards_replace_older_rows_and_unreadable_videos_lose_theirs(tmp_path):
+    index = VideoIndex(tmp_path / "index")
+    with index.write(ENCODER):
+        index.write_shard(build_rows("b", "a"))
+        assert index.merge([SkippedVideo("z", "broken")]) == 2
+    with index.write(ENCODER):
+        changed = [VideoFile("a", 1, 1), VideoFile("b", 1, 2), VideoFile("c", 1, 1)]
+        assert index.select_new(changed) == changed[1:]
+        index.write_shard(build_rows("b", "c", vector=(0.0, 1.0), modified_ns=2))
+        assert index.merge([SkippedVideo("a", "now broken")]) == 2
+    table = index.load()
+    assert table["path"][:] == ["b", "c"] and table["modified_ns"][:] == [2, 2]
+    scores, rows = table.search("vector", np.array([0, 1], np.float32), k=2)
+    assert scores.tolist() == [1, 1] and sorted(rows.tolist()) == [0, 1]
+    assert index.read_skipped() == [SkippedVideo("a", "now broken"), SkippedVideo("z", "broken")]
+    with index.write(ENCODER):
+        index.write_shard(build_rows("z"))
+        assert index.merge([]) == 3
+    assert index.read_skipped() == [SkippedVideo("a", "now broken")]
+    with index.write(ENCODER):
+        assert index.merge([SkippedVideo(path, "gone") for path in "bcz"]) == 0
+    with pytest.raises(ValueError, match="holds no videos"):
+        index.load()
+
+
+def test_what_a_killed_command_leaves_is_taken_in(tmp_path, monkeypatch):
+    index = VideoIndex(tmp_path)
+    with index.write(ENCODER):
+        index.write_shard(build_rows("a"))
+        index.merge([])
+        index.write_shard(build_rows("b"))
+    (tmp_path / "shards" / f"half{video_index.UNFINISHED_SUFFIX}").mkdir()
+
+    moved = []
+
+    def die_after_the_first_move(source, target):
+        if Path(source).name.startswith("table"):
+            if moved:
+                raise KeyboardInterrupt
+            moved.append(source)
+        os.rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(video_index.os, "replace", die_after_the_first_move)
+        with pytest.raises(KeyboardInterrupt), index.write(ENCODER):
+            pass
+    assert not (tmp_path / "table").exists()
+    assert index.load()["path"][:] == ["a"]  # the former table still answers
+    with index.write(ENCODER):
+        assert index.load()["path"][:] == ["a", "b"]
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "index.json", "skipped.json", "shards", "table"}
+
+
+def test_a_kill_while_old_folders_are_deleted_does_no_harm(tmp_path, monkeypatch):
+    index = VideoIndex(tmp_path)
+    with index.write(ENCODER):
+        index.write_shard(build_rows("a"))
+        index.merge([])
+        index.write_shard(build_rows("b"))
+
+    def die_midway(folder):
+        (Path(folder) / "dataset_info.json").unlink()
+        raise KeyboardInterrupt
+
+    for _ in range(3):  # in turn, the former table and the shard are half gone
+        with monkeypatch.context() as patch:
+            patch.setattr(video_index.shutil, "rmtree", die_midway)
+            with pytest.raises((KeyboardInterrupt, FileNotFoundError)), index.write(ENCODER):
+                pass
+    with index.write(ENCODER):
+        assert index.load()["path"][:] == ["a", "b"]
+        assert index.merge([SkippedVideo("a", "gone"), SkippedVideo("b", "gone")]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "index.json", "skipped.json", "shards"}
+
+
+def test_one_writer_at_a_time(tmp_path):
+    with VideoIndex(tmp_path).write(ENCODER):
+        with pytest.raises(BlockingIOError, match="another"), VideoIndex(tmp_path).write(ENCODER):
+            pass
+    with VideoIndex(tmp_path).write(ENCODER):
+        pass
+
+
+def test_folders_that_are_no_index_or_another_models(tmp_path):
+    index = VideoIndex(tmp_path / "index")
+    index.check_encoder(ENCODER)
+    with pytest.raises(FileNotFoundError, match="no index"):
+        index.load()
+    with index.write(ENCODER):
+        pass
+    index.check_encoder(ENCODER | {"model": "moved/elsewhere"})
+    with pytest.raises(ValueError, match="built by another model: its weights is '0'"):
+        index.check_encoder(ENCODER | {"weights": "1"})
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        VideoIndex(tmp_path).check_encoder(ENCODER)
+    assert json.loads((tmp_path / "index" / "index.json").read_text())["versions"].keys() >= {"umt_hf", "torch"}
+
+
+def test_missing_faiss_is_said_before_any_work(monkeypatch, tmp_path):
+    monkeypatch.setattr(video_index, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'umt_hf\[search\]'"):
+        embed_videos(["nothing"], "no-model", tmp_path)

@@ -1,0 +1,136 @@
+"""Recipes and flags."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from umt_hf.evaluation import retrieval as evaluate_retrieval
+from umt_hf.training import stage2
+from umt_hf.training.arguments import list_recipes, load_recipe, parse_config
+from umt_hf.training.stage1 import SECTIONS
+from umt_hf.training.trainer import build_schedule
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+
+
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("stage1")])
+def test_every_stage1_recipe_parses(name):
+    model, teacher, mask, data, training = parse_config(SECTIONS, ["--config", name])
+    assert model.hidden_size % model.num_attention_heads == 0
+    assert 0 < mask.mask_ratio < 1 and training.learning_rate > training.min_learning_rate
+
+
+def test_published_values():
+    """Against the condensed launch scripts: 32 processes of 64 clips give the published rates."""
+    for name, width, drop_path, teacher_size in (
+        ("stage1_umt_vit_b16", 768, 0.1, 224),
+        ("stage1_umt_vit_l16", 1024, 0.2, 196),
+    ):
+        model, teacher, mask, data, training = parse_config(SECTIONS, ["--config", name])
+        assert (model.hidden_size, model.drop_path_rate, teacher.teacher_image_size) == (
+            width,
+            drop_path,
+            teacher_size,
+        )
+        assert (model.num_frames, model.image_size, mask.mask_ratio, mask.mask_type) == (8, 224, 0.8, "attention")
+        assert (teacher.num_aligned_layers, teacher.alignment_loss) == (6, "l2")
+        assert data.crop_scales == [1.0, 0.875, 0.75, 0.66] and data.horizontal_flip_probability == 0.5
+        assert (training.adam_beta1, training.adam_beta2, training.weight_decay) == (0.9, 0.95, 0.05)
+        schedule = build_schedule(training, batches_per_epoch=100, num_processes=32)
+        assert schedule.peak == pytest.approx(1.2e-3) and schedule.minimum == pytest.approx(8e-5)
+        assert (schedule.total_steps, schedule.warmup_steps) == (20100, 4000)
+
+
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("stage2")])
+def test_every_stage2_recipe_parses(name):
+    model, _, mask, losses, data, training = parse_config(stage2.SECTIONS, ["--config", name])
+    assert 0 < mask.mask_ratio < 1 and losses.vtc_loss_weight == 1 and len(data.train_data) >= 1
+    assert training.lr_scheduler_type == "cosine_above_minimum" and model.max_text_tokens >= 12
+
+
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("zero_shot")])
+def test_every_zero_shot_recipe_parses(name):
+    model, data, evaluation = parse_config(evaluate_retrieval.SECTIONS, ["--config", name])
+    assert evaluation.top_k == 128 and data.num_frames == 4
+    assert model.model_name_or_path.replace("umt-vit-", "").replace("-", "_") == name.split(":")[1]
+
+
+@pytest.mark.parametrize("size", ["b16", "l16"])
+@pytest.mark.parametrize("corpora", ["5m", "17m", "25m"])
+def test_published_stage_2_values(size, corpora):
+    """Against the table made of the published configurations."""
+    table = json.loads((FIXTURES / "multi_modality" / "experiments.json").read_text())
+    row, common = table["rows"][f"pretraining/{size}_{corpora}"], table["common_to_all"]
+    model, teacher, mask, losses, data, training = parse_config(
+        stage2.SECTIONS, ["--config", f"stage2_umt_vit_{size}_{corpora}"]
+    )
+    assert (model.num_frames, model.max_text_tokens, model.fusion_layer, model.projection_dim) == (
+        row["num_frames"],
+        row["max_txt_l"],
+        row["fusion_layer"],
+        row["embed_dim"],
+    )
+    assert row["text"].replace("_", "-") in model.text_name_or_path
+    assert model.drop_path_rate == row["drop_path"]
+    assert model.vision_gradient_checkpointing == row["vision_checkpointing"][0]
+    assert teacher.num_aligned_layers == row["clip_return_layer"]
+    assert (
+        teacher.teacher_name_or_path
+        == {
+            "clip_b16": "openai/clip-vit-base-patch16",
+            "clip_l14_336": "openai/clip-vit-large-patch14-336",
+            "clip_l14": "openai/clip-vit-large-patch14",
+        }[row["teacher"]]
+    )
+    assert [mask.mask_type, mask.mask_ratio, mask.mask_type, mask.image_mask_ratio] == row["mask"]
+    assert {name: getattr(losses, f"{name}_loss_weight") for name in row["loss_weight"]} == row["loss_weight"]
+    assert data.batch_sizes == [row["batch_size_per_gpu"]] and data.rerank_top_k == common["k_test"]
+    assert len(data.train_data) == len(data.media_types) == {"5m": 2, "17m": 6, "25m": 6}[corpora]
+    assert (training.learning_rate, training.num_train_epochs, training.warmup_epochs) == (
+        row["lr"],
+        row["epochs"],
+        row["warmup_epochs"],
+    )
+    assert [training.adam_beta1, training.adam_beta2] == common["betas"]
+    assert training.weight_decay == common["weight_decay"] and training.max_grad_norm is None
+    assert training.min_learning_rate == pytest.approx(common["min_lr_multi"] * training.learning_rate)
+    schedule = build_schedule(training, batches_per_epoch=100, num_processes=16)
+    assert (schedule.total_steps, schedule.warmup_steps, schedule.peak) == (1000, 100, row["lr"])
+    assert schedule(0) == schedule(999) == schedule.minimum
+
+
+def test_flags_overrule_recipes_and_recipes_inherit(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("inherits: stage1_umt_vit_b16\nmask:\n  mask_ratio: 0.7\n")
+    model, _, mask, _, training = parse_config(SECTIONS, ["--config", str(recipe), "--seed", "7"])
+    assert (model.hidden_size, mask.mask_ratio, training.seed) == (768, 0.7, 7)
+    _, _, mask, _, _ = parse_config(SECTIONS, ["--mask_ratio", "0.6", "--config", str(recipe)])
+    assert mask.mask_ratio == 0.6
+    _, _, mask, _, _ = parse_config(SECTIONS, [f"--config={recipe}"])
+    assert mask.mask_ratio == 0.7
+    assert load_recipe(str(recipe))["model"]["hidden_size"] == 768
+
+
+@pytest.mark.parametrize(
+    "text,message", [("masks:\n  mask_ratio: 0.5\n", "unknown section 'masks'"), ("mask:\n  ratio: 1\n", "ratio")]
+)
+def test_typing_errors_in_recipes(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse_config(SECTIONS, ["--config", str(tmp_path / "bad.yaml")])
+
+
+def test_unknown_recipe_and_impossible_values():
+    with pytest.raises(FileNotFoundError, match="stage1_umt_vit_b16"):
+        parse_config(SECTIONS, ["--config", "stage1_umt_vit_b17"])
+    with pytest.raises(ValueError, match="name of a recipe"):
+        parse_config(SECTIONS, ["--config"])
+    with pytest.raises(ValueError, match="mask_ratio"):
+        parse_config(SECTIONS, ["--mask_ratio", "1.5"])
+    with pytest.raises(ValueError, match="save_steps"):
+        parse_config(SECTIONS, ["--save_steps", "0"])
+    with pytest.raises(ValueError, match="save_total_limit"):
+        parse_config(SECTIONS, ["--save_total_limit", "0"])
+    with pytest.raises(ValueError, match="max_steps"):
+        parse_config(SECTIONS, ["--max_steps", "0"])

@@ -1,0 +1,72 @@
+"""Pictures: what is drawn where; how they look is for people to judge."""
+
+import json
+
+import numpy as np
+import torch
+from PIL import Image
+
+from umt_hf.plots import (
+    HIDDEN_GREY,
+    STAGE_2_CURVES,
+    AccuracyPanel,
+    FoundVideo,
+    denormalize,
+    draw_masked_frames,
+    plot_accuracy,
+    plot_found_videos,
+    plot_losses,
+    plot_masks,
+)
+
+
+def test_found_videos_are_framed_by_right_and_wrong(tmp_path):
+    clip = torch.zeros(4, 3, 16, 16)
+    found = [FoundVideo("a cat", "a cat", True, clip), FoundVideo("a dog", "a cat", False, clip[:3])]
+    plot_found_videos(found, tmp_path / "found.png")
+    pixels = np.asarray(Image.open(tmp_path / "found.png").convert("RGB")).astype(int)
+    upper, lower = pixels[: len(pixels) // 2], pixels[len(pixels) // 2 :]
+    for half, color, other in ((upper, (44, 160, 44), (214, 39, 40)), (lower, (214, 39, 40), (44, 160, 44))):
+        assert (abs(half - color).sum(-1) < 30).sum() > 200 > (abs(half - other).sum(-1) < 30).sum()
+
+
+def test_losses_are_drawn_by_name(tmp_path):
+    lines = [{"step": step, "video_vtc_loss": 3.0 / step, "other": 1.0} for step in range(1, 5)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plot_losses(tmp_path / "metrics.jsonl", tmp_path / "losses.png", STAGE_2_CURVES, "loss")
+    pixels = np.asarray(Image.open(tmp_path / "losses.png").convert("RGB")).astype(int)
+    assert (abs(pixels - (31, 119, 180)).sum(-1) < 40).sum() > 100  # one curve, in the first colour
+
+
+def test_denormalized_frames_are_in_range():
+    frames = denormalize(torch.randn(2, 3, 8, 8) * 5)
+    assert frames.shape == (2, 8, 8, 3) and frames.min() >= 0 and frames.max() <= 1
+
+
+def test_accuracy_shows_mean_and_spread_of_the_seeds(tmp_path):
+    """Seeds that disagree leave a shaded band, which seeds that agree do not; a label keeps its colour."""
+    agreeing = [[(10, 0.2), (20, 0.5)]] * 2
+    disagreeing = [[(10, 0.1), (20, 0.4)], [(10, 0.3), (20, 0.6)]]
+    pictures = []
+    for name, curves in (("agree", agreeing), ("disagree", disagreeing)):
+        panels = [AccuracyPanel("motion", {"scratch": curves}, 0.25), AccuracyPanel("appearance", {}, 0.03)]
+        plot_accuracy([*panels, AccuracyPanel("low", {"UMT": agreeing}, 0.25)], tmp_path / f"{name}.png")
+        pictures.append(np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int))
+    assert pictures[0].shape == pictures[1].shape
+    bluish = [((p[..., 2] - p[..., 0] > 20) & (p.sum(-1) > 600)).sum() for p in pictures]
+    assert bluish[1] > bluish[0] + 2000
+
+
+def test_saliency_and_mask_lie_over_their_patches(tmp_path):
+    clip = torch.randn(2, 3, 8, 8)
+    saliency = torch.tensor([[9.0, 1, 1, 1], [1, 1, 1, 9]])
+    mask = torch.tensor([False, True, True, True, True, True, True, False])
+    drawn = draw_masked_frames(clip, saliency, mask)
+    np.testing.assert_array_equal(drawn.visible[0, :4, :4], drawn.clip[0, :4, :4])
+    np.testing.assert_array_equal(drawn.visible[1, 4:, 4:], drawn.clip[1, 4:, 4:])
+    assert (drawn.visible[0, 4:] == drawn.visible[0, 4, 0]).all() and (drawn.visible[1, :4] == HIDDEN_GREY).all()
+    brightness = drawn.saliency.mean(-1)
+    assert brightness[0, :4, :4].min() > brightness[0, 4:].max()
+    assert brightness[1, 4:, 4:].min() > brightness[1, :4].max()
+    plot_masks(clip, saliency, mask, tmp_path / "masks.png", "a clip")
+    assert np.asarray(Image.open(tmp_path / "masks.png")).shape[1] > 300

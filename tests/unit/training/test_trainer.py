@@ -1,0 +1,110 @@
+"""The loop's smaller parts: non-finite steps with and without a loss scaler, averages, lengths of runs."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from umt_hf.training.arguments import TrainingArguments
+from umt_hf.training.checkpointing import MetricLog, find_checkpoint, list_checkpoints, read_metrics
+from umt_hf.training.metric_meter import MetricMeter
+from umt_hf.training.trainer import TrainState, _step_if_finite, build_schedule
+
+
+class FakeOptimizer:
+    def __init__(self):
+        self.steps = 0
+
+    def step(self):
+        self.steps += 1
+
+
+def take_step(norm: float, has_scaler: bool, was_skipped: bool = False, limit: float | None = None):
+    """One guarded step of an accelerator whose gradients have the given norm."""
+    limits = []
+
+    def clip_grad_norm_(parameters, max_norm):
+        limits.append(max_norm)
+        return torch.tensor(norm)
+
+    accelerator = SimpleNamespace(
+        clip_grad_norm_=clip_grad_norm_,
+        scaler=object() if has_scaler else None,
+        optimizer_step_was_skipped=was_skipped,
+    )
+    optimizer, state = FakeOptimizer(), TrainState()
+    model = torch.nn.Linear(1, 1)
+    _step_if_finite(accelerator, model, optimizer, TrainingArguments(max_grad_norm=limit), state)
+    return optimizer.steps, state.nonfinite_steps, limits[0]
+
+
+def test_bad_gradients_do_not_reach_the_optimizer():
+    assert take_step(1.0, has_scaler=False) == (1, 0, float("inf"))
+    assert take_step(float("nan"), has_scaler=False)[:2] == (0, 1)
+    assert take_step(float("inf"), has_scaler=False)[:2] == (0, 1)
+
+
+def test_a_loss_scaler_sees_every_step():
+    """Else it never lowers its scale: it skips the step by itself."""
+    assert take_step(float("inf"), has_scaler=True, was_skipped=True)[:2] == (1, 1)
+    assert take_step(1.0, has_scaler=True)[:2] == (1, 0)
+
+
+def test_clipping_uses_the_limit():
+    assert take_step(1.0, has_scaler=False, limit=0.5)[2] == 0.5
+
+
+def test_meter_weighs_and_leaves_out_what_is_not_finite():
+    meter = MetricMeter(Accelerator(cpu=True))
+    meter.update({"loss": torch.tensor(1.0)}, 3)
+    meter.update({"loss": torch.tensor(5.0)}, 1)
+    meter.update({"loss": torch.tensor(float("nan"))}, 10)
+    assert meter.flush() == {"loss": pytest.approx(2.0)}
+    assert meter.flush() == {}
+    meter.update({"loss": torch.tensor(float("inf"))})
+    value = meter.flush()["loss"]
+    assert value != value
+
+
+def test_lengths_in_epochs_and_steps():
+    args = TrainingArguments(
+        num_train_epochs=3, warmup_epochs=1, gradient_accumulation_steps=2, per_device_train_batch_size=8
+    )
+    schedule = build_schedule(args, batches_per_epoch=10, num_processes=4, repeated_augmentation=2)
+    assert (schedule.total_steps, schedule.warmup_steps) == (15, 5)
+    assert schedule.peak == pytest.approx(1.5e-4 * 8 * 4 * 2 * 2 / 256)
+    args = TrainingArguments(max_steps=7, warmup_steps=3, scale_learning_rate=False)
+    schedule = build_schedule(args, None, 1)
+    assert (schedule.total_steps, schedule.warmup_steps, schedule.peak) == (7, 3, 1.5e-4)
+    with pytest.raises(ValueError, match="no steps"):
+        build_schedule(TrainingArguments(num_train_epochs=1, gradient_accumulation_steps=7), 5, 1)
+    with pytest.raises(ValueError, match="warmup_steps"):
+        build_schedule(TrainingArguments(max_steps=7), None, 1)
+
+
+def test_log_is_cut_back_to_the_checkpoint_and_forgives_a_cut_line(tmp_path):
+    log = MetricLog(tmp_path / "metrics.jsonl")
+    for step in range(1, 5):
+        log.write(step, {"loss": 1.0 / step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    MetricLog(tmp_path / "metrics.jsonl", last_step=2)
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    MetricLog(tmp_path / "metrics.jsonl")
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_only_whole_checkpoints_count(tmp_path):
+    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-11.unfinished"):
+        (tmp_path / name / "training_state").mkdir(parents=True)
+    (tmp_path / "checkpoint-12").mkdir()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
+    assert find_checkpoint("auto", tmp_path).name == "checkpoint-10"
+    assert find_checkpoint("auto", tmp_path / "new") is None
+    assert find_checkpoint(str(tmp_path / "checkpoint-9"), tmp_path).name == "checkpoint-9"
+    with pytest.raises(FileNotFoundError, match="checkpoint-12"):
+        find_checkpoint(str(tmp_path / "checkpoint-12"), tmp_path)
+    with pytest.raises(FileExistsError, match="checkpoint-10"):
+        find_checkpoint(None, tmp_path)

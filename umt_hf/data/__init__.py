@@ -1,0 +1,1 @@
+"""Lists of videos: where they are, what their columns mean, and boxes at key frames."""

@@ -1,0 +1,323 @@
+"""The models behind the page, each with the one thing that it does for a visitor.
+
+Legend: T frames, P patches a frame, K aligned layers, C channels of the aligned features.
+"""
+
+import functools
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from PIL import Image
+from torch.nn import functional as F
+
+from ..evaluation.report import EvaluatedModelArguments, load_whole_model
+from ..inference.classification import merge_views
+from ..inference.question_answering import answer_questions
+from ..inference.search import VideoSearcher, embed_videos
+from ..inference.video_index import list_videos
+from ..modeling.configuration_umt_video import UMTVideoConfig
+from ..modeling.masking_umt_video import compute_visible_indices
+from ..modeling.modeling_umt_video import UMTVideoForPreTraining, UMTVideoForVideoClassification
+from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
+from ..plots import MaskedFrames, draw_masked_frames
+from ..processing.decoding import VideoDecodingError, open_video
+from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..training.alignment import TokenGrid, check_grids, count_visible, draw_mask, load_teacher
+from ..training.arguments import TeacherArguments
+from .settings import DemoSettings
+
+logger = logging.getLogger(__name__)
+
+REMEMBERED_CLIPS = 4
+THUMBNAIL_SIDE = 240
+
+
+class ClipClassifier:
+    """Names what a clip shows.
+
+    Args:
+        name: Folder or Hub id of a classifier with its processor.
+
+    Raises:
+        ValueError: If it lacks weights, such as those of the classifier.
+    """
+
+    def __init__(self, name: str):
+        self.device = Accelerator().device
+        self.model = _load(UMTVideoForVideoClassification, name).to(self.device)
+        self.processor = UMTVideoProcessor.from_pretrained(name)
+
+    @torch.inference_mode()
+    def classify(self, video: str, top_k: int = 5) -> dict[str, float]:
+        """Labels and probabilities, best first.
+
+        Raises:
+            VideoDecodingError: If the video cannot be read.
+        """
+        pixel_values = self.processor(video, return_tensors="pt")["pixel_values"]
+        logits = self.model(pixel_values.to(self.device)).logits
+        probabilities = merge_views(logits, len(pixel_values))[0]
+        best = probabilities.topk(min(top_k, len(probabilities)))
+        names = self.model.config.id2label
+        return {names[i]: value for i, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)}
+
+
+@dataclass(frozen=True)
+class TeacherLook:
+    """What teacher and student look at in a clip.
+
+    Args:
+        frames: Pictures of it.
+        num_visible: Patches that the student sees.
+        num_patches: Patches of the clip.
+        agreement: Mean cosine of student's and teacher's features at the visible patches; `None` without a student.
+    """
+
+    frames: MaskedFrames
+    num_visible: int
+    num_patches: int
+    agreement: float | None
+
+
+class TeacherViewer:
+    """Shows what the teacher looks at, and which patches a mask leaves.
+
+    Args:
+        teacher: Folder or Hub id of a CLIP.
+        student: Of a stage-1 model that was trained with it; `None` = frames are read as the teacher likes them.
+
+    Raises:
+        ValueError: If the two do not divide a frame alike, or the student lacks weights.
+    """
+
+    def __init__(self, teacher: str, student: str | None = None):
+        accelerator = Accelerator(mixed_precision="no")
+        self.device = accelerator.device
+        self.student = None
+        if student is None:
+            self.teacher = load_teacher(
+                TeacherArguments(teacher_name_or_path=teacher, num_aligned_layers=1), "sdpa", accelerator
+            )
+            side = self.teacher.image_size
+            self.config = UMTVideoConfig(image_size=side, patch_size=self.teacher.patch_size)
+            self.processor = UMTVideoProcessor.from_model_config(self.config)
+        else:
+            self.student = _load(UMTVideoForPreTraining, student).to(self.device)
+            self.processor = UMTVideoProcessor.from_pretrained(student)
+            self.config = self.student.config
+            names = ("teacher_image_size", "num_aligned_layers", "alignment_interval", "alignment_norm")
+            fields = {name: getattr(self.config, name) for name in names}
+            self.teacher = load_teacher(TeacherArguments(teacher_name_or_path=teacher, **fields), "sdpa", accelerator)
+            check_grids(self.config, self.teacher)
+        self._encode = functools.lru_cache(maxsize=REMEMBERED_CLIPS)(self._encode_clip)
+
+    @torch.inference_mode()
+    def look(self, video: str, mask_type: str, mask_ratio: float, seed: int = 0) -> TeacherLook:
+        """Draw saliency and mask over the frames of a clip.
+
+        With the same seed, the patches that are visible at one ratio stay visible at all lower ones.
+
+        Args:
+            video: Path.
+            mask_type: "attention", "tube" or "random".
+            mask_ratio: Share of patches hidden, in [0, 1).
+            seed: Of the mask.
+
+        Raises:
+            VideoDecodingError: If the video cannot be read.
+        """
+        pixel_values, states, saliency = self._encode(video, os.stat(video).st_mtime_ns)
+        grid = TokenGrid(*saliency.shape)
+        noise = torch.empty(1, grid.num_tokens).exponential_(generator=torch.Generator().manual_seed(seed))
+        mask = draw_mask(mask_type, mask_ratio, saliency, noise.to(self.device), grid)
+        num_visible = count_visible(mask_type, mask_ratio, grid)
+        agreement = None
+        if self.student is not None:
+            visible = compute_visible_indices(mask, num_visible)
+            targets = self.teacher.project(states, 1, visible)
+            features = self.student(pixel_values, visible_indices=visible).aligned_features
+            agreement = F.cosine_similarity(features, targets, dim=-1).mean().item()
+        frames = draw_masked_frames(pixel_values[0], saliency, mask[0])
+        return TeacherLook(frames, num_visible, grid.num_tokens, agreement)
+
+    def _encode_clip(self, video: str, modified_ns: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+        """Frames `(1, T, 3, H, W)`, teacher's states and saliency `(T, P)`, kept while a visitor moves the slider."""
+        pixel_values = self.processor(video, return_tensors="pt")["pixel_values"].to(self.device)
+        return pixel_values, *self.teacher.encode(pixel_values)
+
+
+class QuestionAnswerer:
+    """Answers questions about a clip in its own words.
+
+    Args:
+        name: Folder or Hub id of a question-answering model with its processor.
+
+    Raises:
+        ValueError: If it lacks weights, such as those of the answer decoder.
+    """
+
+    def __init__(self, name: str):
+        self.accelerator = Accelerator()
+        self.model = _load(UMTVideoTextForQuestionAnswering, name).to(self.accelerator.device)
+        self.processor = UMTVideoTextProcessor.from_pretrained(name)
+
+    def answer(self, video: str, question: str) -> str:
+        """Answer a question.
+
+        Raises:
+            VideoDecodingError: If the video cannot be read.
+            ValueError: If the question is empty.
+        """
+        if not question.strip():
+            raise ValueError("The question is empty; ask what the clip shows.")
+        rows = Dataset.from_list([{"question_id": 0, "video": video, "question": question}])
+        return answer_questions(self.model, self.processor, rows, self.accelerator, num_workers=0)[0]["answer"]
+
+
+@dataclass(frozen=True)
+class FoundClip:
+    """A video that a search found.
+
+    Args:
+        path: Its file.
+        similarity: Cosine of video and text.
+        picture: Its middle frame.
+    """
+
+    path: str
+    similarity: float
+    picture: Image.Image
+
+
+class FolderSearcher:
+    """Finds videos of a folder by text.
+
+    Args:
+        videos: The folder.
+        model: Folder or Hub id of a stage-2 or retrieval model with its processor.
+        index: Folder of the index, which is made or brought up to date; `None` = a temporary one.
+
+    Raises:
+        ImportError: If FAISS is not installed.
+        ValueError: If no video can be read, the model is no dual encoder, or the index was built by another.
+    """
+
+    def __init__(self, videos: str, model: str, index: str | None = None):
+        self._temporary = None
+        if index is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="umt_hf_index_")
+            index = os.path.join(self._temporary.name, "index")
+        report = embed_videos([videos], model, index)
+        self.skipped = report.skipped
+        self.num_videos = report.num_in_index
+        self.searcher = VideoSearcher(index, model)
+
+    @property
+    def has_matching_head(self) -> bool:
+        """Whether `search` can re-rank."""
+        return self.searcher.encoder.has_matching_head
+
+    @property
+    def paths(self) -> list[str]:
+        """All videos of the index."""
+        return self.searcher.table["path"][:]
+
+    def search(self, query: str, top_k: int = 8, rerank: bool = False) -> list[FoundClip]:
+        """The videos that fit a text best, best first; those that cannot be read any more are left out.
+
+        Raises:
+            ValueError: If the query is empty.
+        """
+        hits = self.searcher.search(query, top_k, rerank)
+        similarity = {hit.path: hit.similarity for hit in hits}
+        return [FoundClip(path, similarity[path], picture) for path, picture in draw_thumbnails(similarity)]
+
+
+@dataclass(frozen=True)
+class DemoModels:
+    """The loaded models, and the videos of the folder; `None` where a setting is left out."""
+
+    classifier: ClipClassifier | None
+    viewer: TeacherViewer | None
+    searcher: FolderSearcher | None
+    answerer: QuestionAnswerer | None
+    videos: tuple[str, ...]
+
+
+def load_demo_models(settings: DemoSettings) -> DemoModels:
+    """Load what the settings name, and index the videos.
+
+    Raises:
+        ImportError: If FAISS is missing and a search is asked for.
+        OSError: If there is no such model.
+        ValueError: If a model is of another kind, or the folder of videos holds none.
+    """
+    videos: tuple[str, ...] = ()
+    if settings.videos is not None:
+        files, missing = list_videos([settings.videos])
+        if missing:
+            raise ValueError(f"{settings.videos}: no such folder. Give a folder of videos.")
+        videos = tuple(file.path for file in files)
+    can_search = settings.video_text is not None and settings.videos is not None
+    return DemoModels(
+        ClipClassifier(settings.classifier) if settings.classifier else None,
+        TeacherViewer(settings.teacher, settings.student) if settings.teacher else None,
+        FolderSearcher(settings.videos, settings.video_text, settings.index) if can_search else None,
+        QuestionAnswerer(settings.question_answering) if settings.question_answering else None,
+        videos,
+    )
+
+
+def draw_thumbnail(video: str) -> Image.Image:
+    """The middle frame of a video, small.
+
+    Raises:
+        VideoDecodingError: If the video cannot be read.
+    """
+    with open_video(video) as reader:
+        picture = Image.fromarray(reader.get_frames([reader.num_frames // 2])[0])
+    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return picture
+
+
+def draw_thumbnails(videos: Iterable[str]) -> list[tuple[str, Image.Image]]:
+    """Videos with a picture of each, without those that cannot be read."""
+    drawn = []
+    for video in videos:
+        try:
+            drawn.append((video, draw_thumbnail(video)))
+        except VideoDecodingError as error:
+            logger.warning("Not shown: %s", error)
+    return drawn
+
+
+def choose_examples(videos: Sequence[str], count: int = 8) -> list[tuple[str, Image.Image]]:
+    """Some videos, evenly spread over a list, with a picture of each."""
+    places = np.linspace(0, len(videos) - 1, min(count, len(videos))).round().astype(int)
+    return draw_thumbnails(videos[place] for place in places)
+
+
+def describe_problem(error: Exception, paths: Iterable[str]) -> str:
+    """An error's message for visitors: files by their name, without the folders of the server.
+
+    Args:
+        error: What was raised.
+        paths: Files that it may name.
+    """
+    message = str(error)
+    for path in paths:
+        message = message.replace(path, Path(path).name)
+    return message
+
+
+def _load(model_class: type, name: str) -> torch.nn.Module:
+    return load_whole_model(model_class, EvaluatedModelArguments(model_name_or_path=name)).eval()

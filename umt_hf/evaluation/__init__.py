@@ -1,0 +1,1 @@
+"""A number and its report: each module is a script that measures one task."""

@@ -1,0 +1,1 @@
+"""Metrics as local `evaluate.Metric` classes."""

@@ -1,0 +1,468 @@
+"""Fine-tune a UMT encoder to classify videos, with the Hugging Face `Trainer`.
+
+    accelerate launch -m umt_hf.finetuning.classification --model_name_or_path outputs/umt-vit-b16 \
+        --train_data videos/train --validation_data videos/validation --output_dir outputs/classifier
+    accelerate launch -m umt_hf.finetuning.classification --config classification_k400:b16 \
+        --data_root videos/k400
+
+Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4, and the published fine-tuning settings.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import TrainerCallback
+
+from ..data.sources import get_source, load_videos
+from ..inference.classification import classify_videos
+from ..modeling.configuration_umt_video import UMTVideoConfig
+from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
+from ..processing.classification_transforms import ClassificationTransform, ClipMix
+from ..processing.decoding import open_video
+from ..processing.sampling import sample_frame_indices
+from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..training.arguments import describe, parse_config
+from ..training.clips import build_generator
+from ..training.trainer import count_videos
+from .trainer import (
+    EncoderFinetuningArguments,
+    EncoderFinetuningTrainer,
+    Evaluation,
+    TrainingClips,
+    add_adapters,
+    fine_tune,
+    log_peak_memory,
+)
+
+logger = logging.getLogger(__name__)
+
+PROBE_POOLING = {"linear_probe": "mean", "attentive_probe": "attentive"}
+MIX_KEY = -2  # tells the draw of a batch's mixing from those of its clips
+
+
+@dataclass(kw_only=True)
+class ClassificationArguments:
+    """What to fine-tune, on which videos, and how it is tested."""
+
+    model_name_or_path: str = field(metadata={"help": "Stage-1 or classification folder, or Hub id."})
+    train_data: str = field(metadata={"help": "CSV (path,label) or folder with a sub-folder for each class."})
+    validation_data: str = field(metadata={"help": "Held-out videos in the same form, tested with one view."})
+    test_data: str | None = describe(None, "Videos tested once, after training, with test_clips x test_crops views.")
+    test_clips: int = describe(4, "Clips of a test video.")
+    test_crops: int = describe(3, "Crops of a test clip.")
+    class_names: str | None = describe(None, "JSON object, class index -> name, for a CSV.")
+    num_classes: int | None = describe(None, "Classes of a CSV without names; none = highest training label + 1.")
+    head_rows: str | None = describe(
+        None,
+        "Rows of the start's head that the classes take: first, or a JSON list of indices (K710 to K400/600/700).",
+    )
+    num_frames: int | None = describe(None, "Frames of a clip; none = the encoder's own.")
+    image_size: int | None = describe(None, "Side of the square clips, in pixels; none = the encoder's own.")
+    drop_path_rate: float = describe(0.1, "Stochastic depth of the last layer, in [0, 1); 0 where it is frozen.")
+    attn_implementation: str = describe("sdpa", "Attention: sdpa, eager, flash_attention_2, ...")
+    mode: Literal["full", "linear_probe", "attentive_probe", "lora", "dora"] = describe(
+        "full", "Train everything, a linear or attentive head alone, or adapters and the head."
+    )
+    lora_rank: int = describe(16, "Rank of the adapters on query and value projections.")
+    data_root: str | None = describe(None, "Folder that relative paths of a CSV start from; none = the CSV's own.")
+    csv_separator: str = describe(",", "Separator of CSV columns, one character.")
+    decoder: str = describe("pyav", "Video reader: pyav, decord or torchcodec.")
+    sampling_strategy: str = describe("uniform", "How frames are chosen.")
+    max_skipped_ratio: float = describe(0.05, "Share of unreadable videos past which training or a test stops.")
+
+
+@dataclass(kw_only=True)
+class AugmentationArguments:
+    """What happens to training clips; the defaults are mild, the recipes set the published ones."""
+
+    rand_augment: str | None = describe(None, "RandAugment policy, rand-m7-n4-mstd0.5-inc1 as published; none = off.")
+    crop_scale: list[float] = describe([0.5, 1.0], "Smallest and largest share of a frame that a crop has.")
+    crop_ratio: list[float] = describe([0.75, 1.3333], "Smallest and largest ratio of a crop's width to its height.")
+    horizontal_flip_probability: float = describe(
+        0.5, "Share of clips mirrored in training; 0 where left and right matter."
+    )
+    erasing_probability: float = describe(0.0, "Share of clips in which a box is filled with noise.")
+    mixup_alpha: float = describe(0.0, "Beta parameter of MixUp; 0 = off.")
+    cutmix_alpha: float = describe(0.0, "Beta parameter of CutMix; 0 = off. With both on, each has half the batches.")
+    repeated_augmentation: int = describe(1, "Clips made of each decoded video.")
+
+
+@dataclass(kw_only=True)
+class ClassificationTrainingArguments(EncoderFinetuningArguments):
+    """`TrainingArguments` with the published optimizer, layer decay and schedule."""
+
+    class_weighting: Literal["none", "balanced"] = describe(
+        "none", "balanced = a class counts by the inverse of its number of training videos."
+    )
+    ema_decay: float = describe(0.0, "Decay of averaged weights, which are then tested and saved; 0 = off.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ema_decay and (self.load_best_model_at_end or self.deepspeed or self.fsdp):
+            raise ValueError("ema_decay goes with neither load_best_model_at_end, DeepSpeed nor FSDP; set it to 0.")
+
+
+SECTIONS = {
+    "classification": ClassificationArguments,
+    "augmentation": AugmentationArguments,
+    "training": ClassificationTrainingArguments,
+}
+
+
+class LabeledClips(TrainingClips):
+    """Clips `(repeats, T, C, H, W)` of videos with labels.
+
+    Args:
+        table: Rows with `video` and `label`.
+        processor: Of the model; gives frames, sampling and decoder.
+        transform: Augmentation.
+        seed: Seed of the run.
+        repeated_augmentation: Clips made of each video.
+    """
+
+    def __init__(
+        self,
+        table: Dataset,
+        processor: UMTVideoProcessor,
+        transform: ClassificationTransform,
+        seed: int,
+        repeated_augmentation: int = 1,
+    ):
+        super().__init__(table, seed)
+        self.processor, self.transform = processor, transform
+        self.repeated_augmentation = repeated_augmentation
+
+    def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Read frames of a video once, and augment them as often as asked."""
+        with open_video(get_source(row["video"]), self.processor.decoder) as reader:
+            indices = sample_frame_indices(
+                reader.num_frames, self.processor.num_frames, self.processor.sampling_strategy, generator=generator
+            )
+            frames = torch.from_numpy(reader.get_frames(indices)).permute(0, 3, 1, 2)
+        clips = [self.transform(frames, generator) for _ in range(self.repeated_augmentation)]
+        return {"pixel_values": torch.stack(clips)}
+
+
+class ClipCollator:
+    """Labelled clips to a batch, mixed with each other where that is asked for.
+
+    The first clips of all videos come first, then the second ones: mixing pairs neighbours, which are then not two
+    clips of one video.
+
+    Args:
+        mix: MixUp and CutMix, or `None`.
+    """
+
+    def __init__(self, mix: ClipMix | None = None):
+        self.mix = mix
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """`pixel_values`, `labels` (indices, or soft targets if mixed), `num_videos` and `failures`."""
+        pixel_values = torch.stack([sample["pixel_values"] for sample in samples], dim=1).flatten(0, 1)
+        labels = torch.tensor([sample["row"]["label"] for sample in samples]).repeat(len(pixel_values) // len(samples))
+        if self.mix is not None:
+            key = [part for sample in samples for part in sample["key"]]
+            pixel_values, labels = self.mix(pixel_values, labels, build_generator(MIX_KEY, *key))
+        failures = [line for sample in samples for line in sample["failures"]]
+        return {"pixel_values": pixel_values, "labels": labels, "num_videos": len(samples), "failures": failures}
+
+
+class ClassificationTrainer(EncoderFinetuningTrainer):
+    """`EncoderFinetuningTrainer` with soft targets, class weights and averaged weights.
+
+    Args:
+        class_weights: Weight of each class in the loss, or `None`.
+        **kwargs: As for `EncoderFinetuningTrainer`.
+    """
+
+    def __init__(self, *, class_weights: torch.Tensor | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.class_weights = class_weights
+        self.averaged: AveragedModel | None = None
+        if self.args.ema_decay:
+            self.add_callback(_AveragingCallback(self))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; with `ema_decay` the model then has the averaged weights."""
+        self.resumed_from = resume_from_checkpoint
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.averaged is not None:
+            self.model.load_state_dict(self.averaged.module.state_dict())
+        return result
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Cross entropy with indices or soft targets, smoothed by `label_smoothing_factor`.
+
+        Raises:
+            RuntimeError: If too many videos were unreadable.
+        """
+        count_videos(self.videos, inputs["failures"], inputs["num_videos"], self.max_skipped_ratio)
+        outputs = model(pixel_values=inputs["pixel_values"])
+        logits = outputs.logits.float()
+        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        loss = nn.functional.cross_entropy(
+            logits, inputs["labels"], weight=weights, label_smoothing=self.args.label_smoothing_factor
+        )
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Metrics, of the averaged weights where there are any."""
+        with self._averaged_model():
+            return super().evaluate(*args, **kwargs)
+
+    @contextmanager
+    def _averaged_model(self):
+        model = self.model
+        if self.averaged is not None:
+            self.model = self.averaged.module
+        try:
+            yield
+        finally:
+            self.model = model
+
+
+class _AveragingCallback(TrainerCallback):
+    """Averages weights after every step, and keeps the average in checkpoints."""
+
+    FILE = "averaged_weights.pt"
+
+    def __init__(self, trainer: ClassificationTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        average = get_ema_multi_avg_fn(args.ema_decay)
+        self.trainer.averaged = AveragedModel(self.trainer.model, multi_avg_fn=average)
+        if self.trainer.resumed_from:
+            file = Path(self.trainer.resumed_from) / self.FILE
+            self.trainer.averaged.load_state_dict(torch.load(file, map_location=args.device, weights_only=True))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.averaged.update_parameters(self.trainer.model)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            torch.save(self.trainer.averaged.state_dict(), folder / self.FILE)
+
+
+def build_model(args: ClassificationArguments, names: list[str]) -> Any:
+    """The classifier in the asked mode; `id2label` speaks the classes' names.
+
+    Raises:
+        ValueError: If `head_rows` does not fit the classes or the start.
+    """
+    is_frozen = args.mode in PROBE_POOLING
+    fields: dict[str, Any] = {"drop_path_rate": 0.0 if is_frozen else args.drop_path_rate}
+    if is_frozen:
+        fields["pooling_type"] = PROBE_POOLING[args.mode]
+    for name in ("num_frames", "image_size"):
+        if (value := getattr(args, name)) is not None:
+            fields[name] = value
+    model = UMTVideoForVideoClassification.from_pretrained(
+        args.model_name_or_path,
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+        attn_implementation=args.attn_implementation,
+        **fields,
+    )
+    if args.head_rows is not None:
+        copy_head_rows(model, args)
+    if is_frozen:
+        model.vision_model.requires_grad_(False)
+    heads = [name for name, _ in model.named_children() if name != "vision_model"]
+    return add_adapters(model, args.mode, args.lora_rank, heads)
+
+
+def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationArguments) -> None:
+    """Start each class with a row of the head that the start has, as published from K710 to K400, K600 and K700.
+
+    Raises:
+        ValueError: If there are not as many rows as classes, or the start has no such rows.
+    """
+    num_classes = model.config.num_labels
+    rows = list(range(num_classes)) if args.head_rows == "first" else json.loads(Path(args.head_rows).read_text())
+    num_rows = UMTVideoConfig.from_pretrained(args.model_name_or_path).num_labels
+    if len(rows) != num_classes or not all(isinstance(row, int) and 0 <= row < num_rows for row in rows):
+        raise ValueError(
+            f"head_rows={args.head_rows}: expected {num_classes} indices below {num_rows}, the rows of the head of "
+            f"{args.model_name_or_path}; got {len(rows)}."
+        )
+    start, info = UMTVideoForVideoClassification.from_pretrained(args.model_name_or_path, output_loading_info=True)
+    if any(name.startswith("classifier.") for name in info["missing_keys"]):
+        raise ValueError(f"head_rows={args.head_rows}: {args.model_name_or_path} has no classifier to take rows of.")
+    with torch.no_grad():
+        model.classifier.weight.copy_(start.classifier.weight[rows])
+        model.classifier.bias.copy_(start.classifier.bias[rows])
+
+
+def load_labelled_videos(args: ClassificationArguments) -> tuple[Dataset, Dataset, list[str]]:
+    """Training videos, held-out videos with the same labels, and the names of the classes.
+
+    Raises:
+        ValueError: If videos have no labels, or labels that the classes do not have.
+    """
+    options = {"data_root": args.data_root, "csv_separator": args.csv_separator}
+    train = load_videos(args.train_data, **options)
+    names = read_class_names(args, train)
+    check_labels(args.train_data, train, names)
+    return train, load_held_out(args.validation_data, names, **options), names
+
+
+def load_held_out(source: str, names: list[str], **options: Any) -> Dataset:
+    """Held-out videos whose labels are those of the training classes.
+
+    Raises:
+        ValueError: If videos have no labels, or labels that the classes do not have.
+    """
+    table = load_videos(source, class_names=names, **options)
+    check_labels(source, table, names)
+    return table
+
+
+def check_labels(source: str, table: Dataset, names: list[str]) -> None:
+    """Refuse videos without labels, or with labels that the classes do not have.
+
+    Raises:
+        ValueError: Which of the two it is.
+    """
+    if "label" not in table.column_names:
+        raise ValueError(f"{source}: no labels; give a CSV (path,label) or one sub-folder for each class.")
+    if max(table["label"]) >= len(names):
+        raise ValueError(f"{source}: label {max(table['label'])} is too high for {len(names)} classes {names[:5]}.")
+
+
+def read_class_names(args: ClassificationArguments, table: Dataset) -> list[str]:
+    """Names of the classes, by index: from `class_names`, else the sub-folders' names, else `LABEL_<i>`.
+
+    Raises:
+        ValueError: If the videos have no labels, or the file of names is not an object of indices and names.
+    """
+    if "label" not in table.column_names:
+        raise ValueError(f"{args.train_data}: no labels; give a CSV (path,label) or one sub-folder for each class.")
+    if args.class_names is not None:
+        names = json.loads(Path(args.class_names).read_text())
+        if not isinstance(names, dict) or sorted(names) != sorted(str(i) for i in range(len(names))):
+            raise ValueError(f'{args.class_names}: expected a JSON object such as {{"0": "run", "1": "jump"}}.')
+        return [names[str(i)] for i in range(len(names))]
+    folder = Path(args.train_data)
+    if folder.is_dir():
+        return sorted({Path(video).relative_to(folder).parts[0] for video in table["video"]})
+    return [f"LABEL_{i}" for i in range(args.num_classes or max(table["label"]) + 1)]
+
+
+def compute_class_weights(labels: Sequence[int], num_classes: int) -> torch.Tensor:
+    """Weights inverse to the classes' numbers of videos, 1 for one of mean size, `(num_classes,)`.
+
+    Raises:
+        ValueError: If a class has no training video.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    if not counts.all():
+        raise ValueError(
+            f"class_weighting=balanced: classes {np.flatnonzero(counts == 0).tolist()[:10]} have no training videos."
+        )
+    return torch.tensor(len(labels) / (num_classes * counts), dtype=torch.float32)
+
+
+def build_test(
+    table: Dataset,
+    processor: UMTVideoProcessor,
+    args: ClassificationArguments,
+    training: ClassificationTrainingArguments,
+    num_clips: int = 1,
+    num_crops: int = 1,
+) -> Evaluation:
+    """Accuracy on held-out videos, by one view or several."""
+
+    def test(model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        return classify_videos(
+            model,
+            processor,
+            table["video"],
+            table["label"],
+            accelerator,
+            batch_size=training.per_device_eval_batch_size,
+            num_clips=num_clips,
+            num_crops=num_crops,
+            num_workers=training.dataloader_num_workers,
+            max_skipped_ratio=args.max_skipped_ratio,
+        ).compute_metrics()
+
+    return test
+
+
+def build_trainer(
+    args: ClassificationArguments, augmentation: AugmentationArguments, training: ClassificationTrainingArguments
+) -> ClassificationTrainer:
+    """Data, model, augmentation and tests of a run, put together."""
+    train, validation, names = load_labelled_videos(args)
+    model = build_model(args, names)
+    processor = UMTVideoProcessor.from_model_config(
+        model.config, sampling_strategy=args.sampling_strategy, decoder=args.decoder
+    )
+    transform = ClassificationTransform(
+        model.config.image_size,
+        tuple(augmentation.crop_scale),
+        tuple(augmentation.crop_ratio),
+        augmentation.horizontal_flip_probability,
+        augmentation.rand_augment,
+        augmentation.erasing_probability,
+    )
+    mix = None
+    if augmentation.mixup_alpha or augmentation.cutmix_alpha:
+        mix = ClipMix(len(names), augmentation.mixup_alpha, augmentation.cutmix_alpha)
+    tests = {"eval": build_test(validation, processor, args, training)}
+    if args.test_data is not None:
+        options = {"data_root": args.data_root, "csv_separator": args.csv_separator}
+        test = load_held_out(args.test_data, names, **options)
+        tests["test"] = build_test(test, processor, args, training, args.test_clips, args.test_crops)
+    repeats = augmentation.repeated_augmentation
+    is_balanced = training.class_weighting == "balanced"
+    return ClassificationTrainer(
+        model=model,
+        args=training,
+        train_dataset=LabeledClips(train, processor, transform, training.seed, repeats),
+        data_collator=ClipCollator(mix),
+        processing_class=processor,
+        evaluations=tests,
+        max_skipped_ratio=args.max_skipped_ratio,
+        layer_decay=training.layer_decay if args.mode == "full" else 1.0,
+        class_weights=compute_class_weights(train["label"], len(names)) if is_balanced else None,
+        repeated_augmentation=repeats,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
+    """Parse, build, train, evaluate; the classifier is saved with its processor and loads in `pipeline`.
+
+    Args:
+        arguments: Command line; `None` = the process's own.
+
+    Returns:
+        Metrics on the held-out videos.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    parsed = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
+    metrics = fine_tune(build_trainer(*parsed), dict(zip(SECTIONS, parsed, strict=True)))
+    log_peak_memory()
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Fine-tune a UMT video-text model to answer questions about videos, with the Hugging Face `Trainer`.
+
+    accelerate launch -m umt_hf.finetuning.question_answering --config question_answering_msvd:l16_25m \
+        --data_root videos/msvd
+
+Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4; Li et al., "Align before Fuse", 2021, section 5.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+
+from ..data.annotations import load_questions
+from ..evaluation.question_answering import load_answers
+from ..inference.question_answering import answer_questions, compute_answer_accuracy
+from ..modeling.losses_umt import IGNORED_LABEL
+from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
+from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from ..training.arguments import describe, parse_config
+from .trainer import (
+    Evaluation,
+    FinetunedModelArguments,
+    FinetuningArguments,
+    FinetuningTrainer,
+    VideoTextClips,
+    VideoTextDataArguments,
+    add_adapters,
+    build_evaluations,
+    build_processor,
+    fine_tune,
+    load_config,
+)
+
+# The head's last matrix is the table of word embeddings: it stays frozen with it.
+HEADS = ["lm_head.dense", "lm_head.norm"]
+
+
+@dataclass(kw_only=True)
+class QuestionDataArguments(VideoTextDataArguments):
+    """Where questions and answers come from."""
+
+    max_question_tokens: int = describe(25, "Tokens of a question, [CLS] included.")
+    max_answer_tokens: int = describe(5, "Tokens of an answer, [CLS] and [SEP] included.")
+
+
+@dataclass(kw_only=True)
+class AnswerEvaluationArguments:
+    """How held-out questions are answered."""
+
+    answers: str | None = describe(None, "JSON list of the possible answers; none = in the model's own words.")
+    top_k: int | None = describe(
+        None, "Answers of the list that are scored whole; none = 128, as published, or all of a shorter list."
+    )
+
+
+SECTIONS = {
+    "model": FinetunedModelArguments,
+    "data": QuestionDataArguments,
+    "evaluation": AnswerEvaluationArguments,
+    "training": FinetuningArguments,
+}
+
+
+class QuestionCollator:
+    """Clips, questions and answers to a batch of [`UMTVideoTextForQuestionAnswering`].
+
+    Args:
+        processor: Of the model.
+        max_answer_tokens: Tokens of an answer, `[CLS]` and `[SEP]` included.
+    """
+
+    def __init__(self, processor: UMTVideoTextProcessor, max_answer_tokens: int):
+        self.processor, self.max_answer_tokens = processor, max_answer_tokens
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """`pixel_values`, `input_ids`, `attention_mask`, `labels` and weights of all answers, and `failures`."""
+        rows = [sample["row"] for sample in samples]
+        questions = self.processor(text=[row["question"] for row in rows], return_tensors="pt")
+        answers = self.processor.encode_answers(
+            [answer for row in rows for answer in row["answers"]], self.max_answer_tokens, return_tensors="pt"
+        )
+        return {
+            **questions,
+            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            "labels": answers["input_ids"].masked_fill(answers["attention_mask"] == 0, IGNORED_LABEL),
+            "answer_weights": torch.tensor([weight for row in rows for weight in row["answer_weights"]]),
+            "answers_per_question": torch.tensor([len(row["answers"]) for row in rows]),
+            "failures": [line for sample in samples for line in sample["failures"]],
+        }
+
+
+def load_model(args: FinetunedModelArguments, data: QuestionDataArguments) -> UMTVideoTextForQuestionAnswering:
+    """The model of a question-answering folder, or one whose decoder is copied from a stage-2 folder, in float32."""
+    config = load_config(args, data)
+    is_finetuned = UMTVideoTextForQuestionAnswering.__name__ in (config.architectures or [])
+    load = UMTVideoTextForQuestionAnswering.from_pretrained
+    if not is_finetuned:
+        load = UMTVideoTextForQuestionAnswering.from_pretraining
+    return load(
+        args.model_name_or_path, config=config, dtype=torch.float32, attn_implementation=args.attn_implementation
+    )
+
+
+def load_training_questions(data: QuestionDataArguments) -> Dataset:
+    """Questions with at least one answer each.
+
+    Raises:
+        ValueError: If one has none.
+    """
+    source, options = data.select_source("train")
+    table = load_questions(source, **options)
+    for row in table.remove_columns("video"):
+        if not row["answers"]:
+            raise ValueError(f"{source}: question {row['question_id']!r} has no answer to train on.")
+    return table
+
+
+def build_evaluation(
+    source: str,
+    options: dict[str, Any],
+    processor: UMTVideoTextProcessor,
+    data: QuestionDataArguments,
+    args: AnswerEvaluationArguments,
+    training: FinetuningArguments,
+) -> Evaluation:
+    """Accuracy on held-out questions, which are read once."""
+    questions = load_questions(source, **options)
+    answers = None if args.answers is None else load_answers(args.answers)
+
+    def answer(model: UMTVideoTextForQuestionAnswering, accelerator: Accelerator) -> dict[str, float]:
+        predictions = answer_questions(
+            model,
+            processor,
+            questions,
+            accelerator,
+            answers,
+            batch_size=training.per_device_eval_batch_size,
+            top_k=args.top_k,
+            max_answer_tokens=data.max_answer_tokens,
+            num_workers=training.dataloader_num_workers,
+        )
+        return compute_answer_accuracy(predictions, questions)
+
+    return answer
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
+    """Parse, build, train, evaluate, save.
+
+    Args:
+        arguments: Command line; `None` = the process's own.
+
+    Returns:
+        Metrics on the held-out questions.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    parsed = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
+    args, data, evaluation, training = parsed
+    table = load_training_questions(data)
+    model = load_model(args, data)
+    processor = build_processor(args.model_name_or_path, model.config, data, data.max_question_tokens)
+    build = partial(build_evaluation, processor=processor, data=data, args=evaluation, training=training)
+    trainer = FinetuningTrainer(
+        model=add_adapters(model, args.mode, args.lora_rank, HEADS),
+        args=training,
+        train_dataset=VideoTextClips(table, data, model.config.vision_config.image_size, training.seed),
+        data_collator=QuestionCollator(processor, data.max_answer_tokens),
+        processing_class=processor,
+        evaluations=build_evaluations(training, data, build),
+        max_skipped_ratio=data.max_skipped_ratio,
+    )
+    return fine_tune(trainer, dict(zip(SECTIONS, parsed, strict=True)))
+
+
+if __name__ == "__main__":
+    main()

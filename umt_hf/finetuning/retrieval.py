@@ -1,0 +1,179 @@
+"""Fine-tune a UMT video-text model to retrieve videos by text and texts by video, with the Hugging Face `Trainer`.
+
+    accelerate launch -m umt_hf.finetuning.retrieval --config retrieval_msrvtt:b16_25m --data_root videos/msrvtt
+
+Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+
+from ..data.annotations import (
+    CaptionMode,
+    compute_pair_id,
+    identify_video,
+    load_choices,
+    load_pairs,
+    load_retrieval_set,
+)
+from ..evaluation.choices import compute_choice_accuracy, score_choices
+from ..evaluation.ranking import evaluate_retrieval
+from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
+from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from ..training.arguments import describe, parse_config
+from .trainer import (
+    Evaluation,
+    FinetunedModelArguments,
+    FinetuningArguments,
+    FinetuningTrainer,
+    VideoTextClips,
+    VideoTextDataArguments,
+    add_adapters,
+    build_evaluations,
+    build_processor,
+    fine_tune,
+    load_config,
+)
+
+HEADS = ["video_norm", "video_projection", "text_projection", "matching_head"]
+
+
+@dataclass(kw_only=True)
+class RetrievalDataArguments(VideoTextDataArguments):
+    """Which videos and captions belong together."""
+
+    captions: CaptionMode = describe("single", "A list of captions: an error, a text each, or one paragraph.")
+    multiple_videos_per_text: bool = describe(False, "Whether equal captions are one text with several videos.")
+    max_text_tokens: int = describe(32, "Tokens of a text, [CLS] included.")
+
+
+@dataclass(kw_only=True)
+class RetrievalEvaluationArguments:
+    """How held-out data is scored."""
+
+    task: Literal["retrieval", "multiple_choice"] = describe("retrieval", "Search, or choose among captions.")
+    top_k: int = describe(128, "Candidates that the matching head ranks again.")
+
+
+SECTIONS = {
+    "model": FinetunedModelArguments,
+    "data": RetrievalDataArguments,
+    "evaluation": RetrievalEvaluationArguments,
+    "training": FinetuningArguments,
+}
+
+
+class PairCollator:
+    """Clips and their captions to a batch of [`UMTVideoTextForRetrieval`].
+
+    Args:
+        processor: Of the model.
+        pair_by_caption: Whether equal captions are true pairs, as in SSv2; otherwise captions of one video are.
+    """
+
+    def __init__(self, processor: UMTVideoTextProcessor, pair_by_caption: bool):
+        self.processor, self.pair_by_caption = processor, pair_by_caption
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """`pixel_values`, `input_ids`, `attention_mask`, `pair_ids`, `return_loss` and `failures`."""
+        texts = self.processor(text=[sample["row"]["caption"] for sample in samples], return_tensors="pt")
+        return {
+            **texts,
+            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            "pair_ids": torch.tensor([self.identify(sample) for sample in samples]),
+            "return_loss": True,
+            "failures": [line for sample in samples for line in sample["failures"]],
+        }
+
+    def identify(self, sample: dict[str, Any]) -> int:
+        """Id of what the caption of a clip belongs to."""
+        row = sample["row"]
+        return compute_pair_id(
+            0, row["caption"] if self.pair_by_caption else identify_video(row["video"], sample["number"])
+        )
+
+
+def load_model(args: FinetunedModelArguments, data: RetrievalDataArguments) -> UMTVideoTextForRetrieval:
+    """The model of a stage-2 or fine-tuned folder, in float32.
+
+    Raises:
+        ValueError: If the folder lacks a part of it.
+    """
+    model, info = UMTVideoTextForRetrieval.from_pretrained(
+        args.model_name_or_path,
+        config=load_config(args, data),
+        dtype=torch.float32,
+        attn_implementation=args.attn_implementation,
+        output_loading_info=True,
+    )
+    if missing := sorted({name.split(".")[0] for name in info["missing_keys"]}):
+        raise ValueError(
+            f"{args.model_name_or_path} lacks {', '.join(missing)} or parts of it: give a stage-2 or retrieval folder."
+        )
+    return model
+
+
+def build_evaluation(
+    source: str,
+    options: dict[str, Any],
+    processor: UMTVideoTextProcessor,
+    data: RetrievalDataArguments,
+    args: RetrievalEvaluationArguments,
+    training: FinetuningArguments,
+) -> Evaluation:
+    """Search in, or choice among the captions of, a held-out set that is read once."""
+    common = {"batch_size": training.per_device_eval_batch_size, "num_workers": training.dataloader_num_workers}
+    if args.task == "multiple_choice":
+        choices = load_choices(source, **options)
+
+        def choose(model: UMTVideoTextForRetrieval, accelerator: Accelerator) -> dict[str, float]:
+            return compute_choice_accuracy(score_choices(model, processor, choices, accelerator, **common), choices)
+
+        return choose
+    captions = "paragraph" if data.captions == "paragraph" else "each"
+    held_out = load_retrieval_set(source, captions, data.multiple_videos_per_text, **options)
+
+    def search(model: UMTVideoTextForRetrieval, accelerator: Accelerator) -> dict[str, float]:
+        return evaluate_retrieval(model, processor, held_out, accelerator, top_k=args.top_k, **common)
+
+    return search
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
+    """Parse, build, train, evaluate, save.
+
+    Args:
+        arguments: Command line; `None` = the process's own.
+
+    Returns:
+        Metrics on the held-out videos.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    parsed = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
+    args, data, evaluation, training = parsed
+    source, options = data.select_source("train")
+    table = load_pairs(source, data.captions, **options)
+    model = load_model(args, data)
+    processor = build_processor(args.model_name_or_path, model.config, data, data.max_text_tokens)
+    build = partial(build_evaluation, processor=processor, data=data, args=evaluation, training=training)
+    trainer = FinetuningTrainer(
+        model=add_adapters(model, args.mode, args.lora_rank, HEADS),
+        args=training,
+        train_dataset=VideoTextClips(table, data, model.config.vision_config.image_size, training.seed),
+        data_collator=PairCollator(processor, data.multiple_videos_per_text),
+        processing_class=processor,
+        evaluations=build_evaluations(training, data, build),
+        max_skipped_ratio=data.max_skipped_ratio,
+    )
+    return fine_tune(trainer, dict(zip(SECTIONS, parsed, strict=True)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,540 @@
+"""What the fine-tuning scripts share: clips, the `Trainer`, adapters, saving.
+
+Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4, and the published fine-tuning settings.
+"""
+
+import copy
+import dataclasses
+import functools
+import json
+import logging
+import resource
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from accelerate import Accelerator
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+from ..data.sources import get_source
+from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
+from ..processing.decoding import VideoDecodingError, open_video
+from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from ..processing.sampling import sample_frame_indices, trim_num_frames
+from ..processing.train_transforms import ResizedCropTransform
+from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..training.arguments import describe
+from ..training.background_push import HubPush, build_hub_push
+from ..training.checkpointing import collect_versions, list_checkpoints
+from ..training.clips import MAX_REPLACEMENTS, build_generator
+from ..training.metric_meter import MetricMeter
+from ..training.optimization import (
+    build_parameter_groups,
+    compute_learning_rate,
+    compute_learning_rate_share,
+    scale_learning_rate,
+)
+from ..training.trainer import TrainState, count_videos
+
+logger = logging.getLogger(__name__)
+
+LOGGED_LOSSES = ("vtc_loss", "vtm_loss")
+Evaluation = Callable[[nn.Module, Accelerator], dict[str, float]]
+
+
+@dataclass(kw_only=True)
+class FinetunedModelArguments:
+    """What to fine-tune, and which part of it."""
+
+    model_name_or_path: str = dataclasses.field(metadata={"help": "Stage-2 or fine-tuned folder, or Hub id."})
+    drop_path_rate: float = describe(0.2, "Stochastic depth of the last vision layer, in [0, 1).")
+    attn_implementation: str = describe("sdpa", "Attention: sdpa, eager, flash_attention_2, ...")
+    mode: Literal["full", "lora"] = describe("full", "Train everything, or low-rank adapters and the heads.")
+    lora_rank: int = describe(16, "Rank of the adapters on query and value projections.")
+
+
+@dataclass(kw_only=True)
+class VideoTextDataArguments:
+    """Where videos with texts come from and how they are read."""
+
+    train_data: str | None = describe(None, "JSON list, or `datasets` name, with videos and their texts.")
+    validation_data: str | None = describe(None, "Held-out rows that the best checkpoint is chosen by.")
+    test_data: str | None = describe(None, "Held-out rows scored once, after training.")
+    data_root: str | None = describe(None, "Folder that relative paths start from; none = the annotation's own.")
+    dataset_config_name: str | None = describe(None, "Configuration of a `datasets` dataset.")
+    train_split: str = describe("train", "Split of a `datasets` dataset to train on.")
+    validation_split: str = describe("validation", "Split of `validation_data`, where that is a `datasets` dataset.")
+    test_split: str = describe("test", "Split of `test_data`, where that is a `datasets` dataset.")
+    video_column: str = describe("video", "Column of a `datasets` dataset that holds the video.")
+    decoder: Literal["pyav", "decord", "torchcodec"] = describe("pyav", "Video reader.")
+    num_frames: int = describe(12, "Frames of a clip.")
+    first_seconds: float | None = describe(None, "Use only so many seconds of a video; none = all.")
+    crop_scale: list[float] = describe([0.5, 1.0], "Smallest and largest share of a frame that a training crop has.")
+    horizontal_flip_probability: float = describe(0.5, "Share of training clips that are mirrored.")
+    max_skipped_ratio: float = describe(0.05, "Share of unreadable training videos past which the run stops.")
+
+    def select_source(self, split: Literal["train", "validation", "test"]) -> tuple[str, dict[str, Any]]:
+        """What to call `load_pairs` and its like with.
+
+        Raises:
+            ValueError: If no such data is given.
+        """
+        source = getattr(self, f"{split}_data")
+        if source is None:
+            raise ValueError(f"Set {split}_data: a JSON file, or the name of a dataset.")
+        options = {"data_root": self.data_root, "config_name": self.dataset_config_name}
+        return source, {**options, "split": getattr(self, f"{split}_split"), "video_column": self.video_column}
+
+
+@dataclass(kw_only=True)
+class FinetuningArguments(TrainingArguments):
+    """`TrainingArguments` with the published schedule and defaults."""
+
+    output_dir: str = describe("outputs/finetuned", "Folder of the run: final model, checkpoints, results.")
+    learning_rate: float = describe(2e-5, "Peak rate, whatever the number of processes.")
+    min_learning_rate_share: float = describe(0.01, "Share of the peak below which the rate never falls.")
+    lr_scheduler_type: str = describe("cosine", "cosine = the published schedule; others are those of Transformers.")
+    warmup_epochs: float = describe(1.0, "Passes of linear warm-up, unless warmup_steps is given.")
+    weight_decay: float = describe(0.02, "AdamW decay of matrices and of the temperature.")
+    max_grad_norm: float = describe(0.0, "Gradient clipping; 0 = off.")
+    num_train_epochs: float = describe(10, "Passes over the data.")
+    per_device_train_batch_size: int = describe(32, "Videos a process takes at a time.")
+    dataloader_drop_last: bool = describe(True, "Leave out the last batch of an epoch if it is not full.")
+    remove_unused_columns: bool = describe(False, "Must stay off: batches are made of videos and texts here.")
+
+    def __post_init__(self) -> None:
+        # The reentrant kind finds no gradient where the layers below an adapter are frozen. The name is that of
+        # Transformers from 5.24 on, or the one before.
+        names = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+        known = [name for name in names if hasattr(self, name)]
+        if all(getattr(self, name) is None for name in known):
+            setattr(self, known[0], {"use_reentrant": False})
+        super().__post_init__()
+
+
+@dataclass(kw_only=True)
+class EncoderFinetuningArguments(FinetuningArguments):
+    """The same for video encoders without text: layer decay, and rates that follow the batch."""
+
+    learning_rate: float = describe(1e-4, "Peak rate, before scaling.")
+    min_learning_rate: float = describe(1e-6, "Last rate, before scaling.")
+    warmup_start_learning_rate: float = describe(1e-6, "First rate, before scaling.")
+    min_learning_rate_share: float = describe(0.0, "Not used here; see min_learning_rate.")
+    scale_learning_rate: bool = describe(False, "Multiply rates by clips a step / 256, as published.")
+    layer_decay: float = describe(0.75, "Factor between the rates of neighbouring layers in mode full; 1 = off.")
+    weight_decay: float = describe(0.05, "AdamW decay of matrices.")
+    dataloader_drop_last: bool = describe(False, "Leave out the last batch of an epoch if it is not full.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataloader_persistent_workers:
+            raise ValueError("dataloader_persistent_workers: workers that outlive an epoch would repeat its draws.")
+
+
+class TrainingClips(torch.utils.data.Dataset, ABC):
+    """Augmented training clips with the rows they come from.
+
+    A video that cannot be read is replaced together with its row, so that no text or label meets another video. What
+    is drawn for a clip hangs on seed, epoch and row alone, so neither workers nor processes nor a resumed run change
+    it.
+
+    Args:
+        table: Rows with a `video`.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, table: Dataset, seed: int):
+        self.table, self.seed = table, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The clip, the `row` with its `number`, the `key` of the draw, and a line for each unreadable video.
+
+        Raises:
+            RuntimeError: If neither the video nor any of its replacements can be read.
+        """
+        key = (self.seed, self.epoch, index)
+        generator = build_generator(*key)
+        others = torch.randint(len(self.table), (MAX_REPLACEMENTS,), generator=generator).tolist()
+        failures: list[str] = []
+        for number in (index, *others):
+            row = self.table[number]
+            try:
+                clip = self.read_augmented(row, generator)
+            except VideoDecodingError as error:
+                failures.append(str(error))
+                continue
+            return {**clip, "row": row, "number": number, "key": key, "failures": failures}
+        raise RuntimeError(f"{len(failures)} videos in a row could not be read. The last: {failures[-1]}")
+
+    @abstractmethod
+    def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Read the video of a row and augment it as `generator` says: `pixel_values`, and what goes with them."""
+
+
+class VideoTextClips(TrainingClips):
+    """Clips `(T, C, H, W)` of videos with text.
+
+    Args:
+        table: Rows with a `video`.
+        data: How clips are read.
+        image_size: Side of the model's input, in pixels.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, table: Dataset, data: VideoTextDataArguments, image_size: int, seed: int):
+        super().__init__(table, seed)
+        self.data = data
+        self.transform = ResizedCropTransform(
+            image_size, scale=tuple(data.crop_scale), flip_probability=data.horizontal_flip_probability
+        )
+
+    def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Read frames of a video, and crop and flip them all alike."""
+        with open_video(get_source(row["video"]), self.data.decoder) as reader:
+            total = reader.num_frames
+            if self.data.first_seconds is not None:
+                if reader.fps is None:
+                    raise VideoDecodingError(f"{reader.name}: no frame rate, which first_seconds needs.")
+                total = trim_num_frames(total, reader.fps, self.data.first_seconds)
+            # The random law of "middle" is the published one for training on videos with text.
+            indices = sample_frame_indices(total, self.data.num_frames, "middle", generator=generator)
+            frames = torch.from_numpy(reader.get_frames(indices)).permute(0, 3, 1, 2)
+        crop = self.transform.sample(frames.shape[-2], frames.shape[-1], generator)
+        clips = self.transform.resize_and_normalize([self.transform.crop(frames, crop)], [crop.flip])
+        return {"pixel_values": clips[0]}
+
+
+class FinetuningTrainer(Trainer):
+    """Hugging Face `Trainer` with the published optimizer groups and schedule, and evaluations given as functions.
+
+    With `push_to_hub` it pushes as the pre-training stages do, in the background.
+
+    Args:
+        args: Arguments of the run.
+        evaluations: What `evaluate` calls for each prefix, "eval" for the validation data. It gets the model (with its
+            adapters inside, if any) and the accelerator, in every process, and returns metrics without prefix.
+        max_skipped_ratio: Share of unreadable training videos past which the run stops.
+        layer_decay: Factor between the rates of neighbouring layers; `None` = all the same.
+        **kwargs: As for `Trainer`.
+    """
+
+    def __init__(
+        self,
+        *,
+        args: TrainingArguments,
+        evaluations: dict[str, Evaluation],
+        max_skipped_ratio: float,
+        layer_decay: float | None = None,
+        **kwargs: Any,
+    ):
+        # `Trainer` waits for the Hub and fails with it, and it pickles its arguments with the token in them.
+        own = copy.copy(args)
+        own.push_to_hub, own.hub_token = False, None
+        # `Trainer` only asks whether there is something to evaluate on.
+        super().__init__(args=own, eval_dataset=list(evaluations) if "eval" in evaluations else None, **kwargs)
+        checkpoints = functools.partial(list_checkpoints, state=TRAINER_STATE_NAME)
+        self.hub = build_hub_push(args, checkpoints, self.is_world_process_zero())
+        self.evaluations, self.max_skipped_ratio = evaluations, max_skipped_ratio
+        self.layer_decay = layer_decay
+        self.videos = TrainState()
+        self.meter = MetricMeter(self.accelerator)
+        self.add_callback(_EpochCallback(self.train_dataset))
+
+    @property
+    def rate_scale(self) -> float:
+        """What the stated learning rate is multiplied by."""
+        return 1.0
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Optimizer of the arguments over `build_parameter_groups`, whose `lr_scale` the schedule applies."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            groups = build_parameter_groups(model, self.args.weight_decay, self.layer_decay)
+            groups = [{key: value for key, value in group.items() if key != "names"} for group in groups]
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            options["lr"] = self.args.learning_rate * self.rate_scale
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The published schedule, or another one of Transformers where `lr_scheduler_type` says so."""
+        if self.lr_scheduler is not None or self.args.lr_scheduler_type != "cosine":
+            return super().create_scheduler(num_training_steps, optimizer)
+        batches = len(self.train_dataset) // (self.args.train_batch_size * self.args.world_size)
+        warmup_steps = self.args.get_warmup_steps(num_training_steps) or self.count_warmup_steps(batches)
+        optimizer = self.optimizer if optimizer is None else optimizer
+        scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+        laws = [
+            lambda step, scale=scale: scale * self.compute_rate_share(step, num_training_steps, warmup_steps)
+            for scale in scales
+        ]
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, laws)
+        self._created_lr_scheduler = True  # as `Trainer` itself notes it
+        return self.lr_scheduler
+
+    def count_warmup_steps(self, batches_per_epoch: int) -> float:
+        """Steps of `warmup_epochs`, a fraction where these are a part of an epoch."""
+        return self.args.warmup_epochs * batches_per_epoch / self.args.gradient_accumulation_steps
+
+    def compute_rate_share(self, step: int, total_steps: int, warmup_steps: float) -> float:
+        """Share of the peak learning rate that a step has."""
+        return compute_learning_rate_share(
+            step,
+            total_steps=total_steps,
+            warmup_steps=warmup_steps,
+            minimum_share=self.args.min_learning_rate_share,
+        )
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Loss of a batch; its unreadable videos are counted, and each of its losses is kept for the log.
+
+        Raises:
+            RuntimeError: If too many videos were unreadable.
+        """
+        failures = inputs.pop("failures")
+        count_videos(self.videos, failures, len(inputs["pixel_values"]), self.max_skipped_ratio)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        self.meter.update({name: outputs[name] for name in LOGGED_LOSSES if outputs.get(name) is not None})
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any) -> None:
+        """Log, and with the training loss each of its parts and the unreadable videos of all processes."""
+        if "loss" in logs:
+            skipped = torch.tensor(self.videos.skipped_videos, device=self.accelerator.device)
+            skipped_videos = int(self.accelerator.reduce(skipped, reduction="sum"))
+            logs = {**logs, **self.meter.flush(), "skipped_videos": skipped_videos}
+        super().log(logs, *args)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Metrics of the evaluation of that prefix, whose data it knows itself."""
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        metrics = self.evaluations[metric_key_prefix](model, self.accelerator)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class EncoderFinetuningTrainer(FinetuningTrainer):
+    """`FinetuningTrainer` with the published rates of video encoders without text.
+
+    Args:
+        repeated_augmentation: Clips of each video, for the scaling of rates.
+        **kwargs: As for `FinetuningTrainer`.
+    """
+
+    def __init__(self, *, repeated_augmentation: int = 1, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.repeated_augmentation = repeated_augmentation
+        # The loss is the batch's own, so `Trainer` has to divide it where gradients are accumulated.
+        self.model_accepts_loss_kwargs = False
+
+    @property
+    def rate_scale(self) -> float:
+        """What stated learning rates are multiplied by."""
+        if not self.args.scale_learning_rate:
+            return 1.0
+        args = self.args
+        total = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        return scale_learning_rate(1.0, total, self.repeated_augmentation)
+
+    def count_warmup_steps(self, batches_per_epoch: int) -> float:
+        """Whole steps of `warmup_epochs`, as published."""
+        return int(self.args.warmup_epochs * (batches_per_epoch // self.args.gradient_accumulation_steps))
+
+    def compute_rate_share(self, step: int, total_steps: int, warmup_steps: float) -> float:
+        """Linear warm-up from a first rate and half a cosine to a last one."""
+        args = self.args
+        return compute_learning_rate(
+            step,
+            peak=1.0,
+            minimum=min(args.min_learning_rate / args.learning_rate, 1.0),
+            total_steps=total_steps,
+            warmup_steps=warmup_steps,
+            warmup_start=min(args.warmup_start_learning_rate / args.learning_rate, 1.0),
+        )
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the clips which epoch it is, also after a resumption."""
+
+    def __init__(self, clips: TrainingClips):
+        self.clips = clips
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.clips.epoch = int(state.epoch or 0)
+
+
+class _PushCallback(TrainerCallback):
+    """Hands the run's saves to the Hub."""
+
+    def __init__(self, hub: HubPush):
+        self.hub = hub
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.hub.push_checkpoint(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+
+
+def load_config(args: FinetunedModelArguments, data: VideoTextDataArguments) -> UMTVideoTextConfig:
+    """Configuration of the folder to start from, with what the run changes in it."""
+    config = UMTVideoTextConfig.from_pretrained(args.model_name_or_path)
+    config.vision_config.num_frames = data.num_frames
+    config.vision_config.drop_path_rate = args.drop_path_rate
+    return config
+
+
+def build_processor(
+    name_or_path: str, config: UMTVideoTextConfig, data: VideoTextDataArguments, max_tokens: int
+) -> UMTVideoTextProcessor:
+    """The folder's tokenizer for `max_tokens` tokens, and the published test view: the middle of each part of a video.
+
+    Frames are resized straight to the model's square (bicubic, aspect ratio not kept).
+    """
+    processor = UMTVideoTextProcessor.from_pretrained(name_or_path)
+    processor.tokenizer.model_max_length = max_tokens
+    processor.video_processor = UMTVideoProcessor.from_model_config(
+        config, num_frames=data.num_frames, first_seconds=data.first_seconds, decoder=data.decoder
+    )
+    return processor
+
+
+def add_adapters(model: PreTrainedModel, mode: str, rank: int, heads: list[str]) -> PreTrainedModel | PeftModel:
+    """In mode "lora" or "dora", freeze a model but for its heads and adapters on every query and value projection.
+
+    Args:
+        model: Any model of the family.
+        mode: Other modes leave the model as it is.
+        rank: Rank of the adapters.
+        heads: Modules that are trained whole.
+    """
+    if mode in ("lora", "dora"):
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank,
+            target_modules=["q_proj", "v_proj"],
+            modules_to_save=heads,
+            use_dora=mode == "dora",
+        )
+        model = get_peft_model(model, config)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info("%s: %s of %s parameters are trained.", mode, f"{trained:,}", f"{model.num_parameters():,}")
+    return model
+
+
+def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str, float]:
+    """Train, evaluate, and save the model with its processor; adapters by themselves too, and then merged.
+
+    Args:
+        trainer: With everything it needs.
+        sections: Resolved arguments of the run, recorded in `run.yaml`.
+
+    Returns:
+        Metrics of all evaluations.
+
+    Raises:
+        FileExistsError: If a run without `resume_from_checkpoint` would mix with an older one's checkpoints.
+    """
+    args = trainer.args
+    output_dir = Path(args.output_dir)
+    checkpoint = args.resume_from_checkpoint
+    newest = get_last_checkpoint(args.output_dir) if output_dir.is_dir() else None
+    if checkpoint is None and newest is not None:
+        raise FileExistsError(
+            f"{output_dir} holds checkpoints of an earlier run ({Path(newest).name}). Add `--resume_from_checkpoint "
+            "auto` to go on with it, or choose another output_dir."
+        )
+    if checkpoint == "auto":
+        checkpoint = newest
+    if trainer.hub is not None:
+        trainer.add_callback(_PushCallback(trainer.hub))  # the last one: what others add to a checkpoint goes up too
+    trainer.train(resume_from_checkpoint=checkpoint)
+    metrics: dict[str, float] = {}
+    for prefix in trainer.evaluations:
+        found = trainer.evaluate(metric_key_prefix=prefix)
+        trainer.save_metrics(prefix, found)
+        metrics |= found
+    if isinstance(trainer.model, PeftModel):  # one folder that needs no PEFT to load
+        if trainer.is_world_process_zero():
+            trainer.model.save_pretrained(output_dir / "adapter")
+        trainer.model = trainer.model.merge_and_unload()
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        (output_dir / "run.yaml").write_text(dump_changes(sections))
+        (output_dir / "versions.json").write_text(json.dumps(collect_versions(), indent=2) + "\n")
+        figures = "".join(f"\n  {name:<36} {value:10.4f}" for name, value in metrics.items())
+        logger.info("Wrote %s, which `from_pretrained` loads.%s", output_dir, figures)
+    if trainer.hub is not None:
+        trainer.hub.finish()
+    return metrics
+
+
+def log_peak_memory() -> None:
+    """Log the most memory that this process has held, on the accelerator if there is one."""
+    if torch.cuda.is_available():
+        place, peak = "GPU", torch.cuda.max_memory_allocated()
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        place, peak = "process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    logger.info("Peak memory of the %s: %.2f GiB.", place, peak / 2**30)
+
+
+def dump_changes(sections: dict[str, Any]) -> str:
+    """Arguments that differ from their defaults, as a recipe that `--config` reads again."""
+    recipe: dict[str, dict[str, Any]] = {}
+    for name, values in sections.items():
+        found = values.to_dict() if isinstance(values, TrainingArguments) else dataclasses.asdict(values)
+        for field in dataclasses.fields(values):
+            if field.name.endswith("_token"):  # masked, even where there is none
+                continue
+            value = found[field.name]
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            if value not in (default, []) and isinstance(value, bool | int | float | str | list):
+                recipe.setdefault(name, {})[field.name] = value
+    return yaml.safe_dump(recipe, sort_keys=False)
+
+
+def build_evaluations(
+    training: TrainingArguments, data: VideoTextDataArguments, build: Callable[[str, dict[str, Any]], Evaluation]
+) -> dict[str, Evaluation]:
+    """One evaluation for each kind of held-out data that is given.
+
+    Args:
+        training: Says whether there must be validation data.
+        data: Names the data.
+        build: Makes an evaluation of a source and the options to read it with.
+
+    Returns:
+        Prefix of the metrics -> evaluation.
+
+    Raises:
+        ValueError: If evaluations are asked for, and there is no validation data.
+    """
+    if training.eval_strategy != "no" and data.validation_data is None:
+        raise ValueError("eval_strategy needs validation_data: a JSON file, or the name of a dataset.")
+    splits = {"eval": "validation", "test": "test"}
+    return {
+        prefix: build(*data.select_source(split))
+        for prefix, split in splits.items()
+        if getattr(data, f"{split}_data") is not None
+    }

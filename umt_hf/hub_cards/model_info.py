@@ -1,0 +1,428 @@
+"""Facts of a model folder or Hub repository, told without loading a weight.
+
+The network is built on the meta device, which counts parameters and operations without memory; names and shapes of the
+stored weights come from the headers of their safetensors files.
+
+Legend: T frames, H and W height and width, N tokens.
+"""
+
+import json
+import math
+import os
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import get_safetensors_metadata, is_offline_mode, snapshot_download
+from safetensors import safe_open
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from ..modeling import modeling_umt_text, modeling_umt_video, modeling_umt_video_text
+from ..modeling.configuration_umt_video import UMTVideoConfig
+from ..modeling.masking_umt_video import sample_random_mask, sample_tube_mask
+from ..processing.video_processing_umt_video import UMTVideoProcessor
+
+TASKS = {
+    "UMTVideoModel": "video features",
+    "UMTVideoForPreTraining": "stage-1 pre-training",
+    "UMTVideoForVideoClassification": "video classification",
+    "UMTVideoForActionDetection": "action detection",
+    "UMTVideoTextModel": "video and text features",
+    "UMTVideoTextForRetrieval": "video-text retrieval",
+    "UMTVideoTextForPreTraining": "stage-2 pre-training",
+    "UMTVideoTextForQuestionAnswering": "video question answering",
+}
+MODEL_FILES = (modeling_umt_video, modeling_umt_text, modeling_umt_video_text)
+PARTS = {"vision_model": "vision", "text_model": "text", "answer_decoder": "answer_decoder"}
+SMALL_FILES = ["*.json", "*.yaml", "*.txt"]
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+PROCESSOR_SETTINGS = (
+    "num_frames", "sampling_strategy", "frame_stride", "fps", "first_seconds", "num_clips", "num_crops", "size",
+    "do_center_crop", "crop_size", "decoder",
+)  # fmt: skip
+SHOWN_LABELS = SHOWN_WEIGHTS = 5
+RUN_SETTINGS = (
+    "train_data", "validation_data", "teacher_name_or_path", "model_name_or_path", "vision_name_or_path", "max_steps",
+    "num_train_epochs", "per_device_train_batch_size", "learning_rate", "mixed_precision", "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ForwardCost:
+    """Operations of a forward pass of one part over one clip or text.
+
+    Attributes:
+        part: What runs.
+        num_tokens: Tokens that it sees.
+        flops: Floating-point operations of all matrix products, two for a multiplication with its addition.
+    """
+
+    part: str
+    num_tokens: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """What the safetensors files hold, by their headers.
+
+    Attributes:
+        num_tensors: Their number.
+        dtypes: Names of their types, as safetensors writes them.
+        size_bytes: Bytes of the numbers.
+        missing: Weights of the model that are not stored, or in another shape.
+        unexpected: Stored tensors that the model does not have.
+    """
+
+    num_tensors: int
+    dtypes: tuple[str, ...]
+    size_bytes: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What `describe_model` finds.
+
+    Attributes:
+        name: Folder or Hub id.
+        architecture: Class of the model.
+        task: What it is for.
+        parameters: Numbers of parameters by part, and their `total`; shared ones count once.
+        num_frames: Frames of a clip.
+        image_size: Height and width of a frame as the model sees it.
+        tokens_per_clip: Tokens of a clip when none is masked.
+        costs: Forward passes, float32 and without a mask unless the part says otherwise.
+        num_views: Clips times crops of a video in `views_flops`.
+        views_flops: Operations of all views of a video: `num_views` times the first of `costs`.
+        labels: Names of the classes, in order; none without a classifier.
+        processor: Settings of the video processor; empty without one.
+        max_text_tokens: Tokens of a text; `None` without a tokenizer.
+        weights: `None` where there are no safetensors files.
+        size_bytes: Bytes of the files in the folder, sub-folders not counted; of a Hub id, those on this machine.
+        versions: Content of `versions.json`.
+        run: Chosen settings of `run.yaml`.
+    """
+
+    name: str
+    architecture: str
+    task: str
+    parameters: dict[str, int]
+    num_frames: int
+    image_size: tuple[int, int]
+    tokens_per_clip: int
+    costs: tuple[ForwardCost, ...]
+    num_views: int
+    views_flops: int
+    labels: tuple[str, ...]
+    processor: dict[str, Any]
+    max_text_tokens: int | None
+    weights: StoredWeights | None
+    size_bytes: int
+    versions: dict[str, str]
+    run: dict[str, Any]
+
+    def format(self) -> str:
+        """Write it as lines for people."""
+        height, width = self.image_size
+        counts = [f"{part.replace('_', ' ')} {_shorten(count).strip()}" for part, count in self.parameters.items()]
+        lines = [
+            ("model", self.name),
+            ("class", f"{self.architecture}: {self.task}"),
+            ("parameters", ", ".join(counts)),
+            ("clip", f"{self.num_frames} frames of {height} x {width}, {self.tokens_per_clip} tokens"),
+        ]
+        lines += [
+            ("cost" if i == 0 else "", f"{_shorten(cost.flops)}FLOPs  {cost.part}, {cost.num_tokens} tokens")
+            for i, cost in enumerate(self.costs)
+        ]
+        if self.num_views > 1:
+            lines.append(("", f"{_shorten(self.views_flops)}FLOPs  all {self.num_views} views of a video"))
+        lines.append(("", "(2 FLOPs a multiply-add, forward)"))
+        if self.labels:
+            more = ", ..." if len(self.labels) > SHOWN_LABELS else ""
+            lines.append(("labels", f"{len(self.labels)}: {', '.join(self.labels[:SHOWN_LABELS])}{more}"))
+        lines.append(("processor", "none in the folder" if not self.processor else _list_settings(self.processor)))
+        if self.max_text_tokens is not None:
+            lines.append(("texts", f"up to {self.max_text_tokens} tokens"))
+        lines += [("weights" if i == 0 else "", line) for i, line in enumerate(self._format_weights())]
+        lines.append(("on disk", f"{_shorten(self.size_bytes)}B"))
+        if self.versions:
+            lines.append(("made with", _list_settings(self.versions)))
+        if self.run:
+            lines.append(("run", _list_settings(self.run)))
+        layout = {"width": 80, "subsequent_indent": " " * 12, "break_long_words": False, "break_on_hyphens": False}
+        return "\n".join(textwrap.fill(f"{name:<12}{text}", **layout) for name, text in lines)
+
+    def _format_weights(self) -> list[str]:
+        weights = self.weights
+        if weights is None:
+            return ["no safetensors files here"]
+        lines = [f"{weights.num_tensors} tensors, {', '.join(weights.dtypes)}, {_shorten(weights.size_bytes)}B"]
+        for names, what in ((weights.missing, "missing"), (weights.unexpected, "unexpected")):
+            if names:
+                more = ", ..." if len(names) > SHOWN_WEIGHTS else ""
+                lines.append(f"{len(names)} {what}: {', '.join(names[:SHOWN_WEIGHTS])}{more}")
+        return lines
+
+
+def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_crops: int | None = None) -> ModelInfo:
+    """Tell what a model is and what it costs.
+
+    Args:
+        model: Folder, or Hub id, of which only small files and the headers of the weights are read.
+        num_clips: Clips of a video; `None` = what the processor says.
+        num_crops: Crops of a clip, likewise.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, it has no configuration, or the Hub does not know it.
+        ValueError: If it holds no UMT model.
+    """
+    folder = _find_folder(model)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{model} is no model folder: it has no config.json.")
+    config = AutoConfig.from_pretrained(folder)
+    model_class = find_model_class(config, str(model))
+    with torch.device("meta"):
+        network = model_class(config).eval().requires_grad_(False)
+    network.to("meta")  # the position table too, which PyTorch before 2.7 leaves behind
+    vision_config = getattr(config, "vision_config", config)
+    processor = _load_processor(folder)
+    num_frames, height, width = _find_clip_shape(processor, vision_config)
+    clip = torch.empty(1, num_frames, vision_config.num_channels, height, width, device="meta")
+    max_text_tokens = _read(folder / "tokenizer_config.json", json.loads).get("model_max_length")
+    costs = measure_costs(network, clip, max_text_tokens)
+    settings = {} if processor is None else json.loads(processor.to_json_string())
+    num_views = (num_clips or settings.get("num_clips", 1)) * (num_crops or settings.get("num_crops", 1))
+    return ModelInfo(
+        name=str(model),
+        architecture=model_class.__name__,
+        task=TASKS[model_class.__name__],
+        parameters=count_parameters(network),
+        num_frames=num_frames,
+        image_size=(height, width),
+        tokens_per_clip=costs[0].num_tokens,
+        costs=costs,
+        num_views=num_views,
+        views_flops=num_views * costs[0].flops,
+        labels=tuple(config.id2label[i] for i in range(config.num_labels)) if hasattr(network, "classifier") else (),
+        processor={name: settings[name] for name in PROCESSOR_SETTINGS if settings.get(name) is not None},
+        max_text_tokens=max_text_tokens,
+        weights=compare_weights(network, _read_headers(folder, model)),
+        size_bytes=sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
+        versions=_read(folder / "versions.json", json.loads),
+        run=_select_run_settings(_read(folder / "run.yaml", yaml.safe_load)),
+    )
+
+
+def find_model_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
+    """Class that a folder was saved from.
+
+    Args:
+        config: Of the folder.
+        name: What errors call the folder.
+
+    Raises:
+        ValueError: If it is no UMT model.
+    """
+    architecture = (config.architectures or ["no architecture"])[0]
+    found = [getattr(module, architecture) for module in MODEL_FILES if hasattr(module, architecture)]
+    if architecture not in TASKS or not found:
+        raise ValueError(
+            f"{name} is no UMT model folder: its config.json is of type {config.model_type!r} and names "
+            f"{architecture}. Known classes are {', '.join(TASKS)}."
+        )
+    return found[0]
+
+
+def count_parameters(model: PreTrainedModel) -> dict[str, int]:
+    """Numbers of parameters: `vision`, `text`, `answer_decoder` and `head` where the model has them, and `total`."""
+    is_encoder_alone = not hasattr(model, "vision_model")
+    counts = dict.fromkeys(("vision", "text", "answer_decoder", "head"), 0)
+    for name, parameter in model.named_parameters():
+        part = "vision" if is_encoder_alone else PARTS.get(name.split(".")[0], "head")
+        counts[part] += parameter.numel()
+    return {**{part: count for part, count in counts.items() if count}, "total": sum(counts.values())}
+
+
+def measure_costs(
+    model: PreTrainedModel, clip: torch.Tensor, max_text_tokens: int | None = None
+) -> tuple[ForwardCost, ...]:
+    """Count the operations of a model's parts; nothing is computed on the meta device.
+
+    Args:
+        model: On the meta device.
+        clip: `(1, T, channels, H, W)`, there too.
+        max_text_tokens: Tokens of a text; `None` = 32, as in stage 2.
+
+    Returns:
+        First a clip with all its tokens, through the whole model where that takes nothing but a clip; in pre-training
+        also the clip's visible tokens; with texts also a text alone, and together with the clip's tokens.
+
+    Raises:
+        ValueError: If the clip does not fit the patch grid.
+    """
+    encoder = getattr(model, "vision_model", model)
+    time, rows, columns = encoder.embeddings.patch_embeddings.compute_grid(clip)
+    num_tokens = time * rows * columns
+    is_classifier = isinstance(model, modeling_umt_video.UMTVideoForVideoClassification)
+    whole, part = (model, "video encoder and classifier") if is_classifier else (encoder, "video encoder")
+    costs = [ForwardCost(part, num_tokens, _count_flops(lambda: whole(clip)))]
+    if hasattr(model, "alignment_heads"):
+        config = encoder.config
+        if config.mask_type == "random":
+            mask = sample_random_mask(1, num_tokens, config.mask_ratio)
+        else:
+            mask = sample_tube_mask(1, time, rows * columns, config.mask_ratio)
+        visible = torch.zeros(1, int((~mask).sum()), dtype=torch.long, device="meta")
+        has_heads = not hasattr(model, "text_model")
+        part = f"{'student with alignment heads' if has_heads else 'video encoder'}, {config.mask_ratio:.0%} masked"
+        student = model if has_heads else encoder
+        costs.append(ForwardCost(part, visible.shape[1], _count_flops(lambda: student(clip, visible_indices=visible))))
+    if (text_model := getattr(model, "text_model", None)) is not None:
+        length = max_text_tokens or 32
+        words = torch.zeros(1, length, dtype=torch.long, device="meta")
+        states = torch.empty(1, length, text_model.config.hidden_size, device="meta")
+        seen = torch.empty(1, num_tokens, encoder.config.hidden_size, device="meta")
+        if hasattr(model, "answer_decoder"):
+            flops = _count_flops(lambda: text_model(words, encoder_hidden_states=seen, mode="multi_modal"))
+            costs.append(ForwardCost("question that looks at the video", length, flops))
+        else:
+            costs.append(ForwardCost("text encoder", length, _count_flops(lambda: text_model(words))))
+        if hasattr(model, "matching_head"):
+            flops = _count_flops(lambda: model.match(seen, states))
+            costs.append(ForwardCost("matching of a text with the video", length, flops))
+    return tuple(costs)
+
+
+def compare_weights(
+    model: PreTrainedModel, headers: dict[str, tuple[tuple[int, ...], str]] | None
+) -> StoredWeights | None:
+    """Compare what is stored with what a model needs.
+
+    Args:
+        model: May be on the meta device.
+        headers: Shape and type of each stored tensor by its name; `None` = nothing is stored.
+    """
+    if headers is None:
+        return None
+    needed = model.state_dict(keep_vars=True)
+    stored = {id(needed[name]) for name, (shape, _) in headers.items() if _has_shape(needed, name, shape)}
+    sizes = [_count_bytes(shape, dtype) for shape, dtype in headers.values()]
+    return StoredWeights(
+        num_tensors=len(headers),
+        dtypes=tuple(sorted({dtype for _, dtype in headers.values()})),
+        size_bytes=sum(sizes),
+        # Tensors that share their memory are stored once.
+        missing=tuple(name for name, tensor in needed.items() if id(tensor) not in stored),
+        unexpected=tuple(sorted(headers.keys() - needed.keys())),
+    )
+
+
+def _has_shape(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> bool:
+    return name in tensors and tuple(tensors[name].shape) == shape
+
+
+def _count_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Bytes of a tensor whose type safetensors calls `F32`, `BF16`, `I64`, `F8_E4M3`, `BOOL`, ..."""
+    bits = 8 if dtype == "BOOL" else int("".join(filter(str.isdigit, dtype.split("_")[0])))
+    return math.prod(shape) * bits // 8
+
+
+def _count_flops(run: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return counter.get_total_flops()
+
+
+def _find_folder(model: str | os.PathLike) -> Path:
+    """The folder, or that of the small files of a Hub repository."""
+    path, name = Path(model), str(model)
+    if path.is_dir():
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1:
+        raise FileNotFoundError(f"{name}: no such folder.")
+    try:
+        return Path(snapshot_download(name, allow_patterns=SMALL_FILES))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"{name} is no folder here, and cannot be read from the Hub: {error}") from error
+
+
+def _read_headers(folder: Path, model: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], str]] | None:
+    """Shape and type of every stored tensor; of a Hub repository, over the network where it is not on this machine."""
+    index = _read(folder / INDEX_FILE, json.loads)
+    names = sorted(set(index["weight_map"].values())) if index else [WEIGHTS_FILE]
+    files = [folder / name for name in names]
+    if all(file.is_file() for file in files):
+        headers = {}
+        for file in files:
+            with safe_open(file, "pt") as stored:
+                for name in stored.keys():  # noqa: SIM118, not a mapping
+                    tensor = stored.get_slice(name)
+                    headers[name] = (tuple(tensor.get_shape()), tensor.get_dtype())
+        return headers
+    if index and Path(model).is_dir():
+        raise ValueError(f"{folder} lacks {next(file.name for file in files if not file.is_file())} of its weights.")
+    if Path(model).is_dir() or is_offline_mode():
+        return None
+    found = get_safetensors_metadata(str(model))
+    return {
+        name: (tuple(tensor.shape), tensor.dtype)
+        for file in found.files_metadata.values()
+        for name, tensor in file.tensors.items()
+    }
+
+
+def _load_processor(folder: Path) -> UMTVideoProcessor | None:
+    names = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
+    if not any((folder / name).is_file() for name in names):
+        return None
+    return UMTVideoProcessor.from_pretrained(folder)
+
+
+def _find_clip_shape(processor: UMTVideoProcessor | None, config: UMTVideoConfig) -> tuple[int, int, int]:
+    """Frames, height and width that the model sees: as the processor makes them, or else as configured."""
+    if processor is None:
+        return config.num_frames, config.image_size, config.image_size
+    size = processor.crop_size if processor.do_center_crop else processor.size
+    if not size.height or not size.width:  # frames of any shape
+        return processor.num_frames, config.image_size, config.image_size
+    return processor.num_frames, size.height, size.width
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    """Content of a file; empty where there is none."""
+    return parse(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _select_run_settings(run: dict[str, Any]) -> dict[str, Any]:
+    settings = {name: value for section in run.values() for name, value in section.items()}
+    return {name: settings[name] for name in RUN_SETTINGS if settings.get(name) is not None}
+
+
+def _list_settings(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_flatten(value)}" for name, value in settings.items())
+
+
+def _flatten(value: Any) -> str:
+    """Write `{"height": 224, "width": 224}` as `height 224 width 224`, and a list likewise."""
+    if isinstance(value, dict):
+        return " ".join(f"{name} {number}" for name, number in value.items() if number is not None)
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _shorten(number: int) -> str:
+    """Write a number with three digits and a unit prefix, for example `86.4 M`."""
+    for prefix, unit in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= unit:
+            return f"{number / unit:.{2 if number < 10 * unit else 1 if number < 100 * unit else 0}f} {prefix}"
+    return f"{number} "
+
+
+__all__ = ["ForwardCost", "ModelInfo", "StoredWeights", "describe_model"]

@@ -1,0 +1,484 @@
+"""Extract features of videos of any length: a UMT encoder slides over their frames and files hold what it sees.
+
+    umt-hf features videos/ --model outputs/stage1 --out features --level frame --window 16 --stride 8
+
+Frames stream from the decoder: at any time a batch of windows is held, never the decoded video.
+
+Legend: N frames, T frames of a window, S time steps (tubelets) of a video, W windows, D width.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset, Features, List, Value
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from ..modeling.modeling_umt_video import UMTVideoModel
+from ..processing.decoding import VideoDecodingError, open_video
+from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..training.checkpointing import UNFINISHED_SUFFIX, collect_versions
+from .search import PIXEL_SETTINGS, compute_fingerprint
+from .video_index import SkippedVideo, VideoFile, list_videos
+
+FeatureLevel = Literal["frame", "clip", "tubelet"]
+FeatureFormat = Literal["safetensors", "dataset"]
+
+NAME_BYTES = 200  # of a video's name in that of its features; file systems allow 255 for the whole
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Which frames of a video each window sees.
+
+    Attributes:
+        frames: Numbers of the frames read, `(N,)`, rising.
+        seconds: Their times from the video's first frame, `(N,)`.
+        starts: First place of each window among the frames, rising.
+        window: Frames of a window.
+        num_padded: Times that the last frame is repeated: to fill the only window of a shorter video, or its last
+            tubelet.
+    """
+
+    frames: np.ndarray
+    seconds: np.ndarray
+    starts: list[int]
+    window: int
+    num_padded: int
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """Features of a video in the order of time; row by row they belong to the frames from `first` to `last`.
+
+    Attributes:
+        features: Float32; `(N, D)` for frames, `(W, D)` for clips, `(S, rows, columns, D)` for tubelets.
+        first_frame: Number of the first frame of a row, int64.
+        last_frame: Number of the last one.
+        start_seconds: Time of the first frame, counted from the first of the video, float64.
+        end_seconds: Time of the last one.
+        num_padded_frames: Times that the last frame was repeated; see `WindowPlan`.
+    """
+
+    features: np.ndarray
+    first_frame: np.ndarray
+    last_frame: np.ndarray
+    start_seconds: np.ndarray
+    end_seconds: np.ndarray
+    num_padded_frames: int
+
+
+@dataclass(frozen=True)
+class FeatureReport:
+    """What a run of `save_features` did.
+
+    Attributes:
+        num_extracted: Videos that were new or had changed.
+        num_unchanged: Videos whose features were there already.
+        skipped: Videos that could not be read.
+    """
+
+    num_extracted: int
+    num_unchanged: int
+    skipped: tuple[SkippedVideo, ...]
+
+    def format(self) -> str:
+        """Write it as lines for people, each skipped video with its reason."""
+        line = f"{self.num_extracted} extracted, {self.num_unchanged} unchanged, {len(self.skipped)} skipped"
+        return "\n".join([line, *(f"skipped {video.path}: {video.reason}" for video in self.skipped)])
+
+
+def choose_frames(seconds: np.ndarray, fps: float | None) -> np.ndarray:
+    """Choose frames at an even rate in time.
+
+    Args:
+        seconds: Times of all frames, `(num_frames,)`, rising from 0.
+        fps: Frames a second; `None` = every frame.
+
+    Returns:
+        Numbers of the frames nearest to `0, 1 / fps, 2 / fps, ...`, each once: never more than the video has.
+    """
+    if fps is None:
+        return np.arange(len(seconds))
+    ticks = np.arange(int(seconds[-1] * fps + 1e-6) + 1) / fps
+    after = np.searchsorted(seconds, ticks).clip(max=len(seconds) - 1)
+    before = (after - 1).clip(min=0)
+    return np.unique(np.where(ticks - seconds[before] < seconds[after] - ticks, before, after))
+
+
+def plan_windows(seconds: np.ndarray, window: int, stride: int, tubelet_size: int, fps: float | None) -> WindowPlan:
+    """Lay windows over a video; the last one is moved back to end with it.
+
+    Args:
+        seconds: Times of all frames, rising from 0.
+        window: Frames of a window, a multiple of `tubelet_size`.
+        stride: Frames from one window to the next, likewise.
+        tubelet_size: Frames of a token.
+        fps: Frames a second to read; `None` = every frame.
+    """
+    frames = choose_frames(seconds, fps)
+    padded = max(window, -(-len(frames) // tubelet_size) * tubelet_size)
+    starts = list(range(0, padded - window, stride)) + [padded - window]
+    return WindowPlan(frames, seconds[frames], starts, window, padded - len(frames))
+
+
+def resolve_windows(
+    model: UMTVideoModel, window: int | None, stride: int | None, fps: float | None
+) -> tuple[int, int]:
+    """Fill in and check window and stride.
+
+    Raises:
+        ValueError: If one is not positive or cuts a tubelet, the stride would leave frames out, or `fps` is not
+            positive.
+    """
+    tubelet = model.config.tubelet_size
+    window = model.config.num_frames if window is None else window
+    stride = max(window // 2 // tubelet, 1) * tubelet if stride is None else stride
+    for name, value in (("window", window), ("stride", stride)):
+        if value < 1 or value % tubelet:
+            raise ValueError(f"{name} must be a positive multiple of the model's tubelet_size {tubelet}, got {value}.")
+    if stride > window:
+        raise ValueError(f"stride {stride} is longer than window {window} and leaves frames out; make it shorter.")
+    if fps is not None and not 0 < fps < float("inf"):
+        raise ValueError(f"fps must be positive, got {fps}.")
+    return window, stride
+
+
+@torch.inference_mode()
+def extract_features(
+    video: str | os.PathLike,
+    model: UMTVideoModel,
+    processor: UMTVideoProcessor,
+    level: FeatureLevel = "clip",
+    window: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 8,
+    fps: float | None = None,
+) -> VideoFeatures:
+    """Slide a model over a video.
+
+    A clip's feature is the mean over the window's tokens (`pooler_output`). A tubelet's is the token itself, a frame's
+    the mean over the tokens of its tubelet; where windows overlap, both are averaged over the windows that see them.
+
+    Args:
+        video: What `open_video` takes.
+        model: In evaluation mode.
+        processor: Prepares the frames; its sampling plays no part.
+        level: What has a feature.
+        window: Frames the model sees at a time; `None` = its `num_frames`.
+        stride: Frames from one window to the next; `None` = half a window.
+        batch_size: Windows that go through the model at a time.
+        fps: Frames a second that are read; `None` = every frame.
+
+    Returns:
+        Features with the frames and times they belong to. The last window ends with the video; a video shorter than a
+        window is filled with its last frame.
+
+    Raises:
+        VideoDecodingError: If the video cannot be read.
+        ValueError: If an argument makes no sense.
+    """
+    if level not in get_args(FeatureLevel):
+        raise ValueError(f"level must be one of {list(get_args(FeatureLevel))}, got {level!r}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    window, stride = resolve_windows(model, window, stride, fps)
+    tubelet = model.config.tubelet_size
+    with open_video(video, processor.decoder) as reader:
+        plan = plan_windows(reader.compute_timestamps(), window, stride, tubelet, fps)
+        windows = _slide(_read_frames(reader.iterate_frames(plan.frames.tolist()), plan, processor), plan)
+        merge = _collect_clips if level == "clip" else _average_steps
+        features = merge(_encode(windows, plan, model, batch_size, level), plan, tubelet)
+    if level == "frame":
+        features = features.repeat(tubelet, axis=0)[: len(plan.frames)]
+    first, last = _find_extents(plan, level, tubelet)
+    return VideoFeatures(
+        features, plan.frames[first], plan.frames[last], plan.seconds[first], plan.seconds[last], plan.num_padded
+    )
+
+
+def _read_frames(
+    frames: Iterator[np.ndarray], plan: WindowPlan, processor: UMTVideoProcessor
+) -> Iterator[torch.Tensor]:
+    """Prepare frames, `(C, H, W)` each, a window's worth at a time, and repeat the last as planned."""
+    while block := list(islice(frames, plan.window)):
+        batch = processor(np.stack(block), do_sample_frames=False, num_clips=1, num_crops=1, return_tensors="pt")
+        pixel_values = batch["pixel_values"][0]
+        yield from pixel_values
+    for _ in range(plan.num_padded):
+        yield pixel_values[-1]
+
+
+def _slide(frames: Iterator[torch.Tensor], plan: WindowPlan) -> Iterator[torch.Tensor]:
+    """Windows `(T, C, H, W)`; frames are let go as soon as no window needs them."""
+    held: list[torch.Tensor] = []
+    previous = 0
+    for start in plan.starts:
+        held = held[start - previous :]
+        held += islice(frames, plan.window - len(held))
+        previous = start
+        yield torch.stack(held)
+
+
+def _encode(
+    windows: Iterator[torch.Tensor], plan: WindowPlan, model: UMTVideoModel, batch_size: int, level: FeatureLevel
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Start and features of each window: `(D,)` for clips, `(steps, D)` or `(steps, rows, columns, D)` for others."""
+    starts = iter(plan.starts)
+    while batch := list(islice(windows, batch_size)):
+        pixel_values = torch.stack(batch)
+        outputs = model(pixel_values=pixel_values.to(model.device))
+        if level == "clip":
+            features = outputs.pooler_output
+        else:
+            grid = model.embeddings.patch_embeddings.compute_grid(pixel_values)
+            features = outputs.last_hidden_state.unflatten(1, grid)
+            features = features.mean(dim=(2, 3)) if level == "frame" else features
+        yield from zip(islice(starts, len(batch)), features.float().cpu().numpy(), strict=True)
+
+
+def _collect_clips(encoded: Iterator[tuple[int, np.ndarray]], plan: WindowPlan, tubelet: int) -> np.ndarray:
+    return np.stack([features for _, features in encoded])
+
+
+def _average_steps(encoded: Iterator[tuple[int, np.ndarray]], plan: WindowPlan, tubelet: int) -> np.ndarray:
+    """Mean of each time step's features over the windows that see it, without the steps of repeats alone."""
+    num_steps = (len(plan.frames) + plan.num_padded) // tubelet
+    counts, sums = np.zeros(num_steps, np.float32), None
+    for start, features in encoded:
+        if sums is None:
+            sums = np.zeros((num_steps, *features.shape[1:]), np.float32)
+        steps = slice(start // tubelet, start // tubelet + len(features))
+        sums[steps] += features
+        counts[steps] += 1
+    sums /= counts.reshape(-1, *[1] * (sums.ndim - 1))
+    return sums[: -(-len(plan.frames) // tubelet)]
+
+
+def _find_extents(plan: WindowPlan, level: FeatureLevel, tubelet: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the first and last frame of each row of features."""
+    total = len(plan.frames)
+    if level == "frame":
+        return np.arange(total), np.arange(total)
+    first = np.array(plan.starts) if level == "clip" else np.arange(0, total, tubelet)
+    length = plan.window if level == "clip" else tubelet
+    return first, (first + length - 1).clip(max=total - 1)
+
+
+class _Encoder(UMTVideoModel):
+    """The encoder alone: no warning about the heads and text towers that a folder holds beside it."""
+
+    _keys_to_ignore_on_load_unexpected = [r"."]
+
+
+def load_encoder(model: str | os.PathLike) -> tuple[UMTVideoModel, UMTVideoProcessor]:
+    """Load the video encoder of any UMT model folder, and its video processor.
+
+    Args:
+        model: Folder or Hub id: stage 1, a classifier, stage 2, retrieval or question answering; with a processor of
+            videos, or of videos and texts.
+
+    Returns:
+        The encoder in evaluation mode, float32, and the processor.
+
+    Raises:
+        ValueError: If the folder lacks weights of the encoder.
+        OSError: If it has no model or no processor.
+    """
+    processor = UMTVideoProcessor.from_pretrained(model)
+    encoder, info = _Encoder.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{model} lacks {len(missing)} weights of a UMT video encoder, such as {missing[0]}.")
+    return encoder.eval(), processor
+
+
+def save_features(
+    sources: Iterable[str],
+    model: str | os.PathLike,
+    folder: str | os.PathLike,
+    level: FeatureLevel = "clip",
+    window: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 8,
+    fps: float | None = None,
+    format: FeatureFormat = "safetensors",
+) -> FeatureReport:
+    """Extract the features of videos into a folder, one safetensors file a video; finished ones are left alone.
+
+    Every process that `accelerate launch` starts takes a share of the videos. A file is whole or absent, so that a
+    killed run goes on where it was.
+
+    Args:
+        sources: Video files, and folders with videos at any depth. The main process's list counts.
+        model: Folder or Hub id of a UMT model with its processor.
+        folder: Where `settings.json`, `skipped.json` and the files go.
+        level: See `extract_features`, as for the next four.
+        window: Frames the model sees at a time.
+        stride: Frames from one window to the next.
+        batch_size: Windows that go through the model at a time.
+        fps: Frames a second that are read.
+        format: "dataset" also joins all files of the folder into a `datasets` dataset in `dataset/`, a row a feature;
+            later runs keep it up to date.
+
+    Returns:
+        What was done, the same in all processes.
+
+    Raises:
+        FileExistsError: If the folder holds something else.
+        ValueError: If an argument makes no sense, a source folder has no videos, or the folder's features were made
+            with another model or other settings.
+    """
+    if format not in get_args(FeatureFormat):
+        raise ValueError(f"format must be one of {list(get_args(FeatureFormat))}, got {format!r}.")
+    if level not in get_args(FeatureLevel):
+        raise ValueError(f"level must be one of {list(get_args(FeatureLevel))}, got {level!r}.")
+    # One process may get the long videos; the others wait.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+    encoder, processor = load_encoder(model)
+    window, stride = resolve_windows(encoder, window, stride, fps)
+    folder = Path(folder)
+    settings = {"level": level, "window": window, "stride": stride, "fps": fps, **_describe(encoder, processor)}
+    settings["mixed_precision"] = accelerator.mixed_precision
+    _check_settings(folder, settings)
+    accelerator.wait_for_everyone()  # before the main process writes what the others check
+
+    plan: list[Any] = [None]
+    if accelerator.is_main_process:
+        files, missing = list_videos(sources)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "settings.json", {"settings": settings, "model": str(model), **collect_versions()})
+        plan = [([file for file in files if not _is_finished(folder, file)], len(files), missing)]
+    new, num_files, missing = broadcast_object_list(plan)[0]
+    encoder.to(accelerator.device)
+    share = new[accelerator.process_index :: accelerator.num_processes]
+    skipped = []
+    for file in tqdm(share, unit="video", disable=not accelerator.is_main_process):
+        try:
+            with accelerator.autocast():
+                found = extract_features(file.path, encoder, processor, level, window, stride, batch_size, fps)
+            if not np.isfinite(found.features).all():
+                raise VideoDecodingError(f"{file.path}: has features that are not finite; the model cannot encode it.")
+        except (VideoDecodingError, OSError) as error:
+            skipped.append(SkippedVideo(file.path, str(error).removeprefix(f"{file.path}: ")))
+            name_features(folder, file.path).unlink(missing_ok=True)  # those of its earlier contents
+            continue
+        _write_features(folder, file, found, settings)
+    skipped = sorted(missing + gather_object(skipped), key=lambda video: video.path)
+    if accelerator.is_main_process:
+        _write_json(folder / "skipped.json", [asdict(video) for video in skipped])
+        if format == "dataset" or (folder / "dataset").is_dir():  # which is never older than the files
+            _write_dataset(folder)
+    accelerator.wait_for_everyone()
+    return FeatureReport(len(new) - (len(skipped) - len(missing)), num_files - len(new), tuple(skipped))
+
+
+def name_features(folder: str | os.PathLike, video: str) -> Path:
+    """File of a video's features: the video's name, and a digest of its path that tells it from others so named."""
+    digest = hashlib.blake2b(os.path.abspath(video).encode(), digest_size=4).hexdigest()
+    stem = Path(video).stem.encode()[:NAME_BYTES].decode(errors="ignore")
+    return Path(folder) / f"{stem}-{digest}.safetensors"
+
+
+def _describe(model: UMTVideoModel, processor: UMTVideoProcessor) -> dict[str, Any]:
+    settings = json.loads(processor.to_json_string())
+    pixels = {name: settings.get(name) for name in PIXEL_SETTINGS if name not in ("sampling_strategy", "frame_stride")}
+    return {"weights": compute_fingerprint(model), "video_processor": pixels}
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Make sure that a folder's features were made as those to be added."""
+    path = folder / "settings.json"
+    if not path.is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} holds something other than features; choose another folder.")
+        return
+    made = json.loads(path.read_text(encoding="utf-8")).get("settings", {})
+    for name, value in settings.items():
+        if made.get(name) != value:
+            raise ValueError(
+                f"{folder} holds features made with {name}={made.get(name)!r}, not {value!r}. Use the same settings "
+                "and model, or a new folder."
+            )
+
+
+def _is_finished(folder: Path, file: VideoFile) -> bool:
+    path = name_features(folder, file.path)
+    if not path.is_file():
+        return False
+    try:
+        with safe_open(path, "np") as stored:
+            metadata = stored.metadata() or {}
+    except SafetensorError:  # damaged since: extracted again
+        return False
+    return (metadata.get("size_bytes"), metadata.get("modified_ns")) == (str(file.size_bytes), str(file.modified_ns))
+
+
+def _write_features(folder: Path, file: VideoFile, found: VideoFeatures, settings: dict[str, Any]) -> None:
+    arrays = {
+        name: np.ascontiguousarray(value) for name, value in vars(found).items() if isinstance(value, np.ndarray)
+    }
+    metadata = {name: str(value) for name, value in asdict(file).items()}
+    metadata |= {"num_padded_frames": str(found.num_padded_frames), "settings": json.dumps(settings)}
+    final = name_features(folder, file.path)
+    unfinished = final.with_name(final.name + UNFINISHED_SUFFIX)
+    save_file(arrays, unfinished, metadata)
+    os.replace(unfinished, final)
+
+
+def _write_dataset(folder: Path) -> None:
+    """Join the files of a folder, one feature a row, in order of their names."""
+    final, unfinished, cache = (folder / name for name in ("dataset", f"dataset{UNFINISHED_SUFFIX}", "dataset.cache"))
+    for leftover in (unfinished, cache):
+        shutil.rmtree(leftover, ignore_errors=True)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        shutil.rmtree(final, ignore_errors=True)
+        return
+    with safe_open(files[0], "np") as stored:
+        shape = stored.get_slice("features").get_shape()
+    feature = Value("float32")
+    for length in reversed(shape[1:]):
+        feature = List(feature, length=length)
+    columns = Features(
+        {"path": Value("string"), "first_frame": Value("int64"), "last_frame": Value("int64")}
+        | {"start_seconds": Value("float64"), "end_seconds": Value("float64"), "features": feature}
+    )
+    table = Dataset.from_generator(
+        _iterate_rows, features=columns, cache_dir=str(cache), gen_kwargs={"files": [str(file) for file in files]}
+    )
+    table.save_to_disk(unfinished)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(unfinished, final)
+    del table
+    shutil.rmtree(cache)
+
+
+def _iterate_rows(files: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for file in files:
+        with safe_open(file, "np") as stored:
+            path = stored.metadata()["path"]
+            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118, not a mapping
+        for row in range(len(arrays["features"])):
+            yield {"path": path, **{name: values[row] for name, values in arrays.items()}}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    unfinished = path.with_name(path.name + UNFINISHED_SUFFIX)
+    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+__all__ = ["FeatureReport", "VideoFeatures", "extract_features", "load_encoder", "save_features"]

@@ -1,0 +1,141 @@
+"""Held-out videos spread over processes: each read once, in batches that are the same for any number of processes.
+
+Batch b belongs to process b mod W. What is computed batch by batch is therefore what one process computes, bit by bit.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.annotations import identify_video
+from ..data.sources import get_source
+from ..processing.decoding import VideoDecodingError
+from ..processing.video_processing_umt_video import UMTVideoProcessor
+
+SHARED_ROWS = 4096
+
+
+def plan_shard(total: int, batch_size: int, accelerator: Accelerator) -> list[range]:
+    """Batches of this process: with those of the others they cover `range(total)` once."""
+    batches = [range(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
+    return batches[accelerator.process_index :: accelerator.num_processes]
+
+
+def share_rows(rows: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """Fill in, in place, the rows that other processes computed.
+
+    Args:
+        rows: On the host, `(total, ...)`, the same shape in every process: the rows of this process, 0 elsewhere.
+        accelerator: Of the run.
+
+    Returns:
+        `rows`.
+    """
+    if accelerator.num_processes > 1:
+        for part in rows.split(SHARED_ROWS):
+            # One term of each sum is not 0, so that it is exact; in float32, which every backend can add.
+            values = part.float() if part.is_floating_point() else part
+            part.copy_(accelerator.reduce(values.to(accelerator.device), reduction="sum"))
+    return rows
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """Without dropout and gradients, in the run's precision; afterwards every module trains or not as before."""
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), accelerator.autocast():
+            yield
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+
+
+def group_by_video(videos: Iterable[Any]) -> tuple[list, list[list[int]]]:
+    """Distinct videos in order of first appearance, and the rows of each."""
+    places: dict[str, int] = {}
+    distinct, rows_of_video = [], []
+    for row, video in enumerate(videos):
+        place = places.setdefault(identify_video(video, row), len(distinct))
+        if place == len(distinct):
+            distinct.append(video)
+            rows_of_video.append([])
+        rows_of_video[place].append(row)
+    return distinct, rows_of_video
+
+
+class HeldOutVideos(Dataset):
+    """Videos as a model of video and text is tested on them: the middle frames of equal parts, one view.
+
+    Args:
+        videos: Path, or `{"path", "bytes"}`, of each.
+        processor: Gives number of frames, size and decoder.
+    """
+
+    def __init__(self, videos: Sequence[str | dict[str, Any]], processor: UMTVideoProcessor):
+        self.videos, self.processor = videos, processor
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Normalised frames `(T, C, H, W)`.
+
+        Raises:
+            VideoDecodingError: If the video cannot be read: a number without it would be another test's.
+        """
+        video = self.videos[index]
+        source = get_source(video)
+        try:
+            views = self.processor(
+                source,
+                num_frames=self.processor.num_frames,
+                sampling_strategy="middle",
+                num_clips=1,
+                num_crops=1,
+                return_tensors="pt",
+            )
+        except ValueError as error:
+            name = identify_video(video, index)
+            message = str(error) if name in str(error) else f"{name}: {error}"
+            raise VideoDecodingError(message) from error
+        return views["pixel_values"][0]
+
+
+def load_video_batches(
+    videos: Sequence[str | dict[str, Any]],
+    batches: list[range],
+    processor: UMTVideoProcessor,
+    accelerator: Accelerator,
+    num_workers: int,
+) -> Iterator[tuple[range, torch.Tensor]]:
+    """Read batches of videos.
+
+    Args:
+        videos: All of them.
+        batches: Those of this process, as `plan_shard` gives them.
+        processor: Of the model.
+        accelerator: Says where pixels go.
+        num_workers: Processes that decode; 0 = this one.
+
+    Yields:
+        Indices of a batch's videos, and their `pixel_values (B, T, C, H, W)` on the device.
+
+    Raises:
+        VideoDecodingError: If a video cannot be read; it names the file.
+    """
+    loader = DataLoader(
+        HeldOutVideos(videos, processor),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator(),  # else starting a loader would move the global random state
+    )
+    for batch, pixel_values in zip(batches, loader, strict=True):
+        yield batch, pixel_values.to(accelerator.device, non_blocking=True)

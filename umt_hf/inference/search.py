@@ -1,0 +1,443 @@
+"""Search videos by text: a UMT dual encoder fills an index folder and answers queries from it.
+
+    umt-hf embed videos/ --model outputs/retrieval --out index
+    umt-hf search index "a red circle moving left" --rerank
+
+Legend: B videos, T frames, D projection width.
+
+Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2: contrast finds, the matching head re-ranks.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import AutoProcessor
+from transformers.video_utils import VideoMetadata
+
+from ..modeling.losses_umt import average_video_embeds, normalize_features
+from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
+from ..processing.decoding import VideoDecodingError
+from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from .video_index import VECTOR_COLUMN, SkippedVideo, VideoFile, VideoIndex, list_videos, require_faiss
+
+RERANKED_VIDEOS = 32
+RERANK_BATCH_SIZE = 8
+# Settings of a video processor that change the pixels a model sees.
+PIXEL_SETTINGS = (
+    "size", "crop_size", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "resample", "rescale_factor",
+    "image_mean", "image_std", "sampling_strategy", "frame_stride",
+)  # fmt: skip
+FINGERPRINT_VALUES = 4096
+
+
+@dataclass(frozen=True)
+class EmbedReport:
+    """What a run of `embed_videos` did.
+
+    Attributes:
+        num_encoded: Videos that were new or had changed.
+        num_unchanged: Videos that were in the index already.
+        num_in_index: Videos in it now.
+        skipped: Videos that could not be read in this run.
+    """
+
+    num_encoded: int
+    num_unchanged: int
+    num_in_index: int
+    skipped: tuple[SkippedVideo, ...]
+
+    def format(self) -> str:
+        """Write it as lines for people, each skipped video with its reason."""
+        lines = [
+            f"{self.num_encoded} encoded, {self.num_unchanged} unchanged, {len(self.skipped)} skipped; "
+            f"{self.num_in_index} in the index"
+        ]
+        return "\n".join(lines + [f"skipped {video.path}: {video.reason}" for video in self.skipped])
+
+
+@dataclass(frozen=True)
+class SearchHit:
+    """A video that was found.
+
+    Attributes:
+        path: Its file.
+        similarity: Cosine of video and query, averaged over the video's vectors: the dual encoder's score.
+        matching_score: Raw logit of the matching head, by which re-ranked hits are sorted; `None` if not re-ranked.
+        duration_seconds: Length of the video; `None` where its file does not tell.
+        unread_reason: Why a video to be re-ranked could not be read again; such hits come last.
+    """
+
+    path: str
+    similarity: float
+    matching_score: float | None = None
+    duration_seconds: float | None = None
+    unread_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class VideoBatch:
+    """Videos as read together: those that could be, in order, and those that could not."""
+
+    files: list[VideoFile]
+    metadata: list[VideoMetadata]
+    pixel_values: torch.Tensor | None
+    skipped: list[SkippedVideo]
+
+
+class VideoTextEncoder:
+    """A UMT video-text model and its processor, ready to encode.
+
+    Args:
+        model: Folder or Hub id of a stage-2 or retrieval model with its processor.
+        num_frames: Frames read of each video; `None` = what the processor says.
+        device: Where it runs; `None` = the process's accelerator, or CPU.
+
+    Raises:
+        ValueError: If the model lacks weights of the dual encoder, or has no processor for videos and texts.
+    """
+
+    def __init__(self, model: str | os.PathLike, num_frames: int | None = None, device: torch.device | None = None):
+        self.name = os.path.abspath(model) if Path(model).is_dir() else str(model)
+        self.processor = _load_processor(self.name)
+        loaded, info = UMTVideoTextForRetrieval.from_pretrained(
+            self.name, dtype=torch.float32, output_loading_info=True
+        )
+        missing = set(info["missing_keys"])
+        self.has_matching_head = not any(name.startswith("matching_head.") for name in missing)
+        if fresh := sorted(name for name in missing if not name.startswith("matching_head.")):
+            raise ValueError(
+                f"{model} is no dual encoder of videos and texts: it lacks {len(fresh)} weights, such as {fresh[0]}. "
+                "Use a stage-2 or retrieval model."
+            )
+        self.device = device or PartialState().device
+        self.model = loaded.eval().to(self.device)
+        self.num_frames = num_frames or self.processor.video_processor.num_frames
+        self._fresh = missing
+
+    def describe(self) -> dict[str, Any]:
+        """What makes its vectors comparable: the weights' fingerprint, their width, frames and pixel settings."""
+        settings = json.loads(self.processor.video_processor.to_json_string())
+        return {
+            "model": self.name,
+            "weights": compute_fingerprint(self.model, self._fresh),
+            "projection_dim": self.model.config.projection_dim,
+            "num_frames": self.num_frames,
+            "video_processor": {name: settings.get(name) for name in PIXEL_SETTINGS},
+        }
+
+    def read_batches(self, files: Sequence[VideoFile], batch_size: int, num_workers: int = 0) -> Iterable[VideoBatch]:
+        """Read videos in order, one view each.
+
+        Args:
+            files: What to read.
+            batch_size: Videos of a batch; those that cannot be read leave it smaller.
+            num_workers: Processes that read ahead; 0 = this one reads.
+        """
+        reader = _VideoReads(files, self.processor, self.num_frames)
+        return DataLoader(reader, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
+
+    def encode_videos(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode videos `(B, T, C, H, W)`.
+
+        Returns:
+            Float32 vectors `(B, D)`, whose inner product with a text's is the dual encoder's score, and the tokens
+            `(B, V, width)` that the matching head looks at.
+        """
+        outputs = self.model.get_video_features(pixel_values.to(self.device))
+        return average_video_embeds(outputs.pooler_output), outputs.last_hidden_state
+
+    def encode_text(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode a text.
+
+        Returns:
+            Its unit vector, float32 `(1, D)`, and its tokens' states `(1, L, H)`.
+
+        Raises:
+            ValueError: If the text is empty.
+        """
+        if not text.strip():
+            raise ValueError("The query is empty; describe what the video shows.")
+        inputs = self.processor(text=[text], padding=True, return_tensors="pt").to(self.device)
+        outputs = self.model.get_text_features(**inputs)
+        return normalize_features(outputs.pooler_output), outputs.last_hidden_state
+
+
+def _load_processor(model: str) -> UMTVideoTextProcessor:
+    message = f"{model} has no UMTVideoTextProcessor: give a stage-2 or retrieval folder, saved with its processor."
+    try:
+        processor = AutoProcessor.from_pretrained(model)
+    except ValueError as error:  # Transformers' own message speaks of tokenizer libraries
+        raise ValueError(message) from error
+    if not isinstance(processor, UMTVideoTextProcessor):
+        raise ValueError(message)
+    return processor
+
+
+def compute_fingerprint(model: torch.nn.Module, left_out: Iterable[str] = ()) -> str:
+    """Tell weights from others, by the names, shapes and up to 4096 evenly spread values of all tensors.
+
+    Args:
+        model: Its state dict is read.
+        left_out: Names of tensors that do not count.
+
+    Returns:
+        32 hexadecimal digits, the same on every machine.
+    """
+    digest, left_out = hashlib.blake2b(digest_size=16), set(left_out)
+    for name, tensor in sorted(model.state_dict().items()):
+        if name not in left_out:
+            stride = max(1, math.ceil(tensor.numel() / FINGERPRINT_VALUES))
+            values = tensor.flatten()[::stride].float().cpu().contiguous().numpy()
+            digest.update(f"{name} {tuple(tensor.shape)}".encode() + values.tobytes())
+    return digest.hexdigest()
+
+
+@torch.inference_mode()
+def embed_videos(
+    sources: Iterable[str],
+    model: str | os.PathLike,
+    folder: str | os.PathLike,
+    num_frames: int | None = None,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    shard_size: int = 256,
+) -> EmbedReport:
+    """Put videos into an index folder, which is made or added to; only new and changed files are encoded.
+
+    Every process that `accelerate launch` starts encodes a share; the main one lists the videos and finishes the
+    index. A killed run loses less than a shard of each process, and the next one goes on from there.
+
+    Args:
+        sources: Video files, and folders with videos at any depth. The main process's list counts.
+        model: Folder or Hub id of a stage-2 or retrieval model with its processor.
+        folder: The index.
+        num_frames: Frames read of each video; `None` = what the processor says.
+        batch_size: Videos encoded at a time, in each process.
+        num_workers: Processes that read ahead, for each process.
+        shard_size: Videos that are written at a time.
+
+    Returns:
+        What was done, the same in all processes.
+
+    Raises:
+        ImportError: If FAISS is not installed.
+        FileExistsError: If the folder holds something other than an index.
+        BlockingIOError: If another command is writing the index.
+        ValueError: If a source folder has no videos, the model is no dual encoder, or the index was built by another.
+    """
+    require_faiss()
+    # One process may get the long videos; the others wait.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+    encoder = VideoTextEncoder(model, num_frames, accelerator.device)
+    index, description = VideoIndex(folder), encoder.describe()
+    index.check_encoder(description)
+    accelerator.wait_for_everyone()  # before the main process writes what the others check
+
+    with index.write(description) if accelerator.is_main_process else nullcontext():
+        plan: list[Any] = [None]
+        if accelerator.is_main_process:
+            files, missing = list_videos(sources)
+            plan = [(index.select_new(files), len(files), missing)]
+        new, num_files, missing = broadcast_object_list(plan)[0]
+        share = new[accelerator.process_index :: accelerator.num_processes]
+        batches = encoder.read_batches(share, batch_size, num_workers)
+        with tqdm(total=len(share), unit="video", disable=not accelerator.is_main_process) as progress:
+            skipped = _encode_share(encoder, batches, index, shard_size, accelerator, progress)
+        skipped = sorted(missing + gather_object(skipped), key=lambda video: video.path)
+        total = [index.merge(skipped) if accelerator.is_main_process else 0]
+        total = broadcast_object_list(total)
+    num_encoded = len(new) - (len(skipped) - len(missing))
+    return EmbedReport(num_encoded, num_files - len(new), total[0], tuple(skipped))
+
+
+class VideoSearcher:
+    """Answers queries from an index folder.
+
+    Args:
+        folder: The index.
+        model: Where the model that built it lies now; `None` = where it lay then.
+        device: Where the model runs; `None` = the process's accelerator, or CPU.
+
+    Raises:
+        ImportError: If FAISS is not installed.
+        FileNotFoundError: If the folder is no index.
+        ValueError: If the index holds no videos, or was built by another model.
+
+    Example:
+    ```python
+    >>> searcher = VideoSearcher("index")
+    >>> hits = searcher.search("a red circle moving left", top_k=5, rerank=True)
+    ```
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        model: str | os.PathLike | None = None,
+        device: torch.device | None = None,
+    ):
+        index = VideoIndex(folder)
+        built = index.read_encoder()
+        self.table = index.load()
+        self.encoder = VideoTextEncoder(model or built["model"], built["num_frames"], device)
+        index.check_encoder(self.encoder.describe())
+
+    @torch.inference_mode()
+    def search(self, query: str, top_k: int = 10, rerank: bool = False) -> list[SearchHit]:
+        """Find the videos that fit a text best.
+
+        Args:
+            query: What they show.
+            top_k: Videos wanted.
+            rerank: Whether the matching head looks at the frames of the 32 most similar videos (of `top_k`, if that is
+                more) and sorts them.
+
+        Returns:
+            Up to `top_k` videos, best first.
+
+        Raises:
+            ValueError: If the query is empty, `top_k` is below 1, or `rerank` is asked of a model without a matching
+                head.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}.")
+        if rerank and not self.encoder.has_matching_head:
+            raise ValueError(f"{self.encoder.name} has no matching head, which re-ranking needs.")
+        vector, tokens = self.encoder.encode_text(query)
+        rows = find_nearest(self.table, vector.cpu().numpy(), max(top_k, RERANKED_VIDEOS) if rerank else top_k)
+        hits = [SearchHit(row["path"], row["similarity"], duration_seconds=row["duration_seconds"]) for row in rows]
+        return self._rerank(hits, tokens)[:top_k] if rerank else hits
+
+    def _rerank(self, hits: list[SearchHit], text_tokens: torch.Tensor) -> list[SearchHit]:
+        """Sort hits by the matching head's opinion of frames read now."""
+        files = [VideoFile(hit.path, 0, 0) for hit in hits]
+        matching: dict[str, float] = {}
+        reasons: dict[str, str] = {}
+        for batch in self.encoder.read_batches(files, RERANK_BATCH_SIZE):
+            reasons.update({video.path: video.reason for video in batch.skipped})
+            if batch.files:
+                _, video_tokens = self.encoder.encode_videos(batch.pixel_values)
+                logits = self.encoder.model.match(video_tokens, text_tokens.expand(len(batch.files), -1, -1))[:, 1]
+                matching.update(zip([file.path for file in batch.files], logits.tolist(), strict=True))
+        judged = [
+            SearchHit(hit.path, hit.similarity, matching.get(hit.path), hit.duration_seconds, reasons.get(hit.path))
+            for hit in hits
+        ]
+        return sorted(judged, key=lambda hit: -matching.get(hit.path, -float("inf")))
+
+
+def find_nearest(table: Dataset, vector: np.ndarray, count: int) -> list[dict[str, Any]]:
+    """Look up the rows with the largest inner products.
+
+    Args:
+        table: What `VideoIndex.load` gives.
+        vector: The query's, float32 array `(1, D)`.
+        count: Rows wanted.
+
+    Returns:
+        Rows without their vectors, but with their `similarity`, best first; fewer if the table has fewer.
+    """
+    scores, rows = table.search(VECTOR_COLUMN, vector, k=min(count, len(table)))
+    found = []
+    for score, row in zip(scores, rows, strict=True):
+        columns = table[int(row)]  # a view without the vectors would copy the whole FAISS index
+        del columns[VECTOR_COLUMN]
+        found.append({**columns, "similarity": float(score)})
+    return found
+
+
+def format_hits(hits: Sequence[SearchHit]) -> str:
+    """Write hits as lines for people: place, similarity, matching score if there is one, path."""
+    is_reranked = any(hit.matching_score is not None or hit.unread_reason is not None for hit in hits)
+    lines = ["rank  similarity  " + ("matching  " if is_reranked else "") + "video"]
+    for rank, hit in enumerate(hits, start=1):
+        matching = "       -" if hit.matching_score is None else f"{hit.matching_score:8.3f}"
+        line = f"{rank:4d}  {hit.similarity:10.4f}  " + (f"{matching}  " if is_reranked else "") + hit.path
+        lines.append(line if hit.unread_reason is None else f"{line} (not read again: {hit.unread_reason})")
+    return "\n".join(lines)
+
+
+def _encode_share(
+    encoder: VideoTextEncoder,
+    batches: Iterable[VideoBatch],
+    index: VideoIndex,
+    shard_size: int,
+    accelerator: Accelerator,
+    progress: tqdm,
+) -> list[SkippedVideo]:
+    """Encode this process's videos, write them shard by shard, and give those that have no place in the index."""
+    rows: list[dict[str, Any]] = []
+    skipped: list[SkippedVideo] = []
+    for batch in batches:
+        with accelerator.autocast():
+            added, unusable = _encode_batch(encoder, batch)
+        rows += added
+        skipped += unusable
+        progress.update(len(added) + len(unusable))
+        while len(rows) >= shard_size:
+            index.write_shard(rows[:shard_size])
+            rows = rows[shard_size:]
+    if rows:
+        index.write_shard(rows)
+    return skipped
+
+
+def _encode_batch(encoder: VideoTextEncoder, batch: VideoBatch) -> tuple[list[dict[str, Any]], list[SkippedVideo]]:
+    """Rows for the index, and videos that have no place in it."""
+    if batch.pixel_values is None:
+        return [], batch.skipped
+    vectors = encoder.encode_videos(batch.pixel_values)[0].cpu()
+    rows, skipped = [], list(batch.skipped)
+    for file, metadata, vector in zip(batch.files, batch.metadata, vectors, strict=True):
+        if not vector.isfinite().all():
+            skipped.append(SkippedVideo(file.path, "Its vector is not finite; the model cannot encode it."))
+            continue
+        facts = {"num_frames": metadata.total_num_frames, "duration_seconds": metadata.duration}
+        rows.append({**asdict(file), **facts, VECTOR_COLUMN: vector.numpy()})
+    return rows, skipped
+
+
+class _VideoReads(torch.utils.data.Dataset):
+    """Reads one view of each file, or tells why it cannot."""
+
+    def __init__(self, files: Sequence[VideoFile], processor: UMTVideoTextProcessor, num_frames: int):
+        self.files, self.processor, self.num_frames = files, processor, num_frames
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[VideoFile, VideoMetadata, torch.Tensor] | SkippedVideo:
+        file = self.files[index]
+        options = {"num_frames": self.num_frames, "num_clips": 1, "num_crops": 1, "return_metadata": True}
+        try:
+            inputs = self.processor(videos=[file.path], return_tensors="pt", **options)
+        except (VideoDecodingError, OSError) as error:
+            return SkippedVideo(file.path, str(error).removeprefix(f"{file.path}: "))
+        return file, inputs["video_metadata"][0], inputs["pixel_values"][0]
+
+
+def _collate(reads: Sequence[tuple[VideoFile, VideoMetadata, torch.Tensor] | SkippedVideo]) -> VideoBatch:
+    skipped = [read for read in reads if isinstance(read, SkippedVideo)]
+    good = [read for read in reads if not isinstance(read, SkippedVideo)]
+    if not good:
+        return VideoBatch([], [], None, skipped)
+    files, metadata, clips = zip(*good, strict=True)
+    return VideoBatch(list(files), list(metadata), torch.stack(clips), skipped)
+
+
+__all__ = ["EmbedReport", "SearchHit", "VideoSearcher", "VideoTextEncoder", "embed_videos", "format_hits"]

@@ -1,0 +1,126 @@
+# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
+"""The two towers that stage 2 starts from: a UMT video encoder and a BERT, under our names and strictly loaded."""
+
+import os
+import re
+from typing import Any
+
+import torch
+from transformers.configuration_utils import PreTrainedConfig
+
+from .configuration_umt_video import UMTVideoConfig
+from .configuration_umt_video_text import UMTTextConfig, UMTVideoTextConfig
+from .modeling_umt_video import UMTVideoForPreTraining
+
+PUBLISHED_FUSION_LAYERS = {12: 9, 24: 19}  # layers of the BERT -> first layer that fuses
+BERT_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "initializer_range",
+    "layer_norm_eps",
+    "pad_token_id",
+)
+
+
+# BERT's names -> ours, applied one after the other.
+BERT_RENAMES = (
+    (r"^bert\.", "text_model."),
+    (r"embeddings\.LayerNorm\.", "embeddings.norm."),
+    (r"\.encoder\.layer\.", ".layers."),
+    (r"crossattention\.", "cross_attention."),
+    (r"attention\.self\.query\.", "attention.q_proj."),
+    (r"attention\.self\.key\.", "attention.k_proj."),
+    (r"attention\.self\.value\.", "attention.v_proj."),
+    (r"attention\.output\.dense\.", "attention.o_proj."),
+    (r"attention\.output\.LayerNorm\.", "attention_norm."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.output\.LayerNorm\.", ".mlp_norm."),
+    (r"^cls\.predictions\.transform\.LayerNorm\.", "mlm_head.norm."),
+    (r"^cls\.predictions\.transform\.", "mlm_head."),
+    (r"^cls\.predictions\.decoder\.", "mlm_head.decoder."),
+    (r"^cls\.predictions\.bias$", "mlm_head.decoder.bias"),
+)
+
+
+def load_video_tower(
+    source: str | os.PathLike, fields: dict[str, Any]
+) -> tuple[dict[str, torch.Tensor], UMTVideoConfig]:
+    """Weights of a UMT video encoder in float32, its alignment heads where it has them, and its configuration.
+
+    Args:
+        source: Folder or Hub id of any UMT model.
+        fields: Fields of the configuration to change.
+
+    Raises:
+        ValueError: If it is no UMT model, or a weight of the encoder is missing.
+    """
+    model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    if model_type not in (UMTVideoConfig.model_type, UMTVideoTextConfig.model_type):
+        raise ValueError(f"{source} holds a model of type {model_type!r}, not a UMT video encoder.")
+    config = UMTVideoConfig.from_pretrained(source, **fields)
+    model, info = UMTVideoForPreTraining.from_pretrained(
+        source, config=config, dtype=torch.float32, output_loading_info=True
+    )
+    _check_tower(source, [name for name in info["missing_keys"] if name.startswith("vision_model.")])
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in info["missing_keys"]}
+    return state, config
+
+
+def load_bert_tower(
+    source: str | os.PathLike, fields: dict[str, Any]
+) -> tuple[dict[str, torch.Tensor], UMTTextConfig]:
+    """Weights of a BERT under our names in float32, its language-modelling head where it has one, and configuration.
+
+    Args:
+        source: Folder or Hub id of a BERT.
+        fields: Fields of our configuration to set; `fusion_layer` is needed for depths other than 12 and 24.
+
+    Raises:
+        ValueError: If it is no BERT, a weight is missing, or no `fusion_layer` is known.
+    """
+    from transformers.models.bert.modeling_bert import BertConfig, BertForPreTraining
+
+    model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    if model_type != BertConfig.model_type:
+        raise ValueError(f"{source} holds a model of type {model_type!r}, not a BERT.")
+    bert_config = BertConfig.from_pretrained(source)
+    shared = {name: getattr(bert_config, name) for name in BERT_FIELDS}
+    if "fusion_layer" not in fields:
+        depth = bert_config.num_hidden_layers
+        if depth not in PUBLISHED_FUSION_LAYERS:
+            raise ValueError(f"{source} has {depth} layers; say which is the first to fuse: fusion_layer.")
+        shared["fusion_layer"] = PUBLISHED_FUSION_LAYERS[depth]
+    config = UMTTextConfig(**shared | fields)
+
+    model, info = BertForPreTraining.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    _check_tower(source, [name for name in info["missing_keys"] if re.match(r"bert\.(?!pooler\.)", name)])
+    state = {
+        rename_bert_weight(name): tensor
+        for name, tensor in model.state_dict().items()
+        if name not in info["missing_keys"]
+    }
+    return state, config
+
+
+def _check_tower(source: str | os.PathLike, missing: list[str]) -> None:
+    if missing:
+        raise ValueError(f"{source} lacks {len(missing)} weights of its tower: {', '.join(sorted(missing)[:5])} ...")
+
+
+def rename_bert_weight(name: str) -> str:
+    """Our name of a weight of `BertForPreTraining`, below `text_model` or `mlm_head`; unknown parts stay."""
+    for pattern, replacement in BERT_RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+__all__ = ["load_bert_tower", "load_video_tower", "rename_bert_weight"]

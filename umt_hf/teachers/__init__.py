@@ -1,0 +1,1 @@
+"""Frozen towers whose features and saliency the student learns from."""

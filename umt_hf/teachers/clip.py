@@ -1,0 +1,215 @@
+# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
+"""The frozen teacher: Transformers' CLIP vision tower, giving per-token features and a saliency map for each frame.
+
+Legend: B batch, T frames, N tokens, P patches a frame, D width, K aligned layers, C projected channels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPVisionModelWithProjection
+from transformers.configuration_utils import PreTrainedConfig
+
+from ..modeling.configuration_umt_video import select_aligned_layers
+from ..modeling.losses_umt import normalize_features
+from ..modeling.modeling_umt_video import gather_tokens, interpolate_position_table
+
+CLIP_TYPES = ("clip", "clip_vision_model")
+
+
+@dataclass
+class UMTTeacherOutput:
+    """Output of [`UMTTeacher`].
+
+    Args:
+        features: Features of the aligned layers `(K, B, N, C)`, shallowest first, unit length, float32; at the visible
+            tokens alone, `(K, B, V, C)`, where their indices were given.
+        saliency: Attention of the last layer's class token to the patches, averaged over heads, `(B * T, P)`, float32.
+            A row sums to one minus the class token's attention to itself.
+    """
+
+    features: torch.Tensor
+    saliency: torch.Tensor
+
+
+class UMTTeacher(nn.Module):
+    """Frozen CLIP image tower that looks at every frame of a clip by itself.
+
+    It always is in evaluation mode, needs no gradient and belongs to nobody's state dict: keep it beside the student,
+    not inside.
+
+    Args:
+        vision_tower: CLIP vision tower with its projection.
+        num_aligned_layers: K, counted from the last layer.
+        alignment_interval: Step between aligned layers.
+        image_size: Side of the frames it sees, in pixels; frames of another size are resized (bicubic) and the
+            position table is carried over once, here. `None` = the tower's own.
+        alignment_norm: "l2" or "none".
+
+    Raises:
+        ValueError: If the tower has too few layers, or its patch does not divide `image_size`.
+
+    Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.1; Radford et al., "CLIP", 2021.
+    """
+
+    def __init__(
+        self,
+        vision_tower: CLIPVisionModelWithProjection,
+        num_aligned_layers: int = 6,
+        alignment_interval: float = 1,
+        image_size: int | None = None,
+        alignment_norm: str = "l2",
+    ):
+        super().__init__()
+        config = vision_tower.config
+        self.aligned_layer_indices = select_aligned_layers(
+            config.num_hidden_layers, num_aligned_layers, alignment_interval
+        )
+        self.alignment_norm = alignment_norm
+        self.image_size = image_size or config.image_size
+        self.patch_size = config.patch_size
+        self.hidden_size = config.projection_dim
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"Teacher image_size={self.image_size} is not a multiple of its patch size {self.patch_size}."
+            )
+        self.vision_tower = vision_tower
+        if self.image_size != config.image_size:
+            _resize_position_embedding(vision_tower.vision_model.embeddings, self.image_size)
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        num_aligned_layers: int = 6,
+        alignment_interval: float = 1,
+        image_size: int | None = None,
+        alignment_norm: str = "l2",
+        **kwargs: Any,
+    ) -> "UMTTeacher":
+        """Load a CLIP vision tower from the Hub or a folder.
+
+        Args:
+            name_or_path: For example "openai/clip-vit-base-patch16".
+            num_aligned_layers: K.
+            alignment_interval: Step between aligned layers.
+            image_size: Side of the frames it sees, in pixels.
+            alignment_norm: "l2" or "none".
+            **kwargs: Passed to `CLIPVisionModelWithProjection.from_pretrained` (`dtype`, `attn_implementation`, ...).
+
+        Raises:
+            ValueError: If it is no CLIP, or lacks weights: a student would be aligned with random ones.
+        """
+        model_type = PreTrainedConfig.get_config_dict(name_or_path)[0].get("model_type")
+        if model_type not in CLIP_TYPES:
+            raise ValueError(f"{name_or_path} holds a model of type {model_type!r}; the teacher must be a CLIP.")
+        tower, info = CLIPVisionModelWithProjection.from_pretrained(name_or_path, **kwargs, output_loading_info=True)
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"{name_or_path} is no whole CLIP vision tower with projection: it lacks {', '.join(missing[:5])}."
+            )
+        return cls(tower, num_aligned_layers, alignment_interval, image_size, alignment_norm)
+
+    @property
+    def grid_size(self) -> int:
+        """Patches on a side of a frame."""
+        return self.image_size // self.patch_size
+
+    def train(self, mode: bool = True) -> "UMTTeacher":
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, pixel_values: torch.Tensor, visible_indices: torch.Tensor | None = None) -> UMTTeacherOutput:
+        """Compute features and saliency of a clip.
+
+        Args:
+            pixel_values: The student's own normalised video `(B, T, channels, height, width)`.
+            visible_indices: `(B, V)`, where the mask is known beforehand: features are computed at these tokens alone.
+        """
+        hidden_states, saliency = self.encode(pixel_values)
+        features = self.project(hidden_states, pixel_values.shape[0], visible_indices)
+        return UMTTeacherOutput(features=features, saliency=saliency)
+
+    @torch.no_grad()
+    def encode(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """One pass through the tower.
+
+        The attention maps are never materialised: for the saliency, the row of the last layer's class token is
+        computed by itself.
+
+        Args:
+            pixel_values: `(B, T, channels, height, width)`.
+
+        Returns:
+            Hidden states of the aligned layers, each `(B * T, 1 + P, D)`, and the saliency `(B * T, P)`.
+        """
+        frames = pixel_values.flatten(0, 1)
+        if frames.shape[-2:] != (self.image_size, self.image_size):
+            frames = F.interpolate(
+                frames, size=(self.image_size, self.image_size), mode="bicubic", align_corners=False
+            )
+        tower = self.vision_tower.vision_model
+        hidden_states = tower.pre_layrnorm(tower.embeddings(frames))
+        aligned = []
+        for i, layer in enumerate(tower.encoder.layers):
+            if i == len(tower.encoder.layers) - 1:
+                saliency = _attend_from_class_token(layer, hidden_states)
+            hidden_states = layer(hidden_states, None)
+            if i in self.aligned_layer_indices:
+                aligned.append(hidden_states)
+        return aligned, saliency
+
+    @torch.no_grad()
+    def project(
+        self, hidden_states: list[torch.Tensor], batch_size: int, visible_indices: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Patch tokens through the last LayerNorm and the projection, normalised; at the visible tokens if given.
+
+        Args:
+            hidden_states: From [`UMTTeacher.encode`].
+            batch_size: B.
+            visible_indices: `(B, V)`.
+
+        Returns:
+            `(K, B, N or V, C)`, float32.
+        """
+        features = []
+        for states in hidden_states:
+            patches = states[:, 1:].unflatten(0, (batch_size, -1)).flatten(1, 2)
+            if visible_indices is not None:
+                patches = gather_tokens(patches, visible_indices)
+            features.append(
+                self.vision_tower.visual_projection(self.vision_tower.vision_model.post_layernorm(patches))
+            )
+        return normalize_features(torch.stack(features), self.alignment_norm)
+
+
+def _attend_from_class_token(layer: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Head-averaged attention of the class token to the patches in one CLIP layer, `(frames, P)`, float32."""
+    attention = layer.self_attn
+    hidden_states = layer.layer_norm1(hidden_states)
+    query = attention.q_proj(hidden_states[:, :1]).unflatten(-1, (attention.num_heads, -1))
+    key = attention.k_proj(hidden_states).unflatten(-1, (attention.num_heads, -1))
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, key).float() * attention.head_dim**-0.5
+    return scores.softmax(dim=-1).mean(dim=1)[:, 0, 1:]
+
+
+def _resize_position_embedding(embeddings: nn.Module, image_size: int) -> None:
+    """Carry CLIP's position table to another frame size: class row kept, patch rows bicubic."""
+    table = embeddings.position_embedding.weight.data
+    old, new = embeddings.image_size // embeddings.patch_size, image_size // embeddings.patch_size
+    patches = interpolate_position_table(table[None, 1:].float(), (1, old, old), (1, new, new))[0].to(table.dtype)
+    embeddings.position_embedding = nn.Embedding.from_pretrained(torch.cat([table[:1], patches]))
+    embeddings.image_size = image_size
+    embeddings.num_patches = new * new
+    embeddings.num_positions = new * new + 1
+    position_ids = torch.arange(embeddings.num_positions, device=table.device)[None]
+    embeddings.register_buffer("position_ids", position_ids, persistent=False)
+
+
+__all__ = ["UMTTeacher"]

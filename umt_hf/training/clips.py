@@ -1,0 +1,274 @@
+"""Videos to training clips: which ones, in which order, and what becomes of one that cannot be read.
+
+Every random choice of a clip hangs on a key made of the run's seed, the epoch, the row and the copy. So the clips of a
+step do not depend on worker or process counts, and a resumed run sees what the uninterrupted one would have seen.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from datasets.distributed import split_dataset_by_node
+
+from ..data.sources import get_source
+from ..processing.decoding import VideoDecodingError, open_video
+from ..processing.sampling import sample_frame_indices
+from ..processing.train_transforms import PretrainingTransform
+
+logger = logging.getLogger(__name__)
+
+MAX_REPLACEMENTS = 8
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """One video to be read: a row or its index, the key of its random choices, and the corpus that it is from."""
+
+    row: int | dict[str, Any]
+    key: tuple[int, ...]
+    corpus: int = 0
+
+
+@dataclass
+class Clip:
+    """What a worker makes of a video.
+
+    Args:
+        frames: Cropped frames `(T, C, H, W)`, uint8, before resizing.
+        is_flipped: Whether the clip is to be mirrored.
+        mask_noise: Exponential noise `(tokens,)` that orders the tokens when the mask is drawn.
+    """
+
+    frames: torch.Tensor
+    is_flipped: bool
+    mask_noise: torch.Tensor
+
+
+def build_generator(*key: int) -> torch.Generator:
+    """A random source fixed by a key of integers."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def plan_batches(
+    table: Dataset,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    num_processes: int = 1,
+    start: int = 0,
+) -> Iterator[list[ClipRequest]]:
+    """Endless batches of one process over a table with random access.
+
+    Each epoch is a new permutation; its last rows that do not fill a batch of all processes are left out.
+
+    Args:
+        table: Rows.
+        batch_size: Videos of a process at a time.
+        seed: Seed of the run.
+        process_index: This process.
+        num_processes: Processes.
+        start: Batches to pass over, for a resumed run.
+
+    Raises:
+        ValueError: If the table is smaller than one batch of all processes.
+    """
+    per_epoch = count_batches(table, batch_size, num_processes)
+    epoch, position = divmod(start, per_epoch)
+    while True:
+        order = torch.randperm(len(table), generator=build_generator(seed, epoch)).tolist()
+        for batch in range(position, per_epoch):
+            first = (batch * num_processes + process_index) * batch_size
+            yield [ClipRequest(row, (seed, epoch, row)) for row in order[first : first + batch_size]]
+        epoch, position = epoch + 1, 0
+
+
+def plan_streamed_batches(
+    table: IterableDataset,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    num_processes: int = 1,
+    start: int = 0,
+    buffer_size: int = 1000,
+) -> Iterator[list[ClipRequest]]:
+    """Endless batches of one process over a streamed table; rows are read here and decoded by the workers.
+
+    Rows are shuffled within a buffer and, where the table has enough shards, each process reads its own. A resumed run
+    passes over the rows seen before without decoding them.
+    """
+    table = split_dataset_by_node(table.shuffle(seed=seed, buffer_size=buffer_size), process_index, num_processes)
+    batch: list[ClipRequest] = []
+    passed, epoch = 0, 0
+    while True:
+        table.set_epoch(epoch)
+        number = -1
+        for number, row in enumerate(table):
+            batch.append(ClipRequest(row, (seed, epoch, number, process_index)))
+            if len(batch) < batch_size:
+                continue
+            if passed >= start:
+                yield batch
+            passed, batch = passed + 1, []
+        if number < 0:
+            raise ValueError("The streamed dataset has no rows for this process; use fewer processes.")
+        epoch += 1
+
+
+def count_batches(table: Dataset, batch_size: int, num_processes: int) -> int:
+    """Batches of an epoch in each process.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    count = len(table) // (batch_size * num_processes)
+    if count == 0:
+        raise ValueError(
+            f"{len(table)} videos do not fill one batch of {batch_size} in {num_processes} process(es); lower "
+            "per_device_train_batch_size."
+        )
+    return count
+
+
+class ClipDataset(torch.utils.data.Dataset):
+    """Reads the clips of a request: decode once, then crop as often as asked.
+
+    Args:
+        table: Rows with a `video`, for requests by index; `None` where requests carry their row.
+        transform: Crop and flip.
+        num_frames: Frames of a clip.
+        num_tokens: Tokens of a clip, for the mask noise.
+        sampling_strategy: How frames are drawn (see `sample_frame_indices`).
+        frame_stride: For dense sampling.
+        decoder: Video reader.
+        repeated_augmentation: Clips made of each video.
+        is_training: Whether frames, crops and flips are drawn at random.
+    """
+
+    def __init__(
+        self,
+        table: Dataset | None,
+        transform: PretrainingTransform,
+        num_frames: int,
+        num_tokens: int,
+        sampling_strategy: str = "segments",
+        frame_stride: int = 1,
+        decoder: str = "pyav",
+        repeated_augmentation: int = 1,
+        is_training: bool = True,
+    ):
+        self.table = table
+        self.transform = transform
+        self.num_frames = num_frames
+        self.num_tokens = num_tokens
+        self.sampling_strategy = sampling_strategy
+        self.frame_stride = frame_stride
+        self.decoder = decoder
+        self.repeated_augmentation = repeated_augmentation
+        self.is_training = is_training
+
+    def __len__(self) -> int:
+        return 0 if self.table is None else len(self.table)
+
+    def __getitem__(self, request: ClipRequest) -> tuple[list[Clip], list[str]]:
+        """Clips of a video, or of its replacement, and a line for each video that could not be read."""
+        failures: list[str] = []
+        for row in self._candidates(request):
+            try:
+                return self._read_clips(row, request.key), failures
+            except VideoDecodingError as error:
+                failures.append(str(error))
+        return [], failures
+
+    def _candidates(self, request: ClipRequest) -> Iterator[dict[str, Any]]:
+        """The row itself, then others in its place, drawn by its key."""
+        if isinstance(request.row, dict):
+            yield request.row
+            return
+        yield self.table[request.row]
+        if self.is_training:
+            generator = build_generator(*request.key, -1)
+            for row in torch.randint(len(self.table), (MAX_REPLACEMENTS,), generator=generator).tolist():
+                yield self.table[row]
+
+    def _read_clips(self, row: dict[str, Any], key: tuple[int, ...]) -> list[Clip]:
+        generator = build_generator(*key)
+        frames = self._read_frames(get_source(row["video"]), generator)
+        return [self._cut_clip(frames, generator) for _ in range(self.repeated_augmentation)]
+
+    def _read_frames(self, source: str | bytes, generator: torch.Generator) -> torch.Tensor:
+        """Chosen frames of a video `(T, C, H, W)`, uint8."""
+        with open_video(source, self.decoder) as reader:
+            indices = sample_frame_indices(
+                reader.num_frames,
+                self.num_frames,
+                self.sampling_strategy,
+                generator=generator if self.is_training else None,
+                frame_stride=self.frame_stride,
+            )
+            return torch.from_numpy(reader.get_frames(indices)).permute(0, 3, 1, 2)
+
+    def _cut_clip(self, frames: torch.Tensor, generator: torch.Generator) -> Clip:
+        crop = self.transform.sample(frames.shape[-2], frames.shape[-1], generator if self.is_training else None)
+        noise = torch.empty(self.num_tokens).exponential_(generator=generator)
+        return Clip(self.transform.crop(frames, crop).contiguous(), crop.flip, noise)
+
+
+class ClipCollator:
+    """Clips of several videos to a batch.
+
+    Args:
+        transform: Resizes and normalises; here, in the worker, or left to `finish_batch` on the device.
+        use_worker: Whether pixels are finished in the worker (there is no accelerator).
+        keep_size: Whether another video of the batch takes the place of an unreadable one, so that shapes hold (in
+            training); else it is left out, so that no video counts twice, and a batch may come out without clips.
+    """
+
+    def __init__(self, transform: PretrainingTransform, use_worker: bool, keep_size: bool = True):
+        self.transform = transform
+        self.use_worker = use_worker
+        self.keep_size = keep_size
+
+    def __call__(self, samples: Sequence[tuple[list[Clip], list[str]]]) -> dict[str, Any]:
+        """Batch with `frames` (or finished `pixel_values`), `flips`, `mask_noise`, `num_videos` and `failures`.
+
+        Raises:
+            RuntimeError: If not one video of a training batch could be read.
+        """
+        counts = {"num_videos": len(samples), "failures": [failure for _, lines in samples for failure in lines]}
+        good = [clips for clips, _ in samples if clips]
+        if not good and not self.keep_size:
+            return counts
+        if not good:
+            raise RuntimeError("No video of a batch could be read:\n  " + "\n  ".join(counts["failures"][:5]))
+        if self.keep_size:
+            good = [clips or good[i % len(good)] for i, (clips, _) in enumerate(samples)]
+        batch = self.build_batch([clip for group in good for clip in group])
+        if self.use_worker:
+            batch = finish_batch(batch, self.transform, torch.device("cpu"))
+        return {**batch, **counts}
+
+    def build_batch(self, clips: list[Clip]) -> dict[str, Any]:
+        """What a batch holds of its clips, before pixels are finished."""
+        return {
+            "frames": [clip.frames for clip in clips],
+            "flips": [clip.is_flipped for clip in clips],
+            "mask_noise": torch.stack([clip.mask_noise for clip in clips]),
+        }
+
+
+def finish_batch(batch: dict[str, Any], transform: PretrainingTransform, device: torch.device) -> dict[str, Any]:
+    """Resize, flip and normalise the frames of a batch on `device`; a finished batch is only moved there."""
+    if "mask_noise" not in batch:  # nothing in it could be read
+        return batch
+    if "pixel_values" not in batch:
+        frames = [clip.to(device, non_blocking=True) for clip in batch.pop("frames")]
+        batch["pixel_values"] = transform.resize_and_normalize(frames, batch.pop("flips"))
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }

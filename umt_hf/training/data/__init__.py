@@ -1,1 +1,0 @@
-"""Data for training: datasets, samplers, collators and the built-in moving_shapes generator."""

@@ -1,1 +1,0 @@
-"""Metrics as local `evaluate.Metric` classes and on-device averages."""

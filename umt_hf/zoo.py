@@ -1,0 +1,280 @@
+"""The zoo: every released UMT checkpoint by our name, with its source, its settings and its published figures.
+
+Source: Li et al., "Unmasked Teacher", ICCV 2023, and the model zoos of the published code; data in `zoo.yaml`.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+TASK_TITLES = {
+    "pretraining": "stage 1",
+    "classification": "classification",
+    "detection": "detection",
+    "video_text_pretraining": "stage 2",
+    "retrieval": "retrieval",
+    "question_answering": "questions",
+}
+DIRECTIONS = {"text_to_video": "text to video", "video_to_text": "video to text", "values": None}
+
+
+@dataclass(frozen=True)
+class PublishedFigure:
+    """One number of a published table.
+
+    Args:
+        protocol: What was done: "classification", "action_detection", "zero_shot_retrieval", "retrieval" or
+            "question_answering".
+        data_set: Name of the test data.
+        metric: What the number is.
+        value: The number, percent.
+        source: Address of the table.
+        views: Frames x crops x clips, where the table says.
+    """
+
+    protocol: str
+    data_set: str
+    metric: str
+    value: float
+    source: str
+    views: str | None = None
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """A checkpoint: what it is, where it comes from, how its model is fed.
+
+    Args:
+        name: Ours, as `build_published_config` takes it.
+        task: As for `convert_state_dict`.
+        size: "b16" or "l16".
+        frames: Frames of a clip.
+        resolution: Side of a frame, in pixels.
+        trained_on: Names of the data sets, in the order of training.
+        repo: Hub repository of the file.
+        revision: Of the repository.
+        file: Path in the repository; `None` for a model that was never released.
+        data_set: Name of the data set fine-tuned on, if any.
+        num_labels: Classes of the head, if any.
+        starts_from: Our name of the checkpoint that training started from.
+        recipe: Name of our recipe of this run.
+        tokenizer: Hub id of the tokenizer, of models with text.
+        max_text_tokens: Tokens of a text, of models with text.
+        processor: Settings of the video processor that differ from what the model's configuration gives.
+        code_url: Published code.
+        code_license: Licence of the published code.
+        weights_license: Licence of the weights; "unknown" = none is known here.
+        compute: What training cost, where it was published.
+        figures: Published figures.
+        notes: What the published zoo gets wrong, and other reservations.
+    """
+
+    name: str
+    task: str
+    size: str
+    frames: int
+    resolution: int
+    trained_on: tuple[str, ...]
+    repo: str
+    revision: str
+    file: str | None
+    code_url: str
+    code_license: str
+    weights_license: str
+    data_set: str | None = None
+    num_labels: int | None = None
+    starts_from: str | None = None
+    recipe: str | None = None
+    tokenizer: str | None = None
+    max_text_tokens: int | None = None
+    processor: dict[str, Any] = field(default_factory=dict)
+    compute: str | None = None
+    figures: tuple[PublishedFigure, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def url(self) -> str | None:
+        """Page of the file on the Hub."""
+        return None if self.file is None else f"https://huggingface.co/{self.repo}/blob/{self.revision}/{self.file}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return dataclasses.asdict(self)
+
+
+@cache
+def load_zoo() -> dict[str, ZooEntry]:
+    """All entries by name, in the order of `zoo.yaml`."""
+    data = yaml.safe_load((resources.files(__package__) / "zoo.yaml").read_text(encoding="utf-8"))
+    return {name: _build_entry(name, dict(fields), data) for name, fields in data["entries"].items()}
+
+
+def _build_entry(name: str, fields: dict[str, Any], data: dict[str, Any]) -> ZooEntry:
+    source, data_sets = data["source"], data["data_sets"]
+    tables = fields.pop("figures", {})
+    data_set = data_sets[fields["data_set"]] if "data_set" in fields else {}
+    fields["trained_on"] = tuple(data_sets[key]["name"] for key in fields["trained_on"])
+    fields["notes"] = tuple(fields.get("notes", ()))
+    origin = ("repo", "revision", "code_url", "code_license", "weights_license")
+    return ZooEntry(
+        name=name,
+        figures=tuple(_list_figures(tables, data)),
+        num_labels=data_set.get("num_labels"),
+        **{key: source[key] for key in origin},
+        **{**fields, "data_set": data_set.get("name")},
+    )
+
+
+def _list_figures(tables: dict[str, Any], data: dict[str, Any]) -> Iterable[PublishedFigure]:
+    for protocol, sets in tables.items():
+        known = data["protocols"][protocol]
+        for data_set, row in sets.items():
+            for key, direction in DIRECTIONS.items():
+                for metric, value in zip(known["metrics"], row.get(key, ()), strict=False):
+                    yield PublishedFigure(
+                        protocol=protocol,
+                        data_set=data["data_sets"][data_set]["name"],
+                        metric=metric if direction is None else f"{direction} {metric}",
+                        value=value,
+                        source=data["source"]["tables"][known["table"]],
+                        views=row.get("views"),
+                    )
+
+
+def find_entry(name: str) -> ZooEntry:
+    """The entry of that name, or of that released file.
+
+    Args:
+        name: Our name, or the name of a released file such as `b16_ptk710_f8_res224.pth`.
+
+    Raises:
+        ValueError: If there is none; it names the nearest ones.
+    """
+    zoo = load_zoo()
+    files = {entry.file.rsplit("/", 1)[-1]: entry for entry in zoo.values()}
+    if name in zoo or name in files:
+        return zoo.get(name) or files[name]
+    near = difflib.get_close_matches(name, [*zoo, *files], n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(f"No released checkpoint is called {name!r}.{hint} `umt-hf zoo` lists them.")
+
+
+def describe_checkpoint(name: str) -> ZooEntry:
+    """As `find_entry`, and also for models that the published code trains, but that were never released.
+
+    Args:
+        name: As `build_published_config` takes it, for example `umt-vit-b16-17m-msrvtt`; settings are then those of
+            the released model of the same data set, and there are no figures.
+
+    Raises:
+        ValueError: If no such model exists.
+    """
+    sibling = re.sub(r"(?:-f16|-384)+$", "", re.sub(r"-(?:5m|17m)-", "-25m-", name))
+    if name in load_zoo() or sibling not in load_zoo():
+        return find_entry(name)
+    from .hub_cards.convert_umt_checkpoint import build_published_config  # brings torch, which a list does not need
+
+    config = build_published_config(name)[0]
+    config = getattr(config, "vision_config", config)
+    return dataclasses.replace(
+        load_zoo()[sibling],
+        name=name,
+        file=None,
+        frames=config.num_frames,
+        resolution=config.image_size,
+        trained_on=(),
+        starts_from=None,
+        recipe=None,
+        figures=(),
+        notes=(),
+    )
+
+
+def filter_zoo(task: str | None = None, size: str | None = None, text: str | None = None) -> list[ZooEntry]:
+    """Entries that fit all that is given.
+
+    Args:
+        task: As for `convert_state_dict`.
+        size: "b16" or "l16".
+        text: Looked for in names, files and data sets, whatever its case.
+
+    Raises:
+        ValueError: If there is no such task or size.
+    """
+    sizes = sorted({entry.size for entry in load_zoo().values()})
+    for kind, value, known in (("task", task, list(TASK_TITLES)), ("size", size, sizes)):
+        if value is not None and value not in known:
+            raise ValueError(f"{kind} must be one of {', '.join(known)}, got {value!r}.")
+    return [
+        entry
+        for entry in load_zoo().values()
+        if task in (None, entry.task)
+        and size in (None, entry.size)
+        and (text is None or text.lower() in f"{entry.name} {entry.file} {' '.join(entry.trained_on)}".lower())
+    ]
+
+
+def build_zoo_table(entries: Sequence[ZooEntry]) -> Table:
+    """Entries, one a line, 80 columns wide."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("name", no_wrap=True)
+    table.add_column("task", no_wrap=True)
+    table.add_column("clip", no_wrap=True)
+    table.add_column("published", no_wrap=True)
+    for entry in entries:
+        clip = f"{entry.frames:>2} x {entry.resolution}"
+        table.add_row(entry.name, TASK_TITLES[entry.task], clip, summarize_figures(entry))
+    return table
+
+
+def summarize_figures(entry: ZooEntry) -> str:
+    """The one figure that says most about an entry, or nothing."""
+    if not entry.figures:
+        return ""
+    first = entry.figures[0]
+    short = {"top-1 accuracy": "top-1", "frame mAP at IoU 0.5": "mAP", "text to video R@1": "R@1"}
+    zero_shot = ", zero-shot" if first.protocol == "zero_shot_retrieval" else ""
+    return f"{first.value} {short[first.metric]}{zero_shot}"
+
+
+def build_entry_table(entry: ZooEntry) -> Table:
+    """One entry whole."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for label, value in (
+        ("name", entry.name),
+        ("task", TASK_TITLES[entry.task]),
+        ("source", entry.url),
+        ("clip", f"{entry.frames} frames of {entry.resolution} pixels"),
+        ("trained on", ", ".join(entry.trained_on)),
+        ("starts from", entry.starts_from),
+        ("classes", entry.num_labels and f"{entry.num_labels} of {entry.data_set}"),
+        ("texts", entry.tokenizer and f"{entry.max_text_tokens} tokens of {entry.tokenizer}"),
+        ("recipe", entry.recipe),
+        ("licence", f"weights: {entry.weights_license}; published code: {entry.code_license}"),
+        ("compute", entry.compute),
+    ):
+        if value:
+            table.add_row(label, value)
+    figures: dict[str, list[str]] = {}
+    for figure in entry.figures:
+        heading = f"{figure.protocol.replace('_', ' ')}, {figure.data_set}"
+        views = f", views {figure.views}" if figure.views else ""
+        figures.setdefault(heading, []).append(f"{figure.metric} {figure.value}{views}")
+    for i, (heading, values) in enumerate(figures.items()):
+        table.add_row("" if i else "published", "\n".join([heading, *(f"  {value}" for value in values)]))
+    for i, source in enumerate(dict.fromkeys(figure.source for figure in entry.figures)):
+        table.add_row("" if i else "table", source)
+    for i, note in enumerate(entry.notes):
+        table.add_row("" if i else "notes", note)
+    return table
