@@ -8,6 +8,7 @@ that was drawn from and nothing of Accelerate's state. What `accelerate launch` 
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -87,6 +88,25 @@ def run_ranks(
             )
         )
     return Finished(exit_codes, "".join(outputs), "".join(errors))
+
+
+def run_and_kill(is_time: Callable[[], bool], function: Callable, *arguments, timeout: float = 120) -> None:
+    """Call a function in one CPU process, and end it by SIGKILL as soon as a condition holds.
+
+    Raises:
+        AssertionError: If the process ends before, or the condition does not hold in time.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "output"
+        process = start_process(function, *arguments, environment=build_environment(0, 1, 0), output=output)
+        deadline = time.monotonic() + timeout
+        while not (is_reached := is_time()) and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.kill()
+        process.join()
+        assert is_reached and process.exitcode == -signal.SIGKILL, (
+            f"not killed in time (exit code {process.exitcode}):\n{read_output(Path(f'{output}.stderr'))[-3000:]}"
+        )
 
 
 def wait_for(processes: list[BaseProcess], exit_code: int, timeout: float) -> None:

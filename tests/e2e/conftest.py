@@ -1,10 +1,6 @@
 """A few rendered videos and an untrained teacher: enough for whole runs that take seconds."""
 
 import inspect
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -92,16 +88,6 @@ def flags(shapes, teacher, tmp_path):
     return build
 
 
-def launch(
-    arguments: list[str], num_processes: int, module: str = "umt_hf.training.stage1", **options
-) -> subprocess.CompletedProcess:
-    """A module in several CPU processes (gloo); `accelerate launch` itself starts only one without a configuration."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
-    command += ["--master_port", str(find_free_port()), "-m", module, *arguments]
-    environment = launch_environment() | {"ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
-
-
 def build_pipeline(folder: Path) -> Pipeline:
     """The classification pipeline of a folder.
 
@@ -110,13 +96,3 @@ def build_pipeline(folder: Path) -> Pipeline:
     takes_videos = "video_processor" in inspect.signature(pipeline).parameters
     options = {} if takes_videos else {"image_processor": AutoVideoProcessor.from_pretrained(folder)}
     return pipeline("video-classification", model=str(folder), **options)
-
-
-def find_free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def launch_environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

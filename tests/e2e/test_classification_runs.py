@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForVideoClassification
 
 from tests.hub.server import TOKEN
+from tests.processes import run_ranks
 from umt_hf import UMTVideoConfig, UMTVideoForVideoClassification, UMTVideoProcessor
 from umt_hf.evaluation import classification as evaluate_classification
 from umt_hf.finetuning import classification as finetune_classification
@@ -19,7 +20,7 @@ from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.moving_shapes.render import sample_clip, write_moving_shapes
 from umt_hf.training.arguments import parse_config
 
-from .conftest import build_pipeline, launch
+from .conftest import build_pipeline
 
 PUBLISHED = [
     *("--rand_augment", "rand-m7-n4-mstd0.5-inc1", "--erasing_probability", "0.25", "--mixup_alpha", "0.8"),
@@ -184,9 +185,7 @@ def test_two_processes_test_as_one(fine_tune, videos, tmp_path):
         *("--dataloader_num_workers", "0", "--max_skipped_ratio", "0.2"),
     ]
     metrics = evaluate_classification.main([*flags, "--output_dir", str(tmp_path / "one")])
-    module = "umt_hf.evaluation.classification"
-    done = launch([*flags, "--output_dir", str(tmp_path / "two")], 2, module, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks(evaluate_classification.main, [*flags, "--output_dir", str(tmp_path / "two")])
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
     assert two["metrics"] == one["metrics"] == metrics and two["num_processes"] == 2
     assert two["class_accuracy"] == one["class_accuracy"]

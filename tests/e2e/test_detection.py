@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from tests.processes import run_ranks
 from umt_hf import UMTVideoConfig, UMTVideoForActionDetection, UMTVideoForPreTraining, UMTVideoProcessor, cli
 from umt_hf.data.ava_labels import AVA_LABELS
 from umt_hf.evaluation import detection as evaluate_detection
@@ -23,7 +24,7 @@ from umt_hf.inference.detection import detect_in_video
 from umt_hf.moving_shapes.render import write_moving_shapes, write_video
 from umt_hf.training.arguments import parse_config
 
-from .conftest import ROOT, launch
+from .conftest import ROOT
 
 QUICK = [
     *("--report_to", "none", "--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_num_workers", "0"),
@@ -156,9 +157,7 @@ def test_two_processes_test_as_one(student, movies, tmp_path):
     flags += ["--model_name_or_path", str(tmp_path / "model"), "--per_device_eval_batch_size", "2"]
     flags += ["--dataloader_num_workers", "0", "--max_skipped_ratio", "0.3"]
     metrics = evaluate_detection.main([*flags, "--output_dir", str(tmp_path / "one")])
-    module = "umt_hf.evaluation.detection"
-    done = launch([*flags, "--output_dir", str(tmp_path / "two")], 2, module, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks(evaluate_detection.main, [*flags, "--output_dir", str(tmp_path / "two")])
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
     assert one["metrics"] == two["metrics"] == metrics and two["num_processes"] == 2
     assert one["average_precision"] == two["average_precision"]

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
 
-from tests.e2e.conftest import ROOT, find_free_port, launch_environment
+from tests.processes import run_ranks
 from umt_hf import UMTVideoModel, UMTVideoProcessor, UMTVideoTextProcessor
 from umt_hf.data.annotations import load_pairs
 from umt_hf.evaluation import question_answering as evaluate_question_answering
@@ -341,11 +339,7 @@ def test_two_processes_equal_one_with_both_batches(flags, stage2, tmp_path):
     common = {"model_name_or_path": folder, "max_steps": 3}
     fine_tune(flags("retrieval", output_dir=tmp_path / "one", per_device_train_batch_size=8, **common), "retrieval")
     arguments = flags("retrieval", output_dir=tmp_path / "two", per_device_train_batch_size=4, **common)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(find_free_port()), "-m", "umt_hf.finetuning.retrieval", *arguments]
-    environment = launch_environment() | {"ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_ranks(finetune_retrieval.main, arguments)
     one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], abs=1e-4)
     assert [line["grad_norm"] for line in one] == pytest.approx([line["grad_norm"] for line in two], rel=1e-3)
