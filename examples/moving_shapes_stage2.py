@@ -120,7 +120,12 @@ def evaluate(folder: Path, seed: int) -> None:
 
 def search(model, processor, clips, accelerator):
     """Features of all clips and captions, and R@1 of searching the clips by either score."""
-    from umt_hf.evaluation.ranking import encode_retrieval_set, match_candidates, rank_by_similarity, rerank_candidates
+    from umt_hf.evaluation.retrieval import (
+        encode_retrieval_set,
+        match_candidates,
+        rank_by_similarity,
+        rerank_candidates,
+    )
 
     right = clips.videos_of_text
     features = encode_retrieval_set(model, processor, clips, accelerator, batch_size=50, num_workers=1)
@@ -167,7 +172,7 @@ def write_quartets(folder: Path, seed: int):
 
 def search_quartets(model, processor, quartets, accelerator) -> dict[str, float]:
     """Share of captions whose clip is the first of its quartet, by either score."""
-    from umt_hf.evaluation.ranking import encode_retrieval_set, match_candidates
+    from umt_hf.evaluation.retrieval import encode_retrieval_set, match_candidates
 
     features = encode_retrieval_set(model, processor, quartets, accelerator, batch_size=50, num_workers=1)
     rows = torch.arange(len(quartets.videos))

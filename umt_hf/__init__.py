@@ -36,6 +36,7 @@ from .modeling.modeling_umt_video_text import (
 )
 from .processing.processing_umt_video_text import UMTVideoTextProcessor
 from .processing.video_processing_umt_video import UMTVideoProcessor
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .teachers.clip import UMTTeacher
@@ -55,7 +56,6 @@ AutoModelForVisualQuestionAnswering.register(UMTVideoTextConfig, UMTVideoTextFor
 AutoVideoProcessor.register(UMTVideoTextConfig, UMTVideoProcessor)
 AutoProcessor.register(UMTVideoTextConfig, UMTVideoTextProcessor)
 
-__version__ = "0.1.0"
 __all__ = [
     "UMTTeacher",
     "UMTTextConfig",
@@ -82,3 +82,7 @@ def __getattr__(name: str) -> Any:
 
         return UMTTeacher
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

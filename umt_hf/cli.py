@@ -380,7 +380,7 @@ def ask(
 
     Example: `umt-hf ask video.mp4 "what is the man doing?" --model outputs/answers --answers answers.json`
     """
-    from .evaluation.question_answering import load_answers
+    from .data.annotations import load_answers
     from .inference.question_answering import ask_video, format_reply
     from .processing.decoding import VideoDecodingError
 

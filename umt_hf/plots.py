@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import torch
 from einops import rearrange, repeat
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .training.checkpointing import read_metrics
+from .runs.folder import read_metrics
 
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt  # noqa: E402 (the backend must be chosen first)
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 HEAT_SHARE = 0.65  # of a saliency picture; the rest is the frame
 HIDDEN_GREY = 0.85
@@ -54,7 +53,8 @@ def plot_curves(lines: Sequence[dict[str, Any]], picture: str | Path, curves: di
         curves: Label of each value that is drawn.
         ylabel: What the vertical axis shows.
     """
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = _build_figure(1, 1, (7, 4))
+    axis = axes[0, 0]
     for name, label in curves.items():
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         if points:
@@ -64,7 +64,6 @@ def plot_curves(lines: Sequence[dict[str, Any]], picture: str | Path, curves: di
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(picture, dpi=150)
-    plt.close(figure)
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def plot_accuracy(panels: Sequence[AccuracyPanel], picture: str | Path) -> None:
     """
     labels = list(dict.fromkeys(label for panel in panels for label in panel.curves))
     num_rows = (len(panels) + 1) // 2
-    figure, axes = plt.subplots(num_rows, 2, figsize=(10, 3.6 * num_rows + 0.4), layout="constrained", squeeze=False)
+    figure, axes = _build_figure(num_rows, 2, (10, 3.6 * num_rows + 0.4))
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     for axis, panel in zip(axes.flat, panels, strict=False):
@@ -113,7 +112,6 @@ def plot_accuracy(panels: Sequence[AccuracyPanel], picture: str | Path) -> None:
     )
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 5), fontsize=9)
     figure.savefig(picture, dpi=130)
-    plt.close(figure)
 
 
 @dataclass(frozen=True)
@@ -142,12 +140,12 @@ def plot_found_videos(found: Sequence[FoundVideo], picture: str | Path) -> None:
     """
     num_frames = max(len(video.pixel_values) for video in found)
     # No automatic layout: the length of a title would set the first column apart.
-    figure, axes = plt.subplots(
+    figure, axes = _build_figure(
         len(found),
         num_frames,
-        figsize=(1.25 * num_frames, 1.55 * len(found)),
+        (1.25 * num_frames, 1.55 * len(found)),
+        layout=None,
         gridspec_kw={"wspace": 0.08, "hspace": 0.3},
-        squeeze=False,
     )
     for row, video in zip(axes, found, strict=True):
         color = "tab:green" if video.is_right else "tab:red"
@@ -161,7 +159,6 @@ def plot_found_videos(found: Sequence[FoundVideo], picture: str | Path) -> None:
             for spine in axis.spines.values():
                 spine.set(color=color, linewidth=2)
     figure.savefig(picture, dpi=120, bbox_inches="tight")
-    plt.close(figure)
 
 
 def denormalize(pixel_values: torch.Tensor) -> np.ndarray:
@@ -193,6 +190,8 @@ def draw_masked_frames(pixel_values: torch.Tensor, saliency: torch.Tensor, mask:
         saliency: Teacher's class-token attention `(T, P)`.
         mask: Boolean `(T * P,)`, `True` = hidden.
     """
+    from matplotlib import colormaps
+
     frames = denormalize(pixel_values)
     num_frames, height, width = frames.shape[:3]
     rows = round((saliency.shape[1] * height / width) ** 0.5)
@@ -200,7 +199,7 @@ def draw_masked_frames(pixel_values: torch.Tensor, saliency: torch.Tensor, mask:
     pattern = "t (h w) -> t (h ph) (w pw)"
     heat = repeat(saliency.cpu().numpy(), pattern, **size)
     hidden = repeat(mask.cpu().view(num_frames, -1).numpy(), pattern, **size)
-    colors = matplotlib.colormaps["inferno"](heat / float(np.quantile(heat, 0.99)))[..., :3]
+    colors = colormaps["inferno"](heat / float(np.quantile(heat, 0.99)))[..., :3]
     overlaid = HEAT_SHARE * colors + (1 - HEAT_SHARE) * frames
     return MaskedFrames(frames, overlaid, np.where(hidden[..., None], HIDDEN_GREY, frames))
 
@@ -220,7 +219,7 @@ def plot_masks(
     drawn = draw_masked_frames(pixel_values, saliency, mask)
     rows = {"clip": drawn.clip, "teacher's saliency": drawn.saliency, "what the student sees": drawn.visible}
     num_frames = len(drawn.clip)
-    figure, axes = plt.subplots(3, num_frames, figsize=(1.35 * num_frames, 4.6), layout="constrained", squeeze=False)
+    figure, axes = _build_figure(3, num_frames, (1.35 * num_frames, 4.6))
     for row, (name, frames) in zip(axes, rows.items(), strict=True):
         row[0].set_ylabel(name, fontsize=9)
         for axis, frame in zip(row, frames, strict=True):
@@ -231,7 +230,6 @@ def plot_masks(
         axis.set_title(f"frame {t}", fontsize=9)
     figure.suptitle(title, fontsize=10)
     figure.savefig(picture, dpi=130)
-    plt.close(figure)
 
 
 @dataclass(frozen=True)
@@ -264,9 +262,7 @@ def plot_detections(frames: Sequence[PicturedFrame], picture: str | Path) -> Non
     """
     columns = min(len(frames), 4)
     rows = -(-len(frames) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(3.4 * columns, 3.6 * rows), layout="constrained", squeeze=False
-    )
+    figure, axes = _build_figure(rows, columns, (3.4 * columns, 3.6 * rows))
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, frame in zip(axes.flat, frames, strict=False):
@@ -277,11 +273,10 @@ def plot_detections(frames: Sequence[PicturedFrame], picture: str | Path) -> Non
         _draw_boxes(axis, frame, frame.boxes, named, "tab:orange", "-", is_below=False)
     figure.suptitle("orange: found, with scores; white, dashed: annotated", fontsize=10)
     figure.savefig(picture, dpi=130, bbox_inches="tight")
-    plt.close(figure)
 
 
 def _draw_boxes(
-    axis: plt.Axes,
+    axis: "Axes",
     frame: PicturedFrame,
     boxes: np.ndarray,
     labels: list[list[str]],
@@ -289,13 +284,13 @@ def _draw_boxes(
     line: str,
     is_below: bool,
 ) -> None:
+    from matplotlib.patches import Rectangle
+
     height, width = frame.image.shape[:2]
     for (x1, y1, x2, y2), names in zip(boxes * [width, height, width, height], labels, strict=True):
         # The edges of a pixel lie half a pixel from its middle, where `imshow` counts from.
         corner = (x1 - 0.5, y1 - 0.5)
-        axis.add_patch(
-            plt.Rectangle(corner, x2 - x1, y2 - y1, fill=False, edgecolor=color, linestyle=line, linewidth=2)
-        )
+        axis.add_patch(Rectangle(corner, x2 - x1, y2 - y1, fill=False, edgecolor=color, linestyle=line, linewidth=2))
         axis.text(
             x1,
             y2 if is_below else y1,
@@ -317,7 +312,8 @@ def plot_confusion_matrix(matrix: np.ndarray, names: list[str], picture: str | P
     """
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(max(4.0, 0.3 * len(names)), 12.0)
-    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    figure, axes = _build_figure(1, 1, (side + 1, side))
+    axis = axes[0, 0]
     image = axis.imshow(shares, cmap="viridis", vmin=0, vmax=1)
     if len(names) <= 40:
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
@@ -326,4 +322,13 @@ def plot_confusion_matrix(matrix: np.ndarray, names: list[str], picture: str | P
     axis.set_ylabel("true class")
     figure.colorbar(image, label="share of the class's videos", shrink=0.8)
     figure.savefig(picture, dpi=130)
-    plt.close(figure)
+
+
+def _build_figure(
+    rows: int, columns: int, size: tuple[float, float], layout: str | None = "constrained", **options: Any
+) -> tuple["Figure", np.ndarray]:
+    """A figure of `size` inches that belongs to no back end, and its axes `(rows, columns)`."""
+    from matplotlib.figure import Figure  # slow to import, and not needed by those who draw nothing
+
+    figure = Figure(figsize=size, layout=layout)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)

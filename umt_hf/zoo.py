@@ -5,16 +5,16 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, and the model zoos of the publ
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 TASK_TITLES = {
     "pretraining": "stage 1",
@@ -168,37 +168,6 @@ def find_entry(name: str) -> ZooEntry:
     raise ValueError(f"No released checkpoint is called {name!r}.{hint} `umt-hf zoo` lists them.")
 
 
-def describe_checkpoint(name: str) -> ZooEntry:
-    """As `find_entry`, and also for models that the published code trains, but that were never released.
-
-    Args:
-        name: As `build_published_config` takes it, for example `umt-vit-b16-17m-msrvtt`; settings are then those of
-            the released model of the same data set, and there are no figures.
-
-    Raises:
-        ValueError: If no such model exists.
-    """
-    sibling = re.sub(r"(?:-f16|-384)+$", "", re.sub(r"-(?:5m|17m)-", "-25m-", name))
-    if name in load_zoo() or sibling not in load_zoo():
-        return find_entry(name)
-    from .hub_cards.convert_umt_checkpoint import build_published_config  # brings torch, which a list does not need
-
-    config = build_published_config(name)[0]
-    config = getattr(config, "vision_config", config)
-    return dataclasses.replace(
-        load_zoo()[sibling],
-        name=name,
-        file=None,
-        frames=config.num_frames,
-        resolution=config.image_size,
-        trained_on=(),
-        starts_from=None,
-        recipe=None,
-        figures=(),
-        notes=(),
-    )
-
-
 def filter_zoo(task: str | None = None, size: str | None = None, text: str | None = None) -> list[ZooEntry]:
     """Entries that fit all that is given.
 
@@ -223,8 +192,11 @@ def filter_zoo(task: str | None = None, size: str | None = None, text: str | Non
     ]
 
 
-def build_zoo_table(entries: Sequence[ZooEntry]) -> Table:
-    """Entries, one a line, 80 columns wide."""
+def build_zoo_table(entries: Sequence[ZooEntry]) -> "Table":
+    """Entries, one per line, 80 columns wide."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("name", no_wrap=True)
     table.add_column("task", no_wrap=True)
@@ -246,8 +218,10 @@ def summarize_figures(entry: ZooEntry) -> str:
     return f"{first.value} {short[first.metric]}{zero_shot}"
 
 
-def build_entry_table(entry: ZooEntry) -> Table:
-    """One entry whole."""
+def build_entry_table(entry: ZooEntry) -> "Table":
+    """All that is known of one entry."""
+    from rich.table import Table
+
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")

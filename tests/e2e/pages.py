@@ -36,7 +36,7 @@ from umt_hf import (
     cli,
 )
 from umt_hf.moving_shapes.tiny_bert import TextTowerArguments, write_text_tower
-from umt_hf.training.arguments import parse_config
+from umt_hf.runs.config import parse_config
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
 
@@ -338,9 +338,10 @@ def list_flags(name: str) -> set[str]:
 
 
 def list_named_scripts(text: str) -> set[str]:
-    """Scripts and commands that a text names, in full or, of our training scripts, by the last part alone."""
-    known = {path.stem for path in (ROOT / "umt_hf" / "training").glob("*.py") if "\nSECTIONS = " in path.read_text()}
-    scripts = {f"umt_hf.training.{word}" for word in re.findall(r"\w+", text) if word in known}
+    """Scripts and commands that a text names."""
+    files = [path for path in (ROOT / "umt_hf").rglob("*.py") if "\nSECTIONS" in path.read_text()]
+    known = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+    scripts = known & set(re.findall(r"umt_hf(?:\.\w+)+", text))
     groups = typer.main.get_command(cli.app).commands
     commands = {f"umt-hf {word}" for word in re.findall(r"umt-hf (\w+)", text) if word in groups}
     return scripts | commands | ({"umt-hf"} if "umt-hf" in text else set())

@@ -18,7 +18,7 @@ from umt_hf.evaluation import classification as evaluate_classification
 from umt_hf.finetuning import classification as finetune_classification
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.moving_shapes.render import sample_clip, write_moving_shapes
-from umt_hf.training.arguments import parse_config
+from umt_hf.runs.config import parse_config
 
 from .conftest import build_pipeline
 

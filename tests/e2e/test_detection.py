@@ -22,7 +22,7 @@ from umt_hf.finetuning import detection as finetune_detection
 from umt_hf.hub_cards.convert_umt_checkpoint import build_label_maps
 from umt_hf.inference.detection import detect_in_video
 from umt_hf.moving_shapes.render import write_moving_shapes, write_video
-from umt_hf.training.arguments import parse_config
+from umt_hf.runs.config import parse_config
 
 from .conftest import ROOT
 
@@ -217,7 +217,7 @@ def test_commands_of_the_guide_run(shapes, student, tmp_path, monkeypatch, capsy
 
     text = (ROOT / "docs" / "detection.md").read_text()
     commands = re.findall(r"^(?:umt-hf|accelerate launch) .*", text.replace("\\\n", ""), re.MULTILINE)
-    scripts = {"finetune_detection": finetune_detection, "evaluate_detection": evaluate_detection}
+    scripts = {script.__name__: script for script in (finetune_detection, evaluate_detection)}
     counts = dict.fromkeys([*scripts, "umt-hf"], 0)
     for command in commands:
         if "ava" in command:
@@ -229,11 +229,10 @@ def test_commands_of_the_guide_run(shapes, student, tmp_path, monkeypatch, capsy
             counts["umt-hf"] += 1
             continue
         _, _, _, module, *arguments = shlex.split(command)
-        name = module.rsplit(".", 1)[-1]
-        quick = [*QUICK, "--max_steps", "1"] if name == "finetune_detection" else ["--dataloader_num_workers", "0"]
-        scripts[name].main([*arguments, *quick])
-        counts[name] += 1
-    assert counts == {"finetune_detection": 2, "evaluate_detection": 3, "umt-hf": 1}
+        quick = [*QUICK, "--max_steps", "1"] if ".finetuning." in module else ["--dataloader_num_workers", "0"]
+        scripts[module].main([*arguments, *quick])
+        counts[module] += 1
+    assert list(counts.values()) == [2, 3, 1]
     report = json.loads(Path("outputs/detector/test_detector/report.json").read_text())
     assert report["boxes"] == "detector" and report["num_boxes"] == 6
     assert json.loads(Path("outputs/shapes_detector/config.json").read_text())["hidden_size"] == 96

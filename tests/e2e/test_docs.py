@@ -27,7 +27,7 @@ from tests.e2e.pages import (
     run_command,
     split_commands,
 )
-from umt_hf.training.arguments import list_recipes
+from umt_hf.runs.config import list_recipes
 
 pytest.importorskip("faiss")
 

@@ -14,7 +14,7 @@ from umt_hf import UMTVideoForVideoClassification, UMTVideoModel
 
 sys.path.append(str(ROOT / "examples"))
 
-import moving_shapes_finetune as example  # noqa: E402 (the folder is no package)
+import moving_shapes_finetune as example
 
 BUDGET = example.Budget(
     num_clips=(24, 6, 6),

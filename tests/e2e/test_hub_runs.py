@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from tests.hub.server import TOKEN
 from umt_hf import UMTVideoModel, UMTVideoProcessor
 from umt_hf.hub_cards.publishing import PublishingError
+from umt_hf.runs.folder import read_metrics
 from umt_hf.training import background_push as hub_module
 from umt_hf.training import stage1
-from umt_hf.training.checkpointing import read_metrics
 
 from .conftest import ROOT
 
@@ -116,7 +116,7 @@ def test_a_hanging_hub_does_not_keep_a_process_from_ending(hub, flags, tmp_path)
     """Bounded waiting, and exit code 0."""
     hub.delay(300, "preupload")
     script = """
-from umt_hf.training import hub, stage1
+from umt_hf.training import background_push as hub, stage1
 hub.FINAL_WAIT_SECONDS = 1.0
 stage1.main()
 """

@@ -12,8 +12,9 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoVideoProcessor
 from tests.processes import run_and_kill, run_ranks
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.processing.video_processing_umt_video import UMTVideoProcessor
+from umt_hf.runs.folder import read_metrics
 from umt_hf.training import stage1
-from umt_hf.training.checkpointing import list_checkpoints, read_metrics
+from umt_hf.training.checkpointing import list_checkpoints
 
 
 def read_losses(folder: Path) -> dict[int, float]:

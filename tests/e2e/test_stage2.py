@@ -21,8 +21,9 @@ from umt_hf import (
     UMTVideoTextProcessor,
 )
 from umt_hf.moving_shapes.tiny_bert import TextTowerArguments, write_text_tower
+from umt_hf.runs.folder import read_metrics
 from umt_hf.training import stage2
-from umt_hf.training.checkpointing import list_checkpoints, read_metrics
+from umt_hf.training.checkpointing import list_checkpoints
 
 TINY = {
     "fusion_layer": 1,

@@ -7,8 +7,8 @@ from datasets import Dataset
 
 from tests.parity.multi_modality import assert_equal, build_model, load_case, read_video
 from umt_hf.data.annotations import RetrievalSet
-from umt_hf.evaluation.choices import compute_choice_accuracy, compute_choice_scores
-from umt_hf.evaluation.ranking import encode_retrieval_set, evaluate_retrieval, match_candidates, select_candidates
+from umt_hf.evaluation.multiple_choice import compute_choice_accuracy, compute_choice_scores
+from umt_hf.evaluation.retrieval import encode_retrieval_set, evaluate_retrieval, match_candidates, select_candidates
 from umt_hf.hub_cards.convert_umt_checkpoint import _convert_video_text_tensor
 from umt_hf.modeling.losses_umt import compute_similarity
 

@@ -73,7 +73,7 @@ def test_teacher_from_a_2d_checkpoint_of_another_grid():
     assert_equal(outputs.saliency, data["outputs"]["attn"], "saliency")
 
 
-POSITION_TABLES = [name for name in load_table("pos_tables")["tensors"]]
+POSITION_TABLES = list(load_table("pos_tables")["tensors"])
 
 
 @pytest.mark.parametrize("name", [name.removeprefix("outputs/") for name in POSITION_TABLES])

@@ -1,11 +1,16 @@
 """Pictures: what is drawn where; how they look is for people to judge."""
 
 import json
+import os
+import pkgutil
+import subprocess
+import sys
 
 import numpy as np
 import torch
 from PIL import Image
 
+import umt_hf
 from umt_hf.plots import (
     HIDDEN_GREY,
     STAGE_2_CURVES,
@@ -70,3 +75,25 @@ def test_saliency_and_mask_lie_over_their_patches(tmp_path):
     assert brightness[1, 4:, 4:].min() > brightness[1, :4].max()
     plot_masks(clip, saliency, mask, tmp_path / "masks.png", "a clip")
     assert np.asarray(Image.open(tmp_path / "masks.png")).shape[1] > 300
+
+
+def test_the_users_back_end_stays(tmp_path):
+    """After importing each module; what draws in a notebook or a window goes on to do so."""
+    names = [module.name for module in pkgutil.walk_packages(umt_hf.__path__, "umt_hf.")]
+    assert len(names) > 60
+    code = "\n".join(
+        [
+            "import importlib, matplotlib",
+            "matplotlib.use('svg')",
+            f"for name in {names!r}:",
+            "    importlib.import_module(name)",
+            "    assert matplotlib.get_backend() == 'svg', name",
+            "from umt_hf.plots import plot_curves",
+            "plot_curves([{'step': 1, 'loss': 1.0}], 'losses.png', {'loss': 'loss'}, 'loss')",
+            "assert matplotlib.get_backend() == 'svg'",
+            "import sys; assert 'matplotlib.pyplot' not in sys.modules or 'gradio' in sys.modules",
+        ]
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -16,18 +16,11 @@ from umt_hf.hub_cards.convert_umt_checkpoint import (
     ConversionReport,
     build_published_config,
     convert_state_dict,
+    describe_checkpoint,
 )
 from umt_hf.hub_cards.label_names import read_label_names
-from umt_hf.training.arguments import list_recipes
-from umt_hf.zoo import (
-    TASK_TITLES,
-    build_entry_table,
-    build_zoo_table,
-    describe_checkpoint,
-    filter_zoo,
-    find_entry,
-    load_zoo,
-)
+from umt_hf.runs.config import list_recipes
+from umt_hf.zoo import TASK_TITLES, build_entry_table, build_zoo_table, filter_zoo, find_entry, load_zoo
 
 ZOO = load_zoo()
 runner = CliRunner()

@@ -5,8 +5,10 @@ is the processor's job.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
@@ -207,3 +209,30 @@ def _require_columns(table: Dataset, source: str, names: Iterable[str]) -> None:
     known = table.column_names
     if missing := [name for name in names if name not in known]:
         raise ValueError(f"{source}: rows have no {' and no '.join(missing)}; they have {', '.join(known)}.")
+
+
+def load_answers(path: str) -> list[str]:
+    """Read a closed list of answers.
+
+    Raises:
+        ValueError: If the file holds no JSON list of texts.
+    """
+    try:
+        answers = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f"{path}: expected a JSON list of answers.")
+    return answers
+
+
+def check_labels(source: str, table: Dataset, names: list[str]) -> None:
+    """Refuse videos without labels, or with labels that the classes do not have.
+
+    Raises:
+        ValueError: Which of the two it is.
+    """
+    if "label" not in table.column_names:
+        raise ValueError(f"{source}: no labels; give a CSV (path,label) or one sub-folder for each class.")
+    if max(table["label"]) >= len(names):
+        raise ValueError(f"{source}: label {max(table['label'])} is too high for {len(names)} classes {names[:5]}.")

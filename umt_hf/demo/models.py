@@ -18,11 +18,11 @@ from datasets import Dataset
 from PIL import Image
 from torch.nn import functional as F
 
-from ..evaluation.report import EvaluatedModelArguments, load_whole_model
+from ..data.video_files import list_videos
 from ..inference.classification import merge_views
+from ..inference.loading import load_whole_model
 from ..inference.question_answering import answer_questions
 from ..inference.search import VideoSearcher, embed_videos
-from ..inference.video_index import list_videos
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.masking_umt_video import compute_visible_indices
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining, UMTVideoForVideoClassification
@@ -31,6 +31,7 @@ from ..plots import MaskedFrames, draw_masked_frames
 from ..processing.decoding import VideoDecodingError, open_video
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.arguments import EvaluatedModelArguments
 from ..training.alignment import TokenGrid, check_grids, count_visible, draw_mask, load_teacher
 from ..training.arguments import TeacherArguments
 from .settings import DemoSettings
@@ -149,7 +150,7 @@ class TeacherViewer:
         frames = draw_masked_frames(pixel_values[0], saliency, mask[0])
         return TeacherLook(frames, num_visible, grid.num_tokens, agreement)
 
-    def _encode_clip(self, video: str, modified_ns: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    def _encode_clip(self, video: str, _modified_ns: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """Frames `(1, T, 3, H, W)`, teacher's states and saliency `(T, P)`, kept while a visitor moves the slider."""
         pixel_values = self.processor(video, return_tensors="pt")["pixel_values"].to(self.device)
         return pixel_values, *self.teacher.encode(pixel_values)

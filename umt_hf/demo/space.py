@@ -7,8 +7,6 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-import umt_hf
-
 from ..hub_cards.publishing import check_destination
 from .settings import SETTINGS_FILE, DemoSettings
 
@@ -65,7 +63,7 @@ def write_space(folder: Path, settings: DemoSettings) -> None:
     """
     for name in SPACE_FILES:
         shutil.copy(Path(__file__).parent / name, folder / name)
-    package = Path(umt_hf.__file__).parent
+    package = Path(__file__).parents[1]
     shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     if settings.videos is not None:
         shutil.copytree(settings.videos, folder / VIDEO_FOLDER)

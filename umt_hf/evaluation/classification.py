@@ -13,18 +13,130 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from accelerate import Accelerator
 from datasets import Dataset
+from torch import nn
 
-from ..data.annotations import identify_video
+from ..data.annotations import check_labels, identify_video
 from ..data.sources import load_videos
-from ..finetuning.classification import check_labels
-from ..inference.classification import ClassifiedVideos, classify_videos, load_classifier
-from ..training.arguments import describe, parse_config
-from ..training.checkpointing import collect_versions
-from .report import EvaluatedModelArguments, ReportArguments, hash_source, require_names, write_report
+from ..inference.classification import load_classifier, score_videos
+from ..inference.loading import require_names
+from ..plots import plot_confusion_matrix
+from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.arguments import EvaluatedModelArguments, ReportArguments
+from ..runs.config import describe, parse_config
+from ..runs.folder import collect_versions, hash_source
+from .metrics.accuracy import TopKAccuracy, compute_confusion_matrix
+from .report import write_report
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ClassifiedVideos:
+    """Scores of a held-out set, the same in every process.
+
+    Args:
+        scores: Class probabilities `(videos, classes)`, the mean over a video's views; 0 where it was unreadable.
+        labels: Class indices `(videos,)`.
+        unreadable: Row of each video that could not be read -> reason.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    unreadable: dict[int, str]
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """Class of each video `(videos,)`; -1 where it was unreadable."""
+        best = self.scores.argmax(axis=1)
+        best[list(self.unreadable)] = -1
+        return best
+
+    def compute_metrics(self) -> dict[str, float]:
+        """Top-1 and top-5 accuracy, where an unreadable video counts as wrong; their number; accuracy without them.
+
+        Raises:
+            ValueError: If no video at all could be read.
+        """
+        is_read = np.ones(len(self.labels), dtype=bool)
+        is_read[list(self.unreadable)] = False
+        if not is_read.any():
+            raise ValueError(
+                f"Not one held-out video could be read. The first: {next(iter(self.unreadable.values()))}"
+            )
+        found = TopKAccuracy().compute(
+            predictions=self.scores[is_read].tolist(), references=self.labels[is_read].tolist()
+        )
+        share = float(is_read.mean())
+        metrics = {name: value * share for name, value in found.items()}
+        metrics["unreadable_videos"] = float(len(self.unreadable))
+        if self.unreadable:
+            metrics["top1_accuracy_of_readable"] = found["top1_accuracy"]
+        return metrics
+
+    def compute_class_accuracies(self) -> list[float | None]:
+        """Top-1 accuracy of each class, unreadable videos being wrong; `None` for a class without videos."""
+        num_classes = self.scores.shape[1]
+        totals = np.bincount(self.labels, minlength=num_classes)
+        hits = np.bincount(self.labels[self.predictions == self.labels], minlength=num_classes)
+        return [float(hit / total) if total else None for hit, total in zip(hits, totals, strict=True)]
+
+    def compute_confusion(self) -> np.ndarray:
+        """Confusion matrix of the readable videos; see `compute_confusion_matrix`."""
+        is_read = self.predictions >= 0
+        return compute_confusion_matrix(self.predictions[is_read], self.labels[is_read], self.scores.shape[1])
+
+
+def classify_videos(
+    model: nn.Module,
+    processor: UMTVideoProcessor,
+    videos: Sequence[Any],
+    labels: Sequence[int],
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    num_clips: int = 1,
+    num_crops: int = 1,
+    num_workers: int = 0,
+    max_skipped_ratio: float = 0.05,
+) -> ClassifiedVideos:
+    """Score every video once, whatever the number of processes; a video is known by its row, not by its name.
+
+    Args:
+        model: Classifier, on the accelerator's device.
+        processor: Of the model.
+        videos: Path, or `{"path", "bytes"}`, of each.
+        labels: Their classes.
+        accelerator: Of the run; all processes must call this.
+        batch_size: Views a process classifies at a time.
+        num_clips: Clips of a video, as `UMTVideoProcessor` takes them.
+        num_crops: Crops of a clip.
+        num_workers: Worker processes that decode; 0 = this one.
+        max_skipped_ratio: Share of unreadable videos past which there is no result.
+
+    Raises:
+        ValueError: If more videos than that could not be read; it names the first of them.
+    """
+    scores, unreadable = score_videos(
+        model,
+        processor,
+        videos,
+        accelerator,
+        batch_size=batch_size,
+        num_clips=num_clips,
+        num_crops=num_crops,
+        num_workers=num_workers,
+    )
+    for reason in unreadable.values():
+        logger.warning("Held-out video unreadable: %s", reason)
+    if len(unreadable) > max_skipped_ratio * len(videos):
+        raise ValueError(
+            f"{len(unreadable)} of {len(videos)} held-out videos could not be read, more than max_skipped_ratio="
+            f"{max_skipped_ratio}. Mend or remove them, or raise it. The first: {next(iter(unreadable.values()))}"
+        )
+    return ClassifiedVideos(scores, np.asarray(labels), unreadable)
 
 
 @dataclass(kw_only=True)
@@ -125,8 +237,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 
 def draw_confusion(found: ClassifiedVideos, names: list[str], output_dir: str) -> None:
     """Write `confusion.png`."""
-    from ..plots import plot_confusion_matrix  # matplotlib is not needed to classify
-
     plot_confusion_matrix(found.compute_confusion(), names, f"{output_dir}/confusion.png")
 
 

@@ -6,44 +6,309 @@
 Source: Gu et al., "AVA", CVPR 2018 (metric); Li et al., "Unmasked Teacher", ICCV 2023, section 4.
 """
 
+import csv
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from torch.utils.data import DataLoader
 
-from ..inference.detection import (
-    DetectedActions,
-    DetectionData,
-    compute_detection_metrics,
-    detect_actions,
-    list_detections,
-    list_truth,
-    load_detection_data,
-    write_results,
-)
+from ..data.ava_labels import AVA_EVALUATED_IDS, AVA_LABELS
+from ..data.key_frames import KeyFrame, load_detections, load_key_frames, read_exclusions, read_label_map
+from ..inference.detection import pad_boxes, read_frames, to_shares
+from ..inference.held_out import evaluation_mode, plan_shard, share_rows
+from ..inference.loading import load_whole_model, require_names
 from ..modeling.modeling_umt_video import UMTVideoForActionDetection
+from ..plots import PicturedFrame, plot_detections
+from ..processing.decoding import VideoDecodingError
+from ..processing.detection_transforms import prepare_test_clip
 from ..processing.key_clips import read_key_clip
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..training.arguments import describe, parse_config
-from ..training.checkpointing import collect_versions
-from .report import (
-    EvaluatedModelArguments,
-    ReportArguments,
-    hash_source,
-    load_whole_model,
-    require_names,
-    write_report,
-)
+from ..runs.arguments import EvaluatedModelArguments, ReportArguments
+from ..runs.config import describe, parse_config
+from ..runs.folder import collect_versions, hash_source
+from .metrics.frame_map import compute_frame_map
+from .report import write_report
 
 logger = logging.getLogger(__name__)
 
 MAX_PICTURED_NAMES = 4
+
+
+UNKNOWN_SIDE = 10**6  # of a frame that could not be read: keeps its true boxes valid
+
+
+@dataclass
+class DetectionData:
+    """Held-out key frames.
+
+    Args:
+        frames: What the model is given: boxes, from a detector or the annotations, with scores.
+        truth: What is there: key frames with annotated boxes and labels, also those without a detection.
+        names: Names of the classes.
+        evaluated: Indices of the classes that count.
+    """
+
+    frames: list[KeyFrame]
+    truth: list[KeyFrame]
+    names: list[str]
+    evaluated: list[int]
+
+
+def load_detection_data(
+    source: str,
+    *,
+    data_root: str | None = None,
+    class_names: Sequence[str] | None = None,
+    label_keys: Sequence[str] = ("labels",),
+    detector_boxes: str | None = None,
+    min_box_score: float = 0.8,
+    ground_truth: str | None = None,
+    excluded: str | None = None,
+    label_map: str | None = None,
+    box_noise: float = 0.0,
+) -> DetectionData:
+    """Read what a test needs.
+
+    Args:
+        source: Key frames; see `load_key_frames`.
+        data_root: Folder of the videos.
+        class_names: Names of the model's classes.
+        label_keys: Keys of an object in a JSON list that hold its labels.
+        detector_boxes: Boxes to test with; `None` = the annotated ones, which are then right by definition.
+        min_box_score: Detections below it are left out.
+        ground_truth: Annotations to test against; `None` = those of `source`.
+        excluded: Key frames that do not count.
+        label_map: Classes that count; `None` = all, of AVA the 60 that are evaluated.
+        box_noise: Move each edge of a box at random by up to this share of its side, as a detector would.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If a file is malformed, or nothing is left to test.
+    """
+    frames, names = load_key_frames(source, data_root, class_names, label_keys)
+    truth = frames
+    if ground_truth is not None:
+        truth, _ = load_key_frames(ground_truth, data_root, names, label_keys)
+    if detector_boxes is not None:
+        frames = load_detections(detector_boxes, frames, source, min_box_score)
+    left_out = read_exclusions(excluded) if excluded is not None else set()
+    frames = [frame for frame in frames if frame.boxes and frame.key not in left_out]
+    truth = [frame for frame in truth if frame.boxes and frame.key not in left_out]
+    if not frames or not truth:
+        raise ValueError(f"{source}: no key frame is left to test; check ground_truth, excluded and min_box_score.")
+    if box_noise:
+        frames = [shake_boxes(frame, box_noise, np.random.default_rng(number)) for number, frame in enumerate(frames)]
+    evaluated = list(range(len(names)))
+    if label_map is not None:
+        evaluated = read_label_map(label_map)
+    elif names == list(AVA_LABELS):
+        evaluated = [number - 1 for number in AVA_EVALUATED_IDS]
+    return DetectionData(frames, truth, names, evaluated)
+
+
+def shake_boxes(frame: KeyFrame, noise: float, rng: np.random.Generator) -> KeyFrame:
+    """The same key frame with each edge of each box moved by up to `noise` of its side, uniformly."""
+    boxes = np.array(frame.boxes)
+    sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+    return replace(frame, boxes=(boxes + sides * rng.uniform(-noise, noise, boxes.shape)).tolist())
+
+
+@dataclass
+class DetectedActions:
+    """Scores of held-out key frames, the same in every process.
+
+    Args:
+        scores: Probability of each class for each box `(all boxes, C)`, not yet times the boxes' own scores; 0 where
+            the video was unreadable.
+        sizes: Width and height of the frame of each key frame `(K, 2)`; 0 where it was unreadable.
+        unreadable: Number of each key frame that could not be read -> reason.
+    """
+
+    scores: np.ndarray
+    sizes: np.ndarray
+    unreadable: dict[int, str]
+
+
+class KeyFrameClips(torch.utils.data.Dataset):
+    """The test view of each key frame, or why it cannot be read.
+
+    Args:
+        frames: Key frames.
+        processor: Of the model.
+        patch_size: Of the model.
+    """
+
+    def __init__(self, frames: Sequence[KeyFrame], processor: UMTVideoProcessor, patch_size: int):
+        self.frames, self.processor, self.patch_size = frames, processor, patch_size
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`index`, `pixel_values (T, 3, H, W)`, `boxes (M, 4)` and the frame's `size`, or `index` and `error`."""
+        frame = self.frames[index]
+        try:
+            pixels = read_frames(self.processor, frame.video, frame.key_seconds, frame.key_frame)
+        except VideoDecodingError as error:
+            return {"index": index, "error": str(error)}
+        height, width = pixels.shape[-2:]
+        shares = to_shares(frame.boxes, frame.width or width, frame.height or height)
+        clip, boxes = prepare_test_clip(pixels, shares, self.processor, self.patch_size)
+        return {"index": index, "pixel_values": clip, "boxes": boxes, "size": (width, height)}
+
+
+def detect_actions(
+    model: nn.Module,
+    processor: UMTVideoProcessor,
+    frames: Sequence[KeyFrame],
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    max_skipped_ratio: float = 0.05,
+) -> DetectedActions:
+    """Score every box once, whatever the number of processes.
+
+    Only clips of one size go through the model together, so that none is padded for another's sake.
+
+    Args:
+        model: `UMTVideoForActionDetection`, on the accelerator's device.
+        processor: Of the model.
+        frames: Key frames with boxes.
+        accelerator: Of the run; all processes must call this.
+        batch_size: Clips a process takes at a time.
+        num_workers: Worker processes that decode; 0 = this one.
+        max_skipped_ratio: Share of unreadable key frames past which there is no result.
+
+    Raises:
+        ValueError: If more key frames than that could not be read; it names the first of them.
+    """
+    starts = np.cumsum([0, *(len(frame.boxes) for frame in frames)])
+    scores = torch.zeros(int(starts[-1]), model.config.num_labels)
+    sizes = torch.zeros(len(frames), 2)
+    failures: list[tuple[int, str]] = []
+    clips = KeyFrameClips(frames, processor, model.config.patch_size)
+    loader = DataLoader(
+        clips,
+        batch_sampler=plan_shard(len(frames), batch_size, accelerator),
+        num_workers=num_workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # else starting a loader would move the global random state
+    )
+    with evaluation_mode(model, accelerator):
+        for samples in loader:
+            failures += [(sample["index"], sample["error"]) for sample in samples if "error" in sample]
+            for group in _group_by_size(sample for sample in samples if "error" not in sample):
+                batch = pad_boxes([sample["boxes"] for sample in group])
+                batch["pixel_values"] = torch.stack([sample["pixel_values"] for sample in group])
+                batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+                found = model(**batch).logits.float().sigmoid().cpu()
+                for sample, own in zip(group, found, strict=True):
+                    index, start = sample["index"], int(starts[sample["index"]])
+                    scores[start : start + len(sample["boxes"])] = own[: len(sample["boxes"])]
+                    sizes[index] = torch.tensor(sample["size"])
+    share_rows(scores, accelerator)
+    share_rows(sizes, accelerator)
+    unreadable = dict(sorted(gather_object(failures)))
+    for reason in unreadable.values():
+        logger.warning("Held-out video unreadable: %s", reason)
+    if len(unreadable) > max_skipped_ratio * len(frames):
+        raise ValueError(
+            f"{len(unreadable)} of {len(frames)} held-out key frames could not be read, more than max_skipped_ratio="
+            f"{max_skipped_ratio}. Mend or remove them, or raise it. The first: {next(iter(unreadable.values()))}"
+        )
+    return DetectedActions(scores.numpy(), sizes.numpy().astype(int), unreadable)
+
+
+def _group_by_size(samples: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    groups: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    for sample in samples:
+        groups.setdefault(tuple(sample["pixel_values"].shape), []).append(sample)
+    yield from groups.values()
+
+
+def list_detections(data: DetectionData, found: DetectedActions) -> list[dict[str, np.ndarray]]:
+    """Detections of each key frame of `data.frames`: `boxes (M, 4)` as shares of the frame, `scores (M, C)`.
+
+    A score is the class's probability times the box's own score, as published.
+    """
+    detections, start = [], 0
+    for number, frame in enumerate(data.frames):
+        end = start + len(frame.boxes)
+        if number in found.unreadable:
+            detections.append({"boxes": np.zeros((0, 4)), "scores": np.zeros((0, found.scores.shape[1]))})
+        else:
+            width, height = found.sizes[number]
+            boxes = to_shares(frame.boxes, frame.width or width, frame.height or height).double().numpy()
+            detections.append({"boxes": boxes, "scores": found.scores[start:end] * np.array(frame.scores)[:, None]})
+        start = end
+    return detections
+
+
+def compute_detection_metrics(data: DetectionData, found: DetectedActions) -> dict[str, Any]:
+    """`map50` and `ap50_per_class` (by index), over all key frames that have true boxes or detections."""
+    frame_sizes = {frame.key: size for frame, size in zip(data.frames, found.sizes, strict=True)}
+    numbers = {frame.key: i for i, frame in enumerate(data.frames)}
+    detections, truth = list_detections(data, found), {frame.key: frame for frame in data.truth}
+    predictions, references = [], []
+    for key in dict.fromkeys([*truth, *numbers]):
+        prediction: dict[str, Any] = {"boxes": [], "classes": [], "scores": []}
+        if key in numbers:
+            detection = detections[numbers[key]]
+            prediction = {
+                "boxes": detection["boxes"].repeat(len(data.evaluated), axis=0),
+                "classes": np.tile(data.evaluated, len(detection["boxes"])),
+                "scores": detection["scores"][:, data.evaluated].reshape(-1),
+            }
+        predictions.append(prediction)
+        boxes, labels = list_truth(truth.get(key), frame_sizes.get(key, (0, 0)), data.evaluated)
+        references.append(
+            {
+                "boxes": boxes.repeat([len(own) for own in labels], axis=0),
+                "classes": np.array([label for own in labels for label in own], dtype=int),
+            }
+        )
+    return compute_frame_map(predictions, references)
+
+
+def list_truth(
+    frame: KeyFrame | None, size: Sequence[int], evaluated: list[int]
+) -> tuple[np.ndarray, list[list[int]]]:
+    """True boxes of a key frame as shares of it, `(M, 4)`, and the labels of each that count.
+
+    Args:
+        frame: Annotations, or `None`.
+        size: Width and height of the frame; 0 where it was not read, and then nothing was found in it either.
+        evaluated: Classes that count.
+    """
+    if frame is None:
+        return np.zeros((0, 4)), []
+    width, height = (
+        stated or read or UNKNOWN_SIDE for stated, read in zip((frame.width, frame.height), size, strict=True)
+    )
+    labels = [[label for label in own if label in evaluated] for own in frame.labels]
+    return to_shares(frame.boxes, width, height).double().numpy(), labels
+
+
+def write_results(data: DetectionData, found: DetectedActions, path: str | Path) -> None:
+    """Write every (box, class) pair in AVA's result format: name, moment, box, class from 1 on, score."""
+    with Path(path).open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for frame, detection in zip(data.frames, list_detections(data, found), strict=True):
+            for box, scores in zip(detection["boxes"], detection["scores"], strict=True):
+                edges = [f"{value:.5f}" for value in box]
+                for label, score in enumerate(scores, start=1):
+                    writer.writerow([frame.name, frame.moment, *edges, label, f"{score:.5f}"])
 
 
 @dataclass(kw_only=True)
@@ -183,8 +448,6 @@ def draw_detections(
     data: DetectionData, found: DetectedActions, processor: UMTVideoProcessor, args: DetectionReportArguments
 ) -> None:
     """Write `detections.png`: key frames spread over the data, with boxes, labels and scores."""
-    from ..plots import PicturedFrame, plot_detections  # matplotlib is not needed to detect
-
     readable = [number for number in range(len(data.frames)) if number not in found.unreadable]
     places = np.linspace(0, len(readable) - 1, min(args.num_pictured, len(readable))).astype(int)
     detections, truth = list_detections(data, found), {frame.key: frame for frame in data.truth}

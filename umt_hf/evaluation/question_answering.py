@@ -7,31 +7,54 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4.
 """
 
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
+from datasets import Dataset
 
-from ..data.annotations import load_questions
+from ..data.annotations import load_answers, load_questions
 from ..inference.held_out import group_by_video
-from ..inference.question_answering import answer_questions, compute_answer_accuracy
+from ..inference.loading import load_model_and_processor
+from ..inference.question_answering import answer_questions
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
-from ..training.arguments import describe, parse_config
-from .report import (
-    EvaluatedModelArguments,
-    EvaluationDataArguments,
-    ReportArguments,
-    describe_run,
-    hash_source,
-    load_model_and_processor,
-    write_report,
-)
+from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments, ReportArguments
+from ..runs.config import describe, parse_config
+from ..runs.folder import hash_source
+from .metrics.accuracy import ExactAnswerAccuracy
+from .report import describe_run, write_report
 
 logger = logging.getLogger(__name__)
+
+
+def compute_answer_accuracy(predictions: list[dict[str, Any]], questions: Dataset) -> dict[str, float]:
+    """Share of questions answered exactly as annotated (by any of the annotators); unanswered ones are wrong.
+
+    Args:
+        predictions: With `question_id` and `answer`, in any order.
+        questions: As `load_questions` gives them.
+
+    Returns:
+        `accuracy`, in [0, 1].
+
+    Raises:
+        ValueError: If a question has no annotated answer, or an id belongs to two questions or to none.
+    """
+    ids = list(questions["question_id"])
+    given = {prediction["question_id"]: prediction["answer"] for prediction in predictions}
+    if len(set(ids)) < len(ids) or len(given) < len(predictions):
+        raise ValueError("A question_id appears twice: give every question its own.")
+    if unknown := given.keys() - set(ids):
+        raise ValueError(f"Answers to questions that are not in the set: {sorted(unknown, key=str)[:5]}.")
+    references = list(questions["answers"])
+    for question_id, annotated in zip(ids, references, strict=True):
+        if not annotated:
+            raise ValueError(f"Question {question_id} has no annotated answer to compare with.")
+    metric = ExactAnswerAccuracy(keep_in_memory=True)
+    return metric.compute(predictions=[given.get(question_id) for question_id in ids], references=references)
 
 
 @dataclass(kw_only=True)
@@ -50,21 +73,6 @@ SECTIONS = {
     "data": EvaluationDataArguments,
     "evaluation": QuestionAnsweringArguments,
 }
-
-
-def load_answers(path: str) -> list[str]:
-    """Read a closed list of answers.
-
-    Raises:
-        ValueError: If the file holds no JSON list of texts.
-    """
-    try:
-        answers = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-        raise ValueError(f"{path}: expected a JSON list of answers.")
-    return answers
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:

@@ -8,25 +8,381 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4.
 
 import dataclasses
 import logging
+import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 
-from ..data.annotations import load_retrieval_set
+from ..data.annotations import RetrievalSet, load_retrieval_set
+from ..inference.held_out import evaluation_mode, load_video_batches, plan_shard, share_rows
+from ..inference.loading import load_model_and_processor
+from ..modeling.losses_umt import average_video_embeds, normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval, UMTVideoTextModel
-from ..training.arguments import describe, parse_config
-from .ranking import evaluate_retrieval
-from .report import (
-    EvaluatedModelArguments,
-    EvaluationDataArguments,
-    ReportArguments,
-    describe_run,
-    load_model_and_processor,
-    write_report,
-)
+from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments, ReportArguments
+from ..runs.config import describe, parse_config
+from .metrics.ranks import RetrievalRecall, compute_ranks, mark_right_items
+from .report import describe_run, write_report
+
+BLOCK_SCORES = 2**24  # similarities computed at a time
+
+
+@dataclass
+class RetrievalFeatures:
+    """What searching and matching need of a set.
+
+    Args:
+        video_embeds: Mean of each video's projected unit vectors, `(videos, D)`, float32, on the host.
+        text_embeds: Projected unit vectors, `(texts, D)`, float32, on the host.
+        batches: Indices of the videos that this process encoded, batch by batch.
+        video_tokens: Tokens of this process's videos in that order, `(own videos, V, width)`; `None` = not kept.
+        text_tokens: States of all texts, `(texts, L, H)`, on the host; `None` = not kept.
+        attention_mask: 1 at the texts' tokens and 0 at padding, `(texts, L)`.
+    """
+
+    video_embeds: torch.Tensor
+    text_embeds: torch.Tensor
+    batches: list[range]
+    video_tokens: torch.Tensor | None
+    text_tokens: torch.Tensor | None
+    attention_mask: torch.Tensor
+
+
+def evaluate_retrieval(
+    model: UMTVideoTextModel,
+    processor: UMTVideoTextProcessor,
+    retrieval_set: RetrievalSet,
+    accelerator: Accelerator,
+    *,
+    batch_size: int = 32,
+    top_k: int = 128,
+    rerank: bool = True,
+    dual_softmax: bool = False,
+    num_workers: int = 4,
+    cache_dir: str | Path | None = None,
+) -> dict[str, float]:
+    """Measure how well videos and texts find each other; called in all processes, each gets the same numbers.
+
+    Args:
+        model: With a matching head ([`UMTVideoTextForRetrieval`] or a subclass) if `rerank`. It runs as in `eval()`.
+        processor: Its number of frames, size, decoder, `first_seconds` and text length hold; frames are the middle
+            ones of equal parts.
+        retrieval_set: Videos, texts, and which belong together.
+        accelerator: Of the run; its precision holds.
+        batch_size: Videos, texts or pairs a process takes at a time.
+        top_k: Items of each query that the matching head judges. What it does not judge keeps its dual-encoder order
+            behind them.
+        rerank: Whether the matching head judges.
+        dual_softmax: Whether to report as well what dual softmax gives. It looks at all queries of the test at once,
+            which a search engine cannot, so its numbers bear its name and are not to be compared with others.
+        num_workers: Processes that decode, for each process.
+        cache_dir: Folder for the videos' tokens; `None` = the system's for temporary files.
+
+    Returns:
+        `<scores>_<direction>_<figure>` with scores "dual", "reranked" or "dual_softmax", direction "text_to_video" or
+        "video_to_text" and figure "r1", "r5", "r10", "mean_recall" (shares in [0, 1]) or "median_rank"; and
+        `<scores>_mean_recall` over both directions.
+
+    Raises:
+        VideoDecodingError: If a video cannot be read; it names the file.
+        ValueError: If a score is NaN or infinite, `top_k` is below 1, or `rerank` is asked of a model without
+            matching head.
+
+    Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4; Li et al., "Align before Fuse", 2021, section 5.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}.")
+    if rerank and not hasattr(model, "match"):  # no `isinstance`: PEFT wraps models
+        raise ValueError(
+            f"{type(model).__name__} has no matching head: set rerank=False, or load a model for retrieval."
+        )
+    features = encode_retrieval_set(
+        model,
+        processor,
+        retrieval_set,
+        accelerator,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        keep_tokens=rerank,
+        cache_dir=cache_dir,
+    )
+    texts, videos = features.text_embeds, features.video_embeds
+    by_text, by_video = retrieval_set.videos_of_text, retrieval_set.texts_of_video
+    text_ranks, text_candidates = rank_by_similarity(texts, videos, by_text, accelerator, top_k)
+    video_ranks, video_candidates = rank_by_similarity(videos, texts, by_video, accelerator, top_k)
+    metrics = _summarize("dual", text_ranks, video_ranks)
+    if dual_softmax:
+        metrics |= _summarize("dual_softmax", *_rank_by_dual_softmax(model, features, retrieval_set, accelerator))
+    if rerank:
+        text_logits, video_logits = match_candidates(
+            model, features, text_candidates, video_candidates, accelerator, batch_size=batch_size
+        )
+        metrics |= _summarize(
+            "reranked",
+            rerank_candidates(text_ranks, text_candidates, text_logits, by_text),
+            rerank_candidates(video_ranks, video_candidates, video_logits, by_video),
+        )
+    return metrics
+
+
+def encode_retrieval_set(
+    model: UMTVideoTextModel,
+    processor: UMTVideoTextProcessor,
+    retrieval_set: RetrievalSet,
+    accelerator: Accelerator,
+    *,
+    batch_size: int = 32,
+    num_workers: int = 4,
+    keep_tokens: bool = True,
+    cache_dir: str | Path | None = None,
+) -> RetrievalFeatures:
+    """Encode every video and every text once, each in one of the processes.
+
+    Args:
+        model: Any with both towers.
+        processor: See `evaluate_retrieval`.
+        retrieval_set: What to encode.
+        accelerator: Of the run.
+        batch_size: Videos or texts a process takes at a time.
+        num_workers: Processes that decode, for each process.
+        keep_tokens: Whether to keep what the matching head needs, in the precision it computes with.
+        cache_dir: Folder for the videos' tokens; `None` = the system's for temporary files. The file vanishes with
+            the features.
+
+    Raises:
+        VideoDecodingError: If a video cannot be read; it names the file.
+        OSError: If the folder has too little room.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, model.dtype)
+    texts, videos = retrieval_set.texts, retrieval_set.videos
+    width = model.config.projection_dim
+    encoded = processor(text=texts, padding=True, return_tensors="pt")
+    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    text_embeds, text_tokens = torch.zeros(len(texts), width), None
+    if keep_tokens:
+        text_tokens = torch.zeros(*ids.shape, model.config.text_config.hidden_size, dtype=dtype)
+    video_embeds, video_tokens = torch.zeros(len(videos), width), None
+    batches = plan_shard(len(videos), batch_size, accelerator)
+
+    with evaluation_mode(model, accelerator):
+        for batch in plan_shard(len(texts), batch_size, accelerator):
+            rows = slice(batch.start, batch.stop)
+            states = model.get_text_features(ids[rows].to(accelerator.device), mask[rows].to(accelerator.device))
+            text_embeds[rows] = normalize_features(states.pooler_output).cpu()
+            if keep_tokens:
+                text_tokens[rows] = states.last_hidden_state.to(dtype).cpu()
+        num_read = 0
+        for batch, pixels in load_video_batches(videos, batches, processor.video_processor, accelerator, num_workers):
+            states = model.get_video_features(pixels)
+            video_embeds[batch.start : batch.stop] = average_video_embeds(states.pooler_output).cpu()
+            if keep_tokens:
+                tokens = states.last_hidden_state.to(dtype)
+                if video_tokens is None:
+                    video_tokens = map_tensor((sum(map(len, batches)), *tokens.shape[1:]), dtype, cache_dir)
+                video_tokens[num_read : num_read + len(batch)] = tokens.cpu()
+            num_read += len(batch)
+    for rows in (text_embeds, video_embeds, *([text_tokens] if keep_tokens else [])):
+        share_rows(rows, accelerator)
+    return RetrievalFeatures(video_embeds, text_embeds, batches, video_tokens, text_tokens, mask)
+
+
+def map_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path | None = None) -> torch.Tensor:
+    """A tensor in a file without a name, which the system reads and writes as needed and removes with the tensor.
+
+    Raises:
+        OSError: If the folder has too little room.
+    """
+    num_bytes = int(np.prod(shape)) * dtype.itemsize
+    folder = Path(folder or tempfile.gettempdir())
+    if num_bytes > shutil.disk_usage(folder).free:
+        raise OSError(
+            f"{folder} has no room for the videos' tokens, {num_bytes / 1e9:.1f} GB: set cache_dir to another folder, "
+            "or rerank=False."
+        )
+    with tempfile.TemporaryFile(dir=folder) as file:
+        array = np.memmap(file, dtype=np.uint8, mode="w+", shape=(num_bytes,))
+    return torch.from_numpy(array).view(dtype).view(shape)
+
+
+def rank_by_similarity(
+    queries: torch.Tensor,
+    items: torch.Tensor,
+    right_items: list[list[int]],
+    accelerator: Accelerator,
+    top_k: int = 1,
+    temperature: float | None = None,
+    log_normalizers: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rank items for each query by the product of their vectors, block by block.
+
+    Args:
+        queries: `(queries, D)`.
+        items: `(items, D)`.
+        right_items: For each query, the indices of its right items.
+        accelerator: Of the run; each process ranks its own blocks.
+        top_k: Candidates wanted for each query, or as many as there are items.
+        temperature: For dual softmax.
+        log_normalizers: For dual softmax: of each item, the logarithm of the sum over all queries of
+            `exp(product / temperature)`.
+
+    Returns:
+        Rank of each query's best right item, counted from 1, `(queries,)`, and indices of its best items, rising,
+        `(queries, k)`. Of items that tie for the last places the first ones are taken.
+
+    Raises:
+        ValueError: If a score is NaN or infinite, or a query has no right item.
+    """
+    k = min(top_k, len(items))
+    ranks = torch.zeros(len(queries), dtype=torch.long)
+    candidates = torch.zeros(len(queries), k, dtype=torch.long)
+    for rows, scores in _multiply_in_blocks(queries, items, accelerator):
+        if log_normalizers is not None:
+            scores = 2 * scores / temperature - log_normalizers.to(scores.device)
+        is_right = mark_right_items(right_items[rows], len(items)).to(scores.device)
+        ranks[rows] = compute_ranks(scores, is_right).cpu()
+        candidates[rows] = select_candidates(scores, k).cpu()
+    return share_rows(ranks, accelerator), share_rows(candidates, accelerator)
+
+
+def select_candidates(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Indices of the k best items of each row, rising; of those that tie for the last places, the first ones."""
+    last = scores.topk(k, dim=1).values[:, -1:]
+    above, tied = scores > last, scores == last
+    room = k - above.sum(dim=1, keepdim=True)
+    chosen = above | (tied & (tied.cumsum(dim=1) <= room))
+    return chosen.nonzero()[:, 1].view(-1, k)
+
+
+def match_candidates(
+    model: UMTVideoTextForRetrieval,
+    features: RetrievalFeatures,
+    text_candidates: torch.Tensor,
+    video_candidates: torch.Tensor,
+    accelerator: Accelerator,
+    *,
+    batch_size: int = 32,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Judge candidates by the matching head; a pair that is one in both directions is judged once.
+
+    Args:
+        model: With a matching head.
+        features: Of the set, with tokens.
+        text_candidates: Indices of videos for each text, `(texts, k)`.
+        video_candidates: Indices of texts for each video, `(videos, k)`.
+        accelerator: Of the run; each process judges the pairs of its own videos.
+        batch_size: Pairs at a time.
+
+    Returns:
+        Raw logits of class "match", in the candidates' shapes, float32.
+    """
+    num_texts = len(features.text_embeds)
+    text_keys = text_candidates * num_texts + torch.arange(num_texts)[:, None]
+    video_keys = torch.arange(len(features.video_embeds))[:, None] * num_texts + video_candidates
+    keys = torch.cat([text_keys.flatten(), video_keys.flatten()]).unique()  # sorted: by video, then by text
+    logits = torch.zeros(len(keys))
+    device, num_seen = accelerator.device, 0
+    with evaluation_mode(model, accelerator):
+        for batch in features.batches:
+            tokens = features.video_tokens[num_seen : num_seen + len(batch)].to(device)
+            num_seen += len(batch)
+            first, last = torch.searchsorted(keys, torch.tensor([batch.start, batch.stop]) * num_texts).tolist()
+            for start in range(first, last, batch_size):
+                rows = slice(start, min(start + batch_size, last))
+                videos, texts = keys[rows] // num_texts - batch.start, keys[rows] % num_texts
+                pair_logits = model.match(
+                    tokens[videos.to(device)],
+                    features.text_tokens[texts].to(device),
+                    features.attention_mask[texts].to(device),
+                )
+                logits[rows] = pair_logits[:, 1].float().cpu()
+    share_rows(logits, accelerator)
+    return logits[torch.searchsorted(keys, text_keys)], logits[torch.searchsorted(keys, video_keys)]
+
+
+def rerank_candidates(
+    ranks: torch.Tensor, candidates: torch.Tensor, logits: torch.Tensor, right_items: list[list[int]]
+) -> torch.Tensor:
+    """Ranks once the candidates are ordered by new scores, and all else stays behind them in its old order.
+
+    A right item that is no candidate therefore keeps its rank. (The published code leaves it to the sorting algorithm
+    which of the items that were not judged comes first; no figure of it hangs on that for `top_k` of 10 or more, since
+    it reports no median.)
+
+    Args:
+        ranks: Of each query's best right item among all items, `(queries,)`.
+        candidates: Indices of the best items, `(queries, k)`.
+        logits: Their new scores.
+        right_items: For each query, the indices of its right items.
+
+    Returns:
+        Integers `(queries,)`.
+    """
+    num_items = max(int(candidates.max()), max(map(max, right_items))) + 1
+    query = torch.arange(len(ranks))
+    right_keys = [row * num_items + item for row, items in enumerate(right_items) for item in items]
+    is_right = torch.isin(candidates + query[:, None] * num_items, torch.tensor(right_keys))
+    is_found = is_right.any(dim=1)
+    ranks = ranks.clone()
+    ranks[is_found] = compute_ranks(logits[is_found], is_right[is_found])
+    return ranks
+
+
+def _rank_by_dual_softmax(
+    model: UMTVideoTextModel, features: RetrievalFeatures, retrieval_set: RetrievalSet, accelerator: Accelerator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ranks by softmax over items times softmax over queries (Cheng et al., 2021), for texts and for videos.
+
+    In logarithms; the softmax over items is divided by a number that is the same for all items of a query.
+    """
+    temperature = model.temperature.float().item()
+    texts, videos = features.text_embeds, features.video_embeds
+    over_texts = _compute_log_normalizers(videos, texts, temperature, accelerator)
+    over_videos = _compute_log_normalizers(texts, videos, temperature, accelerator)
+    return (
+        rank_by_similarity(texts, videos, retrieval_set.videos_of_text, accelerator, 1, temperature, over_texts)[0],
+        rank_by_similarity(videos, texts, retrieval_set.texts_of_video, accelerator, 1, temperature, over_videos)[0],
+    )
+
+
+def _compute_log_normalizers(
+    items: torch.Tensor, queries: torch.Tensor, temperature: float, accelerator: Accelerator
+) -> torch.Tensor:
+    sums = torch.zeros(len(items))
+    for rows, products in _multiply_in_blocks(items, queries, accelerator):
+        sums[rows] = (products / temperature).logsumexp(dim=1).cpu()
+    return share_rows(sums, accelerator)
+
+
+def _multiply_in_blocks(
+    rows: torch.Tensor, columns: torch.Tensor, accelerator: Accelerator
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Products of all rows `(n, D)` with all columns `(m, D)`, `(rows of a block, m)`; this process's blocks.
+
+    They are summed in float64: in float32 the last bit of a sum hangs on the column's place, and equal columns would
+    not tie.
+    """
+    device = torch.device("cpu") if accelerator.device.type == "mps" else accelerator.device  # no float64 there
+    columns = columns.to(device).double().T
+    for block in plan_shard(len(rows), max(1, BLOCK_SCORES // columns.shape[1]), accelerator):
+        place = slice(block.start, block.stop)
+        yield place, (rows[place].to(device).double() @ columns).float()
+
+
+def _summarize(scores: str, text_ranks: torch.Tensor, video_ranks: torch.Tensor) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    directions = {"text_to_video": text_ranks, "video_to_text": video_ranks}
+    for direction, ranks in directions.items():
+        figures = RetrievalRecall(keep_in_memory=True).compute(predictions=ranks.tolist())
+        metrics |= {f"{scores}_{direction}_{name}": value for name, value in figures.items()}
+    recalls = [metrics[f"{scores}_{direction}_mean_recall"] for direction in directions]
+    return metrics | {f"{scores}_mean_recall": sum(recalls) / len(recalls)}
 
 
 @dataclass(kw_only=True)

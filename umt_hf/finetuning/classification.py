@@ -25,15 +25,16 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
+from ..data.annotations import check_labels
 from ..data.sources import get_source, load_videos
-from ..inference.classification import classify_videos
+from ..evaluation.classification import classify_videos
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.classification_transforms import ClassificationTransform, ClipMix
 from ..processing.decoding import open_video
 from ..processing.sampling import sample_frame_indices
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..training.arguments import describe, parse_config
+from ..runs.config import describe, parse_config
 from ..training.clips import build_generator
 from ..training.trainer import count_videos
 from .trainer import (
@@ -243,17 +244,17 @@ class _AveragingCallback(TrainerCallback):
     def __init__(self, trainer: ClassificationTrainer):
         self.trainer = trainer
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
         average = get_ema_multi_avg_fn(args.ema_decay)
         self.trainer.averaged = AveragedModel(self.trainer.model, multi_avg_fn=average)
         if self.trainer.resumed_from:
             file = Path(self.trainer.resumed_from) / self.FILE
             self.trainer.averaged.load_state_dict(torch.load(file, map_location=args.device, weights_only=True))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
         self.trainer.averaged.update_parameters(self.trainer.model)
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             torch.save(self.trainer.averaged.state_dict(), folder / self.FILE)
@@ -333,18 +334,6 @@ def load_held_out(source: str, names: list[str], **options: Any) -> Dataset:
     table = load_videos(source, class_names=names, **options)
     check_labels(source, table, names)
     return table
-
-
-def check_labels(source: str, table: Dataset, names: list[str]) -> None:
-    """Refuse videos without labels, or with labels that the classes do not have.
-
-    Raises:
-        ValueError: Which of the two it is.
-    """
-    if "label" not in table.column_names:
-        raise ValueError(f"{source}: no labels; give a CSV (path,label) or one sub-folder for each class.")
-    if max(table["label"]) >= len(names):
-        raise ValueError(f"{source}: label {max(table['label'])} is too high for {len(names)} classes {names[:5]}.")
 
 
 def read_class_names(args: ClassificationArguments, table: Dataset) -> list[str]:

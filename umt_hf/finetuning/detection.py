@@ -22,21 +22,14 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..data.key_frames import build_table, load_key_frames
+from ..evaluation.detection import DetectionData, compute_detection_metrics, detect_actions, load_detection_data
 from ..hub_cards.convert_umt_checkpoint import build_label_maps
-from ..inference.detection import (
-    DetectionData,
-    compute_detection_metrics,
-    detect_actions,
-    load_detection_data,
-    pad_boxes,
-    read_frames,
-    to_shares,
-)
+from ..inference.detection import pad_boxes, read_frames, to_shares
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForActionDetection
 from ..processing.detection_transforms import DetectionTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..training.arguments import describe, parse_config
+from ..runs.config import describe, parse_config
 from .trainer import (
     EncoderFinetuningArguments,
     EncoderFinetuningTrainer,

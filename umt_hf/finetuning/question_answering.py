@@ -17,13 +17,13 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from ..data.annotations import load_questions
-from ..evaluation.question_answering import load_answers
-from ..inference.question_answering import answer_questions, compute_answer_accuracy
+from ..data.annotations import load_answers, load_questions
+from ..evaluation.question_answering import compute_answer_accuracy
+from ..inference.question_answering import answer_questions
 from ..modeling.losses_umt import IGNORED_LABEL
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from ..training.arguments import describe, parse_config
+from ..runs.config import describe, parse_config
 from .trainer import (
     Evaluation,
     FinetunedModelArguments,

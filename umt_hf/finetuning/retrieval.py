@@ -23,11 +23,11 @@ from ..data.annotations import (
     load_pairs,
     load_retrieval_set,
 )
-from ..evaluation.choices import compute_choice_accuracy, score_choices
-from ..evaluation.ranking import evaluate_retrieval
+from ..evaluation.multiple_choice import compute_choice_accuracy, score_choices
+from ..evaluation.retrieval import evaluate_retrieval
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from ..training.arguments import describe, parse_config
+from ..runs.config import describe, parse_config
 from .trainer import (
     Evaluation,
     FinetunedModelArguments,

@@ -33,9 +33,10 @@ from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.sampling import sample_frame_indices, trim_num_frames
 from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..training.arguments import describe
+from ..runs.config import describe
+from ..runs.folder import collect_versions
 from ..training.background_push import HubPush, build_hub_push
-from ..training.checkpointing import collect_versions, list_checkpoints
+from ..training.checkpointing import list_checkpoints
 from ..training.clips import MAX_REPLACEMENTS, build_generator
 from ..training.metric_meter import MetricMeter
 from ..training.optimization import (
@@ -324,7 +325,10 @@ class FinetuningTrainer(Trainer):
         super().log(logs, *args)
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self,
+        eval_dataset: Any = None,  # noqa: ARG002 (the base class's signature)
+        ignore_keys: list[str] | None = None,  # noqa: ARG002
+        metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Metrics of the evaluation of that prefix, whose data it knows itself."""
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
@@ -381,7 +385,7 @@ class _EpochCallback(TrainerCallback):
     def __init__(self, clips: TrainingClips):
         self.clips = clips
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
         self.clips.epoch = int(state.epoch or 0)
 
 
@@ -391,7 +395,7 @@ class _PushCallback(TrainerCallback):
     def __init__(self, hub: HubPush):
         self.hub = hub
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
         self.hub.push_checkpoint(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
 

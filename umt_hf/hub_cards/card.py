@@ -15,6 +15,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
+from ..plots import STAGE_1_CURVES, STAGE_2_CURVES, plot_curves
+from ..runs.config import load_recipe
+from ..runs.folder import CARD_FILE, CONVERSION_FILE, LOSS_PICTURE
 from ..runs.summary import (
     Evaluation,
     find_setting,
@@ -24,12 +27,9 @@ from ..runs.summary import (
     read_json,
     read_settings,
 )
-from ..training.arguments import load_recipe
-from ..zoo import ZooEntry, describe_checkpoint
-from .publishing import CARD_FILE
+from ..zoo import ZooEntry
+from .convert_umt_checkpoint import describe_checkpoint
 
-CONVERSION_FILE = "conversion.json"
-LOSS_PICTURE = "losses.png"
 LICENSES = {"MIT": "mit", "Apache-2.0": "apache-2.0", "unknown": "unknown"}
 PAPER = "2303.16058"
 METRIC_TYPES = {"top-1 accuracy": "accuracy", "frame mAP at IoU 0.5": "mean_average_precision"}
@@ -261,8 +261,6 @@ def draw_losses(folder: Path, model_class: str) -> str | None:
     history = read_history(folder)
     if not any("loss" in line for line in history):
         return None
-    from ..plots import STAGE_1_CURVES, STAGE_2_CURVES, plot_curves  # matplotlib is slow to import
-
     is_stage_2 = any(name in line for line in history for name in STAGE_2_CURVES)
     curves = STAGE_2_CURVES if is_stage_2 else STAGE_1_CURVES
     ylabel = "alignment loss, 2 - 2 cos" if model_class == "UMTVideoForPreTraining" else "loss"

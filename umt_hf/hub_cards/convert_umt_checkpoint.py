@@ -2,6 +2,7 @@
 """Weights under other names to ours: released `.pth` checkpoints, strictly and with a report."""
 
 import argparse
+import dataclasses
 import os
 import pickle
 import re
@@ -29,6 +30,7 @@ from ..modeling.modeling_umt_video_text import (
     UMTVideoTextForRetrieval,
 )
 from ..modeling.towers_umt_video_text import rename_bert_weight
+from ..zoo import ZooEntry, find_entry, load_zoo
 
 VIDEO_TEXT_CLASSES: dict[str, type[PreTrainedModel]] = {
     "video_text_pretraining": UMTVideoTextForPreTraining,
@@ -176,6 +178,35 @@ def _build_video_text_config(name: str, size: str, data_set: str | None) -> tupl
     return config, task
 
 
+def describe_checkpoint(name: str) -> ZooEntry:
+    """As `find_entry`, and also for models that the published code trains, but that were never released.
+
+    Args:
+        name: As `build_published_config` takes it, for example `umt-vit-b16-17m-msrvtt`; settings are then those of
+            the released model of the same data set, and there are no figures.
+
+    Raises:
+        ValueError: If no such model exists.
+    """
+    sibling = re.sub(r"(?:-f16|-384)+$", "", re.sub(r"-(?:5m|17m)-", "-25m-", name))
+    if name in load_zoo() or sibling not in load_zoo():
+        return find_entry(name)
+    config = build_published_config(name)[0]
+    config = getattr(config, "vision_config", config)
+    return dataclasses.replace(
+        load_zoo()[sibling],
+        name=name,
+        file=None,
+        frames=config.num_frames,
+        resolution=config.image_size,
+        trained_on=(),
+        starts_from=None,
+        recipe=None,
+        figures=(),
+        notes=(),
+    )
+
+
 def convert_state_dict(
     state_dict: dict[str, torch.Tensor],
     config: UMTVideoConfig | UMTVideoTextConfig,
@@ -209,7 +240,7 @@ def convert_state_dict(
             reason, parts = _find_reason_to_leave(name, state_dict, config), _convert_video_text_tensor(name, tensor)
         else:
             bare = re.sub(r"^(?:backbone\.|encoder\.)", "", name)
-            reason, parts = _check_position_table(name, bare, tensor, config), _convert_tensor(bare, tensor, config)
+            reason, parts = _check_position_table(name, bare, tensor, config), _convert_tensor(bare, tensor)
         if reason is not None:
             report.set_aside[name] = reason
         elif parts is None:
@@ -294,7 +325,7 @@ def load_published_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor
     return content
 
 
-def _convert_tensor(name: str, tensor: torch.Tensor, config: UMTVideoConfig) -> dict[str, torch.Tensor] | None:
+def _convert_tensor(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor] | None:
     if match := re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.weight", name):
         prefix = f"vision_model.layers.{match[1]}.attention"
         return {f"{prefix}.{x}_proj.weight": part.contiguous() for x, part in zip("qkv", tensor.chunk(3), strict=True)}
@@ -311,7 +342,7 @@ def _convert_tensor(name: str, tensor: torch.Tensor, config: UMTVideoConfig) -> 
 
 def _convert_video_text_tensor(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor] | None:
     if match := re.fullmatch(r"vision_encoder\.(?:encoder\.|(?=clip_decoder\.))(.+)", name):
-        return _convert_tensor(match[1], tensor, None)
+        return _convert_tensor(match[1], tensor)
     if match := re.fullmatch(r"text_(encoder|decoder)\.(bert\.|(?=cls\.))?(.+)", name):
         prefix = "" if match[2] == "" else "bert."  # retrieval and question encoders are stored without it
         ours = rename_bert_weight(prefix + match[3])
@@ -399,6 +430,7 @@ __all__ = [
     "build_published_config",
     "convert_checkpoint",
     "convert_state_dict",
+    "describe_checkpoint",
     "load_converted_model",
     "load_published_state_dict",
 ]

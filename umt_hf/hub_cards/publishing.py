@@ -20,8 +20,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.models.auto import modeling_auto
 
-import umt_hf
-import umt_hf.modeling
+from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.folder import CARD_FILE, LOSS_PICTURE
+from .card import write_model_card
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,6 @@ EXCLUDED = (
 )
 SECRETS = ("training_args.bin",)  # may hold the token
 TEXT_SUFFIXES = (".json", ".jsonl", ".md", ".py", ".txt", ".yaml")
-CARD_FILE = "README.md"
 MAX_ATTEMPTS = 5
 RETRY_SECONDS = 2.0
 
@@ -185,8 +186,6 @@ def build_card_files(folder: Path, repo_id: str) -> dict[str, bytes]:
     Returns:
         Path in the repository -> content.
     """
-    from .card import LOSS_PICTURE, write_model_card  # here, since it imports `training`, which pushes its runs
-
     with TemporaryDirectory() as directory:
         mirror = Path(directory) / repo_id.rsplit("/", 1)[-1]
         mirror.mkdir()
@@ -221,9 +220,9 @@ def build_remote_code(folder: Path) -> dict[str, bytes]:
             if (folder / name).is_file():
                 settings = changed[name] = _read_settings(folder / name)
                 if "processor_class" in settings and name == "processor_config.json":
-                    _add_code(umt_hf.UMTVideoTextProcessor, "AutoProcessor", directory, settings)
+                    _add_code(UMTVideoTextProcessor, "AutoProcessor", directory, settings)
                 _add_code(
-                    umt_hf.UMTVideoProcessor,
+                    UMTVideoProcessor,
                     "AutoVideoProcessor",
                     directory,
                     settings.get("video_processor", settings),

@@ -17,14 +17,13 @@ from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from ..evaluation.report import hash_source
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..training.checkpointing import UNFINISHED_SUFFIX, collect_versions
-from ..zoo import ZooEntry, describe_checkpoint, find_entry
-from .card import CONVERSION_FILE, write_model_card
+from ..runs.folder import CONVERSION_FILE, UNFINISHED_SUFFIX, collect_versions, hash_source
+from ..zoo import ZooEntry, find_entry
+from .card import write_model_card
 from .convert_umt_checkpoint import (
     TASK_CLASSES,
     VIDEO_TEXT_CLASSES,
@@ -32,6 +31,7 @@ from .convert_umt_checkpoint import (
     build_label_maps,
     build_published_config,
     convert_state_dict,
+    describe_checkpoint,
     load_converted_model,
     load_published_state_dict,
 )

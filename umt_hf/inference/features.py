@@ -27,12 +27,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.modeling_umt_video import UMTVideoModel
 from ..processing.decoding import VideoDecodingError, open_video
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..training.checkpointing import UNFINISHED_SUFFIX, collect_versions
-from .search import PIXEL_SETTINGS, compute_fingerprint
-from .video_index import SkippedVideo, VideoFile, list_videos
+from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
+from .loading import PIXEL_SETTINGS, compute_fingerprint
 
 FeatureLevel = Literal["frame", "clip", "tubelet"]
 FeatureFormat = Literal["safetensors", "dataset"]
@@ -250,7 +250,7 @@ def _encode(
         yield from zip(islice(starts, len(batch)), features.float().cpu().numpy(), strict=True)
 
 
-def _collect_clips(encoded: Iterator[tuple[int, np.ndarray]], plan: WindowPlan, tubelet: int) -> np.ndarray:
+def _collect_clips(encoded: Iterator[tuple[int, np.ndarray]], _plan: WindowPlan, _tubelet: int) -> np.ndarray:
     return np.stack([features for _, features in encoded])
 
 

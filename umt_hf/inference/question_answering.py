@@ -9,11 +9,11 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import BatchEncoding
 
-from ..evaluation.metrics.answers import ExactAnswerAccuracy
-from ..evaluation.report import EvaluatedModelArguments, load_whole_model
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from ..runs.arguments import EvaluatedModelArguments
 from .held_out import evaluation_mode, group_by_video, load_video_batches, plan_shard
+from .loading import load_whole_model
 
 PUBLISHED_TOP_K = 128
 
@@ -132,33 +132,6 @@ def format_reply(reply: dict[str, Any]) -> str:
     if "ranked" not in reply:
         return reply["answer"]
     return "\n".join(f"{entry['probability']:6.4f}  {entry['answer']}" for entry in reply["ranked"])
-
-
-def compute_answer_accuracy(predictions: list[dict[str, Any]], questions: Dataset) -> dict[str, float]:
-    """Share of questions answered exactly as annotated (by any of the annotators); unanswered ones are wrong.
-
-    Args:
-        predictions: With `question_id` and `answer`, in any order.
-        questions: As `load_questions` gives them.
-
-    Returns:
-        `accuracy`, in [0, 1].
-
-    Raises:
-        ValueError: If a question has no annotated answer, or an id belongs to two questions or to none.
-    """
-    ids = list(questions["question_id"])
-    given = {prediction["question_id"]: prediction["answer"] for prediction in predictions}
-    if len(set(ids)) < len(ids) or len(given) < len(predictions):
-        raise ValueError("A question_id appears twice: give every question its own.")
-    if unknown := given.keys() - set(ids):
-        raise ValueError(f"Answers to questions that are not in the set: {sorted(unknown, key=str)[:5]}.")
-    references = list(questions["answers"])
-    for question_id, annotated in zip(ids, references, strict=True):
-        if not annotated:
-            raise ValueError(f"Question {question_id} has no annotated answer to compare with.")
-    metric = ExactAnswerAccuracy(keep_in_memory=True)
-    return metric.compute(predictions=[given.get(question_id) for question_id in ids], references=references)
 
 
 def _encode_questions(

@@ -8,9 +8,7 @@ Legend: B videos, T frames, D projection width.
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2: contrast finds, the matching head re-ranks.
 """
 
-import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -29,20 +27,16 @@ from tqdm import tqdm
 from transformers import AutoProcessor
 from transformers.video_utils import VideoMetadata
 
+from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.losses_umt import average_video_embeds, normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.decoding import VideoDecodingError
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from .video_index import VECTOR_COLUMN, SkippedVideo, VideoFile, VideoIndex, list_videos, require_faiss
+from .loading import PIXEL_SETTINGS, compute_fingerprint
+from .video_index import VECTOR_COLUMN, VideoIndex, require_faiss
 
 RERANKED_VIDEOS = 32
 RERANK_BATCH_SIZE = 8
-# Settings of a video processor that change the pixels a model sees.
-PIXEL_SETTINGS = (
-    "size", "crop_size", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "resample", "rescale_factor",
-    "image_mean", "image_std", "sampling_strategy", "frame_stride",
-)  # fmt: skip
-FINGERPRINT_VALUES = 4096
 
 
 @dataclass(frozen=True)
@@ -186,25 +180,6 @@ def _load_processor(model: str) -> UMTVideoTextProcessor:
     if not isinstance(processor, UMTVideoTextProcessor):
         raise ValueError(message)
     return processor
-
-
-def compute_fingerprint(model: torch.nn.Module, left_out: Iterable[str] = ()) -> str:
-    """Tell weights from others, by the names, shapes and up to 4096 evenly spread values of all tensors.
-
-    Args:
-        model: Its state dict is read.
-        left_out: Names of tensors that do not count.
-
-    Returns:
-        32 hexadecimal digits, the same on every machine.
-    """
-    digest, left_out = hashlib.blake2b(digest_size=16), set(left_out)
-    for name, tensor in sorted(model.state_dict().items()):
-        if name not in left_out:
-            stride = max(1, math.ceil(tensor.numel() / FINGERPRINT_VALUES))
-            values = tensor.flatten()[::stride].float().cpu().contiguous().numpy()
-            digest.update(f"{name} {tuple(tensor.shape)}".encode() + values.tobytes())
-    return digest.hexdigest()
 
 
 @torch.inference_mode()

@@ -11,9 +11,9 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,54 +21,11 @@ from typing import Any
 from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
 from filelock import FileLock, Timeout
 
-from ..data.sources import read_folder
-from ..training.checkpointing import UNFINISHED_SUFFIX, collect_versions
+from ..data.video_files import SkippedVideo, VideoFile
+from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
 
 VECTOR_COLUMN = "vector"
 FAISS_FILE = "vector.faiss"
-
-
-@dataclass(frozen=True)
-class VideoFile:
-    """A file as it was when it was listed; another size or time means that it has changed."""
-
-    path: str
-    size_bytes: int
-    modified_ns: int
-
-
-@dataclass(frozen=True)
-class SkippedVideo:
-    """A video that is not in the index, and why."""
-
-    path: str
-    reason: str
-
-
-def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVideo]]:
-    """Find video files.
-
-    Args:
-        sources: Files, and folders, which are searched for videos with all their sub-folders.
-
-    Returns:
-        Each file once, in order of its absolute path; and the sources that do not exist.
-
-    Raises:
-        ValueError: If a folder holds no videos.
-    """
-    paths: set[str] = set()
-    for source in sources:
-        path = Path(os.path.abspath(os.path.expanduser(source)))
-        paths.update([row["video"] for row in read_folder(path)] if path.is_dir() else [str(path)])
-    found, missing = [], []
-    for path in sorted(paths):
-        try:
-            status = os.stat(path)
-            found.append(VideoFile(path, status.st_size, status.st_mtime_ns))
-        except OSError as error:
-            missing.append(SkippedVideo(path, f"{error.strerror}."))
-    return found, missing
 
 
 class VideoIndex:

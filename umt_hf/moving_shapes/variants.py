@@ -193,7 +193,7 @@ def _add_noise(frames: np.ndarray, std: float, rng: np.random.Generator) -> np.n
     return frames + std * rng.standard_normal(frames.shape, dtype=np.float32)
 
 
-def _blur(frames: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+def _blur(frames: np.ndarray, sigma: float, _rng: np.random.Generator) -> np.ndarray:
     size = 2 * math.ceil(3 * sigma) + 1
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
     return F.gaussian_blur(pixels, [size, size], [sigma, sigma]).permute(0, 2, 3, 1).numpy()

@@ -21,15 +21,15 @@ RAND_AUGMENT_PATTERN = re.compile(r"rand-m(?P<m>[\d.]+)-n(?P<n>\d+)-mstd(?P<mstd
 
 # What an operation does to a frame at `level`, the magnitude as a share of the largest, with the sign that was drawn.
 OPERATIONS: dict[str, Callable[[Image.Image, float, int], Image.Image]] = {
-    "AutoContrast": lambda frame, level, sign: ImageOps.autocontrast(frame),
-    "Equalize": lambda frame, level, sign: ImageOps.equalize(frame),
-    "Invert": lambda frame, level, sign: ImageOps.invert(frame),
+    "AutoContrast": lambda frame, _level, _sign: ImageOps.autocontrast(frame),
+    "Equalize": lambda frame, _level, _sign: ImageOps.equalize(frame),
+    "Invert": lambda frame, _level, _sign: ImageOps.invert(frame),
     "Rotate": lambda frame, level, sign: frame.rotate(
         sign * 30 * level, resample=Image.Resampling.BICUBIC, fillcolor=GREY
     ),
-    "Posterize": lambda frame, level, sign: F.posterize(frame, 4 - int(4 * level)),
-    "Solarize": lambda frame, level, sign: ImageOps.solarize(frame, 256 - int(256 * level)),
-    "SolarizeAdd": lambda frame, level, sign: _solarize_add(frame, int(110 * level)),
+    "Posterize": lambda frame, level, _sign: F.posterize(frame, 4 - int(4 * level)),
+    "Solarize": lambda frame, level, _sign: ImageOps.solarize(frame, 256 - int(256 * level)),
+    "SolarizeAdd": lambda frame, level, _sign: _solarize_add(frame, int(110 * level)),
     "Color": lambda frame, level, sign: F.adjust_saturation(frame, 1 + sign * 0.9 * level),
     "Contrast": lambda frame, level, sign: F.adjust_contrast(frame, 1 + sign * 0.9 * level),
     "Brightness": lambda frame, level, sign: F.adjust_brightness(frame, 1 + sign * 0.9 * level),

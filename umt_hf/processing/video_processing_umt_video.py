@@ -396,9 +396,9 @@ def split_videos(videos: Any) -> list:
         raise ValueError("Got an empty list where a video, its frames or a batch was expected.")
     if all(is_pil_image(item) or getattr(item, "ndim", 0) in (2, 3) for item in videos):
         return [list(videos)]
-    if isinstance(videos[0], list | tuple) and videos[0] and isinstance(videos[0][0], list | tuple):
-        if any(isinstance(item, str) for item in videos[0][0]):
-            raise ValueError("Lists of paths are nested too deep: frames are PIL images or arrays, not paths.")
+    nested = videos[0][0] if isinstance(videos[0], list | tuple) and videos[0] else None
+    if isinstance(nested, list | tuple) and any(isinstance(item, str) for item in nested):
+        raise ValueError("Lists of paths are nested too deep: frames are PIL images or arrays, not paths.")
     return [video for item in videos for video in split_videos(item)]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ..training.checkpointing import read_metrics
+from .folder import read_metrics
 
 # What is the machine's and not the run's.
 PRIVATE_SETTINGS = re.compile(

@@ -119,7 +119,7 @@ class UMTTeacher(nn.Module):
         """Patches on a side of a frame."""
         return self.image_size // self.patch_size
 
-    def train(self, mode: bool = True) -> "UMTTeacher":
+    def train(self, mode: bool = True) -> "UMTTeacher":  # noqa: ARG002 (the base class's signature)
         """Stay in evaluation mode."""
         return super().train(False)
 

@@ -18,8 +18,8 @@ import transformers
 from huggingface_hub.utils import disable_progress_bars
 
 from ..hub_cards.publishing import EXCLUDED, check_destination, push_folder
+from ..runs.folder import METRICS_FILE
 from .arguments import TrainingArguments
-from .checkpointing import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 

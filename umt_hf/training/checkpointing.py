@@ -6,29 +6,22 @@ model folder that `from_pretrained` loads, with the state of the run in `trainin
 
 import json
 import logging
-import math
 import os
-import platform
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import torch
-import transformers
 from accelerate import Accelerator
 from torch import nn
 from transformers.processing_utils import ProcessorMixin
 from transformers.video_processing_utils import BaseVideoProcessor
 
-import umt_hf
+from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
 
 logger = logging.getLogger(__name__)
 
 STATE_FOLDER = "training_state"
-UNFINISHED_SUFFIX = ".unfinished"
-METRICS_FILE = "metrics.jsonl"
 
 
 def save_checkpoint(
@@ -133,50 +126,3 @@ def export_run(
     processor.save_pretrained(folder)
     (folder / "run.yaml").write_text(recipe)
     (folder / "versions.json").write_text(json.dumps(collect_versions(), indent=2) + "\n")
-
-
-def collect_versions() -> dict[str, str]:
-    """Versions of what a run depends on."""
-    return {
-        "umt_hf": umt_hf.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
-    }
-
-
-class MetricLog:
-    """The run's log as JSON lines; a resumed run first drops the lines that it will write again.
-
-    Args:
-        path: File to append to.
-        last_step: Step from which the run goes on.
-    """
-
-    def __init__(self, path: str | Path, last_step: int = 0):
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_metrics(self.path) if line["step"] <= last_step] if last_step else []
-        unfinished = self.path.with_name(self.path.name + UNFINISHED_SUFFIX)
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(unfinished, self.path)
-
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Append one line."""
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Lines of a run's log; the last may be cut off by a kill and is then left out."""
-    path = Path(path)
-    if not path.is_file():
-        return []
-    lines = []
-    text = path.read_text()
-    for line in text.splitlines(keepends=True):
-        if line.endswith("\n"):
-            lines.append(json.loads(line))
-    return lines

@@ -22,18 +22,10 @@ from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
 from ..processing.train_transforms import PretrainingTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.config import dump_config, flatten_config, parse_config
 from ..teachers.clip import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
-from .arguments import (
-    DataArguments,
-    MaskArguments,
-    ModelArguments,
-    TeacherArguments,
-    TrainingArguments,
-    dump_config,
-    flatten_config,
-    parse_config,
-)
+from .arguments import DataArguments, MaskArguments, ModelArguments, TeacherArguments, TrainingArguments
 from .checkpointing import export_run
 from .clips import (
     ClipCollator,

@@ -20,12 +20,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
-from ..evaluation.ranking import evaluate_retrieval
+from ..evaluation.retrieval import evaluate_retrieval
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
 from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.config import dump_config, flatten_config, parse_config
 from ..teachers.clip import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
 from .arguments import (
@@ -35,9 +36,6 @@ from .arguments import (
     TeacherArguments,
     TrainingArguments,
     VideoTextModelArguments,
-    dump_config,
-    flatten_config,
-    parse_config,
 )
 from .checkpointing import export_run
 from .clips import count_batches, finish_batch

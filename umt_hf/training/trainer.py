@@ -19,16 +19,10 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..runs.folder import METRICS_FILE, MetricLog
 from .arguments import TrainingArguments
 from .background_push import build_hub_push
-from .checkpointing import (
-    METRICS_FILE,
-    MetricLog,
-    find_checkpoint,
-    list_checkpoints,
-    remove_unfinished,
-    save_checkpoint,
-)
+from .checkpointing import find_checkpoint, list_checkpoints, remove_unfinished, save_checkpoint
 from .metric_meter import MetricMeter
 from .optimization import (
     build_parameter_groups,
@@ -315,10 +309,10 @@ def train(
                 bar.set_postfix_str(_describe(values, state))
             if state.step % args.save_steps == 0 or is_last:
                 save()  # before anything else can fail
-            if is_last or (args.eval_steps > 0 and state.step % args.eval_steps == 0):
-                if values := _evaluate(stage, accelerator, args.seed):
-                    record(values)
-                    bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+            is_tested = is_last or (args.eval_steps > 0 and state.step % args.eval_steps == 0)
+            if is_tested and (values := _evaluate(stage, accelerator, args.seed)):
+                record(values)
+                bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
             if is_last:
                 break
     bar.close()

@@ -16,10 +16,10 @@ from umt_hf.data.key_frames import (
     read_exclusions,
     read_label_map,
 )
+from umt_hf.evaluation.detection import DetectedActions, compute_detection_metrics, load_detection_data, write_results
 from umt_hf.finetuning import detection as finetune_detection
 from umt_hf.hub_cards.convert_umt_checkpoint import build_published_config
-from umt_hf.inference.detection import DetectedActions, compute_detection_metrics, load_detection_data, write_results
-from umt_hf.training.arguments import list_recipes, parse_config
+from umt_hf.runs.config import list_recipes, parse_config
 from umt_hf.training.optimization import scale_learning_rate
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "single_modality"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from umt_hf.evaluation.metrics.answers import ChoiceAccuracy, ExactAnswerAccuracy
+from umt_hf.evaluation.metrics.accuracy import ChoiceAccuracy, ExactAnswerAccuracy
 from umt_hf.evaluation.metrics.ranks import RetrievalRecall, compute_ranks, mark_right_items
 
 

@@ -15,11 +15,12 @@ from tests.unit.modeling.test_modeling_video_text import TINY
 from tests.unit.video_files import write_video
 from umt_hf import UMTVideoProcessor, UMTVideoTextConfig, UMTVideoTextProcessor
 from umt_hf.data.annotations import RetrievalSet
-from umt_hf.evaluation import ranking as retrieval
-from umt_hf.evaluation.choices import compute_choice_accuracy, score_choices
+from umt_hf.evaluation import retrieval
 from umt_hf.evaluation.metrics.ranks import compute_ranks, mark_right_items
+from umt_hf.evaluation.multiple_choice import compute_choice_accuracy, score_choices
+from umt_hf.evaluation.question_answering import compute_answer_accuracy
 from umt_hf.inference.held_out import HeldOutVideos, evaluation_mode, plan_shard
-from umt_hf.inference.question_answering import answer_questions, compute_answer_accuracy
+from umt_hf.inference.question_answering import answer_questions
 from umt_hf.modeling.losses_umt import compute_similarity
 from umt_hf.modeling.modeling_umt_video_text import (
     UMTVideoTextForQuestionAnswering,

@@ -9,19 +9,20 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
 from umt_hf import UMTVideoConfig, UMTVideoForVideoClassification, UMTVideoProcessor
-from umt_hf import plots as pictures
+from umt_hf.evaluation.classification import ClassifiedVideos, classify_videos
 from umt_hf.evaluation.metrics.accuracy import TopKAccuracy
 from umt_hf.finetuning import classification as script
-from umt_hf.inference.classification import ClassifiedVideos, classify_videos, merge_views
+from umt_hf.inference.classification import merge_views
 from umt_hf.moving_shapes.render import write_video
 from umt_hf.plots import plot_confusion_matrix
 from umt_hf.processing.classification_transforms import ClassificationTransform, ClipMix
 from umt_hf.processing.sampling import sample_frame_indices
-from umt_hf.training.arguments import list_recipes, parse_config
+from umt_hf.runs.config import list_recipes, parse_config
 from umt_hf.training.clips import build_generator
 from umt_hf.training.optimization import compute_learning_rate, scale_learning_rate
 from umt_hf.training.trainer import MIN_SKIPS_TO_STOP
@@ -122,12 +123,13 @@ def test_top_5_needs_more_than_5_classes():
 
 def test_confusion_picture(tmp_path, monkeypatch):
     """Shares of a row, of a class without videos too, with names on both axes, in the file that is written."""
-    drawn = []
-    monkeypatch.setattr(pictures.plt, "close", drawn.append)
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *rest, **options: drawn.append(figure) or save(figure, *rest, **options)
+    )
     plot_confusion_matrix(
         np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]]), ["run", "jump", "sit"], tmp_path / "picture.png"
     )
-    monkeypatch.undo()
     (axis, _) = drawn[0].axes
     np.testing.assert_allclose(axis.images[0].get_array(), [[0.75, 0.25, 0], [0, 1, 0], [0, 0, 0]])
     assert axis.images[0].get_clim() == (0, 1)
@@ -136,7 +138,6 @@ def test_confusion_picture(tmp_path, monkeypatch):
         assert [label.get_text() for label in labels] == ["run", "jump", "sit"]
     with Image.open(tmp_path / "picture.png") as picture:
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
-    pictures.plt.close(drawn[0])
 
 
 def test_equal_names_in_two_folders_are_two_videos(tmp_path):

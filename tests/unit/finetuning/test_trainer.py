@@ -15,7 +15,7 @@ from umt_hf.finetuning import retrieval as finetune_retrieval
 from umt_hf.finetuning.trainer import FinetuningArguments, FinetuningTrainer, VideoTextClips
 from umt_hf.moving_shapes.render import write_video
 from umt_hf.processing.processing_umt_video_text import build_tokenizer
-from umt_hf.training.arguments import list_recipes, load_recipe, parse_config
+from umt_hf.runs.config import list_recipes, load_recipe, parse_config
 from umt_hf.training.optimization import compute_learning_rate_share
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "multi_modality"

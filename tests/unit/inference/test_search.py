@@ -20,16 +20,18 @@ from umt_hf import (
     UMTVideoTextModel,
     UMTVideoTextProcessor,
 )
+from umt_hf.data.video_files import SkippedVideo, VideoFile, list_videos
 from umt_hf.inference import video_index
-from umt_hf.inference.search import VideoSearcher, VideoTextEncoder, compute_fingerprint, embed_videos, format_hits
-from umt_hf.inference.video_index import SkippedVideo, VideoFile, VideoIndex, list_videos
+from umt_hf.inference.loading import compute_fingerprint
+from umt_hf.inference.search import VideoSearcher, VideoTextEncoder, embed_videos, format_hits
+from umt_hf.inference.video_index import VideoIndex
 from umt_hf.modeling.losses_umt import compute_similarity
 from umt_hf.moving_shapes.render import write_moving_shapes
 from umt_hf.processing.processing_umt_video_text import build_tokenizer
 
 faiss = pytest.importorskip("faiss")
 
-WORDS = "a red circle green square moving left right up and".split()
+WORDS = ["a", "red", "circle", "green", "square", "moving", "left", "right", "up", "and"]
 SPECIAL = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 QUERY = "a red circle moving left"
 ENCODER = {"model": "tiny", "weights": "0", "projection_dim": 2}
@@ -289,9 +291,12 @@ def test_a_kill_while_old_folders_are_deleted_does_no_harm(tmp_path, monkeypatch
 
 
 def test_one_writer_at_a_time(tmp_path):
-    with VideoIndex(tmp_path).write(ENCODER):
-        with pytest.raises(BlockingIOError, match="another"), VideoIndex(tmp_path).write(ENCODER):
-            pass
+    with (
+        VideoIndex(tmp_path).write(ENCODER),
+        pytest.raises(BlockingIOError, match="another"),
+        VideoIndex(tmp_path).write(ENCODER),
+    ):
+        pass
     with VideoIndex(tmp_path).write(ENCODER):
         pass
 

@@ -147,7 +147,7 @@ def test_short_videos_give_full_rising_clips(strategy, total):
     for generator in (None, torch.Generator().manual_seed(0)):
         indices = sample_frame_indices(total, 8, strategy, generator=generator)
         assert len(indices) == 8 and indices == sorted(indices)
-        assert 0 <= indices[0] and indices[-1] < total
+        assert indices[0] >= 0 and indices[-1] < total
         assert all(type(index) is int for index in indices)
 
 

@@ -11,9 +11,9 @@ from umt_hf.modeling.configuration_umt_video_text import UMTVideoTextConfig
 from umt_hf.processing.train_transforms import ClipCrop, PretrainingTransform, ResizedCropTransform, list_crop_places
 from umt_hf.processing.video_processing_umt_video import UMTVideoProcessor
 
-TABLES = json.loads(
-    (Path(__file__).parents[2] / "fixtures" / "single_modality" / "multiscale_crop.json").read_text()
-)["tables"]
+TABLES = json.loads((Path(__file__).parents[2] / "fixtures" / "single_modality" / "multiscale_crop.json").read_text())[
+    "tables"
+]
 
 
 def make_clip(height: int, width: int, seed: int = 0, frames: int = 2) -> torch.Tensor:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from umt_hf.evaluation import retrieval as evaluate_retrieval
+from umt_hf.runs.config import list_recipes, load_recipe, parse_config
 from umt_hf.training import stage2
-from umt_hf.training.arguments import list_recipes, load_recipe, parse_config
 from umt_hf.training.stage1 import SECTIONS
 from umt_hf.training.trainer import build_schedule
 

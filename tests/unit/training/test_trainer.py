@@ -6,8 +6,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from umt_hf.runs.folder import MetricLog, read_metrics
 from umt_hf.training.arguments import TrainingArguments
-from umt_hf.training.checkpointing import MetricLog, find_checkpoint, list_checkpoints, read_metrics
+from umt_hf.training.checkpointing import find_checkpoint, list_checkpoints
 from umt_hf.training.metric_meter import MetricMeter
 from umt_hf.training.trainer import TrainState, _step_if_finite, build_schedule
 

@@ -1,0 +1,84 @@
+"""The folder of a run or a model: names of its files, versions, the log of metrics, hashes of sources."""
+
+import hashlib
+import json
+import math
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+
+from ..version import __version__
+
+CARD_FILE = "README.md"
+CONVERSION_FILE = "conversion.json"
+LOSS_PICTURE = "losses.png"
+METRICS_FILE = "metrics.jsonl"
+UNFINISHED_SUFFIX = ".unfinished"
+
+
+def collect_versions() -> dict[str, str]:
+    """Versions of what a run depends on."""
+    return {
+        "umt_hf": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+    }
+
+
+class MetricLog:
+    """The run's log as JSON lines; a resumed run first drops the lines that it will write again.
+
+    Args:
+        path: File to append to.
+        last_step: Step from which the run goes on.
+    """
+
+    def __init__(self, path: str | Path, last_step: int = 0):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_metrics(self.path) if line["step"] <= last_step] if last_step else []
+        unfinished = self.path.with_name(self.path.name + UNFINISHED_SUFFIX)
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(unfinished, self.path)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Append one line."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **finite}) + "\n")
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Lines of a run's log; the last may be cut off by a kill and is then left out."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def hash_source(source: str) -> str | None:
+    """SHA-256 of a file, or of the names and contents of a folder's files; `None` for a dataset of the Hub."""
+    path = Path(source)
+    if not path.exists():
+        return None
+    digest = hashlib.sha256()
+    if path.is_file():
+        _update(digest, path)
+        return digest.hexdigest()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(str(file.relative_to(path)).encode())
+        _update(digest, file)
+    return digest.hexdigest()
+
+
+def _update(digest: Any, path: Path) -> None:
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
