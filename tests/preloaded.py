@@ -1,14 +1,14 @@
 """What `tests.processes` imports once for all ranks: the scripts, and what these import when they run."""
 
-import datasets  # noqa: F401
-import matplotlib.figure  # noqa: F401
-import peft  # noqa: F401
-import pytest  # noqa: F401
-import torch.distributed.nn  # noqa: F401
-import torch.utils.tensorboard  # noqa: F401
-from transformers import AutoModel, AutoProcessor, AutoVideoProcessor, Trainer  # noqa: F401
+import datasets
+import matplotlib.figure
+import peft
+import pytest
+import torch.distributed.nn
+import torch.utils.tensorboard
+import transformers
 
-import umt_hf.cli  # noqa: F401
+import umt_hf.cli
 import umt_hf.evaluation.classification
 import umt_hf.evaluation.detection
 import umt_hf.evaluation.multiple_choice
@@ -21,4 +21,7 @@ import umt_hf.finetuning.retrieval
 import umt_hf.inference.features
 import umt_hf.inference.search
 import umt_hf.training.stage1
-import umt_hf.training.stage2  # noqa: F401
+import umt_hf.training.stage2
+
+IMPORTED = (datasets, matplotlib, peft, pytest, torch, umt_hf)
+LAZY = (transformers.AutoModel, transformers.AutoProcessor, transformers.AutoVideoProcessor, transformers.Trainer)

@@ -1,11 +1,12 @@
 """Processes that start in milliseconds: one server imports everything once and forks each of them.
 
 A rank that starts the usual way spends seconds on importing PyTorch and Transformers, often more than its test takes.
-The server (of `multiprocessing`, one per process of pytest) only imports, so that a fork finds no thread, no generator
-that was drawn from and nothing of Accelerate's state. What `accelerate launch` itself does is tested apart, in
-`tests/e2e/test_launching.py`.
+The server (that of `multiprocessing`, one per pytest process) only imports `tests.preloaded`, so that a forked process
+finds no thread that computes, no generator that was drawn from and no state of Accelerate. What `accelerate launch`
+itself does is tested in `tests/e2e/test_launching.py`.
 """
 
+import io
 import multiprocessing
 import os
 import signal
@@ -14,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
@@ -28,10 +28,9 @@ CONTEXT.set_forkserver_preload(["tests.preloaded"])
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What processes left behind, in the order of their ranks."""
+class Output:
+    """What processes wrote, in the order of their ranks."""
 
-    exit_codes: list[int]
     stdout: str
     stderr: str
 
@@ -44,54 +43,53 @@ def run_ranks(
     timeout: float = 120,
     stdin: str = "",
     environment: dict[str, str] | None = None,
-) -> Finished:
+) -> Output:
     """Call a function in several CPU processes that find each other as `torchrun` lets them.
 
     Args:
         function: Function of a module, such as the `main` of a script.
         arguments: What each process calls it with.
         num_processes: Number of processes; 1 is a process outside any group.
-        exit_code: What every process has to end with.
-        timeout: Seconds after which processes are killed. Once one has failed, the others have `GRACE_SECONDS` left.
+        exit_code: What every process has to end with, by itself.
+        timeout: Seconds after which processes are killed. Once one has ended with another code, the others have
+            `GRACE_SECONDS`.
         stdin: What the processes read.
         environment: Variables beside those of pytest's start.
 
     Raises:
-        AssertionError: If a process ends otherwise, or not at all; the message has the end of what each wrote.
+        AssertionError: If a process ends with another code, or not in time; the message has what each wrote.
     """
+    port = find_free_port()
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "stdin").write_text(stdin)
-        port = find_free_port()
+        outputs = [Path(folder) / str(rank) for rank in range(num_processes)]
         processes = [
             start_process(
                 function,
                 *arguments,
                 environment=build_environment(rank, num_processes, port) | (environment or {}),
-                output=Path(folder) / str(rank),
-                stdin=Path(folder) / "stdin",
+                output=output,
+                stdin=stdin,
             )
-            for rank in range(num_processes)
+            for rank, output in enumerate(outputs)
         ]
         wait_for(processes, exit_code, timeout)
-        killed = [process.is_alive() for process in processes]
         for process in processes:
             process.kill()
             process.join()
-        outputs, errors = ([read_output(Path(folder) / f"{rank}.{kind}") for rank in range(num_processes)] for kind in ("stdout", "stderr"))
-    exit_codes = [process.exitcode for process in processes]
-    if any(killed) or set(exit_codes) != {exit_code}:
-        ends = ["was killed after the time-out" if late else f"ended with {code}" for late, code in zip(killed, exit_codes, strict=True)]
+        written = [read_output(output) for output in outputs]
+    if any(process.exitcode != exit_code for process in processes):
         raise AssertionError(
             "\n".join(
-                f"--- Rank {rank} {end}.\n{out[-1000:]}{error[-3000:]}"
-                for rank, (end, out, error) in enumerate(zip(ends, outputs, errors, strict=True))
+                f"--- Rank {rank} ended with {process.exitcode} ({-signal.SIGKILL} = killed after the time-out).\n"
+                f"{output.stdout[-1000:]}{output.stderr[-3000:]}"
+                for rank, (process, output) in enumerate(zip(processes, written, strict=True))
             )
         )
-    return Finished(exit_codes, "".join(outputs), "".join(errors))
+    return Output("".join(output.stdout for output in written), "".join(output.stderr for output in written))
 
 
 def run_and_kill(is_time: Callable[[], bool], function: Callable, *arguments, timeout: float = 120) -> None:
-    """Call a function in one CPU process, and end it by SIGKILL as soon as a condition holds.
+    """Call a function in a process, and end it by SIGKILL as soon as a condition holds.
 
     Raises:
         AssertionError: If the process ends before, or the condition does not hold in time.
@@ -104,27 +102,14 @@ def run_and_kill(is_time: Callable[[], bool], function: Callable, *arguments, ti
             time.sleep(0.002)
         process.kill()
         process.join()
-        assert is_reached and process.exitcode == -signal.SIGKILL, (
-            f"not killed in time (exit code {process.exitcode}):\n{read_output(Path(f'{output}.stderr'))[-3000:]}"
-        )
-
-
-def wait_for(processes: list[BaseProcess], exit_code: int, timeout: float) -> None:
-    """Wait until all have ended, or the time is up."""
-    deadline = time.monotonic() + timeout
-    while alive := [process for process in processes if process.is_alive()]:
-        if any(process.exitcode not in (None, exit_code) for process in processes):
-            deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-        if not connection.wait([process.sentinel for process in alive], deadline - time.monotonic()):
-            return
+        stderr = read_output(output).stderr
+    assert is_reached and process.exitcode == -signal.SIGKILL, (
+        f"it was {'' if is_reached else 'not '}time, and the process ended with {process.exitcode}:\n{stderr[-3000:]}"
+    )
 
 
 def start_process(
-    function: Callable,
-    *arguments,
-    environment: dict[str, str] | None = None,
-    output: Path | None = None,
-    stdin: Path | None = None,
+    function: Callable, *arguments, environment: dict[str, str], output: Path, stdin: str = ""
 ) -> BaseProcess:
     """Call a function in a process on one thread, in the repository's root.
 
@@ -132,19 +117,17 @@ def start_process(
         function: Function of a module.
         arguments: What it is called with.
         environment: Variables beside those of pytest's start.
-        output: Where to write `<output>.stdout` and `<output>.stderr`; by default nothing is kept.
-        stdin: File to read as standard input.
+        output: Where to write `<output>.stdout` and `<output>.stderr`.
+        stdin: What it reads.
     """
     start_server()
-    process = CONTEXT.Process(target=work, args=(function, arguments, environment or {}, output, stdin))
+    process = CONTEXT.Process(target=work, args=(function, arguments, environment, output, stdin))
     process.start()
     return process
 
 
 def start_server() -> None:
-    """Start the server, unless it runs, in the environment of pytest's start: its imports may depend on it."""
-    if forkserver._forkserver._forkserver_alive_fd is not None:
-        return
+    """Start the server unless it runs, in the environment of pytest's start, since imports may depend on it."""
     changed, folder = dict(os.environ), os.getcwd()
     try:
         os.environ.clear()
@@ -157,31 +140,34 @@ def start_server() -> None:
         os.environ.update(changed)
 
 
-def work(
-    function: Callable, arguments: tuple, environment: dict[str, str], output: Path | None, stdin: Path | None
-) -> None:
+def work(function: Callable, arguments: tuple, environment: dict[str, str], output: Path, stdin: str) -> None:
     """What a forked process does."""
     os.chdir(ROOT)
     os.environ.update(environment)
-    for descriptor, kind in ((1, "stdout"), (2, "stderr")):
-        redirect(descriptor, f"{output}.{kind}" if output else os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    redirect(0, stdin or os.devnull, os.O_RDONLY)
-    sys.stdin = open(0, closefd=False)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        opened = os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT, 0o600)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    sys.stdin = io.StringIO(stdin)
     function(*arguments)
 
 
-def redirect(descriptor: int, path: Path | str, flags: int) -> None:
-    opened = os.open(path, flags, 0o600)
-    os.dup2(opened, descriptor)
-    os.close(opened)
+def wait_for(processes: list[BaseProcess], exit_code: int, timeout: float) -> None:
+    """Wait until all have ended, or the time is up."""
+    deadline = time.monotonic() + timeout
+    while alive := [process for process in processes if process.is_alive()]:
+        if any(process.exitcode not in (None, exit_code) for process in processes):
+            deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        if not connection.wait([process.sentinel for process in alive], deadline - time.monotonic()):
+            return
 
 
 def build_environment(rank: int, num_processes: int, port: int) -> dict[str, str]:
     """Variables that `torchrun` gives to a rank."""
-    common = {"ACCELERATE_USE_CPU": "true"}
     if num_processes == 1:
-        return common
-    return common | {
+        return {"ACCELERATE_USE_CPU": "true"}
+    return {
+        "ACCELERATE_USE_CPU": "true",
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(num_processes),
@@ -191,8 +177,9 @@ def build_environment(rank: int, num_processes: int, port: int) -> dict[str, str
     }
 
 
-def read_output(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""
+def read_output(path: Path) -> Output:
+    files = [Path(f"{path}.{name}") for name in ("stdout", "stderr")]
+    return Output(*(file.read_text(errors="replace") if file.exists() else "" for file in files))
 
 
 def find_free_port() -> int:

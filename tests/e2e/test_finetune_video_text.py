@@ -10,6 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
 
+from tests.e2e.runs import FINE_TUNING, assert_same_weights, to_flags
 from tests.processes import run_ranks
 from umt_hf import UMTVideoModel, UMTVideoProcessor, UMTVideoTextProcessor
 from umt_hf.data.annotations import load_pairs
@@ -77,6 +78,7 @@ def flags(shapes, stage2, tmp_path):
 
     def build(script: str, **changes) -> list[str]:
         fields = {
+            **FINE_TUNING,
             "model_name_or_path": stage2,
             "train_data": shapes / f"train_{'captions' if script == 'retrieval' else 'questions'}.json",
             "output_dir": tmp_path / "run",
@@ -88,13 +90,8 @@ def flags(shapes, stage2, tmp_path):
             "warmup_epochs": 0,
             "max_steps": 3,
             "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": "true",
-            "disable_tqdm": "true",
-            **changes,
         }
-        return [flag for name, value in fields.items() for flag in (f"--{name}", str(value))]
+        return to_flags(**fields | changes)
 
     return build
 
@@ -226,7 +223,7 @@ def test_best_checkpoint_is_the_one_kept(flags, shapes, tmp_path, mode):
 def build_evaluation_flags(folder: Path, **fields) -> list[str]:
     """Command line that scores the folder of a run by itself."""
     fields |= {"model_name_or_path": folder / "run", "output_dir": folder / "report", "dataloader_num_workers": 0}
-    return [flag for name, value in fields.items() for flag in (f"--{name}", str(value))]
+    return to_flags(**fields)
 
 
 def test_multiple_choice(flags, shapes, tmp_path):
@@ -256,10 +253,7 @@ def test_data_that_is_missing(flags, shapes, tmp_path):
     with pytest.raises(ValueError, match="validation_data"):
         fine_tune(flags("retrieval", eval_strategy="epoch"), "retrieval")
     with pytest.raises(ValueError, match="train_data"):
-        fine_tune(
-            [flag for flag in flags("retrieval") if "train_captions" not in flag and flag != "--train_data"],
-            "retrieval",
-        )
+        fine_tune(flags("retrieval", train_data=None), "retrieval")
     rows = json.loads((shapes / "train_questions.json").read_text())[:1]
     (tmp_path / "open.json").write_text(json.dumps([{**rows[0], "answer": []}]))
     with pytest.raises(ValueError, match="no answer to train on"):
@@ -307,13 +301,6 @@ def test_unreadable_videos_are_counted_named_and_bounded(flags, shapes, tmp_path
     arguments = flags("retrieval", train_data=source, max_steps=3, max_skipped_ratio=0.01)
     with pytest.raises(RuntimeError, match="max_skipped_ratio"):
         fine_tune(arguments, "retrieval")
-
-
-def assert_same_weights(one: Path, other: Path, **tolerance) -> None:
-    one, other = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        torch.testing.assert_close(tensor, other[name], **(tolerance or {"atol": 0, "rtol": 0}), msg=name)
 
 
 def test_resumed_run_equals_the_uninterrupted_one(flags, tmp_path):

@@ -9,26 +9,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoVideoProcessor
 
+from tests.e2e.runs import assert_same_weights, read_losses
 from tests.processes import run_and_kill, run_ranks
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.processing.video_processing_umt_video import UMTVideoProcessor
 from umt_hf.runs.folder import read_metrics
 from umt_hf.training import stage1
 from umt_hf.training.checkpointing import list_checkpoints
-
-
-def read_losses(folder: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
-
-
-def assert_same_weights(one: Path, other: Path, **tolerance) -> None:
-    one, other = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        if tolerance:
-            torch.testing.assert_close(tensor, other[name], **tolerance, msg=name)
-        else:
-            assert torch.equal(tensor, other[name]), name
 
 
 def test_run_exports_a_folder_that_auto_classes_load(flags, shapes, tmp_path):

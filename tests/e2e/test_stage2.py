@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
 
-from tests.e2e.test_stage1 import assert_same_weights
+from tests.e2e.runs import PRETRAINING, assert_same_weights, read_losses, to_flags
 from tests.processes import run_and_kill, run_ranks
 from umt_hf import (
     UMTVideoConfig,
@@ -26,28 +26,16 @@ from umt_hf.training import stage2
 from umt_hf.training.checkpointing import list_checkpoints
 
 TINY = {
+    **PRETRAINING,
     "fusion_layer": 1,
     "projection_dim": 16,
-    "num_frames": 4,
     "max_text_tokens": 12,
-    "drop_path_rate": 0.0,
-    "num_aligned_layers": 2,
     "mask_ratio": 0.5,
     "pair_by": "caption",
-    "multiple_videos_per_text": "true",
+    "multiple_videos_per_text": True,
     "rerank_top_k": 2,
     "horizontal_flip_probability": 0.0,
-    "dataloader_num_workers": 0,
-    "per_device_train_batch_size": 4,
-    "learning_rate": 1e-3,
     "lr_scheduler_type": "cosine_above_minimum",
-    "scale_learning_rate": "false",
-    "warmup_steps": 2,
-    "logging_steps": 1,
-    "save_steps": 1000,
-    "report_to": "none",
-    "mixed_precision": "no",
-    "max_steps": 4,
 }
 LOSSES = {"uta_loss", "vtc_loss", "vtm_loss", "mlm_loss"}
 
@@ -99,18 +87,13 @@ def flags(shapes, teacher, student, text_tower, tmp_path):
     def build(**changes) -> list[str]:
         fields = {
             **TINY,
-            "train_data": [shapes / "train_captions.json"],
+            "train_data": shapes / "train_captions.json",
             "teacher_name_or_path": teacher,
             "vision_name_or_path": student,
             "text_name_or_path": text_tower,
             "output_dir": tmp_path / "run",
-            **changes,
         }
-        arguments = []
-        for name, value in fields.items():
-            if value is not None:
-                arguments += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        return arguments
+        return to_flags(**fields | changes)
 
     return build
 
@@ -121,10 +104,6 @@ def with_images(shapes: Path, images: Path) -> dict:
         "media_types": ["video", "image"],
         "batch_sizes": [4, 3],
     }
-
-
-def read_losses(folder: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
 
 
 def test_run_on_videos_and_images_exports_what_auto_classes_load(flags, shapes, images, tmp_path):
