@@ -21,7 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = dict(os.environ)  # before any test changes it
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}  # before any test changes it
 GRACE_SECONDS = 20
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.preloaded"])
@@ -131,7 +131,7 @@ def start_server() -> None:
     changed, folder = dict(os.environ), os.getcwd()
     try:
         os.environ.clear()
-        os.environ.update(ENVIRONMENT | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+        os.environ.update(ENVIRONMENT)
         os.chdir(ROOT)
         forkserver.ensure_running()
     finally:
