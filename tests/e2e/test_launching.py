@@ -1,4 +1,4 @@
-"""The scripts as users start them, by `accelerate launch -m`; elsewhere their `main` runs in this or a forked process."""
+"""The scripts as users start them, by `accelerate launch -m`; other tests call `main`, here or in a forked process."""
 
 import json
 import os
