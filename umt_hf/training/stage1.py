@@ -154,7 +154,9 @@ class Stage1:
         visible, features = compute_targets(
             self.teacher, pixel_values, batch["mask_noise"], self.config.mask_type, self.config.mask_ratio
         )
-        outputs = self.model(pixel_values, visible_indices=visible, teacher_features=features)
+        outputs = self.model(
+            pixel_values, visible_indices=visible, teacher_features=features, normalize_teacher_features=False
+        )
         return {"uta_loss": outputs.loss}
 
     def export(self, accelerator: Accelerator, folder: Path) -> None:

@@ -152,7 +152,11 @@ class Stage2:
             visible, features = compute_targets(
                 self.teacher, pixel_values, batch["mask_noise"], config.mask_type, ratio
             )
-            targets = {"visible_indices": visible, "teacher_features": features}
+            targets = {
+                "visible_indices": visible,
+                "teacher_features": features,
+                "normalize_teacher_features": False,
+            }
         outputs = self.model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
