@@ -247,7 +247,7 @@ def build_model(
         }
         if model.fusion_layer is not None:
             text_fields["fusion_layer"] = model.fusion_layer
-        student = UMTVideoTextForPreTraining.from_vision_text_pretrained(
+        joined = UMTVideoTextForPreTraining.from_vision_text_pretrained(
             model.vision_name_or_path,
             model.text_name_or_path,
             vision_fields=vision_fields,
@@ -255,6 +255,7 @@ def build_model(
             projection_dim=model.projection_dim,
             **fields,
         )
+        student = cast(UMTVideoTextForPreTraining, joined)  # a pair only where a report is asked for
     else:
         raise ValueError(
             "Set vision_name_or_path, a stage-1 folder, to start stage 2; or model_name_or_path to continue it."
