@@ -394,7 +394,7 @@ def build_test(
 ) -> Evaluation:
     """Accuracy on held-out videos, by one view or several."""
 
-    def test(model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+    def test(model: UMTVideoForVideoClassification, accelerator: Accelerator) -> dict[str, float]:
         return classify_videos(
             model,
             processor,
