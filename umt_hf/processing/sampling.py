@@ -73,9 +73,8 @@ def sample_frame_indices(
 
     Source: the published data sets of UMT (Kinetics, Something-Something, stage 1) and of VindLU (video with text).
     """
-    _check_at_least_1(
-        num_video_frames=num_video_frames, num_frames=num_frames, frame_stride=frame_stride, num_clips=num_clips
-    )
+    _check_at_least_1(num_video_frames=num_video_frames, num_frames=num_frames)
+    _check_at_least_1(frame_stride=frame_stride, num_clips=num_clips)
     _check_clip(strategy, num_clips, clip_index, is_random=generator is not None)
     if strategy == "fps":
         return _fps_fixed(num_video_frames, fps, video_fps)
