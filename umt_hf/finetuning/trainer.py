@@ -141,8 +141,9 @@ class EncoderFinetuningArguments(FinetuningArguments):
 class TrainingClips(torch.utils.data.Dataset, ABC):
     """Augmented training clips with the rows they come from.
 
-    A video that cannot be read is replaced together with its row, so that no text or label meets another video.
-    Random draws depend only on (seed, epoch, row): worker count, process count and resuming do not change them.
+    A video that cannot be read is replaced together with its row, so that no text or label meets another video. What
+    is drawn for a clip depends on seed, epoch and row alone, so neither workers nor processes nor a resumed run change
+    it.
 
     Args:
         table: Rows with a `video`.
