@@ -138,7 +138,7 @@ class UMTVideoConfig(PreTrainedConfig):
                 "position_embedding_frames and position_embedding_image_size are both numbers (a table that is "
                 f"interpolated) or both None (a table computed afresh), got {frames} and {size}."
             )
-        if frames is not None and (frames % self.tubelet_size or size % self.patch_size):
+        if frames is not None and size is not None and (frames % self.tubelet_size or size % self.patch_size):
             raise ValueError(
                 f"position_embedding_frames={frames} and position_embedding_image_size={size} are not multiples of "
                 f"tubelet_size={self.tubelet_size} and patch_size={self.patch_size}."

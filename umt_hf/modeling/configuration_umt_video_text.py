@@ -13,7 +13,7 @@
 # limitations under the License.
 """Configurations of the UMT text tower and of the models that join it with the video encoder."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -144,8 +144,13 @@ class UMTVideoTextConfig(PreTrainedConfig):
     model_type = "umt_video_text"
     sub_configs = {"vision_config": UMTVideoConfig, "text_config": UMTTextConfig}
 
-    vision_config: dict | UMTVideoConfig | None = None
-    text_config: dict | UMTTextConfig | None = None
+    # Fields or nothing may be given; `__post_init__` makes configurations of them, which is what readers find.
+    if TYPE_CHECKING:
+        vision_config: UMTVideoConfig = UMTVideoConfig()
+        text_config: UMTTextConfig = UMTTextConfig()
+    else:
+        vision_config: dict | UMTVideoConfig | None = None
+        text_config: dict | UMTTextConfig | None = None
     projection_dim: int = 512
     temperature_init_value: float | int = 0.07
     temperature_bounds: tuple | list = (0.001, 0.5)
@@ -161,10 +166,12 @@ class UMTVideoTextConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if not isinstance(self.vision_config, UMTVideoConfig):
-            self.vision_config = UMTVideoConfig(**STAGE2_VISION_FIELDS | (self.vision_config or {}))
-        if not isinstance(self.text_config, UMTTextConfig):
-            self.text_config = UMTTextConfig(**(self.text_config or {}))
+        vision: Any = self.vision_config
+        text: Any = self.text_config
+        if not isinstance(vision, UMTVideoConfig):
+            self.vision_config = UMTVideoConfig(**STAGE2_VISION_FIELDS | (vision or {}))
+        if not isinstance(text, UMTTextConfig):
+            self.text_config = UMTTextConfig(**(text or {}))
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
@@ -196,13 +203,14 @@ def build_decoder_config(config: UMTTextConfig) -> UMTTextConfig:
     Returns:
         A new configuration with `num_hidden_layers - fusion_layer` layers, each of which cross-attends.
     """
-    fields = config.to_dict() | {
+    fields: dict[str, Any] = config.to_dict() | {
         "num_hidden_layers": config.num_hidden_layers - config.fusion_layer,
         "fusion_layer": 0,
         "encoder_width": config.hidden_size,
         "is_decoder": True,
+        "attn_implementation": config._attn_implementation,
     }
-    return UMTTextConfig(**fields, attn_implementation=config._attn_implementation)
+    return UMTTextConfig(**fields)
 
 
 __all__ = ["UMTTextConfig", "UMTVideoTextConfig"]

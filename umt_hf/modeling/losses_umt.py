@@ -308,7 +308,8 @@ class _Gather(torch.autograd.Function):
         return _gather(tensor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = gradients
         if ctx.gather == "exact":
             gradient = gradient.clone()
             dist.all_reduce(gradient)

@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -139,6 +140,17 @@ def interpolate_position_table(
         lines = F.interpolate(lines, size=new_frames, mode="linear", align_corners=False)
         table = lines[0].T.reshape(1, -1, width)
     return table
+
+
+def require_tensor(value: torch.Tensor | None, name: str) -> torch.Tensor:
+    """A field of an output that may be unset in general and is needed here.
+
+    Raises:
+        ValueError: If it is unset.
+    """
+    if value is None:
+        raise ValueError(f"The output lacks {name}.")
+    return value
 
 
 def gather_tokens(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -296,7 +308,7 @@ class UMTVideoAttention(nn.Module):
         key = self.k_proj(hidden_states).view(head_shape).transpose(1, 2)
         value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            self.config._attn_implementation or "eager", eager_attention_forward
         )
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = attend(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
@@ -304,9 +316,9 @@ class UMTVideoAttention(nn.Module):
 
 
 class UMTVideoMLP(nn.Module):
-    """Two-layer perceptron."""
+    """Two-layer perceptron, of the text tower as well."""
 
-    def __init__(self, config: UMTVideoConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation_fn = ACT2FN[config.hidden_act]
@@ -405,10 +417,10 @@ class UMTVideoClassifier(nn.Linear):
 class UMTVideoPreTrainedModel(PreTrainedModel):
     """Weight initialisation and what Transformers needs to know about the family."""
 
-    config: UMTVideoConfig
+    config: UMTVideoConfig  # pyrefly: ignore[bad-override-mutable-attribute]  how a model names its configuration's class
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ("video",)
+    input_modalities = ["video"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["UMTVideoEmbeddings", "UMTVideoLayer", "UMTVideoAlignmentHead"]
     _input_embed_layer = "patch_embeddings"
@@ -659,6 +671,17 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
         )
 
 
+def count_labels(config: UMTVideoConfig) -> int:
+    """Number of classes of a head.
+
+    Raises:
+        ValueError: If the configuration leaves it open.
+    """
+    if config.num_labels is None:
+        raise ValueError("The configuration has no labels: set num_labels or id2label.")
+    return config.num_labels
+
+
 class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
     """UMT encoder with a classifier on its tokens, pooled as `config.pooling_type` says and then normalised."""
 
@@ -671,12 +694,12 @@ class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
             config = copy.deepcopy(config)
             config.use_final_norm = False
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = count_labels(config)
         self.vision_model = UMTVideoModel(config)
         # CODEPATH: released classifiers pool by the mean; attentive probes are trained by users.
         self.attentive_pooling = UMTVideoAttentivePooling(config) if config.pooling_type == "attentive" else None
         self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.classifier = UMTVideoClassifier(config.hidden_size, config.num_labels)
+        self.classifier = UMTVideoClassifier(config.hidden_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -726,9 +749,9 @@ class UMTVideoForActionDetection(UMTVideoPreTrainedModel):
             config = copy.deepcopy(config)
             config.use_final_norm = True
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = count_labels(config)
         self.vision_model = UMTVideoModel(config)
-        self.classifier = UMTVideoClassifier(config.hidden_size, config.num_labels)
+        self.classifier = UMTVideoClassifier(config.hidden_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple

@@ -79,6 +79,7 @@ def load_video_tower(
     if model_type not in (UMTVideoConfig.model_type, UMTVideoTextConfig.model_type):
         raise ValueError(f"{source} holds a model of type {model_type!r}, not a UMT video encoder.")
     config = UMTVideoConfig.from_pretrained(source, **fields)
+    # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
     model, info = UMTVideoForPreTraining.from_pretrained(
         source, config=config, dtype=torch.float32, output_loading_info=True
     )
@@ -113,6 +114,7 @@ def load_bert_tower(
         shared["fusion_layer"] = PUBLISHED_FUSION_LAYERS[depth]
     config = UMTTextConfig(**shared | fields)
 
+    # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
     model, info = BertForPreTraining.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     _check_tower(source, [name for name in info["missing_keys"] if re.match(r"bert\.(?!pooler\.)", name)])
     state = {

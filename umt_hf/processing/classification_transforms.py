@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ MAX_ERASING_TRIES = 100
 RAND_AUGMENT_PATTERN = re.compile(r"rand-m(?P<m>[\d.]+)-n(?P<n>\d+)-mstd(?P<mstd>[\d.]+)-inc1")
 
 # What an operation does to a frame at `level`, the magnitude as a share of the largest, with the sign that was drawn.
-OPERATIONS: dict[str, Callable[[Image.Image, float, int], Image.Image]] = {
+# PIL frames come in and go out, which torchvision takes but annotates as tensors.
+OPERATIONS: dict[str, Callable[[Any, float, int], Any]] = {
     "AutoContrast": lambda frame, _level, _sign: ImageOps.autocontrast(frame),
     "Equalize": lambda frame, _level, _sign: ImageOps.equalize(frame),
     "Invert": lambda frame, _level, _sign: ImageOps.invert(frame),
@@ -186,8 +188,8 @@ def sample_erased_box(
         aspect = math.exp(math.log(ratio[0]) + place * (math.log(ratio[1]) - math.log(ratio[0])))
         tall, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if tall < height and wide < width:
-            top = torch.randint(height - tall + 1, (), generator=generator).item()
-            left = torch.randint(width - wide + 1, (), generator=generator).item()
+            top = int(torch.randint(height - tall + 1, (), generator=generator))
+            left = int(torch.randint(width - wide + 1, (), generator=generator))
             return top, left, tall, wide
     return None
 

@@ -35,7 +35,7 @@ import struct
 import urllib.request
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, BinaryIO, Literal
@@ -173,7 +173,7 @@ class VideoReader(ABC):
         return VideoDecodingError(f"{self.name}: {reason}")
 
     @contextmanager
-    def _named_errors(self) -> Iterator[None]:
+    def _named_errors(self) -> Generator[None, None, None]:
         """Turn the library's errors into ones that name the file."""
         try:
             yield
@@ -248,16 +248,17 @@ class PyAVReader(VideoReader):
     def __init__(self, name: str, file: str | BinaryIO):
         try:
             import av
+            from av.video.reformatter import VideoReformatter
         except ImportError as error:
             raise ImportError("decoder='pyav' needs PyAV: `pip install av`.") from error
         self._av = av
         self._backend_errors = (av.FFmpegError,)
         # One converter for all frames: by default PyAV sets up a new one, with several threads, for each.
-        self._reformatter = av.video.reformatter.VideoReformatter()
+        self._reformatter = VideoReformatter()
         self._reformat_options = {"threads": 1} if "threads" in (self._reformatter.reformat.__doc__ or "") else {}
         self.name = name
         self._file = file
-        self._container = None
+        self._container: Any = None  # an InputContainer while the file is open
         self._frame_pts: list[int] | None = None  # of every frame, rising; None = decode from the start
         try:
             with self._named_errors():
@@ -295,10 +296,11 @@ class PyAVReader(VideoReader):
 
     def _build_index(self) -> None:
         """Note the timestamp of every frame and key frame, where one packet is one frame."""
+        field_order: Any = getattr(self._codec, "field_order", 0)
         is_indexable = (
             self._container.format.name.startswith(INDEXED_CONTAINERS)
             and self._codec.name in INDEXED_CODECS
-            and int(getattr(self._codec, "field_order", 0)) in PROGRESSIVE_FIELD_ORDERS
+            and int(field_order) in PROGRESSIVE_FIELD_ORDERS
         )
         if not is_indexable:
             return
@@ -333,7 +335,9 @@ class PyAVReader(VideoReader):
         pts = self._decoded_pts if self._frame_pts is None else self._frame_pts
         if None in pts or any(later <= earlier for earlier, later in zip(pts, pts[1:], strict=False)):
             return super().compute_timestamps()
-        return (np.array(pts) - pts[0]) * float(self._stream.time_base)
+        time_base = self._stream.time_base
+        assert time_base is not None  # a stream whose frames have timestamps has one
+        return (np.array(pts) - pts[0]) * float(time_base)
 
     def iterate_frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Decode frames in one pass from the start of the file, holding one at a time; see `VideoReader`."""
@@ -353,7 +357,7 @@ class PyAVReader(VideoReader):
             raise self._error(f"ends before frame {last}. Fetch it again or leave it out.")
 
     def _decode(self, indices: list[int]) -> np.ndarray:
-        frames = None if self._frame_pts is None else self._decode_from_key_frames(indices)
+        frames = None if self._frame_pts is None else self._decode_from_key_frames(indices, self._frame_pts)
         if frames is None:
             frames = self._decode_from_start(indices)
         sizes = {frame.shape[:2] for frame in frames.values()}
@@ -371,11 +375,11 @@ class PyAVReader(VideoReader):
                     return frames
         raise self._error(f"ends before frame {min(wanted - frames.keys())}. Fetch it again or leave it out.")
 
-    def _decode_from_key_frames(self, indices: list[int]) -> dict[int, np.ndarray] | None:
+    def _decode_from_key_frames(self, indices: list[int], frame_pts: list[int]) -> dict[int, np.ndarray] | None:
         """Decode by seeking; `None` if the file does not behave as its index says."""
         frames = {}
-        for key, group in groupby(indices, key=lambda i: bisect_right(self._key_pts, self._frame_pts[i]) - 1):
-            wanted = {self._frame_pts[i]: i for i in group}
+        for key, group in groupby(indices, key=lambda i: bisect_right(self._key_pts, frame_pts[i]) - 1):
+            wanted = {frame_pts[i]: i for i in group}
             try:
                 found = self._decode_group(self._key_pts[key], wanted)
             except self._av.FFmpegError:  # pictures after an open key frame may lean on ones before it
@@ -415,7 +419,7 @@ class PyAVReader(VideoReader):
         quarter_turns = round(frame.rotation / 90) % 4
         return np.rot90(pixels, quarter_turns) if quarter_turns else pixels
 
-    def _packets_up_to(self, last_pts: int) -> Iterator["object | None"]:
+    def _packets_up_to(self, last_pts: int) -> Iterator[Any]:
         """Yield packets from the current place to that of `last_pts`, then `None`, which empties the decoder."""
         for packet in self._container.demux(self._stream):
             if packet.size == 0:
@@ -446,7 +450,7 @@ class DecordReader(VideoReader):
         self._backend_errors = (RuntimeError, decord.base.DECORDError)
         self.name = name
         with self._named_errors():
-            self._reader = decord.VideoReader(file, ctx=decord.cpu(0), num_threads=1)
+            self._reader: Any = decord.VideoReader(file, ctx=decord.cpu(0), num_threads=1)
             self.num_frames = len(self._reader)
             self.fps = float(self._reader.get_avg_fps()) or None
         if not self.num_frames:
@@ -473,7 +477,7 @@ class TorchcodecReader(VideoReader):
         video_decoder = _import_torchcodec()
         self.name = name
         with self._named_errors():
-            self._decoder = video_decoder(file, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+            self._decoder: Any = video_decoder(file, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
             self.num_frames = self._decoder.metadata.num_frames or 0
             rate = self._decoder.metadata.average_fps
             self.fps = float(rate) if rate else None
@@ -495,6 +499,7 @@ READERS = {"pyav": PyAVReader, "decord": DecordReader, "torchcodec": TorchcodecR
 def _import_torchcodec() -> type:
     """Import torchcodec's decoder and try it: importing succeeds even where its FFmpeg libraries are missing."""
     try:
+        # pyrefly: ignore[missing-import]  an extra that few environments have
         from torchcodec.decoders import VideoDecoder
 
         VideoDecoder(PROBE_FILE).get_frames_at(indices=[0])
@@ -512,8 +517,9 @@ def _resolve_source(source: VideoSource) -> tuple[str, str | BinaryIO]:
     if isinstance(source, bytes | bytearray | memoryview):
         return f"<video of {len(source)} bytes>", io.BytesIO(source)
     if hasattr(source, "read"):
-        name = str(getattr(source, "name", "<file object>"))
-        return name, source if source.seekable() else io.BytesIO(source.read())
+        file: Any = source
+        name = str(getattr(file, "name", "<file object>"))
+        return name, file if file.seekable() else io.BytesIO(file.read())
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"A video is a path, a URL, bytes or a binary file object, got {type(source).__name__}.")
     name = os.fsdecode(source)
@@ -557,7 +563,7 @@ def _check_complete(name: str, file: str | BinaryIO) -> None:
 
 
 @contextmanager
-def _kept_open(file: BinaryIO) -> Iterator[BinaryIO]:
+def _kept_open(file: BinaryIO) -> Generator[BinaryIO, None, None]:
     yield file
 
 

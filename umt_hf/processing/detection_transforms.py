@@ -83,7 +83,8 @@ class DetectionTransform:
             Normalised clip `(T, 3, size, size)`, boxes in its pixels `(K, 4)`, and the rows of `boxes` that they are,
             `(K,)`, rising. K is 0 where no box is seen enough.
         """
-        height, width = compute_resized_size(*frames.shape[-2:], self.short_side)
+        height, width = frames.shape[-2:]
+        height, width = compute_resized_size(height, width, self.short_side)
         boxes = boxes * torch.tensor([width, height, width, height])
         top, left, kept = self.sample_crop(height, width, boxes, generator)
         if len(kept) > self.max_boxes:
@@ -108,6 +109,7 @@ class DetectionTransform:
         Returns:
             Top, left, and the rows of the boxes that are seen.
         """
+        top, left, kept = 0, 0, torch.empty(0, dtype=torch.long)
         for _ in range(MAX_CROP_TRIES):
             top = int(torch.randint(height - self.size + 1, (), generator=generator))
             left = int(torch.randint(width - self.size + 1, (), generator=generator))

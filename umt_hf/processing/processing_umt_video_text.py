@@ -38,7 +38,9 @@ DROPPED_CHARACTERS = str.maketrans("", "", ",.'!?\"()*#:;~")
 class UMTVideoTextProcessorKwargs(ProcessingKwargs, total=False):
     """Arguments of `UMTVideoTextProcessor`, for texts and for videos."""
 
+    # pyrefly: ignore[bad-override-mutable-attribute]  how a processor names its kind of video arguments
     videos_kwargs: UMTVideoProcessorKwargs
+    # pyrefly: ignore[bad-class-definition]  how every processor gives its defaults
     _defaults = {"text_kwargs": {"padding": "max_length", "truncation": True}}
 
 
@@ -101,7 +103,10 @@ class UMTVideoTextProcessor(ProcessorMixin):
         if text is None and videos is None:
             raise ValueError("Give text, videos or both.")
         merged = self._merge_kwargs(
-            UMTVideoTextProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+            # pyrefly: ignore[bad-argument-type]  it takes the class, which its annotation leaves out
+            UMTVideoTextProcessorKwargs,
+            tokenizer_init_kwargs=self.tokenizer.init_kwargs,
+            **kwargs,
         )
         data: dict[str, Any] = {}
         if text is not None:
@@ -112,12 +117,12 @@ class UMTVideoTextProcessor(ProcessorMixin):
             data.update(self.video_processor(videos, **merged["videos_kwargs"]))
         return BatchFeature(data)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> Any:
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Save video processor and tokenizer, as every processor does."""
         # A fast tokenizer writes down its last call's padding and length, which would come back as its defaults.
         self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer.backend_tokenizer.no_truncation()
-        return super().save_pretrained(save_directory, **kwargs)
+        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def encode_answers(
         self, answers: Sequence[str], max_length: int = 5, return_tensors: str | TensorType | None = None
@@ -216,7 +221,8 @@ def _build_backend(words: Sequence[str]) -> Tokenizer:
 def _load_backend(source: str | os.PathLike) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    return Tokenizer.from_str(AutoTokenizer.from_pretrained(source).backend_tokenizer.to_str())
+    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    return Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
 
 
 __all__ = ["UMTVideoTextProcessor", "build_tokenizer", "clean_caption"]

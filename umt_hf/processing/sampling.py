@@ -306,9 +306,9 @@ def _fps_fixed(total: int, fps: float | None, video_fps: float | None) -> list[i
 
 def _draw_between(low: list[int], high: list[int], generator: torch.Generator) -> list[int]:
     """Draw one integer from each closed interval."""
-    low, high = torch.tensor(low), torch.tensor(high)
+    lowest, highest = torch.tensor(low), torch.tensor(high)
     draws = torch.rand(len(low), generator=generator, dtype=torch.float64)
-    return (low + (draws * (high - low + 1)).long()).tolist()
+    return (lowest + (draws * (highest - lowest + 1)).long()).tolist()
 
 
 LAWS = {

@@ -140,7 +140,8 @@ class ResizedCropTransform(PretrainingTransform):
             frame = torch.empty(0, height, width)
             box = RandomResizedCrop.get_params(frame, list(self.scale), list(self.ratio))
             flip = torch.rand(()).item() < self.flip_probability
-        return ClipCrop(*box, flip)
+        top, left, crop_height, crop_width = box
+        return ClipCrop(top, left, crop_height, crop_width, flip)
 
     def _resize(self, clip: torch.Tensor, flip: bool) -> torch.Tensor:
         # In float and rounded afterwards: torchvision's own kernel for uint8 is a grey level off here and there.
@@ -164,4 +165,4 @@ def list_crop_places(height: int, width: int, crop_height: int, crop_width: int)
 
 
 def _choose(options: Sequence[tuple[int, int]], generator: torch.Generator) -> tuple[int, int]:
-    return options[torch.randint(len(options), (), generator=generator).item()]
+    return options[int(torch.randint(len(options), (), generator=generator))]

@@ -36,8 +36,8 @@ from transformers.utils import TensorType, logging
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata
 
-from .decoding import VideoSource, open_video
-from .sampling import place_crops, sample_frame_indices, trim_num_frames
+from .decoding import DecoderName, VideoSource, open_video
+from .sampling import SamplingStrategy, place_crops, sample_frame_indices, trim_num_frames
 
 logger = logging.get_logger(__name__)
 
@@ -114,13 +114,14 @@ class UMTVideoProcessor(BaseVideoProcessor):
     do_convert_rgb = True
     do_sample_frames = True
     num_frames = 8
-    sampling_strategy = "uniform"
+    sampling_strategy: SamplingStrategy = "uniform"
     frame_stride = 4
     frame_span = None
     num_clips = 1
     first_seconds = None
     num_crops = 1
-    decoder = "pyav"
+    decoder: DecoderName = "pyav"
+    fps: float | None  # set by the base class, as every argument of `valid_kwargs` is
     valid_kwargs = UMTVideoProcessorKwargs
     model_input_names = ["pixel_values"]
 
@@ -166,6 +167,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
         }
         return cls(**{**settings, **kwargs})
 
+    # pyrefly: ignore[bad-override]  more keyword arguments than the base class has, as in every processor
     def preprocess(self, videos: VideoInput, **kwargs: Unpack[UMTVideoProcessorKwargs]) -> BatchFeature:
         """Read, sample, resize, crop and normalise one video or a batch; see the class."""
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
@@ -207,7 +209,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
         """
         if fps is not None and num_frames is not None:
             raise ValueError("`num_frames` and `fps` are mutually exclusive arguments, please use only one!")
-        strategy = sampling_strategy or self.sampling_strategy
+        strategy: Any = sampling_strategy or self.sampling_strategy  # a name, checked where frames are chosen
         num_clips = self.num_clips if num_clips is None else num_clips
         if fps is None and num_frames is None:
             fps = self.fps
@@ -244,6 +246,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
         ]
         return np.concatenate(clips)
 
+    # pyrefly: ignore[bad-override]  all that open_video takes, where the base class only takes URLs
     def fetch_videos(
         self, video_url_or_urls: VideoSource | list[VideoSource], sample_indices_fn: Callable | None = None
     ) -> tuple[np.ndarray, VideoMetadata] | list[tuple]:
@@ -298,8 +301,9 @@ class UMTVideoProcessor(BaseVideoProcessor):
                 f"has {len(source)} frames and the call asks for num_frames={kwargs['num_frames']}. Ask for fewer, or "
                 "set num_frames on the processor, which then repeats frames."
             )
-        metadata = VideoMetadata(**{"total_num_frames": len(source), **dict(given or {})})
-        indices = np.arange(len(source))
+        described: dict[str, Any] = {"total_num_frames": len(source), **dict(given or {})}
+        metadata = VideoMetadata(**described)
+        indices: Any = np.arange(len(source))
         if choose_frames is not None:
             if metadata.total_num_frames != len(source):
                 raise _MalformedVideo(
@@ -320,6 +324,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
                 "Floating-point frames within [0, 1] are about to be divided by 255 once more; pass do_rescale=False."
             )
 
+    # pyrefly: ignore[bad-override]  the BatchFeature of images, which the base class names, is the same in use
     def _preprocess(
         self,
         videos: list[torch.Tensor],
@@ -333,9 +338,9 @@ class UMTVideoProcessor(BaseVideoProcessor):
         do_normalize: bool,
         image_mean: float | list[float] | None,
         image_std: float | list[float] | None,
+        return_tensors: str | TensorType | None = None,
         num_clips: int = 1,
         num_crops: int = 1,
-        return_tensors: str | TensorType | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Turn frames `(num_clips * T, C, H, W)` of each video into views: the part that is the same for all kinds."""
@@ -346,7 +351,10 @@ class UMTVideoProcessor(BaseVideoProcessor):
             if do_resize:
                 video = self._resize_as_published(video, size, resample)
             if num_crops > 1:
-                boxes = place_crops(*video.shape[-2:], crop_size.height, crop_size.width, num_crops)
+                if crop_size.height is None or crop_size.width is None:
+                    raise ValueError(f"num_crops={num_crops} needs crop_size with height and width, got {crop_size}.")
+                height, width = video.shape[-2:]
+                boxes = place_crops(height, width, crop_size.height, crop_size.width, num_crops)
                 crops = [video[..., top:bottom, left:right] for top, left, bottom, right in boxes]
             else:
                 crops = [self.center_crop(video, crop_size) if do_center_crop else video]
@@ -358,7 +366,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
                 f"The videos of a batch come out in different shapes (T, C, H, W): {sorted(shapes)}. Let them be "
                 "cropped (do_center_crop) and sampled to one num_frames, or pass them one by one."
             )
-        normalize = (do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+        normalize: tuple[Any, ...] = (do_rescale, rescale_factor, do_normalize, image_mean, image_std)
         if len(shapes) == 1:
             pixel_values = self.rescale_and_normalize(torch.stack(views), *normalize)
         else:
@@ -435,7 +443,9 @@ def _is_file(video: Any) -> bool:
     )
 
 
-def _read_file(source: VideoSource, decoder: str, choose_frames: Callable | None) -> tuple[np.ndarray, VideoMetadata]:
+def _read_file(
+    source: VideoSource, decoder: DecoderName, choose_frames: Callable | None
+) -> tuple[np.ndarray, VideoMetadata]:
     """Decode the frames that `choose_frames(metadata=...)` names, by default all, `(T, H, W, 3)`."""
     with open_video(source, decoder) as reader:
         metadata = VideoMetadata(
@@ -444,7 +454,7 @@ def _read_file(source: VideoSource, decoder: str, choose_frames: Callable | None
             duration=reader.duration_seconds,
             video_backend=decoder,
         )
-        indices = np.arange(reader.num_frames) if choose_frames is None else choose_frames(metadata=metadata)
+        indices: Any = np.arange(reader.num_frames) if choose_frames is None else choose_frames(metadata=metadata)
         frames = reader.get_frames(indices)
     metadata.frames_indices = indices
     metadata.height, metadata.width = frames.shape[1:3]
