@@ -1,4 +1,4 @@
-"""Folders go up whole and come back to people who do not have this package."""
+"""Folders go up complete and come back to people who do not have this package."""
 
 import ast
 import hashlib

@@ -13,7 +13,7 @@
 # limitations under the License.
 """The UMT video encoder, a ViT with joint space-time attention that can run on a subset of its tokens, and its heads.
 
-Legend: B batch, T frames, N tokens, V visible tokens, D width, K aligned layers, C teacher channels, M boxes a clip.
+Legend: B batch, T frames, N tokens, V visible tokens, D width, K aligned layers, C teacher channels, M boxes per clip.
 """
 
 import copy
@@ -84,7 +84,7 @@ class UMTVideoForActionDetectionOutput(ModelOutput):
 
     Args:
         loss: Multi-label loss, when `labels` are given.
-        logits: One row a box, `(B, M, num_labels)`; 0 where there is no box. `sigmoid` gives probabilities.
+        logits: One row per box, `(B, M, num_labels)`; 0 where there is no box. `sigmoid` gives probabilities.
         hidden_states: Embeddings and every layer's output before the final norm, when asked for.
         attentions: Attention probabilities of every layer, when asked for.
     """
@@ -103,11 +103,11 @@ def compute_sinusoid_table(num_positions: int, width: int) -> torch.Tensor:
         width: Channels; pair `i` holds channels `2i` and `2i + 1`.
 
     Returns:
-        Float32 table `(1, num_positions, width)` on the CPU. Angles are computed in float64, since they grow with the
-        token count.
+        Float32 table `(1, num_positions, width)` on the CPU.
 
     Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.5, over flattened space-time positions.
     """
+    # In float64, since angles grow with the token count.
     positions = torch.arange(num_positions, dtype=torch.float64, device="cpu")
     channels = torch.arange(width, dtype=torch.float64, device="cpu")
     angles = positions[:, None] / 10000 ** (2 * (channels // 2) / width)
@@ -348,6 +348,7 @@ class UMTVideoResidual(nn.Module):
         branch = self.dropout(branch)
         if self.layer_scale is not None:
             branch = branch * self.layer_scale
+        # Scaled up where it stays, so that the mean over draws is the branch itself.
         if self.training and self.drop_path > 0:
             keep = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_path
             branch = branch * keep.to(branch.dtype) / (1 - self.drop_path)
@@ -411,7 +412,7 @@ class UMTVideoAttentivePooling(nn.Module):
 
 
 class UMTVideoClassifier(nn.Linear):
-    """Linear head that starts near zero, so that all classes start equal (as published)."""
+    """Linear head whose initial weights are near zero, so that all classes start equal (as published)."""
 
 
 class UMTVideoPreTrainedModel(PreTrainedModel):
@@ -564,6 +565,7 @@ def resolve_visible_indices(
             f"bool_masked_pos must be ({batch_size}, {num_tokens}) for this clip, got {tuple(bool_masked_pos.shape)}."
         )
     bool_masked_pos = bool_masked_pos.bool()
+    # Reading a count waits for the device; with indices, which `torch.compile` needs anyway, nothing waits.
     counts = (~bool_masked_pos).sum(dim=1)
     num_visible = int(counts[0])
     if num_visible == 0 or not bool((counts == num_visible).all()):
@@ -683,7 +685,7 @@ def count_labels(config: UMTVideoConfig) -> int:
 
 
 class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
-    """UMT encoder with a classifier on its tokens, pooled as `config.pooling_type` says and then normalised."""
+    """UMT encoder with a classifier on its tokens, pooled by `config.pooling_type` and then normalised."""
 
     # A stage-1 folder has a norm on tokens and alignment heads; a classifier uses neither, as published.
     _keys_to_ignore_on_load_unexpected = [r"vision_model\.norm\.", r"alignment_heads\."]
@@ -731,15 +733,15 @@ class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
 
 
 class UMTVideoForActionDetection(UMTVideoPreTrainedModel):
-    """UMT encoder that tells, for each given box of the key frame, which actions go on in it.
+    """UMT encoder that predicts the actions in each given box of the key frame.
 
     The boxes are an input: they come from a person detector, or from the annotations. Tokens are averaged over time to
     a map, RoIAlign reads each box of it on a grid, and a linear head sees the maximum over the grid.
 
-    The head needs the norm on tokens, which a classifier's folder lacks (its `fc_norm` comes after pooling and is not
-    mapped, as published): from there `norm` and `classifier` start fresh, from a stage-1 folder `classifier` alone.
+    Loaded from a stage-1 folder, `classifier` is fresh; from a classifier's folder, `norm` and `classifier` are.
     """
 
+    # A classifier's fc_norm comes after pooling, so it is not mapped to the norm on tokens, as published.
     _keys_to_ignore_on_load_unexpected = [r"alignment_heads\.", r"fc_norm\."]
 
     def __init__(self, config: UMTVideoConfig):
@@ -767,8 +769,8 @@ class UMTVideoForActionDetection(UMTVideoPreTrainedModel):
 
         Args:
             pixel_values: Normalised video `(B, T, channels, height, width)`, the key frame in the middle.
-            boxes: `(B, M, 4)` as x1, y1, x2, y2 in pixels of `pixel_values`; what lies outside is not seen.
-            boxes_mask: Boolean `(B, M)`, `True` = a box, `False` = padding; by default all are boxes.
+            boxes: `(B, M, 4)` as x1, y1, x2, y2 in pixels of `pixel_values`; parts outside the frame are not seen.
+            boxes_mask: Boolean `(B, M)`, `True` = a box, `False` = padding; default: all are boxes.
             labels: Targets in [0, 1], `(B, M, num_labels)`; several may be 1.
             **kwargs: As for [`UMTVideoModel`].
 
@@ -825,7 +827,7 @@ def pool_boxes(feature_map: torch.Tensor, boxes: torch.Tensor, scale: float) -> 
     Args:
         feature_map: `(B, D, rows, columns)`.
         boxes: `(B, M, 4)` as x1, y1, x2, y2.
-        scale: Cells of the map a unit of the boxes.
+        scale: Feature-map cells per pixel of the boxes (`spatial_scale` of RoIAlign).
 
     Returns:
         `(B, M, D)`, float32.

@@ -13,7 +13,7 @@
 # limitations under the License.
 """The models that join the UMT video encoder with its text tower: dual encoder, matching, stage 2, questions.
 
-Legend: B videos or texts, T frames, V video tokens, P vectors a video, L text tokens, H text width, D projection
+Legend: B videos or texts, T frames, V video tokens, P vectors per video, L text tokens, H text width, D projection
 width, S tokens of a question, A answers of all questions.
 """
 
@@ -183,7 +183,7 @@ class UMTVideoTextPreTrainedModel(PreTrainedModel):
 
 
 class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
-    """UMT dual encoder: videos and texts as vectors of one space, whose cosine says how well they fit."""
+    """UMT dual encoder: videos and texts as vectors of one space, whose cosine measures how well they fit."""
 
     _keep_in_fp32_modules_strict = ["temperature"]
     _keys_to_ignore_on_load_unexpected = [r"^alignment_heads\.", r"^mlm_head\.", r"^matching_head\."]
@@ -275,7 +275,7 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
             input_ids: Tokens `(texts, L)`, `[CLS]` first and no `[SEP]`.
             attention_mask: 1 at tokens and 0 at padding, `(texts, L)`.
             pixel_values: Normalised videos `(videos, T, channels, height, width)`.
-            pair_ids: With `return_loss`, `(B,)`: equal ids are true pairs. `None` = all distinct.
+            pair_ids: With `return_loss`, `(B,)`: equal ids are true pairs. default: all distinct.
             return_loss: Whether to compute the contrastive loss; video i then belongs to text i.
             **kwargs: As for both towers.
 
@@ -451,7 +451,7 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
             input_ids: Tokens `(texts, L)`, `[CLS]` first and no `[SEP]`.
             attention_mask: 1 at tokens and 0 at padding, `(texts, L)`.
             pixel_values: Normalised videos `(videos, T, channels, height, width)`.
-            pair_ids: `(B,)`: equal ids are true pairs, and never each other's negatives. `None` = all distinct. Where
+            pair_ids: `(B,)`: equal ids are true pairs, and never each other's negatives. default: all distinct. Where
                 all are equal, there is no negative: the matching loss is 0.
             video_negatives: Index of the video that is each text's negative, `(B,)`; drawn by default.
             text_negatives: Index of the text that is each video's negative, `(B,)`; drawn by default.
@@ -557,7 +557,7 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
             bool_masked_pos: Boolean mask `(B, N)` over all N tokens, `True` = hidden, the same count in every row.
             teacher_features: Teacher's features `(K, B, V, C)` at the visible tokens in raster order, or
                 `(K, B, N, C)` at all; without them there is no alignment loss.
-            pair_ids: `(B,)`: equal ids are true pairs, and never each other's negatives. `None` = all distinct.
+            pair_ids: `(B,)`: equal ids are true pairs, and never each other's negatives. default: all distinct.
             visible_indices: Indices of the visible tokens `(B, V)` instead of the mask.
             normalize_teacher_features: Whether to normalise `teacher_features` as the student's are. `False` for those
                 of [`UMTTeacher`], which come normalised.
@@ -701,6 +701,7 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
                 f"The fusion layers of {pretrained_model_name_or_path} attend to width {text_config.encoder_width}, "
                 f"questions have {text_config.hidden_size}: the decoder cannot be copied from them."
             )
+        # Copied weight by weight, so that a name or shape that differs is an error.
         model = cls(source.config).to(source.dtype)
         model.vision_model.load_state_dict(source.vision_model.state_dict())
         model.text_model.load_state_dict(source.text_model.state_dict())
@@ -760,8 +761,8 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
                 attention_mask = attention_mask.repeat_interleave(answers_per_question, dim=0)
         if states.shape[0] != decoder_input_ids.shape[0]:
             raise ValueError(
-                f"Got {decoder_input_ids.shape[0]} answers, expected {states.shape[0]}: one a question, or as many as "
-                "answers_per_question says."
+                f"Got {decoder_input_ids.shape[0]} answers, expected {states.shape[0]}: one per question, or as "
+                "many as answers_per_question gives."
             )
         outputs.logits = self.answer_decoder(
             decoder_input_ids,

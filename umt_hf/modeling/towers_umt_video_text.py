@@ -73,7 +73,7 @@ def load_video_tower(
         fields: Fields of the configuration to change.
 
     Raises:
-        ValueError: If it is no UMT model, or a weight of the encoder is missing.
+        ValueError: If it is not a UMT model, or a weight of the encoder is missing.
     """
     model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     if model_type not in (UMTVideoConfig.model_type, UMTVideoTextConfig.model_type):
@@ -98,7 +98,7 @@ def load_bert_tower(
         fields: Fields of our configuration to set; `fusion_layer` is needed for depths other than 12 and 24.
 
     Raises:
-        ValueError: If it is no BERT, a weight is missing, or no `fusion_layer` is known.
+        ValueError: If it is not a BERT, a weight is missing, or `fusion_layer` is unknown.
     """
     from transformers.models.bert.modeling_bert import BertConfig, BertForPreTraining
 

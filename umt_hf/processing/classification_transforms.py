@@ -1,4 +1,4 @@
-"""Augmentation of clips for fine-tuning a classifier: drawn once a clip, the same for all of its frames."""
+"""Augmentation of clips for fine-tuning a classifier: drawn once per clip, the same for all of its frames."""
 
 import math
 import re
@@ -20,6 +20,7 @@ MAX_MAGNITUDE = 10.0
 MAX_ERASING_TRIES = 100
 RAND_AUGMENT_PATTERN = re.compile(r"rand-m(?P<m>[\d.]+)-n(?P<n>\d+)-mstd(?P<mstd>[\d.]+)-inc1")
 
+# The published operations, on PIL frames: torchvision's RandAugment has other ones and a fixed magnitude.
 # What an operation does to a frame at `level`, the magnitude as a share of the largest, with the sign that was drawn.
 # PIL frames come in and go out, which torchvision takes but annotates as tensors.
 OPERATIONS: dict[str, Callable[[Any, float, int], Any]] = {
@@ -63,9 +64,7 @@ class DrawnOperation:
 
 
 class ClipRandAugment:
-    """RandAugment whose operations are drawn for a clip, not for a frame, in their "increasing" variants.
-
-    Torchvision's own draws one fixed magnitude and has other operations; here are the published ones, on PIL frames.
+    """RandAugment whose operations are drawn per clip, not per frame, in their "increasing" variants.
 
     Args:
         policy: `rand-m<magnitude>-n<operations>-mstd<deviation of the magnitude>-inc1`. Each operation is left out
@@ -118,7 +117,7 @@ class ClassificationTransform(ResizedCropTransform):
         scale: Smallest and largest share of the frame's area that a crop has.
         ratio: Smallest and largest ratio of a crop's width to its height.
         flip_probability: How often a clip is mirrored.
-        rand_augment: Policy of [`ClipRandAugment`]; `None` = off.
+        rand_augment: Policy of [`ClipRandAugment`]; default: off.
         erasing_probability: How often a box of a clip is filled with noise.
 
     Source: the published fine-tuning for classification; bilinear without antialiasing, not rounded.
@@ -203,7 +202,7 @@ def erase_box(clip: torch.Tensor, box: tuple[int, int, int, int] | None, generat
 
 
 class ClipMix:
-    """MixUp or CutMix of torchvision for a batch of clips: one of them, with one draw, for the whole batch.
+    """MixUp or CutMix of torchvision for a batch of clips: one of them, with one draw, for all of the batch.
 
     Args:
         num_classes: Number of classes.

@@ -1,8 +1,8 @@
-"""Clips with boxes for action detection: augmentation, drawn once a clip, and the fixed view of a test.
+"""Clips with boxes for action detection: augmentation, drawn once per clip, and the fixed view of a test.
 
 Boxes come in as shares of the frame, x1, y1, x2, y2 in [0, 1], with x2 and y2 just behind the last pixel. They leave
 in pixels of the clip with x2 and y2 at the last pixel, 1 less: released models were trained on boxes of this
-"inclusive" kind. It is the only place where that convention is used.
+"inclusive" kind. No other place uses that convention.
 
 Legend: T frames of a clip, M boxes.
 """
@@ -19,7 +19,7 @@ from .sampling import compute_resized_size
 from .video_processing_umt_video import UMTVideoProcessor
 
 MAX_CROP_TRIES = 10
-MIN_SIDE = 1.0  # pixels that are left of a box at least
+MIN_SIDE = 1.0  # smallest side of a box, in pixels
 
 
 class DetectionTransform:
@@ -34,10 +34,11 @@ class DetectionTransform:
         saturation: Largest change of the saturation, as a share of its range.
         value: Largest change of the brightness.
         flip_probability: How often a clip is mirrored.
-        min_visible_ratio: Share of a box's area that must lie in the crop; else the box is dropped with its labels.
+        min_visible_ratio: Share of a box's area that must be inside the crop; otherwise the box and its labels
+            are dropped.
         box_jitter: Largest shares of a box's side by which its edges move: left and right outwards and inwards, top
             and bottom outwards and inwards.
-        max_boxes: Boxes kept of a clip, drawn at random where there are more.
+        max_boxes: Boxes kept per clip, drawn at random where there are more.
 
     Raises:
         ValueError: If the crop does not fit the frame.
@@ -156,7 +157,7 @@ def prepare_test_clip(
     patch_size: int,
     extension: Sequence[float] = (0.1, 0.05),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The whole frame, resized and normalised by the processor, and its boxes, widened a little.
+    """The complete frame, resized and normalised by the processor, and its boxes, widened a little.
 
     Args:
         frames: uint8 RGB `(T, 3, height, width)`.
@@ -180,7 +181,7 @@ def prepare_test_clip(
 
 
 def compute_visible_ratios(boxes: torch.Tensor, top: int, left: int, height: int, width: int) -> torch.Tensor:
-    """Share of each box's area that lies in a crop, `(M,)`."""
+    """Share of each box's area that is inside a crop, `(M,)`."""
     low = torch.maximum(boxes[:, :2], torch.tensor([left, top]))
     high = torch.minimum(boxes[:, 2:], torch.tensor([left + width, top + height]))
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
@@ -193,7 +194,7 @@ def flip_boxes(boxes: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def clamp_boxes(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Cut boxes at the border of a frame; at least a pixel is left of each side."""
+    """Cut boxes at the border of a frame; each side keeps at least one pixel."""
     limit = torch.tensor([width, height])
     low = torch.minimum(boxes[:, :2].clamp(min=0), limit - MIN_SIDE)
     high = torch.minimum(torch.maximum(boxes[:, 2:], low + MIN_SIDE), limit)

@@ -131,7 +131,7 @@ class UMTVideoTextProcessor(ProcessorMixin):
 
         Args:
             answers: Texts.
-            max_length: Tokens of an answer, `[CLS]` and `[SEP]` included; longer ones lose their end.
+            max_length: Tokens per answer, `[CLS]` and `[SEP]` included; longer ones are cut.
             return_tensors: "pt", "np", or `None` for lists.
 
         Returns:
@@ -153,7 +153,7 @@ def clean_caption(text: str, max_words: int | None = None) -> str:
 
     Args:
         text: The text.
-        max_words: Words to keep; `None` = all.
+        max_words: Words to keep; default: all.
 
     Returns:
         The cleaned text.
@@ -173,12 +173,10 @@ def clean_caption(text: str, max_words: int | None = None) -> str:
 def build_tokenizer(source: str | os.PathLike | Sequence[str], max_length: int = 32) -> PreTrainedTokenizerFast:
     """Make the WordPiece tokenizer of the UMT models: BERT's, uncased, with `[CLS]` in front and no `[SEP]` behind.
 
-    It is a `PreTrainedTokenizerFast`, since `BertTokenizer` brings `[SEP]` back whenever it is loaded.
-
     Args:
-        source: A `vocab.txt` with one word piece a line, or the word pieces, in the order of their ids; or folder or
+        source: A `vocab.txt` with one word piece per line, or the word pieces, in the order of their ids; or folder or
             Hub id of a BERT tokenizer.
-        max_length: Tokens of a text, `[CLS]` included (32 in stage 2, 25 for questions).
+        max_length: Tokens per text, `[CLS]` included (32 in stage 2, 25 for questions).
 
     Returns:
         The tokenizer.
@@ -198,6 +196,7 @@ def build_tokenizer(source: str | os.PathLike | Sequence[str], max_length: int =
     )
     backend.no_padding()
     backend.no_truncation()
+    # Not a BertTokenizer, which adds [SEP] again whenever it is loaded.
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=max_length,

@@ -55,7 +55,7 @@ class UMTVideoProcessorKwargs(VideosKwargs, total=False):
         num_clips (`int`):
             Clips taken from each video.
         first_seconds (`float`):
-            Sample from the first seconds of longer videos alone; by default from the whole video.
+            Sample from the first seconds of longer videos alone; default: from the complete video.
         num_crops (`int`):
             Crops taken from each clip, along the longer side of the frame.
         decoder (`str`):
@@ -79,7 +79,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
     Videos come singly or in a list, and may differ in kind and size. Grey frames become RGB; what is transparent
     becomes white.
 
-    Each video gives `num_clips * num_crops` views, which lie together in the batch, clips outermost:
+    Each video gives `num_clips * num_crops` views, which are adjacent in the batch, clips outermost:
     `pixel_values` is `(B * num_clips * num_crops, T, C, H, W)`. The defaults give the published single view;
     `num_clips=4, num_crops=3` gives the published test views.
 
@@ -97,7 +97,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
 
     Raises:
         VideoDecodingError: If a file cannot be read; the message names it.
-        ValueError: If a video in memory is malformed; the message tells which one of the batch.
+        ValueError: If a video in memory is malformed; the message gives its place in the batch.
     """
 
     resample = PILImageResampling.BILINEAR
@@ -129,10 +129,10 @@ class UMTVideoProcessor(BaseVideoProcessor):
     def from_model_config(cls, config: Any, task: str | None = None, **kwargs: Any) -> "UMTVideoProcessor":
         """Processor that gives a model the frames and size it expects, prepared as its published evaluation does.
 
-        Video encoders get a square cut from the middle; video-text models the whole frame, squeezed to a square by
-        bicubic interpolation, and the middle frame of each of `num_frames` equal parts. For detection the whole frame
-        keeps its shape, somewhat larger than in training (256 pixels for a model of 224), with a normalisation of its
-        own; clips are chosen around a key frame (see `compute_key_frame_offsets`).
+        Video encoders get a square cut from the middle; video-text models the complete frame, squeezed to a square
+        by bicubic interpolation, and the middle frame of each of `num_frames` equal parts. For detection the complete
+        frame keeps its shape, somewhat larger than in training (256 pixels for a model of 224); clips are chosen
+        around a key frame (see `compute_key_frame_offsets`).
 
         Args:
             config: A `UMTVideoConfig` or `UMTVideoTextConfig` (or another with `num_frames` and `image_size`).
@@ -153,6 +153,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
             kwargs = {
                 "size": {"shortest_edge": side * 8 // 7},
                 "do_center_crop": False,
+                # The published detector is normalised by these numbers, unlike the other models.
                 "image_mean": [value / 255 for value in (122.7717, 115.9465, 102.9801)],
                 "image_std": [57.375 / 255] * 3,
                 "sampling_strategy": "dense",
@@ -219,7 +220,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
                 raise ValueError("Sampling by `fps` needs the video's own rate: pass `video_metadata` with its `fps`.")
         elif strategy == "fps":
             if num_frames is None:
-                raise ValueError("sampling_strategy='fps' needs `fps`, the number of frames a second to take.")
+                raise ValueError("sampling_strategy='fps' needs `fps`, the number of frames per second to take.")
             strategy = "uniform"
         num_frames = self.num_frames if num_frames is None else num_frames
         for name, value in (("num_frames", num_frames), ("num_clips", num_clips)):
@@ -275,7 +276,9 @@ class UMTVideoProcessor(BaseVideoProcessor):
         given = given if isinstance(given, list) else [given]
         entries = [entry for item in given for entry in (item if isinstance(item, list) else [item])]
         if len(entries) != len(sources):
-            raise ValueError(f"Got {len(sources)} videos but {len(entries)} video_metadata entries; pass one a video.")
+            raise ValueError(
+                f"Got {len(sources)} videos but {len(entries)} video_metadata entries; pass one per video."
+            )
         return entries
 
     def _load_clips(
@@ -307,8 +310,8 @@ class UMTVideoProcessor(BaseVideoProcessor):
         if choose_frames is not None:
             if metadata.total_num_frames != len(source):
                 raise _MalformedVideo(
-                    f"has {len(source)} frames and its metadata says {metadata.total_num_frames}. Pass the whole "
-                    "video, or do_sample_frames=False."
+                    f"has {len(source)} frames and its metadata says {metadata.total_num_frames}. Pass the "
+                    "complete video, or do_sample_frames=False."
                 )
             indices = choose_frames(metadata)
         if metadata.frames_indices is None or choose_frames is not None:
@@ -377,10 +380,8 @@ class UMTVideoProcessor(BaseVideoProcessor):
     def _resize_as_published(
         self, video: torch.Tensor, size: SizeDict, resample: PILImageResampling | int | None
     ) -> torch.Tensor:
-        """Resize without antialiasing; bicubic of whole numbers is rounded by us.
-
-        torchvision's own bicubic kernel for uint8 is a grey level off here and there.
-        """
+        """Resize without antialiasing; bicubic results for uint8 are rounded."""
+        # In float and rounded here: torchvision's own bicubic kernel for uint8 is a grey level off here and there.
         if resample != PILImageResampling.BICUBIC or video.is_floating_point():
             return self.resize(video, size=size, resample=resample, antialias=False)
         resized = self.resize(video.float(), size=size, resample=resample, antialias=False)
@@ -395,7 +396,7 @@ def split_videos(videos: Any) -> list:
     """Sort out one video or a batch, nested or not.
 
     Returns:
-        One entry a video: what `open_video` takes, an array or tensor `(T, ...)` of four dimensions, or a list of
+        One entry per video: what `open_video` takes, an array or tensor `(T, ...)` of four dimensions, or a list of
         frames.
 
     Raises:
@@ -518,7 +519,7 @@ def _check_values(video: torch.Tensor) -> torch.Tensor:
 
 
 def _to_rgb(video: torch.Tensor) -> torch.Tensor:
-    """Repeat grey, and lay what is transparent over white, in a video `(T, C, H, W)`."""
+    """Repeat grey, and blend what is transparent with white, in a video `(T, C, H, W)`."""
     if video.shape[1] == 1:
         return video.expand(-1, 3, -1, -1)
     if video.shape[1] == 3:

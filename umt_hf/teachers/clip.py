@@ -1,7 +1,7 @@
 # Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
-"""The frozen teacher: Transformers' CLIP vision tower, giving per-token features and a saliency map for each frame.
+"""The frozen teacher: Transformers' CLIP vision tower, giving per-token features and a saliency map per frame.
 
-Legend: B batch, T frames, N tokens, P patches a frame, D width, K aligned layers, C projected channels.
+Legend: B batch, T frames, N tokens, P patches per frame, D width, K aligned layers, C projected channels.
 """
 
 from dataclasses import dataclass
@@ -38,15 +38,14 @@ class UMTTeacherOutput:
 class UMTTeacher(nn.Module):
     """Frozen CLIP image tower that looks at every frame of a clip by itself.
 
-    It always is in evaluation mode, needs no gradient and belongs to nobody's state dict: keep it beside the student,
-    not inside.
+    Always in evaluation mode and without gradients. Keep it outside the student, so that it is not saved with it.
 
     Args:
         vision_tower: CLIP vision tower with its projection.
         num_aligned_layers: K, counted from the last layer.
         alignment_interval: Step between aligned layers.
         image_size: Side of the frames it sees, in pixels; frames of another size are resized (bicubic) and the
-            position table is carried over once, here. `None` = the tower's own.
+            position table is carried over once, here. Default: the tower's own.
         alignment_norm: "l2" or "none".
 
     Raises:
@@ -84,6 +83,7 @@ class UMTTeacher(nn.Module):
         self.vision_tower = vision_tower
         if self.image_size != own_size:
             _resize_position_embedding(vision_tower.vision_model.embeddings, self.image_size)
+        # Frozen here, once: an optimizer that is given all parameters by mistake cannot train it.
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -107,16 +107,18 @@ class UMTTeacher(nn.Module):
             **kwargs: Passed to `CLIPVisionModelWithProjection.from_pretrained` (`dtype`, `attn_implementation`, ...).
 
         Raises:
-            ValueError: If it is no CLIP, or lacks weights: a student would be aligned with random ones.
+            ValueError: If it is not a CLIP, or lacks weights.
         """
         model_type = PreTrainedConfig.get_config_dict(name_or_path)[0].get("model_type")
         if model_type not in CLIP_TYPES:
             raise ValueError(f"{name_or_path} holds a model of type {model_type!r}; the teacher must be a CLIP.")
         # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
         tower, info = CLIPVisionModelWithProjection.from_pretrained(name_or_path, **kwargs, output_loading_info=True)
+        # Transformers only warns and draws them at random, and a student would be aligned with that.
         if missing := sorted(info["missing_keys"]):
             raise ValueError(
-                f"{name_or_path} is no whole CLIP vision tower with projection: it lacks {', '.join(missing[:5])}."
+                f"{name_or_path} is not a complete CLIP vision tower with projection: "
+                f"it lacks {', '.join(missing[:5])}."
             )
         return cls(tower, num_aligned_layers, alignment_interval, image_size, alignment_norm)
 
