@@ -88,6 +88,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_loads_where_the_package_is_not_installed(hub, folders, tmp_path):
     """The same numbers to the last bit, from the code and weights on the Hub alone."""
     for name, folder in folders.items():
@@ -113,7 +114,7 @@ def test_loads_where_the_package_is_not_installed(hub, folders, tmp_path):
     save_file({name: tensor.contiguous() for name, tensor in expected.items()}, tmp_path / "expected.safetensors")
     (tmp_path / "pull.py").write_text(PULL)
     command = [sys.executable, "-I", "pull.py", "expected.safetensors", video, QUESTION]
-    environment = hub.environment(token=None, home=tmp_path / "clean") | {"OMP_NUM_THREADS": "1"}
+    environment = hub.environment(token=None, home=tmp_path / "clean")
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
