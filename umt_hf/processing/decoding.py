@@ -259,9 +259,7 @@ class PyAVReader(VideoReader):
         self.name = name
         self._file = file
         self._container: Any = None  # an InputContainer while the file is open
-        self._frame_pts: list[int] | None = (
-            None  # of every frame, rising; None where decoding starts at the first frame
-        )
+        self._frame_pts: list[int] | None = None  # of every frame, rising; unset: decode from the start
         try:
             with self._named_errors():
                 self._open()
