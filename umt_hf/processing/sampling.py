@@ -73,20 +73,10 @@ def sample_frame_indices(
 
     Source: the published data sets of UMT (Kinetics, Something-Something, stage 1) and of VindLU (video with text).
     """
-    if strategy not in get_args(SamplingStrategy):
-        raise ValueError(f"strategy must be one of {list(get_args(SamplingStrategy))}, got {strategy!r}.")
-    if num_video_frames < 1:
-        raise ValueError(f"num_video_frames must be at least 1, got {num_video_frames}.")
-    for name, value in (("num_frames", num_frames), ("frame_stride", frame_stride), ("num_clips", num_clips)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-    if not 0 <= clip_index < num_clips:
-        raise ValueError(f"clip_index must be in 0..{num_clips - 1} (num_clips is {num_clips}), got {clip_index}.")
-    if generator is not None and num_clips > 1:
-        raise ValueError("A random clip (generator given) is drawn by itself; num_clips must be 1.")
+    _check_at_least_1(num_video_frames=num_video_frames, num_frames=num_frames)
+    _check_at_least_1(frame_stride=frame_stride, num_clips=num_clips)
+    _check_clip(strategy, num_clips, clip_index, is_random=generator is not None)
     if strategy == "fps":
-        if generator is not None or num_clips > 1:
-            raise ValueError("The 'fps' strategy has a single fixed clip: leave out generator and num_clips.")
         return _fps_fixed(num_video_frames, fps, video_fps)
     if strategy == "dense":
         choose, draw = partial(_dense_fixed, stride=frame_stride), partial(_dense_random, stride=frame_stride)
@@ -123,9 +113,7 @@ def compute_key_frame_offsets(
     """
     if strategy not in ("dense", "segments"):
         raise ValueError(f"Clips around a key frame are sampled by 'dense' or 'segments', got {strategy!r}.")
-    for name, number in (("num_frames", num_frames), ("frame_stride", frame_stride), ("frame_span", frame_span)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}.")
+    _check_at_least_1(num_frames=num_frames, frame_stride=frame_stride, frame_span=frame_span)
     if strategy == "dense":
         length = (num_frames - 1) * frame_stride + 1
         return [frame_stride * i - (length + 1) // 2 for i in range(num_frames)]
@@ -224,6 +212,23 @@ def place_crops(
             left = room_x * crop // (num_crops - 1)
         boxes.append((top, left, top + crop_height, left + crop_width))
     return boxes
+
+
+def _check_clip(strategy: str, num_clips: int, clip_index: int, is_random: bool) -> None:
+    if strategy not in get_args(SamplingStrategy):
+        raise ValueError(f"strategy must be one of {list(get_args(SamplingStrategy))}, got {strategy!r}.")
+    if not 0 <= clip_index < num_clips:
+        raise ValueError(f"clip_index must be in 0..{num_clips - 1} (num_clips is {num_clips}), got {clip_index}.")
+    if is_random and num_clips > 1:
+        raise ValueError("A random clip (generator given) comes alone: num_clips must be 1.")
+    if strategy == "fps" and (is_random or num_clips > 1):
+        raise ValueError("The 'fps' strategy has a single fixed clip: leave out generator and num_clips.")
+
+
+def _check_at_least_1(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}.")
 
 
 def _uniform_fixed(total: int, n: int, num_clips: int, clip: int) -> list[int]:
