@@ -226,6 +226,20 @@ def load_answers(path: str) -> list[str]:
     return answers
 
 
+def load_class_names(path: str) -> list[str]:
+    """Read the names of classes, by index: a JSON list, or an object of indices and names.
+
+    Raises:
+        ValueError: If the file is neither.
+    """
+    names = json.loads(Path(path).read_text(encoding="utf-8"))
+    if isinstance(names, dict) and sorted(names) == sorted(str(i) for i in range(len(names))):
+        names = [names[str(i)] for i in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f'{path}: expected a JSON list of names, or an object such as {{"0": "run", "1": "jump"}}.')
+    return names
+
+
 def check_labels(source: str, table: Dataset, names: list[str]) -> None:
     """Refuse videos without labels, or with labels that the classes do not have.
 

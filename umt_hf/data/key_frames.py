@@ -124,7 +124,7 @@ def load_key_frames(
     return frames, names
 
 
-def build_table(frames: Sequence[KeyFrame]) -> Dataset:
+def build_key_frame_table(frames: Sequence[KeyFrame]) -> Dataset:
     """Rows of a table, a key frame each."""
     return Dataset.from_list([asdict(frame) for frame in frames], features=FEATURES)
 

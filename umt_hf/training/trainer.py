@@ -20,7 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..runs.folder import METRICS_FILE, MetricLog
-from .arguments import TrainingArguments
+from .arguments import PretrainingArguments
 from .background_push import build_hub_push
 from .checkpointing import find_checkpoint, list_checkpoints, remove_unfinished, save_checkpoint
 from .metric_meter import MetricMeter
@@ -146,7 +146,7 @@ class StepClock:
         return rates
 
 
-def build_accelerator(args: TrainingArguments, find_unused_parameters: bool = False) -> Accelerator:
+def build_accelerator(args: PretrainingArguments, find_unused_parameters: bool = False) -> Accelerator:
     """Accelerator of a pre-training run; distribution, and precision unless set, come from `accelerate launch`.
 
     Args:
@@ -168,7 +168,7 @@ def build_accelerator(args: TrainingArguments, find_unused_parameters: bool = Fa
 
 
 def build_schedule(
-    args: TrainingArguments, batches_per_epoch: int | None, num_processes: int, repeated_augmentation: int = 1
+    args: PretrainingArguments, batches_per_epoch: int | None, num_processes: int, repeated_augmentation: int = 1
 ) -> Schedule:
     """Steps and rates of a run, by the published rules.
 
@@ -217,7 +217,7 @@ def build_schedule(
 
 def train(
     stage: Stage,
-    args: TrainingArguments,
+    args: PretrainingArguments,
     accelerator: Accelerator,
     schedule: Schedule,
     max_skipped_ratio: float,
@@ -366,7 +366,7 @@ def _with_total(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _step_if_finite(
-    accelerator: Accelerator, model: nn.Module, optimizer: Any, args: TrainingArguments, state: TrainState
+    accelerator: Accelerator, model: nn.Module, optimizer: Any, args: PretrainingArguments, state: TrainState
 ) -> None:
     """Clip and step, or count the step as skipped if its gradients are not finite (on all processes alike)."""
     limit = args.max_grad_norm if args.max_grad_norm else math.inf
