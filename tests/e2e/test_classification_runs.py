@@ -85,7 +85,7 @@ def test_overfits_16_clips(fine_tune, videos, tmp_path):
     metrics = fine_tune("run", *flags, "--save_strategy", "no")
     assert metrics["eval_top1_accuracy"] == 1.0
     recipe = ["--config", str(tmp_path / "run" / "run.yaml")]
-    task, _, training = parse_config(finetune_classification.SECTIONS, recipe)
+    task, _, _, _, training = parse_config(finetune_classification.SECTIONS, recipe)
     assert task.drop_path_rate == 0 and training.max_steps == 80 and training.learning_rate == 3e-3
 
 
@@ -202,7 +202,7 @@ def test_two_processes_test_as_one(fine_tune, videos, tmp_path):
 
 
 def test_test_views_after_training(fine_tune, videos, tmp_path):
-    flags = ("--test_data", str(videos / "few_validation.csv"), "--test_clips", "2", "--test_crops", "1")
+    flags = ("--test_data", str(videos / "few_validation.csv"), "--num_clips", "2", "--num_crops", "1")
     metrics = fine_tune("run", "--max_steps", "2", "--save_strategy", "no", *flags)
     assert json.loads((tmp_path / "run" / "test_results.json").read_text())["test_top1_accuracy"] == pytest.approx(
         metrics["test_top1_accuracy"]

@@ -34,6 +34,7 @@ from ..processing.decoding import open_video
 from ..processing.sampling import sample_frame_indices
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import (
+    ClassNameArguments,
     ClipSizeArguments,
     CropArguments,
     CSVArguments,
@@ -83,13 +84,16 @@ class ClassificationModelArguments(ModelSourceArguments, ClipSizeArguments, Drop
 @dataclass(kw_only=True)
 @set_defaults(train_data=REQUIRED, validation_data=REQUIRED, decoder="pyav", sampling_strategy="uniform")
 class ClassificationDataArguments(
-    TrainingDataArguments, TestDataArguments, SourceArguments, CSVArguments, SamplingArguments, SkippingArguments
+    TrainingDataArguments,
+    TestDataArguments,
+    ClassNameArguments,
+    SourceArguments,
+    CSVArguments,
+    SamplingArguments,
+    SkippingArguments,
 ):
     """Labelled videos: a CSV (path,label), or a folder with a sub-folder for each class."""
 
-    class_names: str | None = describe(
-        None, "JSON file of the classes' names: a list, or an object index -> name; default: what the data say."
-    )
     num_classes: int | None = describe(
         None, "Classes of a CSV without names; default: the highest training label + 1."
     )

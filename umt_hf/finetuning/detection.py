@@ -35,6 +35,7 @@ from ..modeling.modeling_umt_video import UMTVideoForActionDetection
 from ..processing.detection_transforms import DetectionTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import (
+    ClassNameArguments,
     ClipSizeArguments,
     DropPathArguments,
     EncoderSizeArguments,
@@ -70,13 +71,15 @@ class DetectionModelArguments(
 @dataclass(kw_only=True)
 @set_defaults(decoder="pyav", sampling_strategy="dense", frame_stride=8, frame_span=300)
 class KeyFrameArguments(
-    TrainingDataArguments, TestedBoxArguments, SourceArguments, KeyFrameSamplingArguments, SkippingArguments
+    TrainingDataArguments,
+    TestedBoxArguments,
+    ClassNameArguments,
+    SourceArguments,
+    KeyFrameSamplingArguments,
+    SkippingArguments,
 ):
     """Key frames to train on and to test (AVA's CSV or JSON, or a JSON list), and how clips are taken."""
 
-    class_names: str | None = describe(
-        None, "JSON file of the classes' names: a list, or an object index -> name; default: what the data say."
-    )
     short_side: int | None = describe(
         None, "Short side of the frames that are cropped, in pixels; default: 8/7 of image_size."
     )

@@ -154,6 +154,15 @@ class TestDataArguments:
 
 
 @dataclass(kw_only=True)
+class ClassNameArguments:
+    """Names of the classes."""
+
+    class_names: str | None = describe(
+        None, "JSON file of the classes' names: a list, or an object index -> name; default: what the data say."
+    )
+
+
+@dataclass(kw_only=True)
 class SkippingArguments:
     """What an unreadable video does to a run."""
 
