@@ -49,7 +49,7 @@ from ..runs.arguments import (
     TrainingDataArguments,
     ViewArguments,
 )
-from ..runs.config import REQUIRED, describe, script, set_defaults
+from ..runs.config import REQUIRED, describe, require, script, set_defaults
 from ..training.clips import build_generator
 from ..training.trainer import count_videos
 from .trainer import (
@@ -311,8 +311,9 @@ def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationMo
         ValueError: If there are not as many rows as classes, or the start has no such rows.
     """
     num_classes = model.config.num_labels
-    rows = list(range(num_classes)) if args.head_rows == "first" else json.loads(Path(args.head_rows).read_text())
-    num_rows = UMTVideoConfig.from_pretrained(args.model_name_or_path).num_labels
+    choice, folder = require(args.head_rows, "head_rows"), require(args.model_name_or_path, "model_name_or_path")
+    rows = list(range(num_classes)) if choice == "first" else json.loads(Path(choice).read_text())
+    num_rows = UMTVideoConfig.from_pretrained(folder).num_labels
     if len(rows) != num_classes or not all(isinstance(row, int) and 0 <= row < num_rows for row in rows):
         raise ValueError(
             f"head_rows={args.head_rows}: expected {num_classes} indices below {num_rows}, the rows of the head of "
@@ -332,11 +333,12 @@ def load_labelled_videos(args: ClassificationDataArguments) -> tuple[Dataset, Da
     Raises:
         ValueError: If videos have no labels, or labels that the classes do not have.
     """
-    options = {"data_root": args.data_root, "csv_separator": args.csv_separator}
-    train = load_videos(args.train_data, **options)
+    options: dict[str, Any] = {"data_root": args.data_root, "csv_separator": args.csv_separator}
+    source = require(args.train_data, "train_data")
+    train = load_videos(source, **options)
     names = choose_class_names(args, train)
-    check_labels(args.train_data, train, names)
-    return train, load_held_out(args.validation_data, names, **options), names
+    check_labels(source, train, names)
+    return train, load_held_out(require(args.validation_data, "validation_data"), names, **options), names
 
 
 def load_held_out(source: str, names: list[str], **options: Any) -> Dataset:
@@ -360,7 +362,7 @@ def choose_class_names(args: ClassificationDataArguments, table: Dataset) -> lis
         raise ValueError(f"{args.train_data}: no labels; give a CSV (path,label) or one sub-folder for each class.")
     if args.class_names is not None:
         return load_class_names(args.class_names)
-    folder = Path(args.train_data)
+    folder = Path(require(args.train_data, "train_data"))
     if folder.is_dir():
         return sorted({Path(video).relative_to(folder).parts[0] for video in table["video"]})
     return [f"LABEL_{i}" for i in range(args.num_classes or max(table["label"]) + 1)]

@@ -22,7 +22,7 @@ from ..modeling.losses_umt import IGNORED_LABEL
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import AnswerArguments, AnswerLengthArguments
-from ..runs.config import describe, script
+from ..runs.config import describe, require, script
 from .trainer import (
     Evaluation,
     FinetunedModelArguments,
@@ -94,7 +94,10 @@ def load_question_model(
     if not is_finetuned:
         load = UMTVideoTextForQuestionAnswering.from_pretraining
     return load(
-        args.model_name_or_path, config=config, dtype=torch.float32, attn_implementation=args.attn_implementation
+        require(args.model_name_or_path, "model_name_or_path"),
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=args.attn_implementation,
     )
 
 

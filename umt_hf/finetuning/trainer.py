@@ -45,7 +45,7 @@ from ..runs.arguments import (
     TrainingDataArguments,
     WarmupArguments,
 )
-from ..runs.config import REQUIRED, describe, dump_changes, set_defaults
+from ..runs.config import REQUIRED, describe, dump_changes, require, set_defaults
 from ..runs.folder import collect_versions
 from ..training.background_push import HubPush, build_hub_push
 from ..training.checkpointing import list_checkpoints
@@ -145,7 +145,7 @@ class TrainingClips(torch.utils.data.Dataset, ABC):
     """Augmented training clips with the rows they come from.
 
     A video that cannot be read is replaced together with its row, so that no text or label meets another video. What
-    is drawn for a clip hangs on seed, epoch and row alone, so neither workers nor processes nor a resumed run change
+    is drawn for a clip depends on seed, epoch and row alone, so neither workers nor processes nor a resumed run change
     it.
 
     Args:
@@ -400,7 +400,7 @@ class _PushCallback(TrainerCallback):
 
 def load_config(args: FinetunedModelArguments, data: VideoTextDataArguments) -> UMTVideoTextConfig:
     """Configuration of the folder to start from, with what the run changes in it."""
-    config = UMTVideoTextConfig.from_pretrained(args.model_name_or_path)
+    config = UMTVideoTextConfig.from_pretrained(require(args.model_name_or_path, "model_name_or_path"))
     if data.num_frames is None:  # so that the clips have as many, and that the run records them
         data.num_frames = config.vision_config.num_frames
     config.vision_config.num_frames = data.num_frames
@@ -409,13 +409,13 @@ def load_config(args: FinetunedModelArguments, data: VideoTextDataArguments) -> 
 
 
 def build_processor(
-    name_or_path: str, config: UMTVideoTextConfig, data: VideoTextDataArguments, max_tokens: int | None
+    name_or_path: str | None, config: UMTVideoTextConfig, data: VideoTextDataArguments, max_tokens: int | None
 ) -> UMTVideoTextProcessor:
     """The folder's tokenizer for `max_tokens` tokens, and the published test view: the middle of each part of a video.
 
     Frames are resized straight to the model's square (bicubic, aspect ratio not kept).
     """
-    processor = UMTVideoTextProcessor.from_pretrained(name_or_path)
+    processor = UMTVideoTextProcessor.from_pretrained(require(name_or_path, "model_name_or_path"))
     if max_tokens is not None:
         processor.tokenizer.model_max_length = max_tokens
     processor.video_processor = UMTVideoProcessor.from_model_config(

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, set_seed
 
 from ..processing.processing_umt_video_text import SPECIAL_TOKENS, build_tokenizer
 from ..runs.arguments import NamedDataArguments, TowerSizeArguments
-from ..runs.config import REQUIRED, describe, script, set_defaults
+from ..runs.config import REQUIRED, describe, require, script, set_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ SECTIONS = {"model": TextTowerArguments}
 def write_text_tower(args: TextTowerArguments) -> None:
     """Save a BERT with fresh weights that knows the words of the data."""
     set_seed(args.seed)
-    words = [*SPECIAL_TOKENS.values(), *collect_words(Path(args.data))]
+    words = [*SPECIAL_TOKENS.values(), *collect_words(Path(require(args.data, "data")))]
     tokenizer = build_tokenizer(words)
     config = BertConfig(
         vocab_size=len(words),

@@ -21,7 +21,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..processing.decoding import open_video
 from ..runs.arguments import NamedDataArguments, PatchArguments, ProjectionArguments, TowerSizeArguments
-from ..runs.config import REQUIRED, describe, script, set_defaults
+from ..runs.config import REQUIRED, describe, require, script, set_defaults
 from ..training.optimization import compute_learning_rate
 from .render import COLORS, FRAME_SIZE, SHAPES
 
@@ -77,9 +77,10 @@ def train_teacher(args: TinyCLIPArguments) -> dict[str, float]:
     set_seed(args.seed)
     tokenizer = build_word_tokenizer()
     model = build_clip(args, tokenizer)
-    train = load_frames(Path(args.data), "train", args.num_train_clips)
+    data = Path(require(args.data, "data"))
+    train = load_frames(data, "train", args.num_train_clips)
     fit(model, tokenizer, train, args)
-    accuracy = compute_zero_shot_accuracy(model, tokenizer, load_frames(Path(args.data), "validation", 100))
+    accuracy = compute_zero_shot_accuracy(model, tokenizer, load_frames(data, "validation", 100))
     logger.info("Zero-shot accuracy on validation frames: %s", accuracy)
     save_clip(model, tokenizer, Path(args.output_dir))
     return accuracy

@@ -20,6 +20,7 @@ REQUIRED = dataclasses.MISSING
 
 Section = TypeVar("Section", bound=type)
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 ResultOut = TypeVar("ResultOut", covariant=True)
 
 
@@ -39,6 +40,17 @@ def _build_field(default: Any, metadata: Any) -> Any:
     if isinstance(default, list):  # a mutable default needs a factory
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def require(value: Value | None, name: str) -> Value:
+    """A value that a run needs.
+
+    Raises:
+        ValueError: If it is None.
+    """
+    if value is None:
+        raise ValueError(f"Set {name}.")
+    return value
 
 
 def set_defaults(**defaults: Any) -> Callable[[Section], Section]:

@@ -1,4 +1,4 @@
-"""What a finished folder tells of itself: its settings, losses, evaluations and cost; nothing is made up."""
+"""What a finished folder says about itself: its settings, losses, evaluations and cost, as recorded."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import yaml
 
 from .folder import read_metrics
 
-# What is the machine's and not the run's.
+# Settings of the machine, which say nothing about the run.
 PRIVATE_SETTINGS = re.compile(
     r"output_dir|data_roots?|resume_from_checkpoint|logging_dir|run_name|disable_tqdm|push_to_hub|hub_.+|.+_token"
 )
@@ -66,12 +66,12 @@ def _shorten(value: Any) -> Any:
 
 
 def find_setting(settings: dict[str, dict[str, Any]], key: str) -> Any:
-    """A setting's value, whichever section it stands in; `None` where it is not recorded."""
+    """A setting's value, whichever section it is in; `None` where it is not recorded."""
     return next((values[key] for values in settings.values() if values.get(key) not in (None, [])), None)
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Log of the run, a line a step that was logged: `metrics.jsonl`, or what `Trainer` leaves."""
+    """Log of the run, one line per logged step: `metrics.jsonl`, or what `Trainer` leaves."""
     return read_metrics(folder / "metrics.jsonl") or read_optional_json(folder / "trainer_state.json").get(
         "log_history", []
     )

@@ -134,7 +134,7 @@ def test_own_json(tmp_path):
     assert load_key_frames(path, label_keys=["color"])[0][2].labels == [[0]]
     rows = build_key_frame_table(frames)
     assert rows[0]["key_frame"] is None and rows[1]["key_frame"] == 3 and rows[0]["labels"] == [[1, 0], [0]]
-    with pytest.raises(ValueError, match=r"object 0: the labels \['wave'\] are no classes"):
+    with pytest.raises(ValueError, match=r"object 0: the labels \['wave'\] are not classes"):
         load_key_frames(path, class_names=["run"])
 
 
