@@ -98,9 +98,7 @@ def test_every_flag_is_in_the_help_once(script):
     sections = load_sections(script)
     flags = re.findall(r"^  (--\w+)", ConfigParser(sections).format_help(), re.M)
     assert len(flags) == len(set(flags))
-    fields = {
-        f"--{field.name}" for section in sections.values() for field in dataclasses.fields(section) if field.init
-    }
+    fields = [field for section in sections.values() for field in dataclasses.fields(section) if field.init]
     assert {"--config", *(f"--{field.name}" for field in fields)} <= set(flags)
 
 
