@@ -25,6 +25,8 @@ def load_videos(
     streaming: Literal[False] = False,
     class_names: list[str] | None = None,
 ) -> Dataset: ...
+
+
 @overload
 def load_videos(
     source: str,
@@ -36,6 +38,8 @@ def load_videos(
     streaming: bool = False,
     class_names: list[str] | None = None,
 ) -> Dataset | IterableDataset: ...
+
+
 def load_videos(
     source: str,
     data_root: str | None = None,

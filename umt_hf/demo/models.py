@@ -24,7 +24,7 @@ from ..inference.loading import load_whole_model
 from ..inference.question_answering import answer_questions
 from ..inference.search import VideoSearcher, embed_videos
 from ..modeling.configuration_umt_video import UMTVideoConfig
-from ..modeling.masking_umt_video import compute_visible_indices
+from ..modeling.masking_umt_video import build_mask
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining, UMTVideoForVideoClassification
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
 from ..plots import MaskedFrames, draw_masked_frames
@@ -32,7 +32,7 @@ from ..processing.decoding import VideoDecodingError, open_video
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import EvaluatedModelArguments
-from ..training.alignment import TokenGrid, check_grids, count_visible, draw_mask, load_teacher
+from ..training.alignment import TokenGrid, check_grids, draw_visible_indices, load_teacher
 from ..training.arguments import TeacherArguments
 from .settings import DemoSettings
 
@@ -139,16 +139,14 @@ class TeacherViewer:
         pixel_values, states, saliency = self._encode(video, os.stat(video).st_mtime_ns)
         grid = TokenGrid(*saliency.shape)
         noise = torch.empty(1, grid.num_tokens).exponential_(generator=torch.Generator().manual_seed(seed))
-        mask = draw_mask(mask_type, mask_ratio, saliency, noise.to(self.device), grid)
-        num_visible = count_visible(mask_type, mask_ratio, grid)
+        visible = draw_visible_indices(mask_type, mask_ratio, saliency, noise.to(self.device), grid)
         agreement = None
         if self.student is not None:
-            visible = compute_visible_indices(mask, num_visible)
             targets = self.teacher.project(states, 1, visible)
             features = self.student(pixel_values, visible_indices=visible).aligned_features
             agreement = F.cosine_similarity(features, targets, dim=-1).mean().item()
-        frames = draw_masked_frames(pixel_values[0], saliency, mask[0])
-        return TeacherLook(frames, num_visible, grid.num_tokens, agreement)
+        frames = draw_masked_frames(pixel_values[0], saliency, build_mask(visible, grid.num_tokens)[0])
+        return TeacherLook(frames, visible.shape[1], grid.num_tokens, agreement)
 
     def _encode_clip(self, video: str, _modified_ns: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """Frames `(1, T, 3, H, W)`, teacher's states and saliency `(T, P)`, kept while a visitor moves the slider."""

@@ -7,7 +7,6 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4 (test views).
 """
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from torch import nn
 
 from ..data.annotations import check_labels, identify_video
 from ..data.sources import load_videos
+from ..data.unreadable import UnreadableVideos
 from ..inference.classification import load_classifier, score_videos
 from ..inference.loading import require_names
 from ..plots import plot_confusion_matrix
@@ -37,8 +37,6 @@ from ..runs.config import script
 from ..runs.folder import collect_versions, hash_source
 from .metrics.accuracy import TopKAccuracy, compute_confusion_matrix
 from .report import write_report
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -137,13 +135,8 @@ def classify_videos(
         num_crops=num_crops,
         num_workers=num_workers,
     )
-    for reason in unreadable.values():
-        logger.warning("Held-out video unreadable: %s", reason)
-    if len(unreadable) > max_skipped_ratio * len(videos):
-        raise ValueError(
-            f"{len(unreadable)} of {len(videos)} held-out videos could not be read, more than max_skipped_ratio="
-            f"{max_skipped_ratio}. Fix or remove them, or raise it. The first: {next(iter(unreadable.values()))}"
-        )
+    reasons = list(unreadable.values())
+    UnreadableVideos().count(len(videos), reasons, max_skipped_ratio, kind="held-out videos", error=ValueError)
     return ClassifiedVideos(scores, np.asarray(labels), unreadable)
 
 

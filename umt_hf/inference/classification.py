@@ -11,11 +11,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..data.annotations import identify_video
+from ..data.loaders import build_loader
 from ..data.sources import get_source
 from ..data.video_files import SkippedVideo, list_videos
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
@@ -229,10 +229,4 @@ def classify_files(
 
 
 def _load_batches(views: VideoViews, batches: list[range], num_workers: int) -> Iterator[list]:
-    yield from DataLoader(
-        views,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # else starting a loader would move the global random state
-    )
+    yield from build_loader(views, batches, num_workers, collate_fn=list)

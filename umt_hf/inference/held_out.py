@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..data.annotations import identify_video
+from ..data.loaders import build_loader
 from ..data.sources import get_source
 from ..processing.decoding import VideoDecodingError
 from ..processing.video_processing_umt_video import UMTVideoProcessor
@@ -130,12 +131,7 @@ def load_video_batches(
     Raises:
         VideoDecodingError: If a video cannot be read; it names the file.
     """
-    loader = DataLoader(
-        HeldOutVideos(videos, processor),
-        batch_sampler=batches,
-        num_workers=num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-        generator=torch.Generator(),  # else starting a loader would move the global random state
-    )
+    dataset = HeldOutVideos(videos, processor)
+    loader = build_loader(dataset, batches, num_workers, pin_memory=accelerator.device.type == "cuda")
     for batch, pixel_values in zip(batches, loader, strict=True):
         yield batch, pixel_values.to(accelerator.device, non_blocking=True)
