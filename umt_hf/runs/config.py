@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import importlib.resources
 import logging
 import sys
@@ -216,8 +217,9 @@ def script(sections: dict[str, type]) -> Callable[[Callable[..., Result]], Scrip
             logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
             return run(*parse_config(sections, sys.argv[1:] if arguments is None else arguments))
 
-        # No `functools.wraps`: the signature is that of `main`.
-        main.__doc__, main.__module__ = run.__doc__, run.__module__
+        # So that `main` pickles by name, as launchers of several processes need. The signature stays its own.
+        functools.update_wrapper(main, run, ("__module__", "__name__", "__qualname__", "__doc__"), ())
+        del main.__wrapped__
         return main
 
     return decorate

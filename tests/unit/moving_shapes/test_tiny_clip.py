@@ -147,7 +147,7 @@ def test_training_learns_the_colors(arguments, data):
     tokenizer = teacher.build_word_tokenizer()
     args = dataclasses.replace(arguments, max_steps=120, batch_size=32, num_train_clips=24)
     model = teacher.build_clip(args, tokenizer)
-    frames = teacher.load_frames(data, "train", args.num_clips)
+    frames = teacher.load_frames(data, "train", args.num_train_clips)
     assert len(frames.pixels) == len(frames.caption_ids) == 24 * NUM_FRAMES // 2
     teacher.fit(model, tokenizer, frames, args)
     assert teacher.compute_zero_shot_accuracy(model, tokenizer, frames)["color"] > 0.5  # 1 / 6 by chance

@@ -1,6 +1,8 @@
 """`none` on the command line and `null` in YAML are None for every value that may be None."""
 
 import dataclasses
+import inspect
+import pickle
 import sys
 from typing import Any, get_type_hints
 
@@ -170,4 +172,6 @@ def test_a_script_reads_its_own_command_line_or_the_process_s(monkeypatch):
     assert (main.__doc__, main.__module__) == ("Return the number.", __name__)
     monkeypatch.setattr(sys, "argv", ["script", "--number", "3"])
     assert main() == 3
+    assert pickle.loads(pickle.dumps(stage1.main)) is stage1.main  # launchers hand it to processes by name
+    assert list(inspect.signature(stage1.main).parameters) == ["arguments"]
     assert stage2.main.__module__ == "umt_hf.training.stage2" and stage2.main.__doc__ == "Build and train."
