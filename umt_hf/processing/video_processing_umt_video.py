@@ -137,8 +137,9 @@ class UMTVideoProcessor(BaseVideoProcessor):
         Args:
             config: A `UMTVideoConfig` or `UMTVideoTextConfig` (or another with `num_frames` and `image_size`).
             task: "detection" for action detection; other tasks follow from the configuration.
-            **kwargs: Other settings of the processor.
+            **kwargs: Other settings of the processor; `None` leaves one as it is.
         """
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         if hasattr(config, "vision_config"):
             config = config.vision_config
             kwargs = {

@@ -19,7 +19,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from ..hub_cards.publishing import EXCLUDED, check_destination, push_folder
 from ..runs.folder import METRICS_FILE
-from .arguments import TrainingArguments
+from .arguments import PretrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,9 @@ class HubPush:
     """
 
     def __init__(
-        self, args: TrainingArguments | transformers.TrainingArguments, list_checkpoints: Callable[[Path], list[Path]]
+        self,
+        args: PretrainingArguments | transformers.TrainingArguments,
+        list_checkpoints: Callable[[Path], list[Path]],
     ):
         # pyrefly: ignore[bad-argument-type]  Transformers puts a default in place of None
         self.output_dir = Path(args.output_dir)
@@ -215,7 +217,7 @@ def _is_from_elsewhere(record: logging.LogRecord) -> bool:
 
 
 def build_hub_push(
-    args: TrainingArguments | transformers.TrainingArguments,
+    args: PretrainingArguments | transformers.TrainingArguments,
     list_checkpoints: Callable[[Path], list[Path]],
     is_main_process: bool,
 ) -> HubPush | None:

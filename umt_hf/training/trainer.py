@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..data.unreadable import UnreadableVideos
 from ..runs.folder import METRICS_FILE, MetricLog
-from .arguments import TrainingArguments
+from .arguments import PretrainingArguments
 from .background_push import build_hub_push
 from .checkpointing import STATE_FOLDER, find_checkpoint, list_checkpoints, remove_unfinished, save_checkpoint
 from .metric_meter import MetricMeter
@@ -114,7 +114,7 @@ class StepClock:
         return rates
 
 
-def build_accelerator(args: TrainingArguments, find_unused_parameters: bool = False) -> Accelerator:
+def build_accelerator(args: PretrainingArguments, find_unused_parameters: bool = False) -> Accelerator:
     """Accelerator of a pre-training run; distribution, and precision unless set, come from `accelerate launch`.
 
     Args:
@@ -136,7 +136,7 @@ def build_accelerator(args: TrainingArguments, find_unused_parameters: bool = Fa
 
 
 def build_schedule(
-    args: TrainingArguments, batches_per_epoch: int | None, num_processes: int, repeated_augmentation: int = 1
+    args: PretrainingArguments, batches_per_epoch: int | None, num_processes: int, repeated_augmentation: int = 1
 ) -> Schedule:
     """Steps and rates of a run, by the published rules.
 
@@ -187,7 +187,7 @@ def build_schedule(
 
 def train(
     stage: Stage,
-    args: TrainingArguments,
+    args: PretrainingArguments,
     accelerator: Accelerator,
     schedule: Schedule,
     max_skipped_ratio: float,
@@ -248,7 +248,7 @@ def train(
 
 
 def build_optimizer(
-    model: nn.Module, args: TrainingArguments, peak: float, device: torch.device
+    model: nn.Module, args: PretrainingArguments, peak: float, device: torch.device
 ) -> torch.optim.Optimizer:
     """AdamW over `build_parameter_groups`, whose `lr_scale` the loop applies."""
     groups = build_parameter_groups(model, args.weight_decay)
@@ -276,7 +276,7 @@ class RunKeeper:
     def __init__(
         self,
         stage: Stage,
-        args: TrainingArguments,
+        args: PretrainingArguments,
         accelerator: Accelerator,
         state: TrainState,
         total_steps: int,
@@ -388,7 +388,7 @@ def _with_total(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _step_if_finite(
-    accelerator: Accelerator, model: nn.Module, optimizer: Any, args: TrainingArguments, state: TrainState
+    accelerator: Accelerator, model: nn.Module, optimizer: Any, args: PretrainingArguments, state: TrainState
 ) -> None:
     """Clip and step, or count the step as skipped if its gradients are not finite (on all processes alike)."""
     limit = args.max_grad_norm if args.max_grad_norm else math.inf
