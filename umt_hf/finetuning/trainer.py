@@ -467,6 +467,7 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
         FileExistsError: If a run without `resume_from_checkpoint` would mix with an older one's checkpoints.
     """
     args = trainer.args
+    # pyrefly: ignore[bad-argument-type]  Transformers puts a default in place of None
     output_dir = Path(args.output_dir)
     # `Trainer` itself would start anew and mix its checkpoints with these.
     checkpoint = args.resume_from_checkpoint
