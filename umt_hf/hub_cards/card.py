@@ -5,7 +5,6 @@ run has written. A number without a source is left out.
 """
 
 import re
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..plots import STAGE_1_CURVES, STAGE_2_CURVES, plot_curves
 from ..runs.config import load_recipe
 from ..runs.folder import CARD_FILE, CONVERSION_FILE, LOSS_PICTURE
+from ..runs.models import MODELS_BY_NAME, ModelClass
 from ..runs.summary import (
     Evaluation,
     find_setting,
@@ -33,35 +33,6 @@ from .convert_umt_checkpoint import describe_checkpoint
 LICENSES = {"MIT": "mit", "Apache-2.0": "apache-2.0", "unknown": "unknown"}
 PAPER = "2303.16058"
 METRIC_TYPES = {"top-1 accuracy": "accuracy", "frame mAP at IoU 0.5": "mean_average_precision"}
-
-
-@dataclass(frozen=True)
-class ModelKind:
-    """What a card says of all models of a class.
-
-    Args:
-        usage: Which way of using it the template shows.
-        pipeline_tag: The Hub's name of the task.
-        tags: Further tags.
-    """
-
-    usage: str
-    pipeline_tag: str
-    tags: tuple[str, ...] = ()
-
-
-KINDS = {
-    "UMTVideoModel": ModelKind("encoder", "feature-extraction"),
-    "UMTVideoForPreTraining": ModelKind("encoder", "feature-extraction", ("masked-video-modeling",)),
-    "UMTVideoForVideoClassification": ModelKind("classifier", "video-classification"),
-    "UMTVideoForActionDetection": ModelKind("detector", "video-classification", ("action-detection",)),
-    "UMTVideoTextModel": ModelKind("retriever", "feature-extraction", ("video-text",)),
-    "UMTVideoTextForPreTraining": ModelKind("retriever", "feature-extraction", ("video-text", "video-retrieval")),
-    "UMTVideoTextForRetrieval": ModelKind("retriever", "feature-extraction", ("video-text", "video-retrieval")),
-    "UMTVideoTextForQuestionAnswering": ModelKind(
-        "answerer", "visual-question-answering", ("video-text", "video-question-answering")
-    ),
-}
 
 
 def write_model_card(folder: str | Path, zoo_entry: ZooEntry | None = None, repo_id: str | None = None) -> Path:
@@ -95,7 +66,7 @@ def build_model_card(folder: Path, zoo_entry: ZooEntry | None = None, repo_id: s
     conversion = read_json(folder / CONVERSION_FILE)
     if zoo_entry is None and conversion:
         zoo_entry = describe_checkpoint(conversion["name"])
-    kind = KINDS[model_class]
+    kind = MODELS_BY_NAME[model_class]
     settings = {} if zoo_entry else read_settings(folder)
     evaluations = [] if zoo_entry else read_evaluations(folder, settings)
     name = (repo_id or "").rsplit("/", 1)[-1] or (zoo_entry.name if zoo_entry else folder.resolve().name)
@@ -111,6 +82,7 @@ def build_model_card(folder: Path, zoo_entry: ZooEntry | None = None, repo_id: s
         entry=zoo_entry,
         conversion=conversion,
         local_id=repo_id or name,
+        command=kind.command.format(model=repo_id or name),
         hub_id=repo_id or f"your-name/{name}",
         vision=vision,
         text=getattr(config, "text_config", None),
@@ -142,8 +114,8 @@ def load_model_config(folder: Path) -> tuple[UMTVideoConfig | UMTVideoTextConfig
     fields = read_json(folder / "config.json")
     classes = {cls.model_type: cls for cls in (UMTVideoConfig, UMTVideoTextConfig)}
     model_class = next(iter(fields.get("architectures") or []), None)
-    if fields.get("model_type") not in classes or model_class not in KINDS:
-        raise ValueError(f"{folder} holds a {model_class or fields.get('model_type')}, which is no UMT model.")
+    if fields.get("model_type") not in classes or model_class not in MODELS_BY_NAME:
+        raise ValueError(f"{folder} holds a {model_class or fields.get('model_type')}, which is not a UMT model.")
     return classes[fields["model_type"]].from_pretrained(folder), model_class
 
 
@@ -155,7 +127,7 @@ def read_processor(folder: Path) -> dict[str, Any]:
 
 def build_card_data(
     name: str,
-    kind: ModelKind,
+    kind: ModelClass,
     entry: ZooEntry | None,
     settings: dict[str, dict[str, Any]],
     evaluations: list[Evaluation],

@@ -15,34 +15,15 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from ..data.ava_labels import AVA_LABELS
+from ..inference.loading import get_model_class
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConfig
-from ..modeling.modeling_umt_video import (
-    UMTVideoForActionDetection,
-    UMTVideoForPreTraining,
-    UMTVideoForVideoClassification,
-    compute_sinusoid_table,
-    interpolate_position_table,
-)
-from ..modeling.modeling_umt_video_text import (
-    UMTVideoTextForPreTraining,
-    UMTVideoTextForQuestionAnswering,
-    UMTVideoTextForRetrieval,
-)
+from ..modeling.modeling_umt_video import compute_sinusoid_table, interpolate_position_table
 from ..modeling.towers_umt_video_text import rename_bert_weight
+from ..runs.models import MODELS_BY_TASK, VIDEO_TEXT_TASKS
 from ..zoo import ZooEntry, find_entry, load_zoo
 
-VIDEO_TEXT_CLASSES: dict[str, type[PreTrainedModel]] = {
-    "video_text_pretraining": UMTVideoTextForPreTraining,
-    "retrieval": UMTVideoTextForRetrieval,
-    "question_answering": UMTVideoTextForQuestionAnswering,
-}
-TASK_CLASSES: dict[str, type[PreTrainedModel]] = {
-    "pretraining": UMTVideoForPreTraining,
-    "classification": UMTVideoForVideoClassification,
-    "detection": UMTVideoForActionDetection,
-    **VIDEO_TEXT_CLASSES,
-}
+TASK_CLASSES: dict[str, type[PreTrainedModel]] = {task: get_model_class(row) for task, row in MODELS_BY_TASK.items()}
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "b16": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
@@ -234,7 +215,7 @@ def convert_state_dict(
     report = report if report is not None else ConversionReport()
     converted: dict[str, torch.Tensor] = {}
     unknown = []
-    is_video_text = task in VIDEO_TEXT_CLASSES
+    is_video_text = task in VIDEO_TEXT_TASKS
     for name, tensor in state_dict.items():
         if is_video_text:
             reason, parts = _find_reason_to_leave(name, state_dict, config), _convert_video_text_tensor(name, tensor)

@@ -22,22 +22,13 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from ..modeling import modeling_umt_text, modeling_umt_video, modeling_umt_video_text
+from ..inference.loading import get_model_class
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.masking_umt_video import sample_random_mask, sample_tube_mask
+from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.models import MODELS_BY_NAME, ModelClass
 
-TASKS = {
-    "UMTVideoModel": "video features",
-    "UMTVideoForPreTraining": "stage-1 pre-training",
-    "UMTVideoForVideoClassification": "video classification",
-    "UMTVideoForActionDetection": "action detection",
-    "UMTVideoTextModel": "video and text features",
-    "UMTVideoTextForRetrieval": "video-text retrieval",
-    "UMTVideoTextForPreTraining": "stage-2 pre-training",
-    "UMTVideoTextForQuestionAnswering": "video question answering",
-}
-MODEL_FILES = (modeling_umt_video, modeling_umt_text, modeling_umt_video_text)
 PARTS = {"vision_model": "vision", "text_model": "text", "answer_decoder": "answer_decoder"}
 SMALL_FILES = ["*.json", "*.yaml", "*.txt"]
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -94,6 +85,7 @@ class ModelInfo:
         name: Folder or Hub id.
         architecture: Class of the model.
         task: What it is for.
+        command: Example of a command for it.
         parameters: Numbers of parameters by part, and their `total`; shared ones count once.
         num_frames: Frames of a clip.
         image_size: Height and width of a frame as the model sees it.
@@ -113,6 +105,7 @@ class ModelInfo:
     name: str
     architecture: str
     task: str
+    command: str
     parameters: dict[str, int]
     num_frames: int
     image_size: tuple[int, int]
@@ -135,6 +128,7 @@ class ModelInfo:
         lines = [
             ("model", self.name),
             ("class", f"{self.architecture}: {self.task}"),
+            ("try", self.command),
             ("parameters", ", ".join(counts)),
             ("clip", f"{self.num_frames} frames of {height} x {width}, {self.tokens_per_clip} tokens"),
         ]
@@ -188,9 +182,9 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{model} is no model folder: it has no config.json.")
     config = AutoConfig.from_pretrained(folder)
-    model_class = find_model_class(config, str(model))
+    row = find_row(config, str(model))
     with torch.device("meta"):
-        network = model_class(config).eval().requires_grad_(False)
+        network = get_model_class(row)(config).eval().requires_grad_(False)
     network.to("meta")  # the position table too, which PyTorch before 2.7 leaves behind
     vision_config = getattr(config, "vision_config", config)
     processor = _load_processor(folder)
@@ -202,8 +196,9 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
     num_views = (num_clips or settings.get("num_clips", 1)) * (num_crops or settings.get("num_crops", 1))
     return ModelInfo(
         name=str(model),
-        architecture=model_class.__name__,
-        task=TASKS[model_class.__name__],
+        architecture=row.name,
+        task=row.title,
+        command=row.command.format(model=model),
         parameters=count_parameters(network),
         num_frames=num_frames,
         image_size=(height, width),
@@ -221,24 +216,23 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
     )
 
 
-def find_model_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
-    """Class that a folder was saved from.
+def find_row(config: PreTrainedConfig, name: str) -> ModelClass:
+    """What is known of the class that a folder was saved from.
 
     Args:
         config: Of the folder.
         name: What errors call the folder.
 
     Raises:
-        ValueError: If it is no UMT model.
+        ValueError: If it is not a UMT model.
     """
     architecture = (config.architectures or ["no architecture"])[0]
-    found = [getattr(module, architecture) for module in MODEL_FILES if hasattr(module, architecture)]
-    if architecture not in TASKS or not found:
+    if architecture not in MODELS_BY_NAME:
         raise ValueError(
-            f"{name} is no UMT model folder: its config.json is of type {config.model_type!r} and names "
-            f"{architecture}. Known classes are {', '.join(TASKS)}."
+            f"{name} is not a UMT model folder: its config.json is of type {config.model_type!r} and names "
+            f"{architecture}. Known classes are {', '.join(MODELS_BY_NAME)}."
         )
-    return found[0]
+    return MODELS_BY_NAME[architecture]
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
@@ -251,29 +245,27 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     return {**{part: count for part, count in counts.items() if count}, "total": sum(counts.values())}
 
 
-def measure_costs(
-    model: PreTrainedModel, clip: torch.Tensor, max_text_tokens: int | None = None
-) -> tuple[ForwardCost, ...]:
+def measure_costs(model: Any, clip: torch.Tensor, max_text_tokens: int | None = None) -> tuple[ForwardCost, ...]:
     """Count the operations of a model's parts; nothing is computed on the meta device.
 
     Args:
         model: On the meta device.
         clip: `(1, T, channels, H, W)`, there too.
-        max_text_tokens: Tokens of a text; `None` = 32, as in stage 2.
+        max_text_tokens: Tokens of a text; default: 32, as in stage 2.
 
     Returns:
-        First a clip with all its tokens, through the whole model where that takes nothing but a clip; in pre-training
+        First a clip with all its tokens, through the complete model where that takes nothing but a clip; in pre-training
         also the clip's visible tokens; with texts also a text alone, and together with the clip's tokens.
 
     Raises:
         ValueError: If the clip does not fit the patch grid.
     """
-    encoder = getattr(model, "vision_model", model)
+    encoder: Any = getattr(model, "vision_model", model)
     time, rows, columns = encoder.embeddings.patch_embeddings.compute_grid(clip)
     num_tokens = time * rows * columns
-    is_classifier = isinstance(model, modeling_umt_video.UMTVideoForVideoClassification)
-    whole, part = (model, "video encoder and classifier") if is_classifier else (encoder, "video encoder")
-    costs = [ForwardCost(part, num_tokens, _count_flops(lambda: whole(clip)))]
+    is_classifier = isinstance(model, UMTVideoForVideoClassification)
+    network, part = (model, "video encoder and classifier") if is_classifier else (encoder, "video encoder")
+    costs = [ForwardCost(part, num_tokens, _count_flops(lambda: network(clip)))]
     if hasattr(model, "alignment_heads"):
         config = encoder.config
         if config.mask_type == "random":

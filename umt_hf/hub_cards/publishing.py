@@ -23,11 +23,11 @@ from transformers.models.auto import modeling_auto
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import CARD_FILE, LOSS_PICTURE
+from ..runs.models import MODEL_TYPES
 from .card import write_model_card
 
 logger = logging.getLogger(__name__)
 
-MODEL_TYPES = ("umt_video", "umt_video_text")
 # Not part of a model: the state of a run, its logs, what was half written, and whatever is a pickle.
 EXCLUDED = (
     "training_state",

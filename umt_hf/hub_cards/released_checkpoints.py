@@ -23,11 +23,11 @@ from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import CONVERSION_FILE, UNFINISHED_SUFFIX, collect_versions, hash_source
+from ..runs.models import VIDEO_TEXT_TASKS
 from ..zoo import ZooEntry, find_entry
 from .card import write_model_card
 from .convert_umt_checkpoint import (
     TASK_CLASSES,
-    VIDEO_TEXT_CLASSES,
     ConversionReport,
     build_label_maps,
     build_published_config,
@@ -249,7 +249,7 @@ def build_released_processor(
         ValueError: If the tokenizer has another number of words than the model, or the model has no text.
     """
     video_processor = UMTVideoProcessor.from_model_config(config, entry.task, **entry.processor)
-    if entry.task not in VIDEO_TEXT_CLASSES:
+    if entry.task not in VIDEO_TEXT_TASKS:
         if tokenizer is not None:
             raise ValueError(f"{entry.name} reads no text, and needs no tokenizer.")
         return video_processor
@@ -339,7 +339,7 @@ def compute_trial_outputs(model: PreTrainedModel, task: str) -> dict[str, torch.
         weight.data = weight.data.to(torch.float32, copy=True) if weight.is_floating_point() else weight.data
     generator = torch.Generator().manual_seed(0)
     config = getattr(model.config, "vision_config", model.config)
-    num_clips = 2 if task in VIDEO_TEXT_CLASSES else 1
+    num_clips = 2 if task in VIDEO_TEXT_TASKS else 1
     num_frames = NUM_TRIAL_FRAMES * config.tubelet_size
     shape = (num_clips, num_frames, config.num_channels, config.image_size, config.image_size)
     pixel_values = torch.randn(shape, generator=generator)

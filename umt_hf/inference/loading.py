@@ -11,11 +11,14 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..modeling import modeling_umt_video, modeling_umt_video_text
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.models import ModelClass
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 NAMED_WEIGHTS = 5
+MODULES = {module.__name__.rsplit(".", 1)[-1]: module for module in (modeling_umt_video, modeling_umt_video_text)}
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class LoadedModel(Generic[ModelT]):
     def fresh(self) -> tuple[str, ...]:
         """Weights that are random."""
         return tuple(sorted({*self.missing, *self.mismatched}))
+
+
+def get_model_class(row: ModelClass) -> type[PreTrainedModel]:
+    """The class that a row of the table describes."""
+    return getattr(MODULES[row.module], row.name)
 
 
 def load_with_report(
