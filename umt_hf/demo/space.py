@@ -8,9 +8,10 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from ..hub_cards.publishing import check_destination
+from ..runs.folder import CARD_FILE
 from .settings import SETTINGS_FILE, DemoSettings
 
-SPACE_FILES = ("README.md", "requirements.txt", "app.py")
+SPACE_FILES = (CARD_FILE, "requirements.txt", "app.py")
 VIDEO_FOLDER = "videos"
 
 

@@ -25,6 +25,7 @@ from ..plots import plot_confusion_matrix
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import EvaluatedModelArguments, ReportArguments
 from ..runs.config import describe, parse_config
+from ..runs.folder import CONFUSION_PICTURE
 from .metrics.accuracy import TopKAccuracy, compute_confusion_matrix
 from .report import describe_run, write_report
 from .setup import override_settings, require_names
@@ -222,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 
 def draw_confusion(found: ClassifiedVideos, names: list[str], output_dir: str) -> None:
     """Write `confusion.png`."""
-    plot_confusion_matrix(found.compute_confusion(), names, f"{output_dir}/confusion.png")
+    plot_confusion_matrix(found.compute_confusion(), names, f"{output_dir}/{CONFUSION_PICTURE}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from ..processing.key_clips import read_key_clip
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import EvaluatedModelArguments, ReportArguments
 from ..runs.config import describe, parse_config
+from ..runs.folder import BOX_PICTURE, BOX_RESULTS_FILE
 from .metrics.frame_map import compute_frame_map
 from .report import describe_run, write_report
 from .setup import override_settings, require_names
@@ -419,7 +420,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
             **dataclasses.asdict(args),
         }
         write_report(accelerator, args.output_dir, report)
-        write_results(data, found, Path(args.output_dir) / "results.csv")
+        write_results(data, found, Path(args.output_dir) / BOX_RESULTS_FILE)
         if args.num_pictured:
             draw_detections(data, found, processor, args)
     accelerator.wait_for_everyone()
@@ -465,7 +466,7 @@ def draw_detections(
                 true_labels=[[data.names[label] for label in labels] for labels in true_labels],
             )
         )
-    picture = Path(args.output_dir) / "detections.png"
+    picture = Path(args.output_dir) / BOX_PICTURE
     plot_detections(pictured, picture)
     logger.info("Picture: %s", picture)
 

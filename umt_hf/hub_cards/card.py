@@ -16,7 +16,15 @@ from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..plots import STAGE_1_CURVES, STAGE_2_CURVES, plot_curves
 from ..runs.config import load_recipe
-from ..runs.folder import CARD_FILE, CONVERSION_FILE, LOSS_PICTURE
+from ..runs.folder import (
+    CARD_FILE,
+    CONFIG_FILE,
+    CONVERSION_FILE,
+    LOSS_PICTURE,
+    PROCESSOR_FILE,
+    VERSIONS_FILE,
+    VIDEO_PROCESSOR_FILE,
+)
 from ..runs.models import MODELS_BY_NAME, ModelClass
 from ..runs.summary import (
     Evaluation,
@@ -93,7 +101,7 @@ def build_model_card(folder: Path, zoo_entry: ZooEntry | None = None, repo_id: s
         example_labels=", ".join(names[:5]),
         base_name=_name_start(zoo_entry, settings),
         recipe=dump_settings(load_published_settings(zoo_entry) if zoo_entry else settings),
-        versions=read_json(folder / "versions.json") or conversion.get("versions", {}),
+        versions=read_json(folder / VERSIONS_FILE) or conversion.get("versions", {}),
         loss_picture=None if zoo_entry else draw_losses(folder, model_class),
         figures=arrange_figures(zoo_entry) if zoo_entry else [],
         evaluations=evaluations,
@@ -109,9 +117,9 @@ def load_model_config(folder: Path) -> tuple[UMTVideoConfig | UMTVideoTextConfig
     Raises:
         ValueError: If it is none of ours.
     """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no model folder: it has no config.json.")
-    fields = read_json(folder / "config.json")
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"{folder} is not a model folder: it has no {CONFIG_FILE}.")
+    fields = read_json(folder / CONFIG_FILE)
     classes = {cls.model_type: cls for cls in (UMTVideoConfig, UMTVideoTextConfig)}
     model_class = next(iter(fields.get("architectures") or []), None)
     if fields.get("model_type") not in classes or model_class not in MODELS_BY_NAME:
@@ -121,8 +129,8 @@ def load_model_config(folder: Path) -> tuple[UMTVideoConfig | UMTVideoTextConfig
 
 def read_processor(folder: Path) -> dict[str, Any]:
     """Settings of the folder's video processor, empty where it has none."""
-    video = read_json(folder / "video_preprocessor_config.json")
-    return video or read_json(folder / "processor_config.json").get("video_processor", {})
+    video = read_json(folder / VIDEO_PROCESSOR_FILE)
+    return video or read_json(folder / PROCESSOR_FILE).get("video_processor", {})
 
 
 def build_card_data(

@@ -27,11 +27,21 @@ from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.masking_umt_video import sample_random_mask, sample_tube_mask
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.folder import (
+    CONFIG_FILE,
+    IMAGE_PROCESSOR_FILE,
+    PROCESSOR_FILE,
+    RECIPE_FILE,
+    TOKENIZER_FILE,
+    VERSIONS_FILE,
+    VIDEO_PROCESSOR_FILE,
+    WEIGHTS_FILE,
+    WEIGHTS_INDEX_FILE,
+)
 from ..runs.models import MODELS_BY_NAME, ModelClass
 
 PARTS = {"vision_model": "vision", "text_model": "text", "answer_decoder": "answer_decoder"}
 SMALL_FILES = ["*.json", "*.yaml", "*.txt"]
-WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PROCESSOR_SETTINGS = (
     "num_frames", "sampling_strategy", "frame_stride", "fps", "first_seconds", "num_clips", "num_crops", "size",
     "do_center_crop", "crop_size", "decoder",
@@ -179,8 +189,8 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
         ValueError: If it holds no UMT model.
     """
     folder = _find_folder(model)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{model} is no model folder: it has no config.json.")
+    if not (folder / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{model} is not a model folder: it has no {CONFIG_FILE}.")
     config = AutoConfig.from_pretrained(folder)
     row = find_row(config, str(model))
     with torch.device("meta"):
@@ -190,7 +200,7 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
     processor = _load_processor(folder)
     num_frames, height, width = _find_clip_shape(processor, vision_config)
     clip = torch.empty(1, num_frames, vision_config.num_channels, height, width, device="meta")
-    max_text_tokens = _read(folder / "tokenizer_config.json", json.loads).get("model_max_length")
+    max_text_tokens = _read(folder / TOKENIZER_FILE, json.loads).get("model_max_length")
     costs = measure_costs(network, clip, max_text_tokens)
     settings = {} if processor is None else json.loads(processor.to_json_string())
     num_views = (num_clips or settings.get("num_clips", 1)) * (num_crops or settings.get("num_crops", 1))
@@ -211,8 +221,8 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
         max_text_tokens=max_text_tokens,
         weights=compare_weights(network, _read_headers(folder, model)),
         size_bytes=sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
-        versions=_read(folder / "versions.json", json.loads),
-        run=_select_run_settings(_read(folder / "run.yaml", yaml.safe_load)),
+        versions=_read(folder / VERSIONS_FILE, json.loads),
+        run=_select_run_settings(_read(folder / RECIPE_FILE, yaml.safe_load)),
     )
 
 
@@ -254,7 +264,7 @@ def measure_costs(model: Any, clip: torch.Tensor, max_text_tokens: int | None = 
         max_text_tokens: Tokens of a text; default: 32, as in stage 2.
 
     Returns:
-        First a clip with all its tokens, through the complete model where that takes nothing but a clip; in pre-training
+        First a clip with all its tokens, through the complete model where it takes nothing but a clip; in pre-training
         also the clip's visible tokens; with texts also a text alone, and together with the clip's tokens.
 
     Raises:
@@ -348,7 +358,7 @@ def _find_folder(model: str | os.PathLike) -> Path:
 
 def _read_headers(folder: Path, model: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], str]] | None:
     """Shape and type of every stored tensor; of a Hub repository, over the network where it is not on this machine."""
-    index = _read(folder / INDEX_FILE, json.loads)
+    index = _read(folder / WEIGHTS_INDEX_FILE, json.loads)
     names = sorted(set(index["weight_map"].values())) if index else [WEIGHTS_FILE]
     files = [folder / name for name in names]
     if all(file.is_file() for file in files):
@@ -372,7 +382,7 @@ def _read_headers(folder: Path, model: str | os.PathLike) -> dict[str, tuple[tup
 
 
 def _load_processor(folder: Path) -> UMTVideoProcessor | None:
-    names = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
+    names = (VIDEO_PROCESSOR_FILE, IMAGE_PROCESSOR_FILE, PROCESSOR_FILE)
     if not any((folder / name).is_file() for name in names):
         return None
     return UMTVideoProcessor.from_pretrained(folder)

@@ -22,7 +22,18 @@ from transformers.models.auto import modeling_auto
 
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.folder import CARD_FILE, LOSS_PICTURE
+from ..runs.folder import (
+    ADAPTER_CONFIG_FILE,
+    CARD_FILE,
+    CONFIG_FILE,
+    LOSS_PICTURE,
+    PROCESSOR_FILE,
+    STATE_FOLDER,
+    TRAINER_ARGUMENTS_FILE,
+    VIDEO_PROCESSOR_FILE,
+    WEIGHTS_FILE,
+    WEIGHTS_INDEX_FILE,
+)
 from ..runs.models import MODEL_TYPES
 from .card import write_model_card
 
@@ -30,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 # Not part of a model: the state of a run, its logs, what was half written, and whatever is a pickle.
 EXCLUDED = (
-    "training_state",
+    STATE_FOLDER,
     "checkpoint-*",
     "last-checkpoint",
     "*.unfinished",
@@ -50,7 +61,7 @@ EXCLUDED = (
     "__pycache__",
     ".*",
 )
-SECRETS = ("training_args.bin",)  # may hold the token
+SECRETS = (TRAINER_ARGUMENTS_FILE,)  # may hold the token
 TEXT_SUFFIXES = (".json", ".jsonl", ".md", ".py", ".txt", ".yaml")
 MAX_ATTEMPTS = 5
 RETRY_SECONDS = 2.0
@@ -134,15 +145,15 @@ def check_model_folder(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder.")
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_FILE).is_file():
         hint = " It holds adapters only: push the folder of the run, where they are merged into the model."
-        hint = hint if (folder / "adapter_config.json").is_file() else ""
-        raise ValueError(f"{folder} is not a model folder: it has no config.json.{hint}")
-    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+        hint = hint if (folder / ADAPTER_CONFIG_FILE).is_file() else ""
+        raise ValueError(f"{folder} is not a model folder: it has no {CONFIG_FILE}.{hint}")
+    model_type = json.loads((folder / CONFIG_FILE).read_text()).get("model_type")
     if model_type not in MODEL_TYPES:
         raise ValueError(f"{folder} is a {model_type!r}; expected one of {', '.join(MODEL_TYPES)}.")
-    index = folder / "model.safetensors.index.json"
-    weights = ["model.safetensors"]
+    index = folder / WEIGHTS_INDEX_FILE
+    weights = [WEIGHTS_FILE]
     if index.is_file():
         weights = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     if missing := [name for name in weights if not (folder / name).is_file()]:
@@ -211,15 +222,15 @@ def build_remote_code(folder: Path) -> dict[str, bytes]:
     """
     config = AutoConfig.from_pretrained(folder)
     with TemporaryDirectory() as directory:
-        fields = _read_settings(folder / "config.json")
+        fields = _read_settings(folder / CONFIG_FILE)
         _add_code(type(config), "AutoConfig", directory, fields)
         for auto_class, model_class in find_auto_classes(config).items():
             _add_code(model_class, auto_class, directory, fields)
-        changed = {"config.json": fields}
-        for name in ("processor_config.json", "video_preprocessor_config.json"):
+        changed = {CONFIG_FILE: fields}
+        for name in (PROCESSOR_FILE, VIDEO_PROCESSOR_FILE):
             if (folder / name).is_file():
                 settings = changed[name] = _read_settings(folder / name)
-                if "processor_class" in settings and name == "processor_config.json":
+                if "processor_class" in settings and name == PROCESSOR_FILE:
                     _add_code(UMTVideoTextProcessor, "AutoProcessor", directory, settings)
                 _add_code(
                     UMTVideoProcessor,

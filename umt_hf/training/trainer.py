@@ -19,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..runs.folder import METRICS_FILE, MetricLog
+from ..runs.folder import METRICS_FILE, RECIPE_FILE, STATE_FOLDER, MetricLog
 from .arguments import TrainingArguments
 from .background_push import build_hub_push
 from .checkpointing import find_checkpoint, list_checkpoints, remove_unfinished, save_checkpoint
@@ -255,9 +255,9 @@ def train(
     state, meter = TrainState(), MetricMeter(accelerator)
     accelerator.register_for_checkpointing(state)
     if checkpoint is not None:
-        accelerator.load_state(str(checkpoint / "training_state"))
+        accelerator.load_state(str(checkpoint / STATE_FOLDER))
         logger.info("Resuming from %s at step %d.", checkpoint, state.step)
-        _warn_of_changes(checkpoint / "run.yaml", run_config or {})
+        _warn_of_changes(checkpoint / RECIPE_FILE, run_config or {})
     log = _start_logs(accelerator, output_dir, state, run_config)
     hub = build_hub_push(args, list_checkpoints, accelerator.is_main_process)
     bar = tqdm(
