@@ -128,13 +128,15 @@ def _build_entry(name: str, fields: dict[str, Any], data: dict[str, Any]) -> Zoo
     fields["trained_on"] = tuple(data_sets[key]["name"] for key in fields["trained_on"])
     fields["notes"] = tuple(fields.get("notes", ()))
     origin = ("repo", "revision", "code_url", "code_license", "weights_license")
-    return ZooEntry(
-        name=name,
-        figures=tuple(_list_figures(tables, data)),
-        num_labels=data_set.get("num_labels"),
+    values: dict[str, Any] = {
+        "name": name,
+        "figures": tuple(_list_figures(tables, data)),
+        "num_labels": data_set.get("num_labels"),
         **{key: source[key] for key in origin},
-        **{**fields, "data_set": data_set.get("name")},
-    )
+        **fields,
+        "data_set": data_set.get("name"),
+    }
+    return ZooEntry(**values)
 
 
 def _list_figures(tables: dict[str, Any], data: dict[str, Any]) -> Iterable[PublishedFigure]:
@@ -163,7 +165,7 @@ def find_entry(name: str) -> ZooEntry:
         ValueError: If there is none; it names the nearest ones.
     """
     zoo = load_zoo()
-    files = {entry.file.rsplit("/", 1)[-1]: entry for entry in zoo.values()}
+    files = {entry.file.rsplit("/", 1)[-1]: entry for entry in zoo.values() if entry.file is not None}
     if name in zoo or name in files:
         return zoo.get(name) or files[name]
     near = difflib.get_close_matches(name, [*zoo, *files], n=3, cutoff=0.5)

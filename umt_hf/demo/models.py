@@ -1,6 +1,6 @@
 """The models behind the page, each with the one thing that it does for a visitor.
 
-Legend: T frames, P patches a frame, K aligned layers, C channels of the aligned features.
+Legend: T frames, P patches per frame, K aligned layers, C channels of the aligned features.
 """
 
 import functools
@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class TeacherViewer:
 
     Args:
         teacher: Folder or Hub id of a CLIP.
-        student: Of a stage-1 model that was trained with it; `None` = frames are read as the teacher likes them.
+        student: Of a stage-1 model that was trained with it; default: frames are read in the teacher's size.
 
     Raises:
         ValueError: If the two do not divide a frame alike, or the student lacks weights.
@@ -75,7 +76,7 @@ class TeacherViewer:
                 TeacherArguments(teacher_name_or_path=teacher, num_aligned_layers=1), "sdpa", accelerator
             )
             side = self.teacher.image_size
-            self.config = UMTVideoConfig(image_size=side, patch_size=self.teacher.patch_size)
+            self.config = UMTVideoConfig(image_size=cast("int", side), patch_size=cast("int", self.teacher.patch_size))
             self.processor = UMTVideoProcessor.from_model_config(self.config)
         else:
             self.student = load_complete_model(UMTVideoForPreTraining, student).eval().to(self.device)
@@ -143,11 +144,11 @@ class FolderSearcher:
     Args:
         videos: The folder.
         model: Folder or Hub id of a stage-2 or retrieval model with its processor.
-        index: Folder of the index, which is made or brought up to date; `None` = a temporary one.
+        index: Folder of the index, which is made or brought up to date; default: a temporary one.
 
     Raises:
         ImportError: If FAISS is not installed.
-        ValueError: If no video can be read, the model is no dual encoder, or the index was built by another.
+        ValueError: If no video can be read, the model is not a dual encoder, or the index was built by another.
     """
 
     def __init__(self, videos: str, model: str, index: str | None = None):
@@ -206,11 +207,13 @@ def load_demo_models(settings: DemoSettings) -> DemoModels:
         if missing:
             raise ValueError(f"{settings.videos}: no such folder. Give a folder of videos.")
         videos = tuple(file.path for file in files)
-    can_search = settings.video_text is not None and settings.videos is not None
+    searcher = None
+    if settings.video_text is not None and settings.videos is not None:
+        searcher = FolderSearcher(settings.videos, settings.video_text, settings.index)
     return DemoModels(
         VideoClassifier(settings.classifier) if settings.classifier else None,
         TeacherViewer(settings.teacher, settings.student) if settings.teacher else None,
-        FolderSearcher(settings.videos, settings.video_text, settings.index) if can_search else None,
+        searcher,
         VideoAnswerer(settings.question_answering) if settings.question_answering else None,
         videos,
     )

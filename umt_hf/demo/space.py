@@ -22,7 +22,7 @@ def push_space(repo_id: str, settings: DemoSettings, private: bool = False, toke
         repo_id: Name of the Space, with or without a namespace.
         settings: Models by their Hub ids; the folder of videos is uploaded.
         private: Whether a new Space is private.
-        token: Of the Hub; `None` = the one that is stored.
+        token: Of the Hub; default: the one that is stored.
 
     Returns:
         Address of the Space.

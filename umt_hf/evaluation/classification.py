@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from accelerate import Accelerator
@@ -66,9 +66,10 @@ class ClassifiedVideos:
             raise ValueError(
                 f"Not one held-out video could be read. The first: {next(iter(self.unreadable.values()))}"
             )
-        found = TopKAccuracy().compute(
+        figures = TopKAccuracy().compute(
             predictions=self.scores[is_read].tolist(), references=self.labels[is_read].tolist()
         )
+        found = cast("dict[str, float]", figures)  # None is for processes that compute nothing
         share = float(is_read.mean())
         metrics = {name: value * share for name, value in found.items()}
         metrics["unreadable_videos"] = float(len(self.unreadable))
@@ -178,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Parse, load, classify, report; also a picture of the confusion matrix.
 
     Args:
-        arguments: Command line; `None` = the process's own.
+        arguments: Command line; default: the process's own.
 
     Returns:
         Top-1 and top-5 accuracy, and the number of unreadable videos.
@@ -189,13 +190,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     name, source = require_names(model_args, data)
     classifier = VideoClassifier(name, accelerator.device, model_args.attn_implementation)
     override_settings(classifier.processor, data, ("decoder",))
-    table = load_videos(source, data.data_root, data.csv_separator, class_names=classifier.labels)
+    table = cast("Dataset", load_videos(source, data.data_root, data.csv_separator, class_names=classifier.labels))
     check_labels(source, table, classifier.labels)
     found = classify_videos(
         classifier.model,
         classifier.processor,
-        table["video"],
-        table["label"],
+        cast("Sequence", table["video"]),
+        cast("Sequence", table["label"]),
         accelerator,
         batch_size=args.per_device_eval_batch_size,
         num_clips=args.num_clips,

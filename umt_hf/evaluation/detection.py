@@ -25,6 +25,7 @@ from ..data.ava_labels import AVA_EVALUATED_IDS, AVA_LABELS
 from ..data.key_frames import KeyFrame, load_detections, load_key_frames, read_exclusions, read_label_map
 from ..inference.detection import ActionDetector, pad_boxes, read_frames, to_shares
 from ..inference.held_out import build_batch_sampler, evaluation_mode, plan_shard, share_rows
+from ..inference.loading import list_class_names
 from ..modeling.modeling_umt_video import UMTVideoForActionDetection
 from ..plots import PicturedFrame, plot_detections
 from ..processing.decoding import VideoDecodingError
@@ -81,11 +82,11 @@ def load_detection_data(
         data_root: Folder of the videos.
         class_names: Names of the model's classes.
         label_keys: Keys of an object in a JSON list that hold its labels.
-        detector_boxes: Boxes to test with; `None` = the annotated ones, which are then right by definition.
+        detector_boxes: Boxes to test with; default: the annotated ones, which are then right by definition.
         min_box_score: Detections below it are left out.
-        ground_truth: Annotations to test against; `None` = those of `source`.
+        ground_truth: Annotations to test against; default: those of `source`.
         excluded: Key frames that do not count.
-        label_map: Classes that count; `None` = all, of AVA the 60 that are evaluated.
+        label_map: Classes that count; default: all, of AVA the 60 that are evaluated.
         box_noise: Move each edge of a box at random by up to this share of its side, as a detector would.
 
     Raises:
@@ -117,7 +118,10 @@ def shake_boxes(frame: KeyFrame, noise: float, rng: np.random.Generator) -> KeyF
     """The same key frame with each edge of each box moved by up to `noise` of its side, uniformly."""
     boxes = np.array(frame.boxes)
     sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
-    return replace(frame, boxes=(boxes + sides * rng.uniform(-noise, noise, boxes.shape)).tolist())
+    moved: list[list[float]] = [
+        list(map(float, box)) for box in boxes + sides * rng.uniform(-noise, noise, boxes.shape)
+    ]
+    return replace(frame, boxes=moved)
 
 
 @dataclass
@@ -183,15 +187,15 @@ def detect_actions(
         processor: Of the model.
         frames: Key frames with boxes.
         accelerator: Of the run; all processes must call this.
-        batch_size: Clips a process takes at a time.
-        num_workers: Worker processes that decode; 0 = this one.
+        batch_size: Clips that a process takes at a time.
+        num_workers: Worker processes that decode; 0: this one does.
         max_skipped_ratio: Share of unreadable key frames past which there is no result.
 
     Raises:
         ValueError: If more key frames than that could not be read; it names the first of them.
     """
     starts = np.cumsum([0, *(len(frame.boxes) for frame in frames)])
-    scores = torch.zeros(int(starts[-1]), model.config.num_labels)
+    scores = torch.zeros(int(starts[-1]), len(list_class_names(model.config)))
     sizes = torch.zeros(len(frames), 2)
     failures: list[tuple[int, str]] = []
     clips = KeyFrameClips(frames, processor, model.config.patch_size)
@@ -380,7 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Parse, load, detect, report; also the results as CSV and a picture.
 
     Args:
-        arguments: Command line; `None` = the process's own.
+        arguments: Command line; default: the process's own.
 
     Returns:
         `map50`, and the number of unreadable key frames.

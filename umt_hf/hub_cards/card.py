@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..inference.loading import list_class_names
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..plots import STAGE_1_CURVES, STAGE_2_CURVES, plot_curves
@@ -80,10 +81,10 @@ def build_model_card(folder: Path, zoo_entry: ZooEntry | None = None, repo_id: s
     name = (repo_id or "").rsplit("/", 1)[-1] or (zoo_entry.name if zoo_entry else folder.resolve().name)
     vision = getattr(config, "vision_config", config)
     processor = read_processor(folder)
-    names = list(config.id2label.values()) if kind.usage in ("classifier", "detector") else []
+    names = list_class_names(config) if kind.usage in ("classifier", "detector") else []
     content = ModelCard.from_template(
         build_card_data(name, kind, zoo_entry, settings, evaluations),
-        template_path=str(resources.files(__package__) / "templates" / "model_card.md.jinja"),
+        template_path=str(resources.files("umt_hf.hub_cards") / "templates" / "model_card.md.jinja"),
         name=name,
         usage=kind.usage,
         model_class=model_class,

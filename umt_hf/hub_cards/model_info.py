@@ -1,4 +1,4 @@
-"""Facts of a model folder or Hub repository, told without loading a weight.
+"""Facts of a model folder or Hub repository, found without loading a weight.
 
 The network is built on the meta device, which counts parameters and operations without memory; names and shapes of the
 stored weights come from the headers of their safetensors files.
@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from ..inference.loading import get_model_class
+from ..inference.loading import get_model_class, list_class_names, load_video_processor
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.masking_umt_video import sample_random_mask, sample_tube_mask
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
@@ -177,12 +177,12 @@ class ModelInfo:
 
 
 def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_crops: int | None = None) -> ModelInfo:
-    """Tell what a model is and what it costs.
+    """Describe what a model is and what it costs.
 
     Args:
         model: Folder, or Hub id, of which only small files and the headers of the weights are read.
-        num_clips: Clips of a video; `None` = what the processor says.
-        num_crops: Crops of a clip, likewise.
+        num_clips: Clips per video; default: the processor's.
+        num_crops: Crops per clip, likewise.
 
     Raises:
         FileNotFoundError: If there is no such folder, it has no configuration, or the Hub does not know it.
@@ -194,9 +194,9 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
     config = AutoConfig.from_pretrained(folder)
     row = find_row(config, str(model))
     with torch.device("meta"):
-        network = get_model_class(row)(config).eval().requires_grad_(False)
+        network: Any = get_model_class(row)(config).eval().requires_grad_(False)
     network.to("meta")  # the position table too, which PyTorch before 2.7 leaves behind
-    vision_config = getattr(config, "vision_config", config)
+    vision_config: Any = getattr(config, "vision_config", config)
     processor = _load_processor(folder)
     num_frames, height, width = _find_clip_shape(processor, vision_config)
     clip = torch.empty(1, num_frames, vision_config.num_channels, height, width, device="meta")
@@ -216,7 +216,7 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
         costs=costs,
         num_views=num_views,
         views_flops=num_views * costs[0].flops,
-        labels=tuple(config.id2label[i] for i in range(config.num_labels)) if hasattr(network, "classifier") else (),
+        labels=tuple(list_class_names(config)) if hasattr(network, "classifier") else (),
         processor={name: settings[name] for name in PROCESSOR_SETTINGS if settings.get(name) is not None},
         max_text_tokens=max_text_tokens,
         weights=compare_weights(network, _read_headers(folder, model)),
@@ -310,7 +310,7 @@ def compare_weights(
 
     Args:
         model: May be on the meta device.
-        headers: Shape and type of each stored tensor by its name; `None` = nothing is stored.
+        headers: Shape and type of each stored tensor by its name; `None` if nothing is stored.
     """
     if headers is None:
         return None
@@ -353,7 +353,7 @@ def _find_folder(model: str | os.PathLike) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=SMALL_FILES))
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{name} is no folder here, and cannot be read from the Hub: {error}") from error
+        raise FileNotFoundError(f"{name} is not a folder here, and cannot be read from the Hub: {error}") from error
 
 
 def _read_headers(folder: Path, model: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], str]] | None:
@@ -385,14 +385,14 @@ def _load_processor(folder: Path) -> UMTVideoProcessor | None:
     names = (VIDEO_PROCESSOR_FILE, IMAGE_PROCESSOR_FILE, PROCESSOR_FILE)
     if not any((folder / name).is_file() for name in names):
         return None
-    return UMTVideoProcessor.from_pretrained(folder)
+    return load_video_processor(folder)
 
 
 def _find_clip_shape(processor: UMTVideoProcessor | None, config: UMTVideoConfig) -> tuple[int, int, int]:
     """Frames, height and width that the model sees: as the processor makes them, or else as configured."""
     if processor is None:
         return config.num_frames, config.image_size, config.image_size
-    size = processor.crop_size if processor.do_center_crop else processor.size
+    size: Any = processor.crop_size if processor.do_center_crop else processor.size
     if not size.height or not size.width:  # frames of any shape
         return processor.num_frames, config.image_size, config.image_size
     return processor.num_frames, size.height, size.width

@@ -91,13 +91,13 @@ def push_folder(
         folder: A finished folder of any architecture of this package. Checkpoints, optimizer state and logs in it
             stay here.
         repo_id: `name` in your own account, or `account/name`. Made if it does not exist.
-        private: Whether a new repository is private; `None` = as the account's settings say.
-        revision: Branch, made if it does not exist; `None` = main.
-        token: With write permission; `None` = the one you are logged in with.
+        private: Whether a new repository is private; default: the account's setting.
+        revision: Branch, made if it does not exist; default: main.
+        token: With write permission; default: the one you are logged in with.
         with_code: Add the model's and processor's source files and name them in `auto_map`, so that the repository
             loads with `trust_remote_code=True` where this package is not installed.
         commit_message: First line of the commit.
-        checkpoints: Folders that go up whole, state included: name in the repository -> folder.
+        checkpoints: Folders that go up with all their files, state included: name in the repository -> folder.
         max_attempts: How often to try where the Hub fails or cannot be reached.
 
     Returns:
@@ -138,7 +138,7 @@ def push_folder(
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse what is not a whole model of this package.
+    """Refuse what is not a complete model of this package.
 
     Raises:
         ValueError: Says what is missing.
@@ -259,7 +259,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _add_code(source: type, auto_class: str, directory: str, settings: dict[str, Any]) -> None:
+def _add_code(source: Any, auto_class: str, directory: str, settings: dict[str, Any]) -> None:
     """Copy the files of `source` and name it in the settings' `auto_map`."""
     subject = source.__new__(source)  # Transformers wants an instance, and looks at its class alone
     subject.__dict__["_auto_class"] = auto_class

@@ -20,7 +20,7 @@ from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.decoding import VideoDecodingError, VideoSource
 from ..processing.video_processing_umt_video import UMTVideoProcessor, split_videos
 from .held_out import build_batch_sampler, evaluation_mode, plan_shard, share_rows
-from .loading import list_class_names, load_complete_model, load_video_processor, resolve_device
+from .loading import list_class_names, load_complete_model, load_video_processor, place_model, resolve_device
 from .scored_labels import ScoredLabel, rank_labels
 
 VIEWS_AT_A_TIME = 8
@@ -101,7 +101,7 @@ def score_videos(
     num_views = num_clips * num_crops
     batches = plan_shard(len(videos), max(batch_size // num_views, 1), accelerator)
     views = VideoViews(videos, processor, num_clips, num_crops)
-    scores = torch.zeros(len(videos), model.config.num_labels)
+    scores = torch.zeros(len(videos), len(list_class_names(model.config)))
     failures: list[tuple[int, str]] = []
     total, is_hidden = sum(map(len, batches)), not (show_progress and accelerator.is_main_process)
     with evaluation_mode(model, accelerator), tqdm(total=total, unit="video", disable=is_hidden) as progress:
@@ -180,7 +180,7 @@ class VideoClassifier:
         loaded = load_complete_model(UMTVideoForVideoClassification, model, **options)
         self.processor = load_video_processor(model)
         self.device = resolve_device(device)
-        self.model: UMTVideoForVideoClassification = loaded.eval().to(self.device)
+        self.model = place_model(loaded, self.device)
         self.labels = list_class_names(loaded.config)
 
     @overload

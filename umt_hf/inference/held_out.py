@@ -140,7 +140,7 @@ def load_video_batches(
         batches: Those of this process, as `plan_shard` gives them.
         processor: Of the model.
         accelerator: Says where pixels go.
-        num_workers: Processes that decode; 0 = this one.
+        num_workers: Processes that decode; 0: this one does.
 
     Yields:
         Indices of a batch's videos, and their `pixel_values (B, T, C, H, W)` on the device.
