@@ -20,16 +20,16 @@ from torch.nn import functional as F
 
 from ..data.video_files import list_videos
 from ..inference.classification import VideoClassifier
-from ..inference.loading import load_complete_model, load_video_processor
+from ..inference.loading import load_complete_model, load_video_processor, place_model
 from ..inference.question_answering import VideoAnswerer
 from ..inference.search import VideoSearcher, embed_videos
 from ..modeling.configuration_umt_video import UMTVideoConfig
-from ..modeling.masking_umt_video import compute_visible_indices
+from ..modeling.masking_umt_video import build_mask
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
 from ..plots import MaskedFrames, draw_masked_frames
 from ..processing.decoding import VideoDecodingError, open_video
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..training.alignment import TokenGrid, check_grids, count_visible, draw_mask, load_teacher
+from ..training.alignment import TokenGrid, check_grids, draw_visible_indices, load_teacher
 from ..training.arguments import TeacherArguments
 from .settings import DemoSettings
 
@@ -79,7 +79,7 @@ class TeacherViewer:
             self.config = UMTVideoConfig(image_size=cast("int", side), patch_size=cast("int", self.teacher.patch_size))
             self.processor = UMTVideoProcessor.from_model_config(self.config)
         else:
-            self.student = load_complete_model(UMTVideoForPreTraining, student).eval().to(self.device)
+            self.student = place_model(load_complete_model(UMTVideoForPreTraining, student), self.device)
             self.processor = load_video_processor(student)
             self.config = self.student.config
             names = ("teacher_image_size", "num_aligned_layers", "alignment_interval", "alignment_norm")
@@ -106,16 +106,14 @@ class TeacherViewer:
         pixel_values, states, saliency = self._encode(video, os.stat(video).st_mtime_ns)
         grid = TokenGrid(*saliency.shape)
         noise = torch.empty(1, grid.num_tokens).exponential_(generator=torch.Generator().manual_seed(seed))
-        mask = draw_mask(mask_type, mask_ratio, saliency, noise.to(self.device), grid)
-        num_visible = count_visible(mask_type, mask_ratio, grid)
+        visible = draw_visible_indices(mask_type, mask_ratio, saliency, noise.to(self.device), grid)
         agreement = None
         if self.student is not None:
-            visible = compute_visible_indices(mask, num_visible)
             targets = self.teacher.project(states, 1, visible)
             features = self.student(pixel_values, visible_indices=visible).aligned_features
             agreement = F.cosine_similarity(features, targets, dim=-1).mean().item()
-        frames = draw_masked_frames(pixel_values[0], saliency, mask[0])
-        return TeacherLook(frames, num_visible, grid.num_tokens, agreement)
+        frames = draw_masked_frames(pixel_values[0], saliency, build_mask(visible, grid.num_tokens)[0])
+        return TeacherLook(frames, visible.shape[1], grid.num_tokens, agreement)
 
     def _encode_clip(self, video: str, _modified_ns: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """Frames `(1, T, 3, H, W)`, teacher's states and saliency `(T, P)`, kept while a visitor moves the slider."""

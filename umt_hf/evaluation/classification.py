@@ -19,6 +19,7 @@ from datasets import Dataset
 
 from ..data.annotations import check_labels, identify_video
 from ..data.sources import load_videos
+from ..data.unreadable import UnreadableVideos
 from ..inference.classification import VideoClassifier, score_videos
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..plots import plot_confusion_matrix
@@ -29,8 +30,6 @@ from ..runs.folder import CONFUSION_PICTURE
 from .metrics.accuracy import TopKAccuracy, compute_confusion_matrix
 from .report import describe_run, write_report
 from .setup import override_settings, require_names
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -130,13 +129,8 @@ def classify_videos(
         num_crops=num_crops,
         num_workers=num_workers,
     )
-    for reason in unreadable.values():
-        logger.warning("Held-out video unreadable: %s", reason)
-    if len(unreadable) > max_skipped_ratio * len(videos):
-        raise ValueError(
-            f"{len(unreadable)} of {len(videos)} held-out videos could not be read, more than max_skipped_ratio="
-            f"{max_skipped_ratio}. Repair or remove them, or raise it. The first: {next(iter(unreadable.values()))}"
-        )
+    reasons = list(unreadable.values())
+    UnreadableVideos().count(len(videos), reasons, max_skipped_ratio, kind="held-out videos", error=ValueError)
     return ClassifiedVideos(scores, np.asarray(labels), unreadable)
 
 
@@ -190,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     name, source = require_names(model_args, data)
     classifier = VideoClassifier(name, accelerator.device, model_args.attn_implementation)
     override_settings(classifier.processor, data, ("decoder",))
-    table = cast("Dataset", load_videos(source, data.data_root, data.csv_separator, class_names=classifier.labels))
+    table = load_videos(source, data.data_root, data.csv_separator, class_names=classifier.labels)
     check_labels(source, table, classifier.labels)
     found = classify_videos(
         classifier.model,

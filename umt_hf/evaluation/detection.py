@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader
 
 from ..data.ava_labels import AVA_EVALUATED_IDS, AVA_LABELS
 from ..data.key_frames import KeyFrame, load_detections, load_key_frames, read_exclusions, read_label_map
+from ..data.loaders import build_loader
+from ..data.unreadable import UnreadableVideos
 from ..inference.detection import ActionDetector, pad_boxes, read_frames, to_shares
-from ..inference.held_out import build_batch_sampler, evaluation_mode, plan_shard, share_rows
+from ..inference.held_out import evaluation_mode, plan_shard, share_rows
 from ..inference.loading import list_class_names
 from ..modeling.modeling_umt_video import UMTVideoForActionDetection
 from ..plots import PicturedFrame, plot_detections
@@ -199,13 +200,7 @@ def detect_actions(
     sizes = torch.zeros(len(frames), 2)
     failures: list[tuple[int, str]] = []
     clips = KeyFrameClips(frames, processor, model.config.patch_size)
-    loader = DataLoader(
-        clips,
-        batch_sampler=build_batch_sampler(plan_shard(len(frames), batch_size, accelerator)),
-        num_workers=num_workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # else starting a loader would move the global random state
-    )
+    loader = build_loader(clips, plan_shard(len(frames), batch_size, accelerator), num_workers, collate_fn=list)
     with evaluation_mode(model, accelerator):
         for samples in loader:
             failures += [(sample["index"], sample["error"]) for sample in samples if "error" in sample]
@@ -221,13 +216,8 @@ def detect_actions(
     share_rows(scores, accelerator)
     share_rows(sizes, accelerator)
     unreadable = dict(sorted(gather_object(failures)))
-    for reason in unreadable.values():
-        logger.warning("Held-out video unreadable: %s", reason)
-    if len(unreadable) > max_skipped_ratio * len(frames):
-        raise ValueError(
-            f"{len(unreadable)} of {len(frames)} held-out key frames could not be read, more than max_skipped_ratio="
-            f"{max_skipped_ratio}. Repair or remove them, or raise it. The first: {next(iter(unreadable.values()))}"
-        )
+    reasons = list(unreadable.values())
+    UnreadableVideos().count(len(frames), reasons, max_skipped_ratio, kind="held-out key frames", error=ValueError)
     return DetectedActions(scores.numpy(), sizes.numpy().astype(int), unreadable)
 
 

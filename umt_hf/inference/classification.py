@@ -9,17 +9,18 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers.video_utils import VideoInput
 
 from ..data.annotations import identify_video
+from ..data.loaders import build_loader
 from ..data.sources import get_source
 from ..data.video_files import SkippedVideo, list_videos
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.decoding import VideoDecodingError, VideoSource
 from ..processing.video_processing_umt_video import UMTVideoProcessor, split_videos
-from .held_out import build_batch_sampler, evaluation_mode, plan_shard, share_rows
+from .held_out import evaluation_mode, plan_shard, share_rows
 from .loading import list_class_names, load_complete_model, load_video_processor, place_model, resolve_device
 from .scored_labels import ScoredLabel, rank_labels
 
@@ -288,10 +289,4 @@ class VideoClassifier:
 
 
 def _load_batches(views: VideoViews, batches: list[range], num_workers: int) -> Iterator[list]:
-    yield from DataLoader(
-        views,
-        batch_sampler=build_batch_sampler(batches),
-        num_workers=num_workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # else starting a loader would move the global random state
-    )
+    yield from build_loader(views, batches, num_workers, collate_fn=list)

@@ -64,6 +64,7 @@ class HubPush:
     def __init__(
         self, args: TrainingArguments | transformers.TrainingArguments, list_checkpoints: Callable[[Path], list[Path]]
     ):
+        # pyrefly: ignore[bad-argument-type]  Transformers puts a default in place of None
         self.output_dir = Path(args.output_dir)
         self.repo_id = args.hub_model_id or self.output_dir.absolute().name
         self.strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
@@ -167,6 +168,7 @@ class HubPush:
                 if self._is_over:
                     return
                 push, self._waiting, self._is_busy = self._waiting, None, True
+            assert push is not None
             self._upload(push)
             with self._changed:
                 self._is_busy = False

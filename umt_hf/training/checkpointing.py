@@ -119,8 +119,8 @@ def export_run(
     state_dict = accelerator.get_state_dict(model)
     if not accelerator.is_main_process:
         return
-    model = accelerator.unwrap_model(model, keep_torch_compile=False)
-    model.save_pretrained(folder, state_dict=state_dict)
+    exported: Any = accelerator.unwrap_model(model, keep_torch_compile=False)
+    exported.save_pretrained(folder, state_dict=state_dict)
     processor.save_pretrained(folder)
     (folder / RECIPE_FILE).write_text(recipe)
     (folder / VERSIONS_FILE).write_text(json.dumps(collect_versions(), indent=2) + "\n")
