@@ -55,6 +55,7 @@ LAZY_NAMES = {
     "VideoSearcher": "inference.search",
 }
 
+# From here on Auto classes, pipelines and `Trainer` load UMT folders by name.
 AutoConfig.register(UMTVideoConfig.model_type, UMTVideoConfig)
 AutoModel.register(UMTVideoConfig, UMTVideoModel)
 AutoModelForPreTraining.register(UMTVideoConfig, UMTVideoForPreTraining)

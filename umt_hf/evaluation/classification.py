@@ -50,6 +50,7 @@ class ClassifiedVideos:
     def predictions(self) -> np.ndarray:
         """Class of each video `(videos,)`; -1 where it was unreadable."""
         best = self.scores.argmax(axis=1)
+        # argmax of zeros would name class 0.
         best[list(self.unreadable)] = -1
         return best
 
@@ -69,6 +70,7 @@ class ClassifiedVideos:
             predictions=self.scores[is_read].tolist(), references=self.labels[is_read].tolist()
         )
         found = cast("dict[str, float]", figures)  # None is for processes that compute nothing
+        # Unreadable videos count as wrong: leaving them out would make a damaged set easier.
         share = float(is_read.mean())
         metrics = {name: value * share for name, value in found.items()}
         metrics["unreadable_videos"] = float(len(self.unreadable))
@@ -182,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     model_args, data, args = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
     name, source = require_names(model_args, data)
+    # It refuses a model without a trained head, which gives a number too.
     classifier = VideoClassifier(name, accelerator.device, model_args.attn_implementation)
     override_settings(classifier.processor, data, ("decoder",))
     table = load_videos(source, data.data_root, data.csv_separator, class_names=classifier.labels)
@@ -212,6 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         }
         write_report(accelerator, args.output_dir, report, list_predictions(table, found, classifier.labels))
         draw_confusion(found, classifier.labels, args.output_dir)
+    # The others would otherwise end, and a launcher take that for the end of the run.
     accelerator.wait_for_everyone()
     return metrics
 

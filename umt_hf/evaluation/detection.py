@@ -106,10 +106,12 @@ def load_detection_data(
     if not frames or not truth:
         raise ValueError(f"{source}: no key frame is left to test; check ground_truth, excluded and min_box_score.")
     if box_noise:
+        # Seeded by the key frame's number, so that processes and repeated runs shake alike.
         frames = [shake_boxes(frame, box_noise, np.random.default_rng(number)) for number, frame in enumerate(frames)]
     evaluated = list(range(len(names)))
     if label_map is not None:
         evaluated = read_label_map(label_map)
+    # Published AVA figures are means over these 60 of the 80 classes.
     elif names == list(AVA_LABELS):
         evaluated = [number - 1 for number in AVA_EVALUATED_IDS]
     return DetectionData(frames, truth, names, evaluated)
@@ -204,6 +206,7 @@ def detect_actions(
     with evaluation_mode(model, accelerator):
         for samples in loader:
             failures += [(sample["index"], sample["error"]) for sample in samples if "error" in sample]
+            # Clips of different shapes are not padded: padding would change what convolution and attention see.
             for group in _group_by_size(sample for sample in samples if "error" not in sample):
                 batch = pad_boxes([sample["boxes"] for sample in group])
                 batch["pixel_values"] = torch.stack([sample["pixel_values"] for sample in group])
@@ -237,6 +240,7 @@ def list_detections(data: DetectionData, found: DetectedActions) -> list[dict[st
     for number, frame in enumerate(data.frames):
         end = start + len(frame.boxes)
         if number in found.unreadable:
+            # A key frame that cannot be read keeps its true boxes, which then count as missed.
             detections.append({"boxes": np.zeros((0, 4)), "scores": np.zeros((0, found.scores.shape[1]))})
         else:
             width, height = found.sizes[number]
@@ -252,11 +256,13 @@ def compute_detection_metrics(data: DetectionData, found: DetectedActions) -> di
     numbers = {frame.key: i for i, frame in enumerate(data.frames)}
     detections, truth = list_detections(data, found), {frame.key: frame for frame in data.truth}
     predictions, references = [], []
+    # Key frames without detections count by their true boxes, those without truth by false alarms.
     for key in dict.fromkeys([*truth, *numbers]):
         prediction: dict[str, Any] = {"boxes": [], "classes": [], "scores": []}
         if key in numbers:
             detection = detections[numbers[key]]
             prediction = {
+                # Every box is a detection of every class, as AVA's evaluation takes them.
                 "boxes": detection["boxes"].repeat(len(data.evaluated), axis=0),
                 "classes": np.tile(data.evaluated, len(detection["boxes"])),
                 "scores": detection["scores"][:, data.evaluated].reshape(-1),
@@ -432,6 +438,7 @@ def draw_detections(
 ) -> None:
     """Write `detections.png`: key frames spread over the data, with boxes, labels and scores."""
     readable = [number for number in range(len(data.frames)) if number not in found.unreadable]
+    # Spread over the data, whose neighbours look alike.
     places = np.linspace(0, len(readable) - 1, min(args.num_pictured, len(readable))).astype(int)
     detections, truth = list_detections(data, found), {frame.key: frame for frame in data.truth}
     pictured = []

@@ -59,8 +59,10 @@ def score_choices(
     Source: the published multiple-choice test.
     """
     counts = [len(options) for options in choices["caption"]]
+    # Padded to the longest list of options; what stands beyond a row's own is cut off below.
     scores = torch.zeros(len(counts), max(counts))
     batches = plan_shard(len(counts), batch_size, accelerator)
+    # Rows may repeat a video; it is read once per row, as its options differ.
     videos = list(choices["video"])
     with evaluation_mode(model, accelerator):
         for batch, pixels in load_video_batches(videos, batches, processor.video_processor, accelerator, num_workers):
@@ -100,6 +102,7 @@ def compute_choice_scores(
     similarities = similarities[video_of_option, torch.arange(len(input_ids), device=input_ids.device)]
     logits = model.match(video.last_hidden_state[video_of_option], text.last_hidden_state, attention_mask)
     matching = logits.float().softmax(dim=1)[:, 1]
+    # The softmax runs over a video's own options, the matching head sees each alone.
     blended = zip(matching.split(counts), similarities.split(counts), strict=True)
     return [MATCHING_SHARE * match + (1 - MATCHING_SHARE) * similar.softmax(dim=0) for match, similar in blended]
 

@@ -45,6 +45,7 @@ def compute_answer_accuracy(predictions: list[dict[str, Any]], questions: Datase
     """
     ids = list(questions["question_id"])
     given = {prediction["question_id"]: prediction["answer"] for prediction in predictions}
+    # Two questions of one id would share an answer, and one of them would count wrongly.
     if len(set(ids)) < len(ids) or len(given) < len(predictions):
         raise ValueError("A question_id appears twice: give every question its own.")
     if unknown := given.keys() - set(ids):
@@ -101,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         max_answer_tokens=args.max_answer_tokens,
         num_workers=data.dataloader_num_workers,
     )
+    # Sets whose answers are held back are answered for a test server.
     metrics = compute_answer_accuracy(predictions, questions) if any(questions["answers"]) else {}
     report = {
         "task": "question answering",

@@ -76,6 +76,7 @@ def build_model_card(folder: Path, zoo_entry: ZooEntry | None = None, repo_id: s
     if zoo_entry is None and conversion:
         zoo_entry = describe_checkpoint(conversion["name"])
     kind = MODELS_BY_NAME[model_class]
+    # A released model's settings come from the zoo, since its folder holds no run.
     settings = {} if zoo_entry else read_settings(folder)
     evaluations = [] if zoo_entry else read_evaluations(folder, settings)
     name = (repo_id or "").rsplit("/", 1)[-1] or (zoo_entry.name if zoo_entry else folder.resolve().name)
@@ -98,6 +99,7 @@ def build_model_card(folder: Path, zoo_entry: ZooEntry | None = None, repo_id: s
         num_frames=processor.get("num_frames") or vision.num_frames,
         sampling=processor.get("sampling_strategy"),
         num_labels=len(names),
+        # Transformers fills missing names with LABEL_0 and so on, which would read as names.
         has_label_names=not all(re.fullmatch(r"LABEL_\d+", label) for label in names),
         example_labels=", ".join(names[:5]),
         base_name=_name_start(zoo_entry, settings),
@@ -109,6 +111,7 @@ def build_model_card(folder: Path, zoo_entry: ZooEntry | None = None, repo_id: s
         compute=[zoo_entry.compute] if zoo_entry and zoo_entry.compute else read_compute(folder),
         paper=PAPER,
     ).content
+    # Blocks that a model does not need leave blank lines behind.
     return ModelCard(re.sub(r"\n{3,}", "\n\n", content).rstrip() + "\n")
 
 
@@ -178,6 +181,7 @@ def build_card_data(
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=kind.pipeline_tag,
+        # A licence is never guessed: the Hub shows none rather than a wrong one.
         license=LICENSES.get(entry.weights_license) if entry else None,
         tags=["umt", "unmasked-teacher", "video", *kind.tags, f"arxiv:{PAPER}"],
         datasets=[make_slug(data_set) for data_set in entry.trained_on if "pairs" not in data_set] if entry else None,
@@ -197,6 +201,7 @@ def find_base_models(settings: dict[str, dict[str, Any]]) -> list[str] | None:
     """Hub ids that a run started from, as far as they are known to be ids and no folders."""
     keys = ("model_name_or_path", "vision_name_or_path", "text_name_or_path")
     starts = [find_setting(settings, key) for key in keys]
+    # A folder of this machine looks like an id, and linking it would lead to somebody's repository.
     is_known = re.compile(r"(?:google-bert|openai|google)/[\w.-]+")
     return [start for start in starts if start is not None and is_known.fullmatch(str(start))] or None
 
@@ -242,6 +247,7 @@ def draw_losses(folder: Path, model_class: str) -> str | None:
     history = read_history(folder)
     if not any("loss" in line for line in history):
         return None
+    # Both stages log `loss`; only stage 2 logs its parts.
     is_stage_2 = any(name in line for line in history for name in STAGE_2_CURVES)
     curves = STAGE_2_CURVES if is_stage_2 else STAGE_1_CURVES
     ylabel = "alignment loss, 2 - 2 cos" if model_class == "UMTVideoForPreTraining" else "loss"
