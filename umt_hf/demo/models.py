@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -77,7 +76,7 @@ class TeacherViewer:
                 TeacherArguments(teacher_name_or_path=teacher, num_aligned_layers=1), "sdpa", accelerator
             )
             side = self.teacher.image_size
-            self.config = UMTVideoConfig(image_size=cast("int", side), patch_size=cast("int", self.teacher.patch_size))
+            self.config = UMTVideoConfig(image_size=side, patch_size=self.teacher.patch_size)
             self.processor = UMTVideoProcessor.from_model_config(self.config)
         else:
             self.student = place_model(load_complete_model(UMTVideoForPreTraining, student), self.device)

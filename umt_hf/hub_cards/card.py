@@ -28,13 +28,13 @@ from ..runs.folder import (
 )
 from ..runs.models import MODELS_BY_NAME, ModelClass
 from ..runs.summary import (
-    Evaluation,
+    MeasuredFigure,
     find_setting,
     read_compute,
     read_evaluations,
     read_history,
-    read_json,
-    read_settings,
+    read_optional_json,
+    read_run_settings,
 )
 from ..zoo import ZooEntry
 from .convert_umt_checkpoint import describe_checkpoint
@@ -72,12 +72,12 @@ def build_model_card(folder: Path, zoo_entry: ZooEntry | None = None, repo_id: s
         ValueError: As for `write_model_card`.
     """
     config, model_class = load_model_config(folder)
-    conversion = read_json(folder / CONVERSION_FILE)
+    conversion = read_optional_json(folder / CONVERSION_FILE)
     if zoo_entry is None and conversion:
         zoo_entry = describe_checkpoint(conversion["name"])
     kind = MODELS_BY_NAME[model_class]
     # A released model's settings come from the zoo, since its folder holds no run.
-    settings = {} if zoo_entry else read_settings(folder)
+    settings = {} if zoo_entry else read_run_settings(folder)
     evaluations = [] if zoo_entry else read_evaluations(folder, settings)
     name = (repo_id or "").rsplit("/", 1)[-1] or (zoo_entry.name if zoo_entry else folder.resolve().name)
     vision = getattr(config, "vision_config", config)
@@ -104,7 +104,7 @@ def build_model_card(folder: Path, zoo_entry: ZooEntry | None = None, repo_id: s
         example_labels=", ".join(names[:5]),
         base_name=_name_start(zoo_entry, settings),
         recipe=dump_settings(load_published_settings(zoo_entry) if zoo_entry else settings),
-        versions=read_json(folder / VERSIONS_FILE) or conversion.get("versions", {}),
+        versions=read_optional_json(folder / VERSIONS_FILE) or conversion.get("versions", {}),
         loss_picture=None if zoo_entry else draw_losses(folder, model_class),
         figures=arrange_figures(zoo_entry) if zoo_entry else [],
         evaluations=evaluations,
@@ -123,7 +123,7 @@ def load_model_config(folder: Path) -> tuple[UMTVideoConfig | UMTVideoTextConfig
     """
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(f"{folder} is not a model folder: it has no {CONFIG_FILE}.")
-    fields = read_json(folder / CONFIG_FILE)
+    fields = read_optional_json(folder / CONFIG_FILE)
     classes = {cls.model_type: cls for cls in (UMTVideoConfig, UMTVideoTextConfig)}
     model_class = next(iter(fields.get("architectures") or []), None)
     if fields.get("model_type") not in classes or model_class not in MODELS_BY_NAME:
@@ -133,8 +133,8 @@ def load_model_config(folder: Path) -> tuple[UMTVideoConfig | UMTVideoTextConfig
 
 def read_processor(folder: Path) -> dict[str, Any]:
     """Settings of the folder's video processor, empty where it has none."""
-    video = read_json(folder / VIDEO_PROCESSOR_FILE)
-    return video or read_json(folder / PROCESSOR_FILE).get("video_processor", {})
+    video = read_optional_json(folder / VIDEO_PROCESSOR_FILE)
+    return video or read_optional_json(folder / PROCESSOR_FILE).get("video_processor", {})
 
 
 def build_card_data(
@@ -142,7 +142,7 @@ def build_card_data(
     kind: ModelClass,
     entry: ZooEntry | None,
     settings: dict[str, dict[str, Any]],
-    evaluations: list[Evaluation],
+    evaluations: list[MeasuredFigure],
 ) -> ModelCardData:
     """Metadata of the card: what the Hub filters and lists by.
 

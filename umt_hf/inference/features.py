@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.modeling_umt_video import UMTVideoModel
-from ..processing.decoding import DecoderName, VideoDecodingError, open_video
+from ..processing.decoding import VideoDecodingError, open_video
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
 from .loading import (
@@ -204,7 +204,7 @@ def extract_features(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     window, stride = resolve_windows(model, window, stride, fps)
     tubelet = model.config.tubelet_size
-    with open_video(video, cast("DecoderName", processor.decoder)) as reader:
+    with open_video(video, processor.decoder) as reader:
         plan = plan_windows(reader.compute_timestamps(), window, stride, tubelet, fps)
         windows = _slide(_read_frames(reader.iterate_frames(plan.frames.tolist()), plan, processor), plan)
         merge = _collect_clips if level == "clip" else _average_steps
