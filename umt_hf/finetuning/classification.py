@@ -64,7 +64,7 @@ from .trainer import (
 logger = logging.getLogger(__name__)
 
 PROBE_POOLING = {"linear_probe": "mean", "attentive_probe": "attentive"}
-MIX_KEY = -2  # tells the draw of a batch's mixing from those of its clips
+MIX_KEY = -2  # keeps the draw of a batch's mixing apart from those of its clips
 
 
 @dataclass(kw_only=True)
@@ -174,9 +174,6 @@ class LabeledClips(TrainingClips):
 class LabelledClipCollator:
     """Labelled clips to a batch, mixed with each other where that is asked for.
 
-    The first clips of all videos come first, then the second ones: mixing pairs neighbours, which are then not two
-    clips of one video.
-
     Args:
         mix: MixUp and CutMix, or `None`.
     """
@@ -186,6 +183,7 @@ class LabelledClipCollator:
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """`pixel_values`, `labels` (indices, or soft targets if mixed), `num_videos` and `failures`."""
+        # The first clips of all videos, then the second ones: mixing pairs neighbours, which then show two videos.
         pixel_values = torch.stack([sample["pixel_values"] for sample in samples], dim=1).flatten(0, 1)
         labels = torch.tensor([sample["row"]["label"] for sample in samples]).repeat(len(pixel_values) // len(samples))
         if self.mix is not None:
@@ -219,6 +217,7 @@ class ClassificationTrainer(EncoderFinetuningTrainer):
         self.resumed_from = resume_from_checkpoint
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.averaged is not None:
+            # What is tested and saved from here on is the average.
             self.model.load_state_dict(self.averaged.module.state_dict())
         return result
 
@@ -235,6 +234,7 @@ class ClassificationTrainer(EncoderFinetuningTrainer):
             RuntimeError: If too many videos were unreadable.
         """
         count_videos(self.videos, inputs["failures"], inputs["num_videos"], self.max_skipped_ratio)
+        # Not the model's own loss, which takes neither soft targets nor class weights nor smoothing.
         outputs = model(pixel_values=inputs["pixel_values"])
         logits = outputs.logits.float()
         weights = None if self.class_weights is None else self.class_weights.to(logits.device)
@@ -406,7 +406,7 @@ def build_accuracy_test(
 ) -> Evaluation:
     """Accuracy on held-out videos, by one view or several."""
 
-    def test(model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+    def test(model: UMTVideoForVideoClassification, accelerator: Accelerator) -> dict[str, float]:
         return classify_videos(
             model,
             processor,

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..data.annotations import load_class_names
@@ -86,6 +85,7 @@ class KeyFrameArguments(
 
     def load_test(self, names: Sequence[str]) -> DetectionData:
         """Read the held-out key frames, whose classes are `names`."""
+        assert self.validation_data is not None, "Checked where the run is put together."
         return load_detection_data(
             self.validation_data,
             data_root=self.data_root,
@@ -141,6 +141,7 @@ class BoxedClips(TrainingClips):
     def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
         """`pixel_values (T, 3, H, W)`, `boxes (M, 4)` in its pixels and `labels (M, num_labels)`."""
         frames = read_frames(self.processor, row["video"], row["key_seconds"], row["key_frame"])
+        # Sizes of 0 in the annotations: boxes are stated for the video's own frames.
         shares = to_shares(row["boxes"], row["width"] or frames.shape[-1], row["height"] or frames.shape[-2])
         clip, boxes, kept = self.transform(frames, shares, generator)
         labels = torch.zeros(len(kept), self.num_labels)
@@ -194,7 +195,7 @@ def build_box_test(
 ) -> Evaluation:
     """Frame mAP on held-out key frames."""
 
-    def test(model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+    def test(model: UMTVideoForActionDetection, accelerator: Accelerator) -> dict[str, float]:
         found = detect_actions(
             model,
             processor,

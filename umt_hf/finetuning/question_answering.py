@@ -70,6 +70,7 @@ class QuestionCollator:
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """`pixel_values`, `input_ids`, `attention_mask`, `labels` and weights of all answers, and `failures`."""
         rows = [sample["row"] for sample in samples]
+        # All answers of a question are learned from, each with its weight.
         questions = self.processor(text=[row["question"] for row in rows], return_tensors="pt")
         answers = self.processor.encode_answers(
             [answer for row in rows for answer in row["answers"]], self.max_answer_tokens, return_tensors="pt"

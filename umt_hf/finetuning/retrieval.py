@@ -89,6 +89,7 @@ class CaptionCollator:
     def identify(self, sample: dict[str, Any]) -> int:
         """Id of what the caption of a clip belongs to."""
         row = sample["row"]
+        # 0: there is a single corpus. The number of the row tells videos without a name apart.
         return compute_pair_id(
             0, row["caption"] if self.pair_by_caption else identify_video(row["video"], sample["number"])
         )

@@ -166,6 +166,7 @@ class TrainingClips(torch.utils.data.Dataset, ABC):
         generator = build_generator(*key)
         others = sample_replacements(len(self.table), generator)
 
+        # One source for the choice of replacements and for all tries: the key alone decides what comes out.
         def read(number: int) -> dict[str, Any]:
             row = self.table[number]
             return {**self.read_augmented(row, generator), "row": row, "number": number}
@@ -177,7 +178,7 @@ class TrainingClips(torch.utils.data.Dataset, ABC):
 
     @abstractmethod
     def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Read the video of a row and augment it as `generator` says: `pixel_values`, and what goes with them."""
+        """Read and augment the video of a row, drawing from `generator`: `pixel_values` and what goes with them."""
 
 
 class VideoTextClips(TrainingClips):
@@ -263,6 +264,7 @@ class FinetuningTrainer(Trainer):
         if self.optimizer is None:
             trained: Any = self.model if model is None else model
             groups = build_parameter_groups(trained, self.args.weight_decay, self.layer_decay)
+            # Names would be saved with every checkpoint.
             groups = [{key: value for key, value in group.items() if key != "names"} for group in groups]
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
             options["lr"] = self.args.learning_rate * self.rate_scale
@@ -275,6 +277,7 @@ class FinetuningTrainer(Trainer):
         """The published schedule, or another one of Transformers where `lr_scheduler_type` says so."""
         if self.lr_scheduler is not None or self.args.lr_scheduler_type != "cosine":
             return super().create_scheduler(num_training_steps, optimizer)
+        # Full batches alone, as published.
         batches = len(self.train_dataset) // (self.args.train_batch_size * self.args.world_size)
         schedule = self.build_schedule(num_training_steps, batches)
         optimizer = self.create_optimizer() if optimizer is None else optimizer
@@ -330,10 +333,12 @@ class FinetuningTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Metrics of the evaluation of that prefix, whose data it knows itself."""
+        # Evaluations are written for the model itself; adapters work in it as they do in PEFT's wrapper.
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         metrics = self.evaluations[metric_key_prefix](model, self.accelerator)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
+        # As `Trainer.evaluate` ends: callbacks stop early by these metrics.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -342,7 +347,7 @@ class EncoderFinetuningTrainer(FinetuningTrainer):
     """`FinetuningTrainer` with the published rates of video encoders without text.
 
     Args:
-        repeated_augmentation: Clips of each video, for the scaling of rates.
+        repeated_augmentation: Clips per video, for the scaling of rates.
         **kwargs: As for `FinetuningTrainer`.
     """
 
@@ -378,12 +383,13 @@ class EncoderFinetuningTrainer(FinetuningTrainer):
 
 
 class _EpochCallback(TrainerCallback):
-    """Tells the clips which epoch it is, also after a resumption."""
+    """Gives the clips the number of the epoch, also after resuming."""
 
     def __init__(self, clips: TrainingClips):
         self.clips = clips
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
+        # After resuming within an epoch it is a fraction.
         self.clips.epoch = int(state.epoch or 0)
 
 
@@ -430,7 +436,7 @@ def add_adapters(model: PreTrainedModel, mode: str, rank: int, heads: list[str])
         model: Any model of the family.
         mode: Other modes leave the model as it is.
         rank: Rank of the adapters.
-        heads: Modules that are trained whole.
+        heads: Modules that are trained in full.
     """
     adapted: Any = model
     if mode in ("lora", "dora"):
@@ -462,6 +468,7 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
     """
     args = trainer.args
     output_dir = Path(args.output_dir)
+    # `Trainer` itself would start anew and mix its checkpoints with these.
     checkpoint = args.resume_from_checkpoint
     newest = get_last_checkpoint(args.output_dir) if output_dir.is_dir() else None
     if checkpoint is None and newest is not None:
@@ -496,10 +503,11 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
 
 
 def log_peak_memory() -> None:
-    """Log the most memory that this process has held, on the accelerator if there is one."""
+    """Log the peak memory of this process, on the accelerator if there is one."""
     if torch.cuda.is_available():
         place, peak = "GPU", torch.cuda.max_memory_allocated()
     else:
+        # macOS counts bytes, Linux KiB.
         unit = 1 if sys.platform == "darwin" else 1024
         place, peak = "process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     logger.info("Peak memory of the %s: %.2f GiB.", place, peak / 2**30)

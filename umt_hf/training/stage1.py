@@ -47,7 +47,6 @@ SECTIONS = {
     "training": PretrainingArguments,
 }
 
-
 SIZES = (
     "image_size",
     "patch_size",
@@ -107,6 +106,7 @@ class Stage1:
             return {}
         rows = range(accelerator.process_index, len(self.eval_table), accelerator.num_processes)
         size = self.training.per_device_eval_batch_size or self.training.per_device_train_batch_size
+        # The key is the row alone: every evaluation draws the same masks.
         requests = [ClipRequest(row, (row,)) for row in rows]
         plan = [requests[i : i + size] for i in range(0, len(requests), size)]
         batches = self._load(self.eval_table, plan, self.eval_transform, accelerator, is_training=False)
@@ -139,6 +139,7 @@ class Stage1:
             dataset,
             plan,
             self.data.dataloader_num_workers,
+            # Pixels are finished on the accelerator; where there is none, by the workers, beside the training.
             collate_fn=ClipCollator(transform, use_worker=accelerator.device.type == "cpu", keep_size=is_training),
             pin_memory=accelerator.device.type == "cuda",
         )

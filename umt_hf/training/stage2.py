@@ -60,7 +60,7 @@ class Corpus:
     Args:
         table: Rows with `video`, `caption` and `corpus`.
         media_type: "video" or "image".
-        batch_size: Rows a process takes at a time.
+        batch_size: Rows per batch of a process.
     """
 
     table: Dataset
@@ -140,10 +140,10 @@ class Stage2:
         return dict(self.processor(text=texts, return_tensors="pt"))
 
     def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """The four losses, named by the kind of media, so that the log tells them apart."""
+        """The four losses, each named by the kind of media, which the log keeps apart."""
         pixel_values = batch["pixel_values"]
         is_image = pixel_values.shape[1] == 1
-        targets = {}
+        targets = {}  # without a teacher nothing is masked either
         if self.teacher is not None:
             config = self.config.vision_config
             ratio = config.image_mask_ratio if is_image else config.mask_ratio
@@ -170,6 +170,7 @@ class Stage2:
 
     def monitor(self) -> dict[str, float]:
         """The learned temperature of the contrast."""
+        # By the end of its name, since DDP and `torch.compile` put prefixes before it.
         (temperature,) = [p for name, p in self.model.named_parameters() if name.endswith("temperature")]
         return {"temperature": temperature.detach().float().mean().item()}
 
@@ -203,6 +204,7 @@ def load_corpora(data: CorpusArguments, training: PretrainingArguments) -> list[
         rows = load_pairs(
             source, data.captions, data_root=data.get_corpus("data_roots", number), video_column=media_type
         )
+        # The number becomes a part of the pair ids, see `PairDataset`.
         table: Any = rows.select_columns(["video", "caption"])
         table = table.add_column("corpus", [number] * len(table))
         groups.setdefault((media_type, size), []).append(table)
@@ -224,7 +226,7 @@ def build_video_text_student(
         tokenizer: Of the BERT; its special ids are the text tower's.
 
     Raises:
-        ValueError: If it is not said what to start from.
+        ValueError: If neither a stage-1 nor a stage-2 folder is given.
     """
     vision_fields = {**recorded, "drop_path_rate": model.drop_path_rate}
     if model.num_frames is not None:
@@ -245,7 +247,7 @@ def build_video_text_student(
         }
         if model.fusion_layer is not None:
             text_fields["fusion_layer"] = model.fusion_layer
-        student = UMTVideoTextForPreTraining.from_vision_text_pretrained(
+        joined = UMTVideoTextForPreTraining.from_vision_text_pretrained(
             model.vision_name_or_path,
             model.text_name_or_path,
             vision_fields=vision_fields,
@@ -253,6 +255,7 @@ def build_video_text_student(
             projection_dim=model.projection_dim,
             **fields,
         )
+        student = cast(UMTVideoTextForPreTraining, joined)  # a pair only where a report is asked for
     else:
         raise ValueError(
             "Set vision_name_or_path, a stage-1 folder, to start stage 2; or model_name_or_path to continue it."
@@ -305,7 +308,7 @@ def main(
 
     per_epoch = sum(count_batches(corpus.table, corpus.batch_size, accelerator.num_processes) for corpus in corpora)
     for corpus in corpora:
-        logger.info("%d rows of %ss, %d a batch", len(corpus.table), corpus.media_type, corpus.batch_size)
+        logger.info("%d rows of %ss, %d per batch", len(corpus.table), corpus.media_type, corpus.batch_size)
     schedule = build_schedule(training, per_epoch, accelerator.num_processes)
     resolved = dict(zip(SECTIONS, parsed, strict=True))
     stage = Stage2(model, teacher, processor, corpora, held_out, data, training, resolved)

@@ -125,7 +125,7 @@ def test_other_models_are_no_teacher(folder, tmp_path):
     weights = load_file(half / "model.safetensors")
     del weights["visual_projection.weight"]
     save_file(weights, half / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="no whole CLIP vision tower.* lacks visual_projection.weight"):
+    with pytest.raises(ValueError, match="not a complete CLIP vision tower.* lacks visual_projection.weight"):
         UMTTeacher.from_pretrained(str(tmp_path / "half"), num_aligned_layers=2)
 
 
