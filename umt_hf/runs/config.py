@@ -219,7 +219,7 @@ def script(sections: dict[str, type]) -> Callable[[Callable[..., Result]], Scrip
 
         # So that `main` pickles by name, as launchers of several processes need. The signature stays its own.
         functools.update_wrapper(main, run, ("__module__", "__name__", "__qualname__", "__doc__"), ())
-        del main.__wrapped__
+        vars(main).pop("__wrapped__")
         return main
 
     return decorate
