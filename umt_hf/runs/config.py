@@ -75,7 +75,7 @@ def set_defaults(**defaults: Any) -> Callable[[Section], Section]:
             raise ValueError(f"{section.__name__} does not inherit {', '.join(unknown)}.")
         for name, default in defaults.items():
             setattr(section, name, _build_field(default, inherited[name].metadata))
-        # `dataclass` takes as fields what the class itself annotates.
+        # `dataclass` takes as fields what the class itself annotates. Not `field.type`: `HfArgumentParser` strips it.
         changed = {name: hints[name] for name in defaults}
         section.__annotations__ = {**section.__dict__.get("__annotations__", {}), **changed}
         return section
