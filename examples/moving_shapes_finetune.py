@@ -94,8 +94,8 @@ FINETUNING = {
     "sampling_strategy": "segments",
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 50,
-    "test_clips": 1,
-    "test_crops": 1,
+    "num_clips": 1,
+    "num_crops": 1,
     "dataloader_num_workers": 0,
     "eval_strategy": "steps",
     "eval_on_start": True,
@@ -314,7 +314,7 @@ def train_teacher(folder: Path, max_steps: int) -> None:
 
     if not (folder / "teacher" / "config.json").is_file():
         data, output = str(folder / "data"), str(folder / "teacher")
-        teacher.train_teacher(teacher.TeacherArguments(data=data, output_dir=output, max_steps=max_steps))
+        teacher.train_teacher(teacher.TinyCLIPArguments(data=data, output_dir=output, max_steps=max_steps))
 
 
 def pretrain(folder: Path, seed: int, start: str, budget: Budget) -> None:
@@ -570,7 +570,7 @@ def fine_tune(folder: Path, seed: int, start: str, task: str, data: str, budget:
         **own,
     }
     parsed = parse_config(finetune_classification.SECTIONS, list_flags(flags))
-    trainer = finetune_classification.build_trainer(*parsed)
+    trainer = finetune_classification.build_classification_trainer(*parsed)
     replace_head(trainer.model, torch.load(output.parent / f"{start}_heads" / f"{task}_{data}.pt"))
     with measure(result):
         trainer.train()
@@ -585,7 +585,7 @@ def fine_tune(folder: Path, seed: int, start: str, task: str, data: str, budget:
         result["corrupted"] = {}
         for name, split in names.items():
             table = load_videos(str(frames / f"{split}_{task}.csv"))
-            test = finetune_classification.build_test(table, trainer.processing_class, parsed[0], parsed[2])
+            test = finetune_classification.build_accuracy_test(table, trainer.processing_class, parsed[1], parsed[4])
             result["corrupted"][name] = test(trainer.model, trainer.accelerator)["top1_accuracy"]
     finish_run(output, result)
 

@@ -56,7 +56,7 @@ def main() -> None:
 def run_seed(folder: Path, seed: int, max_steps: int | None) -> dict:
     """Text tower, stage 2 and evaluation of one seed; a run that was stopped goes on."""
     data, text_tower = folder / "data", folder / "text_tower"
-    training = ["--train_data", data / "train_captions.json", "--vision_name_or_path", folder / "student"]
+    training = ["--train_corpora", data / "train_captions.json", "--vision_name_or_path", folder / "student"]
     training += ["--text_name_or_path", text_tower, "--teacher_name_or_path", folder / "teacher"]
     training += ["--output_dir", folder / "video_text", "--seed", seed, "--resume_from_checkpoint", "auto"]
     training += [] if max_steps is None else ["--max_steps", max_steps]

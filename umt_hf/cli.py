@@ -70,7 +70,7 @@ def print_report(report: Any, as_json: bool) -> None:
 
 
 @data_app.command("moving-shapes")
-def write_moving_shapes(
+def render_moving_shapes(
     directory: Annotated[Path, typer.Argument(help="Folder to write.")],
     seed: Annotated[int, typer.Option(help="Fixes every pixel.")] = 0,
     num_train_clips: Annotated[int, typer.Option(help="Clips to train on.", min=1)] = 3000,

@@ -42,7 +42,7 @@ def demo_folder(flags, shapes, teacher, tmp_path) -> Path:
     write_text_tower(tower)
     arguments = {
         "config": "stage2_moving_shapes",
-        "train_data": shapes / "train_captions.json",
+        "train_corpora": shapes / "train_captions.json",
         "teacher_name_or_path": folder / "teacher",
         "vision_name_or_path": folder / "student",
         "text_name_or_path": folder / "text_tower",

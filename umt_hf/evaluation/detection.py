@@ -9,11 +9,10 @@ Source: Gu et al., "AVA", CVPR 2018 (metric); Li et al., "Unmasked Teacher", ICC
 import csv
 import dataclasses
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +33,16 @@ from ..processing.decoding import VideoDecodingError
 from ..processing.detection_transforms import prepare_test_clip
 from ..processing.key_clips import read_key_clip
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.arguments import EvaluatedModelArguments, ReportArguments
-from ..runs.config import describe, parse_config
+from ..runs.arguments import (
+    EvaluatedModelArguments,
+    KeyFrameSamplingArguments,
+    NamedDataArguments,
+    ReportArguments,
+    SkippingArguments,
+    SourceArguments,
+    WorkerArguments,
+)
+from ..runs.config import describe, script
 from ..runs.folder import collect_versions, hash_source
 from .metrics.frame_map import compute_frame_map
 from .report import write_report
@@ -302,26 +309,33 @@ def write_results(data: DetectionData, found: DetectedActions, path: str | Path)
 
 
 @dataclass(kw_only=True)
-class TestedKeyFrameArguments:
-    """Held-out key frames; how clips are taken is as the model's processor says, unless it is set here."""
+class TestedBoxArguments:
+    """Which boxes are tested, and against what."""
 
-    data: str | None = describe(None, "Key frames: AVA's CSV or JSON, or a JSON list.")
-    data_root: str | None = describe(None, "Folder of the videos; none = that of the file.")
     label_keys: list[str] = describe(["labels"], "Keys of an object in a JSON list that hold its labels.")
     detector_boxes: str | None = describe(
-        None, "Boxes of a detector to test with; none = the annotated boxes, which no detector has to find then."
+        None, "Boxes of a detector to test with; default: the annotated boxes, which no detector has to find then."
     )
     min_box_score: float = describe(0.8, "Score below which a detector's box is left out.")
-    box_noise: float = describe(0.0, "Move each edge of a box at random by up to this share of its side.")
-    ground_truth: str | None = describe(None, "Annotations to test against; none = those of data.")
+    ground_truth: str | None = describe(None, "Annotations to test against; default: those of the tested data.")
     excluded: str | None = describe(None, "CSV of key frames that are not tested (movie,second).")
-    label_map: str | None = describe(None, "Label map (.pbtxt) of the classes that count; none = all, of AVA 60.")
-    sampling_strategy: Literal["dense", "segments"] | None = describe(None, "How frames are chosen.")
-    frame_stride: int | None = describe(None, "Frames from one to the next of a dense clip.")
-    frame_span: int | None = describe(None, "Frames around the key frame that segments are parts of.")
-    decoder: Literal["pyav", "decord", "torchcodec"] | None = describe(None, "Video reader.")
-    dataloader_num_workers: int = describe(4, "Worker processes that decode, for each process.")
-    max_skipped_ratio: float = describe(0.05, "Share of unreadable videos past which there is no result.")
+    label_map: str | None = describe(
+        None, "Label map (.pbtxt) of the classes that count; default: all, and 60 classes of AVA."
+    )
+
+
+@dataclass(kw_only=True)
+class TestedKeyFrameArguments(
+    NamedDataArguments,
+    TestedBoxArguments,
+    SourceArguments,
+    KeyFrameSamplingArguments,
+    WorkerArguments,
+    SkippingArguments,
+):
+    """Held-out key frames (AVA's CSV or JSON, or a JSON list); clips are taken as the model's processor does."""
+
+    box_noise: float = describe(0.0, "Move each edge of a box at random by up to this share of its side.")
 
 
 @dataclass(kw_only=True)
@@ -356,17 +370,15 @@ def load_detector(
     return model, processor
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Parse, load, detect, report; also the results as CSV and a picture.
-
-    Args:
-        arguments: Command line; `None` = the process's own.
+@script(SECTIONS)
+def main(
+    model_args: EvaluatedModelArguments, data_args: TestedKeyFrameArguments, args: DetectionReportArguments
+) -> dict[str, float]:
+    """Load, detect, report; also the results as CSV and a picture.
 
     Returns:
         `map50`, and the number of unreadable key frames.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    model_args, data_args, args = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
     model, processor = load_detector(model_args, data_args)
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
@@ -429,7 +441,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def describe_boxes(args: TestedKeyFrameArguments) -> str:
-    """Where the boxes of a test came from: a number hangs on that."""
+    """Where the boxes of a test came from: a number depends on that."""
     source = "annotations" if args.detector_boxes is None else "detector"
     return source if not args.box_noise else f"{source}, edges moved by up to {args.box_noise:g} of a side"
 

@@ -7,9 +7,6 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4.
 """
 
 import dataclasses
-import logging
-import sys
-from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +19,7 @@ from ..modeling.losses_umt import compute_similarity
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments, ReportArguments
-from ..runs.config import parse_config
+from ..runs.config import script
 from .metrics.accuracy import ChoiceAccuracy
 from .report import describe_run, write_report
 
@@ -112,17 +109,15 @@ def compute_choice_accuracy(scores: list[list[float]], choices: Dataset) -> dict
 SECTIONS = {"model": EvaluatedModelArguments, "data": EvaluationDataArguments, "evaluation": ReportArguments}
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Parse, load, choose, measure, report.
-
-    Args:
-        arguments: Command line; `None` = the process's own.
+@script(SECTIONS)
+def main(
+    model_args: EvaluatedModelArguments, data: EvaluationDataArguments, args: ReportArguments
+) -> dict[str, float]:
+    """Load, choose, measure, report.
 
     Returns:
         `accuracy`.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    model_args, data, args = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
     model, processor = load_model_and_processor(UMTVideoTextForRetrieval, model_args, data)
     choices = load_choices(data.data, **data.source_options())

@@ -19,13 +19,13 @@ from ..plots import STAGE_1_CURVES, STAGE_2_CURVES, plot_curves
 from ..runs.config import load_recipe
 from ..runs.folder import CARD_FILE, CONVERSION_FILE, LOSS_PICTURE
 from ..runs.summary import (
-    Evaluation,
+    MeasuredFigure,
     find_setting,
     read_compute,
     read_evaluations,
     read_history,
-    read_json,
-    read_settings,
+    read_optional_json,
+    read_run_settings,
 )
 from ..zoo import ZooEntry
 from .convert_umt_checkpoint import describe_checkpoint
@@ -92,11 +92,11 @@ def build_model_card(folder: Path, zoo_entry: ZooEntry | None = None, repo_id: s
         ValueError: As for `write_model_card`.
     """
     config, model_class = load_model_config(folder)
-    conversion = read_json(folder / CONVERSION_FILE)
+    conversion = read_optional_json(folder / CONVERSION_FILE)
     if zoo_entry is None and conversion:
         zoo_entry = describe_checkpoint(conversion["name"])
     kind = KINDS[model_class]
-    settings = {} if zoo_entry else read_settings(folder)
+    settings = {} if zoo_entry else read_run_settings(folder)
     evaluations = [] if zoo_entry else read_evaluations(folder, settings)
     name = (repo_id or "").rsplit("/", 1)[-1] or (zoo_entry.name if zoo_entry else folder.resolve().name)
     vision = getattr(config, "vision_config", config)
@@ -121,7 +121,7 @@ def build_model_card(folder: Path, zoo_entry: ZooEntry | None = None, repo_id: s
         example_labels=", ".join(names[:5]),
         base_name=_name_start(zoo_entry, settings),
         recipe=dump_settings(load_published_settings(zoo_entry) if zoo_entry else settings),
-        versions=read_json(folder / "versions.json") or conversion.get("versions", {}),
+        versions=read_optional_json(folder / "versions.json") or conversion.get("versions", {}),
         loss_picture=None if zoo_entry else draw_losses(folder, model_class),
         figures=arrange_figures(zoo_entry) if zoo_entry else [],
         evaluations=evaluations,
@@ -139,7 +139,7 @@ def load_model_config(folder: Path) -> tuple[UMTVideoConfig | UMTVideoTextConfig
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no model folder: it has no config.json.")
-    fields = read_json(folder / "config.json")
+    fields = read_optional_json(folder / "config.json")
     classes = {cls.model_type: cls for cls in (UMTVideoConfig, UMTVideoTextConfig)}
     model_class = next(iter(fields.get("architectures") or []), None)
     if fields.get("model_type") not in classes or model_class not in KINDS:
@@ -149,8 +149,8 @@ def load_model_config(folder: Path) -> tuple[UMTVideoConfig | UMTVideoTextConfig
 
 def read_processor(folder: Path) -> dict[str, Any]:
     """Settings of the folder's video processor, empty where it has none."""
-    video = read_json(folder / "video_preprocessor_config.json")
-    return video or read_json(folder / "processor_config.json").get("video_processor", {})
+    video = read_optional_json(folder / "video_preprocessor_config.json")
+    return video or read_optional_json(folder / "processor_config.json").get("video_processor", {})
 
 
 def build_card_data(
@@ -158,7 +158,7 @@ def build_card_data(
     kind: ModelKind,
     entry: ZooEntry | None,
     settings: dict[str, dict[str, Any]],
-    evaluations: list[Evaluation],
+    evaluations: list[MeasuredFigure],
 ) -> ModelCardData:
     """Metadata of the card: what the Hub filters and lists by.
 

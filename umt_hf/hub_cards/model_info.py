@@ -47,7 +47,8 @@ PROCESSOR_SETTINGS = (
 )  # fmt: skip
 SHOWN_LABELS = SHOWN_WEIGHTS = 5
 RUN_SETTINGS = (
-    "train_data", "validation_data", "teacher_name_or_path", "model_name_or_path", "vision_name_or_path", "max_steps",
+    "train_data", "train_corpora", "validation_data", "teacher_name_or_path", "model_name_or_path",
+    "vision_name_or_path", "max_steps",
     "num_train_epochs", "per_device_train_batch_size", "learning_rate", "mixed_precision", "seed",
 )  # fmt: skip
 
