@@ -3,22 +3,17 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import ROOT
-
-sys.path.append(str(ROOT / "examples"))
+from umt_hf.moving_shapes import caption_search
 
 
 @pytest.fixture
 def stage2_example(monkeypatch):
-    import moving_shapes_stage2
-
-    monkeypatch.setattr(moving_shapes_stage2, "NUM_QUARTETS", 2)
-    return moving_shapes_stage2
+    monkeypatch.setattr(caption_search, "NUM_QUARTETS", 2)
+    return caption_search
 
 
 @pytest.fixture

@@ -2,19 +2,14 @@
 
 import dataclasses
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from transformers import VideoMAEForVideoClassification
 
-from tests.e2e.conftest import ROOT
+from benchmarks.pretraining_value import run as example
 from umt_hf import UMTVideoForVideoClassification, UMTVideoModel
-
-sys.path.append(str(ROOT / "examples"))
-
-import moving_shapes_finetune as example
 
 BUDGET = example.Budget(
     num_clips=(24, 6, 6),

@@ -1,7 +1,7 @@
-"""Stage 2 on the embedded data, from the folders that moving_shapes_stage1.py leaves: train, search, draw.
+"""Stage 2 on the embedded data, from the folders that `probes` leaves: train, search, draw.
 
-    python examples/moving_shapes_stage2.py --output_dir outputs/moving_shapes
-    python examples/moving_shapes_stage2.py --output_dir outputs/seeds --seeds 10 11 12
+    python -m umt_hf.moving_shapes.caption_search --output_dir outputs/moving_shapes
+    python -m umt_hf.moving_shapes.caption_search --output_dir outputs/seeds --seeds 10 11 12
 
 The text tower starts from scratch, so all that is known of words comes from the captions of the training clips.
 """
@@ -14,7 +14,16 @@ import sys
 from pathlib import Path
 
 import torch
-from moving_shapes_stage1 import LAUNCH, run_steps
+from accelerate import Accelerator
+from transformers import AutoProcessor
+
+from ..data.annotations import RetrievalSet, load_retrieval_set
+from ..evaluation.retrieval import encode_retrieval_set, match_candidates, rank_by_similarity, rerank_candidates
+from ..modeling.losses_umt import compute_similarity
+from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
+from ..plots import STAGE_2_CURVES, FoundVideo, plot_found_videos, plot_losses
+from .probes import LAUNCH, run_steps
+from .render import APPEARANCES, MOTIONS, render_clip, sample_clip, write_video
 
 RECIPE = "stage2_moving_shapes"
 NUM_QUARTETS = 100
@@ -61,7 +70,8 @@ def run_seed(folder: Path, seed: int, max_steps: int | None) -> dict:
     training += ["--output_dir", folder / "video_text", "--seed", seed, "--resume_from_checkpoint", "auto"]
     training += [] if max_steps is None else ["--max_steps", max_steps]
     tower = [sys.executable, "-m", "umt_hf.moving_shapes.tiny_bert", "--data", data, "--output_dir", text_tower]
-    evaluation = [sys.executable, __file__, "--evaluate", "--output_dir", folder, "--seeds", seed]
+    evaluation = [sys.executable, "-m", "umt_hf.moving_shapes.caption_search", "--evaluate"]
+    evaluation += ["--output_dir", folder, "--seeds", seed]
     seconds = run_steps(
         seed,
         [
@@ -78,13 +88,6 @@ def run_seed(folder: Path, seed: int, max_steps: int | None) -> dict:
 
 def evaluate(folder: Path, seed: int) -> None:
     """Search the held-out clips by their captions, before and after stage 2, and draw what is found."""
-    from accelerate import Accelerator
-    from transformers import AutoProcessor
-
-    from umt_hf import UMTVideoTextForRetrieval
-    from umt_hf.data.annotations import load_retrieval_set
-    from umt_hf.plots import STAGE_2_CURVES, plot_losses
-
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
     processor = AutoProcessor.from_pretrained(folder / "video_text")
@@ -120,13 +123,6 @@ def evaluate(folder: Path, seed: int) -> None:
 
 def search(model, processor, clips, accelerator):
     """Features of all clips and captions, and R@1 of searching the clips by either score."""
-    from umt_hf.evaluation.retrieval import (
-        encode_retrieval_set,
-        match_candidates,
-        rank_by_similarity,
-        rerank_candidates,
-    )
-
     right = clips.videos_of_text
     features = encode_retrieval_set(model, processor, clips, accelerator, batch_size=50, num_workers=1)
     ranks, candidates = rank_by_similarity(features.text_embeds, features.video_embeds, right, accelerator, top_k=16)
@@ -139,9 +135,6 @@ def search(model, processor, clips, accelerator):
 @torch.no_grad()
 def name_appearances(model, processor, clips, features) -> float:
     """Share of clips whose caption is the most similar of the 36 that have the clip's own motion."""
-    from umt_hf.modeling.losses_umt import compute_similarity
-    from umt_hf.moving_shapes.render import APPEARANCES, MOTIONS
-
     captions = [f"a {appearance} moving {motion}" for motion in MOTIONS for appearance in APPEARANCES]
     embeds = model.get_text_features(**processor(text=captions, return_tensors="pt")).pooler_output
     right = torch.tensor([captions.index(clips.texts[texts[0]]) for texts in clips.texts_of_video])
@@ -152,9 +145,6 @@ def name_appearances(model, processor, clips, features) -> float:
 
 def write_quartets(folder: Path, seed: int):
     """Render held-out clips with each of the four motions: same shape, place and background, other order of frames."""
-    from umt_hf.data.annotations import RetrievalSet
-    from umt_hf.moving_shapes.render import MOTIONS, render_clip, sample_clip, write_video
-
     folder.mkdir(exist_ok=True)
     videos, texts = [], []
     for number in range(NUM_QUARTETS):
@@ -172,8 +162,6 @@ def write_quartets(folder: Path, seed: int):
 
 def search_quartets(model, processor, quartets, accelerator) -> dict[str, float]:
     """Share of captions whose clip is the first of its quartet, by either score."""
-    from umt_hf.evaluation.retrieval import encode_retrieval_set, match_candidates
-
     features = encode_retrieval_set(model, processor, quartets, accelerator, batch_size=50, num_workers=1)
     rows = torch.arange(len(quartets.videos))
     candidates = (rows // 4 * 4)[:, None] + torch.arange(4)
@@ -185,8 +173,6 @@ def search_quartets(model, processor, quartets, accelerator) -> dict[str, float]
 
 def draw_found(folder: Path, processor, clips, features) -> None:
     """The clip that the dual encoder finds first for each of five captions, evenly spread over the held-out ones."""
-    from umt_hf.plots import FoundVideo, plot_found_videos
-
     found = []
     for text in range(0, len(clips.texts), len(clips.texts) // 5)[:5]:
         video = int((features.video_embeds @ features.text_embeds[text]).argmax())

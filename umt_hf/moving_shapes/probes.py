@@ -1,7 +1,7 @@
 """Stage 1 end to end on the embedded data: render, train a tiny teacher, pre-train, export, load, evaluate, draw.
 
-    python examples/moving_shapes_stage1.py --output_dir outputs/moving_shapes
-    python examples/moving_shapes_stage1.py --output_dir outputs/seeds --seeds 10 11 12
+    python -m umt_hf.moving_shapes.probes --output_dir outputs/moving_shapes
+    python -m umt_hf.moving_shapes.probes --output_dir outputs/seeds --seeds 10 11 12
 
 Every step runs in a process of its own, as a user would run it.
 """
@@ -17,6 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
+from transformers import AutoModel, AutoVideoProcessor
+
+from ..modeling.masking_umt_video import sample_attention_mask
+from ..plots import plot_losses, plot_masks
+from ..teachers.clip import UMTTeacher
 
 APPEARANCES, MOTIONS = "appearance", "motion"
 POOLINGS = {"mean": "mean over all tokens", "ordered": "one mean a frame, in time order"}
@@ -71,7 +77,7 @@ def run_seed(folder: Path, seed: int, max_steps: int | None) -> dict:
             [*python, "umt_hf.moving_shapes.tiny_clip", "--data", data, "--output_dir", teacher, "--seed", seed],
         ),
         ("pre-train", [*LAUNCH, "-m", "umt_hf.training.stage1", "--config", "stage1_moving_shapes", *training]),
-        ("evaluate in a new process", [sys.executable, __file__, "--evaluate", "--output_dir", folder]),
+        ("evaluate in a new process", [*python, "umt_hf.moving_shapes.probes", "--evaluate", "--output_dir", folder]),
     ]
     if (teacher / "config.json").is_file():
         del steps[1]
@@ -96,16 +102,11 @@ def run_steps(seed: int, steps: list[tuple[str, list]]) -> dict[str, float]:
 
 def evaluate(folder: Path) -> None:
     """Load the exported folder, embed all clips, fit the probes, write results and pictures."""
-    from transformers import AutoModel, AutoVideoProcessor
-
-    import umt_hf
-    from umt_hf.plots import plot_losses
-
     torch.manual_seed(0)
     processor = AutoVideoProcessor.from_pretrained(folder / "student")
     student = AutoModel.from_pretrained(folder / "student").eval()
     untrained = AutoModel.from_config(student.config).eval()
-    teacher = umt_hf.UMTTeacher.from_pretrained(folder / "teacher", num_aligned_layers=1)
+    teacher = UMTTeacher.from_pretrained(folder / "teacher", num_aligned_layers=1)
 
     @torch.no_grad()
     def embed_clips(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -139,8 +140,6 @@ def evaluate(folder: Path) -> None:
 
 def embed_split(data: Path, split: str, processor, embed_clips) -> dict[str, torch.Tensor]:
     """Features and labels of a split."""
-    from tqdm import tqdm
-
     rows = [line.rsplit(",", 1) for line in (data / f"{split}_motion.csv").read_text().splitlines()]
     appearances = [line.rsplit(",", 1)[1] for line in (data / f"{split}_appearance.csv").read_text().splitlines()]
     parts = []
@@ -199,9 +198,6 @@ def fit_probe(
 
 def draw_masks(folder: Path, processor, teacher, mask_ratio: float) -> None:
     """Saliency and visible patches over the frames of a held-out clip."""
-    from umt_hf.modeling.masking_umt_video import sample_attention_mask
-    from umt_hf.plots import plot_masks
-
     caption = json.loads((folder / "data" / "test_captions.json").read_text())[0]
     clip = processor(str(folder / "data" / caption["video"]), return_tensors="pt")["pixel_values"]
     saliency = teacher(clip).saliency

@@ -1,7 +1,7 @@
 """What stage 1 is worth when the encoder is fine-tuned, on the embedded data: against none and other pre-training.
 
-    python examples/moving_shapes_finetune.py --output_dir outputs/moving_shapes
-    python examples/moving_shapes_finetune.py --output_dir outputs/moving_shapes --seeds 10 11 12
+    python -m benchmarks.pretraining_value.run --output_dir outputs/moving_shapes
+    python -m benchmarks.pretraining_value.run --output_dir outputs/moving_shapes --seeds 10 11 12
 
 Every start has the same weights before pre-training, the same clips, and then the same fine-tuning: from scratch; UMT
 with semantic and with random masks; pixel reconstruction by Transformers' VideoMAE. Fine-tuning first fits the head on
@@ -30,7 +30,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from moving_shapes_stage1 import build_mlp, embed_split
+
+from umt_hf.moving_shapes.probes import build_mlp, embed_split
 
 # One thread in each of two processes is faster at this size than two threads in one.
 ENVIRONMENT = {
