@@ -10,12 +10,10 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: demo demo-seeds demo-finetune test test-oldest quality workflows style bench check-zoo docs docs-serve dist clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m umt_hf.moving_shapes.probes --output_dir $(DEMO)
-	$(BIN)/python -m umt_hf.moving_shapes.caption_search --output_dir $(DEMO)
+	$(BIN)/python -m umt_hf.moving_shapes.tour --output_dir $(DEMO)
 
 demo-seeds: $(VENV)/.installed
-	$(BIN)/python -m umt_hf.moving_shapes.probes --output_dir $(DEMO)_seeds --seeds 10 11 12
-	$(BIN)/python -m umt_hf.moving_shapes.caption_search --output_dir $(DEMO)_seeds --seeds 10 11 12
+	$(BIN)/python -m umt_hf.moving_shapes.tour --output_dir $(DEMO)_seeds --seeds 10 11 12
 
 # Another choice of seeds: make demo-finetune SEEDS="20 21 22"
 SEEDS ?= 10 11 12

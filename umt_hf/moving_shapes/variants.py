@@ -204,8 +204,9 @@ def _change_brightness(frames: np.ndarray, factor: float, rng: np.random.Generat
     return frames * factor if rng.random() < 0.5 else 255 - (255 - frames) * factor
 
 
-def _occlude(frames: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+def _occlude(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
     """A grey square that stays where it is."""
+    side = int(level)
     top, left = rng.integers(FRAME_SIZE - side + 1, size=2)
     frames[:, top : top + side, left : left + side] = OCCLUDER_COLOR
     return frames
