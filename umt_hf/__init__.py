@@ -7,6 +7,7 @@ Source: Li et al., "Unmasked Teacher: Towards Training-Efficient Video Foundatio
 (arXiv 2303.16058).
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from transformers.models.auto.configuration_auto import AutoConfig
@@ -39,7 +40,20 @@ from .processing.video_processing_umt_video import UMTVideoProcessor
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .inference.classification import VideoClassifier
+    from .inference.detection import ActionDetector
+    from .inference.question_answering import VideoAnswerer
+    from .inference.search import VideoSearcher
     from .teachers.clip import UMTTeacher
+
+# Imported when they are first used, since they bring CLIP, Accelerate or `datasets` along.
+LAZY_NAMES = {
+    "ActionDetector": "inference.detection",
+    "UMTTeacher": "teachers.clip",
+    "VideoAnswerer": "inference.question_answering",
+    "VideoClassifier": "inference.classification",
+    "VideoSearcher": "inference.search",
+}
 
 AutoConfig.register(UMTVideoConfig.model_type, UMTVideoConfig)
 AutoModel.register(UMTVideoConfig, UMTVideoModel)
@@ -57,6 +71,7 @@ AutoVideoProcessor.register(UMTVideoTextConfig, UMTVideoProcessor)
 AutoProcessor.register(UMTVideoTextConfig, UMTVideoTextProcessor)
 
 __all__ = [
+    "ActionDetector",
     "UMTTeacher",
     "UMTTextConfig",
     "UMTTextLMHeadModel",
@@ -73,14 +88,15 @@ __all__ = [
     "UMTVideoTextForRetrieval",
     "UMTVideoTextModel",
     "UMTVideoTextProcessor",
+    "VideoAnswerer",
+    "VideoClassifier",
+    "VideoSearcher",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "UMTTeacher":  # brings CLIP along, which only pre-training needs
-        from .teachers.clip import UMTTeacher
-
-        return UMTTeacher
+    if name in LAZY_NAMES:
+        return getattr(importlib.import_module(f".{LAZY_NAMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

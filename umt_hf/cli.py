@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -40,8 +40,8 @@ def main(
 
 
 @contextmanager
-def report_mistakes() -> Iterator[None]:
-    """Turn errors that a user can mend into one message and exit code 2; leave the libraries' remarks out."""
+def report_mistakes() -> Generator[None]:
+    """Turn errors that a user can fix into one message and exit code 2; leave the libraries' remarks out."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -54,6 +54,18 @@ def report_mistakes() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def report_unreadable() -> Generator[None]:
+    """Turn a video that cannot be read into one message and exit code 1."""
+    from .processing.decoding import VideoDecodingError
+
+    try:
+        yield
+    except VideoDecodingError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
 
 
 def read_sources(videos: Iterable[str]) -> Iterator[str]:
@@ -102,7 +114,8 @@ def write_moving_shapes(
 @app.command(rich_help_panel=MODELS)
 def zoo(
     query: Annotated[
-        str | None, typer.Argument(help="A name, which is shown whole, or text to look for in names and data sets.")
+        str | None,
+        typer.Argument(help="A name, shown with all that is known, or text to look for in names."),
     ] = None,
     task: Annotated[
         str | None,
@@ -137,7 +150,10 @@ def zoo(
 @app.command(rich_help_panel=MODELS)
 def convert(
     checkpoint: Annotated[str, typer.Argument(help="Name from `umt-hf zoo`, which is downloaded, or a .pth file.")],
-    name: Annotated[str | None, typer.Argument(help="What a file is; by default what its own name says.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Checkpoint name for a local .pth file; guessed from the file name by default."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write; by default the name.")] = None,
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit to download; by default the zoo's.")
@@ -165,7 +181,7 @@ def card(
     repo_id: Annotated[str | None, typer.Option(help="Where it is, or will be, on the Hub: name/model.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print metadata and headings as JSON.")] = False,
 ) -> None:
-    """Write the model card of a folder, README.md, from what the folder tells of itself."""
+    """Write the model card of a folder, README.md, from what the folder records."""
     from .hub_cards.card import describe_card, write_model_card
 
     with report_mistakes():
@@ -250,7 +266,7 @@ def embed(
         int | None, typer.Option(help="Frames read of each video; by default the processor's.", min=1)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Videos encoded at a time.", min=1)] = 8,
-    num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0 = none.", min=0)] = 2,
+    num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0: this one reads.", min=0)] = 2,
     shard_size: Annotated[
         int, typer.Option(help="Videos written at a time; a killed run loses fewer than that.", min=1)
     ] = 256,
@@ -335,28 +351,28 @@ def search(
 def classify(
     videos: Annotated[list[str], typer.Argument(help="Video files and folders; - reads a list from standard input.")],
     model: Annotated[str, typer.Option(help="Folder or Hub id of a fine-tuned classifier.")],
-    top_k: Annotated[int, typer.Option(help="Classes told of each video.", min=1)] = 5,
+    top_k: Annotated[int, typer.Option(help="How many classes per video to print.", min=1)] = 5,
     num_clips: Annotated[
-        int | None, typer.Option(help="Clips of a video, averaged; by default the processor's.", min=1)
+        int | None, typer.Option(help="Clips per video, averaged; default: the processor's.", min=1)
     ] = None,
     num_crops: Annotated[
-        int | None, typer.Option(help="Crops of a clip, averaged; by default the processor's.", min=1)
+        int | None, typer.Option(help="Crops per clip, averaged; default: the processor's.", min=1)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Views classified at a time.", min=1)] = 8,
-    num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0 = none.", min=0)] = 2,
+    num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0: this one reads.", min=0)] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print the classes as JSON.")] = False,
 ) -> None:
-    """Tell the likeliest classes of videos.
+    """Print the likeliest classes of videos.
 
     Videos that cannot be read are listed with their reasons.
 
     Example: `umt-hf classify my_videos/ --model umt-vit-b16-k400 --num-clips 4 --num-crops 3`
     """
-    from .inference.classification import classify_files
+    from .inference.classification import VideoClassifier
 
     with report_mistakes():
         sources = read_sources(videos)
-        report = classify_files(sources, model, top_k, num_clips, num_crops, batch_size, num_workers)
+        report = VideoClassifier(model).classify_files(sources, top_k, num_clips, num_crops, batch_size, num_workers)
     print_report(report, as_json)
     if not report.videos:
         raise typer.Exit(1)
@@ -369,9 +385,9 @@ def ask(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a question-answering model.")],
     answers: Annotated[
         Path | None,
-        typer.Option(help="JSON list of answers to rank; none = the model's own words.", exists=True, dir_okay=False),
+        typer.Option(help="JSON list of answers to rank; default: the model's words.", exists=True, dir_okay=False),
     ] = None,
-    top_k: Annotated[int, typer.Option(help="Answers of the list that are told.", min=1)] = 5,
+    top_k: Annotated[int, typer.Option(help="How many ranked answers to print.", min=1)] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Answer a question about a video.
@@ -381,17 +397,46 @@ def ask(
     Example: `umt-hf ask video.mp4 "what is the man doing?" --model outputs/answers --answers answers.json`
     """
     from .data.annotations import load_answers
-    from .inference.question_answering import ask_video, format_reply
-    from .processing.decoding import VideoDecodingError
+    from .inference.question_answering import VideoAnswerer
 
-    with report_mistakes():
+    with report_mistakes(), report_unreadable():
         candidates = None if answers is None else load_answers(str(answers))
-        try:
-            reply = ask_video(video, question, model, candidates, top_k)
-        except VideoDecodingError as error:
-            typer.echo(f"Error: {error}", err=True)
-            raise typer.Exit(1) from error
-    typer.echo(json.dumps(reply) if as_json else format_reply(reply))
+        reply = VideoAnswerer(model).answer(video, question, candidates, top_k)
+    typer.echo(json.dumps(reply.to_dict()) if as_json else reply.format())
+
+
+@app.command(rich_help_panel=VIDEOS)
+def detect(
+    video: Annotated[str, typer.Argument(help="Video file or URL, or folder of one-second files.")],
+    model: Annotated[str, typer.Option(help="Folder or Hub id of an action detector.")],
+    boxes: Annotated[
+        list[str], typer.Option("--boxes", help='Box of a person, "x1,y1,x2,y2" in pixels of the video; repeatable.')
+    ] = [],  # noqa: B006
+    boxes_file: Annotated[
+        Path | None, typer.Option(help="JSON list of boxes, [[x1, y1, x2, y2], ...].", exists=True, dir_okay=False)
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="When the frame with the boxes is shown.")] = None,
+    frame: Annotated[int | None, typer.Option(help="Number of that frame, from 0 on, instead.", min=0)] = None,
+    top_k: Annotated[int, typer.Option(help="How many actions per box to print.", min=1)] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print boxes and actions as JSON.")] = False,
+) -> None:
+    """Name the actions of persons in given boxes.
+
+    Boxes come from a person detector, or from a look at the frame.
+
+    Example: `umt-hf detect video.mp4 --model outputs/detector --boxes "12,30,80,200" --seconds 2.5`
+    """
+    from .data.key_frames import parse_box, read_boxes
+    from .inference.detection import ActionDetector
+
+    with report_mistakes(), report_unreadable():
+        given = [*map(parse_box, boxes), *(read_boxes(boxes_file) if boxes_file else [])]
+        if not given:
+            raise ValueError('Give at least one box: --boxes "x1,y1,x2,y2", or --boxes-file.')
+        if (seconds is None) == (frame is None):
+            raise ValueError("Give --seconds or --frame, one of them.")
+        report = ActionDetector(model).detect(video, given, seconds, frame, top_k)
+    typer.echo(json.dumps(asdict(report)) if as_json else report.format())
 
 
 @app.command(rich_help_panel=MODELS)

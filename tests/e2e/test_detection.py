@@ -14,12 +14,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from umt_hf import UMTVideoConfig, UMTVideoForActionDetection, UMTVideoForPreTraining, UMTVideoProcessor, cli
+from umt_hf import (
+    ActionDetector,
+    UMTVideoConfig,
+    UMTVideoForActionDetection,
+    UMTVideoForPreTraining,
+    UMTVideoProcessor,
+    cli,
+)
 from umt_hf.data.ava_labels import AVA_LABELS
 from umt_hf.evaluation import detection as evaluate_detection
 from umt_hf.finetuning import detection as finetune_detection
 from umt_hf.hub_cards.convert_umt_checkpoint import build_label_maps
-from umt_hf.inference.detection import detect_in_video
 from umt_hf.moving_shapes.render import write_moving_shapes, write_video
 from umt_hf.runs.config import parse_config
 
@@ -193,7 +199,9 @@ def test_batch_mates_change_nothing(student, movies, tmp_path):
     np.testing.assert_allclose(alone, together, atol=2e-5)
     assert alone.std() > 0.1
     first = (tmp_path / "1" / "results.csv").read_text().splitlines()[:80]
-    found = detect_in_video(model, processor, movies / "abc", [[5, 10, 20, 35]], key_seconds=902)[0]
+    report = ActionDetector(tmp_path).detect(movies / "abc", [[5, 10, 20, 35]], key_seconds=902)
+    found = {scored.label: scored.probability for scored in report.boxes[0].actions}
+    assert len(found) == 80
     for line in first:
         label, score = line.split(",")[-2:]
         assert found[model.config.id2label[int(label) - 1]] == pytest.approx(float(score), abs=1e-4)

@@ -18,10 +18,8 @@ except ImportError as error:
 
 # Absolute, since a Space has a copy of this file outside the package.
 from umt_hf.demo.models import (
-    ClipClassifier,
     DemoModels,
     FolderSearcher,
-    QuestionAnswerer,
     TeacherLook,
     TeacherViewer,
     choose_examples,
@@ -29,6 +27,8 @@ from umt_hf.demo.models import (
     load_demo_models,
 )
 from umt_hf.demo.settings import SETTINGS_FILE, DemoSettings, name_option, name_variable
+from umt_hf.inference.classification import VideoClassifier
+from umt_hf.inference.question_answering import VideoAnswerer
 
 HEADER = """# Unmasked Teacher
 Pick a clip, then see what the video models make of it. ([Paper](https://arxiv.org/abs/2303.16058))
@@ -150,7 +150,7 @@ def _add_examples(videos: Sequence[str], clip: gr.Video) -> None:
     gallery.select(pick_example, None, clip)
 
 
-def _add_labels(classifier: ClipClassifier | None, clip: gr.Video) -> None:
+def _add_labels(classifier: VideoClassifier | None, clip: gr.Video) -> None:
     if classifier is None:
         _explain_missing("classifier")
         return
@@ -160,7 +160,8 @@ def _add_labels(classifier: ClipClassifier | None, clip: gr.Video) -> None:
 
     def classify(video: str | None) -> dict[str, float]:
         with _shown_errors(video):
-            return classifier.classify(_require_clip(video))
+            found = classifier.classify(_require_clip(video))
+        return {scored.label: scored.probability for scored in found}
 
     button.click(classify, clip, labels)
     clip.change(_forget, None, labels)
@@ -244,7 +245,7 @@ def _add_search(searcher: FolderSearcher | None, clip: gr.Video) -> None:
     gallery.select(pick_found, found, clip)
 
 
-def _add_ask(answerer: QuestionAnswerer | None, clip: gr.Video) -> None:
+def _add_ask(answerer: VideoAnswerer | None, clip: gr.Video) -> None:
     if answerer is None:
         _explain_missing("question_answering")
         return
@@ -255,7 +256,7 @@ def _add_ask(answerer: QuestionAnswerer | None, clip: gr.Video) -> None:
 
     def ask(video: str | None, text: str) -> str:
         with _shown_errors(video):
-            return answerer.answer(_require_clip(video), text) or "(no answer)"
+            return answerer.answer(_require_clip(video), text).answer or "(no answer)"
 
     gr.on([button.click, question.submit], ask, [clip, question], answer)
     clip.change(_forget, None, answer)

@@ -14,24 +14,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
 from PIL import Image
 from torch.nn import functional as F
 
 from ..data.video_files import list_videos
-from ..inference.classification import merge_views
-from ..inference.loading import load_whole_model
-from ..inference.question_answering import answer_questions
+from ..inference.classification import VideoClassifier
+from ..inference.loading import load_complete_model, load_video_processor
+from ..inference.question_answering import VideoAnswerer
 from ..inference.search import VideoSearcher, embed_videos
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.masking_umt_video import compute_visible_indices
-from ..modeling.modeling_umt_video import UMTVideoForPreTraining, UMTVideoForVideoClassification
-from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
+from ..modeling.modeling_umt_video import UMTVideoForPreTraining
 from ..plots import MaskedFrames, draw_masked_frames
 from ..processing.decoding import VideoDecodingError, open_video
-from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.arguments import EvaluatedModelArguments
 from ..training.alignment import TokenGrid, check_grids, count_visible, draw_mask, load_teacher
 from ..training.arguments import TeacherArguments
 from .settings import DemoSettings
@@ -40,36 +36,6 @@ logger = logging.getLogger(__name__)
 
 REMEMBERED_CLIPS = 4
 THUMBNAIL_SIDE = 240
-
-
-class ClipClassifier:
-    """Names what a clip shows.
-
-    Args:
-        name: Folder or Hub id of a classifier with its processor.
-
-    Raises:
-        ValueError: If it lacks weights, such as those of the classifier.
-    """
-
-    def __init__(self, name: str):
-        self.device = Accelerator().device
-        self.model = _load(UMTVideoForVideoClassification, name).to(self.device)
-        self.processor = UMTVideoProcessor.from_pretrained(name)
-
-    @torch.inference_mode()
-    def classify(self, video: str, top_k: int = 5) -> dict[str, float]:
-        """Labels and probabilities, best first.
-
-        Raises:
-            VideoDecodingError: If the video cannot be read.
-        """
-        pixel_values = self.processor(video, return_tensors="pt")["pixel_values"]
-        logits = self.model(pixel_values.to(self.device)).logits
-        probabilities = merge_views(logits, len(pixel_values))[0]
-        best = probabilities.topk(min(top_k, len(probabilities)))
-        names = self.model.config.id2label
-        return {names[i]: value for i, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -112,8 +78,8 @@ class TeacherViewer:
             self.config = UMTVideoConfig(image_size=side, patch_size=self.teacher.patch_size)
             self.processor = UMTVideoProcessor.from_model_config(self.config)
         else:
-            self.student = _load(UMTVideoForPreTraining, student).to(self.device)
-            self.processor = UMTVideoProcessor.from_pretrained(student)
+            self.student = load_complete_model(UMTVideoForPreTraining, student).eval().to(self.device)
+            self.processor = load_video_processor(student)
             self.config = self.student.config
             names = ("teacher_image_size", "num_aligned_layers", "alignment_interval", "alignment_norm")
             fields = {name: getattr(self.config, name) for name in names}
@@ -154,34 +120,6 @@ class TeacherViewer:
         """Frames `(1, T, 3, H, W)`, teacher's states and saliency `(T, P)`, kept while a visitor moves the slider."""
         pixel_values = self.processor(video, return_tensors="pt")["pixel_values"].to(self.device)
         return pixel_values, *self.teacher.encode(pixel_values)
-
-
-class QuestionAnswerer:
-    """Answers questions about a clip in its own words.
-
-    Args:
-        name: Folder or Hub id of a question-answering model with its processor.
-
-    Raises:
-        ValueError: If it lacks weights, such as those of the answer decoder.
-    """
-
-    def __init__(self, name: str):
-        self.accelerator = Accelerator()
-        self.model = _load(UMTVideoTextForQuestionAnswering, name).to(self.accelerator.device)
-        self.processor = UMTVideoTextProcessor.from_pretrained(name)
-
-    def answer(self, video: str, question: str) -> str:
-        """Answer a question.
-
-        Raises:
-            VideoDecodingError: If the video cannot be read.
-            ValueError: If the question is empty.
-        """
-        if not question.strip():
-            raise ValueError("The question is empty; ask what the clip shows.")
-        rows = Dataset.from_list([{"question_id": 0, "video": video, "question": question}])
-        return answer_questions(self.model, self.processor, rows, self.accelerator, num_workers=0)[0]["answer"]
 
 
 @dataclass(frozen=True)
@@ -247,10 +185,10 @@ class FolderSearcher:
 class DemoModels:
     """The loaded models, and the videos of the folder; `None` where a setting is left out."""
 
-    classifier: ClipClassifier | None
+    classifier: VideoClassifier | None
     viewer: TeacherViewer | None
     searcher: FolderSearcher | None
-    answerer: QuestionAnswerer | None
+    answerer: VideoAnswerer | None
     videos: tuple[str, ...]
 
 
@@ -270,10 +208,10 @@ def load_demo_models(settings: DemoSettings) -> DemoModels:
         videos = tuple(file.path for file in files)
     can_search = settings.video_text is not None and settings.videos is not None
     return DemoModels(
-        ClipClassifier(settings.classifier) if settings.classifier else None,
+        VideoClassifier(settings.classifier) if settings.classifier else None,
         TeacherViewer(settings.teacher, settings.student) if settings.teacher else None,
         FolderSearcher(settings.videos, settings.video_text, settings.index) if can_search else None,
-        QuestionAnswerer(settings.question_answering) if settings.question_answering else None,
+        VideoAnswerer(settings.question_answering) if settings.question_answering else None,
         videos,
     )
 
@@ -318,7 +256,3 @@ def describe_problem(error: Exception, paths: Iterable[str]) -> str:
     for path in paths:
         message = message.replace(path, Path(path).name)
     return message
-
-
-def _load(model_class: type, name: str) -> torch.nn.Module:
-    return load_whole_model(model_class, EvaluatedModelArguments(model_name_or_path=name)).eval()

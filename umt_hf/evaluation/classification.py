@@ -16,19 +16,18 @@ from typing import Any, Literal
 import numpy as np
 from accelerate import Accelerator
 from datasets import Dataset
-from torch import nn
 
 from ..data.annotations import check_labels, identify_video
 from ..data.sources import load_videos
-from ..inference.classification import load_classifier, score_videos
-from ..inference.loading import require_names
+from ..inference.classification import VideoClassifier, score_videos
+from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..plots import plot_confusion_matrix
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import EvaluatedModelArguments, ReportArguments
 from ..runs.config import describe, parse_config
-from ..runs.folder import collect_versions, hash_source
 from .metrics.accuracy import TopKAccuracy, compute_confusion_matrix
-from .report import write_report
+from .report import describe_run, write_report
+from .setup import override_settings, require_names
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ class ClassifiedVideos:
 
 
 def classify_videos(
-    model: nn.Module,
+    model: UMTVideoForVideoClassification,
     processor: UMTVideoProcessor,
     videos: Sequence[Any],
     labels: Sequence[int],
@@ -110,11 +109,11 @@ def classify_videos(
         videos: Path, or `{"path", "bytes"}`, of each.
         labels: Their classes.
         accelerator: Of the run; all processes must call this.
-        batch_size: Views a process classifies at a time.
-        num_clips: Clips of a video, as `UMTVideoProcessor` takes them.
-        num_crops: Crops of a clip.
-        num_workers: Worker processes that decode; 0 = this one.
-        max_skipped_ratio: Share of unreadable videos past which there is no result.
+        batch_size: Views that a process classifies at a time.
+        num_clips: Clips per video.
+        num_crops: Crops per clip.
+        num_workers: Worker processes that decode; 0: this one does.
+        max_skipped_ratio: Share of unreadable videos above which there is no result.
 
     Raises:
         ValueError: If more videos than that could not be read; it names the first of them.
@@ -134,7 +133,7 @@ def classify_videos(
     if len(unreadable) > max_skipped_ratio * len(videos):
         raise ValueError(
             f"{len(unreadable)} of {len(videos)} held-out videos could not be read, more than max_skipped_ratio="
-            f"{max_skipped_ratio}. Mend or remove them, or raise it. The first: {next(iter(unreadable.values()))}"
+            f"{max_skipped_ratio}. Repair or remove them, or raise it. The first: {next(iter(unreadable.values()))}"
         )
     return ClassifiedVideos(scores, np.asarray(labels), unreadable)
 
@@ -186,16 +185,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     model_args, data, args = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
-    require_names(model_args, data)
-    model, processor = load_classifier(model_args)
-    if data.decoder is not None:
-        processor.decoder = data.decoder
-    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    table = load_videos(data.data, data.data_root, data.csv_separator, class_names=names)
-    check_labels(data.data, table, names)
+    name, source = require_names(model_args, data)
+    classifier = VideoClassifier(name, accelerator.device, model_args.attn_implementation)
+    override_settings(classifier.processor, data, ("decoder",))
+    table = load_videos(source, data.data_root, data.csv_separator, class_names=classifier.labels)
+    check_labels(source, table, classifier.labels)
     found = classify_videos(
-        model.to(accelerator.device),
-        processor,
+        classifier.model,
+        classifier.processor,
         table["video"],
         table["label"],
         accelerator,
@@ -210,27 +207,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         report = {
             "task": "classification",
             "metrics": metrics,
-            "class_accuracy": dict(zip(names, found.compute_class_accuracies(), strict=True)),
+            "class_accuracy": dict(zip(classifier.labels, found.compute_class_accuracies(), strict=True)),
             "unreadable": list(found.unreadable.values()),
             "num_videos": len(table),
-            "model": model_args.model_name_or_path,
-            "data": data.data,
-            "data_sha256": hash_source(data.data),
-            "num_frames": processor.num_frames,
-            "frame_sampling": processor.sampling_strategy,
-            "frame_size": dict(processor.crop_size),
             "view_merging": "mean of softmax",
-            "decoder": processor.decoder,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "mixed_precision": accelerator.mixed_precision,
-            "attn_implementation": model.config._attn_implementation,
-            "device": accelerator.device.type,
-            "num_processes": accelerator.num_processes,
-            "versions": collect_versions(),
+            **describe_run(classifier.model, classifier.processor, accelerator, model_args, data),
             **dataclasses.asdict(args),
         }
-        write_report(accelerator, args.output_dir, report, list_predictions(table, found, names))
-        draw_confusion(found, names, args.output_dir)
+        write_report(accelerator, args.output_dir, report, list_predictions(table, found, classifier.labels))
+        draw_confusion(found, classifier.labels, args.output_dir)
     accelerator.wait_for_everyone()
     return metrics
 

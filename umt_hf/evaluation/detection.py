@@ -19,14 +19,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.ava_labels import AVA_EVALUATED_IDS, AVA_LABELS
 from ..data.key_frames import KeyFrame, load_detections, load_key_frames, read_exclusions, read_label_map
-from ..inference.detection import pad_boxes, read_frames, to_shares
-from ..inference.held_out import evaluation_mode, plan_shard, share_rows
-from ..inference.loading import load_whole_model, require_names
+from ..inference.detection import ActionDetector, pad_boxes, read_frames, to_shares
+from ..inference.held_out import build_batch_sampler, evaluation_mode, plan_shard, share_rows
 from ..modeling.modeling_umt_video import UMTVideoForActionDetection
 from ..plots import PicturedFrame, plot_detections
 from ..processing.decoding import VideoDecodingError
@@ -35,15 +33,13 @@ from ..processing.key_clips import read_key_clip
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import EvaluatedModelArguments, ReportArguments
 from ..runs.config import describe, parse_config
-from ..runs.folder import collect_versions, hash_source
 from .metrics.frame_map import compute_frame_map
-from .report import write_report
+from .report import describe_run, write_report
+from .setup import override_settings, require_names
 
 logger = logging.getLogger(__name__)
 
 MAX_PICTURED_NAMES = 4
-
-
 UNKNOWN_SIDE = 10**6  # of a frame that could not be read: keeps its true boxes valid
 
 
@@ -168,7 +164,7 @@ class KeyFrameClips(torch.utils.data.Dataset):
 
 
 def detect_actions(
-    model: nn.Module,
+    model: UMTVideoForActionDetection,
     processor: UMTVideoProcessor,
     frames: Sequence[KeyFrame],
     accelerator: Accelerator,
@@ -200,7 +196,7 @@ def detect_actions(
     clips = KeyFrameClips(frames, processor, model.config.patch_size)
     loader = DataLoader(
         clips,
-        batch_sampler=plan_shard(len(frames), batch_size, accelerator),
+        batch_sampler=build_batch_sampler(plan_shard(len(frames), batch_size, accelerator)),
         num_workers=num_workers,
         collate_fn=list,
         generator=torch.Generator(),  # else starting a loader would move the global random state
@@ -225,7 +221,7 @@ def detect_actions(
     if len(unreadable) > max_skipped_ratio * len(frames):
         raise ValueError(
             f"{len(unreadable)} of {len(frames)} held-out key frames could not be read, more than max_skipped_ratio="
-            f"{max_skipped_ratio}. Mend or remove them, or raise it. The first: {next(iter(unreadable.values()))}"
+            f"{max_skipped_ratio}. Repair or remove them, or raise it. The first: {next(iter(unreadable.values()))}"
         )
     return DetectedActions(scores.numpy(), sizes.numpy().astype(int), unreadable)
 
@@ -350,20 +346,33 @@ SECTIONS = {
 
 
 def load_detector(
-    args: EvaluatedModelArguments, data: TestedKeyFrameArguments
-) -> tuple[UMTVideoForActionDetection, UMTVideoProcessor]:
+    args: EvaluatedModelArguments, data: TestedKeyFrameArguments, device: torch.device
+) -> ActionDetector:
     """The detector with all its weights, and its processor with the settings of the run.
 
     Raises:
         ValueError: If model or data are not named, or the folder lacks weights: random ones give a number too.
     """
-    require_names(args, data)
-    model = load_whole_model(UMTVideoForActionDetection, args)
-    processor = UMTVideoProcessor.from_pretrained(args.model_name_or_path)
-    for name in ("sampling_strategy", "frame_stride", "frame_span", "decoder"):
-        if (value := getattr(data, name)) is not None:
-            setattr(processor, name, value)
-    return model, processor
+    name, _ = require_names(args, data)
+    detector = ActionDetector(name, device, args.attn_implementation)
+    override_settings(detector.processor, data, ("sampling_strategy", "frame_stride", "frame_span", "decoder"))
+    return detector
+
+
+def load_tested_frames(args: TestedKeyFrameArguments, names: list[str]) -> DetectionData:
+    """Read what the arguments name; see `load_detection_data`."""
+    return load_detection_data(
+        str(args.data),
+        data_root=args.data_root,
+        class_names=names,
+        label_keys=args.label_keys,
+        detector_boxes=args.detector_boxes,
+        min_box_score=args.min_box_score,
+        ground_truth=args.ground_truth,
+        excluded=args.excluded,
+        label_map=args.label_map,
+        box_noise=args.box_noise,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
@@ -378,22 +387,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     model_args, data_args, args = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
-    model, processor = load_detector(model_args, data_args)
-    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    data = load_detection_data(
-        data_args.data,
-        data_root=data_args.data_root,
-        class_names=names,
-        label_keys=data_args.label_keys,
-        detector_boxes=data_args.detector_boxes,
-        min_box_score=data_args.min_box_score,
-        ground_truth=data_args.ground_truth,
-        excluded=data_args.excluded,
-        label_map=data_args.label_map,
-        box_noise=data_args.box_noise,
-    )
+    detector = load_detector(model_args, data_args, accelerator.device)
+    processor, names = detector.processor, detector.labels
+    data = load_tested_frames(data_args, names)
     found = detect_actions(
-        model.to(accelerator.device),
+        detector.model,
         processor,
         data.frames,
         accelerator,
@@ -413,21 +411,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
             "num_boxes": len(found.scores),
             "num_key_frames_with_truth": len(data.truth),
             "boxes": describe_boxes(data_args),
-            "model": model_args.model_name_or_path,
             **dataclasses.asdict(data_args),
-            "data_sha256": hash_source(data_args.data),
-            "num_frames": processor.num_frames,
+            **describe_run(detector.model, processor, accelerator, model_args, data_args),
             "sampling_strategy": processor.sampling_strategy,
             "frame_stride": processor.frame_stride,
             "frame_span": processor.frame_span,
-            "frame_size": dict(processor.size),
-            "decoder": processor.decoder,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "mixed_precision": accelerator.mixed_precision,
-            "attn_implementation": model.config._attn_implementation,
-            "device": accelerator.device.type,
-            "num_processes": accelerator.num_processes,
-            "versions": collect_versions(),
             **dataclasses.asdict(args),
         }
         write_report(accelerator, args.output_dir, report)
@@ -439,7 +427,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def describe_boxes(args: TestedKeyFrameArguments) -> str:
-    """Where the boxes of a test came from: a number hangs on that."""
+    """Where the boxes of a test came from, since a number depends on it."""
     source = "annotations" if args.detector_boxes is None else "detector"
     return source if not args.box_noise else f"{source}, edges moved by up to {args.box_noise:g} of a side"
 

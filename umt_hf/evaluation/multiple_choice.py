@@ -17,7 +17,6 @@ from datasets import Dataset
 
 from ..data.annotations import load_choices
 from ..inference.held_out import evaluation_mode, group_by_video, load_video_batches, plan_shard, share_rows
-from ..inference.loading import load_model_and_processor
 from ..modeling.losses_umt import compute_similarity
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
@@ -25,6 +24,7 @@ from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments, R
 from ..runs.config import parse_config
 from .metrics.accuracy import ChoiceAccuracy
 from .report import describe_run, write_report
+from .setup import load_model_and_processor
 
 MATCHING_SHARE = 0.7
 

@@ -18,7 +18,6 @@ from datasets import Dataset
 
 from ..data.annotations import load_answers, load_questions
 from ..inference.held_out import group_by_video
-from ..inference.loading import load_model_and_processor
 from ..inference.question_answering import answer_questions
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
 from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments, ReportArguments
@@ -26,6 +25,7 @@ from ..runs.config import describe, parse_config
 from ..runs.folder import hash_source
 from .metrics.accuracy import ExactAnswerAccuracy
 from .report import describe_run, write_report
+from .setup import load_model_and_processor
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,6 @@ from accelerate import Accelerator
 
 from ..data.annotations import RetrievalSet, load_retrieval_set
 from ..inference.held_out import evaluation_mode, load_video_batches, plan_shard, share_rows
-from ..inference.loading import load_model_and_processor
 from ..modeling.losses_umt import average_video_embeds, normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval, UMTVideoTextModel
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
@@ -30,6 +29,7 @@ from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments, R
 from ..runs.config import describe, parse_config
 from .metrics.ranks import RetrievalRecall, compute_ranks, mark_right_items
 from .report import describe_run, write_report
+from .setup import load_model_and_processor
 
 BLOCK_SCORES = 2**24  # similarities computed at a time
 

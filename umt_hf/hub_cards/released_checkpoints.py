@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from ..inference.loading import load_with_report
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
@@ -301,10 +302,11 @@ def write_and_verify(
     before = compute_trial_outputs(model, task)
     del model
 
-    reloaded, info = TASK_CLASSES[task].from_pretrained(folder, output_loading_info=True)
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[kind]:
-            raise RuntimeError(f"The written folder has {kind.replace('_', ' ')}: {sorted(map(str, info[kind]))[:5]}.")
+    loaded = load_with_report(TASK_CLASSES[task], folder)
+    for kind in ("missing", "unexpected", "mismatched"):
+        if names := getattr(loaded, kind):
+            raise RuntimeError(f"The written folder has {kind} weights: {', '.join(names[:5])}.")
+    reloaded = loaded.model
     stored = reloaded.state_dict()
     different = [key for key in stored if not torch.equal(stored[key], converted[key].to(stored[key].dtype))]
     if different:

@@ -32,7 +32,7 @@ from ..modeling.modeling_umt_video import UMTVideoModel
 from ..processing.decoding import VideoDecodingError, open_video
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
-from .loading import PIXEL_SETTINGS, compute_fingerprint
+from .loading import PIXEL_SETTINGS, compute_fingerprint, load_complete_model, load_video_processor
 
 FeatureLevel = Literal["frame", "clip", "tubelet"]
 FeatureFormat = Literal["safetensors", "dataset"]
@@ -278,7 +278,7 @@ def _find_extents(plan: WindowPlan, level: FeatureLevel, tubelet: int) -> tuple[
     return first, (first + length - 1).clip(max=total - 1)
 
 
-class _Encoder(UMTVideoModel):
+class _VideoEncoder(UMTVideoModel):
     """The encoder alone: no warning about the heads and text towers that a folder holds beside it."""
 
     _keys_to_ignore_on_load_unexpected = [r"."]
@@ -298,11 +298,8 @@ def load_encoder(model: str | os.PathLike) -> tuple[UMTVideoModel, UMTVideoProce
         ValueError: If the folder lacks weights of the encoder.
         OSError: If it has no model or no processor.
     """
-    processor = UMTVideoProcessor.from_pretrained(model)
-    encoder, info = _Encoder.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{model} lacks {len(missing)} weights of a UMT video encoder, such as {missing[0]}.")
-    return encoder.eval(), processor
+    processor = load_video_processor(model)
+    return load_complete_model(_VideoEncoder, model, dtype=torch.float32).eval(), processor
 
 
 def save_features(

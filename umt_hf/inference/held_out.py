@@ -3,18 +3,19 @@
 Batch b belongs to process b mod W. What is computed batch by batch is therefore what one process computes, bit by bit.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from transformers.video_utils import VideoInput
 
 from ..data.annotations import identify_video
 from ..data.sources import get_source
-from ..processing.decoding import VideoDecodingError
+from ..processing.decoding import VideoDecodingError, VideoSource
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 
 SHARED_ROWS = 4096
@@ -24,6 +25,11 @@ def plan_shard(total: int, batch_size: int, accelerator: Accelerator) -> list[ra
     """Batches of this process: with those of the others they cover `range(total)` once."""
     batches = [range(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
     return batches[accelerator.process_index :: accelerator.num_processes]
+
+
+def build_batch_sampler(batches: Sequence[range]) -> list[list[int]]:
+    """Planned batches in the form that a `DataLoader` takes."""
+    return [list(batch) for batch in batches]
 
 
 def share_rows(rows: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
@@ -45,7 +51,7 @@ def share_rows(rows: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+def evaluation_mode(model: nn.Module, accelerator: Accelerator) -> Generator[None]:
     """Without dropout and gradients, in the run's precision; afterwards every module trains or not as before."""
     was_training = {module: module.training for module in model.modules()}
     model.eval()
@@ -91,21 +97,33 @@ class HeldOutVideos(Dataset):
             VideoDecodingError: If the video cannot be read: a number without it would be another test's.
         """
         video = self.videos[index]
-        source = get_source(video)
         try:
-            views = self.processor(
-                source,
-                num_frames=self.processor.num_frames,
-                sampling_strategy="middle",
-                num_clips=1,
-                num_crops=1,
-                return_tensors="pt",
-            )
+            return read_middle_frames(self.processor, get_source(video))
         except ValueError as error:
             name = identify_video(video, index)
             message = str(error) if name in str(error) else f"{name}: {error}"
             raise VideoDecodingError(message) from error
-        return views["pixel_values"][0]
+
+
+def read_middle_frames(processor: UMTVideoProcessor, video: VideoInput | VideoSource) -> torch.Tensor:
+    """One view of a video as models of video and text are tested on it: the middle frames of equal parts.
+
+    Args:
+        processor: Gives number of frames, size and decoder.
+        video: What the processor takes.
+
+    Returns:
+        Normalised frames `(T, C, H, W)`.
+    """
+    views = processor(
+        cast("VideoInput", video),
+        num_frames=processor.num_frames,
+        sampling_strategy="middle",
+        num_clips=1,
+        num_crops=1,
+        return_tensors="pt",
+    )
+    return views["pixel_values"][0]
 
 
 def load_video_batches(
@@ -132,7 +150,7 @@ def load_video_batches(
     """
     loader = DataLoader(
         HeldOutVideos(videos, processor),
-        batch_sampler=batches,
+        batch_sampler=build_batch_sampler(batches),
         num_workers=num_workers,
         pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator(),  # else starting a loader would move the global random state

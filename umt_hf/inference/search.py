@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from torch.utils.data import DataLoader
@@ -32,11 +32,12 @@ from ..modeling.losses_umt import average_video_embeds, normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.decoding import VideoDecodingError
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from .loading import PIXEL_SETTINGS, compute_fingerprint
+from .loading import PIXEL_SETTINGS, compute_fingerprint, load_with_report, require_weights, resolve_device
 from .video_index import VECTOR_COLUMN, VideoIndex, require_faiss
 
 RERANKED_VIDEOS = 32
 RERANK_BATCH_SIZE = 8
+MATCHING_HEAD = ("matching_head.",)
 
 
 @dataclass(frozen=True)
@@ -98,30 +99,33 @@ class VideoTextEncoder:
 
     Args:
         model: Folder or Hub id of a stage-2 or retrieval model with its processor.
-        num_frames: Frames read of each video; `None` = what the processor says.
-        device: Where it runs; `None` = the process's accelerator, or CPU.
+        num_frames: Frames read of each video; default: the processor's.
+        device: Where it runs; default: the process's accelerator, or CPU.
+        attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
 
     Raises:
         ValueError: If the model lacks weights of the dual encoder, or has no processor for videos and texts.
     """
 
-    def __init__(self, model: str | os.PathLike, num_frames: int | None = None, device: torch.device | None = None):
+    def __init__(
+        self,
+        model: str | os.PathLike,
+        num_frames: int | None = None,
+        device: str | torch.device | None = None,
+        attn_implementation: str | None = None,
+    ):
         self.name = os.path.abspath(model) if Path(model).is_dir() else str(model)
         self.processor = _load_processor(self.name)
-        loaded, info = UMTVideoTextForRetrieval.from_pretrained(
-            self.name, dtype=torch.float32, output_loading_info=True
+        loaded = load_with_report(
+            UMTVideoTextForRetrieval, self.name, dtype=torch.float32, attn_implementation=attn_implementation
         )
-        missing = set(info["missing_keys"])
-        self.has_matching_head = not any(name.startswith("matching_head.") for name in missing)
-        if fresh := sorted(name for name in missing if not name.startswith("matching_head.")):
-            raise ValueError(
-                f"{model} is no dual encoder of videos and texts: it lacks {len(fresh)} weights, such as {fresh[0]}. "
-                "Use a stage-2 or retrieval model."
-            )
-        self.device = device or PartialState().device
-        self.model = loaded.eval().to(self.device)
+        # Encoding does without the matching head, which only re-ranking needs.
+        require_weights(loaded, model, MATCHING_HEAD, "Use a stage-2 or retrieval model.")
+        self.has_matching_head = not any(name.startswith(MATCHING_HEAD) for name in loaded.fresh)
+        self.device = resolve_device(device)
+        self.model: UMTVideoTextForRetrieval = loaded.model.eval().to(self.device)
         self.num_frames = num_frames or self.processor.video_processor.num_frames
-        self._fresh = missing
+        self._fresh = loaded.fresh
 
     def describe(self) -> dict[str, Any]:
         """What makes its vectors comparable: the weights' fingerprint, their width, frames and pixel settings."""
@@ -201,7 +205,7 @@ def embed_videos(
         sources: Video files, and folders with videos at any depth. The main process's list counts.
         model: Folder or Hub id of a stage-2 or retrieval model with its processor.
         folder: The index.
-        num_frames: Frames read of each video; `None` = what the processor says.
+        num_frames: Frames read of each video; default: the processor's.
         batch_size: Videos encoded at a time, in each process.
         num_workers: Processes that read ahead, for each process.
         shard_size: Videos that are written at a time.
@@ -245,8 +249,9 @@ class VideoSearcher:
 
     Args:
         folder: The index.
-        model: Where the model that built it lies now; `None` = where it lay then.
-        device: Where the model runs; `None` = the process's accelerator, or CPU.
+        model: Where the model that built it is now; default: where it was then.
+        device: Where the model runs; default: the process's accelerator, or CPU.
+        attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
 
     Raises:
         ImportError: If FAISS is not installed.
@@ -264,12 +269,13 @@ class VideoSearcher:
         self,
         folder: str | os.PathLike,
         model: str | os.PathLike | None = None,
-        device: torch.device | None = None,
+        device: str | torch.device | None = None,
+        attn_implementation: str | None = None,
     ):
         index = VideoIndex(folder)
         built = index.read_encoder()
         self.table = index.load()
-        self.encoder = VideoTextEncoder(model or built["model"], built["num_frames"], device)
+        self.encoder = VideoTextEncoder(model or built["model"], built["num_frames"], device, attn_implementation)
         index.check_encoder(self.encoder.describe())
 
     @torch.inference_mode()
