@@ -12,8 +12,13 @@ from types import ModuleType
 
 def load_alone(name: str) -> ModuleType:
     """Load a module of the package without the package; its relative imports bring in the package when they run."""
-    folder = Path(importlib.util.find_spec("umt_hf").submodule_search_locations[0])
-    spec = importlib.util.spec_from_file_location(f"umt_hf.{name}", folder / f"{name}.py")
+    package = importlib.util.find_spec("umt_hf")
+    if package is None or not package.submodule_search_locations:
+        raise ImportError("The package umt_hf is not installed beside its command: run `pip install umt_hf`.")
+    path = Path(package.submodule_search_locations[0]) / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"umt_hf.{name}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be loaded.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
