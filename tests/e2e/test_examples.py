@@ -196,12 +196,8 @@ def test_lora_saves_an_adapter_that_loads_again(stage1, videos, tmp_path, monkey
 def test_search_videos_finds_the_right_ones(video_text, videos, tmp_path, monkeypatch, capsys, rerank):
     pytest.importorskip("faiss")
     folder = videos / "validation"
-    flags = {
-        "videos": folder,
-        "index": tmp_path / "index",
-        "queries": [f"a video of {name}" for name in CLASSES],
-        "top_k": 2,
-    }
+    queries = [f"a video of {name}" for name in CLASSES]
+    flags = {"videos": folder, "index": tmp_path / "index", "queries": queries, "top_k": 2}
     run("search_videos.py", monkeypatch, model=video_text, **flags, **({"rerank": []} if rerank else {}))
     lines = capsys.readouterr().out.splitlines()
     assert "4 encoded" in lines[0] and lines[1::3] == queries
