@@ -23,7 +23,7 @@ from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..teachers.clip import UMTTeacher
 
 APPEARANCES, MOTIONS = "appearance", "motion"
-POOLINGS = {"mean": "mean over all tokens", "ordered": "one mean a frame, in time order"}
+POOLINGS = {"mean": "mean over all tokens", "ordered": "one mean per frame, in time order"}
 COLUMNS = {
     "motion, linear": (MOTIONS, "linear"),
     "motion, MLP": (MOTIONS, "MLP"),
@@ -61,7 +61,7 @@ def evaluate(folder: Path, probe_steps: int = PROBE_STEPS) -> None:
 
     @torch.no_grad()
     def embed_clips(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One vector a frame from each network, `(B, T, D)`."""
+        """One vector per frame from each network, `(B, T, D)`."""
         num_frames = pixel_values.shape[1]
         frames = teacher.vision_tower(pixel_values=pixel_values.flatten(0, 1)).image_embeds
         tokens = {
@@ -116,7 +116,7 @@ def embed_split(
 
 
 def pool(frames: torch.Tensor, pooling: str) -> torch.Tensor:
-    """One vector a clip from its vectors a frame `(clips, T, D)`."""
+    """One vector per clip from its vectors per frame `(clips, T, D)`."""
     return frames.mean(dim=1) if pooling == "mean" else frames.flatten(1)
 
 
@@ -176,9 +176,9 @@ def format_table(results: Sequence[dict[str, Any]]) -> str:
     """Accuracy of every network, as mean and spread over seeds."""
     names = {
         "student, mean": "(a) student after stage 1, mean over all tokens",
-        "student, ordered": "(a) the same, one mean a frame in time order",
+        "student, ordered": "(a) the same, one mean per frame in time order",
         "random weights, mean": "(b) random weights, mean over all tokens",
-        "random weights, ordered": "(b) the same, one mean a frame in time order",
+        "random weights, ordered": "(b) the same, one mean per frame in time order",
         "teacher, mean": "(c) frozen teacher, averaged over frames",
         "teacher, ordered": "(d) frozen teacher, frame features in time order",
     }

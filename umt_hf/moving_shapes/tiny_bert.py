@@ -52,7 +52,7 @@ def collect_words(data: Path) -> list[str]:
     """Distinct words of a moving-shapes folder's captions, questions and answers, sorted.
 
     Raises:
-        FileNotFoundError: If the folder is no moving-shapes data set.
+        FileNotFoundError: If the folder is not a moving-shapes data set.
     """
     texts: list[str] = []
     for name in ("train_captions.json", "train_questions.json", "answers.json"):
