@@ -55,7 +55,7 @@ def run(wheel, tmp_path_factory):
     def run_command(program: str, *arguments: str) -> str:
         program = str(installed / "bin" / program) if program == "umt-hf" else program
         done = subprocess.run(
-            [program, *arguments], cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=500
+            [program, *arguments], cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=1200
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
