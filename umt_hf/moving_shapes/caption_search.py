@@ -80,7 +80,9 @@ def evaluate(folder: Path, seed: int, num_quartets: int = NUM_QUARTETS) -> None:
         vision_fields={"num_frames": after.vision_model.config.num_frames},
         text_fields={name: getattr(text_config, name) for name in names},
         projection_dim=after.config.projection_dim,
-    ).eval()
+    )
+    assert isinstance(before, UMTVideoTextForRetrieval)  # without the report of what was loaded
+    before.eval()
     clips = load_retrieval_set(str(folder / "data" / "test_captions.json"), multiple_videos_per_text=True)
     quartets = write_quartets(folder / "quartets", seed, num_quartets)
 
