@@ -27,6 +27,7 @@ from ..evaluation.retrieval import (
     rank_by_similarity,
     rerank_candidates,
 )
+from ..inference.held_out import HeldOutVideos
 from ..modeling.losses_umt import compute_similarity
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..plots import STAGE_2_CURVES, FoundVideo, plot_found_videos, plot_losses
@@ -169,7 +170,7 @@ def draw_found(
     found = []
     for text in range(0, len(clips.texts), len(clips.texts) // 5)[:5]:
         video = int((features.video_embeds @ features.text_embeds[text]).argmax())
-        pixel_values = processor(videos=[Path(str(clips.videos[video]))], return_tensors="pt")["pixel_values"][0]
+        pixel_values = HeldOutVideos([clips.videos[video]], processor.video_processor)[0]
         caption = clips.texts[clips.texts_of_video[video][0]]
         is_right = video in clips.videos_of_text[text]
         found.append(FoundVideo(clips.texts[text], caption, is_right, pixel_values))
