@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -93,7 +93,7 @@ def write_moving_shapes(
     ] = None,
     corruption: Annotated[list[str], typer.Option(help="noise, blur, ...: adds damaged test clips; repeatable.")] = [],  # noqa: B006
     severity: Annotated[str, typer.Option(help="Of the corruptions: mild, medium or strong.")] = "medium",
-    num_corrupted_clips: Annotated[int | None, typer.Option(help="Test clips damaged; by default all.")] = None,
+    num_corrupted_clips: Annotated[int | None, typer.Option(help="Test clips damaged; default: all.")] = None,
 ) -> None:
     """Render real .mp4 files of moving shapes, with labels, captions, questions and boxes.
 
@@ -131,9 +131,9 @@ def zoo(
 
     from .zoo import build_entry_table, build_zoo_table, filter_zoo, find_entry, load_zoo
 
-    is_name = query in load_zoo()
+    is_name = query is not None and query in load_zoo()
     with report_mistakes():
-        entries = [find_entry(query)] if is_name else filter_zoo(task, size, query)
+        entries = [find_entry(query)] if query is not None and is_name else filter_zoo(task, size, query)
         if query is not None and not entries and task is size is None:
             find_entry(query)
     if as_json:
@@ -154,9 +154,9 @@ def convert(
         str | None,
         typer.Argument(help="Checkpoint name for a local .pth file; guessed from the file name by default."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to write; by default the name.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write; default: the name.")] = None,
     revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit to download; by default the zoo's.")
+        str | None, typer.Option(help="Branch, tag or commit to download; default: the zoo's.")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or Hub id of a BERT, or vocab.txt, for models with text.")
@@ -194,7 +194,7 @@ def push(
     folder: Annotated[Path, typer.Argument(help="Finished model folder: trained, fine-tuned or converted.")],
     repo: Annotated[str, typer.Argument(help="Repository: a name in your account, or account/name.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, made if it does not exist; by default main.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, made if it does not exist; default: main.")] = None,
     no_code: Annotated[
         bool, typer.Option("--no-code", help="Without the source files that trust_remote_code=True needs.")
     ] = False,
@@ -221,8 +221,8 @@ def demo(
     question_answering: Annotated[str | None, typer.Option(help="Of a model that answers questions.")] = None,
     videos: Annotated[str | None, typer.Option(help="Folder of videos to pick from and to search.")] = None,
     index: Annotated[str | None, typer.Option(help="Folder to keep the search index in.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen at; by default this machine alone.")] = None,
-    port: Annotated[int | None, typer.Option(help="By default the first free one from 7860 on.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at; default: this machine alone.")] = None,
+    port: Annotated[int | None, typer.Option(help="Default: the first free one from 7860 on.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Make a public link by way of Gradio's servers.")] = False,
     push: Annotated[
         str | None, typer.Option(metavar="REPO", help="Make this Space on the Hub instead of serving the page.")
@@ -247,7 +247,7 @@ def demo(
         if push is not None:
             typer.echo(f"Pushed {push_space(push, settings, private)}")
             return
-        from .demo.app import launch_demo  # tells where Gradio is missing
+        from .demo.app import launch_demo  # says so where Gradio is missing
 
         launch_demo(settings, host, port, share)
     except PublishingError as error:
@@ -263,7 +263,7 @@ def embed(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a stage-2 or retrieval model.")],
     out: Annotated[Path, typer.Option(help="Index folder to make or to add to.")],
     num_frames: Annotated[
-        int | None, typer.Option(help="Frames read of each video; by default the processor's.", min=1)
+        int | None, typer.Option(help="Frames read of each video; default: the processor's.", min=1)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Videos encoded at a time.", min=1)] = 8,
     num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0: this one reads.", min=0)] = 2,
@@ -298,14 +298,14 @@ def features(
     level: Annotated[
         str, typer.Option(help="What has a feature: frame, clip (a window) or tubelet (a token).")
     ] = "clip",
-    window: Annotated[int | None, typer.Option(help="Frames seen at a time; by default the model's.", min=1)] = None,
+    window: Annotated[int | None, typer.Option(help="Frames seen at a time; default: the model's.", min=1)] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Frames from a window to the next; by default half a window.", min=1)
+        int | None, typer.Option(help="Frames from a window to the next; default: half a window.", min=1)
     ] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames read a second; by default every frame.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames read per second; default: every frame.")] = None,
     batch_size: Annotated[int, typer.Option(help="Windows encoded at a time.", min=1)] = 8,
     format: Annotated[
-        str, typer.Option(help="safetensors: a file a video; dataset: also a `datasets` dataset of all of them.")
+        str, typer.Option(help="safetensors: one file per video; dataset: also a `datasets` dataset of all of them.")
     ] = "safetensors",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -321,7 +321,9 @@ def features(
 
     datasets.disable_progress_bars()
     with report_mistakes():
-        report = save_features(read_sources(videos), model, out, level, window, stride, batch_size, fps, format)
+        report = save_features(
+            read_sources(videos), model, out, cast("Any", level), window, stride, batch_size, fps, cast("Any", format)
+        )
     print_report(report, as_json)
     if report.num_extracted + report.num_unchanged == 0:
         raise typer.Exit(1)
@@ -443,10 +445,10 @@ def detect(
 def info(
     model: Annotated[str, typer.Argument(help="Model folder or Hub id.")],
     num_clips: Annotated[
-        int | None, typer.Option(help="Clips of a video to count; by default the processor's.", min=1)
+        int | None, typer.Option(help="Clips per video to count; default: the processor's.", min=1)
     ] = None,
     num_crops: Annotated[
-        int | None, typer.Option(help="Crops of a clip to count; by default the processor's.", min=1)
+        int | None, typer.Option(help="Crops per clip to count; default: the processor's.", min=1)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import CLIPVisionModelWithProjection, VideoMAEForPreTraining
 
 from benchmarks.common import PhaseClock
-from umt_hf.modeling.masking_umt_video import compute_visible_indices, sample_attention_mask, sample_tube_mask
+from umt_hf.modeling.masking_umt_video import compute_visible_indices, sample_attention_indices, sample_tube_mask
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.teachers.clip import UMTTeacher
 
@@ -128,13 +128,19 @@ class UMTStep(TrainingStep):
         states, saliency = self.encode(pixel_values)
         clock.mark(TEACHER)
         if mask is None:
-            mask = sample_attention_mask(saliency, self.size.mask_ratio, num_frames=self.size.frames)
-        visible_indices = compute_visible_indices(mask, self.size.visible_tokens)
+            visible_indices = sample_attention_indices(saliency, self.size.mask_ratio, num_frames=self.size.frames)
+        else:
+            visible_indices = compute_visible_indices(mask, self.size.visible_tokens)
         clock.mark(MASK)
         features = self.project(states, pixel_values.shape[0], visible_indices)
         clock.mark(TEACHER)
         with self.autocast():
-            return self.student(pixel_values, visible_indices=visible_indices, teacher_features=features).loss
+            return self.student(
+                pixel_values,
+                visible_indices=visible_indices,
+                teacher_features=features,
+                normalize_teacher_features=False,
+            ).loss
 
 
 class PlainStep(TrainingStep):

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
 
-from tests.e2e.conftest import ROOT, find_free_port, launch_environment
+from tests.e2e.runs import FINE_TUNING, assert_same_weights, to_flags
+from tests.processes import run_ranks
 from umt_hf import UMTVideoModel, UMTVideoProcessor, UMTVideoTextProcessor
 from umt_hf.data.annotations import load_pairs
 from umt_hf.evaluation import question_answering as evaluate_question_answering
@@ -79,6 +78,7 @@ def flags(shapes, stage2, tmp_path):
 
     def build(script: str, **changes) -> list[str]:
         fields = {
+            **FINE_TUNING,
             "model_name_or_path": stage2,
             "train_data": shapes / f"train_{'captions' if script == 'retrieval' else 'questions'}.json",
             "output_dir": tmp_path / "run",
@@ -90,13 +90,8 @@ def flags(shapes, stage2, tmp_path):
             "warmup_epochs": 0,
             "max_steps": 3,
             "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": "true",
-            "disable_tqdm": "true",
-            **changes,
         }
-        return [flag for name, value in fields.items() for flag in (f"--{name}", str(value))]
+        return to_flags(**fields | changes)
 
     return build
 
@@ -228,7 +223,7 @@ def test_best_checkpoint_is_the_one_kept(flags, shapes, tmp_path, mode):
 def build_evaluation_flags(folder: Path, **fields) -> list[str]:
     """Command line that scores the folder of a run by itself."""
     fields |= {"model_name_or_path": folder / "run", "output_dir": folder / "report", "dataloader_num_workers": 0}
-    return [flag for name, value in fields.items() for flag in (f"--{name}", str(value))]
+    return to_flags(**fields)
 
 
 def test_multiple_choice(flags, shapes, tmp_path):
@@ -258,10 +253,7 @@ def test_data_that_is_missing(flags, shapes, tmp_path):
     with pytest.raises(ValueError, match="validation_data"):
         fine_tune(flags("retrieval", eval_strategy="epoch"), "retrieval")
     with pytest.raises(ValueError, match="train_data"):
-        fine_tune(
-            [flag for flag in flags("retrieval") if "train_captions" not in flag and flag != "--train_data"],
-            "retrieval",
-        )
+        fine_tune(flags("retrieval", train_data=None), "retrieval")
     rows = json.loads((shapes / "train_questions.json").read_text())[:1]
     (tmp_path / "open.json").write_text(json.dumps([{**rows[0], "answer": []}]))
     with pytest.raises(ValueError, match="no answer to train on"):
@@ -311,13 +303,6 @@ def test_unreadable_videos_are_counted_named_and_bounded(flags, shapes, tmp_path
         fine_tune(arguments, "retrieval")
 
 
-def assert_same_weights(one: Path, other: Path, **tolerance) -> None:
-    one, other = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        torch.testing.assert_close(tensor, other[name], **(tolerance or {"atol": 0, "rtol": 0}), msg=name)
-
-
 def test_resumed_run_equals_the_uninterrupted_one(flags, tmp_path):
     """In the middle of an epoch of three steps, with dropout, stochastic depth and drawn negatives."""
     common = {"max_steps": 7, "save_strategy": "steps", "save_steps": 4, "drop_path_rate": 0.2}
@@ -341,11 +326,7 @@ def test_two_processes_equal_one_with_both_batches(flags, stage2, tmp_path):
     common = {"model_name_or_path": folder, "max_steps": 3}
     fine_tune(flags("retrieval", output_dir=tmp_path / "one", per_device_train_batch_size=8, **common), "retrieval")
     arguments = flags("retrieval", output_dir=tmp_path / "two", per_device_train_batch_size=4, **common)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(find_free_port()), "-m", "umt_hf.finetuning.retrieval", *arguments]
-    environment = launch_environment() | {"ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_ranks(finetune_retrieval.main, arguments)
     one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], abs=1e-4)
     assert [line["grad_norm"] for line in one] == pytest.approx([line["grad_norm"] for line in two], rel=1e-3)

@@ -1,11 +1,13 @@
 """Folders go up whole and come back to people who do not have this package."""
 
+import ast
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,15 +17,24 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForVideoClassification, AutoModelForVisualQuestionAnswering, AutoProcessor
 from typer.testing import CliRunner
 
+import umt_hf
 from tests.hub.conftest import read_files
 from tests.hub.server import OTHER_TOKEN, READ_TOKEN, TOKEN, LoopbackHub
+from tests.unit.modeling.test_modeling_video_text import TINY, TINY_TEXT, TINY_VISION
+from tests.unit.processing.test_processing_video_text import WORDS, build_processor
 from tests.unit.video_files import write_video
 from umt_hf import (
+    UMTVideoConfig,
+    UMTVideoForActionDetection,
     UMTVideoForPreTraining,
     UMTVideoForVideoClassification,
     UMTVideoModel,
     UMTVideoProcessor,
+    UMTVideoTextConfig,
+    UMTVideoTextForPreTraining,
+    UMTVideoTextForQuestionAnswering,
     UMTVideoTextForRetrieval,
+    UMTVideoTextModel,
     UMTVideoTextProcessor,
     cli,
 )
@@ -77,6 +88,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_loads_where_the_package_is_not_installed(hub, folders, tmp_path):
     """The same numbers to the last bit, from the code and weights on the Hub alone."""
     for name, folder in folders.items():
@@ -102,7 +114,7 @@ def test_loads_where_the_package_is_not_installed(hub, folders, tmp_path):
     save_file({name: tensor.contiguous() for name, tensor in expected.items()}, tmp_path / "expected.safetensors")
     (tmp_path / "pull.py").write_text(PULL)
     command = [sys.executable, "-I", "pull.py", "expected.safetensors", video, QUESTION]
-    environment = hub.environment(token=None, home=tmp_path / "clean") | {"OMP_NUM_THREADS": "1"}
+    environment = hub.environment(token=None, home=tmp_path / "clean")
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
@@ -131,6 +143,76 @@ def test_auto_map_names_every_class_and_each_of_its_files_travels(folders):
             assert not line.strip().startswith(("import umt_hf", "from umt_hf", "from ..")), (name, line)
             if line.strip().startswith("from ."):
                 assert f"{line.split()[1][1:]}.py" in files, (name, line)
+
+
+VIDEO_FILES = {
+    "configuration_umt_video.py",
+    "decoding.py",
+    "losses_umt.py",
+    "masking_umt_video.py",
+    "modeling_umt_video.py",
+    "sampling.py",
+    "video_processing_umt_video.py",
+}
+VIDEO_TEXT_FILES = VIDEO_FILES | {
+    "configuration_umt_video_text.py",
+    "modeling_umt_text.py",
+    "modeling_umt_video_text.py",
+    "processing_umt_video_text.py",
+    "towers_umt_video_text.py",
+}
+PUSHED_FILES = {
+    UMTVideoModel: VIDEO_FILES,
+    UMTVideoForPreTraining: VIDEO_FILES,
+    UMTVideoForVideoClassification: VIDEO_FILES,
+    UMTVideoForActionDetection: VIDEO_FILES,
+    UMTVideoTextModel: VIDEO_TEXT_FILES,
+    UMTVideoTextForPreTraining: VIDEO_TEXT_FILES,
+    UMTVideoTextForRetrieval: VIDEO_TEXT_FILES,
+    UMTVideoTextForQuestionAnswering: VIDEO_TEXT_FILES,
+}
+
+
+def find_imports(source: str) -> set[str]:
+    """Siblings that a file imports, anywhere in it."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.level]
+    assert all(node.level == 1 and node.module for node in nodes)
+    return {f"{node.module}.py" for node in nodes}
+
+
+def find_circle(imports: dict[str, set[str]]) -> list[str]:
+    """Files that import each other in a circle; empty if files can be loaded one after another."""
+    left = dict(imports)
+    while ready := [name for name, needed in left.items() if not needed & left.keys()]:
+        for name in ready:
+            del left[name]
+    return sorted(left)
+
+
+@pytest.mark.parametrize("model_class", PUSHED_FILES)
+def test_the_files_of_a_pushed_repository(model_class, tmp_path):
+    """Models and processors alone: no converter, nothing that reads a pickle, no labels of a data set, no circle."""
+    is_video = model_class.config_class is UMTVideoConfig
+    text = {**TINY_TEXT, "vocab_size": len(WORDS)}
+    config = UMTVideoConfig(**TINY_VISION) if is_video else UMTVideoTextConfig(**{**TINY, "text_config": text})
+    processor = UMTVideoProcessor.from_model_config(config) if is_video else build_processor(max_length=16)
+    model_class(config).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+
+    pushed = {name: code for name, code in build_remote_code(tmp_path).items() if name.endswith(".py")}
+    assert set(pushed) == PUSHED_FILES[model_class]
+    package = Path(umt_hf.__file__).parent
+    for name, code in pushed.items():
+        (path,) = [package / wing / name for wing in ("modeling", "processing") if (package / wing / name).exists()]
+        assert path.read_bytes() == code, name
+        source = code.decode()
+        for forbidden in ("torch.load", "pickle", "convert_state_dict", "ava_labels"):
+            assert forbidden not in source, (name, forbidden)
+    assert not [name for name in pushed if "convert" in name or "label" in name or "teacher" in name]
+    imports = {name: find_imports(code.decode()) for name, code in pushed.items()}
+    assert set().union(*imports.values()) <= set(pushed)
+    assert find_circle(imports) == []
+    assert find_circle(imports | {"losses_umt.py": {f"{model_class.__module__.split('.')[-1]}.py"}}) != []
 
 
 def test_no_code_travels_but_in_a_push(hub, folders, tmp_path):

@@ -60,7 +60,7 @@ def test_aligned_layers():
 def rename(name: str) -> list[str]:
     """Names that a published parameter has here; the position table is no parameter any more."""
     bare = name.removeprefix("encoder.")
-    return [] if bare == "pos_embed" else list(_convert_tensor(bare, torch.empty(3, 1), None))
+    return [] if bare == "pos_embed" else list(_convert_tensor(bare, torch.empty(3, 1)))
 
 
 @pytest.mark.parametrize("case", load_table("param_groups")["cases"], ids=lambda case: str(case["model"]))

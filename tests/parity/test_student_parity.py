@@ -74,7 +74,7 @@ def convert_gradients(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
     converted = {}
     for name, tensor in gradients.items():
-        converted.update(_convert_tensor(name.removeprefix("encoder."), tensor, None))
+        converted.update(_convert_tensor(name.removeprefix("encoder."), tensor))
     return converted
 
 

@@ -152,7 +152,7 @@ def vision_case():
         if name.startswith("pool_norm."):
             weights["video_norm." + name.removeprefix("pool_norm.")] = tensor
         else:
-            weights.update(_convert_tensor(name.removeprefix("encoder."), tensor, None))
+            weights.update(_convert_tensor(name.removeprefix("encoder."), tensor))
     model = UMTVideoTextForPreTraining(build_config(info)).eval()
     loading = model.load_state_dict(weights, strict=False)
     assert not loading.unexpected_keys

@@ -7,9 +7,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from tests.parity.multi_modality import assert_equal, load_case, load_table, read_video
 from umt_hf import UMTVideoTextConfig, UMTVideoTextForPreTraining, UMTVideoTextForQuestionAnswering
 from umt_hf.modeling.configuration_umt_video import UMTVideoConfig
+from umt_hf.modeling.masking_umt_video import build_mask
 from umt_hf.modeling.modeling_umt_video import UMTVideoModel
 from umt_hf.teachers.clip import UMTTeacher
-from umt_hf.training.alignment import TokenGrid, count_visible, draw_mask
+from umt_hf.training.alignment import TokenGrid, count_visible, draw_visible_indices
 
 BEHAVIOURS = load_table("behaviours")["entries"]
 MASK_RATIOS = {"video": 0.7, "image": 0.5}
@@ -117,7 +118,8 @@ def test_visible_tokens_and_pooled_vectors(mask_type, media, num_frames):
     expected = BEHAVIOURS[f"shapes_mask_{mask_type}_keeptemporal0"]["value"][media]
     grid, ratio = TokenGrid(num_frames, 16), MASK_RATIOS[media]
     noise = torch.empty(2, grid.num_tokens).exponential_()
-    mask = draw_mask(mask_type, ratio, torch.rand(2 * num_frames, 16), noise, grid)
+    visible = draw_visible_indices(mask_type, ratio, torch.rand(2 * num_frames, 16), noise, grid)
+    mask = build_mask(visible, grid.num_tokens)
     assert (~mask).sum(1).tolist() == [count_visible(mask_type, ratio, grid)] * 2 == [expected["vision_embeds"][1]] * 2
     model = build_tiny()
     outputs = model.get_video_features(torch.randn(2, num_frames, 3, 64, 64), bool_masked_pos=mask)

@@ -6,12 +6,38 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from datasets import Dataset, Image, IterableDataset, Value, Video, load_dataset, load_from_disk
 
 VIDEO_SUFFIXES = {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 SQLITE_SUFFIXES = {".db", ".sqlite", ".sqlite3"}
+
+
+@overload
+def load_videos(
+    source: str,
+    data_root: str | None = None,
+    csv_separator: str = ",",
+    config_name: str | None = None,
+    split: str = "train",
+    video_column: str = "video",
+    streaming: Literal[False] = False,
+    class_names: list[str] | None = None,
+) -> Dataset: ...
+
+
+@overload
+def load_videos(
+    source: str,
+    data_root: str | None = None,
+    csv_separator: str = ",",
+    config_name: str | None = None,
+    split: str = "train",
+    video_column: str = "video",
+    streaming: bool = False,
+    class_names: list[str] | None = None,
+) -> Dataset | IterableDataset: ...
 
 
 def load_videos(

@@ -3,7 +3,7 @@
 import base64
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -90,8 +90,8 @@ def launch_demo(
 
     Args:
         settings: Models and videos.
-        host: Address to listen at; `None` = this machine alone, or what `GRADIO_SERVER_NAME` says.
-        port: `None` = the first free one from 7860 on, or `GRADIO_SERVER_PORT`.
+        host: Address to listen at; default: this machine alone, or what `GRADIO_SERVER_NAME` says.
+        port: Default: the first free one from 7860 on, or `GRADIO_SERVER_PORT`.
         share: Whether Gradio makes a public link for a week; this needs the internet.
         block: Whether to serve until the process is interrupted.
 
@@ -172,7 +172,7 @@ def _add_teacher(viewer: TeacherViewer | None, clip: gr.Video) -> None:
         _explain_missing("teacher")
         return
     gr.Markdown(
-        "The teacher, an image model, sees every frame whole. The student learns from it and sees only the patches "
+        "The teacher, an image model, sees all of every frame. The student learns from it and sees only the patches "
         "that a mask leaves: at random, but those the teacher attends to more often."
     )
     with gr.Row():
@@ -319,7 +319,7 @@ def _require_clip(video: str | None) -> str:
 
 
 @contextmanager
-def _shown_errors(video: str | None = None) -> Iterator[None]:
+def _shown_errors(video: str | None = None) -> Generator[None]:
     """Show what is wrong with a visitor's input in the page, and nothing of the server."""
     try:
         yield

@@ -1,6 +1,6 @@
 """The models behind the page, each with the one thing that it does for a visitor.
 
-Legend: T frames, P patches a frame, K aligned layers, C channels of the aligned features.
+Legend: T frames, P patches per frame, K aligned layers, C channels of the aligned features.
 """
 
 import functools
@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,16 +20,16 @@ from torch.nn import functional as F
 
 from ..data.video_files import list_videos
 from ..inference.classification import VideoClassifier
-from ..inference.loading import load_complete_model, load_video_processor
+from ..inference.loading import load_complete_model, load_video_processor, place_model
 from ..inference.question_answering import VideoAnswerer
 from ..inference.search import VideoSearcher, embed_videos
 from ..modeling.configuration_umt_video import UMTVideoConfig
-from ..modeling.masking_umt_video import compute_visible_indices
+from ..modeling.masking_umt_video import build_mask
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
 from ..plots import MaskedFrames, draw_masked_frames
 from ..processing.decoding import VideoDecodingError, open_video
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..training.alignment import TokenGrid, check_grids, count_visible, draw_mask, load_teacher
+from ..training.alignment import TokenGrid, check_grids, draw_visible_indices, load_teacher
 from ..training.arguments import TeacherArguments
 from .settings import DemoSettings
 
@@ -60,7 +61,7 @@ class TeacherViewer:
 
     Args:
         teacher: Folder or Hub id of a CLIP.
-        student: Of a stage-1 model that was trained with it; `None` = frames are read as the teacher likes them.
+        student: Of a stage-1 model that was trained with it; default: frames are read in the teacher's size.
 
     Raises:
         ValueError: If the two do not divide a frame alike, or the student lacks weights.
@@ -75,10 +76,10 @@ class TeacherViewer:
                 TeacherArguments(teacher_name_or_path=teacher, num_aligned_layers=1), "sdpa", accelerator
             )
             side = self.teacher.image_size
-            self.config = UMTVideoConfig(image_size=side, patch_size=self.teacher.patch_size)
+            self.config = UMTVideoConfig(image_size=cast("int", side), patch_size=cast("int", self.teacher.patch_size))
             self.processor = UMTVideoProcessor.from_model_config(self.config)
         else:
-            self.student = load_complete_model(UMTVideoForPreTraining, student).eval().to(self.device)
+            self.student = place_model(load_complete_model(UMTVideoForPreTraining, student), self.device)
             self.processor = load_video_processor(student)
             self.config = self.student.config
             names = ("teacher_image_size", "num_aligned_layers", "alignment_interval", "alignment_norm")
@@ -105,16 +106,14 @@ class TeacherViewer:
         pixel_values, states, saliency = self._encode(video, os.stat(video).st_mtime_ns)
         grid = TokenGrid(*saliency.shape)
         noise = torch.empty(1, grid.num_tokens).exponential_(generator=torch.Generator().manual_seed(seed))
-        mask = draw_mask(mask_type, mask_ratio, saliency, noise.to(self.device), grid)
-        num_visible = count_visible(mask_type, mask_ratio, grid)
+        visible = draw_visible_indices(mask_type, mask_ratio, saliency, noise.to(self.device), grid)
         agreement = None
         if self.student is not None:
-            visible = compute_visible_indices(mask, num_visible)
             targets = self.teacher.project(states, 1, visible)
             features = self.student(pixel_values, visible_indices=visible).aligned_features
             agreement = F.cosine_similarity(features, targets, dim=-1).mean().item()
-        frames = draw_masked_frames(pixel_values[0], saliency, mask[0])
-        return TeacherLook(frames, num_visible, grid.num_tokens, agreement)
+        frames = draw_masked_frames(pixel_values[0], saliency, build_mask(visible, grid.num_tokens)[0])
+        return TeacherLook(frames, visible.shape[1], grid.num_tokens, agreement)
 
     def _encode_clip(self, video: str, _modified_ns: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """Frames `(1, T, 3, H, W)`, teacher's states and saliency `(T, P)`, kept while a visitor moves the slider."""
@@ -143,11 +142,11 @@ class FolderSearcher:
     Args:
         videos: The folder.
         model: Folder or Hub id of a stage-2 or retrieval model with its processor.
-        index: Folder of the index, which is made or brought up to date; `None` = a temporary one.
+        index: Folder of the index, which is made or brought up to date; default: a temporary one.
 
     Raises:
         ImportError: If FAISS is not installed.
-        ValueError: If no video can be read, the model is no dual encoder, or the index was built by another.
+        ValueError: If no video can be read, the model is not a dual encoder, or the index was built by another.
     """
 
     def __init__(self, videos: str, model: str, index: str | None = None):
@@ -206,11 +205,13 @@ def load_demo_models(settings: DemoSettings) -> DemoModels:
         if missing:
             raise ValueError(f"{settings.videos}: no such folder. Give a folder of videos.")
         videos = tuple(file.path for file in files)
-    can_search = settings.video_text is not None and settings.videos is not None
+    searcher = None
+    if settings.video_text is not None and settings.videos is not None:
+        searcher = FolderSearcher(settings.videos, settings.video_text, settings.index)
     return DemoModels(
         VideoClassifier(settings.classifier) if settings.classifier else None,
         TeacherViewer(settings.teacher, settings.student) if settings.teacher else None,
-        FolderSearcher(settings.videos, settings.video_text, settings.index) if can_search else None,
+        searcher,
         VideoAnswerer(settings.question_answering) if settings.question_answering else None,
         videos,
     )

@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from accelerate import Accelerator
@@ -19,17 +19,17 @@ from datasets import Dataset
 
 from ..data.annotations import check_labels, identify_video
 from ..data.sources import load_videos
+from ..data.unreadable import UnreadableVideos
 from ..inference.classification import VideoClassifier, score_videos
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..plots import plot_confusion_matrix
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import EvaluatedModelArguments, ReportArguments
 from ..runs.config import describe, parse_config
+from ..runs.folder import CONFUSION_PICTURE
 from .metrics.accuracy import TopKAccuracy, compute_confusion_matrix
 from .report import describe_run, write_report
 from .setup import override_settings, require_names
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -65,9 +65,10 @@ class ClassifiedVideos:
             raise ValueError(
                 f"Not one held-out video could be read. The first: {next(iter(self.unreadable.values()))}"
             )
-        found = TopKAccuracy().compute(
+        figures = TopKAccuracy().compute(
             predictions=self.scores[is_read].tolist(), references=self.labels[is_read].tolist()
         )
+        found = cast("dict[str, float]", figures)  # None is for processes that compute nothing
         share = float(is_read.mean())
         metrics = {name: value * share for name, value in found.items()}
         metrics["unreadable_videos"] = float(len(self.unreadable))
@@ -128,13 +129,8 @@ def classify_videos(
         num_crops=num_crops,
         num_workers=num_workers,
     )
-    for reason in unreadable.values():
-        logger.warning("Held-out video unreadable: %s", reason)
-    if len(unreadable) > max_skipped_ratio * len(videos):
-        raise ValueError(
-            f"{len(unreadable)} of {len(videos)} held-out videos could not be read, more than max_skipped_ratio="
-            f"{max_skipped_ratio}. Repair or remove them, or raise it. The first: {next(iter(unreadable.values()))}"
-        )
+    reasons = list(unreadable.values())
+    UnreadableVideos().count(len(videos), reasons, max_skipped_ratio, kind="held-out videos", error=ValueError)
     return ClassifiedVideos(scores, np.asarray(labels), unreadable)
 
 
@@ -177,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Parse, load, classify, report; also a picture of the confusion matrix.
 
     Args:
-        arguments: Command line; `None` = the process's own.
+        arguments: Command line; default: the process's own.
 
     Returns:
         Top-1 and top-5 accuracy, and the number of unreadable videos.
@@ -193,8 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     found = classify_videos(
         classifier.model,
         classifier.processor,
-        table["video"],
-        table["label"],
+        cast("Sequence", table["video"]),
+        cast("Sequence", table["label"]),
         accelerator,
         batch_size=args.per_device_eval_batch_size,
         num_clips=args.num_clips,
@@ -222,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 
 def draw_confusion(found: ClassifiedVideos, names: list[str], output_dir: str) -> None:
     """Write `confusion.png`."""
-    plot_confusion_matrix(found.compute_confusion(), names, f"{output_dir}/confusion.png")
+    plot_confusion_matrix(found.compute_confusion(), names, f"{output_dir}/{CONFUSION_PICTURE}")
 
 
 if __name__ == "__main__":

@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader
 
 from ..data.ava_labels import AVA_EVALUATED_IDS, AVA_LABELS
 from ..data.key_frames import KeyFrame, load_detections, load_key_frames, read_exclusions, read_label_map
+from ..data.loaders import build_loader
+from ..data.unreadable import UnreadableVideos
 from ..inference.detection import ActionDetector, pad_boxes, read_frames, to_shares
-from ..inference.held_out import build_batch_sampler, evaluation_mode, plan_shard, share_rows
+from ..inference.held_out import evaluation_mode, plan_shard, share_rows
+from ..inference.loading import list_class_names
 from ..modeling.modeling_umt_video import UMTVideoForActionDetection
 from ..plots import PicturedFrame, plot_detections
 from ..processing.decoding import VideoDecodingError
@@ -33,6 +35,7 @@ from ..processing.key_clips import read_key_clip
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import EvaluatedModelArguments, ReportArguments
 from ..runs.config import describe, parse_config
+from ..runs.folder import BOX_PICTURE, BOX_RESULTS_FILE
 from .metrics.frame_map import compute_frame_map
 from .report import describe_run, write_report
 from .setup import override_settings, require_names
@@ -80,11 +83,11 @@ def load_detection_data(
         data_root: Folder of the videos.
         class_names: Names of the model's classes.
         label_keys: Keys of an object in a JSON list that hold its labels.
-        detector_boxes: Boxes to test with; `None` = the annotated ones, which are then right by definition.
+        detector_boxes: Boxes to test with; default: the annotated ones, which are then right by definition.
         min_box_score: Detections below it are left out.
-        ground_truth: Annotations to test against; `None` = those of `source`.
+        ground_truth: Annotations to test against; default: those of `source`.
         excluded: Key frames that do not count.
-        label_map: Classes that count; `None` = all, of AVA the 60 that are evaluated.
+        label_map: Classes that count; default: all, of AVA the 60 that are evaluated.
         box_noise: Move each edge of a box at random by up to this share of its side, as a detector would.
 
     Raises:
@@ -116,7 +119,10 @@ def shake_boxes(frame: KeyFrame, noise: float, rng: np.random.Generator) -> KeyF
     """The same key frame with each edge of each box moved by up to `noise` of its side, uniformly."""
     boxes = np.array(frame.boxes)
     sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
-    return replace(frame, boxes=(boxes + sides * rng.uniform(-noise, noise, boxes.shape)).tolist())
+    moved: list[list[float]] = [
+        list(map(float, box)) for box in boxes + sides * rng.uniform(-noise, noise, boxes.shape)
+    ]
+    return replace(frame, boxes=moved)
 
 
 @dataclass
@@ -182,25 +188,19 @@ def detect_actions(
         processor: Of the model.
         frames: Key frames with boxes.
         accelerator: Of the run; all processes must call this.
-        batch_size: Clips a process takes at a time.
-        num_workers: Worker processes that decode; 0 = this one.
+        batch_size: Clips that a process takes at a time.
+        num_workers: Worker processes that decode; 0: this one does.
         max_skipped_ratio: Share of unreadable key frames past which there is no result.
 
     Raises:
         ValueError: If more key frames than that could not be read; it names the first of them.
     """
     starts = np.cumsum([0, *(len(frame.boxes) for frame in frames)])
-    scores = torch.zeros(int(starts[-1]), model.config.num_labels)
+    scores = torch.zeros(int(starts[-1]), len(list_class_names(model.config)))
     sizes = torch.zeros(len(frames), 2)
     failures: list[tuple[int, str]] = []
     clips = KeyFrameClips(frames, processor, model.config.patch_size)
-    loader = DataLoader(
-        clips,
-        batch_sampler=build_batch_sampler(plan_shard(len(frames), batch_size, accelerator)),
-        num_workers=num_workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # else starting a loader would move the global random state
-    )
+    loader = build_loader(clips, plan_shard(len(frames), batch_size, accelerator), num_workers, collate_fn=list)
     with evaluation_mode(model, accelerator):
         for samples in loader:
             failures += [(sample["index"], sample["error"]) for sample in samples if "error" in sample]
@@ -216,13 +216,8 @@ def detect_actions(
     share_rows(scores, accelerator)
     share_rows(sizes, accelerator)
     unreadable = dict(sorted(gather_object(failures)))
-    for reason in unreadable.values():
-        logger.warning("Held-out video unreadable: %s", reason)
-    if len(unreadable) > max_skipped_ratio * len(frames):
-        raise ValueError(
-            f"{len(unreadable)} of {len(frames)} held-out key frames could not be read, more than max_skipped_ratio="
-            f"{max_skipped_ratio}. Repair or remove them, or raise it. The first: {next(iter(unreadable.values()))}"
-        )
+    reasons = list(unreadable.values())
+    UnreadableVideos().count(len(frames), reasons, max_skipped_ratio, kind="held-out key frames", error=ValueError)
     return DetectedActions(scores.numpy(), sizes.numpy().astype(int), unreadable)
 
 
@@ -379,7 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Parse, load, detect, report; also the results as CSV and a picture.
 
     Args:
-        arguments: Command line; `None` = the process's own.
+        arguments: Command line; default: the process's own.
 
     Returns:
         `map50`, and the number of unreadable key frames.
@@ -419,7 +414,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
             **dataclasses.asdict(args),
         }
         write_report(accelerator, args.output_dir, report)
-        write_results(data, found, Path(args.output_dir) / "results.csv")
+        write_results(data, found, Path(args.output_dir) / BOX_RESULTS_FILE)
         if args.num_pictured:
             draw_detections(data, found, processor, args)
     accelerator.wait_for_everyone()
@@ -465,7 +460,7 @@ def draw_detections(
                 true_labels=[[data.names[label] for label in labels] for labels in true_labels],
             )
         )
-    picture = Path(args.output_dir) / "detections.png"
+    picture = Path(args.output_dir) / BOX_PICTURE
     plot_detections(pictured, picture)
     logger.info("Picture: %s", picture)
 

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -45,7 +46,7 @@ def score_choices(
         processor: Its number of frames, size, decoder and text length hold; frames are the middle ones of equal parts.
         choices: As `load_choices` gives them.
         accelerator: Of the run; its precision holds.
-        batch_size: Rows a process takes at a time.
+        batch_size: Rows that a process takes at a time.
         num_workers: Processes that decode, for each process.
 
     Returns:
@@ -106,7 +107,8 @@ def compute_choice_scores(
 def compute_choice_accuracy(scores: list[list[float]], choices: Dataset) -> dict[str, float]:
     """Share of rows whose right option has the highest score, in [0, 1], as `accuracy`."""
     answers = [int(answer) for answer in choices["answer"]]
-    return ChoiceAccuracy(keep_in_memory=True).compute(predictions=scores, references=answers)
+    figures = ChoiceAccuracy(keep_in_memory=True).compute(predictions=scores, references=answers)
+    return cast("dict[str, float]", figures)  # None is for processes that compute nothing
 
 
 SECTIONS = {"model": EvaluatedModelArguments, "data": EvaluationDataArguments, "evaluation": ReportArguments}
@@ -116,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Parse, load, choose, measure, report.
 
     Args:
-        arguments: Command line; `None` = the process's own.
+        arguments: Command line; default: the process's own.
 
     Returns:
         `accuracy`.

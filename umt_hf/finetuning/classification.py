@@ -32,8 +32,7 @@ from ..inference.loading import load_with_report
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.classification_transforms import ClassificationTransform, ClipMix
-from ..processing.decoding import open_video
-from ..processing.sampling import sample_frame_indices
+from ..processing.clips import read_clip
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.config import describe, parse_config
 from ..training.clips import build_generator
@@ -148,11 +147,13 @@ class LabeledClips(TrainingClips):
 
     def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Read frames of a video once, and augment them as often as asked."""
-        with open_video(get_source(row["video"]), self.processor.decoder) as reader:
-            indices = sample_frame_indices(
-                reader.num_frames, self.processor.num_frames, self.processor.sampling_strategy, generator=generator
-            )
-            frames = torch.from_numpy(reader.get_frames(indices)).permute(0, 3, 1, 2)
+        frames = read_clip(
+            get_source(row["video"]),
+            self.processor.num_frames,
+            self.processor.sampling_strategy,
+            generator=generator,
+            decoder=self.processor.decoder,
+        )
         clips = [self.transform(frames, generator) for _ in range(self.repeated_augmentation)]
         return {"pixel_values": torch.stack(clips)}
 
@@ -189,14 +190,18 @@ class ClassificationTrainer(EncoderFinetuningTrainer):
         **kwargs: As for `EncoderFinetuningTrainer`.
     """
 
+    args: ClassificationTrainingArguments  # pyrefly: ignore[bad-override-mutable-attribute]  narrower than in the base class
+
     def __init__(self, *, class_weights: torch.Tensor | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.class_weights = class_weights
         self.averaged: AveragedModel | None = None
+        self.resumed_from: str | None = None
         if self.args.ema_decay:
             self.add_callback(_AveragingCallback(self))
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    # pyrefly: ignore[bad-override]  further arguments differ between versions of Transformers
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         """Train; with `ema_decay` the model then has the averaged weights."""
         self.resumed_from = resume_from_checkpoint
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -205,7 +210,11 @@ class ClassificationTrainer(EncoderFinetuningTrainer):
         return result
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,  # noqa: ARG002 (the base class's signature)
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Cross entropy with indices or soft targets, smoothed by `label_smoothing_factor`.
 
@@ -245,20 +254,25 @@ class _AveragingCallback(TrainerCallback):
     def __init__(self, trainer: ClassificationTrainer):
         self.trainer = trainer
 
+    @property
+    def averaged(self) -> AveragedModel:
+        assert self.trainer.averaged is not None, "The average starts with the training."
+        return self.trainer.averaged
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
         average = get_ema_multi_avg_fn(args.ema_decay)
         self.trainer.averaged = AveragedModel(self.trainer.model, multi_avg_fn=average)
         if self.trainer.resumed_from:
             file = Path(self.trainer.resumed_from) / self.FILE
-            self.trainer.averaged.load_state_dict(torch.load(file, map_location=args.device, weights_only=True))
+            self.averaged.load_state_dict(torch.load(file, map_location=args.device, weights_only=True))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
-        self.trainer.averaged.update_parameters(self.trainer.model)
+        self.averaged.update_parameters(self.trainer.model)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            torch.save(self.trainer.averaged.state_dict(), folder / self.FILE)
+            torch.save(self.averaged.state_dict(), folder / self.FILE)
 
 
 def build_model(args: ClassificationArguments, names: list[str]) -> Any:
@@ -297,9 +311,10 @@ def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationAr
     Raises:
         ValueError: If there are not as many rows as classes, or the start has no such rows.
     """
-    num_classes = model.config.num_labels
-    rows = list(range(num_classes)) if args.head_rows == "first" else json.loads(Path(args.head_rows).read_text())
-    num_rows = UMTVideoConfig.from_pretrained(args.model_name_or_path).num_labels
+    num_classes = model.classifier.out_features
+    head_rows = args.head_rows or "first"
+    rows = list(range(num_classes)) if head_rows == "first" else json.loads(Path(head_rows).read_text())
+    num_rows = UMTVideoConfig.from_pretrained(args.model_name_or_path).num_labels or 0
     if len(rows) != num_classes or not all(isinstance(row, int) and 0 <= row < num_rows for row in rows):
         raise ValueError(
             f"head_rows={args.head_rows}: expected {num_classes} indices below {num_rows}, the rows of the head of "
@@ -407,10 +422,12 @@ def build_trainer(
     processor = UMTVideoProcessor.from_model_config(
         model.config, sampling_strategy=args.sampling_strategy, decoder=args.decoder
     )
+    smallest, largest = augmentation.crop_scale
+    narrowest, widest = augmentation.crop_ratio
     transform = ClassificationTransform(
         model.config.image_size,
-        tuple(augmentation.crop_scale),
-        tuple(augmentation.crop_ratio),
+        (smallest, largest),
+        (narrowest, widest),
         augmentation.horizontal_flip_probability,
         augmentation.rand_augment,
         augmentation.erasing_probability,

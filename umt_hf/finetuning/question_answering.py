@@ -116,7 +116,8 @@ def load_training_questions(data: QuestionDataArguments) -> Dataset:
     """
     source, options = data.select_source("train")
     table = load_questions(source, **options)
-    for row in table.remove_columns("video"):
+    rows: Any = table.remove_columns("video")
+    for row in rows:
         if not row["answers"]:
             raise ValueError(f"{source}: question {row['question_id']!r} has no answer to train on.")
     return table

@@ -27,30 +27,26 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ..data.sources import get_source
+from ..data.unreadable import UnreadableVideos, read_first_readable, sample_replacements
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
-from ..processing.decoding import VideoDecodingError, open_video
+from ..processing.clips import read_clip
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from ..processing.sampling import sample_frame_indices, trim_num_frames
 from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.config import describe
-from ..runs.folder import collect_versions
+from ..runs.folder import RECIPE_FILE, VERSIONS_FILE, collect_versions
 from ..training.background_push import HubPush, build_hub_push
 from ..training.checkpointing import list_checkpoints
-from ..training.clips import MAX_REPLACEMENTS, build_generator
+from ..training.clips import build_generator
 from ..training.metric_meter import MetricMeter
-from ..training.optimization import (
-    build_parameter_groups,
-    compute_learning_rate,
-    compute_learning_rate_share,
-    scale_learning_rate,
-)
-from ..training.trainer import TrainState, count_videos
+from ..training.optimization import Schedule, build_parameter_groups, scale_learning_rate
+from ..training.trainer import count_videos, sum_skipped_videos
 
 logger = logging.getLogger(__name__)
 
 LOGGED_LOSSES = ("vtc_loss", "vtm_loss")
-Evaluation = Callable[[nn.Module, Accelerator], dict[str, float]]
+# Gets the model, with its adapters inside, if any, but without what distributes it.
+Evaluation = Callable[[Any, Accelerator], dict[str, float]]
 
 
 @dataclass(kw_only=True)
@@ -169,17 +165,16 @@ class TrainingClips(torch.utils.data.Dataset, ABC):
         """
         key = (self.seed, self.epoch, index)
         generator = build_generator(*key)
-        others = torch.randint(len(self.table), (MAX_REPLACEMENTS,), generator=generator).tolist()
-        failures: list[str] = []
-        for number in (index, *others):
+        others = sample_replacements(len(self.table), generator)
+
+        def read(number: int) -> dict[str, Any]:
             row = self.table[number]
-            try:
-                clip = self.read_augmented(row, generator)
-            except VideoDecodingError as error:
-                failures.append(str(error))
-                continue
-            return {**clip, "row": row, "number": number, "key": key, "failures": failures}
-        raise RuntimeError(f"{len(failures)} videos in a row could not be read. The last: {failures[-1]}")
+            return {**self.read_augmented(row, generator), "row": row, "number": number}
+
+        sample, failures = read_first_readable((index, *others), read)
+        if sample is None:
+            raise RuntimeError(f"{len(failures)} videos in a row could not be read. The last: {failures[-1]}")
+        return {**sample, "key": key, "failures": failures}
 
     @abstractmethod
     def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -205,15 +200,14 @@ class VideoTextClips(TrainingClips):
 
     def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Read frames of a video, and crop and flip them all alike."""
-        with open_video(get_source(row["video"]), self.data.decoder) as reader:
-            total = reader.num_frames
-            if self.data.first_seconds is not None:
-                if reader.fps is None:
-                    raise VideoDecodingError(f"{reader.name}: no frame rate, which first_seconds needs.")
-                total = trim_num_frames(total, reader.fps, self.data.first_seconds)
-            # The random law of "middle" is the published one for training on videos with text.
-            indices = sample_frame_indices(total, self.data.num_frames, "middle", generator=generator)
-            frames = torch.from_numpy(reader.get_frames(indices)).permute(0, 3, 1, 2)
+        frames = read_clip(
+            get_source(row["video"]),
+            self.data.num_frames,
+            "middle",  # the published strategy for training on videos with text
+            generator=generator,
+            first_seconds=self.data.first_seconds,
+            decoder=self.data.decoder,
+        )
         crop = self.transform.sample(frames.shape[-2], frames.shape[-1], generator)
         clips = self.transform.resize_and_normalize([self.transform.crop(frames, crop)], [crop.flip])
         return {"pixel_values": clips[0]}
@@ -233,10 +227,14 @@ class FinetuningTrainer(Trainer):
         **kwargs: As for `Trainer`.
     """
 
+    args: FinetuningArguments  # pyrefly: ignore[bad-override-mutable-attribute]  narrower than in the base class
+    model: nn.Module  # pyrefly: ignore[bad-override-mutable-attribute]  the same
+    train_dataset: TrainingClips  # pyrefly: ignore[bad-override-mutable-attribute]  the same
+
     def __init__(
         self,
         *,
-        args: TrainingArguments,
+        args: FinetuningArguments,
         evaluations: dict[str, Evaluation],
         max_skipped_ratio: float,
         layer_decay: float | None = None,
@@ -246,12 +244,13 @@ class FinetuningTrainer(Trainer):
         own = copy.copy(args)
         own.push_to_hub, own.hub_token = False, None
         # `Trainer` only asks whether there is something to evaluate on.
-        super().__init__(args=own, eval_dataset=list(evaluations) if "eval" in evaluations else None, **kwargs)
+        eval_dataset: Any = list(evaluations) if "eval" in evaluations else None
+        super().__init__(args=own, eval_dataset=eval_dataset, **kwargs)
         checkpoints = functools.partial(list_checkpoints, state=TRAINER_STATE_NAME)
         self.hub = build_hub_push(args, checkpoints, self.is_world_process_zero())
         self.evaluations, self.max_skipped_ratio = evaluations, max_skipped_ratio
         self.layer_decay = layer_decay
-        self.videos = TrainState()
+        self.videos = UnreadableVideos()
         self.meter = MetricMeter(self.accelerator)
         self.add_callback(_EpochCallback(self.train_dataset))
 
@@ -263,10 +262,10 @@ class FinetuningTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Optimizer of the arguments over `build_parameter_groups`, whose `lr_scale` the schedule applies."""
         if self.optimizer is None:
-            model = self.model if model is None else model
-            groups = build_parameter_groups(model, self.args.weight_decay, self.layer_decay)
+            trained: Any = self.model if model is None else model
+            groups = build_parameter_groups(trained, self.args.weight_decay, self.layer_decay)
             groups = [{key: value for key, value in group.items() if key != "names"} for group in groups]
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
             options["lr"] = self.args.learning_rate * self.rate_scale
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
@@ -278,32 +277,33 @@ class FinetuningTrainer(Trainer):
         if self.lr_scheduler is not None or self.args.lr_scheduler_type != "cosine":
             return super().create_scheduler(num_training_steps, optimizer)
         batches = len(self.train_dataset) // (self.args.train_batch_size * self.args.world_size)
-        warmup_steps = self.args.get_warmup_steps(num_training_steps) or self.count_warmup_steps(batches)
-        optimizer = self.optimizer if optimizer is None else optimizer
+        schedule = self.build_schedule(num_training_steps, batches)
+        optimizer = self.create_optimizer() if optimizer is None else optimizer
         scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
-        laws = [
-            lambda step, scale=scale: scale * self.compute_rate_share(step, num_training_steps, warmup_steps)
-            for scale in scales
-        ]
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, laws)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, [lambda step, scale=scale: scale * schedule(step) for scale in scales]
+        )
         self._created_lr_scheduler = True  # as `Trainer` itself notes it
         return self.lr_scheduler
 
-    def count_warmup_steps(self, batches_per_epoch: int) -> float:
-        """Steps of `warmup_epochs`, a fraction where these are a part of an epoch."""
-        return self.args.warmup_epochs * batches_per_epoch / self.args.gradient_accumulation_steps
-
-    def compute_rate_share(self, step: int, total_steps: int, warmup_steps: float) -> float:
-        """Share of the peak learning rate that a step has."""
-        return compute_learning_rate_share(
-            step,
-            total_steps=total_steps,
-            warmup_steps=warmup_steps,
-            minimum_share=self.args.min_learning_rate_share,
+    def build_schedule(self, total_steps: int, batches_per_epoch: int) -> Schedule:
+        """The published schedule in shares of the peak rate, which the optimizer has."""
+        args = self.args
+        warmup_steps = args.warmup_epochs * batches_per_epoch / args.gradient_accumulation_steps
+        return Schedule(
+            total_steps,
+            args.get_warmup_steps(total_steps) or warmup_steps,
+            peak=1.0,
+            minimum=args.min_learning_rate_share,
+            kind="cosine_above_minimum",
         )
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Loss of a batch; its unreadable videos are counted, and each of its losses is kept for the log.
 
@@ -312,17 +312,17 @@ class FinetuningTrainer(Trainer):
         """
         failures = inputs.pop("failures")
         count_videos(self.videos, failures, len(inputs["pixel_values"]), self.max_skipped_ratio)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        found: Any = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss, outputs = found
         self.meter.update({name: outputs[name] for name in LOGGED_LOSSES if outputs.get(name) is not None})
         return (loss, outputs) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], *args: Any) -> None:
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and with the training loss each of its parts and the unreadable videos of all processes."""
         if "loss" in logs:
-            skipped = torch.tensor(self.videos.skipped_videos, device=self.accelerator.device)
-            skipped_videos = int(self.accelerator.reduce(skipped, reduction="sum"))
-            logs = {**logs, **self.meter.flush(), "skipped_videos": skipped_videos}
-        super().log(logs, *args)
+            skipped = sum_skipped_videos(self.videos, self.accelerator)
+            logs = {**logs, **self.meter.flush(), "skipped_videos": skipped}
+        super().log(logs, start_time)
 
     def evaluate(
         self,
@@ -347,6 +347,8 @@ class EncoderFinetuningTrainer(FinetuningTrainer):
         **kwargs: As for `FinetuningTrainer`.
     """
 
+    args: EncoderFinetuningArguments  # pyrefly: ignore[bad-override-mutable-attribute]  narrower than in the base class
+
     def __init__(self, *, repeated_augmentation: int = 1, **kwargs: Any):
         super().__init__(**kwargs)
         self.repeated_augmentation = repeated_augmentation
@@ -362,19 +364,16 @@ class EncoderFinetuningTrainer(FinetuningTrainer):
         total = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         return scale_learning_rate(1.0, total, self.repeated_augmentation)
 
-    def count_warmup_steps(self, batches_per_epoch: int) -> float:
-        """Whole steps of `warmup_epochs`, as published."""
-        return int(self.args.warmup_epochs * (batches_per_epoch // self.args.gradient_accumulation_steps))
-
-    def compute_rate_share(self, step: int, total_steps: int, warmup_steps: float) -> float:
-        """Linear warm-up from a first rate and half a cosine to a last one."""
+    def build_schedule(self, total_steps: int, batches_per_epoch: int) -> Schedule:
+        """The other published schedule: from a first rate up to the peak, and down to a last one."""
         args = self.args
-        return compute_learning_rate(
-            step,
+        # As published: steps of an epoch are rounded down before they are multiplied.
+        warmup_steps = int(args.warmup_epochs * (batches_per_epoch // args.gradient_accumulation_steps))
+        return Schedule(
+            total_steps,
+            args.get_warmup_steps(total_steps) or warmup_steps,
             peak=1.0,
             minimum=min(args.min_learning_rate / args.learning_rate, 1.0),
-            total_steps=total_steps,
-            warmup_steps=warmup_steps,
             warmup_start=min(args.warmup_start_learning_rate / args.learning_rate, 1.0),
         )
 
@@ -431,6 +430,7 @@ def add_adapters(model: PreTrainedModel, mode: str, rank: int, heads: list[str])
         rank: Rank of the adapters.
         heads: Modules that are trained whole.
     """
+    adapted: Any = model
     if mode in ("lora", "dora"):
         config = LoraConfig(
             r=rank,
@@ -439,10 +439,10 @@ def add_adapters(model: PreTrainedModel, mode: str, rank: int, heads: list[str])
             modules_to_save=heads,
             use_dora=mode == "dora",
         )
-        model = get_peft_model(model, config)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    logger.info("%s: %s of %s parameters are trained.", mode, f"{trained:,}", f"{model.num_parameters():,}")
-    return model
+        adapted = get_peft_model(model, config)
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    logger.info("%s: %s of %s parameters are trained.", mode, f"{trained:,}", f"{adapted.num_parameters():,}")
+    return adapted
 
 
 def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str, float]:
@@ -479,13 +479,13 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
         metrics |= found
     if isinstance(trainer.model, PeftModel):  # one folder that needs no PEFT to load
         if trainer.is_world_process_zero():
-            trainer.model.save_pretrained(output_dir / "adapter")
+            trainer.model.save_pretrained(str(output_dir / "adapter"))
         trainer.model = trainer.model.merge_and_unload()
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        (output_dir / "run.yaml").write_text(dump_changes(sections))
-        (output_dir / "versions.json").write_text(json.dumps(collect_versions(), indent=2) + "\n")
+        (output_dir / RECIPE_FILE).write_text(dump_changes(sections))
+        (output_dir / VERSIONS_FILE).write_text(json.dumps(collect_versions(), indent=2) + "\n")
         figures = "".join(f"\n  {name:<36} {value:10.4f}" for name, value in metrics.items())
         logger.info("Wrote %s, which `from_pretrained` loads.%s", output_dir, figures)
     if trainer.hub is not None:
@@ -536,7 +536,7 @@ def build_evaluations(
     """
     if training.eval_strategy != "no" and data.validation_data is None:
         raise ValueError("eval_strategy needs validation_data: a JSON file, or the name of a dataset.")
-    splits = {"eval": "validation", "test": "test"}
+    splits: dict[str, Literal["validation", "test"]] = {"eval": "validation", "test": "test"}
     return {
         prefix: build(*data.select_source(split))
         for prefix, split in splits.items()

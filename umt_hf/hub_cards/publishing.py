@@ -22,15 +22,26 @@ from transformers.models.auto import modeling_auto
 
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.folder import CARD_FILE, LOSS_PICTURE
+from ..runs.folder import (
+    ADAPTER_CONFIG_FILE,
+    CARD_FILE,
+    CONFIG_FILE,
+    LOSS_PICTURE,
+    PROCESSOR_FILE,
+    STATE_FOLDER,
+    TRAINER_ARGUMENTS_FILE,
+    VIDEO_PROCESSOR_FILE,
+    WEIGHTS_FILE,
+    WEIGHTS_INDEX_FILE,
+)
+from ..runs.models import MODEL_TYPES
 from .card import write_model_card
 
 logger = logging.getLogger(__name__)
 
-MODEL_TYPES = ("umt_video", "umt_video_text")
 # Not part of a model: the state of a run, its logs, what was half written, and whatever is a pickle.
 EXCLUDED = (
-    "training_state",
+    STATE_FOLDER,
     "checkpoint-*",
     "last-checkpoint",
     "*.unfinished",
@@ -50,7 +61,7 @@ EXCLUDED = (
     "__pycache__",
     ".*",
 )
-SECRETS = ("training_args.bin",)  # may hold the token
+SECRETS = (TRAINER_ARGUMENTS_FILE,)  # may hold the token
 TEXT_SUFFIXES = (".json", ".jsonl", ".md", ".py", ".txt", ".yaml")
 MAX_ATTEMPTS = 5
 RETRY_SECONDS = 2.0
@@ -80,13 +91,13 @@ def push_folder(
         folder: A finished folder of any architecture of this package. Checkpoints, optimizer state and logs in it
             stay here.
         repo_id: `name` in your own account, or `account/name`. Made if it does not exist.
-        private: Whether a new repository is private; `None` = as the account's settings say.
-        revision: Branch, made if it does not exist; `None` = main.
-        token: With write permission; `None` = the one you are logged in with.
+        private: Whether a new repository is private; default: the account's setting.
+        revision: Branch, made if it does not exist; default: main.
+        token: With write permission; default: the one you are logged in with.
         with_code: Add the model's and processor's source files and name them in `auto_map`, so that the repository
             loads with `trust_remote_code=True` where this package is not installed.
         commit_message: First line of the commit.
-        checkpoints: Folders that go up whole, state included: name in the repository -> folder.
+        checkpoints: Folders that go up with all their files, state included: name in the repository -> folder.
         max_attempts: How often to try where the Hub fails or cannot be reached.
 
     Returns:
@@ -127,22 +138,22 @@ def push_folder(
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse what is not a whole model of this package.
+    """Refuse what is not a complete model of this package.
 
     Raises:
         ValueError: Says what is missing.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder.")
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_FILE).is_file():
         hint = " It holds adapters only: push the folder of the run, where they are merged into the model."
-        hint = hint if (folder / "adapter_config.json").is_file() else ""
-        raise ValueError(f"{folder} is not a model folder: it has no config.json.{hint}")
-    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+        hint = hint if (folder / ADAPTER_CONFIG_FILE).is_file() else ""
+        raise ValueError(f"{folder} is not a model folder: it has no {CONFIG_FILE}.{hint}")
+    model_type = json.loads((folder / CONFIG_FILE).read_text()).get("model_type")
     if model_type not in MODEL_TYPES:
         raise ValueError(f"{folder} is a {model_type!r}; expected one of {', '.join(MODEL_TYPES)}.")
-    index = folder / "model.safetensors.index.json"
-    weights = ["model.safetensors"]
+    index = folder / WEIGHTS_INDEX_FILE
+    weights = [WEIGHTS_FILE]
     if index.is_file():
         weights = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     if missing := [name for name in weights if not (folder / name).is_file()]:
@@ -211,15 +222,15 @@ def build_remote_code(folder: Path) -> dict[str, bytes]:
     """
     config = AutoConfig.from_pretrained(folder)
     with TemporaryDirectory() as directory:
-        fields = _read_settings(folder / "config.json")
+        fields = _read_settings(folder / CONFIG_FILE)
         _add_code(type(config), "AutoConfig", directory, fields)
         for auto_class, model_class in find_auto_classes(config).items():
             _add_code(model_class, auto_class, directory, fields)
-        changed = {"config.json": fields}
-        for name in ("processor_config.json", "video_preprocessor_config.json"):
+        changed = {CONFIG_FILE: fields}
+        for name in (PROCESSOR_FILE, VIDEO_PROCESSOR_FILE):
             if (folder / name).is_file():
                 settings = changed[name] = _read_settings(folder / name)
-                if "processor_class" in settings and name == "processor_config.json":
+                if "processor_class" in settings and name == PROCESSOR_FILE:
                     _add_code(UMTVideoTextProcessor, "AutoProcessor", directory, settings)
                 _add_code(
                     UMTVideoProcessor,
@@ -248,7 +259,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _add_code(source: type, auto_class: str, directory: str, settings: dict[str, Any]) -> None:
+def _add_code(source: Any, auto_class: str, directory: str, settings: dict[str, Any]) -> None:
     """Copy the files of `source` and name it in the settings' `auto_map`."""
     subject = source.__new__(source)  # Transformers wants an instance, and looks at its class alone
     subject.__dict__["_auto_class"] = auto_class

@@ -9,18 +9,19 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers.video_utils import VideoInput
 
 from ..data.annotations import identify_video
+from ..data.loaders import build_loader
 from ..data.sources import get_source
 from ..data.video_files import SkippedVideo, list_videos
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.decoding import VideoDecodingError, VideoSource
 from ..processing.video_processing_umt_video import UMTVideoProcessor, split_videos
-from .held_out import build_batch_sampler, evaluation_mode, plan_shard, share_rows
-from .loading import list_class_names, load_complete_model, load_video_processor, resolve_device
+from .held_out import evaluation_mode, plan_shard, share_rows
+from .loading import list_class_names, load_complete_model, load_video_processor, place_model, resolve_device
 from .scored_labels import ScoredLabel, rank_labels
 
 VIEWS_AT_A_TIME = 8
@@ -101,7 +102,7 @@ def score_videos(
     num_views = num_clips * num_crops
     batches = plan_shard(len(videos), max(batch_size // num_views, 1), accelerator)
     views = VideoViews(videos, processor, num_clips, num_crops)
-    scores = torch.zeros(len(videos), model.config.num_labels)
+    scores = torch.zeros(len(videos), len(list_class_names(model.config)))
     failures: list[tuple[int, str]] = []
     total, is_hidden = sum(map(len, batches)), not (show_progress and accelerator.is_main_process)
     with evaluation_mode(model, accelerator), tqdm(total=total, unit="video", disable=is_hidden) as progress:
@@ -180,7 +181,7 @@ class VideoClassifier:
         loaded = load_complete_model(UMTVideoForVideoClassification, model, **options)
         self.processor = load_video_processor(model)
         self.device = resolve_device(device)
-        self.model: UMTVideoForVideoClassification = loaded.eval().to(self.device)
+        self.model = place_model(loaded, self.device)
         self.labels = list_class_names(loaded.config)
 
     @overload
@@ -288,10 +289,4 @@ class VideoClassifier:
 
 
 def _load_batches(views: VideoViews, batches: list[range], num_workers: int) -> Iterator[list]:
-    yield from DataLoader(
-        views,
-        batch_sampler=build_batch_sampler(batches),
-        num_workers=num_workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # else starting a loader would move the global random state
-    )
+    yield from build_loader(views, batches, num_workers, collate_fn=list)

@@ -17,7 +17,7 @@ from ..processing.detection_transforms import prepare_test_clip
 from ..processing.key_clips import read_key_clip
 from ..processing.sampling import compute_key_frame_offsets
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from .loading import list_class_names, load_complete_model, load_video_processor, resolve_device
+from .loading import list_class_names, load_complete_model, load_video_processor, place_model, resolve_device
 from .scored_labels import ScoredLabel, rank_labels
 
 
@@ -86,7 +86,7 @@ class ActionDetector:
         )
         self.processor = load_video_processor(model)
         self.device = resolve_device(device)
-        self.model: UMTVideoForActionDetection = loaded.eval().to(self.device)
+        self.model = place_model(loaded, self.device)
         self.labels = list_class_names(loaded.config)
 
     @torch.inference_mode()

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.modeling_umt_video import UMTVideoModel
-from ..processing.decoding import VideoDecodingError, open_video
+from ..processing.decoding import DecoderName, VideoDecodingError, open_video
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
 from .loading import PIXEL_SETTINGS, compute_fingerprint, load_complete_model, load_video_processor
@@ -37,7 +37,7 @@ from .loading import PIXEL_SETTINGS, compute_fingerprint, load_complete_model, l
 FeatureLevel = Literal["frame", "clip", "tubelet"]
 FeatureFormat = Literal["safetensors", "dataset"]
 
-NAME_BYTES = 200  # of a video's name in that of its features; file systems allow 255 for the whole
+NAME_BYTES = 200  # of a video's name in that of its features; file systems allow 255 for the complete name
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def choose_frames(seconds: np.ndarray, fps: float | None) -> np.ndarray:
 
     Args:
         seconds: Times of all frames, `(num_frames,)`, rising from 0.
-        fps: Frames a second; `None` = every frame.
+        fps: Frames per second; default: every frame.
 
     Returns:
         Numbers of the frames nearest to `0, 1 / fps, 2 / fps, ...`, each once: never more than the video has.
@@ -127,7 +127,7 @@ def plan_windows(seconds: np.ndarray, window: int, stride: int, tubelet_size: in
         window: Frames of a window, a multiple of `tubelet_size`.
         stride: Frames from one window to the next, likewise.
         tubelet_size: Frames of a token.
-        fps: Frames a second to read; `None` = every frame.
+        fps: Frames per second to read; default: every frame.
     """
     frames = choose_frames(seconds, fps)
     padded = max(window, -(-len(frames) // tubelet_size) * tubelet_size)
@@ -178,10 +178,10 @@ def extract_features(
         model: In evaluation mode.
         processor: Prepares the frames; its sampling plays no part.
         level: What has a feature.
-        window: Frames the model sees at a time; `None` = its `num_frames`.
-        stride: Frames from one window to the next; `None` = half a window.
+        window: Frames the model sees at a time; default: its `num_frames`.
+        stride: Frames from one window to the next; default: half a window.
         batch_size: Windows that go through the model at a time.
-        fps: Frames a second that are read; `None` = every frame.
+        fps: Frames per second that are read; default: every frame.
 
     Returns:
         Features with the frames and times they belong to. The last window ends with the video; a video shorter than a
@@ -197,7 +197,7 @@ def extract_features(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     window, stride = resolve_windows(model, window, stride, fps)
     tubelet = model.config.tubelet_size
-    with open_video(video, processor.decoder) as reader:
+    with open_video(video, cast("DecoderName", processor.decoder)) as reader:
         plan = plan_windows(reader.compute_timestamps(), window, stride, tubelet, fps)
         windows = _slide(_read_frames(reader.iterate_frames(plan.frames.tolist()), plan, processor), plan)
         merge = _collect_clips if level == "clip" else _average_steps
@@ -214,6 +214,7 @@ def _read_frames(
     frames: Iterator[np.ndarray], plan: WindowPlan, processor: UMTVideoProcessor
 ) -> Iterator[torch.Tensor]:
     """Prepare frames, `(C, H, W)` each, a window's worth at a time, and repeat the last as planned."""
+    pixel_values = torch.empty(0)  # of no frame: every plan reads one at least
     while block := list(islice(frames, plan.window)):
         batch = processor(np.stack(block), do_sample_frames=False, num_clips=1, num_crops=1, return_tensors="pt")
         pixel_values = batch["pixel_values"][0]
@@ -257,9 +258,9 @@ def _collect_clips(encoded: Iterator[tuple[int, np.ndarray]], _plan: WindowPlan,
 def _average_steps(encoded: Iterator[tuple[int, np.ndarray]], plan: WindowPlan, tubelet: int) -> np.ndarray:
     """Mean of each time step's features over the windows that see it, without the steps of repeats alone."""
     num_steps = (len(plan.frames) + plan.num_padded) // tubelet
-    counts, sums = np.zeros(num_steps, np.float32), None
+    counts, sums = np.zeros(num_steps, np.float32), np.zeros((num_steps, 0), np.float32)
     for start, features in encoded:
-        if sums is None:
+        if not sums.size:  # the first window says how wide features are
             sums = np.zeros((num_steps, *features.shape[1:]), np.float32)
         steps = slice(start // tubelet, start // tubelet + len(features))
         sums[steps] += features
@@ -313,9 +314,9 @@ def save_features(
     fps: float | None = None,
     format: FeatureFormat = "safetensors",
 ) -> FeatureReport:
-    """Extract the features of videos into a folder, one safetensors file a video; finished ones are left alone.
+    """Extract the features of videos into a folder, one safetensors file per video; finished ones are left alone.
 
-    Every process that `accelerate launch` starts takes a share of the videos. A file is whole or absent, so that a
+    Every process that `accelerate launch` starts takes a share of the videos. A file is complete or absent, so that a
     killed run goes on where it was.
 
     Args:
@@ -326,9 +327,9 @@ def save_features(
         window: Frames the model sees at a time.
         stride: Frames from one window to the next.
         batch_size: Windows that go through the model at a time.
-        fps: Frames a second that are read.
-        format: "dataset" also joins all files of the folder into a `datasets` dataset in `dataset/`, a row a feature;
-            later runs keep it up to date.
+        fps: Frames per second that are read.
+        format: "dataset" also joins all files of the folder into a `datasets` dataset in `dataset/`, one row per
+            feature; later runs keep it up to date.
 
     Returns:
         What was done, the same in all processes.
@@ -383,7 +384,7 @@ def save_features(
 
 
 def name_features(folder: str | os.PathLike, video: str) -> Path:
-    """File of a video's features: the video's name, and a digest of its path that tells it from others so named."""
+    """File of a video's features: the video's name, and a digest of its path, since others may have the same name."""
     digest = hashlib.blake2b(os.path.abspath(video).encode(), digest_size=4).hexdigest()
     stem = Path(video).stem.encode()[:NAME_BYTES].decode(errors="ignore")
     return Path(folder) / f"{stem}-{digest}.safetensors"

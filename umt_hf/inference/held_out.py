@@ -10,10 +10,11 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers.video_utils import VideoInput
 
 from ..data.annotations import identify_video
+from ..data.loaders import build_loader
 from ..data.sources import get_source
 from ..processing.decoding import VideoDecodingError, VideoSource
 from ..processing.video_processing_umt_video import UMTVideoProcessor
@@ -25,11 +26,6 @@ def plan_shard(total: int, batch_size: int, accelerator: Accelerator) -> list[ra
     """Batches of this process: with those of the others they cover `range(total)` once."""
     batches = [range(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
     return batches[accelerator.process_index :: accelerator.num_processes]
-
-
-def build_batch_sampler(batches: Sequence[range]) -> list[list[int]]:
-    """Planned batches in the form that a `DataLoader` takes."""
-    return [list(batch) for batch in batches]
 
 
 def share_rows(rows: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
@@ -140,7 +136,7 @@ def load_video_batches(
         batches: Those of this process, as `plan_shard` gives them.
         processor: Of the model.
         accelerator: Says where pixels go.
-        num_workers: Processes that decode; 0 = this one.
+        num_workers: Processes that decode; 0: this one does.
 
     Yields:
         Indices of a batch's videos, and their `pixel_values (B, T, C, H, W)` on the device.
@@ -148,12 +144,7 @@ def load_video_batches(
     Raises:
         VideoDecodingError: If a video cannot be read; it names the file.
     """
-    loader = DataLoader(
-        HeldOutVideos(videos, processor),
-        batch_sampler=build_batch_sampler(batches),
-        num_workers=num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-        generator=torch.Generator(),  # else starting a loader would move the global random state
-    )
+    dataset = HeldOutVideos(videos, processor)
+    loader = build_loader(dataset, batches, num_workers, pin_memory=accelerator.device.type == "cuda")
     for batch, pixel_values in zip(batches, loader, strict=True):
         yield batch, pixel_values.to(accelerator.device, non_blocking=True)

@@ -11,11 +11,14 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..modeling import modeling_umt_video, modeling_umt_video_text
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.models import ModelClass
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 NAMED_WEIGHTS = 5
+MODULES = {module.__name__.rsplit(".", 1)[-1]: module for module in (modeling_umt_video, modeling_umt_video_text)}
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class LoadedModel(Generic[ModelT]):
     def fresh(self) -> tuple[str, ...]:
         """Weights that are random."""
         return tuple(sorted({*self.missing, *self.mismatched}))
+
+
+def get_model_class(row: ModelClass) -> type[PreTrainedModel]:
+    """The class that a row of the table describes."""
+    return getattr(MODULES[row.module], row.name)
 
 
 def load_with_report(
@@ -122,12 +130,18 @@ def load_video_text_processor(name_or_path: str | os.PathLike) -> UMTVideoTextPr
     Raises:
         OSError: If it has none.
     """
-    return cast("UMTVideoTextProcessor", UMTVideoTextProcessor.from_pretrained(name_or_path))
+    return UMTVideoTextProcessor.from_pretrained(name_or_path)
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
     """A device by name; default: that of the process, as Accelerate chooses it."""
-    return PartialState().device if device is None else torch.device(device)
+    return torch.device(cast("torch.device", PartialState().device) if device is None else device)
+
+
+def place_model(model: ModelT, device: torch.device) -> ModelT:
+    """The model in evaluation mode, on a device."""
+    # The signature of Transformers' `to` is lost to type checkers behind a decorator.
+    return cast("Any", model.eval()).to(device)
 
 
 def list_class_names(config: PreTrainedConfig) -> list[str]:
@@ -149,7 +163,7 @@ FINGERPRINT_VALUES = 4096
 
 
 def compute_fingerprint(model: torch.nn.Module, left_out: Iterable[str] = ()) -> str:
-    """Tell weights from others, by the names, shapes and up to 4096 evenly spread values of all tensors.
+    """Fingerprint of weights, from the names, shapes and up to 4096 evenly spread values of all tensors.
 
     Args:
         model: Its state dict is read.

@@ -15,7 +15,7 @@ from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
 from ..processing.decoding import VideoSource
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from .held_out import evaluation_mode, group_by_video, load_video_batches, plan_shard, read_middle_frames
-from .loading import load_complete_model, load_video_text_processor, resolve_device
+from .loading import load_complete_model, load_video_text_processor, place_model, resolve_device
 
 PUBLISHED_TOP_K = 128
 
@@ -178,7 +178,7 @@ class VideoAnswerer:
         loaded = load_complete_model(UMTVideoTextForQuestionAnswering, model, **options)
         self.processor = load_video_text_processor(model)
         self.device = resolve_device(device)
-        self.model: UMTVideoTextForQuestionAnswering = loaded.eval().to(self.device)
+        self.model = place_model(loaded, self.device)
 
     @torch.inference_mode()
     def answer(

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,14 +25,21 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoProcessor
-from transformers.video_utils import VideoMetadata
+from transformers.video_utils import VideoInput, VideoMetadata
 
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.losses_umt import average_video_embeds, normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.decoding import VideoDecodingError
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from .loading import PIXEL_SETTINGS, compute_fingerprint, load_with_report, require_weights, resolve_device
+from .loading import (
+    PIXEL_SETTINGS,
+    compute_fingerprint,
+    load_with_report,
+    place_model,
+    require_weights,
+    resolve_device,
+)
 from .video_index import VECTOR_COLUMN, VideoIndex, require_faiss
 
 RERANKED_VIDEOS = 32
@@ -73,7 +80,7 @@ class SearchHit:
         path: Its file.
         similarity: Cosine of video and query, averaged over the video's vectors: the dual encoder's score.
         matching_score: Raw logit of the matching head, by which re-ranked hits are sorted; `None` if not re-ranked.
-        duration_seconds: Length of the video; `None` where its file does not tell.
+        duration_seconds: Length of the video; `None` where its file does not say.
         unread_reason: Why a video to be re-ranked could not be read again; such hits come last.
     """
 
@@ -123,7 +130,7 @@ class VideoTextEncoder:
         require_weights(loaded, model, MATCHING_HEAD, "Use a stage-2 or retrieval model.")
         self.has_matching_head = not any(name.startswith(MATCHING_HEAD) for name in loaded.fresh)
         self.device = resolve_device(device)
-        self.model: UMTVideoTextForRetrieval = loaded.model.eval().to(self.device)
+        self.model = place_model(loaded.model, self.device)
         self.num_frames = num_frames or self.processor.video_processor.num_frames
         self._fresh = loaded.fresh
 
@@ -144,7 +151,7 @@ class VideoTextEncoder:
         Args:
             files: What to read.
             batch_size: Videos of a batch; those that cannot be read leave it smaller.
-            num_workers: Processes that read ahead; 0 = this one reads.
+            num_workers: Processes that read ahead; 0: this one reads.
         """
         reader = _VideoReads(files, self.processor, self.num_frames)
         return DataLoader(reader, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
@@ -217,7 +224,7 @@ def embed_videos(
         ImportError: If FAISS is not installed.
         FileExistsError: If the folder holds something other than an index.
         BlockingIOError: If another command is writing the index.
-        ValueError: If a source folder has no videos, the model is no dual encoder, or the index was built by another.
+        ValueError: If a source folder has no videos, the model is not a dual encoder, or another one built the index.
     """
     require_faiss()
     # One process may get the long videos; the others wait.
@@ -255,7 +262,7 @@ class VideoSearcher:
 
     Raises:
         ImportError: If FAISS is not installed.
-        FileNotFoundError: If the folder is no index.
+        FileNotFoundError: If the folder is not an index.
         ValueError: If the index holds no videos, or was built by another model.
 
     Example:
@@ -311,7 +318,7 @@ class VideoSearcher:
         reasons: dict[str, str] = {}
         for batch in self.encoder.read_batches(files, RERANK_BATCH_SIZE):
             reasons.update({video.path: video.reason for video in batch.skipped})
-            if batch.files:
+            if batch.pixel_values is not None:
                 _, video_tokens = self.encoder.encode_videos(batch.pixel_values)
                 logits = self.encoder.model.match(video_tokens, text_tokens.expand(len(batch.files), -1, -1))[:, 1]
                 matching.update(zip([file.path for file in batch.files], logits.tolist(), strict=True))
@@ -336,7 +343,7 @@ def find_nearest(table: Dataset, vector: np.ndarray, count: int) -> list[dict[st
     scores, rows = table.search(VECTOR_COLUMN, vector, k=min(count, len(table)))
     found = []
     for score, row in zip(scores, rows, strict=True):
-        columns = table[int(row)]  # a view without the vectors would copy the whole FAISS index
+        columns = table[row]  # a view without the vectors would copy all of the FAISS index
         del columns[VECTOR_COLUMN]
         found.append({**columns, "similarity": float(score)})
     return found
@@ -394,7 +401,7 @@ def _encode_batch(encoder: VideoTextEncoder, batch: VideoBatch) -> tuple[list[di
 
 
 class _VideoReads(torch.utils.data.Dataset):
-    """Reads one view of each file, or tells why it cannot."""
+    """Reads one view of each file, or says why it cannot."""
 
     def __init__(self, files: Sequence[VideoFile], processor: UMTVideoTextProcessor, num_frames: int):
         self.files, self.processor, self.num_frames = files, processor, num_frames
@@ -406,7 +413,7 @@ class _VideoReads(torch.utils.data.Dataset):
         file = self.files[index]
         options = {"num_frames": self.num_frames, "num_clips": 1, "num_crops": 1, "return_metadata": True}
         try:
-            inputs = self.processor(videos=[file.path], return_tensors="pt", **options)
+            inputs = self.processor(videos=cast("VideoInput", [file.path]), return_tensors="pt", **options)
         except (VideoDecodingError, OSError) as error:
             return SkippedVideo(file.path, str(error).removeprefix(f"{file.path}: "))
         return file, inputs["video_metadata"][0], inputs["pixel_values"][0]

@@ -1,4 +1,16 @@
-# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The umt_hf authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The UMT text tower, a BERT whose upper layers cross-attend to a video, with and without a head.
 
 Legend: B texts, L text tokens, H text width, V video tokens.
@@ -173,6 +185,7 @@ class UMTTextLayer(GradientCheckpointingLayer):
         self.attention = UMTTextSelfAttention(config, layer_index)
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.cross_attention = None
+        # CODEPATH: fusion starts at layer 9 in B/16 checkpoints, at 19 in L/16 ones, at 0 in answer decoders.
         if layer_index >= config.fusion_layer:
             self.cross_attention = UMTTextCrossAttention(config, layer_index)
             self.cross_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

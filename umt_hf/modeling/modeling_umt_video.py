@@ -1,4 +1,16 @@
-# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The umt_hf authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The UMT video encoder, a ViT with joint space-time attention that can run on a subset of its tokens, and its heads.
 
 Legend: B batch, T frames, N tokens, V visible tokens, D width, K aligned layers, C teacher channels, M boxes a clip.
@@ -168,8 +180,13 @@ class UMTVideoPatchEmbeddings(nn.Module):
             )
         return num_frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
 
-    def forward(self, pixel_values: torch.Tensor, visible_indices: torch.Tensor | None = None) -> torch.Tensor:
-        time, rows, columns = self.compute_grid(pixel_values)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        visible_indices: torch.Tensor | None = None,
+        grid: tuple[int, int, int] | None = None,
+    ) -> torch.Tensor:
+        time, rows, columns = self.compute_grid(pixel_values) if grid is None else grid
         batch, _, channels = pixel_values.shape[:3]
         size = self.patch_size
         patches = pixel_values.reshape(batch, time, self.tubelet_size, channels, rows, size, columns, size)
@@ -194,8 +211,9 @@ class UMTVideoEmbeddings(nn.Module):
         self.is_interpolated = config.position_embedding_frames is not None or config.learnable_position_embedding
         num_positions = self.grid[0] * self.grid[1] * self.grid[2]
         sinusoid_table = compute_sinusoid_table(num_positions, config.hidden_size)
-        self.register_buffer("sinusoid_table", sinusoid_table.to(torch.get_default_device()), persistent=False)
+        self.sinusoid_table = nn.Buffer(sinusoid_table.to(torch.get_default_device()), persistent=False)
         self.position_embeddings = None
+        # CODEPATH: every released checkpoint has fixed sinusoids; a learnable table is for models trained anew.
         if config.learnable_position_embedding:
             self.position_embeddings = nn.Parameter(torch.empty(1, num_positions, config.hidden_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -223,9 +241,15 @@ class UMTVideoEmbeddings(nn.Module):
             table = table[:, :num_positions]
         return table if visible_indices is None else table[0][visible_indices]
 
-    def forward(self, pixel_values: torch.Tensor, visible_indices: torch.Tensor | None = None) -> torch.Tensor:
-        embeddings = self.patch_embeddings(pixel_values, visible_indices)
-        grid = self.patch_embeddings.compute_grid(pixel_values)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        visible_indices: torch.Tensor | None = None,
+        grid: tuple[int, int, int] | None = None,
+    ) -> torch.Tensor:
+        if grid is None:
+            grid = self.patch_embeddings.compute_grid(pixel_values)
+        embeddings = self.patch_embeddings(pixel_values, visible_indices, grid)
         positions = self.compute_position_embeddings(grid, visible_indices)
         # In the parameters' precision, so that under autocast the residual stream stays float32, as published.
         return self.dropout(embeddings + positions.to(self.patch_embeddings.projection.bias.dtype))
@@ -304,6 +328,7 @@ class UMTVideoResidual(nn.Module):
         self.drop_path = drop_path
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layer_scale = None
+        # CODEPATH: no released checkpoint has layer scale; it is an option of the published code for new models.
         if config.layer_scale_init_value > 0:
             self.layer_scale = nn.Parameter(torch.full((config.hidden_size,), float(config.layer_scale_init_value)))
 
@@ -426,6 +451,7 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
         self.layers = nn.ModuleList(
             UMTVideoLayer(config, config.drop_path_rate * i / last) for i in range(config.num_hidden_layers)
         )
+        # CODEPATH: released classifiers have no norm on tokens; stage-1, stage-2 and detection checkpoints have it.
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.use_final_norm else None
         self.gradient_checkpointing = False
         self.post_init()
@@ -434,7 +460,6 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
         """The module that turns pixels into tokens."""
         return self.embeddings.patch_embeddings
 
-    @can_return_tuple
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
@@ -442,6 +467,7 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         visible_indices: torch.Tensor | None = None,
         output_aligned_states: bool = False,
+        token_grid: tuple[int, int, int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> UMTVideoModelOutput:
         """Encode a clip, or the visible part of it.
@@ -454,6 +480,8 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
             visible_indices: Indices of the visible tokens `(B, V)` instead of the mask: static shapes, for
                 `torch.compile`.
             output_aligned_states: Whether to return the aligned layers' outputs as well.
+            token_grid: Time, rows and columns of the clip's tokens, where the caller has checked clip and
+                `visible_indices` already, as the heads do.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
 
         Returns:
@@ -463,11 +491,11 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
         Raises:
             ValueError: If the clip does not fit the patch grid or the mask does not fit the clip.
         """
-        grid = self.embeddings.patch_embeddings.compute_grid(pixel_values)
-        visible_indices = resolve_visible_indices(
-            bool_masked_pos, visible_indices, pixel_values.shape[0], grid[0] * grid[1] * grid[2]
-        )
-        hidden_states = self.embeddings(pixel_values, visible_indices)
+        if token_grid is None:
+            token_grid, visible_indices = self.resolve_tokens(pixel_values, bool_masked_pos, visible_indices)
+        elif bool_masked_pos is not None:
+            raise ValueError("With token_grid, give visible_indices instead of bool_masked_pos.")
+        hidden_states = self.embeddings(pixel_values, visible_indices, token_grid)
         aligned_indices = self.config.aligned_layer_indices if output_aligned_states else []
         aligned = []
         for i, layer in enumerate(self.layers):
@@ -480,6 +508,22 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
             pooler_output=hidden_states.mean(dim=1),
             aligned_hidden_states=torch.stack(aligned) if aligned else None,
         )
+
+    def resolve_tokens(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        visible_indices: torch.Tensor | None = None,
+    ) -> tuple[tuple[int, int, int], torch.Tensor | None]:
+        """Check a clip and its mask or indices: its token grid, and the indices of its visible tokens, if not all.
+
+        Raises:
+            ValueError: If the clip does not fit the patch grid or the mask does not fit the clip.
+        """
+        time, rows, columns = self.embeddings.patch_embeddings.compute_grid(pixel_values)
+        num_tokens = time * rows * columns
+        visible_indices = resolve_visible_indices(bool_masked_pos, visible_indices, pixel_values.shape[0], num_tokens)
+        return (time, rows, columns), visible_indices
 
     def _normalize(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states if self.norm is None else self.norm(hidden_states)
@@ -517,6 +561,36 @@ def resolve_visible_indices(
     return compute_visible_indices(bool_masked_pos, num_visible)
 
 
+def project_aligned_states(
+    heads: nn.ModuleList, states: torch.Tensor, positions: torch.Tensor, norm: str
+) -> torch.Tensor:
+    """Bring the aligned layers' outputs to the teacher's space, each by a head, with positions added.
+
+    Args:
+        heads: K alignment heads.
+        states: `(K, B, V, D)`.
+        positions: Sinusoids of the visible tokens `(B, V, D)`, or of all `(1, N, D)`.
+        norm: "l2" or "none".
+
+    Returns:
+        Normalised features `(K, B, V, C)`, float32.
+    """
+    positions = positions.to(states.dtype)
+    features = torch.stack([head(state + positions) for head, state in zip(heads, states, strict=True)])
+    return normalize_features(features, norm)
+
+
+def select_targets(
+    teacher_features: torch.Tensor, visible_indices: torch.Tensor | None, grid: tuple[int, int, int]
+) -> torch.Tensor:
+    """Teacher's features at the visible tokens, `(K, B, V, C)`, from those or from features at all tokens."""
+    if visible_indices is None:
+        return teacher_features
+    num_tokens = grid[0] * grid[1] * grid[2]
+    covers_all = teacher_features.shape[2] == num_tokens != visible_indices.shape[1]
+    return gather_tokens(teacher_features, visible_indices) if covers_all else teacher_features
+
+
 class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
     """UMT stage 1: the encoder sees the visible tokens and aligns its last layers with a frozen teacher's on them.
 
@@ -536,6 +610,7 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         teacher_features: torch.Tensor | None = None,
         visible_indices: torch.Tensor | None = None,
+        normalize_teacher_features: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> UMTVideoForPreTrainingOutput:
         """Compute the student's aligned features and, with a teacher's, the alignment loss.
@@ -546,6 +621,8 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
             teacher_features: Teacher's features `(K, B, V, C)` at the visible tokens in raster order, or
                 `(K, B, N, C)` at all tokens, of which the visible ones are gathered.
             visible_indices: Indices of the visible tokens `(B, V)` instead of the mask.
+            normalize_teacher_features: Whether to normalise `teacher_features` as the student's are. `False` for those
+                of [`UMTTeacher`], which come normalised.
             **kwargs: As for [`UMTVideoModel`].
 
         Returns:
@@ -560,25 +637,20 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
             raise ValueError(
                 f"tubelet_size={self.config.tubelet_size} leaves no token for each frame of the teacher; use 1."
             )
-        embeddings = self.vision_model.embeddings
-        grid = embeddings.patch_embeddings.compute_grid(pixel_values)
-        num_tokens = grid[0] * grid[1] * grid[2]
-        visible_indices = resolve_visible_indices(bool_masked_pos, visible_indices, pixel_values.shape[0], num_tokens)
+        grid, visible_indices = self.vision_model.resolve_tokens(pixel_values, bool_masked_pos, visible_indices)
         outputs = self.vision_model(
-            pixel_values, visible_indices=visible_indices, output_aligned_states=True, **kwargs
+            pixel_values, visible_indices=visible_indices, output_aligned_states=True, token_grid=grid, **kwargs
         )
-        states = outputs.aligned_hidden_states
-        positions = embeddings.compute_position_embeddings(grid, visible_indices, fixed=True).to(states.dtype)
-        features = torch.stack(
-            [head(state + positions) for head, state in zip(self.alignment_heads, states, strict=True)]
+        positions = self.vision_model.embeddings.compute_position_embeddings(grid, visible_indices, fixed=True)
+        features = project_aligned_states(
+            self.alignment_heads, outputs.aligned_hidden_states, positions, self.config.alignment_norm
         )
-        features = normalize_features(features, self.config.alignment_norm)
-
         loss = None
         if teacher_features is not None:
-            if visible_indices is not None and teacher_features.shape[2] == num_tokens != features.shape[2]:
-                teacher_features = gather_tokens(teacher_features, visible_indices)
-            loss = uta_loss(features, teacher_features, self.config.alignment_norm, self.config.alignment_loss)
+            targets = select_targets(teacher_features, visible_indices, grid)
+            if normalize_teacher_features:
+                targets = normalize_features(targets, self.config.alignment_norm)
+            loss = uta_loss(features, targets, norm="none", loss=self.config.alignment_loss)
         return UMTVideoForPreTrainingOutput(
             loss=loss,
             aligned_features=features,
@@ -594,12 +666,14 @@ class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"vision_model\.norm\.", r"alignment_heads\."]
 
     def __init__(self, config: UMTVideoConfig):
+        # CODEPATH: stage-1 checkpoints have the norm on tokens and lose it here; released classifiers have none.
         if config.use_final_norm:
             config = copy.deepcopy(config)
             config.use_final_norm = False
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vision_model = UMTVideoModel(config)
+        # CODEPATH: released classifiers pool by the mean; attentive probes are trained by users.
         self.attentive_pooling = UMTVideoAttentivePooling(config) if config.pooling_type == "attentive" else None
         self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.classifier = UMTVideoClassifier(config.hidden_size, config.num_labels)
@@ -647,6 +721,7 @@ class UMTVideoForActionDetection(UMTVideoPreTrainedModel):
 
     def __init__(self, config: UMTVideoConfig):
         requires_backends(self, ["torchvision"])
+        # CODEPATH: released classifiers lack the norm on tokens and get a fresh one; all other checkpoints have it.
         if not config.use_final_norm:
             config = copy.deepcopy(config)
             config.use_final_norm = True
@@ -684,8 +759,8 @@ class UMTVideoForActionDetection(UMTVideoPreTrainedModel):
         Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4 (action detection on AVA).
         """
         self._check_boxes(pixel_values, boxes, boxes_mask, labels)
-        outputs = self.vision_model(pixel_values, **kwargs)
-        grid = self.vision_model.embeddings.patch_embeddings.compute_grid(pixel_values)
+        grid, _ = self.vision_model.resolve_tokens(pixel_values)
+        outputs = self.vision_model(pixel_values, token_grid=grid, **kwargs)
         feature_map = outputs.last_hidden_state.unflatten(1, grid).mean(dim=1).permute(0, 3, 1, 2)
         if boxes_mask is not None:
             boxes = boxes.masked_fill(~boxes_mask.bool()[..., None], 0)

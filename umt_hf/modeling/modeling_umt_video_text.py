@@ -1,4 +1,16 @@
-# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The umt_hf authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The models that join the UMT video encoder with its text tower: dual encoder, matching, stage 2, questions.
 
 Legend: B videos or texts, T frames, V video tokens, P vectors a video, L text tokens, H text width, D projection
@@ -45,8 +57,8 @@ from .modeling_umt_video import (
     UMTVideoAlignmentHead,
     UMTVideoModel,
     UMTVideoModelOutput,
-    gather_tokens,
-    resolve_visible_indices,
+    project_aligned_states,
+    select_targets,
 )
 from .towers_umt_video_text import load_bert_tower, load_video_tower
 
@@ -211,6 +223,7 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         """
         outputs = self.vision_model(pixel_values, bool_masked_pos, visible_indices, **kwargs, return_dict=True)
         num_vectors = 1
+        # CODEPATH: all released video-text checkpoints pool per frame; one vector per clip is for models trained anew.
         if self.config.pool_per_frame and bool_masked_pos is None and visible_indices is None:
             num_vectors = pixel_values.shape[1] // self.config.vision_config.tubelet_size
         outputs.pooler_output = self.project_video(outputs.last_hidden_state, num_vectors)
@@ -302,6 +315,7 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
             video_embeds, text_embeds = normalize_features(video.pooler_output), normalize_features(text.pooler_output)
             logits = average_video_embeds(video_embeds) @ text_embeds.T / temperature
         loss = None
+        # CODEPATH: stage-2 and retrieval checkpoints have the contrast; weight 0 leaves it out in runs without it.
         if return_loss and self.config.vtc_loss_weight > 0:
             loss = vtc_loss(video_embeds, text_embeds, temperature, pair_ids, self.config.contrastive_gather)
         return {
@@ -447,6 +461,7 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
         text_negatives: torch.Tensor | None,
     ) -> None:
         """Match the true pairs, and each with one negative of the other kind."""
+        # CODEPATH: stage-2 and retrieval checkpoints match pairs; weight 0 leaves it out in runs without it.
         if not self.config.vtm_loss_weight > 0:
             return
         logits = outputs.logits_per_video
@@ -503,6 +518,7 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
         teacher_features: torch.Tensor | None = None,
         pair_ids: torch.Tensor | None = None,
         visible_indices: torch.Tensor | None = None,
+        normalize_teacher_features: bool = True,
         video_negatives: torch.Tensor | None = None,
         text_negatives: torch.Tensor | None = None,
         mlm_input_ids: torch.Tensor | None = None,
@@ -521,6 +537,8 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
                 `(K, B, N, C)` at all; without them there is no alignment loss.
             pair_ids: `(B,)`: equal ids are true pairs, and never each other's negatives. `None` = all distinct.
             visible_indices: Indices of the visible tokens `(B, V)` instead of the mask.
+            normalize_teacher_features: Whether to normalise `teacher_features` as the student's are. `False` for those
+                of [`UMTTeacher`], which come normalised.
             video_negatives: Index of the video that is each text's negative, `(B,)`; drawn by default.
             text_negatives: Index of the text that is each video's negative, `(B,)`; drawn by default.
             mlm_input_ids: Corrupted tokens `(B, L)`, with `mlm_labels`; drawn by default.
@@ -540,59 +558,53 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
         if (mlm_input_ids is None) != (mlm_labels is None):
             raise ValueError("Give both mlm_input_ids and mlm_labels, or neither.")
         aligns = return_loss and teacher_features is not None and self.config.uta_loss_weight > 0
+        grid = None
         if pixel_values is not None:
-            visible_indices = self._resolve_visible(pixel_values, bool_masked_pos, visible_indices)
+            grid, visible_indices = self.vision_model.resolve_tokens(pixel_values, bool_masked_pos, visible_indices)
         video, text = self._encode(
             input_ids,
             attention_mask,
             pixel_values,
-            video_options={"visible_indices": visible_indices, "output_aligned_states": aligns},
+            video_options={
+                "visible_indices": visible_indices,
+                "output_aligned_states": aligns,
+                "token_grid": grid,
+            },
             **kwargs,
         )
         outputs = UMTVideoTextForPreTrainingOutput(**self._contrast(video, text, pair_ids, return_loss))
         if aligns:
-            self._add_alignment(outputs, pixel_values, teacher_features, visible_indices)
+            targets = select_targets(teacher_features, visible_indices, grid)
+            if normalize_teacher_features:
+                targets = normalize_features(targets, self.config.vision_config.alignment_norm)
+            self._add_alignment(outputs, targets, visible_indices, grid)
         if return_loss:
             self._add_matching(outputs, attention_mask, pair_ids, video_negatives, text_negatives)
             self._add_language_modelling(outputs, input_ids, attention_mask, mlm_input_ids, mlm_labels)
         outputs.loss = self._sum_losses(outputs)
         return outputs
 
-    def _compute_grid(self, pixel_values: torch.Tensor) -> tuple[int, int, int]:
-        return self.vision_model.embeddings.patch_embeddings.compute_grid(pixel_values)
-
-    def _resolve_visible(
-        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None, visible_indices: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        time, rows, columns = self._compute_grid(pixel_values)
-        return resolve_visible_indices(bool_masked_pos, visible_indices, pixel_values.shape[0], time * rows * columns)
-
     def _add_alignment(
         self,
         outputs: UMTVideoTextForPreTrainingOutput,
-        pixel_values: torch.Tensor,
-        teacher_features: torch.Tensor,
+        targets: torch.Tensor,
         visible_indices: torch.Tensor | None,
+        grid: tuple[int, int, int],
     ) -> None:
-        """Compare the aligned layers with the teacher's on the visible tokens, as stage 1 does."""
+        """Compare the aligned layers with the teacher's normalised features, the targets, as stage 1 does."""
         config = self.config.vision_config
         if config.tubelet_size > 1:
             raise ValueError(
                 f"tubelet_size={config.tubelet_size} leaves no token for each frame of the teacher; use 1."
             )
-        grid = self._compute_grid(pixel_values)
-        states = outputs.vision_model_output.aligned_hidden_states
         positions = self.vision_model.embeddings.compute_position_embeddings(grid, visible_indices, fixed=True)
-        positions = positions.to(states.dtype)
-        features = torch.stack(
-            [head(state + positions) for head, state in zip(self.alignment_heads, states, strict=True)]
+        outputs.aligned_features = project_aligned_states(
+            self.alignment_heads,
+            outputs.vision_model_output.aligned_hidden_states,
+            positions,
+            config.alignment_norm,
         )
-        features = normalize_features(features, config.alignment_norm)
-        num_tokens = grid[0] * grid[1] * grid[2]
-        if visible_indices is not None and teacher_features.shape[2] == num_tokens != features.shape[2]:
-            teacher_features = gather_tokens(teacher_features, visible_indices)
-        outputs.aligned_features = features
-        outputs.uta_loss = uta_loss(features, teacher_features, config.alignment_norm, config.alignment_loss)
+        outputs.uta_loss = uta_loss(outputs.aligned_features, targets, norm="none", loss=config.alignment_loss)
 
     def _add_language_modelling(
         self,
@@ -603,6 +615,7 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
         mlm_labels: torch.Tensor | None,
     ) -> None:
         """Predict hidden words from the others and the visible part of the video."""
+        # CODEPATH: stage-2 checkpoints were trained with it; weight 0 leaves it out in runs without it.
         if not self.config.mlm_loss_weight > 0:
             return
         config = self.config.text_config

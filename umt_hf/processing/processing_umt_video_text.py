@@ -1,4 +1,16 @@
-# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The umt_hf authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Processor of the UMT video-text models: videos to pixels, and captions, questions and answers to tokens."""
 
 import os
@@ -21,6 +33,8 @@ SPECIAL_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk"
 DROPPED_CHARACTERS = str.maketrans("", "", ",.'!?\"()*#:;~")
 
 
+# Defaults in code, since a processor that is built without a folder has to pad and cut like the published one too.
+# trf-ignore: TRF019
 class UMTVideoTextProcessorKwargs(ProcessingKwargs, total=False):
     """Arguments of `UMTVideoTextProcessor`, for texts and for videos."""
 

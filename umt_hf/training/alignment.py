@@ -8,10 +8,9 @@ from accelerate import Accelerator
 
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.masking_umt_video import (
-    compute_visible_indices,
-    sample_attention_mask,
-    sample_random_mask,
-    sample_tube_mask,
+    sample_attention_indices,
+    sample_random_indices,
+    sample_tube_indices,
 )
 from ..teachers.clip import UMTTeacher
 from .arguments import MaskArguments, TeacherArguments
@@ -102,21 +101,21 @@ def compute_targets(
     states, saliency = teacher.encode(pixel_values)
     num_frames = pixel_values.shape[1]
     grid = TokenGrid(num_frames, mask_noise.shape[1] // num_frames)
-    mask = draw_mask(mask_type, mask_ratio, saliency, mask_noise, grid)
-    visible = compute_visible_indices(mask, count_visible(mask_type, mask_ratio, grid))
+    visible = draw_visible_indices(mask_type, mask_ratio, saliency, mask_noise, grid)
     return visible, teacher.project(states, pixel_values.shape[0], visible)
 
 
-def draw_mask(
+def draw_visible_indices(
     mask_type: str, mask_ratio: float, saliency: torch.Tensor, noise: torch.Tensor, grid: TokenGrid
 ) -> torch.Tensor:
-    """Mask `(B, N)` from the clips' own noise `(B, N)`, so that it does not depend on batch or process counts."""
+    """Indices of the visible tokens `(B, V)`, ascending, drawn from the clips' own noise `(B, N)`."""
+    # Noise comes with the clips, so that a mask depends neither on the batch size nor on the number of processes.
     batch, frames, patches = noise.shape[0], grid.num_frames, grid.patches_per_frame
     if mask_type == "random":
-        return sample_random_mask(batch, frames * patches, mask_ratio, noise=noise)
+        return sample_random_indices(batch, frames * patches, mask_ratio, noise=noise)
     if mask_type == "tube":
-        return sample_tube_mask(batch, frames, patches, mask_ratio, noise=noise[:, :patches])
-    return sample_attention_mask(saliency, mask_ratio, frames, noise=noise.unflatten(1, (frames, patches)))
+        return sample_tube_indices(batch, frames, patches, mask_ratio, noise=noise[:, :patches])
+    return sample_attention_indices(saliency, mask_ratio, frames, noise=noise.unflatten(1, (frames, patches)))
 
 
 def count_visible(mask_type: str, mask_ratio: float, grid: TokenGrid) -> int:

@@ -18,7 +18,7 @@ import transformers
 from huggingface_hub.utils import disable_progress_bars
 
 from ..hub_cards.publishing import EXCLUDED, check_destination, push_folder
-from ..runs.folder import METRICS_FILE
+from ..runs.folder import CONFIG_FILE, METRICS_FILE
 from .arguments import TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class HubPush:
     def __init__(
         self, args: TrainingArguments | transformers.TrainingArguments, list_checkpoints: Callable[[Path], list[Path]]
     ):
+        # pyrefly: ignore[bad-argument-type]  Transformers puts a default in place of None
         self.output_dir = Path(args.output_dir)
         self.repo_id = args.hub_model_id or self.output_dir.absolute().name
         self.strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
@@ -88,7 +89,7 @@ class HubPush:
         """Queue a whole checkpoint, if the strategy has checkpoints pushed; returns at once and never raises."""
         if self.strategy == "end":
             return
-        if not (checkpoint / "config.json").is_file():
+        if not (checkpoint / CONFIG_FILE).is_file():
             logger.info("%s holds adapters only; the merged model is pushed at the end.", checkpoint)
             return
         try:
@@ -167,6 +168,7 @@ class HubPush:
                 if self._is_over:
                     return
                 push, self._waiting, self._is_busy = self._waiting, None, True
+            assert push is not None
             self._upload(push)
             with self._changed:
                 self._is_busy = False

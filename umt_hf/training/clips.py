@@ -8,20 +8,20 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from ..data.sources import get_source
-from ..processing.decoding import VideoDecodingError, open_video
-from ..processing.sampling import sample_frame_indices
+from ..data.unreadable import read_first_readable, sample_replacements
+from ..processing.clips import read_clip
+from ..processing.decoding import DecoderName
+from ..processing.sampling import SamplingStrategy
 from ..processing.train_transforms import PretrainingTransform
 
 logger = logging.getLogger(__name__)
-
-MAX_REPLACEMENTS = 8
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,9 @@ class ClipDataset(torch.utils.data.Dataset):
         transform: PretrainingTransform,
         num_frames: int,
         num_tokens: int,
-        sampling_strategy: str = "segments",
+        sampling_strategy: SamplingStrategy = "segments",
         frame_stride: int = 1,
-        decoder: str = "pyav",
+        decoder: DecoderName = "pyav",
         repeated_augmentation: int = 1,
         is_training: bool = True,
     ):
@@ -174,26 +174,23 @@ class ClipDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 0 if self.table is None else len(self.table)
 
+    # pyrefly: ignore[bad-override-param-name]  what it is asked for is more than an index
     def __getitem__(self, request: ClipRequest) -> tuple[list[Clip], list[str]]:
         """Clips of a video, or of its replacement, and a line for each video that could not be read."""
-        failures: list[str] = []
-        for row in self._candidates(request):
-            try:
-                return self._read_clips(row, request.key), failures
-            except VideoDecodingError as error:
-                failures.append(str(error))
-        return [], failures
+        clips, failures = read_first_readable(self._list_rows(request), lambda row: self._read_clips(row, request.key))
+        return clips or [], failures
 
-    def _candidates(self, request: ClipRequest) -> Iterator[dict[str, Any]]:
-        """The row itself, then others in its place, drawn by its key."""
+    def _list_rows(self, request: ClipRequest) -> Iterator[dict[str, Any]]:
+        """The row itself, then, in training, others in its place, drawn by its key."""
         if isinstance(request.row, dict):
             yield request.row
             return
+        assert self.table is not None, "A request by number needs a table."
         yield self.table[request.row]
         if self.is_training:
-            generator = build_generator(*request.key, -1)
-            for row in torch.randint(len(self.table), (MAX_REPLACEMENTS,), generator=generator).tolist():
-                yield self.table[row]
+            # A source apart from that of the clip, whose draws are the same whether rows are replaced or not.
+            for number in sample_replacements(len(self.table), build_generator(*request.key, -1)):
+                yield self.table[number]
 
     def _read_clips(self, row: dict[str, Any], key: tuple[int, ...]) -> list[Clip]:
         generator = build_generator(*key)
@@ -202,15 +199,14 @@ class ClipDataset(torch.utils.data.Dataset):
 
     def _read_frames(self, source: str | bytes, generator: torch.Generator) -> torch.Tensor:
         """Chosen frames of a video `(T, C, H, W)`, uint8."""
-        with open_video(source, self.decoder) as reader:
-            indices = sample_frame_indices(
-                reader.num_frames,
-                self.num_frames,
-                self.sampling_strategy,
-                generator=generator if self.is_training else None,
-                frame_stride=self.frame_stride,
-            )
-            return torch.from_numpy(reader.get_frames(indices)).permute(0, 3, 1, 2)
+        return read_clip(
+            source,
+            self.num_frames,
+            self.sampling_strategy,
+            generator=generator if self.is_training else None,
+            frame_stride=self.frame_stride,
+            decoder=self.decoder,
+        )
 
     def _cut_clip(self, frames: torch.Tensor, generator: torch.Generator) -> Clip:
         crop = self.transform.sample(frames.shape[-2], frames.shape[-1], generator if self.is_training else None)
@@ -218,7 +214,10 @@ class ClipDataset(torch.utils.data.Dataset):
         return Clip(self.transform.crop(frames, crop).contiguous(), crop.flip, noise)
 
 
-class ClipCollator:
+AnyClip = TypeVar("AnyClip", bound=Clip)
+
+
+class ClipCollator(Generic[AnyClip]):
     """Clips of several videos to a batch.
 
     Args:
@@ -233,7 +232,7 @@ class ClipCollator:
         self.use_worker = use_worker
         self.keep_size = keep_size
 
-    def __call__(self, samples: Sequence[tuple[list[Clip], list[str]]]) -> dict[str, Any]:
+    def __call__(self, samples: Sequence[tuple[list[AnyClip], list[str]]]) -> dict[str, Any]:
         """Batch with `frames` (or finished `pixel_values`), `flips`, `mask_noise`, `num_videos` and `failures`.
 
         Raises:
@@ -252,7 +251,7 @@ class ClipCollator:
             batch = finish_batch(batch, self.transform, torch.device("cpu"))
         return {**batch, **counts}
 
-    def build_batch(self, clips: list[Clip]) -> dict[str, Any]:
+    def build_batch(self, clips: list[AnyClip]) -> dict[str, Any]:
         """What a batch holds of its clips, before pixels are finished."""
         return {
             "frames": [clip.frames for clip in clips],

@@ -2,8 +2,12 @@
 
 import math
 import re
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
+
+ScheduleType = Literal["cosine_to_minimum", "cosine_above_minimum"]
 
 NO_DECAY_NAMES = ("position_embeddings", "cls_token")
 # A scalar in the published code, which therefore decays it; ours has one element.
@@ -65,8 +69,46 @@ def _match_layer(name: str) -> re.Match | None:
     return re.search(r"(?:^|\.)layers\.(\d+)\.", name)
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """Length of a run and its learning rate at every step.
+
+    Args:
+        total_steps: Optimizer steps of the run.
+        warmup_steps: Steps of linear warm-up, possibly a fraction.
+        peak: Highest rate; with 1, all rates are shares of it.
+        minimum: Rate at the end, or below which none falls.
+        warmup_start: Rate of the first step ("cosine_to_minimum" alone).
+        kind: "cosine_to_minimum" (stage 1, fine-tuning of encoders; see `compute_learning_rate`) or
+            "cosine_above_minimum" (stage 2, fine-tuning with text; see `compute_learning_rate_share`).
+    """
+
+    total_steps: int
+    warmup_steps: float
+    peak: float
+    minimum: float
+    warmup_start: float = 0.0
+    kind: ScheduleType = "cosine_to_minimum"
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of optimizer step `step`."""
+        if self.kind == "cosine_above_minimum":
+            share = self.minimum / self.peak if self.peak else 0.0
+            return self.peak * compute_learning_rate_share(
+                step, total_steps=self.total_steps, warmup_steps=self.warmup_steps, minimum_share=share
+            )
+        return compute_learning_rate(
+            step,
+            peak=self.peak,
+            minimum=self.minimum,
+            total_steps=self.total_steps,
+            warmup_steps=self.warmup_steps,
+            warmup_start=self.warmup_start,
+        )
+
+
 def compute_learning_rate(
-    step: int, *, peak: float, minimum: float, total_steps: int, warmup_steps: int = 0, warmup_start: float = 0.0
+    step: int, *, peak: float, minimum: float, total_steps: int, warmup_steps: float = 0, warmup_start: float = 0.0
 ) -> float:
     """Learning rate of an optimizer step: linear warm-up, then half a cosine.
 
@@ -109,5 +151,5 @@ def compute_learning_rate_share(step: int, *, total_steps: int, warmup_steps: fl
 
 
 def scale_learning_rate(learning_rate: float, total_batch_size: int, repeated_augmentation: int = 1) -> float:
-    """Published rule: rates are stated for 256 clips a step and scaled linearly with the real number."""
+    """Published rule: rates are stated for 256 clips per step and scaled linearly with the real number."""
     return learning_rate * total_batch_size * repeated_augmentation / 256

@@ -20,6 +20,7 @@ from ..processing.decoding import VideoDecodingError
 from ..processing.train_transforms import ResizedCropTransform
 from .clips import Clip, ClipCollator, ClipDataset, ClipRequest, build_generator, count_batches, plan_batches
 
+MediaType = Literal["video", "image"]
 Tokenize = Callable[[list[str]], dict[str, torch.Tensor]]
 
 
@@ -49,7 +50,7 @@ class PairDataset(ClipDataset):
     def __init__(
         self,
         table: Dataset,
-        media_type: Literal["video", "image"],
+        media_type: MediaType,
         pair_by: Literal["media", "caption"] = "media",
         **options: Any,
     ):
@@ -89,7 +90,7 @@ def read_image(source: str | bytes) -> torch.Tensor:
     return pixels.view(1, image.height, image.width, 3).permute(0, 3, 1, 2)
 
 
-class PairCollator(ClipCollator):
+class PairCollator(ClipCollator[PairedClip]):
     """Clips with captions to a batch with `input_ids`, `attention_mask` and `pair_ids`.
 
     Args:
@@ -119,6 +120,7 @@ class MixedCorpora(torch.utils.data.Dataset):
     def __init__(self, parts: Sequence[PairDataset]):
         self.parts = parts
 
+    # pyrefly: ignore[bad-override-param-name]  what it is asked for is more than an index
     def __getitem__(self, request: ClipRequest) -> tuple[list[Clip], list[str]]:
         return self.parts[request.corpus][request]
 

@@ -15,8 +15,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
-from torch.utils.data import DataLoader
+from torch import nn
 
+from ..data.loaders import build_loader
 from ..data.sources import load_videos
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
@@ -81,7 +82,7 @@ class Stage1:
         tables: tuple[Dataset | IterableDataset, Dataset | None],
         resolved: dict[str, Any],
     ):
-        self.model = model
+        self.model: nn.Module = model  # later as the accelerator has prepared it
         self.teacher = teacher
         self.config: UMTVideoConfig = model.config
         self.data, self.training, self.resolved = data, training, resolved
@@ -136,13 +137,12 @@ class Stage1:
             self.data.repeated_augmentation if is_training else 1,
             is_training,
         )
-        loader = DataLoader(
+        loader = build_loader(
             dataset,
-            batch_sampler=plan,
-            num_workers=self.data.dataloader_num_workers,
+            plan,
+            self.data.dataloader_num_workers,
             collate_fn=ClipCollator(transform, use_worker=accelerator.device.type == "cpu", keep_size=is_training),
             pin_memory=accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # else starting a loader would move the global random state
         )
         for batch in loader:
             yield finish_batch(batch, transform, accelerator.device)
@@ -153,7 +153,9 @@ class Stage1:
         visible, features = compute_targets(
             self.teacher, pixel_values, batch["mask_noise"], self.config.mask_type, self.config.mask_ratio
         )
-        outputs = self.model(pixel_values, visible_indices=visible, teacher_features=features)
+        outputs = self.model(
+            pixel_values, visible_indices=visible, teacher_features=features, normalize_teacher_features=False
+        )
         return {"uta_loss": outputs.loss}
 
     def export(self, accelerator: Accelerator, folder: Path) -> None:
@@ -203,7 +205,7 @@ def load_tables(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset
     """
     if data.train_data is None:
         raise ValueError("Set train_data: a CSV file, JSON file, folder of videos, or name of a dataset.")
-    common = {
+    common: dict[str, Any] = {
         "data_root": data.data_root,
         "csv_separator": data.csv_separator,
         "config_name": data.dataset_config_name,

@@ -10,16 +10,17 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from datasets import Dataset, concatenate_datasets
-from torch.utils.data import DataLoader
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
+from ..data.loaders import build_loader
 from ..evaluation.retrieval import evaluate_retrieval
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
@@ -39,7 +40,7 @@ from .arguments import (
 )
 from .checkpointing import export_run
 from .clips import count_batches, finish_batch
-from .pairs import MixedCorpora, PairCollator, PairDataset, plan_mixed_batches
+from .pairs import MediaType, MixedCorpora, PairCollator, PairDataset, plan_mixed_batches
 from .trainer import TrainState, build_accelerator, build_schedule, train
 
 logger = get_logger(__name__)
@@ -65,7 +66,7 @@ class Corpus:
     """
 
     table: Dataset
-    media_type: str
+    media_type: MediaType
     batch_size: int
 
 
@@ -94,7 +95,8 @@ class Stage2:
         training: TrainingArguments,
         resolved: dict[str, Any],
     ):
-        self.model, self.teacher, self.processor = model, teacher, processor
+        self.model: nn.Module = model  # later as the accelerator has prepared it
+        self.teacher, self.processor = teacher, processor
         self.config: UMTVideoTextConfig = model.config
         self.corpora, self.held_out = corpora, held_out
         self.data, self.training, self.resolved = data, training, resolved
@@ -125,13 +127,12 @@ class Stage2:
             accelerator.num_processes,
             start,
         )
-        loader = DataLoader(
+        loader = build_loader(
             MixedCorpora(parts),
-            batch_sampler=plan,
-            num_workers=self.data.dataloader_num_workers,
+            plan,
+            self.data.dataloader_num_workers,
             collate_fn=PairCollator(transform, accelerator.device.type == "cpu", self.tokenize),
             pin_memory=accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # else starting a loader would move the global random state
         )
         for batch in loader:
             yield finish_batch(batch, transform, accelerator.device)
@@ -151,7 +152,11 @@ class Stage2:
             visible, features = compute_targets(
                 self.teacher, pixel_values, batch["mask_noise"], config.mask_type, ratio
             )
-            targets = {"visible_indices": visible, "teacher_features": features}
+            targets = {
+                "visible_indices": visible,
+                "teacher_features": features,
+                "normalize_teacher_features": False,
+            }
         outputs = self.model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -175,7 +180,7 @@ class Stage2:
         if self.held_out is None:
             return {}
         metrics = evaluate_retrieval(
-            accelerator.unwrap_model(self.model),
+            cast(UMTVideoTextForPreTraining, accelerator.unwrap_model(self.model)),
             self.processor,
             self.held_out,
             accelerator,
@@ -193,16 +198,14 @@ class Stage2:
 
 def load_corpora(data: CorpusArguments, training: TrainingArguments) -> list[Corpus]:
     """Read the corpora; those of one kind and batch size are mixed within batches, as published."""
-    groups: dict[tuple[str, int], list[Dataset]] = {}
+    groups: dict[tuple[MediaType, int], list[Dataset]] = {}
     for number, source in enumerate(data.train_data):
         media_type = data.get_corpus("media_types", number)
         size = data.get_corpus("batch_sizes", number) or training.per_device_train_batch_size
-        table = load_pairs(
-            source,
-            data.captions,
-            data_root=data.get_corpus("data_roots", number),
-            video_column=media_type,
-        ).select_columns(["video", "caption"])
+        rows = load_pairs(
+            source, data.captions, data_root=data.get_corpus("data_roots", number), video_column=media_type
+        )
+        table: Any = rows.select_columns(["video", "caption"])
         table = table.add_column("corpus", [number] * len(table))
         groups.setdefault((media_type, size), []).append(table)
     return [Corpus(concatenate_datasets(tables), *kind) for kind, tables in groups.items()]

@@ -19,17 +19,13 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..runs.folder import METRICS_FILE, MetricLog
+from ..data.unreadable import UnreadableVideos
+from ..runs.folder import METRICS_FILE, RECIPE_FILE, STATE_FOLDER, MetricLog
 from .arguments import TrainingArguments
 from .background_push import build_hub_push
 from .checkpointing import find_checkpoint, list_checkpoints, remove_unfinished, save_checkpoint
 from .metric_meter import MetricMeter
-from .optimization import (
-    build_parameter_groups,
-    compute_learning_rate,
-    compute_learning_rate_share,
-    scale_learning_rate,
-)
+from .optimization import Schedule, build_parameter_groups, scale_learning_rate
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +69,11 @@ class Stage(Protocol):
 
 
 @dataclass
-class TrainState:
-    """Counters of a run, saved with it."""
+class TrainState(UnreadableVideos):
+    """Counters of a run, saved with it; those of its videos included."""
 
     step: int = 0
     micro_step: int = 0
-    videos: int = 0
-    skipped_videos: int = 0
     nonfinite_steps: int = 0
     nonfinite_in_a_row: int = 0
 
@@ -91,34 +85,6 @@ class TrainState:
         """For `Accelerator.register_for_checkpointing`."""
         for name, value in state.items():
             setattr(self, name, value)
-
-
-@dataclass
-class Schedule:
-    """Length of a run and its learning rate at every step."""
-
-    total_steps: int
-    warmup_steps: int
-    peak: float
-    minimum: float
-    warmup_start: float = 0.0
-    kind: str = "cosine_to_minimum"
-
-    def __call__(self, step: int) -> float:
-        """Learning rate of optimizer step `step`."""
-        if self.kind == "cosine_above_minimum":
-            share = self.minimum / self.peak if self.peak else 0.0
-            return self.peak * compute_learning_rate_share(
-                step, total_steps=self.total_steps, warmup_steps=self.warmup_steps, minimum_share=share
-            )
-        return compute_learning_rate(
-            step,
-            peak=self.peak,
-            minimum=self.minimum,
-            total_steps=self.total_steps,
-            warmup_steps=self.warmup_steps,
-            warmup_start=self.warmup_start,
-        )
 
 
 @dataclass
@@ -134,8 +100,10 @@ class StepClock:
         iterator = iter(batches)
         while True:
             before = time.perf_counter()
-            batch = next(iterator)
+            batch = next(iterator, None)
             self.waited += time.perf_counter() - before
+            if batch is None:
+                return
             yield batch
 
     def flush(self) -> dict[str, float]:
@@ -240,88 +208,136 @@ def train(
         RuntimeError: If too many steps in a row are not finite, or too many videos unreadable.
         PublishingError: If the run is to be pushed and nobody is logged in; raised before the first step.
     """
-    output_dir = Path(args.output_dir)
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     set_seed(args.seed, device_specific=True)  # the weights were drawn alike everywhere; dropout is not to be
-    groups = build_parameter_groups(stage.model, args.weight_decay)
-    optimizer = torch.optim.AdamW(
-        [{key: value for key, value in group.items() if key != "names"} for group in groups],
-        lr=schedule.peak,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        fused=accelerator.device.type in ("cpu", "cuda"),
-    )
+    optimizer = build_optimizer(stage.model, args, schedule.peak, accelerator.device)
     stage.model, optimizer = accelerator.prepare(stage.model, optimizer)
-    state, meter = TrainState(), MetricMeter(accelerator)
+    state = TrainState()
     accelerator.register_for_checkpointing(state)
     if checkpoint is not None:
-        accelerator.load_state(str(checkpoint / "training_state"))
-        logger.info("Resuming from %s at step %d.", checkpoint, state.step)
-        _warn_of_changes(checkpoint / "run.yaml", run_config or {})
-    log = _start_logs(accelerator, output_dir, state, run_config)
-    hub = build_hub_push(args, list_checkpoints, accelerator.is_main_process)
-    bar = tqdm(
-        total=schedule.total_steps,
-        initial=state.step,
-        disable=not accelerator.is_local_main_process,
-        desc="pre-training",
-        dynamic_ncols=True,
+        _resume(checkpoint, accelerator, state, run_config or {})
+    keeper = RunKeeper(stage, args, accelerator, state, schedule.total_steps, run_config or {})
+    stage.model.train()
+    is_over = state.step >= schedule.total_steps  # a finished run that is started again is only exported anew
+    # Inline, so that the loader's workers end with the loop, and not after the last upload.
+    for batch in keeper.clock.watch([] if is_over else stage.build_batches(accelerator, state.micro_step)):
+        count_videos(state, batch.pop("failures", []), batch.pop("num_videos"), max_skipped_ratio)
+        with accelerator.accumulate(stage.model):
+            # Set by hand, since a prepared scheduler would advance once per process.
+            learning_rate = schedule(state.step)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * group["lr_scale"]
+            losses = _with_total(stage.forward_step(batch))
+            accelerator.backward(losses["loss"])
+            if accelerator.sync_gradients:
+                _step_if_finite(accelerator, stage.model, optimizer, args, state)
+                optimizer.zero_grad()
+        keeper.count(losses, len(batch["pixel_values"]))
+        state.micro_step += 1
+        if not accelerator.sync_gradients:
+            continue
+        state.step += 1
+        keeper.finish_step(learning_rate)
+        if state.step >= schedule.total_steps:
+            break
+    keeper.finish_run()
+    return state
+
+
+def build_optimizer(
+    model: nn.Module, args: TrainingArguments, peak: float, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW over `build_parameter_groups`, whose `lr_scale` the loop applies."""
+    groups = build_parameter_groups(model, args.weight_decay)
+    return torch.optim.AdamW(
+        [{key: value for key, value in group.items() if key != "names"} for group in groups],
+        lr=peak,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        fused=device.type in ("cpu", "cuda"),
     )
 
-    def save() -> None:
-        checkpoint = save_checkpoint(
-            accelerator, output_dir, state.step, lambda f: stage.export(accelerator, f), args.save_total_limit
+
+class RunKeeper:
+    """Logs, saves, tests and pushes a run at the steps that its arguments name.
+
+    Args:
+        stage: Model and held-out data, on the device.
+        args: When to log, save and test.
+        accelerator: Of the run; all processes build one and call its methods alike.
+        state: Counters, which the loop moves on.
+        total_steps: Steps of the run.
+        run_config: Recorded by the tracker.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        args: TrainingArguments,
+        accelerator: Accelerator,
+        state: TrainState,
+        total_steps: int,
+        run_config: dict[str, Any],
+    ):
+        self.stage, self.args, self.accelerator, self.state = stage, args, accelerator, state
+        self.total_steps = total_steps
+        self.output_dir = Path(args.output_dir)
+        self.meter, self.clock = MetricMeter(accelerator), StepClock()
+        self.log = _start_logs(accelerator, self.output_dir, state, run_config)
+        self.hub = build_hub_push(args, list_checkpoints, accelerator.is_main_process)
+        self.bar = tqdm(
+            total=total_steps,
+            initial=state.step,
+            disable=not accelerator.is_local_main_process,
+            desc="pre-training",
+            dynamic_ncols=True,
         )
-        if hub is not None:
-            hub.push_checkpoint(checkpoint)
 
-    def record(values: dict[str, float]) -> None:
-        accelerator.log(values, step=state.step)
-        if log is not None:
-            log.write(state.step, values)
+    def count(self, losses: dict[str, torch.Tensor], num_clips: int) -> None:
+        """Add a micro-batch of this process to the averages."""
+        self.meter.update(losses)
+        self.clock.clips += num_clips * self.accelerator.num_processes
 
-    stage.model.train()
-    if state.step < schedule.total_steps:
-        clock = StepClock()
-        for batch in clock.watch(stage.build_batches(accelerator, state.micro_step)):
-            failures = batch.pop("failures", [])
-            count_videos(state, failures, batch.pop("num_videos"), max_skipped_ratio)
-            with accelerator.accumulate(stage.model):
-                learning_rate = schedule(state.step)
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate * group["lr_scale"]
-                losses = _with_total(stage.forward_step(batch))
-                accelerator.backward(losses["loss"])
-                if accelerator.sync_gradients:
-                    _step_if_finite(accelerator, stage.model, optimizer, args, state)
-                    optimizer.zero_grad()
-            meter.update(losses)
-            clock.clips += len(batch["pixel_values"]) * accelerator.num_processes
-            state.micro_step += 1
-            if not accelerator.sync_gradients:
-                continue
-            state.step += 1
-            bar.update()
-            is_last = state.step >= schedule.total_steps
-            if state.step % args.logging_steps == 0 or is_last:
-                values = {**meter.flush(), "learning_rate": learning_rate, **clock.flush()}
-                record(values | stage.monitor() | _counts(accelerator, state))
-                bar.set_postfix_str(_describe(values, state))
-            if state.step % args.save_steps == 0 or is_last:
-                save()  # before anything else can fail
-            is_tested = is_last or (args.eval_steps > 0 and state.step % args.eval_steps == 0)
-            if is_tested and (values := _evaluate(stage, accelerator, args.seed)):
-                record(values)
-                bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
-            if is_last:
-                break
-    bar.close()
-    stage.export(accelerator, output_dir)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    if hub is not None:
-        hub.finish()
-    return state
+    def finish_step(self, learning_rate: float) -> None:
+        """Log, save and test after an optimizer step, where it is due; all three are due after the last one."""
+        step, args = self.state.step, self.args
+        is_last = step >= self.total_steps
+        self.bar.update()
+        if step % args.logging_steps == 0 or is_last:
+            values = {**self.meter.flush(), "learning_rate": learning_rate, **self.clock.flush()}
+            self._record(values | self.stage.monitor() | _counts(self.accelerator, self.state))
+            self.bar.set_postfix_str(_describe(values, self.state))
+        if step % args.save_steps == 0 or is_last:
+            self._save()  # before anything else can fail
+        is_tested = is_last or (args.eval_steps > 0 and step % args.eval_steps == 0)
+        if is_tested and (values := _evaluate(self.stage, self.accelerator, args.seed)):
+            self._record(values)
+            self.bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+
+    def finish_run(self) -> None:
+        """Export the final model, and wait for what still goes up."""
+        self.bar.close()
+        self.stage.export(self.accelerator, self.output_dir)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        if self.hub is not None:
+            self.hub.finish()
+
+    def _record(self, values: dict[str, float]) -> None:
+        self.accelerator.log(values, step=self.state.step)
+        if self.log is not None:
+            self.log.write(self.state.step, values)
+
+    def _save(self) -> None:
+        checkpoint = save_checkpoint(
+            self.accelerator,
+            self.output_dir,
+            self.state.step,
+            lambda folder: self.stage.export(self.accelerator, folder),
+            self.args.save_total_limit,
+        )
+        if self.hub is not None:
+            self.hub.push_checkpoint(checkpoint)
 
 
 def _evaluate(stage: Stage, accelerator: Accelerator, seed: int) -> dict[str, float]:
@@ -371,7 +387,8 @@ def _step_if_finite(
     """Clip and step, or count the step as skipped if its gradients are not finite (on all processes alike)."""
     limit = args.max_grad_norm if args.max_grad_norm else math.inf
     norm = accelerator.clip_grad_norm_(model.parameters(), limit)
-    norm = norm if isinstance(norm, torch.Tensor) else torch.tensor(float(norm))
+    # An engine that clips by itself (DeepSpeed) may not give its norm; it looks for bad steps by itself, too.
+    norm = norm if isinstance(norm, torch.Tensor) else torch.tensor(float(norm or 0.0))
     is_finite = bool(torch.isfinite(norm))
     # The loss scaler of fp16 must see every step: it skips bad ones itself and lowers its scale.
     if is_finite or accelerator.scaler is not None:
@@ -389,11 +406,11 @@ def _step_if_finite(
         )
 
 
-def count_videos(state: TrainState, failures: list[str], batch_size: int, max_skipped_ratio: float) -> None:
+def count_videos(videos: UnreadableVideos, failures: list[str], batch_size: int, max_skipped_ratio: float) -> None:
     """Count a batch's videos, and name those that could not be read.
 
     Args:
-        state: Counters of the run.
+        videos: Tally of the run.
         failures: A line for each unreadable video.
         batch_size: Videos asked for.
         max_skipped_ratio: Share of unreadable videos past which the run stops.
@@ -401,26 +418,31 @@ def count_videos(state: TrainState, failures: list[str], batch_size: int, max_sk
     Raises:
         RuntimeError: If more of them, and not just a handful, were unreadable.
     """
-    state.videos += batch_size
-    state.skipped_videos += len(failures)
-    for failure in failures:
-        logger.warning("Video skipped: %s", failure)
-    if state.skipped_videos >= MIN_SKIPS_TO_STOP and state.skipped_videos > max_skipped_ratio * state.videos:
-        raise RuntimeError(
-            f"{state.skipped_videos} of {state.videos} videos could not be read, more than max_skipped_ratio="
-            f"{max_skipped_ratio}. The last: {failures[-1] if failures else 'see the log'}"
-        )
+    # The first batches are too few to judge a share by: one bad video among eight must not stop a run of days.
+    videos.count(batch_size, failures, max_skipped_ratio, min_skipped=MIN_SKIPS_TO_STOP)
+
+
+def sum_skipped_videos(videos: UnreadableVideos, accelerator: Accelerator) -> int:
+    """Unreadable videos of all processes so far; all of them must call it."""
+    skipped = torch.tensor(videos.skipped_videos, device=accelerator.device)
+    return int(accelerator.reduce(skipped, reduction="sum"))
 
 
 def _start_logs(
-    accelerator: Accelerator, output_dir: Path, state: TrainState, run_config: dict[str, Any] | None
+    accelerator: Accelerator, output_dir: Path, state: TrainState, run_config: dict[str, Any]
 ) -> MetricLog | None:
-    config = {key: value for key, value in (run_config or {}).items() if isinstance(value, (bool, int, float, str))}
+    config = {key: value for key, value in run_config.items() if isinstance(value, (bool, int, float, str))}
     accelerator.init_trackers("umt_hf", config=config)
     if not accelerator.is_main_process:
         return None
     remove_unfinished(output_dir)
     return MetricLog(output_dir / METRICS_FILE, state.step)
+
+
+def _resume(checkpoint: Path, accelerator: Accelerator, state: TrainState, run_config: dict[str, Any]) -> None:
+    accelerator.load_state(str(checkpoint / STATE_FOLDER))
+    logger.info("Resuming from %s at step %d.", checkpoint, state.step)
+    _warn_of_changes(checkpoint / RECIPE_FILE, run_config)
 
 
 def _warn_of_changes(recipe: Path, run_config: dict[str, Any]) -> None:
@@ -440,11 +462,7 @@ def _warn_of_changes(recipe: Path, run_config: dict[str, Any]) -> None:
 
 
 def _counts(accelerator: Accelerator, state: TrainState) -> dict[str, float]:
-    skipped = torch.tensor(state.skipped_videos, device=accelerator.device)
-    return {
-        "skipped_videos": int(accelerator.reduce(skipped, reduction="sum")),
-        "nonfinite_steps": state.nonfinite_steps,
-    }
+    return {"skipped_videos": sum_skipped_videos(state, accelerator), "nonfinite_steps": state.nonfinite_steps}
 
 
 def _describe(values: dict[str, float], state: TrainState) -> str:

@@ -5,9 +5,13 @@ import torch
 
 from tests.parity.reference import load_table
 from umt_hf.modeling.masking_umt_video import (
+    build_mask,
     compute_visible_indices,
+    sample_attention_indices,
     sample_attention_mask,
+    sample_random_indices,
     sample_random_mask,
+    sample_tube_indices,
     sample_tube_mask,
 )
 
@@ -68,6 +72,41 @@ def test_visible_indices_are_raster_ordered():
     mask = sample_random_mask(4, 30, 0.6)
     indices = compute_visible_indices(mask, 12)
     assert torch.equal(indices, (~mask).nonzero()[:, 1].view(4, 12))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 0.8, 0.97])
+def test_mask_and_indices_are_the_same_draw(ratio):
+    """For one random state both hide the same tokens; indices are ascending, and the mask is built back from them."""
+    saliency = torch.rand(4, 3, 30)
+    for sample_indices, sample_mask, shape in (
+        (sample_attention_indices, sample_attention_mask, (saliency,)),
+        (sample_tube_indices, sample_tube_mask, (4, 3, 30)),
+        (sample_random_indices, sample_random_mask, (4, 90)),
+    ):
+        mask = sample_mask(*shape, ratio, generator=torch.Generator().manual_seed(3))
+        indices = sample_indices(*shape, ratio, generator=torch.Generator().manual_seed(3))
+        assert torch.equal(indices, (~mask).nonzero()[:, 1].view(4, -1))
+        assert torch.equal(build_mask(indices, 90), mask)
+
+
+@pytest.mark.parametrize("kind", ["attention", "tube", "random"])
+def test_a_seed_keeps_its_numbers(kind):
+    """The draws are those of the first formulas, a `topk` scattered to a mask, also where noise is equal."""
+    coarse = torch.randint(1, 6, (5, 40), generator=torch.Generator().manual_seed(0)) / 8
+    for noise in (torch.rand(5, 40, generator=torch.Generator().manual_seed(1)), coarse):
+        if kind == "attention":
+            saliency = torch.rand(5, 2, 20, generator=torch.Generator().manual_seed(2))
+            weights = saliency / noise.unflatten(1, (2, 20))
+            shown = weights.topk(5, dim=-1).indices
+            expected = torch.ones_like(weights, dtype=torch.bool).scatter_(-1, shown, False).flatten(1)
+            mask = sample_attention_mask(saliency, 0.75, noise=noise.unflatten(1, (2, 20)))
+        else:
+            hidden = noise.topk(30, dim=-1).indices
+            expected = torch.zeros_like(noise, dtype=torch.bool).scatter_(-1, hidden, True)
+            mask = sample_random_mask(5, 40, 0.75, noise=noise)
+            if kind == "tube":
+                expected, mask = expected.repeat(1, 3), sample_tube_mask(5, 3, 40, 0.75, noise=noise)
+        assert torch.equal(mask, expected)
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, 2])

@@ -19,12 +19,14 @@ from transformers import (
 import umt_hf
 from tests.parity.reference import load_table
 from umt_hf.modeling.configuration_umt_video import UMTVideoConfig
+from umt_hf.modeling.losses_umt import normalize_features, uta_loss
 from umt_hf.modeling.masking_umt_video import compute_visible_indices, sample_random_mask
 from umt_hf.modeling.modeling_umt_video import (
     UMTVideoForPreTraining,
     UMTVideoForVideoClassification,
     UMTVideoModel,
     compute_sinusoid_table,
+    gather_tokens,
 )
 from umt_hf.teachers.clip import UMTTeacher
 
@@ -126,6 +128,29 @@ def test_compiles_to_one_graph_with_visible_indices(fresh, video, mask):
     torch.testing.assert_close(outputs.loss, expected.loss)
     outputs.loss.backward()
     assert model.alignment_heads[0].dense.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("norm", ["l2", "none"])
+@pytest.mark.parametrize("covers_all_tokens", [False, True])
+def test_teacher_features_may_be_raw(norm, covers_all_tokens, video, mask):
+    """By default the model normalises them as it does its own; those of a teacher need not be normalised once more."""
+    model = UMTVideoForPreTraining(UMTVideoConfig(**TINY, alignment_norm=norm)).eval()
+    raw = torch.randn(2, 2, 64, 12) * 3
+    visible = gather_tokens(raw, compute_visible_indices(mask, 16))
+    outputs = model(video, mask, raw if covers_all_tokens else visible)
+    torch.testing.assert_close(outputs.loss, uta_loss(outputs.aligned_features, visible, norm), atol=1e-6, rtol=1e-6)
+    normalized = normalize_features(raw if covers_all_tokens else visible, norm)
+    loss = model(video, mask, normalized, normalize_teacher_features=False).loss
+    torch.testing.assert_close(loss, outputs.loss, atol=1e-7, rtol=1e-6)
+
+
+def test_a_checked_grid_takes_indices_only(video, mask):
+    model = UMTVideoModel(UMTVideoConfig(**TINY)).eval()
+    indices = compute_visible_indices(mask, 16)
+    expected = model(video, mask).last_hidden_state
+    assert torch.equal(model(video, visible_indices=indices, token_grid=(4, 4, 4)).last_hidden_state, expected)
+    with pytest.raises(ValueError, match="visible_indices"):
+        model(video, mask, token_grid=(4, 4, 4))
 
 
 def test_hidden_states_and_attentions(video, mask):

@@ -18,12 +18,13 @@ class TopKAccuracy(evaluate.Metric):
             {"predictions": datasets.Sequence(datasets.Value("float32")), "references": datasets.Value("int64")}
         )
         return evaluate.MetricInfo(
-            description=self.__doc__,
+            description=self.__doc__ or "",
             citation="",
-            inputs_description="predictions: one list of class scores a row; references: class indices.",
+            inputs_description="predictions: one list of class scores per row; references: class indices.",
             features=features,
         )
 
+    # pyrefly: ignore[bad-override]  `evaluate` calls it with these columns by name
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         scores, labels = np.asarray(predictions), np.asarray(references)
         order = np.argsort(-scores, axis=1, kind="stable")
@@ -46,12 +47,13 @@ class ExactAnswerAccuracy(evaluate.Metric):
             {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
         )
         return evaluate.MetricInfo(
-            description=self.__doc__,
+            description=self.__doc__ or "",
             citation="",
-            inputs_description="predictions: an answer or None a question; references: lists of annotated answers.",
+            inputs_description="predictions: an answer or None per question; references: lists of annotated answers.",
             features=features,
         )
 
+    # pyrefly: ignore[bad-override]  `evaluate` calls it with these columns by name
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         right = [answer in annotated for answer, annotated in zip(predictions, references, strict=True)]
         return {"accuracy": sum(right) / len(right)}
@@ -65,12 +67,13 @@ class ChoiceAccuracy(evaluate.Metric):
             {"predictions": datasets.Sequence(datasets.Value("float32")), "references": datasets.Value("int64")}
         )
         return evaluate.MetricInfo(
-            description=self.__doc__,
+            description=self.__doc__ or "",
             citation="",
-            inputs_description="predictions: one list of option scores a row; references: index of the right option.",
+            inputs_description="predictions: one list of option scores per row; references: the right option's index.",
             features=features,
         )
 
+    # pyrefly: ignore[bad-override]  `evaluate` calls it with these columns by name
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         right = []
         for scores, answer in zip(predictions, references, strict=True):

@@ -53,12 +53,13 @@ class FrameMeanAveragePrecision(evaluate.Metric):
         boxes = {"boxes": [[datasets.Value("float64")]], "classes": [datasets.Value("int64")]}
         features = {"predictions": {**boxes, "scores": [datasets.Value("float64")]}, "references": boxes}
         return evaluate.MetricInfo(
-            description=self.__doc__,
+            description=self.__doc__ or "",
             citation="",
-            inputs_description="a key frame each: boxes x1 y1 x2 y2, the class of each box, and its score.",
+            inputs_description="per key frame: boxes x1 y1 x2 y2, the class of each box, and its score.",
             features=datasets.Features(features),
         )
 
+    # pyrefly: ignore[bad-override]  `evaluate` calls it with these columns by name
     def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
         return compute_frame_map(predictions, references)
 

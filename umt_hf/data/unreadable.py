@@ -1,0 +1,90 @@
+"""Videos that cannot be read: which others take their place in training, and how many are too many."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from ..processing.decoding import VideoDecodingError
+
+logger = logging.getLogger(__name__)
+
+MAX_REPLACEMENTS = 8
+
+Row = TypeVar("Row")
+Sample = TypeVar("Sample")
+
+
+def sample_replacements(num_rows: int, generator: torch.Generator) -> list[int]:
+    """Draw the rows that are tried, one after the other, in place of one that cannot be read."""
+    return torch.randint(num_rows, (MAX_REPLACEMENTS,), generator=generator).tolist()
+
+
+def read_first_readable(rows: Iterable[Row], read: Callable[[Row], Sample]) -> tuple[Sample | None, list[str]]:
+    """Read a row, or else the first of its replacements that can be read.
+
+    A replacement brings its own text or label: `read` gets the row, not only its video.
+
+    Args:
+        rows: The row that is asked for, then its replacements.
+        read: Makes a sample of a row; raises `VideoDecodingError` where the video cannot be read.
+
+    Returns:
+        The sample, `None` if no row could be read; and the reason for each row that could not.
+    """
+    reasons: list[str] = []
+    for row in rows:
+        try:
+            return read(row), reasons
+        except VideoDecodingError as error:
+            reasons.append(str(error))
+    return None, reasons
+
+
+@dataclass
+class UnreadableVideos:
+    """Tally of the videos that were asked for, and of those that could not be read.
+
+    Args:
+        videos: Videos asked for; one that is asked for twice counts twice.
+        skipped_videos: Those of them that could not be read.
+    """
+
+    videos: int = 0
+    skipped_videos: int = 0
+
+    def count(
+        self,
+        num_videos: int,
+        reasons: Sequence[str],
+        max_skipped_ratio: float,
+        *,
+        min_skipped: int = 1,
+        kind: str = "videos",
+        error: type[Exception] = RuntimeError,
+    ) -> None:
+        """Add videos to the tally, and name those that could not be read in the log.
+
+        Args:
+            num_videos: Videos asked for.
+            reasons: A line for each unreadable one, with its name.
+            max_skipped_ratio: Share of unreadable videos that is accepted.
+            min_skipped: Fewer unreadable videos than this are accepted whatever their share.
+            kind: What is counted, for the message.
+            error: What is raised where there are more.
+
+        Raises:
+            Exception: An `error`, if the accepted share is exceeded.
+        """
+        self.videos += num_videos
+        self.skipped_videos += len(reasons)
+        for reason in reasons:
+            logger.warning("Skipped, since it cannot be read: %s", reason)
+        if self.skipped_videos >= min_skipped and self.skipped_videos > max_skipped_ratio * self.videos:
+            raise error(
+                f"{self.skipped_videos} of {self.videos} {kind} could not be read, more than max_skipped_ratio="
+                f"{max_skipped_ratio} allows. Fix or remove them, or raise it. One of them: "
+                f"{reasons[0] if reasons else 'see the log'}"
+            )
