@@ -72,16 +72,13 @@ def evaluate_retrieval(
 
     Args:
         model: With a matching head ([`UMTVideoTextForRetrieval`] or a subclass) if `rerank`. It runs as in `eval()`.
-        processor: Its number of frames, size, decoder, `first_seconds` and text length hold; frames are the middle
-            ones of equal parts.
+        processor: Gives number of frames, size, decoder, `first_seconds` and text length.
         retrieval_set: Videos, texts, and which belong together.
-        accelerator: Of the run; its precision holds.
+        accelerator: Of the run; gives the precision.
         batch_size: Videos, texts or pairs that a process takes at a time.
-        top_k: Items of each query that the matching head judges. The remaining items keep their dual-encoder order,
-            ranked after these.
+        top_k: Items of each query that the matching head judges; the remaining ones are ranked after these.
         rerank: Whether the matching head judges.
-        dual_softmax: Whether to report as well what dual softmax gives. It looks at all queries of the test at once,
-            which a search engine cannot, so its numbers bear its name and are not to be compared with others.
+        dual_softmax: Whether to report as well what dual softmax gives.
         num_workers: Processes that decode, for each process.
         cache_dir: Folder for the videos' tokens; default: the system's for temporary files.
 
@@ -97,12 +94,7 @@ def evaluate_retrieval(
 
     Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4; Li et al., "Align before Fuse", 2021, section 5.
     """
-    if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}.")
-    if rerank and not hasattr(model, "match"):  # no `isinstance`: PEFT wraps models
-        raise ValueError(
-            f"{type(model).__name__} has no matching head: set rerank=False, or load a model for retrieval."
-        )
+    _check_request(model, top_k, rerank)
     features = encode_retrieval_set(
         model,
         processor,
@@ -119,18 +111,28 @@ def evaluate_retrieval(
     video_ranks, video_candidates = rank_by_similarity(videos, texts, by_video, accelerator, top_k)
     metrics = _summarize("dual", text_ranks, video_ranks)
     if dual_softmax:
+        # It sees all queries of the test at once, as no search engine can: its figures bear its name and are not
+        # comparable with others.
         metrics |= _summarize("dual_softmax", *_rank_by_dual_softmax(model, features, retrieval_set, accelerator))
     if rerank:
         matching = cast("UMTVideoTextForRetrieval", model)
         text_logits, video_logits = match_candidates(
             matching, features, text_candidates, video_candidates, accelerator, batch_size=batch_size
         )
-        metrics |= _summarize(
-            "reranked",
-            rerank_candidates(text_ranks, text_candidates, text_logits, by_text),
-            rerank_candidates(video_ranks, video_candidates, video_logits, by_video),
-        )
+        text_ranks = rerank_candidates(text_ranks, text_candidates, text_logits, by_text)
+        video_ranks = rerank_candidates(video_ranks, video_candidates, video_logits, by_video)
+        metrics |= _summarize("reranked", text_ranks, video_ranks)
     return metrics
+
+
+def _check_request(model: UMTVideoTextModel, top_k: int, rerank: bool) -> None:
+    """Refuse what cannot be measured, before anything is encoded."""
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}.")
+    if rerank and not hasattr(model, "match"):  # no `isinstance`: PEFT wraps models
+        raise ValueError(
+            f"{type(model).__name__} has no matching head: set rerank=False, or load a model for retrieval."
+        )
 
 
 def encode_retrieval_set(

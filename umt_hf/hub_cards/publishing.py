@@ -7,7 +7,7 @@ it stopped: files that the Hub has are not sent again.
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -124,15 +124,31 @@ def push_folder(
     commit_message = commit_message or f"Upload {folder.resolve().name}"
     additions = [CommitOperationAdd(path, content) for path, content in files.items()]
     api = HfApi(token=token)
+    replaced = tuple(checkpoints or ())
+
+    def commit() -> str:
+        return _commit(api, additions, repo_id, private, revision, commit_message, replaced)
+
+    return _try_repeatedly(commit, repo_id, max_attempts)
+
+
+def _try_repeatedly(commit: Callable[[], str], repo_id: str, max_attempts: int) -> str:
+    """Commit, and again where a failure may pass.
+
+    Raises:
+        PublishingError: Says what went wrong, and what to do.
+        ValueError: If `max_attempts` is below 1.
+    """
     for attempt in range(1, max_attempts + 1):
         try:
-            return _commit(api, additions, repo_id, private, revision, commit_message, tuple(checkpoints or ()))
+            return commit()
         except PublishingError:
             raise
         except Exception as error:  # whatever the client raises, the user reads what to do about it
             if attempt == max_attempts or not _is_passing(error):
                 raise PublishingError(_explain(error, repo_id)) from error
             logger.info("Attempt %d of %d to reach the Hub failed (%s).", attempt, max_attempts, _summarize(error))
+            # Doubled each time, so that a Hub under load gets room.
             time.sleep(RETRY_SECONDS * 2 ** (attempt - 1))
     raise ValueError(f"max_attempts must be at least 1, got {max_attempts}.")
 

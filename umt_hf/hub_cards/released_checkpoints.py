@@ -150,18 +150,12 @@ def convert_released_checkpoint(
         raise FileExistsError(f"{output} exists: choose another folder with --output, or add --overwrite.")
     config, task = build_published_config(entry.name)
     if labels is not None:
-        if entry.num_labels is None:
-            raise ValueError(f"{entry.name} has no classes, and needs no names of them.")
-        for key, value in build_label_maps(read_label_names(os.fspath(labels), entry.num_labels)).items():
-            setattr(config, key, value)
+        _set_label_names(config, entry, labels)
     processor = build_released_processor(entry, config, tokenizer)  # before a long download
 
     checkpoint = CheckpointFile(path, None, path.name, None) if path else download_checkpoint(entry, revision)
     report = ConversionReport()
-    try:
-        converted = convert_state_dict(load_published_state_dict(checkpoint.path), config, task, report)
-    except ValueError as error:
-        raise ValueError(f"{checkpoint.path} does not fit {entry.name}. {error}") from error
+    converted = _convert_file(checkpoint.path, entry, config, task, report)
     unfinished = output.with_name(output.name + UNFINISHED_SUFFIX)
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -180,13 +174,34 @@ def convert_released_checkpoint(
             set_aside=report.set_aside,
             output_difference=difference,
         )
-        record = {key: value for key, value in asdict(found).items() if key != "folder"}
-        (unfinished / CONVERSION_FILE).write_text(json.dumps(record, indent=2) + "\n")
+        _write_record(found, unfinished)
         write_model_card(unfinished, entry)
         _replace_folder(unfinished, output)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return found
+
+
+def _set_label_names(config: UMTVideoConfig | UMTVideoTextConfig, entry: ZooEntry, labels: str | os.PathLike) -> None:
+    if entry.num_labels is None:
+        raise ValueError(f"{entry.name} has no classes, and needs no names of them.")
+    for key, value in build_label_maps(read_label_names(os.fspath(labels), entry.num_labels)).items():
+        setattr(config, key, value)
+
+
+def _convert_file(
+    path: Path, entry: ZooEntry, config: UMTVideoConfig | UMTVideoTextConfig, task: str, report: ConversionReport
+) -> dict[str, torch.Tensor]:
+    try:
+        return convert_state_dict(load_published_state_dict(path), config, task, report)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit {entry.name}. {error}") from error
+
+
+def _write_record(found: ConvertedFolder, folder: Path) -> None:
+    # Without the folder's own place, which changes as soon as somebody moves or publishes it.
+    record = {key: value for key, value in asdict(found).items() if key != "folder"}
+    (folder / CONVERSION_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def resolve_source(source: str | os.PathLike, name: str | None) -> tuple[ZooEntry, Path | None]:

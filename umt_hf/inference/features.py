@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import islice
@@ -32,7 +32,13 @@ from ..modeling.modeling_umt_video import UMTVideoModel
 from ..processing.decoding import DecoderName, VideoDecodingError, open_video
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
-from .loading import PIXEL_SETTINGS, compute_fingerprint, load_complete_model, load_video_processor
+from .loading import (
+    PIXEL_SETTINGS,
+    compute_fingerprint,
+    load_complete_model,
+    load_video_processor,
+    place_model,
+)
 
 FeatureLevel = Literal["frame", "clip", "tubelet"]
 FeatureFormat = Literal["safetensors", "dataset"]
@@ -360,20 +366,18 @@ def save_features(
         _write_json(folder / "settings.json", {"settings": settings, "model": str(model), **collect_versions()})
         plan = [([file for file in files if not _is_finished(folder, file)], len(files), missing)]
     new, num_files, missing = broadcast_object_list(plan)[0]
-    encoder.to(accelerator.device)
-    share = new[accelerator.process_index :: accelerator.num_processes]
-    skipped = []
-    for file in tqdm(share, unit="video", disable=not accelerator.is_main_process):
-        try:
-            with accelerator.autocast():
-                found = extract_features(file.path, encoder, processor, level, window, stride, batch_size, fps)
-            if not np.isfinite(found.features).all():
-                raise VideoDecodingError(f"{file.path}: has features that are not finite; the model cannot encode it.")
-        except (VideoDecodingError, OSError) as error:
-            skipped.append(SkippedVideo(file.path, str(error).removeprefix(f"{file.path}: ")))
-            name_features(folder, file.path).unlink(missing_ok=True)  # those of its earlier contents
-            continue
-        _write_features(folder, file, found, settings)
+    encoder = place_model(encoder, accelerator.device)
+
+    def extract(path: str) -> VideoFeatures:
+        with accelerator.autocast():
+            return extract_features(path, encoder, processor, level, window, stride, batch_size, fps)
+
+    share = tqdm(
+        new[accelerator.process_index :: accelerator.num_processes],
+        unit="video",
+        disable=not accelerator.is_main_process,
+    )
+    skipped = [found for file in share if (found := _save_video(folder, file, extract, settings)) is not None]
     skipped = sorted(missing + gather_object(skipped), key=lambda video: video.path)
     if accelerator.is_main_process:
         _write_json(folder / "skipped.json", [asdict(video) for video in skipped])
@@ -381,6 +385,21 @@ def save_features(
             _write_dataset(folder)
     accelerator.wait_for_everyone()
     return FeatureReport(len(new) - (len(skipped) - len(missing)), num_files - len(new), tuple(skipped))
+
+
+def _save_video(
+    folder: Path, file: VideoFile, extract: Callable[[str], VideoFeatures], settings: dict[str, Any]
+) -> SkippedVideo | None:
+    """Write a video's features, or say why there are none."""
+    try:
+        found = extract(file.path)
+        if not np.isfinite(found.features).all():
+            raise VideoDecodingError(f"{file.path}: has features that are not finite; the model cannot encode it.")
+    except (VideoDecodingError, OSError) as error:
+        name_features(folder, file.path).unlink(missing_ok=True)  # those of its earlier contents
+        return SkippedVideo(file.path, str(error).removeprefix(f"{file.path}: "))
+    _write_features(folder, file, found, settings)
+    return None
 
 
 def name_features(folder: str | os.PathLike, video: str) -> Path:

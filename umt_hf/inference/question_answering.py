@@ -63,13 +63,11 @@ def answer_questions(
 ) -> list[dict[str, Any]]:
     """Answer questions; called in all processes, each gets all predictions.
 
-    A video with several questions is read once.
-
     Args:
         model: It runs as in `eval()`.
-        processor: Its number of frames, size, decoder and text length hold; frames are the middle ones of equal parts.
+        processor: Gives number of frames, size, decoder and text length.
         questions: As `load_questions` gives them.
-        accelerator: Of the run; its precision holds.
+        accelerator: Of the run; gives the precision.
         answers: The closed list; default: the decoder answers in its own words, greedily.
         batch_size: Videos or questions that a process takes at a time.
         top_k: How many answers of the list are scored by all their tokens, those with the likeliest first token;
@@ -93,7 +91,7 @@ def answer_questions(
             raise ValueError(f"top_k={top_k} exceeds the list of {len(answers)} answers: set top_k={len(answers)}.")
         top_k = PUBLISHED_TOP_K if top_k is None else top_k
         closed = encode_answer_list(processor, answers, accelerator.device, max_answer_tokens, top_k)
-    videos, rows_of_video = group_by_video(questions["video"])
+    videos, rows_of_video = group_by_video(questions["video"])  # one with several questions is read once
     batches = plan_shard(len(videos), batch_size, accelerator)
     found: list[tuple[int, dict[str, Any]]] = []
     with evaluation_mode(model, accelerator):

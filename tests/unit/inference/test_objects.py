@@ -1,16 +1,19 @@
 """Objects that load once and answer often: what they say, what they refuse, and how often they load."""
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from datasets import Dataset
 from PIL import Image
 from typer.testing import CliRunner
 
 import umt_hf
+from tests.processes import run_ranks
 from tests.unit.finetuning.test_classification import tiny_config
 from tests.unit.inference.test_search import save_model
 from umt_hf import (
@@ -125,6 +128,22 @@ def test_files_are_classified_as_one_by_one(folders, clips):
         )
     with pytest.raises(ValueError, match="top_k must be at least 1"):
         classifier.classify(clips[0], top_k=0)
+
+
+def classify_and_write(model, clips, path):
+    report = VideoClassifier(model).classify_files(clips, top_k=2, show_progress=False)
+    if PartialState().is_main_process:
+        Path(path).write_text(json.dumps(asdict(report)))
+
+
+@pytest.mark.slow
+def test_two_processes_classify_files_as_one(folders, clips, tmp_path):
+    for count in (1, 2):
+        run_ranks(
+            classify_and_write, str(folders["classifier"]), clips, str(tmp_path / f"{count}.json"), num_processes=count
+        )
+    one, two = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (1, 2))
+    assert one == two and len(one["videos"]) == 3 and len(one["skipped"]) == 1
 
 
 def test_answers_are_those_of_the_evaluation(folders, clips):
