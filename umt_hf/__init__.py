@@ -56,6 +56,7 @@ LAZY_NAMES = {
     "embed_videos": "inference.search",
 }
 
+# From here on Auto classes, pipelines and `Trainer` load UMT folders by name.
 AutoConfig.register(UMTVideoConfig.model_type, UMTVideoConfig)
 AutoModel.register(UMTVideoConfig, UMTVideoModel)
 AutoModelForPreTraining.register(UMTVideoConfig, UMTVideoForPreTraining)

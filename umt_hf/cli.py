@@ -44,6 +44,7 @@ def report_mistakes() -> Generator[None]:
     """Turn errors that a user can fix into one message and exit code 2; leave the libraries' remarks out."""
     from transformers.utils import logging
 
+    # Transformers reports what it loads; here the command speaks.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -75,6 +76,7 @@ def read_sources(videos: Iterable[str]) -> Iterator[str]:
 
 def print_report(report: Any, as_json: bool) -> None:
     """Print a dataclass as JSON, or as its own lines for people; of several processes the main one does."""
+    # Under `accelerate launch` every process comes here, and one report is enough.
     from accelerate import PartialState
 
     if PartialState().is_main_process:
@@ -82,7 +84,7 @@ def print_report(report: Any, as_json: bool) -> None:
 
 
 @data_app.command("moving-shapes")
-def write_moving_shapes(
+def render_moving_shapes(
     directory: Annotated[Path, typer.Argument(help="Folder to write.")],
     seed: Annotated[int, typer.Option(help="Fixes every pixel.")] = 0,
     num_train_clips: Annotated[int, typer.Option(help="Clips to train on.", min=1)] = 3000,
@@ -131,6 +133,7 @@ def zoo(
 
     from .zoo import build_entry_table, build_zoo_table, filter_zoo, find_entry, load_zoo
 
+    # A name shows all that is known of one entry; anything else filters.
     is_name = query is not None and query in load_zoo()
     with report_mistakes():
         entries = [find_entry(query)] if query is not None and is_name else filter_zoo(task, size, query)
@@ -138,6 +141,7 @@ def zoo(
             find_entry(query)
     if as_json:
         found = [entry.to_dict() for entry in entries]
+        # A list for a filter, also of one entry, so that scripts can rely on it.
         typer.echo(json.dumps(found[0] if is_name else found))
     elif is_name:
         Console().print(build_entry_table(entries[0]))
@@ -282,6 +286,7 @@ def embed(
 
     from .inference.search import embed_videos
 
+    # Its bars would stand between those of this command.
     datasets.disable_progress_bars()
     with report_mistakes():
         report = embed_videos(read_sources(videos), model, out, num_frames, batch_size, num_workers, shard_size)
@@ -432,6 +437,7 @@ def detect(
     from .inference.detection import ActionDetector
 
     with report_mistakes(), report_unreadable():
+        # Mistakes in the arguments come first: loading a model takes seconds.
         given = [*map(parse_box, boxes), *(read_boxes(boxes_file) if boxes_file else [])]
         if not given:
             raise ValueError('Give at least one box: --boxes "x1,y1,x2,y2", or --boxes-file.')

@@ -168,6 +168,7 @@ def find_entry(name: str) -> ZooEntry:
     files = {entry.file.rsplit("/", 1)[-1]: entry for entry in zoo.values() if entry.file is not None}
     if name in zoo or name in files:
         return zoo.get(name) or files[name]
+    # Names differ by a few letters, and a typing mistake is the usual cause.
     near = difflib.get_close_matches(name, [*zoo, *files], n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(f"No released checkpoint is called {name!r}.{hint} `umt-hf zoo` lists them.")
@@ -202,6 +203,7 @@ def build_zoo_table(entries: Sequence[ZooEntry]) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    # 80 columns are what a terminal has at least.
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("name", no_wrap=True)
     table.add_column("task", no_wrap=True)
@@ -219,6 +221,7 @@ def summarize_figures(entry: ZooEntry) -> str:
         return ""
     first = entry.figures[0]
     short = {"top-1 accuracy": "top-1", "frame mAP at IoU 0.5": "mAP", "text to video R@1": "R@1"}
+    # Zero-shot and fine-tuned figures are not comparable, and stand in one column.
     zero_shot = ", zero-shot" if first.protocol == "zero_shot_retrieval" else ""
     return f"{first.value} {short[first.metric]}{zero_shot}"
 

@@ -38,7 +38,7 @@ def fine_tune(folder: Path, seed: int, start: str, task: str, data: str, budget:
         **own,
     }
     parsed = parse_config(classification.SECTIONS, list_flags(flags))
-    trainer = classification.build_trainer(*parsed)
+    trainer = classification.build_classification_trainer(*parsed)
     replace_head(trainer.model, torch.load(output.parent / f"{start}_heads" / f"{task}_{data}.pt"))
     with measure(result):
         trainer.train()
@@ -53,6 +53,6 @@ def fine_tune(folder: Path, seed: int, start: str, task: str, data: str, budget:
         result["corrupted"] = {}
         for name, split in names.items():
             table = load_videos(str(frames / f"{split}_{task}.csv"))
-            test = classification.build_test(table, trainer.processing_class, parsed[0], parsed[2])
+            test = classification.build_accuracy_test(table, trainer.processing_class, parsed[1], parsed[4])
             result["corrupted"][name] = test(trainer.model, trainer.accelerator)["top1_accuracy"]
     finish_run(output, result)

@@ -26,7 +26,7 @@ def train_teacher(folder: Path, max_steps: int) -> None:
     """The tiny CLIP of `make demo`, unless it is there."""
     if not (folder / "teacher" / "config.json").is_file():
         data, output = str(folder / "data"), str(folder / "teacher")
-        tiny_clip.train_teacher(tiny_clip.TeacherArguments(data=data, output_dir=output, max_steps=max_steps))
+        tiny_clip.train_teacher(tiny_clip.TinyCLIPArguments(data=data, output_dir=output, max_steps=max_steps))
 
 
 def pretrain(folder: Path, seed: int, start: str, budget: Budget) -> None:

@@ -45,7 +45,7 @@ def test_from_pixels_to_answers(flags, shapes, teacher, tmp_path):
     stage2.main(
         to_flags(
             **STAGE_2 | {"max_steps": 3},
-            train_data=shapes / "train_captions.json",
+            train_corpora=shapes / "train_captions.json",
             teacher_name_or_path=teacher,
             vision_name_or_path=tmp_path / "student",
             text_name_or_path=tmp_path / "bert",
@@ -69,7 +69,7 @@ def test_from_pixels_to_answers(flags, shapes, teacher, tmp_path):
             output_dir=tmp_path / "answers",
         )
     )
-    evaluation = {"data": shapes / "test_captions.json", "multiple_videos_per_text": "true", "top_k": 3}
+    evaluation = {"data": shapes / "test_captions.json", "multiple_videos_per_text": "true", "rerank_top_k": 3}
     for name in ("video_text", "retrieval"):
         output = tmp_path / name / "test"
         evaluate_retrieval.main(to_flags(**evaluation, model_name_or_path=tmp_path / name, output_dir=output))

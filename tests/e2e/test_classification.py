@@ -75,8 +75,8 @@ def test_held_out_classes_are_the_training_classes(colors, tmp_path):
 
     def load(folder):
         return finetune_classification.load_labelled_videos(
-            finetune_classification.ClassificationArguments(
-                model_name_or_path="unused", train_data=str(colors / "train"), validation_data=str(tmp_path / folder)
+            finetune_classification.ClassificationDataArguments(
+                train_data=str(colors / "train"), validation_data=str(tmp_path / folder)
             )
         )
 
@@ -96,13 +96,12 @@ def test_class_names_of_a_csv(colors, tmp_path):
     video = next(colors.rglob("*.mp4"))
     (tmp_path / "train.csv").write_text(f"{video},1\n")
     (tmp_path / "names.json").write_text(json.dumps({"0": "blue", "1": "red"}))
-    arguments = finetune_classification.ClassificationArguments(
-        model_name_or_path="unused",
+    arguments = finetune_classification.ClassificationDataArguments(
         train_data=str(tmp_path / "train.csv"),
         validation_data="unused",
         class_names=str(tmp_path / "names.json"),
     )
     table = finetune_classification.load_videos(arguments.train_data)
-    assert finetune_classification.read_class_names(arguments, table) == ["blue", "red"]
+    assert finetune_classification.choose_class_names(arguments, table) == ["blue", "red"]
     arguments.class_names = None
-    assert finetune_classification.read_class_names(arguments, table) == ["LABEL_0", "LABEL_1"]
+    assert finetune_classification.choose_class_names(arguments, table) == ["LABEL_0", "LABEL_1"]

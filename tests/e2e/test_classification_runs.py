@@ -57,7 +57,7 @@ def test_overfits_16_clips(fine_tune, colors, tmp_path):
     metrics = fine_tune("run", validation_data=colors / "few_train.csv", max_steps=80, drop_path_rate=0)
     assert metrics["eval_top1_accuracy"] == 1.0
     recipe = ["--config", str(tmp_path / "run" / "run.yaml")]
-    task, _, training = parse_config(finetune_classification.SECTIONS, recipe)
+    task, _, _, _, training = parse_config(finetune_classification.SECTIONS, recipe)
     assert task.drop_path_rate == 0 and training.max_steps == 80 and training.learning_rate == 3e-3
 
 
@@ -169,7 +169,7 @@ def test_two_processes_test_as_one(fine_tune, colors, tmp_path):
 
 
 def test_test_views_after_training(fine_tune, colors, tmp_path):
-    held_out = {"test_data": colors / "few_validation.csv", "test_clips": 2, "test_crops": 1}
+    held_out = {"test_data": colors / "few_validation.csv", "num_clips": 2, "num_crops": 1}
     metrics = fine_tune("run", max_steps=2, **held_out)
     assert json.loads((tmp_path / "run" / "test_results.json").read_text())["test_top1_accuracy"] == pytest.approx(
         metrics["test_top1_accuracy"]

@@ -69,8 +69,8 @@ def test_overfits_16_clips(fine_tune, tmp_path):
     metrics = fine_tune("run", max_steps=120, **still)
     assert metrics["eval_map50"] > 0.99
     recipe = ["--config", str(tmp_path / "run" / "run.yaml")]
-    task, _, data, augmentation, _ = parse_config(finetune_detection.SECTIONS, recipe)
-    assert task.short_side == 64 and data.label_keys == ["color", "shape"] and augmentation.hue_degrees == 0
+    _, data, augmentation, _ = parse_config(finetune_detection.SECTIONS, recipe)
+    assert data.short_side == 64 and data.label_keys == ["color", "shape"] and augmentation.hue_degrees == 0
     saved = json.loads((tmp_path / "run" / "eval_results.json").read_text())
     assert saved["eval_map50"] == pytest.approx(metrics["eval_map50"])
 

@@ -69,7 +69,7 @@ def commands(models, data, shapes, tmp_path):
     def build(run: str, batch_size: int = 2, precision: str = "no") -> dict[str, list[str]]:
         common = ["--data_root", shapes, "--per_device_eval_batch_size", batch_size, "--dataloader_num_workers", 0]
         common += ["--mixed_precision", precision]
-        retrieval = ["--top_k", 3, "--dual_softmax", "true", "--cache_dir", tmp_path]
+        retrieval = ["--rerank_top_k", 3, "--dual_softmax", "true", "--cache_dir", tmp_path]
         answers = ["--answers", data / "answers.json", "--top_k", 4]
         found = {
             "retrieval": ["--model_name_or_path", models / "stage2", "--data", data / "ret.json", *retrieval],
@@ -135,7 +135,7 @@ def test_report_of_retrieval(commands, data, tmp_path):
     assert report["metrics"] == metrics
     assert report["num_videos"] == 5 and report["num_texts"] == 7
     assert report["data_sha256"] == hashlib.sha256((data / "ret.json").read_bytes()).hexdigest()
-    expected = {"top_k": 3, "rerank": True, "dual_softmax": True, "num_frames": 2, "dtype": "float32"}
+    expected = {"rerank_top_k": 3, "rerank": True, "dual_softmax": True, "num_frames": 2, "dtype": "float32"}
     assert {name: report[name] for name in expected} == expected
     assert {"dual_softmax_mean_recall", "reranked_video_to_text_median_rank"} < metrics.keys()
     assert report["versions"]["torch"] == torch.__version__

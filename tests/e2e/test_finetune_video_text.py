@@ -26,6 +26,7 @@ from umt_hf.modeling.modeling_umt_video_text import (
     UMTVideoTextForRetrieval,
 )
 from umt_hf.processing.processing_umt_video_text import build_tokenizer, clean_caption
+from umt_hf.runs.config import parse_config
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TINY_CONFIG = {
@@ -141,7 +142,7 @@ def test_retrieval_learns_and_exports_a_folder_that_auto_classes_load(flags, sta
     assert batch["pixel_values"].shape == (2, 2, 3, 64, 64) and batch["input_ids"].shape == (2, 32)
     assert model(**batch).logits_per_video.isfinite().all()
     # The recorded arguments are themselves a recipe.
-    parsed = finetune_retrieval.parse_config(finetune_retrieval.SECTIONS, ["--config", str(run / "run.yaml")])
+    parsed = parse_config(finetune_retrieval.SECTIONS, ["--config", str(run / "run.yaml")])
     assert parsed[0].model_name_or_path == str(stage2) and parsed[3].max_steps == 45
     assert json.loads((run / "versions.json").read_text())["torch"] == torch.__version__
 
@@ -211,12 +212,12 @@ def test_best_checkpoint_is_the_one_kept(flags, shapes, tmp_path, mode):
     held_out = {"validation_data": shapes / "validation_captions.json", "test_data": shapes / "test_captions.json"}
     best = {"load_best_model_at_end": "true", "metric_for_best_model": "eval_reranked_mean_recall"}
     steps = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 6}
-    metrics = fine_tune(flags("retrieval", mode=mode, top_k=3, **held_out, **best, **steps), "retrieval")
+    metrics = fine_tune(flags("retrieval", mode=mode, rerank_top_k=3, **held_out, **best, **steps), "retrieval")
     found = read_evaluations(tmp_path / "run", best["metric_for_best_model"])
     assert len(found) == 4 and metrics["eval_reranked_mean_recall"] == found[-1] == max(found[:3])
     assert 0 < metrics["test_dual_text_to_video_r10"] <= 1
     assert json.loads((tmp_path / "run" / "test_results.json").read_text()).keys() <= metrics.keys()
-    found = evaluate_retrieval.main(build_evaluation_flags(tmp_path, data=held_out["test_data"], top_k=3))
+    found = evaluate_retrieval.main(build_evaluation_flags(tmp_path, data=held_out["test_data"], rerank_top_k=3))
     assert found == pytest.approx({name: metrics[f"test_{name}"] for name in found})
 
 

@@ -13,6 +13,7 @@ from tests.e2e.runs import assert_same_weights, read_losses
 from tests.processes import run_and_kill, run_ranks
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.processing.video_processing_umt_video import UMTVideoProcessor
+from umt_hf.runs.config import parse_config
 from umt_hf.runs.folder import read_metrics
 from umt_hf.training import stage1
 from umt_hf.training.checkpointing import list_checkpoints
@@ -45,7 +46,7 @@ def test_run_exports_a_folder_that_auto_classes_load(flags, shapes, tmp_path):
     assert names <= lines[0].keys()
     assert json.loads((run / "versions.json").read_text())["torch"] == torch.__version__
     # The resolved configuration is itself a recipe.
-    again = stage1.parse_config(stage1.SECTIONS, ["--config", str(run / "run.yaml")])
+    again = parse_config(stage1.SECTIONS, ["--config", str(run / "run.yaml")])
     assert again[0].hidden_size == 32 and again[4].max_steps == 4
     # The teacher is in no file of the run.
     assert not [name for name in load_file(run / "model.safetensors") if "teacher" in name or "tower" in name]

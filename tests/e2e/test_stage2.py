@@ -21,6 +21,7 @@ from umt_hf import (
     UMTVideoTextProcessor,
 )
 from umt_hf.moving_shapes.tiny_bert import TextTowerArguments, write_text_tower
+from umt_hf.runs.config import parse_config
 from umt_hf.runs.folder import read_metrics
 from umt_hf.training import stage2
 from umt_hf.training.checkpointing import list_checkpoints
@@ -87,7 +88,7 @@ def flags(shapes, teacher, student, text_tower, tmp_path):
     def build(**changes) -> list[str]:
         fields = {
             **TINY,
-            "train_data": shapes / "train_captions.json",
+            "train_corpora": shapes / "train_captions.json",
             "teacher_name_or_path": teacher,
             "vision_name_or_path": student,
             "text_name_or_path": text_tower,
@@ -100,7 +101,7 @@ def flags(shapes, teacher, student, text_tower, tmp_path):
 
 def with_images(shapes: Path, images: Path) -> dict:
     return {
-        "train_data": [shapes / "train_captions.json", images],
+        "train_corpora": [shapes / "train_captions.json", images],
         "media_types": ["video", "image"],
         "batch_sizes": [4, 3],
     }
@@ -139,7 +140,7 @@ def test_run_on_videos_and_images_exports_what_auto_classes_load(flags, shapes, 
         assert not info["missing_keys"], kind
     # The teacher is in no file of the run, and the resolved configuration is itself a recipe.
     assert not [name for name, _ in model.named_parameters() if "teacher" in name or "tower" in name]
-    assert stage2.parse_config(stage2.SECTIONS, ["--config", str(run / "run.yaml")])[0].projection_dim == 16
+    assert parse_config(stage2.SECTIONS, ["--config", str(run / "run.yaml")])[0].projection_dim == 16
 
 
 def test_stage_1_weights_arrive(flags, student, tmp_path):
@@ -266,7 +267,7 @@ def test_unreadable_videos_are_counted_and_named(flags, shapes, tmp_path, caplog
     rows[0]["video"] = str(tmp_path / "broken.mp4")
     (tmp_path / "train.json").write_text(json.dumps(rows))
     state = stage2.main(
-        flags(train_data=[tmp_path / "train.json"], data_roots=[shapes], max_steps=12, max_skipped_ratio=0.5)
+        flags(train_corpora=[tmp_path / "train.json"], data_roots=[shapes], max_steps=12, max_skipped_ratio=0.5)
     )
     assert state.skipped_videos >= 1 and "broken.mp4" in caplog.text
 
@@ -279,7 +280,7 @@ def test_mistakes_are_named(flags, shapes):
     with pytest.raises(ValueError, match="do not fill one batch"):
         stage2.main(flags(per_device_train_batch_size=100))
     with pytest.raises(ValueError, match="no caption"):
-        stage2.main(flags(train_data=[shapes / "train.csv"]))
+        stage2.main(flags(train_corpora=[shapes / "train.csv"]))
 
 
 def test_its_last_state_reaches_a_hub_that_failed(hub, flags, tmp_path):

@@ -33,7 +33,7 @@ def demo_folder(flags, shapes, teacher, tmp_path) -> Path:
     write_text_tower(tower)
     arguments = {
         "config": "stage2_moving_shapes",
-        "train_data": shapes / "train_captions.json",
+        "train_corpora": shapes / "train_captions.json",
         "teacher_name_or_path": folder / "teacher",
         "vision_name_or_path": folder / "student",
         "text_name_or_path": folder / "text_tower",
@@ -140,8 +140,8 @@ def test_tour_runs_both_stages_of_every_seed(commands, tmp_path, capsys):
             parsed = dict(zip(sections, parse_config(sections, command[1:]), strict=True))
             assert parsed["training"].max_steps == tour.QUICK.max_steps
             assert parsed["training"].seed == int(Path(parsed["training"].output_dir).parent.name[-1])
-            train_data = parsed["data"].train_data
-            assert all(map(os.path.isfile, train_data if isinstance(train_data, list) else [train_data]))
+            data = parsed["data"]
+            assert all(map(os.path.isfile, data.train_corpora if "stage2" in command[0] else [data.train_data]))
     for seed in (3, 4):
         folder = tmp_path / f"seed_{seed}"
         assert len(list((folder / "data" / "videos" / "train").iterdir())) == tour.QUICK.num_clips[0]

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class KeyFrame:
     Args:
         video: Video file, or folder of files of one second.
         name: What the annotations call the video.
-        moment: What they call the key frame; with `name` it tells key frames apart.
+        moment: What they call the key frame; with `name` it identifies a key frame.
         key_seconds: When it is shown, or `None`.
         key_frame: Its number, or `None`.
         width: Frame width that boxes are stated for; 0 = the video's own.
@@ -64,7 +64,7 @@ class KeyFrame:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What tells this key frame from others."""
+        """What identifies this key frame."""
         return self.name, self.moment
 
     def add(self, box: list[float], labels: Iterable[int] = (), score: float = 1.0) -> None:
@@ -124,7 +124,7 @@ def load_key_frames(
     return frames, names
 
 
-def build_table(frames: Sequence[KeyFrame]) -> Dataset:
+def build_key_frame_table(frames: Sequence[KeyFrame]) -> Dataset:
     """Rows of a table, a key frame each."""
     return Dataset.from_list([asdict(frame) for frame in frames], features=FEATURES)
 
@@ -215,7 +215,7 @@ def read_list(
         Key frames and names of the classes.
 
     Raises:
-        ValueError: If an object is malformed or has a label that is no class, naming file and place.
+        ValueError: If an object is malformed or has an unknown label, naming file and place.
     """
     if not isinstance(content, list):
         raise ValueError(f"{path}: expected a JSON list of objects, got {type(content).__name__}.")
@@ -232,7 +232,9 @@ def read_list(
     places = {name: i for i, name in enumerate(names)}
     for number, (frame, named) in enumerate(rows):
         if unknown := sorted({label for labels in named for label in labels} - set(places)):
-            raise ValueError(f"{path}, object {number}: the labels {unknown} are no classes; the classes are {names}.")
+            raise ValueError(
+                f"{path}, object {number}: the labels {unknown} are not classes; the classes are {names}."
+            )
         frame.labels = [[places[label] for label in labels] for labels in named]
     if len({frame.key for frame, _ in rows}) < len(rows):
         raise ValueError(f"{path}: a key frame occurs twice; put all of its boxes in one object.")
@@ -330,7 +332,7 @@ def read_label_map(path: str | Path) -> list[int]:
 
 
 def _without_boxes(frame: KeyFrame) -> KeyFrame:
-    return KeyFrame(**asdict(frame) | {"boxes": [], "labels": [], "scores": []})
+    return replace(frame, boxes=[], labels=[], scores=[])
 
 
 def _clip_box(bbox: Sequence[float], frame: KeyFrame) -> list[float] | None:

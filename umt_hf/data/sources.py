@@ -138,7 +138,7 @@ def read_json(path: Path, data_root: str | None = None, video_column: str = "vid
     another, the value becomes a list of one.
 
     Raises:
-        ValueError: If it is no list or an object has no video, naming file and position.
+        ValueError: If it is not a list, or an object has no video, naming file and position.
     """
     root = Path(data_root) if data_root is not None else path.parent
     try:
@@ -169,7 +169,9 @@ def read_sqlite(path: Path, data_root: str | None = None) -> list[dict[str, Any]
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as base:
             rows = base.execute("SELECT * FROM annos ORDER BY 1").fetchall()
     except sqlite3.Error as error:
-        raise ValueError(f"{path}: no SQLite base with a table `annos` (id, file name, caption): {error}") from error
+        raise ValueError(
+            f"{path}: not an SQLite base with a table `annos` (id, file name, caption): {error}"
+        ) from error
     return [{"video": os.path.join(root, name), "caption": caption} for _, name, caption in rows]
 
 
@@ -197,7 +199,7 @@ def read_folder(path: Path, class_names: list[str] | None = None) -> list[dict[s
     classes = [file.relative_to(path).parts[0] for file in files]
     names = sorted(set(classes)) if class_names is None else class_names
     if unknown := sorted(set(classes) - set(names)):
-        raise ValueError(f"{path}: the sub-folders {unknown} are no classes; the classes are {names}.")
+        raise ValueError(f"{path}: the sub-folders {unknown} are not classes; the classes are {names}.")
     return [{"video": str(file), "label": names.index(name)} for file, name in zip(files, classes, strict=True)]
 
 

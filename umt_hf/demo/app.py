@@ -160,6 +160,7 @@ def _add_labels(classifier: VideoClassifier | None, clip: gr.Video) -> None:
 
     def classify(video: str | None) -> dict[str, float]:
         with _shown_errors(video):
+            # Gradio shows labels as a dictionary.
             found = classifier.classify(_require_clip(video))
         return {scored.label: scored.probability for scored in found}
 
@@ -211,6 +212,7 @@ def _add_teacher(viewer: TeacherViewer | None, clip: gr.Video) -> None:
     inputs = [clip, kind, ratio, seed]
     button.click(look, inputs, picture)
     again.click(look_again, inputs, [picture, seed])
+    # While a slider moves, only its last place is drawn.
     ratio.change(redraw, inputs, picture, trigger_mode="always_last", show_progress="hidden")
     kind.input(redraw, inputs, picture)
     clip.change(_forget, None, picture)

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -68,6 +67,7 @@ class TeacherViewer:
     """
 
     def __init__(self, teacher: str, student: str | None = None):
+        # In full precision, whatever Accelerate is configured for: one clip at a time costs little.
         accelerator = Accelerator(mixed_precision="no")
         self.device = accelerator.device
         self.student = None
@@ -76,7 +76,7 @@ class TeacherViewer:
                 TeacherArguments(teacher_name_or_path=teacher, num_aligned_layers=1), "sdpa", accelerator
             )
             side = self.teacher.image_size
-            self.config = UMTVideoConfig(image_size=cast("int", side), patch_size=cast("int", self.teacher.patch_size))
+            self.config = UMTVideoConfig(image_size=side, patch_size=self.teacher.patch_size)
             self.processor = UMTVideoProcessor.from_model_config(self.config)
         else:
             self.student = place_model(load_complete_model(UMTVideoForPreTraining, student), self.device)
@@ -86,6 +86,7 @@ class TeacherViewer:
             fields = {name: getattr(self.config, name) for name in names}
             self.teacher = load_teacher(TeacherArguments(teacher_name_or_path=teacher, **fields), "sdpa", accelerator)
             check_grids(self.config, self.teacher)
+        # The teacher's pass takes longest and is the same for every mask.
         self._encode = functools.lru_cache(maxsize=REMEMBERED_CLIPS)(self._encode_clip)
 
     @torch.inference_mode()
@@ -105,6 +106,7 @@ class TeacherViewer:
         """
         pixel_values, states, saliency = self._encode(video, os.stat(video).st_mtime_ns)
         grid = TokenGrid(*saliency.shape)
+        # Drawn on the CPU, so that a seed gives the same mask on every machine.
         noise = torch.empty(1, grid.num_tokens).exponential_(generator=torch.Generator().manual_seed(seed))
         visible = draw_visible_indices(mask_type, mask_ratio, saliency, noise.to(self.device), grid)
         agreement = None
@@ -154,6 +156,7 @@ class FolderSearcher:
         if index is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="umt_hf_index_")
             index = os.path.join(self._temporary.name, "index")
+        # Only new and changed videos are encoded, so that a kept index makes the start quick.
         report = embed_videos([videos], model, index)
         self.skipped = report.skipped
         self.num_videos = report.num_in_index
@@ -242,6 +245,7 @@ def draw_thumbnails(videos: Iterable[str]) -> list[tuple[str, Image.Image]]:
 
 def choose_examples(videos: Sequence[str], count: int = 8) -> list[tuple[str, Image.Image]]:
     """Some videos, evenly spread over a list, with a picture of each."""
+    # Neighbours in a folder are often of one class.
     places = np.linspace(0, len(videos) - 1, min(count, len(videos))).round().astype(int)
     return draw_thumbnails(videos[place] for place in places)
 
@@ -255,5 +259,6 @@ def describe_problem(error: Exception, paths: Iterable[str]) -> str:
     """
     message = str(error)
     for path in paths:
+        # Visitors need not know where the server keeps its files.
         message = message.replace(path, Path(path).name)
     return message

@@ -7,11 +7,9 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4 (test views).
 """
 
 import dataclasses
-import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 from accelerate import Accelerator
@@ -24,8 +22,17 @@ from ..inference.classification import VideoClassifier, score_videos
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..plots import plot_confusion_matrix
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.arguments import EvaluatedModelArguments, ReportArguments
-from ..runs.config import describe, parse_config
+from ..runs.arguments import (
+    CSVArguments,
+    EvaluatedModelArguments,
+    NamedDataArguments,
+    ReportArguments,
+    SkippingArguments,
+    SourceArguments,
+    ViewArguments,
+    WorkerArguments,
+)
+from ..runs.config import script
 from ..runs.folder import CONFUSION_PICTURE
 from .metrics.accuracy import TopKAccuracy, compute_confusion_matrix
 from .report import describe_run, write_report
@@ -50,6 +57,7 @@ class ClassifiedVideos:
     def predictions(self) -> np.ndarray:
         """Class of each video `(videos,)`; -1 where it was unreadable."""
         best = self.scores.argmax(axis=1)
+        # argmax of zeros would name class 0.
         best[list(self.unreadable)] = -1
         return best
 
@@ -69,6 +77,7 @@ class ClassifiedVideos:
             predictions=self.scores[is_read].tolist(), references=self.labels[is_read].tolist()
         )
         found = cast("dict[str, float]", figures)  # None is for processes that compute nothing
+        # Unreadable videos count as wrong: leaving them out would make a damaged set easier.
         share = float(is_read.mean())
         metrics = {name: value * share for name, value in found.items()}
         metrics["unreadable_videos"] = float(len(self.unreadable))
@@ -135,30 +144,20 @@ def classify_videos(
 
 
 @dataclass(kw_only=True)
-class LabelledDataArguments:
-    """Held-out videos and how they are read; what is left out is as the model's processor says."""
-
-    data: str | None = describe(None, "CSV (path,label) or folder with a sub-folder for each class.")
-    data_root: str | None = describe(None, "Folder that relative paths of a CSV start from; none = the CSV's own.")
-    csv_separator: str = describe(",", "Separator of CSV columns, one character.")
-    decoder: Literal["pyav", "decord", "torchcodec"] | None = describe(None, "Video reader.")
-    dataloader_num_workers: int = describe(4, "Worker processes that decode, for each process.")
-    max_skipped_ratio: float = describe(0.05, "Share of unreadable videos past which there is no result.")
+class LabelledDataArguments(NamedDataArguments, SourceArguments, CSVArguments, WorkerArguments, SkippingArguments):
+    """Held-out videos: a CSV (path,label), or a folder with a sub-folder for each class."""
 
 
 @dataclass(kw_only=True)
-class ViewArguments(ReportArguments):
-    """Views of each video; a batch counts views."""
-
-    num_clips: int = describe(4, "Clips of a video; published: 4, Something-Something 2.")
-    num_crops: int = describe(3, "Crops of a clip.")
+class ViewReportArguments(ReportArguments, ViewArguments):
+    """Views of each video, and the report; a batch counts views."""
 
 
-SECTIONS = {"model": EvaluatedModelArguments, "data": LabelledDataArguments, "evaluation": ViewArguments}
+SECTIONS = {"model": EvaluatedModelArguments, "data": LabelledDataArguments, "evaluation": ViewReportArguments}
 
 
 def list_predictions(table: Dataset, found: ClassifiedVideos, names: list[str]) -> list[dict[str, Any]]:
-    """What was said about each video, in the order of the data."""
+    """The prediction for each video, in the order of the data."""
     rows = []
     for row, (video, label, best) in enumerate(zip(table["video"], table["label"], found.predictions, strict=True)):
         entry = {"row": row, "video": identify_video(video, row), "label": names[label]}
@@ -169,19 +168,18 @@ def list_predictions(table: Dataset, found: ClassifiedVideos, names: list[str]) 
     return rows
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Parse, load, classify, report; also a picture of the confusion matrix.
-
-    Args:
-        arguments: Command line; default: the process's own.
+@script(SECTIONS)
+def main(
+    model_args: EvaluatedModelArguments, data: LabelledDataArguments, args: ViewReportArguments
+) -> dict[str, float]:
+    """Load, classify, report; also a picture of the confusion matrix.
 
     Returns:
         Top-1 and top-5 accuracy, and the number of unreadable videos.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    model_args, data, args = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
     name, source = require_names(model_args, data)
+    # It refuses a model without a trained head, which gives a number too.
     classifier = VideoClassifier(name, accelerator.device, model_args.attn_implementation)
     override_settings(classifier.processor, data, ("decoder",))
     table = load_videos(source, data.data_root, data.csv_separator, class_names=classifier.labels)
@@ -212,6 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         }
         write_report(accelerator, args.output_dir, report, list_predictions(table, found, classifier.labels))
         draw_confusion(found, classifier.labels, args.output_dir)
+    # The others would otherwise end, and a launcher take that for the end of the run.
     accelerator.wait_for_everyone()
     return metrics
 

@@ -9,11 +9,10 @@ Source: Gu et al., "AVA", CVPR 2018 (metric); Li et al., "Unmasked Teacher", ICC
 import csv
 import dataclasses
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +32,16 @@ from ..processing.decoding import VideoDecodingError
 from ..processing.detection_transforms import prepare_test_clip
 from ..processing.key_clips import read_key_clip
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.arguments import EvaluatedModelArguments, ReportArguments
-from ..runs.config import describe, parse_config
+from ..runs.arguments import (
+    EvaluatedModelArguments,
+    KeyFrameSamplingArguments,
+    NamedDataArguments,
+    ReportArguments,
+    SkippingArguments,
+    SourceArguments,
+    WorkerArguments,
+)
+from ..runs.config import describe, script
 from ..runs.folder import BOX_PICTURE, BOX_RESULTS_FILE
 from .metrics.frame_map import compute_frame_map
 from .report import describe_run, write_report
@@ -106,10 +113,12 @@ def load_detection_data(
     if not frames or not truth:
         raise ValueError(f"{source}: no key frame is left to test; check ground_truth, excluded and min_box_score.")
     if box_noise:
+        # Seeded by the key frame's number, so that processes and repeated runs shake alike.
         frames = [shake_boxes(frame, box_noise, np.random.default_rng(number)) for number, frame in enumerate(frames)]
     evaluated = list(range(len(names)))
     if label_map is not None:
         evaluated = read_label_map(label_map)
+    # Published AVA figures are means over these 60 of the 80 classes.
     elif names == list(AVA_LABELS):
         evaluated = [number - 1 for number in AVA_EVALUATED_IDS]
     return DetectionData(frames, truth, names, evaluated)
@@ -204,6 +213,7 @@ def detect_actions(
     with evaluation_mode(model, accelerator):
         for samples in loader:
             failures += [(sample["index"], sample["error"]) for sample in samples if "error" in sample]
+            # Clips of different shapes are not padded: padding would change what convolution and attention see.
             for group in _group_by_size(sample for sample in samples if "error" not in sample):
                 batch = pad_boxes([sample["boxes"] for sample in group])
                 batch["pixel_values"] = torch.stack([sample["pixel_values"] for sample in group])
@@ -237,6 +247,7 @@ def list_detections(data: DetectionData, found: DetectedActions) -> list[dict[st
     for number, frame in enumerate(data.frames):
         end = start + len(frame.boxes)
         if number in found.unreadable:
+            # A key frame that cannot be read keeps its true boxes, which then count as missed.
             detections.append({"boxes": np.zeros((0, 4)), "scores": np.zeros((0, found.scores.shape[1]))})
         else:
             width, height = found.sizes[number]
@@ -252,11 +263,13 @@ def compute_detection_metrics(data: DetectionData, found: DetectedActions) -> di
     numbers = {frame.key: i for i, frame in enumerate(data.frames)}
     detections, truth = list_detections(data, found), {frame.key: frame for frame in data.truth}
     predictions, references = [], []
+    # Key frames without detections count by their true boxes, those without truth by false alarms.
     for key in dict.fromkeys([*truth, *numbers]):
         prediction: dict[str, Any] = {"boxes": [], "classes": [], "scores": []}
         if key in numbers:
             detection = detections[numbers[key]]
             prediction = {
+                # Every box is a detection of every class, as AVA's evaluation takes them.
                 "boxes": detection["boxes"].repeat(len(data.evaluated), axis=0),
                 "classes": np.tile(data.evaluated, len(detection["boxes"])),
                 "scores": detection["scores"][:, data.evaluated].reshape(-1),
@@ -303,33 +316,40 @@ def write_results(data: DetectionData, found: DetectedActions, path: str | Path)
 
 
 @dataclass(kw_only=True)
-class TestedKeyFrameArguments:
-    """Held-out key frames; how clips are taken is as the model's processor says, unless it is set here."""
+class TestedBoxArguments:
+    """Which boxes are tested, and against what."""
 
-    data: str | None = describe(None, "Key frames: AVA's CSV or JSON, or a JSON list.")
-    data_root: str | None = describe(None, "Folder of the videos; none = that of the file.")
     label_keys: list[str] = describe(["labels"], "Keys of an object in a JSON list that hold its labels.")
     detector_boxes: str | None = describe(
-        None, "Boxes of a detector to test with; none = the annotated boxes, which no detector has to find then."
+        None, "Boxes of a detector to test with; default: the annotated boxes, which no detector has to find then."
     )
     min_box_score: float = describe(0.8, "Score below which a detector's box is left out.")
-    box_noise: float = describe(0.0, "Move each edge of a box at random by up to this share of its side.")
-    ground_truth: str | None = describe(None, "Annotations to test against; none = those of data.")
+    ground_truth: str | None = describe(None, "Annotations to test against; default: those of the tested data.")
     excluded: str | None = describe(None, "CSV of key frames that are not tested (movie,second).")
-    label_map: str | None = describe(None, "Label map (.pbtxt) of the classes that count; none = all, of AVA 60.")
-    sampling_strategy: Literal["dense", "segments"] | None = describe(None, "How frames are chosen.")
-    frame_stride: int | None = describe(None, "Frames from one to the next of a dense clip.")
-    frame_span: int | None = describe(None, "Frames around the key frame that segments are parts of.")
-    decoder: Literal["pyav", "decord", "torchcodec"] | None = describe(None, "Video reader.")
-    dataloader_num_workers: int = describe(4, "Worker processes that decode, for each process.")
-    max_skipped_ratio: float = describe(0.05, "Share of unreadable videos past which there is no result.")
+    label_map: str | None = describe(
+        None, "Label map (.pbtxt) of the classes that count; default: all, and 60 classes of AVA."
+    )
+
+
+@dataclass(kw_only=True)
+class TestedKeyFrameArguments(
+    NamedDataArguments,
+    TestedBoxArguments,
+    SourceArguments,
+    KeyFrameSamplingArguments,
+    WorkerArguments,
+    SkippingArguments,
+):
+    """Held-out key frames (AVA's CSV or JSON, or a JSON list); clips are taken as the model's processor does."""
+
+    box_noise: float = describe(0.0, "Move each edge of a box at random by up to this share of its side.")
 
 
 @dataclass(kw_only=True)
 class DetectionReportArguments(ReportArguments):
     """How much at a time, and what is written; a batch counts clips."""
 
-    num_pictured: int = describe(8, "Key frames in the picture; 0 = no picture.")
+    num_pictured: int = describe(8, "Key frames in the picture; 0: no picture.")
     min_pictured_score: float = describe(0.3, "Score from which a class is written at its box.")
 
 
@@ -370,17 +390,15 @@ def load_tested_frames(args: TestedKeyFrameArguments, names: list[str]) -> Detec
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Parse, load, detect, report; also the results as CSV and a picture.
-
-    Args:
-        arguments: Command line; default: the process's own.
+@script(SECTIONS)
+def main(
+    model_args: EvaluatedModelArguments, data_args: TestedKeyFrameArguments, args: DetectionReportArguments
+) -> dict[str, float]:
+    """Load, detect, report; also the results as CSV and a picture.
 
     Returns:
         `map50`, and the number of unreadable key frames.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    model_args, data_args, args = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
     detector = load_detector(model_args, data_args, accelerator.device)
     processor, names = detector.processor, detector.labels
@@ -422,7 +440,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def describe_boxes(args: TestedKeyFrameArguments) -> str:
-    """Where the boxes of a test came from, since a number depends on it."""
+    """Where the boxes of a test came from: a number depends on that."""
     source = "annotations" if args.detector_boxes is None else "detector"
     return source if not args.box_noise else f"{source}, edges moved by up to {args.box_noise:g} of a side"
 
@@ -432,6 +450,7 @@ def draw_detections(
 ) -> None:
     """Write `detections.png`: key frames spread over the data, with boxes, labels and scores."""
     readable = [number for number in range(len(data.frames)) if number not in found.unreadable]
+    # Spread over the data, whose neighbours look alike.
     places = np.linspace(0, len(readable) - 1, min(args.num_pictured, len(readable))).astype(int)
     detections, truth = list_detections(data, found), {frame.key: frame for frame in data.truth}
     pictured = []

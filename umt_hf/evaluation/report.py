@@ -34,6 +34,7 @@ def describe_run(
         data: Arguments that name the data; `split` is recorded where they have one.
     """
     video = processor if isinstance(processor, UMTVideoProcessor) else processor.video_processor
+    # Enough to repeat the number: another decoder, precision or attention gives another one.
     record = {
         "model": model_args.model_name_or_path,
         "data": data.data,

@@ -7,14 +7,12 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4.
 """
 
 import dataclasses
-import logging
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,8 +23,14 @@ from ..inference.held_out import evaluation_mode, load_video_batches, plan_shard
 from ..modeling.losses_umt import average_video_embeds, normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval, UMTVideoTextModel
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments, ReportArguments
-from ..runs.config import describe, parse_config
+from ..runs.arguments import (
+    CaptionArguments,
+    EvaluatedModelArguments,
+    EvaluationDataArguments,
+    ReportArguments,
+    RerankingArguments,
+)
+from ..runs.config import describe, script, set_defaults
 from .metrics.ranks import RetrievalRecall, compute_ranks, mark_right_items
 from .report import describe_run, write_report
 from .setup import load_model_and_processor
@@ -392,40 +396,37 @@ def _summarize(scores: str, text_ranks: torch.Tensor, video_ranks: torch.Tensor)
 
 
 @dataclass(kw_only=True)
-class RetrievalArguments(ReportArguments):
-    """What is asked of the set."""
+@set_defaults(captions="each")
+class RetrievalReportArguments(ReportArguments, CaptionArguments, RerankingArguments):
+    """What is asked of the set, and the report."""
 
-    captions: Literal["each", "paragraph"] = describe(
-        "each", "A list of captions: texts of their own (MSVD), or the sentences of one text (ActivityNet, DiDeMo)."
-    )
-    multiple_videos_per_text: bool = describe(False, "Equal captions are one text with several videos (SSv2).")
-    rerank: bool = describe(True, "Let the matching head judge the best items of the dual encoder.")
-    top_k: int = describe(128, "Items of each query that the matching head judges.")
+    rerank: bool = describe(True, "Let the matching head rank the best candidates again.")
     dual_softmax: bool = describe(
         False, "Report dual softmax too, which needs all queries at once; comparable with nothing else."
     )
-    cache_dir: str | None = describe(None, "Folder for the videos' tokens; none = the system's for temporary files.")
+    cache_dir: str | None = describe(
+        None, "Folder for the videos' tokens; default: the system's folder for temporary files."
+    )
 
 
-SECTIONS = {"model": EvaluatedModelArguments, "data": EvaluationDataArguments, "evaluation": RetrievalArguments}
+SECTIONS = {"model": EvaluatedModelArguments, "data": EvaluationDataArguments, "evaluation": RetrievalReportArguments}
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Parse, load, measure, report.
-
-    Args:
-        arguments: Command line; default: the process's own.
+@script(SECTIONS)
+def main(
+    model_args: EvaluatedModelArguments, data: EvaluationDataArguments, args: RetrievalReportArguments
+) -> dict[str, float]:
+    """Load, measure, report.
 
     Returns:
         Metrics; see `evaluate_retrieval`.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    model_args, data, args = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
-    model_class = UMTVideoTextForRetrieval if args.rerank else UMTVideoTextModel
+    rerank = args.rerank and args.rerank_top_k > 0
+    model_class = UMTVideoTextForRetrieval if rerank else UMTVideoTextModel
     model, processor = load_model_and_processor(model_class, model_args, data)
     retrieval_set = load_retrieval_set(
-        data.data, args.captions, args.multiple_videos_per_text, **data.source_options()
+        str(data.data), args.captions, args.multiple_videos_per_text, **data.source_options()
     )
     metrics = evaluate_retrieval(
         model.to(accelerator.device),
@@ -433,8 +434,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         retrieval_set,
         accelerator,
         batch_size=args.per_device_eval_batch_size,
-        top_k=args.top_k,
-        rerank=args.rerank,
+        top_k=args.rerank_top_k or 1,
+        rerank=rerank,
         dual_softmax=args.dual_softmax,
         num_workers=data.dataloader_num_workers,
         cache_dir=args.cache_dir,

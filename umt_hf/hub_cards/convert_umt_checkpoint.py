@@ -150,12 +150,8 @@ def _build_video_text_config(name: str, size: str, data_set: str | None) -> tupl
             raise ValueError(f"Unknown data set in checkpoint name {name!r}; expected one of {', '.join(known)}.")
     num_frames = 4 if data_set is None else 12
     vision_fields = {**STAGE2_VISION_FIELDS, **ARCHITECTURES[size], **TEACHERS[size], "num_frames": num_frames}
-    config = UMTVideoTextConfig(
-        vision_config=vision_fields,
-        text_config=TEXT_TOWERS[size],
-        projection_dim=TEACHERS[size]["teacher_hidden_size"],
-    )
-    return config, task
+    fields: dict[str, Any] = {"vision_config": vision_fields, "text_config": TEXT_TOWERS[size]}
+    return UMTVideoTextConfig(**fields, projection_dim=TEACHERS[size]["teacher_hidden_size"]), task
 
 
 def describe_checkpoint(name: str) -> ZooEntry:

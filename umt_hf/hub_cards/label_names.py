@@ -18,6 +18,7 @@ def read_label_names(path: str | Path, num_labels: int) -> list[str]:
         ValueError: If the file has another form, or other indices than 0 to `num_labels - 1`.
     """
     path = Path(path)
+    # Spreadsheets write a byte-order mark, which would become part of the first name.
     text = path.read_text(encoding="utf-8-sig")
     try:
         names = _parse_json(json.loads(text)) if path.suffix.lower() == ".json" else _parse_lines(text)

@@ -48,7 +48,8 @@ PROCESSOR_SETTINGS = (
 )  # fmt: skip
 SHOWN_LABELS = SHOWN_WEIGHTS = 5
 RUN_SETTINGS = (
-    "train_data", "validation_data", "teacher_name_or_path", "model_name_or_path", "vision_name_or_path", "max_steps",
+    "train_data", "train_corpora", "validation_data", "teacher_name_or_path", "model_name_or_path",
+    "vision_name_or_path", "max_steps",
     "num_train_epochs", "per_device_train_batch_size", "learning_rate", "mixed_precision", "seed",
 )  # fmt: skip
 
@@ -193,6 +194,7 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
         raise FileNotFoundError(f"{model} is not a model folder: it has no {CONFIG_FILE}.")
     config = AutoConfig.from_pretrained(folder)
     row = find_row(config, str(model))
+    # Shapes without memory, so that a model of any size is described at once.
     with torch.device("meta"):
         network: Any = get_model_class(row)(config).eval().requires_grad_(False)
     network.to("meta")  # the position table too, which PyTorch before 2.7 leaves behind
@@ -315,6 +317,7 @@ def compare_weights(
     if headers is None:
         return None
     needed = model.state_dict(keep_vars=True)
+    # By identity: tied weights are stored under one of their names.
     stored = {id(needed[name]) for name, (shape, _) in headers.items() if _has_shape(needed, name, shape)}
     sizes = [_count_bytes(shape, dtype) for shape, dtype in headers.values()]
     return StoredWeights(
@@ -333,6 +336,7 @@ def _has_shape(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, ..
 
 def _count_bytes(shape: tuple[int, ...], dtype: str) -> int:
     """Bytes of a tensor whose type safetensors calls `F32`, `BF16`, `I64`, `F8_E4M3`, `BOOL`, ..."""
+    # Names end with their bits; of F8_E4M3 the first part counts.
     bits = 8 if dtype == "BOOL" else int("".join(filter(str.isdigit, dtype.split("_")[0])))
     return math.prod(shape) * bits // 8
 
@@ -371,6 +375,7 @@ def _read_headers(folder: Path, model: str | os.PathLike) -> dict[str, tuple[tup
         return headers
     if index and Path(model).is_dir():
         raise ValueError(f"{folder} lacks {next(file.name for file in files if not file.is_file())} of its weights.")
+    # Only the Hub gives headers without the files.
     if Path(model).is_dir() or is_offline_mode():
         return None
     found = get_safetensors_metadata(str(model))

@@ -110,6 +110,7 @@ def push_folder(
     folder = Path(folder)
     check_model_folder(folder)
     check_destination(repo_id, token)
+    # Bytes stand for files that are made for the Hub and not written to the folder.
     files: dict[str, Path | bytes] = dict(list_model_files(folder))
     if CARD_FILE not in files:
         files |= build_card_files(folder, repo_id)
@@ -214,6 +215,7 @@ def build_card_files(folder: Path, repo_id: str) -> dict[str, bytes]:
         Path in the repository -> content.
     """
     with TemporaryDirectory() as directory:
+        # The card is written beside links to the folder's files, since the folder stays as it is.
         mirror = Path(directory) / repo_id.rsplit("/", 1)[-1]
         mirror.mkdir()
         for path in folder.resolve().iterdir():
@@ -292,6 +294,7 @@ def _commit(
     replaced_folders: tuple[str, ...],
 ) -> str:
     """Upload what the Hub lacks, then commit. Called again after a failure, it goes on from there."""
+    # The Hub answers with the account's name in front.
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if private and not api.repo_info(repo_id).private:
         raise PublishingError(
@@ -305,6 +308,7 @@ def _commit(
         api.preupload_lfs_files(repo_id, group, revision=revision, free_memory=False)
     kept = {addition.path_in_repo for addition in additions}
     replaced = ("model*.safetensors*", *(f"{folder}/*" for folder in replaced_folders))
+    # Shards of an earlier, larger upload would stay beside the new ones.
     deletions = [
         CommitOperationDelete(path)
         for path in api.list_repo_files(repo_id, revision=revision)

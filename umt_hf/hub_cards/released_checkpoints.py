@@ -157,6 +157,7 @@ def convert_released_checkpoint(
     report = ConversionReport()
     converted = _convert_file(checkpoint.path, entry, config, task, report)
     unfinished = output.with_name(output.name + UNFINISHED_SUFFIX)
+    # What an interrupted conversion has left.
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         difference = write_and_verify(converted, config, task, processor, unfinished, max_shard_size)
@@ -216,6 +217,7 @@ def resolve_source(source: str | os.PathLike, name: str | None) -> tuple[ZooEntr
         if name is not None:
             return describe_checkpoint(name), path
         try:
+            # Released files are known by their names, also after a download by other means.
             return find_entry(path.name), path
         except ValueError as error:
             raise ValueError(f"Say what {path} is: `umt-hf convert {path} NAME`. {error}") from error
@@ -321,6 +323,7 @@ def write_and_verify(
     processor.save_pretrained(folder)
     if task == "question_answering":
         model.answer_decoder.generation_config.save_pretrained(folder)
+    # Computed before reloading, so that only one copy of a large model is held at a time.
     before = compute_trial_outputs(model, task)
     del model
 

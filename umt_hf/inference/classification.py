@@ -100,6 +100,7 @@ def score_videos(
         reason.
     """
     num_views = num_clips * num_crops
+    # A batch counts views; those of a video stay in one batch, where they are merged.
     batches = plan_shard(len(videos), max(batch_size // num_views, 1), accelerator)
     views = VideoViews(videos, processor, num_clips, num_crops)
     scores = torch.zeros(len(videos), len(list_class_names(model.config)))
@@ -107,6 +108,7 @@ def score_videos(
     total, is_hidden = sum(map(len, batches)), not (show_progress and accelerator.is_main_process)
     with evaluation_mode(model, accelerator), tqdm(total=total, unit="video", disable=is_hidden) as progress:
         for samples in _load_batches(views, batches, num_workers):
+            # An unreadable video keeps its row, so that rows stay those of the data.
             failures += [(row, reason) for row, pixels, reason in samples if pixels is None]
             read = {row: pixels for row, pixels, _ in samples if pixels is not None}
             if read:
@@ -255,6 +257,7 @@ class VideoClassifier:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}.")
         accelerator = Accelerator()
+        # Only the main process lists: files may come and go between two listings.
         found = [list_videos(sources) if accelerator.is_main_process else None]
         files, skipped = broadcast_object_list(found)[0]
         scores, unreadable = score_videos(
@@ -271,6 +274,7 @@ class VideoClassifier:
         labelled = []
         for row, file in enumerate(files):
             reason = unreadable.get(row)
+            # NaN would sort anywhere and print as a probability.
             if reason is None and not np.isfinite(scores[row]).all():
                 reason = "Its scores are not finite; the model cannot classify it."
             if reason is None:
@@ -283,6 +287,7 @@ class VideoClassifier:
     def _compute_probabilities(self, source: Any, views: dict[str, int | None]) -> np.ndarray:
         """Probabilities of one video, float32 `(classes,)`."""
         pixel_values = self.processor(source, return_tensors="pt", **views)["pixel_values"]
+        # Published tests take 12 views per video, which may not fit at once.
         parts = pixel_values.to(self.device, self.model.dtype).split(VIEWS_AT_A_TIME)
         logits = torch.cat([self.model(pixel_values=part).logits.float() for part in parts])
         return merge_views(logits, len(logits))[0].cpu().numpy()

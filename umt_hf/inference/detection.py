@@ -112,11 +112,13 @@ class ActionDetector:
             ValueError: If a box is not one, there are no boxes, or not exactly one of `key_seconds` and `key_frame` is
                 given.
         """
+        # Before decoding, which takes longer than reading a mistake.
         check_boxes(boxes)
         frames = read_frames(self.processor, video, key_seconds, key_frame)
         shares = to_shares(boxes, frames.shape[-1], frames.shape[-2])
         clip, prepared = prepare_test_clip(frames, shares, self.processor, self.model.config.patch_size)
         logits = self.model(clip[None].to(self.device, self.model.dtype), prepared[None].to(self.device)).logits[0]
+        # Sigmoid, since actions do not exclude each other.
         probabilities = logits.float().sigmoid().cpu().numpy()
         return ActionReport(
             tuple(
@@ -167,5 +169,6 @@ def to_shares(boxes: Sequence[Sequence[float]], width: int, height: int) -> torc
 def pad_boxes(boxes: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Boxes of several clips as `boxes (B, M, 4)` and `boxes_mask (B, M)`, M at least 1."""
     counts = torch.tensor([len(own) for own in boxes])
+    # The extra row makes room for one box where no clip has any, and is cut off again.
     padded = pad_sequence([*boxes, torch.zeros(1, 4)], batch_first=True)[:-1]
     return {"boxes": padded, "boxes_mask": torch.arange(padded.shape[1]) < counts[:, None]}

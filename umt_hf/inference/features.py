@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.modeling_umt_video import UMTVideoModel
-from ..processing.decoding import DecoderName, VideoDecodingError, open_video
+from ..processing.decoding import VideoDecodingError, open_video
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
 from .loading import (
@@ -137,6 +137,7 @@ def plan_windows(seconds: np.ndarray, window: int, stride: int, tubelet_size: in
     """
     frames = choose_frames(seconds, fps)
     padded = max(window, -(-len(frames) // tubelet_size) * tubelet_size)
+    # The last window is moved back instead of being padded: repeated frames would look like a pause.
     starts = list(range(0, padded - window, stride)) + [padded - window]
     return WindowPlan(frames, seconds[frames], starts, window, padded - len(frames))
 
@@ -203,7 +204,7 @@ def extract_features(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     window, stride = resolve_windows(model, window, stride, fps)
     tubelet = model.config.tubelet_size
-    with open_video(video, cast("DecoderName", processor.decoder)) as reader:
+    with open_video(video, processor.decoder) as reader:
         plan = plan_windows(reader.compute_timestamps(), window, stride, tubelet, fps)
         windows = _slide(_read_frames(reader.iterate_frames(plan.frames.tolist()), plan, processor), plan)
         merge = _collect_clips if level == "clip" else _average_steps
@@ -234,6 +235,7 @@ def _slide(frames: Iterator[torch.Tensor], plan: WindowPlan) -> Iterator[torch.T
     held: list[torch.Tensor] = []
     previous = 0
     for start in plan.starts:
+        # Only what the next window shares with this one is kept.
         held = held[start - previous :]
         held += islice(frames, plan.window - len(held))
         previous = start
@@ -269,6 +271,7 @@ def _average_steps(encoded: Iterator[tuple[int, np.ndarray]], plan: WindowPlan, 
         if not sums.size:  # the first window says how wide features are
             sums = np.zeros((num_steps, *features.shape[1:]), np.float32)
         steps = slice(start // tubelet, start // tubelet + len(features))
+        # Sums, since all windows of a long video would not fit into memory.
         sums[steps] += features
         counts[steps] += 1
     sums /= counts.reshape(-1, *[1] * (sums.ndim - 1))
@@ -432,6 +435,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _is_finished(folder: Path, file: VideoFile) -> bool:
+    # Size and time of the video stand in the file: features of a changed video do not count.
     path = name_features(folder, file.path)
     if not path.is_file():
         return False

@@ -49,6 +49,7 @@ def share_rows(rows: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
 @contextmanager
 def evaluation_mode(model: nn.Module, accelerator: Accelerator) -> Generator[None]:
     """Without dropout and gradients, in the run's precision; afterwards every module trains or not as before."""
+    # Module by module: a frozen tower in a training model has its own mode.
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -64,6 +65,7 @@ def group_by_video(videos: Iterable[Any]) -> tuple[list, list[list[int]]]:
     places: dict[str, int] = {}
     distinct, rows_of_video = [], []
     for row, video in enumerate(videos):
+        # Rows of bytes have no path and count as distinct.
         place = places.setdefault(identify_video(video, row), len(distinct))
         if place == len(distinct):
             distinct.append(video)
@@ -95,6 +97,7 @@ class HeldOutVideos(Dataset):
         video = self.videos[index]
         try:
             return read_middle_frames(self.processor, get_source(video))
+        # The processor also raises ValueError for files that no decoder refuses, such as one without frames.
         except ValueError as error:
             name = identify_video(video, index)
             message = str(error) if name in str(error) else f"{name}: {error}"

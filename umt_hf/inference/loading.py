@@ -174,7 +174,9 @@ def compute_fingerprint(model: torch.nn.Module, left_out: Iterable[str] = ()) ->
     """
     digest, left_out = hashlib.blake2b(digest_size=16), set(left_out)
     for name, tensor in sorted(model.state_dict().items()):
+        # Random weights would give another fingerprint at every load.
         if name not in left_out:
+            # Spread over the tensor: a fine-tuned model may differ in some of its rows alone.
             stride = max(1, math.ceil(tensor.numel() / FINGERPRINT_VALUES))
             values = tensor.flatten()[::stride].float().cpu().contiguous().numpy()
             digest.update(f"{name} {tuple(tensor.shape)}".encode() + values.tobytes())

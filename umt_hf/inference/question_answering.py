@@ -70,8 +70,7 @@ def answer_questions(
         accelerator: Of the run; gives the precision.
         answers: The closed list; default: the decoder answers in its own words, greedily.
         batch_size: Videos or questions that a process takes at a time.
-        top_k: How many answers of the list are scored by all their tokens, those with the likeliest first token;
-            default: 128 as published, or all of a shorter list.
+        top_k: How many answers are scored by all their tokens; default: 128 as published, or all of a shorter list.
         max_answer_tokens: Tokens of an answer, `[CLS]` and `[SEP]` included.
         num_workers: Processes that decode, for each process.
 
@@ -90,12 +89,14 @@ def answer_questions(
         if top_k is not None and top_k > len(answers):
             raise ValueError(f"top_k={top_k} exceeds the list of {len(answers)} answers: set top_k={len(answers)}.")
         top_k = PUBLISHED_TOP_K if top_k is None else top_k
+        # As many answers as are returned have to be scored by all their tokens.
         closed = encode_answer_list(processor, answers, accelerator.device, max_answer_tokens, top_k)
     videos, rows_of_video = group_by_video(questions["video"])  # one with several questions is read once
     batches = plan_shard(len(videos), batch_size, accelerator)
     found: list[tuple[int, dict[str, Any]]] = []
     with evaluation_mode(model, accelerator):
         for batch, pixels in load_video_batches(videos, batches, processor.video_processor, accelerator, num_workers):
+            # A batch of videos may bring many more questions, which then go through in parts.
             pairs = [(place, row) for place, video in enumerate(batch) for row in rows_of_video[video]]
             for start in range(0, len(pairs), batch_size):
                 places, rows = zip(*pairs[start : start + batch_size], strict=True)
@@ -107,7 +108,7 @@ def answer_questions(
                 else:
                     replies = [asdict(ranked[0]) for ranked in _rank(model, inputs, closed)]
                 found += zip(rows, replies, strict=True)
-    found = sorted(gather_object(found), key=lambda pair: pair[0])
+    found = sorted(gather_object(found), key=lambda pair: pair[0])  # processes answer other videos each
     return [{"question_id": questions[row]["question_id"], **reply} for row, reply in found]
 
 
@@ -251,5 +252,6 @@ def _generate(
     inputs: dict[str, torch.Tensor],
     max_answer_tokens: int,
 ) -> list[str]:
+    # [CLS], from which the decoder starts, is one of the tokens of an answer.
     tokens = model.generate(**inputs, max_new_tokens=max_answer_tokens - 1, do_sample=False)
     return processor.batch_decode(tokens, skip_special_tokens=True)

@@ -31,5 +31,6 @@ def rank_labels(probabilities: np.ndarray, names: Sequence[str], top_k: int | No
     """
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}.")
+    # Negated and stable, so that ties keep the order of the classes.
     best = (-probabilities).argsort(kind="stable")[:top_k]
     return tuple(ScoredLabel(names[int(label)], float(probabilities[label])) for label in best)

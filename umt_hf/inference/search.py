@@ -231,6 +231,7 @@ def embed_videos(
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     encoder = VideoTextEncoder(model, num_frames, accelerator.device)
     index, description = VideoIndex(folder), encoder.describe()
+    # Vectors of two encoders cannot be compared, and nothing in a vector shows whose it is.
     index.check_encoder(description)
     accelerator.wait_for_everyone()  # before the main process writes what the others check
 
@@ -307,12 +308,14 @@ class VideoSearcher:
         if rerank and not self.encoder.has_matching_head:
             raise ValueError(f"{self.encoder.name} has no matching head, which re-ranking needs.")
         vector, tokens = self.encoder.encode_text(query)
+        # Re-ranking needs more candidates than it returns.
         rows = find_nearest(self.table, vector.cpu().numpy(), max(top_k, RERANKED_VIDEOS) if rerank else top_k)
         hits = [SearchHit(row["path"], row["similarity"], duration_seconds=row["duration_seconds"]) for row in rows]
         return self._rerank(hits, tokens)[:top_k] if rerank else hits
 
     def _rerank(self, hits: list[SearchHit], text_tokens: torch.Tensor) -> list[SearchHit]:
         """Sort hits by the matching head's opinion of frames read now."""
+        # Frames are read anew, since an index of all tokens would be about a thousand times as large.
         files = [VideoFile(hit.path, 0, 0) for hit in hits]
         matching: dict[str, float] = {}
         reasons: dict[str, str] = {}
@@ -377,6 +380,7 @@ def _encode_share(
         rows += added
         skipped += unusable
         progress.update(len(added) + len(unusable))
+        # Written as soon as a shard is full: a killed run loses less than that.
         while len(rows) >= shard_size:
             index.write_shard(rows[:shard_size])
             rows = rows[shard_size:]
@@ -392,6 +396,7 @@ def _encode_batch(encoder: VideoTextEncoder, batch: VideoBatch) -> tuple[list[di
     vectors = encoder.encode_videos(batch.pixel_values)[0].cpu()
     rows, skipped = [], list(batch.skipped)
     for file, metadata, vector in zip(batch.files, batch.metadata, vectors, strict=True):
+        # NaN compares as false with everything, so that no query could find the video.
         if not vector.isfinite().all():
             skipped.append(SkippedVideo(file.path, "Its vector is not finite; the model cannot encode it."))
             continue

@@ -69,6 +69,7 @@ class VideoIndex:
             return
         built = self.read_encoder()
         for name in encoder.keys() - {"model"}:
+            # The name may differ: a folder that has moved is the same model.
             if encoder[name] != built.get(name):
                 raise ValueError(
                     f"{self.folder} was built by another model: its {name} is {built.get(name)!r} (from "
@@ -93,6 +94,7 @@ class VideoIndex:
         except Timeout as error:
             raise BlockingIOError(f"{self.folder} is being written by another `umt-hf embed`; wait for it.") from error
         try:
+            # Written under the lock, so that two commands cannot start one index with two encoders.
             _write_json(self._info, {"encoder": encoder, "versions": collect_versions()})
             self._shards.mkdir(exist_ok=True)
             self._remove_leftovers()
@@ -148,6 +150,7 @@ class VideoIndex:
         rows: dict[str, int] = {}
         if parts:
             joined = concatenate_datasets(parts)
+            # A later row of the same path replaces an earlier one.
             newest = {path: row for row, path in enumerate(joined["path"][:])}  # shards come behind the table
             rows = {path: newest[path] for path in sorted(newest.keys() - dropped)}
             if shards or len(rows) < len(joined):
@@ -200,6 +203,7 @@ class VideoIndex:
             add_faiss_index(table)
             table.save_faiss_index(VECTOR_COLUMN, unfinished / FAISS_FILE)
         if self._table.is_dir():
+            # A kill between the two renames leaves the former table, which `_find_table` falls back to.
             os.replace(self._table, self._previous)
         if len(rows):
             os.replace(unfinished, self._table)

@@ -131,7 +131,7 @@ def run_stage2(folder: Path, seed: int, budget: Budget) -> dict[str, Any]:
     """
     data, text_tower = folder / "data", folder / "text_tower"
     tower = TextTowerArguments(data=str(data), output_dir=str(text_tower), seed=seed)
-    training = ["--train_data", data / "train_captions.json", "--vision_name_or_path", folder / "student"]
+    training = ["--train_corpora", data / "train_captions.json", "--vision_name_or_path", folder / "student"]
     training += ["--text_name_or_path", text_tower, "--teacher_name_or_path", folder / "teacher"]
     training += ["--output_dir", folder / "video_text"]
     search = [sys.executable, "-m", "umt_hf.moving_shapes.caption_search", "--output_dir", folder]

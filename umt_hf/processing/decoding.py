@@ -15,15 +15,15 @@
 
 `open_video` gives a `VideoReader`, the same small interface whichever library decodes:
 
-- `pyav` (default): frame-exact. The frame asked for by index `i` is the `i`-th frame that decoding the whole file in
+- `pyav` (default): frame-exact. Index `i` gives the `i`-th frame that decoding the complete file in
   order yields, whatever the container does to its timestamps.
 - `decord`: what the published code reads with; see `DecordReader` for the files it silently reads wrong.
 - `torchcodec`: needs the FFmpeg libraries of the system.
 
-A `.npy` file of frames decoded before is read as it is, whatever the decoder: training that reads short clips again
-and again need not decode them each time.
+A `.npy` file of decoded frames is read directly, whatever the decoder: training that reads short clips repeatedly need
+not decode them each time.
 
-Readers are cheap to open and not to be shared between processes: open them in the worker that uses them.
+Readers are cheap to open. Open them in the worker that uses them: they cannot be shared between processes.
 """
 
 import functools
@@ -35,7 +35,7 @@ import struct
 import urllib.request
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, BinaryIO, Literal
@@ -60,7 +60,7 @@ PROGRESSIVE_FIELD_ORDERS = (0, 1)  # unknown, progressive; a field of an interla
 MP4_TOP_LEVEL_BOXES = b"ftyp styp moov moof mdat free skip wide sidx mfra uuid".split()
 MATROSKA_EBML, MATROSKA_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
-# A one-pixel GIF: the smallest file that tells whether torchcodec finds FFmpeg.
+# A one-pixel GIF: the smallest file that shows whether torchcodec finds FFmpeg.
 PROBE_FILE = (
     b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff"
     b",\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
@@ -68,7 +68,7 @@ PROBE_FILE = (
 
 
 class VideoDecodingError(ValueError):
-    """A video cannot be read. The message names the file, the reason and what to do."""
+    """A video cannot be read. The message names the file, the reason and the fix."""
 
 
 class VideoReader(ABC):
@@ -77,7 +77,7 @@ class VideoReader(ABC):
     Attributes:
         name: What errors call the file: its path, its URL, or a description of the bytes given.
         num_frames: Number of frames that can be asked for.
-        fps: Average frames per second; `None` where the file does not tell.
+        fps: Average frames per second; `None` where the file does not state it.
     """
 
     name: str
@@ -100,7 +100,7 @@ class VideoReader(ABC):
             order asked for.
 
         Raises:
-            IndexError: If an index lies outside the video.
+            IndexError: If an index is outside the video.
             VideoDecodingError: If a frame cannot be decoded.
         """
         indices = [operator.index(i) for i in indices]
@@ -113,7 +113,7 @@ class VideoReader(ABC):
         return frames if distinct.tolist() == indices else frames[places]
 
     def iterate_frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Decode frames one by one, holding no more than a few: for videos too long to decode whole.
+        """Decode frames one by one, holding no more than a few: for videos too long to decode at once.
 
         Args:
             indices: Distinct, rising frame numbers, at least one.
@@ -133,10 +133,10 @@ class VideoReader(ABC):
         Only `pyav` knows frames that are spaced unevenly; other readers count with the average rate.
 
         Raises:
-            VideoDecodingError: If the file tells neither the times of its frames nor their rate.
+            VideoDecodingError: If the file states neither the times of its frames nor their rate.
         """
         if not self.fps:
-            raise self._error("tells no frame rate, so that its frames have no times. Re-encode it.")
+            raise self._error("has no frame rate, so its frames have no times. Re-encode it.")
         return np.arange(self.num_frames) / self.fps
 
     @functools.cached_property
@@ -156,7 +156,7 @@ class VideoReader(ABC):
 
     @property
     def duration_seconds(self) -> float | None:
-        """`num_frames / fps`; `None` where the file does not tell its frame rate."""
+        """`num_frames / fps`; `None` where the file does not state its frame rate."""
         return self.num_frames / self.fps if self.fps else None
 
     @abstractmethod
@@ -173,7 +173,7 @@ class VideoReader(ABC):
         return VideoDecodingError(f"{self.name}: {reason}")
 
     @contextmanager
-    def _named_errors(self) -> Iterator[None]:
+    def _named_errors(self) -> Generator[None, None, None]:
         """Turn the library's errors into ones that name the file."""
         try:
             yield
@@ -192,7 +192,7 @@ def open_video(source: VideoSource, decoder: DecoderName = "pyav") -> VideoReade
 
     Args:
         source: A path, an http(s) or file URL, the bytes of a file, or a binary file object (read from its start). An
-            http(s) video is downloaded into memory whole. A path that ends in `.npy` is a file of decoded frames,
+            http(s) video is downloaded into memory completely. A path that ends in `.npy` is a file of decoded frames,
             uint8 RGB `(T, H, W, 3)`.
         decoder: Library that decodes.
 
@@ -220,7 +220,7 @@ class DecodedFramesReader(VideoReader):
         try:
             self._frames = np.load(file, mmap_mode="r")
         except ValueError as error:
-            raise self._error(f"is not a whole NumPy array ({error}). Write it again or leave it out.") from error
+            raise self._error(f"is not a complete NumPy array ({error}). Write it again or leave it out.") from error
         shape, dtype = self._frames.shape, self._frames.dtype
         if len(shape) != 4 or shape[-1] != 3 or 0 in shape or dtype != np.uint8:
             raise self._error(
@@ -240,25 +240,26 @@ class PyAVReader(VideoReader):
     """Frame-exact reader over PyAV.
 
     One pass over the packets, without decoding, gives the timestamp of every frame. A frame is then reached by seeking
-    to the key frame before it and decoding from there; frames in between that no other frame refers to are left out.
-    Where the timestamps cannot be trusted (see `INDEXED_CONTAINERS`), the file is decoded from its start instead.
-    Damaged pictures raise an error rather than come back patched up; one thread decodes.
+    to the key frame before it and decoding from there. Where the timestamps cannot be trusted (see
+    `INDEXED_CONTAINERS`), the file is decoded from its start instead.
+    Damaged pictures raise an error instead of being patched up; one thread decodes.
     """
 
     def __init__(self, name: str, file: str | BinaryIO):
         try:
             import av
+            from av.video.reformatter import VideoReformatter
         except ImportError as error:
             raise ImportError("decoder='pyav' needs PyAV: `pip install av`.") from error
         self._av = av
         self._backend_errors = (av.FFmpegError,)
         # One converter for all frames: by default PyAV sets up a new one, with several threads, for each.
-        self._reformatter = av.video.reformatter.VideoReformatter()
+        self._reformatter = VideoReformatter()
         self._reformat_options = {"threads": 1} if "threads" in (self._reformatter.reformat.__doc__ or "") else {}
         self.name = name
         self._file = file
-        self._container = None
-        self._frame_pts: list[int] | None = None  # of every frame, rising; None = decode from the start
+        self._container: Any = None  # an InputContainer while the file is open
+        self._frame_pts: list[int] | None = None  # of every frame, rising; unset: decode from the start
         try:
             with self._named_errors():
                 self._open()
@@ -295,10 +296,11 @@ class PyAVReader(VideoReader):
 
     def _build_index(self) -> None:
         """Note the timestamp of every frame and key frame, where one packet is one frame."""
+        field_order: Any = getattr(self._codec, "field_order", 0)
         is_indexable = (
             self._container.format.name.startswith(INDEXED_CONTAINERS)
             and self._codec.name in INDEXED_CODECS
-            and int(getattr(self._codec, "field_order", 0)) in PROGRESSIVE_FIELD_ORDERS
+            and int(field_order) in PROGRESSIVE_FIELD_ORDERS
         )
         if not is_indexable:
             return
@@ -329,11 +331,13 @@ class PyAVReader(VideoReader):
         return len(self._decoded_pts)
 
     def compute_timestamps(self) -> np.ndarray:
-        """Seconds from the first frame to each, as the container says; evenly spaced where it is not to be trusted."""
+        """Seconds from the first frame to each, from the container; evenly spaced where it cannot be trusted."""
         pts = self._decoded_pts if self._frame_pts is None else self._frame_pts
         if None in pts or any(later <= earlier for earlier, later in zip(pts, pts[1:], strict=False)):
             return super().compute_timestamps()
-        return (np.array(pts) - pts[0]) * float(self._stream.time_base)
+        time_base = self._stream.time_base
+        assert time_base is not None  # a stream whose frames have timestamps has one
+        return (np.array(pts) - pts[0]) * float(time_base)
 
     def iterate_frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Decode frames in one pass from the start of the file, holding one at a time; see `VideoReader`."""
@@ -353,7 +357,7 @@ class PyAVReader(VideoReader):
             raise self._error(f"ends before frame {last}. Fetch it again or leave it out.")
 
     def _decode(self, indices: list[int]) -> np.ndarray:
-        frames = None if self._frame_pts is None else self._decode_from_key_frames(indices)
+        frames = None if self._frame_pts is None else self._decode_from_key_frames(indices, self._frame_pts)
         if frames is None:
             frames = self._decode_from_start(indices)
         sizes = {frame.shape[:2] for frame in frames.values()}
@@ -371,11 +375,11 @@ class PyAVReader(VideoReader):
                     return frames
         raise self._error(f"ends before frame {min(wanted - frames.keys())}. Fetch it again or leave it out.")
 
-    def _decode_from_key_frames(self, indices: list[int]) -> dict[int, np.ndarray] | None:
-        """Decode by seeking; `None` if the file does not behave as its index says."""
+    def _decode_from_key_frames(self, indices: list[int], frame_pts: list[int]) -> dict[int, np.ndarray] | None:
+        """Decode by seeking; `None` if the file does not match its index."""
         frames = {}
-        for key, group in groupby(indices, key=lambda i: bisect_right(self._key_pts, self._frame_pts[i]) - 1):
-            wanted = {self._frame_pts[i]: i for i in group}
+        for key, group in groupby(indices, key=lambda i: bisect_right(self._key_pts, frame_pts[i]) - 1):
+            wanted = {frame_pts[i]: i for i in group}
             try:
                 found = self._decode_group(self._key_pts[key], wanted)
             except self._av.FFmpegError:  # pictures after an open key frame may lean on ones before it
@@ -397,6 +401,7 @@ class PyAVReader(VideoReader):
                 is_started = packet.pts == key_pts
                 if not is_started:
                     continue
+            # Frames in between that no other frame refers to need not be decoded.
             if packet is not None and self._codec.name in SKIPPING_CODECS:
                 self._codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             for frame in self._codec.decode(packet):
@@ -410,12 +415,12 @@ class PyAVReader(VideoReader):
         return found
 
     def _to_upright_rgb(self, frame: Any) -> np.ndarray:
-        """Convert a PyAV frame to uint8 RGB `(height, width, 3)`, turned as its display matrix says."""
+        """Convert a PyAV frame to uint8 RGB `(height, width, 3)`, turned by its display matrix."""
         pixels = self._reformatter.reformat(frame, format="rgb24", **self._reformat_options).to_ndarray()
         quarter_turns = round(frame.rotation / 90) % 4
         return np.rot90(pixels, quarter_turns) if quarter_turns else pixels
 
-    def _packets_up_to(self, last_pts: int) -> Iterator["object | None"]:
+    def _packets_up_to(self, last_pts: int) -> Iterator[Any]:
         """Yield packets from the current place to that of `last_pts`, then `None`, which empties the decoder."""
         for packet in self._container.demux(self._stream):
             if packet.size == 0:
@@ -431,7 +436,7 @@ class DecordReader(VideoReader):
 
     Known faults, all silent: wrong frames for MPEG-TS, interlaced MPEG-2, AVI with B-frames and, after a seek, open
     GOPs (the default of x265); for a file cut by an edit list it counts the hidden frames and repeats earlier ones in
-    their place; damaged pictures come back patched up. Some damaged files end the process with a segmentation fault.
+    their place; damaged pictures are patched up. Some damaged files end the process with a segmentation fault.
     AV1 is not read at all, each failed open leaks a little memory, and a reader made before a fork can hang.
     """
 
@@ -446,7 +451,7 @@ class DecordReader(VideoReader):
         self._backend_errors = (RuntimeError, decord.base.DECORDError)
         self.name = name
         with self._named_errors():
-            self._reader = decord.VideoReader(file, ctx=decord.cpu(0), num_threads=1)
+            self._reader: Any = decord.VideoReader(file, ctx=decord.cpu(0), num_threads=1)
             self.num_frames = len(self._reader)
             self.fps = float(self._reader.get_avg_fps()) or None
         if not self.num_frames:
@@ -473,7 +478,7 @@ class TorchcodecReader(VideoReader):
         video_decoder = _import_torchcodec()
         self.name = name
         with self._named_errors():
-            self._decoder = video_decoder(file, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+            self._decoder: Any = video_decoder(file, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
             self.num_frames = self._decoder.metadata.num_frames or 0
             rate = self._decoder.metadata.average_fps
             self.fps = float(rate) if rate else None
@@ -495,6 +500,7 @@ READERS = {"pyav": PyAVReader, "decord": DecordReader, "torchcodec": TorchcodecR
 def _import_torchcodec() -> type:
     """Import torchcodec's decoder and try it: importing succeeds even where its FFmpeg libraries are missing."""
     try:
+        # pyrefly: ignore[missing-import]  an extra that few environments have
         from torchcodec.decoders import VideoDecoder
 
         VideoDecoder(PROBE_FILE).get_frames_at(indices=[0])
@@ -512,8 +518,9 @@ def _resolve_source(source: VideoSource) -> tuple[str, str | BinaryIO]:
     if isinstance(source, bytes | bytearray | memoryview):
         return f"<video of {len(source)} bytes>", io.BytesIO(source)
     if hasattr(source, "read"):
-        name = str(getattr(source, "name", "<file object>"))
-        return name, source if source.seekable() else io.BytesIO(source.read())
+        file: Any = source
+        name = str(getattr(file, "name", "<file object>"))
+        return name, file if file.seekable() else io.BytesIO(file.read())
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"A video is a path, a URL, bytes or a binary file object, got {type(source).__name__}.")
     name = os.fsdecode(source)
@@ -557,7 +564,7 @@ def _check_complete(name: str, file: str | BinaryIO) -> None:
 
 
 @contextmanager
-def _kept_open(file: BinaryIO) -> Iterator[BinaryIO]:
+def _kept_open(file: BinaryIO) -> Generator[BinaryIO, None, None]:
     yield file
 
 

@@ -38,6 +38,7 @@ VIDEO_TEXT = {"module": "modeling_umt_video_text", "model_type": "umt_video_text
 FEATURES_COMMAND = "umt-hf features video.mp4 --model {model} --out features"
 SEARCH_COMMAND = "umt-hf embed videos/ --model {model} --out index"
 
+# In the order of training: towers, pre-training, then the tasks.
 MODEL_CLASSES = (
     ModelClass(
         "UMTVideoModel",

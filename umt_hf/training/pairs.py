@@ -1,6 +1,6 @@
 """Videos and images with captions to training batches, in which every process has the same kind of media.
 
-As in `clips`, every random choice of a row hangs on a key, so that batches do not depend on worker counts.
+As in `clips`, every random choice for a row depends only on a key, so the number of workers does not change batches.
 """
 
 import io
@@ -38,7 +38,7 @@ class PairedClip(Clip):
 
 
 class PairDataset(ClipDataset):
-    """Reads rows of videos or images together with their captions; an unreadable row is replaced as a whole.
+    """Reads rows of videos or images together with their captions; a replacement has its own caption.
 
     Args:
         table: Rows with `video`, `caption` and `corpus`, the number of the corpus that the row is from.
@@ -54,11 +54,12 @@ class PairDataset(ClipDataset):
         pair_by: Literal["media", "caption"] = "media",
         **options: Any,
     ):
-        # The random law of "middle" is the published one for training on videos with text.
+        # The published strategy for training on videos with text.
         super().__init__(table, sampling_strategy="middle", **options)
         self.media_type, self.pair_by = media_type, pair_by
 
     def _read_clips(self, row: dict[str, Any], key: tuple[int, ...]) -> list[Clip]:
+        # The corpus is a part of the id: equal captions in two corpora are not known to mean the same.
         name = row["caption"] if self.pair_by == "caption" else identify_video(row["video"], key[-1])
         pair_id = compute_pair_id(row["corpus"], name)
         return [
@@ -86,6 +87,7 @@ def read_image(source: str | bytes) -> torch.Tensor:
         image = load_image(source if isinstance(source, str) else Image.open(io.BytesIO(source)))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise VideoDecodingError(f"{name}: cannot be read as an image ({error}).") from error
+    # A copy, since torch warns of memory that cannot be written.
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.view(1, image.height, image.width, 3).permute(0, 3, 1, 2)
 
@@ -135,11 +137,11 @@ def plan_mixed_batches(
 ) -> Iterator[list[ClipRequest]]:
     """Endless batches of one process, each from one table; at each step all processes take the same table.
 
-    An epoch goes through every table once, in an order of tables that is drawn anew.
+    An epoch goes through every table once, in an order of batches that is drawn anew.
 
     Args:
-        tables: Rows; each table gives batches of its own.
-        batch_sizes: Rows of a process at a time, for each table.
+        tables: Rows; no batch mixes two tables.
+        batch_sizes: Rows per batch of a process, for each table.
         seed: Seed of the run.
         process_index: This process.
         num_processes: Processes.
@@ -152,7 +154,9 @@ def plan_mixed_batches(
     """
     counts = [count_batches(table, size, num_processes) for table, size in zip(tables, batch_sizes, strict=True)]
     epoch, position = divmod(start, sum(counts))
+    # All processes draw the same order: they gather vectors of one shape at every step.
     order = sample_table_order(counts, seed, epoch)
+    # A resumed run starts each table where the batches before it left off.
     passed = Counter(order[:position])
     plans = [
         plan_batches(

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..data.unreadable import UnreadableVideos
 from ..runs.folder import METRICS_FILE, RECIPE_FILE, STATE_FOLDER, MetricLog
-from .arguments import TrainingArguments
+from .arguments import PretrainingArguments
 from .background_push import build_hub_push
 from .checkpointing import find_checkpoint, list_checkpoints, remove_unfinished, save_checkpoint
 from .metric_meter import MetricMeter
@@ -59,7 +59,7 @@ class Stage(Protocol):
         """Weighted losses by name; calls `self.model(...)`, so that the hooks of DDP and FSDP run."""
 
     def monitor(self) -> dict[str, float]:
-        """What else the log is to show, such as a learned temperature."""
+        """Further values for the log, such as a learned temperature."""
 
     def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
         """Figures on the held-out data, named `eval_...`; empty without such data. Called in all processes."""
@@ -114,7 +114,7 @@ class StepClock:
         return rates
 
 
-def build_accelerator(args: TrainingArguments, find_unused_parameters: bool = False) -> Accelerator:
+def build_accelerator(args: PretrainingArguments, find_unused_parameters: bool = False) -> Accelerator:
     """Accelerator of a pre-training run; distribution, and precision unless set, come from `accelerate launch`.
 
     Args:
@@ -136,13 +136,13 @@ def build_accelerator(args: TrainingArguments, find_unused_parameters: bool = Fa
 
 
 def build_schedule(
-    args: TrainingArguments, batches_per_epoch: int | None, num_processes: int, repeated_augmentation: int = 1
+    args: PretrainingArguments, batches_per_epoch: int | None, num_processes: int, repeated_augmentation: int = 1
 ) -> Schedule:
     """Steps and rates of a run, by the published rules.
 
     Args:
         args: Epochs or steps, rates, batch size.
-        batches_per_epoch: Micro-batches of an epoch in each process; `None` for streamed data.
+        batches_per_epoch: Micro-batches per epoch in each process; `None` for streamed data.
         num_processes: Processes.
         repeated_augmentation: Clips made of each video.
 
@@ -155,6 +155,7 @@ def build_schedule(
             return steps
         if batches_per_epoch is None:
             raise ValueError(f"Streamed data has no known length: set {name}_steps instead of epochs.")
+        # Rounded down, as published.
         return int(epochs * batches_per_epoch / args.gradient_accumulation_steps)
 
     scale = 1.0
@@ -164,7 +165,7 @@ def build_schedule(
     total_steps = count_steps("max", args.max_steps, args.num_train_epochs)
     if total_steps < 1:
         raise ValueError(
-            f"The run has no steps: {batches_per_epoch} batch(es) an epoch, {args.num_train_epochs} epoch(s) and "
+            f"The run has no steps: {batches_per_epoch} batch(es) per epoch, {args.num_train_epochs} epoch(s) and "
             f"gradient_accumulation_steps={args.gradient_accumulation_steps}. Raise epochs or lower the batch."
         )
     schedule = Schedule(
@@ -176,6 +177,7 @@ def build_schedule(
         kind=args.lr_scheduler_type,
     )
     logger.info("%d steps, %d of them warm-up, peak rate %.3g.", total_steps, schedule.warmup_steps, schedule.peak)
+    # The mark of a short run with the warm-up of a long one.
     if schedule.warmup_steps > 0.4 * total_steps:
         logger.warning(
             "Warm-up takes %d of %d steps; lower warmup_epochs or warmup_steps.", schedule.warmup_steps, total_steps
@@ -185,7 +187,7 @@ def build_schedule(
 
 def train(
     stage: Stage,
-    args: TrainingArguments,
+    args: PretrainingArguments,
     accelerator: Accelerator,
     schedule: Schedule,
     max_skipped_ratio: float,
@@ -213,6 +215,7 @@ def train(
     optimizer = build_optimizer(stage.model, args, schedule.peak, accelerator.device)
     stage.model, optimizer = accelerator.prepare(stage.model, optimizer)
     state = TrainState()
+    # Before anything is loaded, else the counters of a resumed run would start at 0.
     accelerator.register_for_checkpointing(state)
     if checkpoint is not None:
         _resume(checkpoint, accelerator, state, run_config or {})
@@ -245,7 +248,7 @@ def train(
 
 
 def build_optimizer(
-    model: nn.Module, args: TrainingArguments, peak: float, device: torch.device
+    model: nn.Module, args: PretrainingArguments, peak: float, device: torch.device
 ) -> torch.optim.Optimizer:
     """AdamW over `build_parameter_groups`, whose `lr_scale` the loop applies."""
     groups = build_parameter_groups(model, args.weight_decay)
@@ -273,7 +276,7 @@ class RunKeeper:
     def __init__(
         self,
         stage: Stage,
-        args: TrainingArguments,
+        args: PretrainingArguments,
         accelerator: Accelerator,
         state: TrainState,
         total_steps: int,
@@ -341,7 +344,9 @@ class RunKeeper:
 
 
 def _evaluate(stage: Stage, accelerator: Accelerator, seed: int) -> dict[str, float]:
-    """Evaluate without a trace: a resumed run does not repeat the evaluation that followed its checkpoint."""
+    """Evaluate, and leave no trace in model and random state."""
+    # A resumed run does not repeat the evaluation that followed its checkpoint: without the fork its dropout would
+    # differ from that of a run that never stopped.
     devices = [accelerator.device] if accelerator.device.type != "cpu" else []
     stage.model.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=devices, device_type=accelerator.device.type):
@@ -371,6 +376,7 @@ def compute_held_out_losses(
         for failure in batch.pop("failures"):
             logger.warning("Held-out video left out: %s", failure)
         if "pixel_values" in batch:
+            # By clips, since last batches are smaller.
             meter.update(_with_total(stage.forward_step(batch)), len(batch["pixel_values"]))
     if not meter.sums:
         raise RuntimeError("None of the held-out videos could be read; the log above names them.")
@@ -382,7 +388,7 @@ def _with_total(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _step_if_finite(
-    accelerator: Accelerator, model: nn.Module, optimizer: Any, args: TrainingArguments, state: TrainState
+    accelerator: Accelerator, model: nn.Module, optimizer: Any, args: PretrainingArguments, state: TrainState
 ) -> None:
     """Clip and step, or count the step as skipped if its gradients are not finite (on all processes alike)."""
     limit = args.max_grad_norm if args.max_grad_norm else math.inf
@@ -431,11 +437,13 @@ def sum_skipped_videos(videos: UnreadableVideos, accelerator: Accelerator) -> in
 def _start_logs(
     accelerator: Accelerator, output_dir: Path, state: TrainState, run_config: dict[str, Any]
 ) -> MetricLog | None:
+    # TensorBoard refuses lists and None.
     config = {key: value for key, value in run_config.items() if isinstance(value, (bool, int, float, str))}
     accelerator.init_trackers("umt_hf", config=config)
     if not accelerator.is_main_process:
         return None
     remove_unfinished(output_dir)
+    # Lines that a killed run wrote after its last checkpoint go: they will be written again.
     return MetricLog(output_dir / METRICS_FILE, state.step)
 
 

@@ -223,7 +223,7 @@ def test_mistakes_in_detecting(folders, clips, tmp_path):
     (tmp_path / "boxes.json").write_text('{"box": 1}')
     result = detect(clips[0], *good, "--boxes-file", tmp_path / "boxes.json")
     assert result.exit_code == 2 and "expected a JSON list" in " ".join(result.stderr.replace("│", " ").split())
-    for video, reason in ((clips[3], "broken.mp4"), (clips[0], "none is key frame")):
+    for video, reason in ((clips[3], "broken.mp4"), (clips[0], "outside the video")):
         changed = [*good[:-1], "99"] if video == clips[0] else good
         result = detect(video, *changed)
         assert result.exit_code == 1 and result.stdout == "" and reason in result.stderr

@@ -335,7 +335,7 @@ def test_numpy_files_of_other_content_are_named_with_the_reason(kind, tmp_path):
     reasons = {
         "floats": "float32",
         "one picture": r"\(4, 4, 3\)",
-        "cut short": "whole NumPy array",
+        "cut short": "complete NumPy array",
         "empty": "0 bytes",
     }
     with pytest.raises(VideoDecodingError, match=rf"clip\.npy: .*{reasons[kind]}"):

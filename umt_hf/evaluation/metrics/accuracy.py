@@ -27,8 +27,10 @@ class TopKAccuracy(evaluate.Metric):
     # pyrefly: ignore[bad-override]  `evaluate` calls it with these columns by name
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         scores, labels = np.asarray(predictions), np.asarray(references)
+        # Stable, so that a tie falls the same way on every machine.
         order = np.argsort(-scores, axis=1, kind="stable")
         hits = order == labels[:, None]
+        # With five classes or fewer, top-5 is always right.
         counts = [1, 5] if scores.shape[1] > 5 else [1]
         return {f"top{k}_accuracy": float(hits[:, :k].any(axis=1).mean()) for k in counts}
 
@@ -78,5 +80,6 @@ class ChoiceAccuracy(evaluate.Metric):
         right = []
         for scores, answer in zip(predictions, references, strict=True):
             is_right = torch.arange(len(scores))[None] == answer
+            # By rank, so that a model that scores all options alike gets none right.
             right.append(compute_ranks(torch.tensor([scores]), is_right).item() == 1)
         return {"accuracy": sum(right) / len(right)}

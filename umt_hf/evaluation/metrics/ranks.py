@@ -49,6 +49,7 @@ def compute_ranks(scores: torch.Tensor, is_right: torch.Tensor) -> torch.Tensor:
     if not is_right.any(dim=1).all():
         row = int((~is_right.any(dim=1)).nonzero()[0])
         raise ValueError(f"Query {row} has no right item to be found.")
+    # Of several right items the best one counts.
     best = scores.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)
     return 1 + ((scores >= best) & ~is_right).sum(dim=1)
 
