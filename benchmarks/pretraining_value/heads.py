@@ -13,7 +13,7 @@ from .settings import Budget, describe_heads
 
 
 def fit_heads(folder: Path, seed: int, start: str, budget: Budget) -> None:
-    """Fit a head on the frozen encoder for each task and amount of data: an MLP on one mean per frame in time order."""
+    """Fit a head on the frozen encoder for each task and amount of data: an MLP on one mean per frame, in order."""
     output = folder / "finetune" / f"seed_{seed}" / f"{start}_heads"
     if (result := start_run(output, **describe_heads(start, budget))) is None:
         return
