@@ -32,6 +32,7 @@ from ..modeling.losses_umt import compute_similarity
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..plots import STAGE_2_CURVES, FoundVideo, plot_found_videos, plot_losses
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from ..runs.folder import METRICS_FILE
 from .render import APPEARANCES, MOTIONS, render_clip, sample_clip, write_video
 
 NUM_QUARTETS = 100
@@ -100,7 +101,7 @@ def evaluate(folder: Path, seed: int, num_quartets: int = NUM_QUARTETS) -> None:
     chance = {"all": chance, "motion": 1 / 4, "appearance": 1 / 36}
     results = {"recall": recall, "chance": chance, "num_clips": len(clips.videos)}
     (folder / "results_stage2.json").write_text(json.dumps(results, indent=2) + "\n")
-    plot_losses(folder / "video_text" / "metrics.jsonl", folder / "losses_stage2.png", STAGE_2_CURVES, "loss")
+    plot_losses(folder / "video_text" / METRICS_FILE, folder / "losses_stage2.png", STAGE_2_CURVES, "loss")
     draw_found(folder, processor, clips, features)
 
 

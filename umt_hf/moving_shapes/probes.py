@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoVideoProcessor
 from ..modeling.masking_umt_video import sample_attention_mask
 from ..plots import plot_losses, plot_masks
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.folder import LOSS_PICTURE, METRICS_FILE
 from ..teachers.clip import UMTTeacher
 
 APPEARANCES, MOTIONS = "appearance", "motion"
@@ -83,7 +84,7 @@ def evaluate(folder: Path, probe_steps: int = PROBE_STEPS) -> None:
                 row[column] = fit_probe(features, PROBES[probe], probe_steps)
             typer.echo(f"  {network}, {POOLINGS[pooling]}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
     (folder / "results.json").write_text(json.dumps({"accuracy": accuracy}, indent=2) + "\n")
-    plot_losses(folder / "student" / "metrics.jsonl", folder / "losses.png")
+    plot_losses(folder / "student" / METRICS_FILE, folder / LOSS_PICTURE)
     draw_masks(folder, processor, teacher, student.config.mask_ratio)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import typer
 
+from ..runs.folder import CONFIG_FILE, LOSS_PICTURE
 from . import caption_search, probes
 from .render import write_moving_shapes
 from .tiny_bert import TextTowerArguments, write_text_tower
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = [run_stage1(folder, seed, budget) for seed, folder in list_folders(args.output_dir, args.seeds)]
         show_table(probes.format_table(results), args.output_dir / "table.md", len(results))
         if len(results) == 1:
-            typer.echo(f"\nPictures: {args.output_dir / 'losses.png'}, {args.output_dir / 'masks.png'}")
+            typer.echo(f"\nPictures: {args.output_dir / LOSS_PICTURE}, {args.output_dir / 'masks.png'}")
             typer.echo(f"Model:    {args.output_dir / 'student'}  (AutoModel.from_pretrained)\n")
     if 2 in args.stages:
         results = [run_stage2(folder, seed, budget) for seed, folder in list_folders(args.output_dir, args.seeds)]
@@ -118,7 +119,7 @@ def run_stage1(folder: Path, seed: int, budget: Budget) -> dict[str, Any]:
         "evaluate in a new process": [*module, "umt_hf.moving_shapes.probes", "--output_dir", folder]
         + ["--probe_steps", budget.probe_steps],
     }
-    if (teacher / "config.json").is_file():
+    if (teacher / CONFIG_FILE).is_file():
         del steps["train the teacher"]
     return run_steps(seed, steps, folder / "results.json")
 
