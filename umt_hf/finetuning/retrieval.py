@@ -26,7 +26,7 @@ from ..inference.loading import load_complete_model
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import CaptionArguments, RerankingArguments, TextLengthArguments
-from ..runs.config import describe, script, set_defaults
+from ..runs.config import describe, require, script, set_defaults
 from .trainer import (
     Evaluation,
     FinetunedModelArguments,
@@ -104,7 +104,7 @@ def load_retrieval_model(args: FinetunedModelArguments, data: RetrievalDataArgum
     """
     return load_complete_model(
         UMTVideoTextForRetrieval,
-        args.model_name_or_path,
+        require(args.model_name_or_path, "model_name_or_path"),
         config=load_config(args, data),
         dtype=torch.float32,
         attn_implementation=args.attn_implementation,
