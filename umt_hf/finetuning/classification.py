@@ -334,6 +334,7 @@ def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationMo
             f"head_rows={args.head_rows}: expected {num_classes} indices below {num_rows}, the rows of the head of "
             f"{args.model_name_or_path}; got {len(rows)}."
         )
+    assert args.model_name_or_path is not None, "The parser requires it."
     loaded = load_with_report(UMTVideoForVideoClassification, args.model_name_or_path)
     if any(name.startswith("classifier.") for name in loaded.fresh):
         raise ValueError(f"head_rows={args.head_rows}: {args.model_name_or_path} has no classifier to take rows of.")
