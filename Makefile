@@ -38,6 +38,7 @@ test-oldest:
 quality: $(VENV)/.installed
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 	$(BIN)/python -m tests.lint_model_files
 	$(BIN)/codespell $(SOURCES) README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CITATION.cff .github/*.md .github/*/*.yml
 	@if [ -x $(BIN)/actionlint ]; then $(ACTIONLINT); else echo "Workflows not linted: make workflows installs actionlint."; fi

@@ -102,6 +102,7 @@ def load_retrieval_model(args: FinetunedModelArguments, data: RetrievalDataArgum
     Raises:
         ValueError: If the folder lacks a part of it.
     """
+    assert args.model_name_or_path is not None, "The parser requires it."
     return load_complete_model(
         UMTVideoTextForRetrieval,
         require(args.model_name_or_path, "model_name_or_path"),
