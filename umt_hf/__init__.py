@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .inference.classification import VideoClassifier
     from .inference.detection import ActionDetector
     from .inference.question_answering import VideoAnswerer
-    from .inference.search import VideoSearcher
+    from .inference.search import VideoSearcher, embed_videos
     from .teachers.clip import UMTTeacher
 
 # Imported when they are first used, since they bring CLIP, Accelerate or `datasets` along.
@@ -53,6 +53,7 @@ LAZY_NAMES = {
     "VideoAnswerer": "inference.question_answering",
     "VideoClassifier": "inference.classification",
     "VideoSearcher": "inference.search",
+    "embed_videos": "inference.search",
 }
 
 # From here on Auto classes, pipelines and `Trainer` load UMT folders by name.
@@ -92,6 +93,7 @@ __all__ = [
     "VideoAnswerer",
     "VideoClassifier",
     "VideoSearcher",
+    "embed_videos",
 ]
 
 

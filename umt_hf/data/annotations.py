@@ -171,8 +171,9 @@ def compute_pair_id(corpus: int, key: str) -> int:
     Returns:
         63 bits, so that two of a billion videos share an id with a chance of 5 %.
     """
+    # Not `hash`: its seed differs between processes, which must agree on the ids.
     digest = hashlib.blake2b(f"{corpus}:{key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return int.from_bytes(digest, "little") >> 1  # a signed 64-bit tensor must hold it
 
 
 def identify_video(video: str | dict[str, Any], number: int) -> str:

@@ -145,7 +145,7 @@ def read_ava_csv(path: Path, root: Path) -> list[KeyFrame]:
             try:
                 movie, second = columns[0], float(columns[1])
                 box = [float(value) for value in columns[2:6]] if any(columns[2:]) else None
-                labels = [int(columns[6]) - 1] if box else []
+                labels = [int(columns[6]) - 1] if box else []  # AVA counts actions from 1
                 if box is not None and (len(box) != 4 or labels[0] < 0):
                     raise ValueError(columns)
             except (ValueError, IndexError) as error:
@@ -153,6 +153,7 @@ def read_ava_csv(path: Path, root: Path) -> list[KeyFrame]:
                     f"{path}, line {number}: expected `movie,second,x1,y1,x2,y2,action` with an action from 1 on, got "
                     f"{','.join(columns)!r}."
                 ) from error
+            # AVA's boxes are shares of the frame: a frame of 1 x 1 keeps them as they are.
             frame = KeyFrame(find_video(movie), movie, _name_second(second), key_seconds=second, width=1, height=1)
             frame = frames.setdefault(frame.key, frame)
             if box is not None:
@@ -228,6 +229,7 @@ def read_list(
                 f"{path}, object {number}: expected video, key_seconds or key_frame, and objects with a box of four "
                 f"numbers; {type(error).__name__}: {error}"
             ) from error
+    # Sorted, so that the classes do not depend on the order of the rows.
     names = list(class_names or sorted({label for _, named in rows for labels in named for label in labels}))
     places = {name: i for i, name in enumerate(names)}
     for number, (frame, named) in enumerate(rows):
@@ -244,6 +246,7 @@ def read_list(
 def _read_entry(entry: dict[str, Any], root: Path, label_keys: Sequence[str]) -> tuple[KeyFrame, list[list[str]]]:
     objects = entry["objects"]
     key_seconds, key_frame = entry.get("key_seconds"), entry.get("key_frame")
+    # Boxes that move come with every frame of the clip, so any frame could be the key frame: take the middle one.
     if key_seconds is None and key_frame is None:
         key_frame = len(objects[0]["boxes"]) // 2
     moment = f"frame {key_frame}" if key_seconds is None else f"{key_seconds:g}"
@@ -285,6 +288,7 @@ def load_detections(
         if Path(images).suffix != ".json":
             raise ValueError(f"{source}: these boxes have image ids, so the key frames must be in AVA's JSON form.")
         ids = [image["id"] for image in json.loads(Path(images).read_text())["images"]]
+        # Copies: the annotated boxes of `frames` are still needed as the truth.
         found = {i: _without_boxes(frame) for i, frame in zip(ids, frames, strict=True)}
         for detection in content:
             if detection["image_id"] not in found:
@@ -296,11 +300,13 @@ def load_detections(
                 frame.scores.append(float(detection["score"]))
     else:
         found = {frame.key: _without_boxes(frame) for frame in frames}
+        # A detector's list names videos and boxes, not what happens in them.
         detected, _ = read_list(content, path, Path(), label_keys=())
         for detection in detected:
             if detection.key not in found:
                 raise ValueError(f"{source}: {detection.name} at {detection.moment} is not in {images}.")
             frame = found[detection.key]
+            # The detector may have seen frames of another size than the annotators.
             frame.width, frame.height = detection.width, detection.height
             kept = [i for i, score in enumerate(detection.scores) if score >= min_score]
             frame.boxes += [detection.boxes[i] for i in kept]

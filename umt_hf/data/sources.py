@@ -88,6 +88,7 @@ def load_videos(
         return _keep_paths(read_folder(path, class_names), path)
     if path.is_file():
         raise ValueError(f"{source}: expected a .csv, .json or .sqlite file, a folder, or the name of a dataset.")
+    # Ids of the Hub have one slash at most: anything else is meant as a path, and reported as missing like one.
     looks_local = path.is_absolute() or source.startswith((".", "~")) or source.endswith("/") or source.count("/") > 1
     if not path.exists() and looks_local:
         raise FileNotFoundError(f"{source}: no such file or folder.")
@@ -167,6 +168,7 @@ def read_sqlite(path: Path, data_root: str | None = None) -> list[dict[str, Any]
     root = Path(data_root) if data_root is not None else path.parent
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as base:
+            # Sorted: without it the order of rows, and so the order of training, is up to SQLite.
             rows = base.execute("SELECT * FROM annos ORDER BY 1").fetchall()
     except sqlite3.Error as error:
         raise ValueError(
@@ -215,6 +217,7 @@ def _undecoded(table: Dataset | IterableDataset, video_column: str) -> Dataset |
         if video_column not in features:
             raise ValueError(f"The dataset has no column {video_column!r}; it has {sorted(features)}.")
         feature = features[video_column]
+        # Bytes stay bytes: our readers decode the frames of a clip alone, `datasets` would decode all of them.
         if not isinstance(feature, Value):
             kind = Image if isinstance(feature, Image) else Video
             table = table.cast_column(video_column, kind(decode=False))

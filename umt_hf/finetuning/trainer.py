@@ -467,10 +467,10 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
         FileExistsError: If a run without `resume_from_checkpoint` would mix with an older one's checkpoints.
     """
     args = trainer.args
-    output_dir = Path(args.output_dir)
+    output_dir = Path(require(args.output_dir, "output_dir"))
     # `Trainer` itself would start anew and mix its checkpoints with these.
     checkpoint = args.resume_from_checkpoint
-    newest = get_last_checkpoint(args.output_dir) if output_dir.is_dir() else None
+    newest = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
     if checkpoint is None and newest is not None:
         raise FileExistsError(
             f"{output_dir} holds checkpoints of an earlier run ({Path(newest).name}). Add `--resume_from_checkpoint "

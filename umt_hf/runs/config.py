@@ -75,7 +75,7 @@ def set_defaults(**defaults: Any) -> Callable[[Section], Section]:
             raise ValueError(f"{section.__name__} does not inherit {', '.join(unknown)}.")
         for name, default in defaults.items():
             setattr(section, name, _build_field(default, inherited[name].metadata))
-        # `dataclass` takes as fields what the class itself annotates.
+        # `dataclass` takes as fields what the class itself annotates. Not `field.type`: `HfArgumentParser` strips it.
         changed = {name: hints[name] for name in defaults}
         section.__annotations__ = {**section.__dict__.get("__annotations__", {}), **changed}
         return section
@@ -219,7 +219,7 @@ def script(sections: dict[str, type]) -> Callable[[Callable[..., Result]], Scrip
 
         # So that `main` pickles by name, as launchers of several processes need. The signature stays its own.
         functools.update_wrapper(main, run, ("__module__", "__name__", "__qualname__", "__doc__"), ())
-        del main.__wrapped__
+        vars(main).pop("__wrapped__")
         return main
 
     return decorate

@@ -67,12 +67,14 @@ class MetricLog:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(self.path) if line["step"] <= last_step] if last_step else []
+        # Renamed into place, so that a kill never leaves half of a log.
         unfinished = self.path.with_name(self.path.name + UNFINISHED_SUFFIX)
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(unfinished, self.path)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append one line."""
+        # JSON has no NaN or infinity.
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")

@@ -97,6 +97,7 @@ def read_evaluations(folder: Path, settings: dict[str, dict[str, Any]]) -> list[
             found += _evaluate(
                 metric, value, _name_data(report.get("data")) or "test", report.get("split"), views, source
             )
+    # Pre-training writes no results file: its last held-out losses are its figures.
     if not found:
         lines = [line for line in read_metrics(folder / METRICS_FILE) if any(k.startswith("eval_") for k in line)]
         data_set = _name_data(find_setting(settings, "validation_data")) or "held out"
@@ -119,6 +120,7 @@ def _name_data(source: str | None) -> str | None:
 def _evaluate(
     name: str, value: Any, data_set: str, split: str | None, views: str | None, source: str
 ) -> list[MeasuredFigure]:
+    # A bool is an int to Python, and a figure to nobody.
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or any(name == part or name.endswith(f"_{part}") for part in NO_FIGURES):
         return []
