@@ -168,7 +168,7 @@ class VideoClassifier:
     ```python
     >>> classifier = VideoClassifier("umt-vit-b16-k400")
     >>> best, *others = classifier.classify("video.mp4", top_k=3)
-    >>> print(best.label, best.probability)
+    >>> label, probability = best.label, best.probability
     ```
     """
 

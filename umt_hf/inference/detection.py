@@ -70,7 +70,7 @@ class ActionDetector:
     ```python
     >>> detector = ActionDetector("outputs/detector")
     >>> report = detector.detect("video.mp4", [[12, 30, 80, 200]], key_seconds=2.5)
-    >>> print(report.boxes[0].actions[0].label)
+    >>> action = report.boxes[0].actions[0].label
     ```
     """
 

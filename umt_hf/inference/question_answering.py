@@ -161,7 +161,7 @@ class VideoAnswerer:
     Example:
     ```python
     >>> answerer = VideoAnswerer("outputs/answers")
-    >>> print(answerer.answer("video.mp4", "what is the man doing?").answer)
+    >>> answer = answerer.answer("video.mp4", "what is the man doing?").answer
     >>> best = answerer.answer("video.mp4", "what color is the ring?", answers=["red", "blue", "green"]).ranked[0]
     ```
     """
