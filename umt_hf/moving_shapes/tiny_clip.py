@@ -212,7 +212,7 @@ def save_clip(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, output_dir: 
     """Save a folder for CLIPModel, CLIPVisionModelWithProjection, AutoTokenizer and CLIPImageProcessor."""
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
-    side = model.config.vision_config.image_size
+    side = model.vision_model.config.image_size
     CLIPImageProcessor(
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
