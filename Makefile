@@ -10,17 +10,15 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: demo demo-seeds demo-finetune test test-fast test-oldest quality workflows style bench check-zoo docs docs-serve dist clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python examples/moving_shapes_stage1.py --output_dir $(DEMO)
-	$(BIN)/python examples/moving_shapes_stage2.py --output_dir $(DEMO)
+	$(BIN)/python -m umt_hf.moving_shapes.tour --output_dir $(DEMO)
 
 demo-seeds: $(VENV)/.installed
-	$(BIN)/python examples/moving_shapes_stage1.py --output_dir $(DEMO)_seeds --seeds 10 11 12
-	$(BIN)/python examples/moving_shapes_stage2.py --output_dir $(DEMO)_seeds --seeds 10 11 12
+	$(BIN)/python -m umt_hf.moving_shapes.tour --output_dir $(DEMO)_seeds --seeds 10 11 12
 
 # Another choice of seeds: make demo-finetune SEEDS="20 21 22"
 SEEDS ?= 10 11 12
 demo-finetune: $(VENV)/.installed
-	$(BIN)/python examples/moving_shapes_finetune.py --output_dir $(DEMO) --seeds $(SEEDS)
+	$(BIN)/python -m benchmarks.pretraining_value.run --output_dir $(DEMO) --seeds $(SEEDS)
 
 # Each worker runs on one thread and takes 3 GB; with more cores: make test WORKERS=8
 WORKERS ?= 2

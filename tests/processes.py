@@ -40,7 +40,7 @@ def run_ranks(
     *arguments,
     num_processes: int = 2,
     exit_code: int = 0,
-    timeout: float = 120,
+    timeout: float = 300,
     stdin: str = "",
     environment: dict[str, str] | None = None,
 ) -> Output:
@@ -88,7 +88,7 @@ def run_ranks(
     return Output("".join(output.stdout for output in written), "".join(output.stderr for output in written))
 
 
-def run_and_kill(is_time: Callable[[], bool], function: Callable, *arguments, timeout: float = 120) -> None:
+def run_and_kill(is_time: Callable[[], bool], function: Callable, *arguments, timeout: float = 180) -> None:
     """Call a function in a process, and end it by SIGKILL as soon as a condition holds.
 
     Raises:

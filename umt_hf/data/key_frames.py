@@ -366,3 +366,29 @@ class _VideoFinder:
             path = folder if folder.is_dir() else next((file for file in files if file.is_file()), folder)
             self.found[movie] = str(path)
         return self.found[movie]
+
+
+def parse_box(text: str) -> list[float]:
+    """Read a box as it is written on a command line, "x1,y1,x2,y2".
+
+    Raises:
+        ValueError: If it is not four numbers.
+    """
+    try:
+        x1, y1, x2, y2 = map(float, text.split(","))
+    except ValueError as error:
+        raise ValueError(f'A box is "x1,y1,x2,y2", four numbers with commas between them, got {text!r}.') from error
+    return [x1, y1, x2, y2]
+
+
+def read_boxes(path: Path) -> list[list[float]]:
+    """Read a JSON list of boxes, `[[x1, y1, x2, y2], ...]`.
+
+    Raises:
+        ValueError: If it is something else; it names the file.
+    """
+    try:
+        boxes = json.loads(path.read_text(encoding="utf-8"))
+        return [[float(edge) for edge in box] for box in boxes]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected a JSON list of boxes, [[x1, y1, x2, y2], ...].") from error

@@ -27,6 +27,7 @@ from transformers import TrainerCallback
 from ..data.annotations import check_labels, load_class_names
 from ..data.sources import get_source, load_videos
 from ..evaluation.classification import classify_videos
+from ..inference.loading import load_with_report
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.classification_transforms import ClassificationTransform, ClipMix
@@ -333,9 +334,10 @@ def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationMo
             f"head_rows={args.head_rows}: expected {num_classes} indices below {num_rows}, the rows of the head of "
             f"{args.model_name_or_path}; got {len(rows)}."
         )
-    start, info = UMTVideoForVideoClassification.from_pretrained(args.model_name_or_path, output_loading_info=True)
-    if any(name.startswith("classifier.") for name in info["missing_keys"]):
+    loaded = load_with_report(UMTVideoForVideoClassification, args.model_name_or_path)
+    if any(name.startswith("classifier.") for name in loaded.fresh):
         raise ValueError(f"head_rows={args.head_rows}: {args.model_name_or_path} has no classifier to take rows of.")
+    start = loaded.model
     with torch.no_grad():
         model.classifier.weight.copy_(start.classifier.weight[rows])
         model.classifier.bias.copy_(start.classifier.bias[rows])

@@ -29,6 +29,7 @@ from ..evaluation.detection import (
 )
 from ..hub_cards.convert_umt_checkpoint import build_label_maps
 from ..inference.detection import pad_boxes, read_frames, to_shares
+from ..inference.loading import load_with_report
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForActionDetection
 from ..processing.detection_transforms import DetectionTransform
@@ -177,16 +178,16 @@ def build_detector(args: DetectionModelArguments, names: list[str]) -> Any:
         config.position_embedding_image_size = config.image_size
         model = UMTVideoForActionDetection._from_config(config, attn_implementation=args.attn_implementation)
     else:
-        model, info = UMTVideoForActionDetection.from_pretrained(
+        loaded = load_with_report(
+            UMTVideoForActionDetection,
             args.model_name_or_path,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
             attn_implementation=args.attn_implementation,
-            output_loading_info=True,
             **fields,
         )
-        fresh = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
-        logger.info("Fresh weights: %s.", ", ".join(sorted(fresh)) or "none")
+        model = loaded.model
+        logger.info("Fresh weights: %s.", ", ".join(loaded.fresh) or "none")
     return add_adapters(model, args.mode, args.lora_rank, ["vision_model.norm", "classifier"])
 
 

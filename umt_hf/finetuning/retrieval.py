@@ -22,6 +22,7 @@ from ..data.annotations import (
 )
 from ..evaluation.multiple_choice import compute_choice_accuracy, score_choices
 from ..evaluation.retrieval import evaluate_retrieval
+from ..inference.loading import load_complete_model
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import CaptionArguments, RerankingArguments, TextLengthArguments
@@ -101,18 +102,14 @@ def load_retrieval_model(args: FinetunedModelArguments, data: RetrievalDataArgum
     Raises:
         ValueError: If the folder lacks a part of it.
     """
-    model, info = UMTVideoTextForRetrieval.from_pretrained(
+    return load_complete_model(
+        UMTVideoTextForRetrieval,
         args.model_name_or_path,
         config=load_config(args, data),
         dtype=torch.float32,
         attn_implementation=args.attn_implementation,
-        output_loading_info=True,
+        hint="Give a stage-2 or retrieval folder.",
     )
-    if missing := sorted({name.split(".")[0] for name in info["missing_keys"]}):
-        raise ValueError(
-            f"{args.model_name_or_path} lacks {', '.join(missing)} or parts of it: give a stage-2 or retrieval folder."
-        )
-    return model
 
 
 def build_retrieval_evaluation(

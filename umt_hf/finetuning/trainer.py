@@ -46,7 +46,7 @@ from ..runs.arguments import (
     WarmupArguments,
 )
 from ..runs.config import REQUIRED, describe, dump_changes, require, set_defaults
-from ..runs.folder import collect_versions
+from ..runs.folder import RECIPE_FILE, VERSIONS_FILE, collect_versions
 from ..training.background_push import HubPush, build_hub_push
 from ..training.checkpointing import list_checkpoints
 from ..training.clips import build_generator
@@ -493,8 +493,8 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        (output_dir / "run.yaml").write_text(dump_changes(sections))
-        (output_dir / "versions.json").write_text(json.dumps(collect_versions(), indent=2) + "\n")
+        (output_dir / RECIPE_FILE).write_text(dump_changes(sections))
+        (output_dir / VERSIONS_FILE).write_text(json.dumps(collect_versions(), indent=2) + "\n")
         figures = "".join(f"\n  {name:<36} {value:10.4f}" for name, value in metrics.items())
         logger.info("Wrote %s, which `from_pretrained` loads.%s", output_dir, figures)
     if trainer.hub is not None:

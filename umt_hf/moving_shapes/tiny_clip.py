@@ -1,8 +1,8 @@
 """Train a tiny CLIP on moving shapes: the teacher of the embedded default, since no weights ship.
 
 `python -m umt_hf.moving_shapes.tiny_clip --data DIR --output_dir DIR` matches single frames with captions
-such as "a red circle at the top left" and saves a folder that Transformers' CLIP classes load. A caption names colour,
-shape and place alone, so the class token learns to attend to the shape and nothing about motion can leak in.
+such as "a red circle at the top left" and saves a folder that Transformers' CLIP classes load. Captions name only
+colour, shape and place, so the class token learns to attend to the shape and nothing about motion can leak in.
 """
 
 import itertools

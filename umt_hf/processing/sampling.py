@@ -220,7 +220,7 @@ def _check_clip(strategy: str, num_clips: int, clip_index: int, is_random: bool)
     if not 0 <= clip_index < num_clips:
         raise ValueError(f"clip_index must be in 0..{num_clips - 1} (num_clips is {num_clips}), got {clip_index}.")
     if is_random and num_clips > 1:
-        raise ValueError("A random clip (generator given) comes alone: num_clips must be 1.")
+        raise ValueError("A random clip (generator given) is drawn by itself; num_clips must be 1.")
     if strategy == "fps" and (is_random or num_clips > 1):
         raise ValueError("The 'fps' strategy has a single fixed clip: leave out generator and num_clips.")
 

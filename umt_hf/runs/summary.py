@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from .folder import read_metrics
+from .folder import METRICS_FILE, RECIPE_FILE, REPORT_FILE, TRAINER_STATE_FILE, read_metrics
 
 # Settings of the machine, which say nothing about the run.
 PRIVATE_SETTINGS = re.compile(
@@ -51,7 +51,7 @@ def read_optional_json(path: Path) -> dict[str, Any]:
 
 def read_run_settings(folder: Path) -> dict[str, dict[str, Any]]:
     """Sections of `run.yaml` without what belongs to the machine; absolute paths keep their last part alone."""
-    path = folder / "run.yaml"
+    path = folder / RECIPE_FILE
     sections = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     return {
         name: {key: _shorten(value) for key, value in values.items() if not PRIVATE_SETTINGS.fullmatch(key)}
@@ -72,7 +72,7 @@ def find_setting(settings: dict[str, dict[str, Any]], key: str) -> Any:
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """Log of the run, one line per logged step: `metrics.jsonl`, or what `Trainer` leaves."""
-    return read_metrics(folder / "metrics.jsonl") or read_optional_json(folder / "trainer_state.json").get(
+    return read_metrics(folder / METRICS_FILE) or read_optional_json(folder / TRAINER_STATE_FILE).get(
         "log_history", []
     )
 
@@ -88,7 +88,7 @@ def read_evaluations(folder: Path, settings: dict[str, dict[str, Any]]) -> list[
         data_set = _name_data(find_setting(settings, key)) or split
         for metric, value in read_optional_json(folder / name).items():
             found += _evaluate(metric.removeprefix(f"{prefix}_"), value, data_set, split, None, name)
-    for path in sorted([*folder.glob("report.json"), *folder.glob("*/report.json")]):
+    for path in sorted([*folder.glob(REPORT_FILE), *folder.glob(f"*/{REPORT_FILE}")]):
         report = read_optional_json(path)
         counts = [report.get(key) for key in ("num_frames", "num_crops", "num_clips")]
         views = "x".join(str(count) for count in counts) if None not in counts else None
@@ -99,12 +99,12 @@ def read_evaluations(folder: Path, settings: dict[str, dict[str, Any]]) -> list[
             )
     # Pre-training writes no results file: its last held-out losses are its figures.
     if not found:
-        lines = [line for line in read_metrics(folder / "metrics.jsonl") if any(k.startswith("eval_") for k in line)]
+        lines = [line for line in read_metrics(folder / METRICS_FILE) if any(k.startswith("eval_") for k in line)]
         data_set = _name_data(find_setting(settings, "validation_data")) or "held out"
         for metric, value in (lines[-1] if lines else {}).items():
             if metric.startswith("eval_"):
                 name = metric.removeprefix("eval_")
-                found += _evaluate(name, value, data_set, "validation", None, "metrics.jsonl")
+                found += _evaluate(name, value, data_set, "validation", None, METRICS_FILE)
     return found
 
 

@@ -18,7 +18,7 @@ import transformers
 from huggingface_hub.utils import disable_progress_bars
 
 from ..hub_cards.publishing import EXCLUDED, check_destination, push_folder
-from ..runs.folder import METRICS_FILE
+from ..runs.folder import CONFIG_FILE, METRICS_FILE
 from .arguments import PretrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class HubPush:
         """Queue a complete checkpoint, if the strategy has checkpoints pushed; returns at once and never raises."""
         if self.strategy == "end":
             return
-        if not (checkpoint / "config.json").is_file():
+        if not (checkpoint / CONFIG_FILE).is_file():
             logger.info("%s holds adapters only; the merged model is pushed at the end.", checkpoint)
             return
         try:

@@ -17,11 +17,9 @@ from torch import nn
 from transformers.processing_utils import ProcessorMixin
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
+from ..runs.folder import RECIPE_FILE, STATE_FOLDER, UNFINISHED_SUFFIX, VERSIONS_FILE, collect_versions
 
 logger = logging.getLogger(__name__)
-
-STATE_FOLDER = "training_state"
 
 
 def save_checkpoint(
@@ -127,5 +125,5 @@ def export_run(
     exported: Any = accelerator.unwrap_model(model, keep_torch_compile=False)
     exported.save_pretrained(folder, state_dict=state_dict)
     processor.save_pretrained(folder)
-    (folder / "run.yaml").write_text(recipe)
-    (folder / "versions.json").write_text(json.dumps(collect_versions(), indent=2) + "\n")
+    (folder / RECIPE_FILE).write_text(recipe)
+    (folder / VERSIONS_FILE).write_text(json.dumps(collect_versions(), indent=2) + "\n")

@@ -20,10 +20,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.unreadable import UnreadableVideos
-from ..runs.folder import METRICS_FILE, MetricLog
+from ..runs.folder import METRICS_FILE, RECIPE_FILE, STATE_FOLDER, MetricLog
 from .arguments import PretrainingArguments
 from .background_push import build_hub_push
-from .checkpointing import STATE_FOLDER, find_checkpoint, list_checkpoints, remove_unfinished, save_checkpoint
+from .checkpointing import find_checkpoint, list_checkpoints, remove_unfinished, save_checkpoint
 from .metric_meter import MetricMeter
 from .optimization import Schedule, build_parameter_groups, scale_learning_rate
 
@@ -450,7 +450,7 @@ def _start_logs(
 def _resume(checkpoint: Path, accelerator: Accelerator, state: TrainState, run_config: dict[str, Any]) -> None:
     accelerator.load_state(str(checkpoint / STATE_FOLDER))
     logger.info("Resuming from %s at step %d.", checkpoint, state.step)
-    _warn_of_changes(checkpoint / "run.yaml", run_config)
+    _warn_of_changes(checkpoint / RECIPE_FILE, run_config)
 
 
 def _warn_of_changes(recipe: Path, run_config: dict[str, Any]) -> None:

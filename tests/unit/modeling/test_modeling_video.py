@@ -463,6 +463,7 @@ def test_teacher_features_at_visible_tokens(video):
         UMTTeacher(CLIPVisionModelWithProjection(config), num_aligned_layers=1, image_size=30)
 
 
+@pytest.mark.slow
 def test_import_stays_light():
     """Importing the package loads no decoder, no datasets, no PEFT beyond what torch and Transformers load."""
     code = (

@@ -142,6 +142,7 @@ def test_a_seed_fixes_the_weights(arguments, folder, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_training_learns_the_colors(arguments, data):
     torch.manual_seed(0)
     tokenizer = teacher.build_word_tokenizer()
