@@ -60,7 +60,7 @@ def test_search_measures_and_draws(demo_folder):
     assert len(list((demo_folder / "quartets").glob("*.mp4"))) == 8
     for picture in ("losses_stage2.png", "retrieval.png"):
         assert (demo_folder / picture).stat().st_size > 5000
-    table = caption_search.format_table([results, results])
+    table = caption_search.format_search_table([results, results])
     assert "± 0.000" in table and table.count("\n") == 5
 
 
@@ -87,7 +87,7 @@ def test_probes_measure_and_draw(demo_folder, capsys):
     for picture in ("losses.png", "masks.png"):
         assert (demo_folder / picture).stat().st_size > 5000
     assert capsys.readouterr().out.count("motion, linear") == len(results["accuracy"])
-    table = probes.format_table([results, results])
+    table = probes.format_probe_table([results, results])
     assert "± 0.000" in table and table.count("\n") == 8
 
 

@@ -77,13 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         budget = dataclasses.replace(budget, max_steps=args.max_steps)
     if 1 in args.stages:
         results = [run_stage1(folder, seed, budget) for seed, folder in list_folders(args.output_dir, args.seeds)]
-        show_table(probes.format_table(results), args.output_dir / "table.md", len(results))
+        show_table(probes.format_probe_table(results), args.output_dir / "table.md", len(results))
         if len(results) == 1:
             typer.echo(f"\nPictures: {args.output_dir / LOSS_PICTURE}, {args.output_dir / 'masks.png'}")
             typer.echo(f"Model:    {args.output_dir / 'student'}  (AutoModel.from_pretrained)\n")
     if 2 in args.stages:
         results = [run_stage2(folder, seed, budget) for seed, folder in list_folders(args.output_dir, args.seeds)]
-        show_table(caption_search.format_table(results), args.output_dir / "table_stage2.md", len(results))
+        show_table(caption_search.format_search_table(results), args.output_dir / "table_stage2.md", len(results))
         if len(results) == 1:
             typer.echo(f"\nPictures: {args.output_dir / 'losses_stage2.png'}, {args.output_dir / 'retrieval.png'}")
             typer.echo(f"Model:    {args.output_dir / 'video_text'}  (AutoModel.from_pretrained, umt-hf embed)")
