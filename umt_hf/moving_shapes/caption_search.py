@@ -59,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed of its data.")
     parser.add_argument("--num_quartets", type=int, default=NUM_QUARTETS, help="Clips rendered with each motion.")
     args = parser.parse_args(arguments)
-    evaluate_captions(args.output_dir, args.seed, args.num_quartets)
+    measure_caption_search(args.output_dir, args.seed, args.num_quartets)
 
 
-def evaluate_captions(folder: Path, seed: int, num_quartets: int = NUM_QUARTETS) -> None:
+def measure_caption_search(folder: Path, seed: int, num_quartets: int = NUM_QUARTETS) -> None:
     """Search the held-out clips by their captions, before and after stage 2, and draw what is found.
 
     Args:
@@ -90,7 +90,7 @@ def evaluate_captions(folder: Path, seed: int, num_quartets: int = NUM_QUARTETS)
 
     recall = {row: {} for row in ROWS}
     for model, rows in ((before, {"before": "dual"}), (after, {"dual": "dual", "reranked": "reranked"})):
-        features, recall_of_all = search_clips(model, processor, clips, accelerator)
+        features, recall_of_all = search_captions(model, processor, clips, accelerator)
         motion = search_quartets(model, processor, quartets, accelerator)
         for row, scores in rows.items():
             recall[row] = {"all": recall_of_all[scores], "motion": motion[scores]}
@@ -105,7 +105,7 @@ def evaluate_captions(folder: Path, seed: int, num_quartets: int = NUM_QUARTETS)
     draw_found(folder, processor, clips, features)
 
 
-def search_clips(
+def search_captions(
     model: UMTVideoTextForRetrieval, processor: UMTVideoTextProcessor, clips: RetrievalSet, accelerator: Accelerator
 ) -> tuple[RetrievalFeatures, dict[str, float]]:
     """Features of all clips and captions, and R@1 of searching the clips by either score."""

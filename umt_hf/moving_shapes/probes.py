@@ -44,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/moving_shapes"), help="Folder of the tour.")
     parser.add_argument("--probe_steps", type=int, default=PROBE_STEPS, help="Optimizer steps of a probe.")
     args = parser.parse_args(arguments)
-    evaluate_probes(args.output_dir, args.probe_steps)
+    measure_probes(args.output_dir, args.probe_steps)
 
 
-def evaluate_probes(folder: Path, probe_steps: int = PROBE_STEPS) -> None:
+def measure_probes(folder: Path, probe_steps: int = PROBE_STEPS) -> None:
     """Load the exported folder, embed all clips, fit the probes, write results and pictures.
 
     Args:

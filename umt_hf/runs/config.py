@@ -166,7 +166,7 @@ class ConfigParser(HfArgumentParser):
     """
 
     def __init__(self, sections: dict[str, type]):
-        super().__init__(tuple(sections.values()))
+        super().__init__(tuple(sections.values()), formatter_class=_HelpFormatter)
         recipes = ", ".join(path.stem for path in _list_recipe_files())
         self.add_argument(
             "--config", help=f"YAML file, or a recipe (name:variant): {recipes}. Other flags win over it."
@@ -183,6 +183,13 @@ class ConfigParser(HfArgumentParser):
             if getattr(known, name, None) == [None]:
                 setattr(known, name, None)
         return known, rest
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with defaults; a default of None is what the help text says in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def list_optional(section: type) -> list[str]:

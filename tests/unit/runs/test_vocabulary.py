@@ -99,6 +99,7 @@ def test_every_flag_is_in_the_help_once(script):
     flags = re.findall(r"^  (--\w+)", ConfigParser(sections).format_help(), re.M)
     assert len(flags) == len(set(flags))
     fields = [field for section in sections.values() for field in dataclasses.fields(section) if field.init]
+    assert "(default: None)" not in ConfigParser(sections).format_help()
     assert {"--config", *(f"--{field.name}" for field in fields)} <= set(flags)
 
 
