@@ -7,27 +7,33 @@ SOURCES = umt_hf umt_hf_launcher.py tests benchmarks examples docs
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-seeds demo-finetune test test-oldest faults quality workflows style bench check-zoo docs docs-serve dist clean
+.PHONY: demo demo-seeds demo-finetune test test-fast test-oldest faults quality workflows style bench check-zoo docs docs-serve dist clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python examples/moving_shapes_stage1.py --output_dir $(DEMO)
-	$(BIN)/python examples/moving_shapes_stage2.py --output_dir $(DEMO)
+	$(BIN)/python -m umt_hf.moving_shapes.tour --output_dir $(DEMO)
 
 demo-seeds: $(VENV)/.installed
-	$(BIN)/python examples/moving_shapes_stage1.py --output_dir $(DEMO)_seeds --seeds 10 11 12
-	$(BIN)/python examples/moving_shapes_stage2.py --output_dir $(DEMO)_seeds --seeds 10 11 12
+	$(BIN)/python -m umt_hf.moving_shapes.tour --output_dir $(DEMO)_seeds --seeds 10 11 12
 
 # Another choice of seeds: make demo-finetune SEEDS="20 21 22"
 SEEDS ?= 10 11 12
 demo-finetune: $(VENV)/.installed
-	$(BIN)/python examples/moving_shapes_finetune.py --output_dir $(DEMO) --seeds $(SEEDS)
+	$(BIN)/python -m benchmarks.pretraining_value.run --output_dir $(DEMO) --seeds $(SEEDS)
+
+# Each worker runs on one thread and takes 3 GB; with more cores: make test WORKERS=8
+WORKERS ?= 2
+PYTEST = -m pytest tests -n $(WORKERS) --dist worksteal
 
 test: quality
-	$(BIN)/python -m pytest tests
+	$(BIN)/python $(PYTEST)
+
+# For daily work: leaves out the tests that take over 5 seconds by themselves.
+test-fast: $(VENV)/.installed
+	$(BIN)/python $(PYTEST) -m "not slow"
 
 test-oldest:
 	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt .venv-oldest/.installed
-	.venv-oldest/bin/python -m pytest tests
+	.venv-oldest/bin/python $(PYTEST)
 
 # Hundreds of hostile files against an independent decode, traced by strace where it is installed; see docs/reliability.md.
 faults: $(VENV)/.installed
@@ -36,6 +42,7 @@ faults: $(VENV)/.installed
 quality: $(VENV)/.installed
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 	$(BIN)/python -m tests.lint_model_files
 	$(BIN)/codespell $(SOURCES) README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CITATION.cff .github/*.md .github/*/*.yml
 	@if [ -x $(BIN)/actionlint ]; then $(ACTIONLINT); else echo "Workflows not linted: make workflows installs actionlint."; fi

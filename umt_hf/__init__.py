@@ -7,6 +7,7 @@ Source: Li et al., "Unmasked Teacher: Towards Training-Efficient Video Foundatio
 (arXiv 2303.16058).
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from transformers.models.auto.configuration_auto import AutoConfig
@@ -39,8 +40,23 @@ from .processing.video_processing_umt_video import UMTVideoProcessor
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .inference.classification import VideoClassifier
+    from .inference.detection import ActionDetector
+    from .inference.question_answering import VideoAnswerer
+    from .inference.search import VideoSearcher, embed_videos
     from .teachers.clip import UMTTeacher
 
+# Imported when they are first used, since they bring CLIP, Accelerate or `datasets` along.
+LAZY_NAMES = {
+    "ActionDetector": "inference.detection",
+    "UMTTeacher": "teachers.clip",
+    "VideoAnswerer": "inference.question_answering",
+    "VideoClassifier": "inference.classification",
+    "VideoSearcher": "inference.search",
+    "embed_videos": "inference.search",
+}
+
+# From here on Auto classes, pipelines and `Trainer` load UMT folders by name.
 AutoConfig.register(UMTVideoConfig.model_type, UMTVideoConfig)
 AutoModel.register(UMTVideoConfig, UMTVideoModel)
 AutoModelForPreTraining.register(UMTVideoConfig, UMTVideoForPreTraining)
@@ -57,6 +73,7 @@ AutoVideoProcessor.register(UMTVideoTextConfig, UMTVideoProcessor)
 AutoProcessor.register(UMTVideoTextConfig, UMTVideoTextProcessor)
 
 __all__ = [
+    "ActionDetector",
     "UMTTeacher",
     "UMTTextConfig",
     "UMTTextLMHeadModel",
@@ -73,14 +90,16 @@ __all__ = [
     "UMTVideoTextForRetrieval",
     "UMTVideoTextModel",
     "UMTVideoTextProcessor",
+    "VideoAnswerer",
+    "VideoClassifier",
+    "VideoSearcher",
+    "embed_videos",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "UMTTeacher":  # brings CLIP along, which only pre-training needs
-        from .teachers.clip import UMTTeacher
-
-        return UMTTeacher
+    if name in LAZY_NAMES:
+        return getattr(importlib.import_module(f".{LAZY_NAMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -4,11 +4,11 @@ import importlib.metadata
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -40,10 +40,11 @@ def main(
 
 
 @contextmanager
-def report_mistakes() -> Iterator[None]:
-    """Turn errors that a user can mend into one message and exit code 2; leave the libraries' remarks out."""
+def report_mistakes() -> Generator[None]:
+    """Turn errors that a user can fix into one message and exit code 2; leave the libraries' remarks out."""
     from transformers.utils import logging
 
+    # Transformers reports what it loads; here the command speaks.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -56,6 +57,18 @@ def report_mistakes() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
+@contextmanager
+def report_unreadable() -> Generator[None]:
+    """Turn a video that cannot be read into one message and exit code 1."""
+    from .processing.decoding import VideoDecodingError
+
+    try:
+        yield
+    except VideoDecodingError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
 def read_sources(videos: Iterable[str]) -> Iterator[str]:
     """Files and folders as given; for `-`, the lines of standard input."""
     return (line for video in videos for line in (sys.stdin.read().splitlines() if video == "-" else [video]))
@@ -63,6 +76,7 @@ def read_sources(videos: Iterable[str]) -> Iterator[str]:
 
 def print_report(report: Any, as_json: bool) -> None:
     """Print a dataclass as JSON, or as its own lines for people; of several processes the main one does."""
+    # Under `accelerate launch` every process comes here, and one report is enough.
     from accelerate import PartialState
 
     if PartialState().is_main_process:
@@ -70,7 +84,7 @@ def print_report(report: Any, as_json: bool) -> None:
 
 
 @data_app.command("moving-shapes")
-def write_moving_shapes(
+def render_moving_shapes(
     directory: Annotated[Path, typer.Argument(help="Folder to write.")],
     seed: Annotated[int, typer.Option(help="Fixes every pixel.")] = 0,
     num_train_clips: Annotated[int, typer.Option(help="Clips to train on.", min=1)] = 3000,
@@ -81,7 +95,7 @@ def write_moving_shapes(
     ] = None,
     corruption: Annotated[list[str], typer.Option(help="noise, blur, ...: adds damaged test clips; repeatable.")] = [],  # noqa: B006
     severity: Annotated[str, typer.Option(help="Of the corruptions: mild, medium or strong.")] = "medium",
-    num_corrupted_clips: Annotated[int | None, typer.Option(help="Test clips damaged; by default all.")] = None,
+    num_corrupted_clips: Annotated[int | None, typer.Option(help="Test clips damaged; default: all.")] = None,
 ) -> None:
     """Render real .mp4 files of moving shapes, with labels, captions, questions and boxes.
 
@@ -102,7 +116,8 @@ def write_moving_shapes(
 @app.command(rich_help_panel=MODELS)
 def zoo(
     query: Annotated[
-        str | None, typer.Argument(help="A name, which is shown whole, or text to look for in names and data sets.")
+        str | None,
+        typer.Argument(help="A name, shown with all that is known, or text to look for in names."),
     ] = None,
     task: Annotated[
         str | None,
@@ -118,13 +133,15 @@ def zoo(
 
     from .zoo import build_entry_table, build_zoo_table, filter_zoo, find_entry, load_zoo
 
-    is_name = query in load_zoo()
+    # A name shows all that is known of one entry; anything else filters.
+    is_name = query is not None and query in load_zoo()
     with report_mistakes():
-        entries = [find_entry(query)] if is_name else filter_zoo(task, size, query)
+        entries = [find_entry(query)] if query is not None and is_name else filter_zoo(task, size, query)
         if query is not None and not entries and task is size is None:
             find_entry(query)
     if as_json:
         found = [entry.to_dict() for entry in entries]
+        # A list for a filter, also of one entry, so that scripts can rely on it.
         typer.echo(json.dumps(found[0] if is_name else found))
     elif is_name:
         Console().print(build_entry_table(entries[0]))
@@ -137,10 +154,13 @@ def zoo(
 @app.command(rich_help_panel=MODELS)
 def convert(
     checkpoint: Annotated[str, typer.Argument(help="Name from `umt-hf zoo`, which is downloaded, or a .pth file.")],
-    name: Annotated[str | None, typer.Argument(help="What a file is; by default what its own name says.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to write; by default the name.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Checkpoint name for a local .pth file; guessed from the file name by default."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write; default: the name.")] = None,
     revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit to download; by default the zoo's.")
+        str | None, typer.Option(help="Branch, tag or commit to download; default: the zoo's.")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or Hub id of a BERT, or vocab.txt, for models with text.")
@@ -165,7 +185,7 @@ def card(
     repo_id: Annotated[str | None, typer.Option(help="Where it is, or will be, on the Hub: name/model.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print metadata and headings as JSON.")] = False,
 ) -> None:
-    """Write the model card of a folder, README.md, from what the folder tells of itself."""
+    """Write the model card of a folder, README.md, from what the folder records."""
     from .hub_cards.card import describe_card, write_model_card
 
     with report_mistakes():
@@ -178,7 +198,7 @@ def push(
     folder: Annotated[Path, typer.Argument(help="Finished model folder: trained, fine-tuned or converted.")],
     repo: Annotated[str, typer.Argument(help="Repository: a name in your account, or account/name.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, made if it does not exist; by default main.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, made if it does not exist; default: main.")] = None,
     no_code: Annotated[
         bool, typer.Option("--no-code", help="Without the source files that trust_remote_code=True needs.")
     ] = False,
@@ -205,8 +225,8 @@ def demo(
     question_answering: Annotated[str | None, typer.Option(help="Of a model that answers questions.")] = None,
     videos: Annotated[str | None, typer.Option(help="Folder of videos to pick from and to search.")] = None,
     index: Annotated[str | None, typer.Option(help="Folder to keep the search index in.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen at; by default this machine alone.")] = None,
-    port: Annotated[int | None, typer.Option(help="By default the first free one from 7860 on.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at; default: this machine alone.")] = None,
+    port: Annotated[int | None, typer.Option(help="Default: the first free one from 7860 on.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Make a public link by way of Gradio's servers.")] = False,
     push: Annotated[
         str | None, typer.Option(metavar="REPO", help="Make this Space on the Hub instead of serving the page.")
@@ -231,7 +251,7 @@ def demo(
         if push is not None:
             typer.echo(f"Pushed {push_space(push, settings, private)}")
             return
-        from .demo.app import launch_demo  # tells where Gradio is missing
+        from .demo.app import launch_demo  # says so where Gradio is missing
 
         launch_demo(settings, host, port, share)
     except PublishingError as error:
@@ -247,10 +267,10 @@ def embed(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a stage-2 or retrieval model.")],
     out: Annotated[Path, typer.Option(help="Index folder to make or to add to.")],
     num_frames: Annotated[
-        int | None, typer.Option(help="Frames read of each video; by default the processor's.", min=1)
+        int | None, typer.Option(help="Frames read of each video; default: the processor's.", min=1)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Videos encoded at a time.", min=1)] = 8,
-    num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0 = none.", min=0)] = 2,
+    num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0: this one reads.", min=0)] = 2,
     shard_size: Annotated[
         int, typer.Option(help="Videos written at a time; a killed run loses fewer than that.", min=1)
     ] = 256,
@@ -266,6 +286,7 @@ def embed(
 
     from .inference.search import embed_videos
 
+    # Its bars would stand between those of this command.
     datasets.disable_progress_bars()
     with report_mistakes():
         report = embed_videos(read_sources(videos), model, out, num_frames, batch_size, num_workers, shard_size)
@@ -282,14 +303,14 @@ def features(
     level: Annotated[
         str, typer.Option(help="What has a feature: frame, clip (a window) or tubelet (a token).")
     ] = "clip",
-    window: Annotated[int | None, typer.Option(help="Frames seen at a time; by default the model's.", min=1)] = None,
+    window: Annotated[int | None, typer.Option(help="Frames seen at a time; default: the model's.", min=1)] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Frames from a window to the next; by default half a window.", min=1)
+        int | None, typer.Option(help="Frames from a window to the next; default: half a window.", min=1)
     ] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames read a second; by default every frame.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames read per second; default: every frame.")] = None,
     batch_size: Annotated[int, typer.Option(help="Windows encoded at a time.", min=1)] = 8,
     format: Annotated[
-        str, typer.Option(help="safetensors: a file a video; dataset: also a `datasets` dataset of all of them.")
+        str, typer.Option(help="safetensors: one file per video; dataset: also a `datasets` dataset of all of them.")
     ] = "safetensors",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -305,7 +326,9 @@ def features(
 
     datasets.disable_progress_bars()
     with report_mistakes():
-        report = save_features(read_sources(videos), model, out, level, window, stride, batch_size, fps, format)
+        report = save_features(
+            read_sources(videos), model, out, cast("Any", level), window, stride, batch_size, fps, cast("Any", format)
+        )
     print_report(report, as_json)
     if report.num_extracted + report.num_unchanged == 0:
         raise typer.Exit(1)
@@ -335,28 +358,28 @@ def search(
 def classify(
     videos: Annotated[list[str], typer.Argument(help="Video files and folders; - reads a list from standard input.")],
     model: Annotated[str, typer.Option(help="Folder or Hub id of a fine-tuned classifier.")],
-    top_k: Annotated[int, typer.Option(help="Classes told of each video.", min=1)] = 5,
+    top_k: Annotated[int, typer.Option(help="How many classes per video to print.", min=1)] = 5,
     num_clips: Annotated[
-        int | None, typer.Option(help="Clips of a video, averaged; by default the processor's.", min=1)
+        int | None, typer.Option(help="Clips per video, averaged; default: the processor's.", min=1)
     ] = None,
     num_crops: Annotated[
-        int | None, typer.Option(help="Crops of a clip, averaged; by default the processor's.", min=1)
+        int | None, typer.Option(help="Crops per clip, averaged; default: the processor's.", min=1)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Views classified at a time.", min=1)] = 8,
-    num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0 = none.", min=0)] = 2,
+    num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0: this one reads.", min=0)] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print the classes as JSON.")] = False,
 ) -> None:
-    """Tell the likeliest classes of videos.
+    """Print the likeliest classes of videos.
 
     Videos that cannot be read are listed with their reasons.
 
     Example: `umt-hf classify my_videos/ --model umt-vit-b16-k400 --num-clips 4 --num-crops 3`
     """
-    from .inference.classification import classify_files
+    from .inference.classification import VideoClassifier
 
     with report_mistakes():
         sources = read_sources(videos)
-        report = classify_files(sources, model, top_k, num_clips, num_crops, batch_size, num_workers)
+        report = VideoClassifier(model).classify_files(sources, top_k, num_clips, num_crops, batch_size, num_workers)
     print_report(report, as_json)
     if not report.videos:
         raise typer.Exit(1)
@@ -369,9 +392,9 @@ def ask(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a question-answering model.")],
     answers: Annotated[
         Path | None,
-        typer.Option(help="JSON list of answers to rank; none = the model's own words.", exists=True, dir_okay=False),
+        typer.Option(help="JSON list of answers to rank; default: the model's words.", exists=True, dir_okay=False),
     ] = None,
-    top_k: Annotated[int, typer.Option(help="Answers of the list that are told.", min=1)] = 5,
+    top_k: Annotated[int, typer.Option(help="How many ranked answers to print.", min=1)] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Answer a question about a video.
@@ -381,27 +404,57 @@ def ask(
     Example: `umt-hf ask video.mp4 "what is the man doing?" --model outputs/answers --answers answers.json`
     """
     from .data.annotations import load_answers
-    from .inference.question_answering import ask_video, format_reply
-    from .processing.decoding import VideoDecodingError
+    from .inference.question_answering import VideoAnswerer
 
-    with report_mistakes():
+    with report_mistakes(), report_unreadable():
         candidates = None if answers is None else load_answers(str(answers))
-        try:
-            reply = ask_video(video, question, model, candidates, top_k)
-        except VideoDecodingError as error:
-            typer.echo(f"Error: {error}", err=True)
-            raise typer.Exit(1) from error
-    typer.echo(json.dumps(reply) if as_json else format_reply(reply))
+        reply = VideoAnswerer(model).answer(video, question, candidates, top_k)
+    typer.echo(json.dumps(reply.to_dict()) if as_json else reply.format())
+
+
+@app.command(rich_help_panel=VIDEOS)
+def detect(
+    video: Annotated[str, typer.Argument(help="Video file or URL, or folder of one-second files.")],
+    model: Annotated[str, typer.Option(help="Folder or Hub id of an action detector.")],
+    boxes: Annotated[
+        list[str], typer.Option("--boxes", help='Box of a person, "x1,y1,x2,y2" in pixels of the video; repeatable.')
+    ] = [],  # noqa: B006
+    boxes_file: Annotated[
+        Path | None, typer.Option(help="JSON list of boxes, [[x1, y1, x2, y2], ...].", exists=True, dir_okay=False)
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="When the frame with the boxes is shown.")] = None,
+    frame: Annotated[int | None, typer.Option(help="Number of that frame, from 0 on, instead.", min=0)] = None,
+    top_k: Annotated[int, typer.Option(help="How many actions per box to print.", min=1)] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print boxes and actions as JSON.")] = False,
+) -> None:
+    """Name the actions of persons in given boxes.
+
+    Boxes come from a person detector, or from a look at the frame.
+
+    Example: `umt-hf detect video.mp4 --model outputs/detector --boxes "12,30,80,200" --seconds 2.5`
+    """
+    from .data.key_frames import parse_box, read_boxes
+    from .inference.detection import ActionDetector
+
+    with report_mistakes(), report_unreadable():
+        # Mistakes in the arguments come first: loading a model takes seconds.
+        given = [*map(parse_box, boxes), *(read_boxes(boxes_file) if boxes_file else [])]
+        if not given:
+            raise ValueError('Give at least one box: --boxes "x1,y1,x2,y2", or --boxes-file.')
+        if (seconds is None) == (frame is None):
+            raise ValueError("Give --seconds or --frame, one of them.")
+        report = ActionDetector(model).detect(video, given, seconds, frame, top_k)
+    typer.echo(json.dumps(asdict(report)) if as_json else report.format())
 
 
 @app.command(rich_help_panel=MODELS)
 def info(
     model: Annotated[str, typer.Argument(help="Model folder or Hub id.")],
     num_clips: Annotated[
-        int | None, typer.Option(help="Clips of a video to count; by default the processor's.", min=1)
+        int | None, typer.Option(help="Clips per video to count; default: the processor's.", min=1)
     ] = None,
     num_crops: Annotated[
-        int | None, typer.Option(help="Crops of a clip to count; by default the processor's.", min=1)
+        int | None, typer.Option(help="Crops per clip to count; default: the processor's.", min=1)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ def examine_machine() -> list[Finding]:
 
 
 def has_failed(findings: list[Finding]) -> bool:
-    """Tell whether something that is required is missing or broken."""
+    """Whether something that is required is missing or broken."""
     return any(found.is_required and found.status != "ok" for found in findings)
 
 
@@ -196,7 +196,7 @@ def _examine_torchvision() -> Finding:
 
 
 def _examine_decoders() -> Iterator[Finding]:
-    """Read a video of four frames with each reader; an import alone tells nothing of torchcodec."""
+    """Read a video of four frames with each reader; an import alone proves nothing for torchcodec."""
     with tempfile.TemporaryDirectory() as folder:
         video = Path(folder) / "probe.mp4"
         written = _try("video readers", "pyav", lambda: _write_probe_video(video), "pip install --upgrade av", True)
@@ -228,7 +228,7 @@ def _write_probe_video(path: Path) -> str:
     return str(path)
 
 
-def _read_probe_video(path: Path, decoder: str) -> str:
+def _read_probe_video(path: Path, decoder: Any) -> str:
     from .processing.decoding import open_video
 
     with open_video(path, decoder) as reader:
@@ -278,7 +278,8 @@ def _run_attention(name: str, device: "torch.device", dtype: "torch.dtype") -> s
     stance = torch.compiler.set_stance("force_eager" if device.type == "cpu" else "default")
     with torch.random.fork_rng(), torch.no_grad(), stance, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = UMTVideoModel(config).eval().to(device, dtype)
+        model: Any = UMTVideoModel(config).eval()
+        model.to(device, dtype)
         clip = torch.randn(1, 8, 3, 64, 64, device=device, dtype=dtype)
         model.set_attn_implementation("eager")
         expected = model(clip).last_hidden_state

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -325,7 +325,11 @@ def plot_confusion_matrix(matrix: np.ndarray, names: list[str], picture: str | P
 
 
 def _build_figure(
-    rows: int, columns: int, size: tuple[float, float], layout: str | None = "constrained", **options: Any
+    rows: int,
+    columns: int,
+    size: tuple[float, float],
+    layout: Literal["constrained"] | None = "constrained",
+    **options: Any,
 ) -> tuple["Figure", np.ndarray]:
     """A figure of `size` inches that belongs to no back end, and its axes `(rows, columns)`."""
     from matplotlib.figure import Figure  # slow to import, and not needed by those who draw nothing

@@ -16,14 +16,6 @@ import yaml
 if TYPE_CHECKING:
     from rich.table import Table
 
-TASK_TITLES = {
-    "pretraining": "stage 1",
-    "classification": "classification",
-    "detection": "detection",
-    "video_text_pretraining": "stage 2",
-    "retrieval": "retrieval",
-    "question_answering": "questions",
-}
 DIRECTIONS = {"text_to_video": "text to video", "video_to_text": "video to text", "values": None}
 
 
@@ -112,9 +104,20 @@ class ZooEntry:
 
 
 @cache
+def read_zoo_file() -> dict[str, Any]:
+    """Contents of `zoo.yaml`."""
+    return yaml.safe_load((resources.files("umt_hf") / "zoo.yaml").read_text(encoding="utf-8"))
+
+
+def load_task_titles() -> dict[str, str]:
+    """Tasks, and what the table calls them."""
+    return read_zoo_file()["tasks"]
+
+
+@cache
 def load_zoo() -> dict[str, ZooEntry]:
     """All entries by name, in the order of `zoo.yaml`."""
-    data = yaml.safe_load((resources.files(__package__) / "zoo.yaml").read_text(encoding="utf-8"))
+    data = read_zoo_file()
     return {name: _build_entry(name, dict(fields), data) for name, fields in data["entries"].items()}
 
 
@@ -125,13 +128,15 @@ def _build_entry(name: str, fields: dict[str, Any], data: dict[str, Any]) -> Zoo
     fields["trained_on"] = tuple(data_sets[key]["name"] for key in fields["trained_on"])
     fields["notes"] = tuple(fields.get("notes", ()))
     origin = ("repo", "revision", "code_url", "code_license", "weights_license")
-    return ZooEntry(
-        name=name,
-        figures=tuple(_list_figures(tables, data)),
-        num_labels=data_set.get("num_labels"),
+    values: dict[str, Any] = {
+        "name": name,
+        "figures": tuple(_list_figures(tables, data)),
+        "num_labels": data_set.get("num_labels"),
         **{key: source[key] for key in origin},
-        **{**fields, "data_set": data_set.get("name")},
-    )
+        **fields,
+        "data_set": data_set.get("name"),
+    }
+    return ZooEntry(**values)
 
 
 def _list_figures(tables: dict[str, Any], data: dict[str, Any]) -> Iterable[PublishedFigure]:
@@ -160,9 +165,10 @@ def find_entry(name: str) -> ZooEntry:
         ValueError: If there is none; it names the nearest ones.
     """
     zoo = load_zoo()
-    files = {entry.file.rsplit("/", 1)[-1]: entry for entry in zoo.values()}
+    files = {entry.file.rsplit("/", 1)[-1]: entry for entry in zoo.values() if entry.file is not None}
     if name in zoo or name in files:
         return zoo.get(name) or files[name]
+    # Names differ by a few letters, and a typing mistake is the usual cause.
     near = difflib.get_close_matches(name, [*zoo, *files], n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(f"No released checkpoint is called {name!r}.{hint} `umt-hf zoo` lists them.")
@@ -180,7 +186,7 @@ def filter_zoo(task: str | None = None, size: str | None = None, text: str | Non
         ValueError: If there is no such task or size.
     """
     sizes = sorted({entry.size for entry in load_zoo().values()})
-    for kind, value, known in (("task", task, list(TASK_TITLES)), ("size", size, sizes)):
+    for kind, value, known in (("task", task, list(load_task_titles())), ("size", size, sizes)):
         if value is not None and value not in known:
             raise ValueError(f"{kind} must be one of {', '.join(known)}, got {value!r}.")
     return [
@@ -197,6 +203,7 @@ def build_zoo_table(entries: Sequence[ZooEntry]) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    # 80 columns are what a terminal has at least.
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("name", no_wrap=True)
     table.add_column("task", no_wrap=True)
@@ -204,7 +211,7 @@ def build_zoo_table(entries: Sequence[ZooEntry]) -> "Table":
     table.add_column("published", no_wrap=True)
     for entry in entries:
         clip = f"{entry.frames:>2} x {entry.resolution}"
-        table.add_row(entry.name, TASK_TITLES[entry.task], clip, summarize_figures(entry))
+        table.add_row(entry.name, load_task_titles()[entry.task], clip, summarize_figures(entry))
     return table
 
 
@@ -214,6 +221,7 @@ def summarize_figures(entry: ZooEntry) -> str:
         return ""
     first = entry.figures[0]
     short = {"top-1 accuracy": "top-1", "frame mAP at IoU 0.5": "mAP", "text to video R@1": "R@1"}
+    # Zero-shot and fine-tuned figures are not comparable, and stand in one column.
     zero_shot = ", zero-shot" if first.protocol == "zero_shot_retrieval" else ""
     return f"{first.value} {short[first.metric]}{zero_shot}"
 
@@ -227,7 +235,7 @@ def build_entry_table(entry: ZooEntry) -> "Table":
     table.add_column(overflow="fold")
     for label, value in (
         ("name", entry.name),
-        ("task", TASK_TITLES[entry.task]),
+        ("task", load_task_titles()[entry.task]),
         ("source", entry.url),
         ("clip", f"{entry.frames} frames of {entry.resolution} pixels"),
         ("trained on", ", ".join(entry.trained_on)),

@@ -75,7 +75,7 @@ class UMTReader(BatchReader):
             return reader.get_frames(indices)
 
     def augment(self, clips: Sequence[np.ndarray], crops: Sequence[ClipCrop]) -> torch.Tensor:
-        """Crop each clip as a whole, then resize and normalise the clips."""
+        """Crop all frames of a clip at once, then resize and normalise the clips."""
         frames = [torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in clips]
         cropped = [self.transform.crop(clip, crop).contiguous() for clip, crop in zip(frames, crops, strict=True)]
         return self.transform.resize_and_normalize(cropped, [crop.flip for crop in crops])

@@ -123,14 +123,14 @@ def time_batch(reader: BatchReader, paths: Sequence[Path], seeds: Iterator[int])
 
 def summarize_reader(name: str, times: dict[str, list[BatchTime]], batch_size: int) -> dict[str, Any]:
     """Medians and spreads of a reader; ratios are taken within a round."""
-    decoding, whole = compute_rates(times[name], batch_size)
-    baseline_decoding, baseline_whole = compute_rates(times[BASELINE], batch_size)
+    decoding, total = compute_rates(times[name], batch_size)
+    baseline_decoding, baseline_total = compute_rates(times[BASELINE], batch_size)
     return {
         "reader": name,
         "decoded_clips_per_core_second": summarize(decoding),
-        "batched_clips_per_core_second": summarize(whole),
+        "batched_clips_per_core_second": summarize(total),
         "decoding_relative_to_baseline": summarize(map(divide, decoding, baseline_decoding)),
-        "relative_to_baseline": summarize(map(divide, whole, baseline_whole)),
+        "relative_to_baseline": summarize(map(divide, total, baseline_total)),
     }
 
 

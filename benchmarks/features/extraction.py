@@ -1,4 +1,4 @@
-"""One extraction of features, streamed or all at once, in a process of its own, so that the peak is its own."""
+"""One extraction of features, streamed or all at once, in a separate process, so that the peak is its own."""
 
 import json
 import sys

@@ -1,1 +1,1 @@
-"""How fast is one whole stage-1 training step?"""
+"""How fast is one complete stage-1 training step?"""

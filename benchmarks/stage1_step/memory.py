@@ -1,4 +1,4 @@
-"""Peak memory of one variant, measured in a process of its own, where nothing else adds to the peak."""
+"""Peak memory of one variant, measured in a separate process, where nothing else adds to the peak."""
 
 import json
 import sys

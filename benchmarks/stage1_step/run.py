@@ -1,4 +1,4 @@
-"""Time one whole stage-1 step against a plain implementation of it and against VideoMAE.
+"""Time one complete stage-1 step against a plain implementation of it and against VideoMAE.
 
 python -m benchmarks.stage1_step.run
 python -m benchmarks.stage1_step.run --device cuda --sizes b16 l16 --attn flash_attention_2 --compile
@@ -55,7 +55,7 @@ class Arguments:
     )
     repeats: int = field(default=5, metadata={"help": "Rounds; each times every variant once."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads; by default PyTorch's choice."})
-    measure_memory: bool = field(default=True, metadata={"help": "Run each variant in a process of its own too."})
+    measure_memory: bool = field(default=True, metadata={"help": "Run each variant in a separate process too."})
     output_dir: Path = field(default=RESULTS_DIR, metadata={"help": "Folder of all results."})
     name: str | None = field(default=None, metadata={"help": "Folder of this machine; by default its hardware."})
 
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         row["peak_memory_bytes"] = memory.get((row["size"], row["variant"]))
     settings = {name: value for name, value in asdict(args).items() if name not in ("output_dir", "name")}
     report = {
-        "question": "How fast is one whole stage-1 step?",
+        "question": "How fast is one complete stage-1 step?",
         "machine": describe_machine(device),
         "settings": settings,
         "agreement": agreement,

@@ -74,7 +74,7 @@ class TrainingStep(ABC):
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def run(self, pixel_values: torch.Tensor, clock: PhaseClock) -> None:
-        """Run one whole step."""
+        """Run one complete step."""
         self.run_backward(pixel_values, clock)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -40,7 +40,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Size:
-    """A student with its teacher, and the batch that is timed unless told otherwise.
+    """A student with its teacher, and the batch that is timed by default.
 
     Only matrix products are counted, two operations for a multiplication with its addition; a backward pass costs
     twice its forward pass, except that no gradient flows into the pixels.

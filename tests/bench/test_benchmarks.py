@@ -59,6 +59,7 @@ def test_stage1_step_writes_a_row_for_each_variant(tmp_path):
     assert found["gradient norm of umt_hf"] == pytest.approx(found["gradient norm of plain"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_peak_memory_of_a_variant_holds_its_weights_gradients_and_optimizer_state():
     job = MemoryJob("plain", "tiny", batch_size=2, device="cpu", dtype="float32", attn="sdpa", threads=1)
     parameters = sum(p.numel() for p in build_tiny("plain").model.parameters())
@@ -206,6 +207,7 @@ def test_features_write_a_row_for_each_length_and_way(tmp_path, monkeypatch):
         features.check_agreement(torch.zeros(2, 3).numpy(), torch.full((2, 3), 0.1).numpy())
 
 
+@pytest.mark.slow
 def test_memory_of_features_counts_what_a_video_decoded_at_once_holds(tmp_path):
     from benchmarks.decoding.videos import write_kinetics_like
     from benchmarks.features.extraction import AT_ONCE, ExtractionJob, measure_extraction

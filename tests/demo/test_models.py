@@ -24,8 +24,8 @@ def test_labels_are_those_of_the_pipeline(models, settings, clips):
     video = str(clips / "00000.mp4")
     expected = pipeline("video-classification", model=settings.classifier)(video, top_k=2)
     found = models.classifier.classify(video, top_k=2)
-    assert list(found) == [row["label"] for row in expected]
-    assert list(found.values()) == pytest.approx([row["score"] for row in expected], abs=1e-5)
+    assert [scored.label for scored in found] == [row["label"] for row in expected]
+    assert [scored.probability for scored in found] == pytest.approx([row["score"] for row in expected], abs=1e-5)
 
 
 def test_what_is_visible_grows_as_the_mask_shrinks(models, clips, monkeypatch):

@@ -1,10 +1,6 @@
 """A few rendered videos and an untrained teacher: enough for whole runs that take seconds."""
 
 import inspect
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +8,11 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import AutoVideoProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection, Pipeline, pipeline
 
-from umt_hf.moving_shapes.render import write_moving_shapes
+from tests.e2e.runs import PRETRAINING, save_student, to_flags
+from umt_hf.moving_shapes.render import render_clip, sample_clip, write_moving_shapes, write_video
 
 ROOT = Path(__file__).parents[2]
+# Sizes of a student from scratch.
 TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -22,18 +20,6 @@ TINY = {
     "intermediate_size": 48,
     "patch_size": 16,
     "image_size": 64,
-    "num_frames": 4,
-    "num_aligned_layers": 2,
-    "drop_path_rate": 0.0,
-    "per_device_train_batch_size": 4,
-    "learning_rate": 1e-3,
-    "scale_learning_rate": "false",
-    "warmup_steps": 2,
-    "dataloader_num_workers": 0,
-    "logging_steps": 1,
-    "save_steps": 1000,
-    "report_to": "none",
-    "mixed_precision": "no",
 }
 
 
@@ -42,6 +28,32 @@ def shapes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("moving_shapes")
     write_moving_shapes(folder, num_train_clips=24, num_validation_clips=6, num_test_clips=6)
     return folder
+
+
+@pytest.fixture(scope="session")
+def colors(tmp_path_factory) -> Path:
+    """Red and blue shapes in a folder for each colour: `train/red/...`, `validation/blue/...`.
+
+    `few_train.csv` and `few_validation.csv` list 8 and 4 of each, blue as class 0.
+    """
+    folder = tmp_path_factory.mktemp("colors")
+    for split, num_clips, num_listed in (("train", 150, 8), ("validation", 60, 4)):
+        rows = []
+        for label, color in enumerate(("blue", "red")):
+            (folder / split / color).mkdir(parents=True)
+            clips = {f"{split}/{color}/{index:05d}.mp4": sample_clip(0, split, index) for index in range(num_clips)}
+            names = [name for name, clip in clips.items() if clip.color == color]
+            for name in names:
+                write_video(folder / name, render_clip(clips[name])[0])
+            rows += [f"{name},{label}" for name in names[:num_listed]]
+        assert len(rows) == 2 * num_listed
+        (folder / f"few_{split}.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory) -> Path:
+    return save_student(tmp_path_factory.mktemp("student"))
 
 
 @pytest.fixture(scope="session")
@@ -75,31 +87,16 @@ def flags(shapes, teacher, tmp_path):
 
     def build(**changes) -> list[str]:
         fields = {
+            **PRETRAINING,
             **TINY,
             "train_data": shapes / "train.csv",
             "validation_data": shapes / "validation.csv",
             "teacher_name_or_path": teacher,
             "output_dir": tmp_path / "run",
-            "max_steps": 4,
-            **changes,
         }
-        arguments = []
-        for name, value in fields.items():
-            if value is not None:
-                arguments += [f"--{name}", str(value)]
-        return arguments
+        return to_flags(**fields | changes)
 
     return build
-
-
-def launch(
-    arguments: list[str], num_processes: int, module: str = "umt_hf.training.stage1", **options
-) -> subprocess.CompletedProcess:
-    """A module in several CPU processes (gloo); `accelerate launch` itself starts only one without a configuration."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
-    command += ["--master_port", str(find_free_port()), "-m", module, *arguments]
-    environment = launch_environment() | {"ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
 
 
 def build_pipeline(folder: Path) -> Pipeline:
@@ -110,13 +107,3 @@ def build_pipeline(folder: Path) -> Pipeline:
     takes_videos = "video_processor" in inspect.signature(pipeline).parameters
     options = {} if takes_videos else {"image_processor": AutoVideoProcessor.from_pretrained(folder)}
     return pipeline("video-classification", model=str(folder), **options)
-
-
-def find_free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def launch_environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

@@ -27,6 +27,7 @@ from tests.e2e.conftest import ROOT
 from tests.unit.inference import test_features, test_search
 from umt_hf import (
     UMTVideoConfig,
+    UMTVideoForActionDetection,
     UMTVideoForPreTraining,
     UMTVideoForVideoClassification,
     UMTVideoProcessor,
@@ -49,6 +50,7 @@ STAND_INS = {
     "umt-vit-b16-k400": UMTVideoForVideoClassification,
     "outputs/umt-vit-b16-k710": UMTVideoForVideoClassification,
     "outputs/classifier": UMTVideoForVideoClassification,
+    "outputs/detector": UMTVideoForActionDetection,
     "outputs/video_text": UMTVideoTextForPreTraining,
     "outputs/umt-vit-b16-5m": UMTVideoTextForPreTraining,
     "outputs/moving_shapes/video_text": UMTVideoTextForPreTraining,
@@ -60,6 +62,7 @@ STAND_INS = {
 WRITTEN_BY = {
     "README.md": ["outputs/mine", "outputs/classifier", "outputs/video_text"],
     "docs/classification.md": ["outputs/classifier"],
+    "docs/detection.md": ["outputs/detector"],
     "docs/tour.md": ["outputs/stage1", "outputs/video_text"],
     "docs/video_text.md": ["outputs/umt-vit-b16-5m", "outputs/answers"],
 }
@@ -193,7 +196,8 @@ def write_stand_in(folder: Path, kind: type) -> None:
     labels = {} if kind is UMTVideoForPreTraining else {"num_labels": 710 if "k710" in folder.name else 6}
     config = UMTVideoConfig(**test_features.TINY | {"num_aligned_layers": 1, "teacher_hidden_size": 12} | labels)
     kind(config).save_pretrained(folder)
-    UMTVideoProcessor.from_model_config(config).save_pretrained(folder)
+    task = "detection" if kind is UMTVideoForActionDetection else None
+    UMTVideoProcessor.from_model_config(config, task).save_pretrained(folder)
 
 
 def write_media(folder: Path, clips: list[Path]) -> None:

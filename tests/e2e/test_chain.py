@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
 from typer.testing import CliRunner
 
+from tests.e2e.runs import FINE_TUNING, to_flags
 from tests.e2e.test_stage2 import TINY as STAGE_2
 from tests.unit.hub_cards.test_card import lint
 from umt_hf import UMTVideoModel
@@ -18,22 +19,15 @@ from umt_hf.hub_cards.card import write_model_card
 from umt_hf.moving_shapes.tiny_bert import TextTowerArguments, write_text_tower
 from umt_hf.training import stage1, stage2
 
-FINE_TUNING = {
+QUICK = {
+    **FINE_TUNING,
     "num_frames": 4,
     "drop_path_rate": 0.0,
     "horizontal_flip_probability": 0.0,
     "per_device_train_batch_size": 8,
     "warmup_epochs": 0,
     "max_steps": 3,
-    "save_strategy": "no",
-    "report_to": "none",
-    "use_cpu": "true",
-    "disable_tqdm": "true",
 }
-
-
-def to_flags(fields: dict) -> list[str]:
-    return [str(part) for name, value in fields.items() for part in (f"--{name}", value)]
 
 
 def test_from_pixels_to_answers(flags, shapes, teacher, tmp_path):
@@ -50,52 +44,43 @@ def test_from_pixels_to_answers(flags, shapes, teacher, tmp_path):
     )
     stage2.main(
         to_flags(
-            {
-                **STAGE_2,
-                "max_steps": 3,
-                "train_data": shapes / "train_captions.json",
-                "teacher_name_or_path": teacher,
-                "vision_name_or_path": tmp_path / "student",
-                "text_name_or_path": tmp_path / "bert",
-                "output_dir": tmp_path / "video_text",
-            }
+            **STAGE_2 | {"max_steps": 3},
+            train_corpora=shapes / "train_captions.json",
+            teacher_name_or_path=teacher,
+            vision_name_or_path=tmp_path / "student",
+            text_name_or_path=tmp_path / "bert",
+            output_dir=tmp_path / "video_text",
         )
     )
     finetune_retrieval.main(
         to_flags(
-            {
-                **FINE_TUNING,
-                "model_name_or_path": tmp_path / "video_text",
-                "train_data": shapes / "train_captions.json",
-                "multiple_videos_per_text": "true",
-                "output_dir": tmp_path / "retrieval",
-            }
+            **QUICK,
+            model_name_or_path=tmp_path / "video_text",
+            train_data=shapes / "train_captions.json",
+            multiple_videos_per_text=True,
+            output_dir=tmp_path / "retrieval",
         )
     )
     finetune_question_answering.main(
         to_flags(
-            {
-                **FINE_TUNING,
-                "model_name_or_path": tmp_path / "video_text",
-                "train_data": shapes / "train_questions.json",
-                "output_dir": tmp_path / "answers",
-            }
+            **QUICK,
+            model_name_or_path=tmp_path / "video_text",
+            train_data=shapes / "train_questions.json",
+            output_dir=tmp_path / "answers",
         )
     )
-    evaluation = {"data": shapes / "test_captions.json", "multiple_videos_per_text": "true", "top_k": 3}
+    evaluation = {"data": shapes / "test_captions.json", "multiple_videos_per_text": "true", "rerank_top_k": 3}
     for name in ("video_text", "retrieval"):
         output = tmp_path / name / "test"
-        evaluate_retrieval.main(to_flags({**evaluation, "model_name_or_path": tmp_path / name, "output_dir": output}))
+        evaluate_retrieval.main(to_flags(**evaluation, model_name_or_path=tmp_path / name, output_dir=output))
         report = json.loads((output / "report.json").read_text())
         assert 0 <= report["metrics"]["reranked_text_to_video_r1"] <= 1 and report["num_videos"] == 6
     evaluate_question_answering.main(
         to_flags(
-            {
-                "model_name_or_path": tmp_path / "answers",
-                "data": shapes / "test_questions.json",
-                "answers": shapes / "answers.json",
-                "output_dir": tmp_path / "report_answers",
-            }
+            model_name_or_path=tmp_path / "answers",
+            data=shapes / "test_questions.json",
+            answers=shapes / "answers.json",
+            output_dir=tmp_path / "report_answers",
         )
     )
     predictions = json.loads((tmp_path / "report_answers" / "predictions.json").read_text())

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,102 +10,66 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForVideoClassification
 
+from tests.e2e.runs import FINE_TUNING, to_flags
 from tests.hub.server import TOKEN
-from umt_hf import UMTVideoConfig, UMTVideoForVideoClassification, UMTVideoProcessor
+from tests.processes import run_ranks
+from umt_hf import UMTVideoForVideoClassification, UMTVideoProcessor
 from umt_hf.evaluation import classification as evaluate_classification
 from umt_hf.finetuning import classification as finetune_classification
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
-from umt_hf.moving_shapes.render import sample_clip, write_moving_shapes
 from umt_hf.runs.config import parse_config
 
-from .conftest import build_pipeline, launch
+from .conftest import build_pipeline
 
-PUBLISHED = [
-    *("--rand_augment", "rand-m7-n4-mstd0.5-inc1", "--erasing_probability", "0.25", "--mixup_alpha", "0.8"),
-    *("--cutmix_alpha", "1.0", "--repeated_augmentation", "2", "--label_smoothing_factor", "0.1"),
-    *("--scale_learning_rate", "true", "--crop_scale", "0.08", "1.0"),
-]
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> Path:
-    """16 red and blue shapes, with a CSV of each split."""
-    folder = tmp_path_factory.mktemp("videos")
-    write_moving_shapes(folder, num_train_clips=110, num_validation_clips=70, num_test_clips=1)
-    for split, count in (("train", 8), ("validation", 4)):
-        lines = (folder / f"{split}.csv").read_text().splitlines()
-        by_color = {
-            color: [line for i, line in enumerate(lines) if sample_clip(0, split, i).color == color][:count]
-            for color in ("blue", "red")
-        }
-        rows = [f"{line.rsplit(',', 1)[0]},{label}" for label, found in enumerate(by_color.values()) for line in found]
-        assert len(rows) == 2 * count
-        (folder / f"few_{split}.csv").write_text("\n".join(rows) + "\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    config = UMTVideoConfig(
-        image_size=64,
-        num_frames=4,
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=96,
-        num_aligned_layers=1,
-        position_embedding_frames=4,
-        position_embedding_image_size=64,
-    )
-    folder = tmp_path_factory.mktemp("student")
-    UMTVideoForPreTraining(config).save_pretrained(folder)
-    return folder
+PUBLISHED = {
+    "rand_augment": "rand-m7-n4-mstd0.5-inc1",
+    "erasing_probability": 0.25,
+    "mixup_alpha": 0.8,
+    "cutmix_alpha": 1.0,
+    "repeated_augmentation": 2,
+    "label_smoothing_factor": 0.1,
+    "scale_learning_rate": True,
+    "crop_scale": [0.08, 1.0],
+}
 
 
 @pytest.fixture
-def fine_tune(videos, student, tmp_path):
-    def run(name: str, *flags: str) -> dict[str, float]:
-        return finetune_classification.main(
-            [
-                *("--model_name_or_path", str(student), "--output_dir", str(tmp_path / name)),
-                *("--train_data", str(videos / "few_train.csv")),
-                *("--validation_data", str(videos / "few_validation.csv")),
-                *("--per_device_train_batch_size", "8", "--learning_rate", "3e-3", "--report_to", "none"),
-                *("--use_cpu", "true", "--disable_tqdm", "true", "--seed", "1", *flags),
-            ]
-        )
+def fine_tune(colors, student, tmp_path):
+    """A run on 16 clips by the name of its folder; keyword arguments change it."""
+
+    def run(name: str, **changes) -> dict[str, float]:
+        fields = {
+            **FINE_TUNING,
+            "model_name_or_path": student,
+            "train_data": colors / "few_train.csv",
+            "validation_data": colors / "few_validation.csv",
+            "output_dir": tmp_path / name,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 3e-3,
+            "seed": 1,
+        }
+        return finetune_classification.main(to_flags(**fields | changes))
 
     return run
 
 
-def test_overfits_16_clips(fine_tune, videos, tmp_path):
-    flags = ("--validation_data", str(videos / "few_train.csv"), "--max_steps", "80", "--drop_path_rate", "0")
-    metrics = fine_tune("run", *flags, "--save_strategy", "no")
+def test_overfits_16_clips(fine_tune, colors, tmp_path):
+    metrics = fine_tune("run", validation_data=colors / "few_train.csv", max_steps=80, drop_path_rate=0)
     assert metrics["eval_top1_accuracy"] == 1.0
     recipe = ["--config", str(tmp_path / "run" / "run.yaml")]
-    task, _, training = parse_config(finetune_classification.SECTIONS, recipe)
+    task, _, _, _, training = parse_config(finetune_classification.SECTIONS, recipe)
     assert task.drop_path_rate == 0 and training.max_steps == 80 and training.learning_rate == 3e-3
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(fine_tune, tmp_path):
     """In the middle of the second epoch, with all of the published augmentation and averaged weights."""
-    flags = (
-        *PUBLISHED,
-        "--num_train_epochs",
-        "3",
-        "--save_steps",
-        "3",
-        "--ema_decay",
-        "0.5",
-        "--warmup_epochs",
-        "0.5",
-    )
-    fine_tune("whole", *flags)
+    changes = PUBLISHED | {"ema_decay": 0.5, "warmup_epochs": 0.5, "num_train_epochs": 3}
+    changes |= {"save_strategy": "steps", "save_steps": 3}
+    fine_tune("whole", **changes)
     with pytest.raises(FileExistsError, match=r"holds checkpoints of an earlier run \(checkpoint-6\)"):
-        fine_tune("whole", *flags)
+        fine_tune("whole", **changes)
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
-    fine_tune("resumed", *flags, "--resume_from_checkpoint", "auto")
+    fine_tune("resumed", **changes, resume_from_checkpoint="auto")
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0, msg=name)
@@ -119,8 +82,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(fine_tune, tmp_path):
 
 @pytest.mark.parametrize("mode", ["lora", "dora"])
 def test_saved_adapters_give_the_merged_model(fine_tune, student, tmp_path, mode):
-    flags = ("--lora_rank", "4", "--max_steps", "4", "--learning_rate", "0.03", "--warmup_epochs", "0")
-    fine_tune("run", "--mode", mode, *flags, "--save_strategy", "no")
+    fine_tune("run", mode=mode, lora_rank=4, max_steps=4, learning_rate=0.03, warmup_epochs=0)
     merged = UMTVideoForVideoClassification.from_pretrained(tmp_path / "run").eval()
     base = UMTVideoForVideoClassification.from_pretrained(student, num_labels=2)
     adapted = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter").eval()
@@ -136,19 +98,18 @@ def test_saved_adapters_give_the_merged_model(fine_tune, student, tmp_path, mode
 
 
 def test_attentive_probe_trains_its_head_alone_and_is_tested_from_its_folder(
-    fine_tune, videos, student, tmp_path, monkeypatch
+    fine_tune, colors, student, tmp_path, monkeypatch
 ):
     trainers, run = [], finetune_classification.fine_tune
     monkeypatch.setattr(
         finetune_classification, "fine_tune", lambda trainer, *rest: trainers.append(trainer) or run(trainer, *rest)
     )
-    flags = ("--max_steps", "6", "--save_strategy", "no", "--learning_rate", "0.03", "--warmup_epochs", "0")
-    metrics = fine_tune("run", "--mode", "attentive_probe", *flags)
+    metrics = fine_tune("run", mode="attentive_probe", max_steps=6, learning_rate=0.03, warmup_epochs=0)
     model, info = AutoModelForVideoClassification.from_pretrained(tmp_path / "run", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and model.config.pooling_type == "attentive"
     before = UMTVideoForPreTraining.from_pretrained(student).vision_model.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in model.vision_model.state_dict().items())
-    video = next((videos / "videos" / "validation").iterdir())
+    video = next((colors / "validation" / "red").iterdir())
     views = UMTVideoProcessor.from_pretrained(tmp_path / "run")(video, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = trainers[0].model.eval()(views).logits
@@ -162,31 +123,37 @@ def test_attentive_probe_trains_its_head_alone_and_is_tested_from_its_folder(
         torch.tensor([scores["LABEL_0"], scores["LABEL_1"]]), expected.softmax(-1)[0], atol=1e-5, rtol=0
     )
     found = evaluate_classification.main(
-        [
-            *("--model_name_or_path", str(tmp_path / "run"), "--data", str(videos / "few_validation.csv")),
-            *("--num_clips", "1", "--num_crops", "1", "--output_dir", str(tmp_path / "test")),
-            *("--dataloader_num_workers", "0"),
-        ]
+        to_flags(
+            model_name_or_path=tmp_path / "run",
+            data=colors / "few_validation.csv",
+            num_clips=1,
+            num_crops=1,
+            output_dir=tmp_path / "test",
+            dataloader_num_workers=0,
+        )
     )
     assert found["top1_accuracy"] == pytest.approx(metrics["eval_top1_accuracy"])
 
 
-def test_two_processes_test_as_one(fine_tune, videos, tmp_path):
+def test_two_processes_test_as_one(fine_tune, colors, tmp_path):
     """9 videos, one of them unreadable, in batches of one video: the last is nobody's twice."""
-    fine_tune("run", "--max_steps", "4", "--save_strategy", "no")
+    fine_tune("run", max_steps=4)
     (tmp_path / "bad.mp4").write_bytes(b"no video")
-    lines = (videos / "few_validation.csv").read_text().splitlines()
+    lines = (colors / "few_validation.csv").read_text().splitlines()
     lines.insert(3, f"{tmp_path / 'bad.mp4'},1")
     (tmp_path / "test.csv").write_text("\n".join(lines) + "\n")
-    flags = [
-        *("--model_name_or_path", str(tmp_path / "run"), "--data", str(tmp_path / "test.csv")),
-        *("--data_root", str(videos), "--num_clips", "2", "--num_crops", "3", "--per_device_eval_batch_size", "6"),
-        *("--dataloader_num_workers", "0", "--max_skipped_ratio", "0.2"),
-    ]
-    metrics = evaluate_classification.main([*flags, "--output_dir", str(tmp_path / "one")])
-    module = "umt_hf.evaluation.classification"
-    done = launch([*flags, "--output_dir", str(tmp_path / "two")], 2, module, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    fields = {
+        "model_name_or_path": tmp_path / "run",
+        "data": tmp_path / "test.csv",
+        "data_root": colors,
+        "num_clips": 2,
+        "num_crops": 3,
+        "per_device_eval_batch_size": 6,
+        "dataloader_num_workers": 0,
+        "max_skipped_ratio": 0.2,
+    }
+    metrics = evaluate_classification.main(to_flags(**fields, output_dir=tmp_path / "one"))
+    run_ranks(evaluate_classification.main, to_flags(**fields, output_dir=tmp_path / "two"))
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
     assert two["metrics"] == one["metrics"] == metrics and two["num_processes"] == 2
     assert two["class_accuracy"] == one["class_accuracy"]
@@ -201,9 +168,9 @@ def test_two_processes_test_as_one(fine_tune, videos, tmp_path):
     assert one["data_sha256"] == hashlib.sha256((tmp_path / "test.csv").read_bytes()).hexdigest()
 
 
-def test_test_views_after_training(fine_tune, videos, tmp_path):
-    flags = ("--test_data", str(videos / "few_validation.csv"), "--test_clips", "2", "--test_crops", "1")
-    metrics = fine_tune("run", "--max_steps", "2", "--save_strategy", "no", *flags)
+def test_test_views_after_training(fine_tune, colors, tmp_path):
+    held_out = {"test_data": colors / "few_validation.csv", "num_clips": 2, "num_crops": 1}
+    metrics = fine_tune("run", max_steps=2, **held_out)
     assert json.loads((tmp_path / "run" / "test_results.json").read_text())["test_top1_accuracy"] == pytest.approx(
         metrics["test_top1_accuracy"]
     )
@@ -211,13 +178,13 @@ def test_test_views_after_training(fine_tune, videos, tmp_path):
 
 def test_merged_adapters_reach_a_hub_that_failed(hub, fine_tune, tmp_path, caplog):
     """Neither the start, nor a save, nor the end of a run waits for the Hub or fails with it."""
-    flags = ("--mode", "lora", "--num_train_epochs", "2", "--save_steps", "1", "--push_to_hub", "true")
-    flags = (*flags, "--hub_model_id", "me/classifier", "--hub_token", TOKEN)
+    changes = {"mode": "lora", "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 1}
+    changes |= {"push_to_hub": True, "hub_model_id": "me/classifier", "hub_token": TOKEN}
     hub.down()
-    fine_tune("run", *flags)
+    fine_tune("run", **changes)
     assert f"umt-hf push {tmp_path / 'run'} me/classifier" in caplog.text
     hub.heal()
-    fine_tune("run", *flags, "--resume_from_checkpoint", "auto")
+    fine_tune("run", **changes, resume_from_checkpoint="auto")
     files = set(hub.list_files("me/classifier"))
     assert {"run.yaml", "versions.json", "video_preprocessor_config.json", "eval_results.json"} <= files
     assert not any("checkpoint" in file or file.endswith(".bin") for file in files)
@@ -229,8 +196,8 @@ def test_merged_adapters_reach_a_hub_that_failed(hub, fine_tune, tmp_path, caplo
 
 
 def test_whole_checkpoints_go_up_with_what_callbacks_add(hub, fine_tune):
-    flags = ("--push_to_hub", "true", "--hub_model_id", "me/run", "--hub_strategy", "checkpoint")
-    fine_tune("run", *flags, "--max_steps", "2", "--save_steps", "1", "--ema_decay", "0.5")
+    changes = {"push_to_hub": True, "hub_model_id": "me/run", "hub_strategy": "checkpoint"}
+    fine_tune("run", **changes, max_steps=2, save_strategy="steps", save_steps=1, ema_decay=0.5)
     found = {path.split("/")[1] for path in hub.list_files("me/run") if path.startswith("last-checkpoint/")}
     assert {"model.safetensors", "optimizer.pt", "trainer_state.json", "averaged_weights.pt"} <= found
     assert "training_args.bin" not in found

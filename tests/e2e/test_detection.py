@@ -14,21 +14,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from umt_hf import UMTVideoConfig, UMTVideoForActionDetection, UMTVideoForPreTraining, UMTVideoProcessor, cli
+from tests.e2e.runs import FINE_TUNING, save_student, to_flags
+from tests.processes import run_ranks
+from umt_hf import ActionDetector, UMTVideoForActionDetection, UMTVideoProcessor, cli
 from umt_hf.data.ava_labels import AVA_LABELS
 from umt_hf.evaluation import detection as evaluate_detection
 from umt_hf.finetuning import detection as finetune_detection
 from umt_hf.hub_cards.convert_umt_checkpoint import build_label_maps
-from umt_hf.inference.detection import detect_in_video
 from umt_hf.moving_shapes.render import write_moving_shapes, write_video
 from umt_hf.runs.config import parse_config
 
-from .conftest import ROOT, launch
-
-QUICK = [
-    *("--report_to", "none", "--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_num_workers", "0"),
-    *("--save_strategy", "no"),
-]
+from .conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -40,63 +36,58 @@ def shapes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    config = UMTVideoConfig(
-        image_size=64,
-        num_frames=2,
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=96,
-        num_aligned_layers=1,
-        position_embedding_frames=2,
-        position_embedding_image_size=64,
-    )
-    folder = tmp_path_factory.mktemp("student")
-    UMTVideoForPreTraining(config).save_pretrained(folder)
-    return folder
+    return save_student(tmp_path_factory.mktemp("student"), num_frames=2)
 
 
 @pytest.fixture
 def fine_tune(shapes, student, tmp_path):
-    def run(name: str, *flags: str) -> dict[str, float]:
-        return finetune_detection.main(
-            [
-                *("--model_name_or_path", str(student), "--output_dir", str(tmp_path / name)),
-                *("--train_data", str(shapes / "train_boxes.json"), "--label_keys", "color", "shape"),
-                *("--validation_data", str(shapes / "train_boxes.json"), "--short_side", "64"),
-                *("--sampling_strategy", "dense", "--frame_stride", "1", "--drop_path_rate", "0", "--seed", "1"),
-                *("--per_device_train_batch_size", "8", "--learning_rate", "3e-3", *QUICK, *flags),
-            ]
-        )
+    """A run by the name of its folder; keyword arguments change it."""
+
+    def run(name: str, **changes) -> dict[str, float]:
+        fields = {
+            **FINE_TUNING,
+            "model_name_or_path": student,
+            "train_data": shapes / "train_boxes.json",
+            "validation_data": shapes / "train_boxes.json",
+            "label_keys": ["color", "shape"],
+            "output_dir": tmp_path / name,
+            "short_side": 64,
+            "sampling_strategy": "dense",
+            "frame_stride": 1,
+            "drop_path_rate": 0,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 3e-3,
+            "seed": 1,
+        }
+        return finetune_detection.main(to_flags(**fields | changes))
 
     return run
 
 
 def test_overfits_16_clips(fine_tune, tmp_path):
-    still = ("--hue_degrees", "0", "--saturation_jitter", "0", "--value_jitter", "0")
-    metrics = fine_tune("run", "--max_steps", "120", "--horizontal_flip_probability", "0", *still)
+    still = {"horizontal_flip_probability": 0, "hue_degrees": 0, "saturation_jitter": 0, "value_jitter": 0}
+    metrics = fine_tune("run", max_steps=120, **still)
     assert metrics["eval_map50"] > 0.99
     recipe = ["--config", str(tmp_path / "run" / "run.yaml")]
-    task, _, data, augmentation, _ = parse_config(finetune_detection.SECTIONS, recipe)
-    assert task.short_side == 64 and data.label_keys == ["color", "shape"] and augmentation.hue_degrees == 0
+    _, data, augmentation, _ = parse_config(finetune_detection.SECTIONS, recipe)
+    assert data.short_side == 64 and data.label_keys == ["color", "shape"] and augmentation.hue_degrees == 0
     saved = json.loads((tmp_path / "run" / "eval_results.json").read_text())
     assert saved["eval_map50"] == pytest.approx(metrics["eval_map50"])
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(fine_tune, tmp_path):
     """In the middle of the second epoch, with all of the published augmentation."""
-    flags = ("--num_train_epochs", "3", "--save_strategy", "steps", "--save_steps", "3", "--warmup_epochs", "0.5")
-    fine_tune("whole", *flags)
+    changes = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 3, "warmup_epochs": 0.5}
+    fine_tune("whole", **changes)
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
-    fine_tune("resumed", *flags, "--resume_from_checkpoint", "auto")
+    fine_tune("resumed", **changes, resume_from_checkpoint="auto")
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0, msg=name)
 
 
 def test_saved_adapters_give_the_merged_model(fine_tune, student, tmp_path):
-    fine_tune("run", "--mode", "lora", "--lora_rank", "4", "--max_steps", "4")
+    fine_tune("run", mode="lora", lora_rank=4, max_steps=4)
     merged = UMTVideoForActionDetection.from_pretrained(tmp_path / "run").eval()
     base = UMTVideoForActionDetection.from_pretrained(student, num_labels=merged.config.num_labels)
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
@@ -112,7 +103,7 @@ def test_saved_adapters_give_the_merged_model(fine_tune, student, tmp_path):
 
 def test_boxes_without_labels_are_refused(fine_tune):
     with pytest.raises(ValueError, match="no box has a label under labels.*--label_keys"):
-        fine_tune("run", "--label_keys", "labels")
+        fine_tune("run", label_keys="labels")
 
 
 @pytest.fixture(scope="module")
@@ -152,13 +143,11 @@ def test_two_processes_test_as_one(student, movies, tmp_path):
     processor.frame_stride = 1  # one frame before the key second: only its own file and the one before are read
     processor.save_pretrained(tmp_path / "model")
     files = {"data": "val.json", "detector_boxes": "boxes.json", "ground_truth": "val.csv", "excluded": "excluded.csv"}
-    flags = [part for name, file in files.items() for part in (f"--{name}", str(tmp_path / "ava" / file))]
-    flags += ["--model_name_or_path", str(tmp_path / "model"), "--per_device_eval_batch_size", "2"]
-    flags += ["--dataloader_num_workers", "0", "--max_skipped_ratio", "0.3"]
-    metrics = evaluate_detection.main([*flags, "--output_dir", str(tmp_path / "one")])
-    module = "umt_hf.evaluation.detection"
-    done = launch([*flags, "--output_dir", str(tmp_path / "two")], 2, module, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    fields = {name: tmp_path / "ava" / file for name, file in files.items()}
+    fields |= {"model_name_or_path": tmp_path / "model", "per_device_eval_batch_size": 2}
+    fields |= {"dataloader_num_workers": 0, "max_skipped_ratio": 0.3}
+    metrics = evaluate_detection.main(to_flags(**fields, output_dir=tmp_path / "one"))
+    run_ranks(evaluate_detection.main, to_flags(**fields, output_dir=tmp_path / "two"))
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
     assert one["metrics"] == two["metrics"] == metrics and two["num_processes"] == 2
     assert one["average_precision"] == two["average_precision"]
@@ -174,7 +163,7 @@ def test_two_processes_test_as_one(student, movies, tmp_path):
     assert one["boxes"] == "detector"
     assert np.asarray(Image.open(tmp_path / "one" / "detections.png")).std() > 10
 
-    report = evaluate_detection.main([*flags, "--output_dir", str(tmp_path / "noisy"), "--box_noise", "0.3"])
+    report = evaluate_detection.main(to_flags(**fields, output_dir=tmp_path / "noisy", box_noise=0.3))
     assert report["map50"] != metrics["map50"]
 
 
@@ -185,15 +174,17 @@ def test_batch_mates_change_nothing(student, movies, tmp_path):
     processor = UMTVideoProcessor.from_model_config(model.config, "detection", size={"shortest_edge": 48})
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    flags = ["--model_name_or_path", str(tmp_path), "--dataloader_num_workers", "0", "--num_pictured", "0"]
-    flags += ["--data", str(movies / "val.csv")]
+    fields = {"model_name_or_path": tmp_path, "data": movies / "val.csv", "num_pictured": 0}
     for size in ("1", "16"):
-        evaluate_detection.main([*flags, "--per_device_eval_batch_size", size, "--output_dir", str(tmp_path / size)])
+        changes = {"per_device_eval_batch_size": size, "output_dir": tmp_path / size, "dataloader_num_workers": 0}
+        evaluate_detection.main(to_flags(**fields | changes))
     alone, together = (np.loadtxt(tmp_path / size / "results.csv", delimiter=",", usecols=7) for size in ("1", "16"))
     np.testing.assert_allclose(alone, together, atol=2e-5)
     assert alone.std() > 0.1
     first = (tmp_path / "1" / "results.csv").read_text().splitlines()[:80]
-    found = detect_in_video(model, processor, movies / "abc", [[5, 10, 20, 35]], key_seconds=902)[0]
+    report = ActionDetector(tmp_path).detect(movies / "abc", [[5, 10, 20, 35]], key_seconds=902)
+    found = {scored.label: scored.probability for scored in report.boxes[0].actions}
+    assert len(found) == 80
     for line in first:
         label, score = line.split(",")[-2:]
         assert found[model.config.id2label[int(label) - 1]] == pytest.approx(float(score), abs=1e-4)
@@ -224,20 +215,22 @@ def test_commands_of_the_guide_run(shapes, student, tmp_path, monkeypatch, capsy
         if "ava" in command:
             continue
         if command.startswith("umt-hf"):
-            sizes = ["--num-train-clips", "40", "--num-validation-clips", "4", "--num-test-clips", "1"]
-            result = CliRunner().invoke(cli.app, [*shlex.split(command)[1:], *sizes])
+            words = shlex.split(command)[1:]
+            if words[0] == "data":
+                words += ["--num-train-clips", "40", "--num-validation-clips", "4", "--num-test-clips", "1"]
+            result = CliRunner().invoke(cli.app, words)
             assert result.exit_code == 0, result.output
             counts["umt-hf"] += 1
             continue
         _, _, _, module, *arguments = shlex.split(command)
-        quick = [*QUICK, "--max_steps", "1"] if ".finetuning." in module else ["--dataloader_num_workers", "0"]
-        scripts[module].main([*arguments, *quick])
+        quick = {**FINE_TUNING, "max_steps": 1} if ".finetuning." in module else {"dataloader_num_workers": 0}
+        scripts[module].main([*arguments, *to_flags(**quick)])
         counts[module] += 1
-    assert list(counts.values()) == [2, 3, 1]
+    assert list(counts.values()) == [2, 3, 2]
     report = json.loads(Path("outputs/detector/test_detector/report.json").read_text())
     assert report["boxes"] == "detector" and report["num_boxes"] == 6
     assert json.loads(Path("outputs/shapes_detector/config.json").read_text())["hidden_size"] == 96
     capsys.readouterr()
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(code, {})
-    assert re.fullmatch(r"\{'(run|stand)': 0\.\d+, '(run|stand)': 0\.\d+\}\n", capsys.readouterr().out)
+    assert re.fullmatch(r"((run|stand) 0\.\d+\n){2}", capsys.readouterr().out)

@@ -37,7 +37,7 @@ PRINTED = {
 }
 # Flags that pages name without the script that has them.
 OTHER_FLAGS = {
-    "README.md": {"--device"},  # of the benchmarks
+    "README.md": {"--device", "--quick"},  # of the benchmarks, of the tour
     "docs/hub.md": {"--mode"},  # of every fine-tuning script, which it does not list
 }
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +9,8 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 
-from tests.e2e.conftest import ROOT, find_free_port, launch_environment
 from tests.parity.multi_modality import load_table
+from tests.processes import run_ranks
 from tests.unit.modeling.test_modeling_video_text import TINY
 from umt_hf import UMTVideoProcessor, UMTVideoTextConfig, UMTVideoTextProcessor
 from umt_hf.evaluation import multiple_choice as evaluate_multiple_choice
@@ -71,7 +69,7 @@ def commands(models, data, shapes, tmp_path):
     def build(run: str, batch_size: int = 2, precision: str = "no") -> dict[str, list[str]]:
         common = ["--data_root", shapes, "--per_device_eval_batch_size", batch_size, "--dataloader_num_workers", 0]
         common += ["--mixed_precision", precision]
-        retrieval = ["--top_k", 3, "--dual_softmax", "true", "--cache_dir", tmp_path]
+        retrieval = ["--rerank_top_k", 3, "--dual_softmax", "true", "--cache_dir", tmp_path]
         answers = ["--answers", data / "answers.json", "--top_k", 4]
         found = {
             "retrieval": ["--model_name_or_path", models / "stage2", "--data", data / "ret.json", *retrieval],
@@ -84,13 +82,6 @@ def commands(models, data, shapes, tmp_path):
         }
 
     return build
-
-
-def launch(words: list[str]) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(find_free_port()), *words]
-    environment = launch_environment() | {"ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def read(folder: Path) -> tuple[dict, list | None]:
@@ -107,22 +98,23 @@ SCRIPTS = {
 }
 
 
+def evaluate(runs: list[dict[str, list[str]]]) -> None:
+    """What each of two processes does: every script, in one precision after the other."""
+    for commands in runs:
+        for name, words in commands.items():
+            SCRIPTS[name].main(words)
+        AcceleratorState._reset_state()
+
+
 def test_two_processes_equal_one(commands, tmp_path):
     """Batches of 2: three batches of videos, the last one odd. Batches of 8, in bf16: one process encodes nothing."""
-    program = [
-        "from accelerate.state import AcceleratorState",
-        "from umt_hf.evaluation import multiple_choice, question_answering, retrieval",
-    ]
+    runs = []
     for size, precision in ((2, "no"), (8, "bf16")):
         for name, words in commands(f"one_{size}", size, precision).items():
             SCRIPTS[name].main(words)
             AcceleratorState._reset_state(reset_partial_state=True)
-        for name, words in commands(f"two_{size}", size, precision).items():
-            program.append(f"{name}.main({words!r})")
-        program.append("AcceleratorState._reset_state()")
-    (tmp_path / "run_all.py").write_text("\n".join(program))
-    finished = launch([str(tmp_path / "run_all.py")])
-    assert finished.returncode == 0, finished.stderr[-3000:]
+        runs.append(commands(f"two_{size}", size, precision))
+    finished = run_ranks(evaluate, runs)
     assert finished.stderr.count("reranked_text_to_video_r1 ") == 2  # one process speaks, in each of two runs
     for size in (2, 8):
         for name in SCRIPTS:
@@ -143,7 +135,7 @@ def test_report_of_retrieval(commands, data, tmp_path):
     assert report["metrics"] == metrics
     assert report["num_videos"] == 5 and report["num_texts"] == 7
     assert report["data_sha256"] == hashlib.sha256((data / "ret.json").read_bytes()).hexdigest()
-    expected = {"top_k": 3, "rerank": True, "dual_softmax": True, "num_frames": 2, "dtype": "float32"}
+    expected = {"rerank_top_k": 3, "rerank": True, "dual_softmax": True, "num_frames": 2, "dtype": "float32"}
     assert {name: report[name] for name in expected} == expected
     assert {"dual_softmax_mean_recall", "reranked_video_to_text_median_rank"} < metrics.keys()
     assert report["versions"]["torch"] == torch.__version__
@@ -186,6 +178,6 @@ def test_a_bad_video_ends_both_processes(commands, data, shapes, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     (tmp_path / "broken.json").write_text(json.dumps(rows))
     words = [*commands("run")["retrieval"], "--data", str(tmp_path / "broken.json")]
-    finished = launch(["-m", "umt_hf.evaluation.retrieval", *words])
-    assert finished.returncode != 0 and "broken.mp4" in finished.stderr
+    finished = run_ranks(evaluate_retrieval.main, words, exit_code=1)
+    assert "broken.mp4" in finished.stderr
     assert not (tmp_path / "run").exists()

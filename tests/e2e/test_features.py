@@ -3,10 +3,6 @@
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +12,7 @@ from datasets import load_from_disk
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from tests.e2e.conftest import ROOT, launch, launch_environment
+from tests.processes import run_and_kill, run_ranks
 from tests.unit.inference.test_features import save_model
 from umt_hf import cli
 from umt_hf.inference.features import name_features
@@ -43,6 +39,11 @@ def run(*arguments, exit_code: int = 0):
     result = runner.invoke(cli.app, ["features", *map(str, arguments)])
     assert result.exit_code == exit_code, result.output
     return result
+
+
+def call(arguments: list[str]) -> None:
+    """What a process of its own does."""
+    cli.app(arguments)
 
 
 def extract(*arguments) -> dict:
@@ -72,8 +73,7 @@ def test_two_processes_equal_one(model, videos, tmp_path):
     flags = ["--model", str(model), "--level", "frame", "--format", "dataset", "--json"]
     one = extract(videos, tmp_path / "gone.mp4", *flags, "--out", tmp_path / "one")
     command = ["features", str(videos), str(tmp_path / "gone.mp4"), *flags, "--out", str(tmp_path / "two")]
-    result = launch(command, 2, "umt_hf.cli", timeout=180)
-    assert result.returncode == 0, result.stderr
+    result = run_ranks(call, command)
     assert json.loads(result.stdout) == one and count(one) == (8, 0, 3)
     assert_same_features(tmp_path / "one", tmp_path / "two")
     for name in ("settings.json", "skipped.json"):
@@ -88,19 +88,8 @@ def test_killed_run_goes_on_where_it_was(model, videos, tmp_path):
     for copy in range(30):  # seconds of work
         shutil.copytree(videos / "more", videos / f"copy{copy}")
     flags = ["--model", str(model), "--level", "frame", "--stride", "1", "--batch-size", "1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "umt_hf.cli", "features", str(videos), *flags, "--out", str(out)],
-        cwd=ROOT,
-        env=launch_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("*.safetensors"))) < 3:
-        assert process.poll() is None and time.monotonic() < deadline, "no file was written"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = ["features", str(videos), *flags, "--out", str(out)]
+    run_and_kill(lambda: len(list(out.glob("*.safetensors"))) >= 3, call, command)
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
     assert 3 <= len(kept) < 68
     assert count(extract(videos, *flags, "--out", out)) == (68 - len(kept), len(kept), 0)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
 
-from tests.e2e.conftest import ROOT, find_free_port, launch_environment
+from tests.e2e.runs import FINE_TUNING, assert_same_weights, to_flags
+from tests.processes import run_ranks
 from umt_hf import UMTVideoModel, UMTVideoProcessor, UMTVideoTextProcessor
 from umt_hf.data.annotations import load_pairs
 from umt_hf.evaluation import question_answering as evaluate_question_answering
@@ -27,6 +26,7 @@ from umt_hf.modeling.modeling_umt_video_text import (
     UMTVideoTextForRetrieval,
 )
 from umt_hf.processing.processing_umt_video_text import build_tokenizer, clean_caption
+from umt_hf.runs.config import parse_config
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TINY_CONFIG = {
@@ -79,6 +79,7 @@ def flags(shapes, stage2, tmp_path):
 
     def build(script: str, **changes) -> list[str]:
         fields = {
+            **FINE_TUNING,
             "model_name_or_path": stage2,
             "train_data": shapes / f"train_{'captions' if script == 'retrieval' else 'questions'}.json",
             "output_dir": tmp_path / "run",
@@ -90,13 +91,8 @@ def flags(shapes, stage2, tmp_path):
             "warmup_epochs": 0,
             "max_steps": 3,
             "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": "true",
-            "disable_tqdm": "true",
-            **changes,
         }
-        return [flag for name, value in fields.items() for flag in (f"--{name}", str(value))]
+        return to_flags(**fields | changes)
 
     return build
 
@@ -146,7 +142,7 @@ def test_retrieval_learns_and_exports_a_folder_that_auto_classes_load(flags, sta
     assert batch["pixel_values"].shape == (2, 2, 3, 64, 64) and batch["input_ids"].shape == (2, 32)
     assert model(**batch).logits_per_video.isfinite().all()
     # The recorded arguments are themselves a recipe.
-    parsed = finetune_retrieval.parse_config(finetune_retrieval.SECTIONS, ["--config", str(run / "run.yaml")])
+    parsed = parse_config(finetune_retrieval.SECTIONS, ["--config", str(run / "run.yaml")])
     assert parsed[0].model_name_or_path == str(stage2) and parsed[3].max_steps == 45
     assert json.loads((run / "versions.json").read_text())["torch"] == torch.__version__
 
@@ -216,19 +212,19 @@ def test_best_checkpoint_is_the_one_kept(flags, shapes, tmp_path, mode):
     held_out = {"validation_data": shapes / "validation_captions.json", "test_data": shapes / "test_captions.json"}
     best = {"load_best_model_at_end": "true", "metric_for_best_model": "eval_reranked_mean_recall"}
     steps = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 6}
-    metrics = fine_tune(flags("retrieval", mode=mode, top_k=3, **held_out, **best, **steps), "retrieval")
+    metrics = fine_tune(flags("retrieval", mode=mode, rerank_top_k=3, **held_out, **best, **steps), "retrieval")
     found = read_evaluations(tmp_path / "run", best["metric_for_best_model"])
     assert len(found) == 4 and metrics["eval_reranked_mean_recall"] == found[-1] == max(found[:3])
     assert 0 < metrics["test_dual_text_to_video_r10"] <= 1
     assert json.loads((tmp_path / "run" / "test_results.json").read_text()).keys() <= metrics.keys()
-    found = evaluate_retrieval.main(build_evaluation_flags(tmp_path, data=held_out["test_data"], top_k=3))
+    found = evaluate_retrieval.main(build_evaluation_flags(tmp_path, data=held_out["test_data"], rerank_top_k=3))
     assert found == pytest.approx({name: metrics[f"test_{name}"] for name in found})
 
 
 def build_evaluation_flags(folder: Path, **fields) -> list[str]:
     """Command line that scores the folder of a run by itself."""
     fields |= {"model_name_or_path": folder / "run", "output_dir": folder / "report", "dataloader_num_workers": 0}
-    return [flag for name, value in fields.items() for flag in (f"--{name}", str(value))]
+    return to_flags(**fields)
 
 
 def test_multiple_choice(flags, shapes, tmp_path):
@@ -258,10 +254,7 @@ def test_data_that_is_missing(flags, shapes, tmp_path):
     with pytest.raises(ValueError, match="validation_data"):
         fine_tune(flags("retrieval", eval_strategy="epoch"), "retrieval")
     with pytest.raises(ValueError, match="train_data"):
-        fine_tune(
-            [flag for flag in flags("retrieval") if "train_captions" not in flag and flag != "--train_data"],
-            "retrieval",
-        )
+        fine_tune(flags("retrieval", train_data=None), "retrieval")
     rows = json.loads((shapes / "train_questions.json").read_text())[:1]
     (tmp_path / "open.json").write_text(json.dumps([{**rows[0], "answer": []}]))
     with pytest.raises(ValueError, match="no answer to train on"):
@@ -311,13 +304,6 @@ def test_unreadable_videos_are_counted_named_and_bounded(flags, shapes, tmp_path
         fine_tune(arguments, "retrieval")
 
 
-def assert_same_weights(one: Path, other: Path, **tolerance) -> None:
-    one, other = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        torch.testing.assert_close(tensor, other[name], **(tolerance or {"atol": 0, "rtol": 0}), msg=name)
-
-
 def test_resumed_run_equals_the_uninterrupted_one(flags, tmp_path):
     """In the middle of an epoch of three steps, with dropout, stochastic depth and drawn negatives."""
     common = {"max_steps": 7, "save_strategy": "steps", "save_steps": 4, "drop_path_rate": 0.2}
@@ -341,11 +327,7 @@ def test_two_processes_equal_one_with_both_batches(flags, stage2, tmp_path):
     common = {"model_name_or_path": folder, "max_steps": 3}
     fine_tune(flags("retrieval", output_dir=tmp_path / "one", per_device_train_batch_size=8, **common), "retrieval")
     arguments = flags("retrieval", output_dir=tmp_path / "two", per_device_train_batch_size=4, **common)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(find_free_port()), "-m", "umt_hf.finetuning.retrieval", *arguments]
-    environment = launch_environment() | {"ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_ranks(finetune_retrieval.main, arguments)
     one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], abs=1e-4)
     assert [line["grad_norm"] for line in one] == pytest.approx([line["grad_norm"] for line in two], rel=1e-3)

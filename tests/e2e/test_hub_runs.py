@@ -112,6 +112,7 @@ def test_the_token_stays_secret_and_is_asked_for_first(hub, run, tmp_path, monke
     assert not any(TOKEN.encode() in content for content in [*contents, caplog.text.encode()])
 
 
+@pytest.mark.slow
 def test_a_hanging_hub_does_not_keep_a_process_from_ending(hub, flags, tmp_path):
     """Bounded waiting, and exit code 0."""
     hub.delay(300, "preupload")
@@ -124,7 +125,7 @@ stage1.main()
     result = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         cwd=ROOT,
-        env=hub.environment() | {"OMP_NUM_THREADS": "1"},
+        env=hub.environment(),
         capture_output=True,
         text=True,
         timeout=250,

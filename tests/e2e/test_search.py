@@ -4,10 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +11,7 @@ import pytest
 from datasets import load_from_disk
 from typer.testing import CliRunner
 
-from tests.e2e.conftest import ROOT, find_free_port, launch_environment
+from tests.processes import run_and_kill, run_ranks
 from tests.unit.inference.test_search import QUERY, save_model
 from umt_hf import cli
 from umt_hf.inference.video_index import VideoIndex
@@ -44,6 +40,11 @@ def run(*arguments, exit_code: int = 0, **options):
     result = runner.invoke(cli.app, [str(argument) for argument in arguments], **options)
     assert result.exit_code == exit_code, result.output
     return result
+
+
+def call(arguments: list[str]) -> None:
+    """What a process of its own does."""
+    cli.app(arguments)
 
 
 def embed(*arguments, **options) -> dict:
@@ -152,19 +153,8 @@ def test_killed_run_goes_on_from_its_last_shard(model, videos, tmp_path):
     flags = ["--model", str(model), "--out", str(index), "--shard-size", "1", "--batch-size", "1"]
     for copy in range(30):  # seconds of work
         shutil.copytree(videos / "more", videos / f"copy{copy}")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "umt_hf.cli", "embed", str(videos), *flags, "--num-workers", "0"],
-        cwd=ROOT,
-        env=launch_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while len(list_shards(index)) < 3:
-        assert process.poll() is None and time.monotonic() < deadline, "no shard was written"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = ["embed", str(videos), *flags, "--num-workers", "0"]
+    run_and_kill(lambda: len(list_shards(index)) >= 3, call, command)
     kept = len(list_shards(index))
     assert 3 <= kept < 68 and not (index / "table").exists()
     report = embed(videos, *flags)
@@ -189,14 +179,9 @@ def test_two_processes_equal_one(model, videos, tmp_path):
     (videos / "bad.mp4").write_bytes(b"no video")
     (videos / "worse.mp4").write_bytes(b"")
     one = embed(videos, "--model", model, "--out", tmp_path / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(find_free_port()), "-m", "umt_hf.cli", "embed", "-", "--num-workers", "0"]
-    command += ["--model", str(model), "--out", str(tmp_path / "two"), "--shard-size", "2", "--json"]
-    environment = launch_environment() | {"ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, input=f"{videos}\n", timeout=180
-    )
-    assert result.returncode == 0, result.stderr
+    command = ["embed", "-", "--num-workers", "0", "--model", str(model)]
+    command += ["--out", str(tmp_path / "two"), "--shard-size", "2", "--json"]
+    result = run_ranks(call, command, stdin=f"{videos}\n")
     assert json.loads(result.stdout) == one
     assert [len(one["skipped"]), one["num_encoded"]] == [2, 8]
     assert_same_vectors(tmp_path / "one", tmp_path / "two")

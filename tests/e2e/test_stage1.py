@@ -2,10 +2,6 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,26 +9,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoVideoProcessor
 
-from tests.e2e.conftest import ROOT, launch, launch_environment
+from tests.e2e.runs import assert_same_weights, read_losses
+from tests.processes import run_and_kill, run_ranks
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.processing.video_processing_umt_video import UMTVideoProcessor
+from umt_hf.runs.config import parse_config
 from umt_hf.runs.folder import read_metrics
 from umt_hf.training import stage1
 from umt_hf.training.checkpointing import list_checkpoints
-
-
-def read_losses(folder: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
-
-
-def assert_same_weights(one: Path, other: Path, **tolerance) -> None:
-    one, other = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        if tolerance:
-            torch.testing.assert_close(tensor, other[name], **tolerance, msg=name)
-        else:
-            assert torch.equal(tensor, other[name]), name
 
 
 def test_run_exports_a_folder_that_auto_classes_load(flags, shapes, tmp_path):
@@ -62,7 +46,7 @@ def test_run_exports_a_folder_that_auto_classes_load(flags, shapes, tmp_path):
     assert names <= lines[0].keys()
     assert json.loads((run / "versions.json").read_text())["torch"] == torch.__version__
     # The resolved configuration is itself a recipe.
-    again = stage1.parse_config(stage1.SECTIONS, ["--config", str(run / "run.yaml")])
+    again = parse_config(stage1.SECTIONS, ["--config", str(run / "run.yaml")])
     assert again[0].hidden_size == 32 and again[4].max_steps == 4
     # The teacher is in no file of the run.
     assert not [name for name in load_file(run / "model.safetensors") if "teacher" in name or "tower" in name]
@@ -118,19 +102,7 @@ def test_killed_run_resumes_to_the_same_losses(flags, tmp_path):
     common = {"max_steps": 30, "save_steps": 1, "save_total_limit": 2}
     stage1.main(flags(output_dir=tmp_path / "whole", **common))
     arguments = flags(output_dir=tmp_path / "killed", **common)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "umt_hf.training.stage1", *arguments],
-        cwd=ROOT,
-        env=launch_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 180
-    while not list_checkpoints(tmp_path / "killed"):
-        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    run_and_kill(lambda: list_checkpoints(tmp_path / "killed"), stage1.main, arguments)
     kept = list_checkpoints(tmp_path / "killed")
     assert 1 <= len(kept) <= 3
     for checkpoint in kept:
@@ -154,9 +126,7 @@ def test_two_processes_equal_one(flags, tmp_path):
     """Same global batch, same weights; also resumed mid-epoch with two processes."""
     stage1.main(flags(output_dir=tmp_path / "one", per_device_train_batch_size=8, max_steps=4, eval_steps=4))
     common = {"per_device_train_batch_size": 4, "max_steps": 4, "save_steps": 2, "eval_steps": 4}
-    arguments = flags(output_dir=tmp_path / "two", **common)
-    result = launch(arguments, num_processes=2, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_ranks(stage1.main, flags(output_dir=tmp_path / "two", **common))
     one, two = read_metrics(tmp_path / "one" / "metrics.jsonl"), read_metrics(tmp_path / "two" / "metrics.jsonl")
     assert read_losses(tmp_path / "one") == pytest.approx(read_losses(tmp_path / "two"), abs=1e-5)
     assert one[-1]["eval_loss"] == pytest.approx(two[-1]["eval_loss"], abs=1e-4)
@@ -164,9 +134,7 @@ def test_two_processes_equal_one(flags, tmp_path):
 
     shutil.copytree(tmp_path / "two", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "checkpoint-4")
-    arguments = flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common)
-    result = launch(arguments, num_processes=2, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_ranks(stage1.main, flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common))
     assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "two")
     assert_same_weights(tmp_path / "two", tmp_path / "resumed")
 
@@ -282,8 +250,10 @@ def test_no_data(flags):
         stage1.main(flags(train_data=None, validation_data=None))
 
 
-def test_streamed_parquet(flags, shapes, tmp_path):
+def test_streamed_parquet(flags, shapes, tmp_path, monkeypatch):
     """Video bytes in Parquet shards, streamed, resumed mid-stream to the same losses."""
+    # Closing a stream, `datasets` sleeps for 5 s on account of an interpreter that may be about to exit.
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
     from datasets import Dataset
 
     files = sorted((shapes / "videos" / "train").iterdir())

@@ -2,10 +2,6 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
 
-from tests.e2e.conftest import ROOT, launch, launch_environment
-from tests.e2e.test_stage1 import assert_same_weights
+from tests.e2e.runs import PRETRAINING, assert_same_weights, read_losses, to_flags
+from tests.processes import run_and_kill, run_ranks
 from umt_hf import (
     UMTVideoConfig,
     UMTVideoForPreTraining,
@@ -25,33 +21,22 @@ from umt_hf import (
     UMTVideoTextProcessor,
 )
 from umt_hf.moving_shapes.tiny_bert import TextTowerArguments, write_text_tower
+from umt_hf.runs.config import parse_config
 from umt_hf.runs.folder import read_metrics
 from umt_hf.training import stage2
 from umt_hf.training.checkpointing import list_checkpoints
 
 TINY = {
+    **PRETRAINING,
     "fusion_layer": 1,
     "projection_dim": 16,
-    "num_frames": 4,
     "max_text_tokens": 12,
-    "drop_path_rate": 0.0,
-    "num_aligned_layers": 2,
     "mask_ratio": 0.5,
     "pair_by": "caption",
-    "multiple_videos_per_text": "true",
+    "multiple_videos_per_text": True,
     "rerank_top_k": 2,
     "horizontal_flip_probability": 0.0,
-    "dataloader_num_workers": 0,
-    "per_device_train_batch_size": 4,
-    "learning_rate": 1e-3,
     "lr_scheduler_type": "cosine_above_minimum",
-    "scale_learning_rate": "false",
-    "warmup_steps": 2,
-    "logging_steps": 1,
-    "save_steps": 1000,
-    "report_to": "none",
-    "mixed_precision": "no",
-    "max_steps": 4,
 }
 LOSSES = {"uta_loss", "vtc_loss", "vtm_loss", "mlm_loss"}
 
@@ -103,32 +88,23 @@ def flags(shapes, teacher, student, text_tower, tmp_path):
     def build(**changes) -> list[str]:
         fields = {
             **TINY,
-            "train_data": [shapes / "train_captions.json"],
+            "train_corpora": shapes / "train_captions.json",
             "teacher_name_or_path": teacher,
             "vision_name_or_path": student,
             "text_name_or_path": text_tower,
             "output_dir": tmp_path / "run",
-            **changes,
         }
-        arguments = []
-        for name, value in fields.items():
-            if value is not None:
-                arguments += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        return arguments
+        return to_flags(**fields | changes)
 
     return build
 
 
 def with_images(shapes: Path, images: Path) -> dict:
     return {
-        "train_data": [shapes / "train_captions.json", images],
+        "train_corpora": [shapes / "train_captions.json", images],
         "media_types": ["video", "image"],
         "batch_sizes": [4, 3],
     }
-
-
-def read_losses(folder: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
 
 
 def test_run_on_videos_and_images_exports_what_auto_classes_load(flags, shapes, images, tmp_path):
@@ -164,7 +140,7 @@ def test_run_on_videos_and_images_exports_what_auto_classes_load(flags, shapes, 
         assert not info["missing_keys"], kind
     # The teacher is in no file of the run, and the resolved configuration is itself a recipe.
     assert not [name for name, _ in model.named_parameters() if "teacher" in name or "tower" in name]
-    assert stage2.parse_config(stage2.SECTIONS, ["--config", str(run / "run.yaml")])[0].projection_dim == 16
+    assert parse_config(stage2.SECTIONS, ["--config", str(run / "run.yaml")])[0].projection_dim == 16
 
 
 def test_stage_1_weights_arrive(flags, student, tmp_path):
@@ -210,23 +186,11 @@ def test_resumed_run_equals_the_uninterrupted_one(flags, shapes, images, tmp_pat
 
 
 def test_killed_run_resumes_to_the_same_losses(flags, tmp_path):
-    """SIGKILL at an arbitrary moment after the first checkpoint, with `accelerate launch`."""
+    """SIGKILL at an arbitrary moment after the first checkpoint."""
     common = {"max_steps": 20, "save_steps": 1, "save_total_limit": 2}
     stage2.main(flags(output_dir=tmp_path / "whole", **common))
     arguments = flags(output_dir=tmp_path / "killed", **common)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "umt_hf.training.stage2", *arguments],
-        cwd=ROOT,
-        env=launch_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 180
-    while not list_checkpoints(tmp_path / "killed"):
-        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    run_and_kill(lambda: list_checkpoints(tmp_path / "killed"), stage2.main, arguments)
     stage2.main([*arguments, "--resume_from_checkpoint", "auto"])
     assert read_losses(tmp_path / "killed") == read_losses(tmp_path / "whole")
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
@@ -248,8 +212,7 @@ def test_two_processes_equal_one(flags, shapes, images, text_tower, tmp_path):
         "validation_data": shapes / "test_captions.json",
     }
     stage2.main(flags(output_dir=tmp_path / "one", **{**exact, "batch_sizes": [8, 4]}))
-    result = launch(flags(output_dir=tmp_path / "two", **exact), 2, module="umt_hf.training.stage2", timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_ranks(stage2.main, flags(output_dir=tmp_path / "two", **exact))
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert read_losses(tmp_path / "one") == pytest.approx(read_losses(tmp_path / "two"), abs=1e-4)
     assert_same_weights(tmp_path / "one", tmp_path / "two", atol=3e-4, rtol=1e-3)
@@ -257,13 +220,10 @@ def test_two_processes_equal_one(flags, shapes, images, text_tower, tmp_path):
     assert one[-1][name] == pytest.approx(two[-1][name])
 
     common = {**with_images(shapes, images), "batch_sizes": [2, 2], "max_steps": 5, "save_steps": 3}
-    result = launch(flags(output_dir=tmp_path / "whole", **common), 2, module="umt_hf.training.stage2", timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_ranks(stage2.main, flags(output_dir=tmp_path / "whole", **common))
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "checkpoint-5")
-    arguments = flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common)
-    result = launch(arguments, 2, module="umt_hf.training.stage2", timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_ranks(stage2.main, flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common))
     assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "whole")
     assert_same_weights(tmp_path / "whole", tmp_path / "resumed")
 
@@ -307,7 +267,7 @@ def test_unreadable_videos_are_counted_and_named(flags, shapes, tmp_path, caplog
     rows[0]["video"] = str(tmp_path / "broken.mp4")
     (tmp_path / "train.json").write_text(json.dumps(rows))
     state = stage2.main(
-        flags(train_data=[tmp_path / "train.json"], data_roots=[shapes], max_steps=12, max_skipped_ratio=0.5)
+        flags(train_corpora=[tmp_path / "train.json"], data_roots=[shapes], max_steps=12, max_skipped_ratio=0.5)
     )
     assert state.skipped_videos >= 1 and "broken.mp4" in caplog.text
 
@@ -320,7 +280,7 @@ def test_mistakes_are_named(flags, shapes):
     with pytest.raises(ValueError, match="do not fill one batch"):
         stage2.main(flags(per_device_train_batch_size=100))
     with pytest.raises(ValueError, match="no caption"):
-        stage2.main(flags(train_data=[shapes / "train.csv"]))
+        stage2.main(flags(train_corpora=[shapes / "train.csv"]))
 
 
 def test_its_last_state_reaches_a_hub_that_failed(hub, flags, tmp_path):

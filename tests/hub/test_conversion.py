@@ -68,6 +68,7 @@ def tiny(here, monkeypatch):
     return data["weights"]
 
 
+@pytest.mark.slow
 def test_by_name_at_real_size(hub, here, tmp_path):
     """The whole way of the README: download, folder, `AutoModel`; then the file from the cache, with the Hub away."""
     entry = find_entry("umt-vit-b16-k710")

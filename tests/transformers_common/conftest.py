@@ -7,7 +7,7 @@ from transformers.models.auto import modeling_auto
 
 from .transformers_sdist import list_marks
 
-# The tests tell base models from heads, and heads from one another, by class name in these tables of Transformers.
+# The tests distinguish base models and heads by class name in these tables of Transformers.
 # `AutoModel.register` keeps classes from outside elsewhere.
 CLASS_NAMES = {
     "MODEL_MAPPING_NAMES": {"umt_video": "UMTVideoModel"},

@@ -1,7 +1,7 @@
 """Transformers' ModelTesterMixin, TrainingTesterMixin and ConfigTester on the video models.
 
 `seq_length` is the number of tokens that a model's layers see, so the pre-training model, which sees the visible
-tokens alone, has a test class of its own.
+tokens alone, has a separate test class.
 """
 
 import unittest

@@ -94,7 +94,7 @@ def fetch_common_tests(version: str, cache_dir: Path) -> Path:
         if not folder.is_dir():
             with tempfile.TemporaryDirectory(dir=cache_dir) as scratch:
                 archive = download_source(version, Path(scratch))
-                # Renamed when whole, so that an interrupted run leaves no half-filled cache behind.
+                # Renamed when complete, so that an interrupted run leaves no half-filled cache behind.
                 extract_common_tests(archive, Path(scratch) / "tests").rename(folder)
     return folder
 

@@ -20,7 +20,7 @@ from umt_hf.hub_cards.convert_umt_checkpoint import (
 )
 from umt_hf.hub_cards.label_names import read_label_names
 from umt_hf.runs.config import list_recipes
-from umt_hf.zoo import TASK_TITLES, build_entry_table, build_zoo_table, filter_zoo, find_entry, load_zoo
+from umt_hf.zoo import build_entry_table, build_zoo_table, filter_zoo, find_entry, load_task_titles, load_zoo
 
 ZOO = load_zoo()
 runner = CliRunner()
@@ -128,7 +128,7 @@ def test_tables_fit_80_columns():
         console.print(build_entry_table(entry))
     text = console.file.getvalue()
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
-    for title in ("umt-vit-l16-25m-ssv2-template", *TASK_TITLES.values()):
+    for title in ("umt-vit-l16-25m-ssv2-template", *load_task_titles().values()):
         assert title in text
 
 

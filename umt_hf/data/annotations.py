@@ -64,9 +64,9 @@ def load_retrieval_set(
 
     Args:
         source: Anything that `load_videos` reads, with a `caption` in every row.
-        captions: What a list of captions is: texts of their own ("each") or the sentences of one text ("paragraph").
+        captions: What a list of captions is: a text for each ("each") or the sentences of one text ("paragraph").
         multiple_videos_per_text: Whether equal captions are one text with several videos (SSv2). Rows may then list
-            several videos themselves, as the published files do. Otherwise every caption is a text of its own, and
+            several videos themselves, as the published files do. Otherwise every caption is a separate text, and
             rows that repeat a video add texts to it.
         **options: As for `load_videos`.
 
@@ -150,7 +150,7 @@ def load_choices(source: str, **options: Any) -> Dataset:
     _require_columns(table, source, ["caption", "answer"])
     for number, row in enumerate(table):
         if not isinstance(row["caption"], list) or not 0 <= int(row["answer"]) < len(row["caption"]):
-            raise ValueError(f"{source}, object {number}: answer {row['answer']!r} is no index of its captions.")
+            raise ValueError(f"{source}, object {number}: answer {row['answer']!r} is not an index of its captions.")
     return table
 
 
@@ -171,12 +171,13 @@ def compute_pair_id(corpus: int, key: str) -> int:
     Returns:
         63 bits, so that two of a billion videos share an id with a chance of 5 %.
     """
+    # Not `hash`: its seed differs between processes, which must agree on the ids.
     digest = hashlib.blake2b(f"{corpus}:{key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return int.from_bytes(digest, "little") >> 1  # a signed 64-bit tensor must hold it
 
 
 def identify_video(video: str | dict[str, Any] | None, number: int) -> str:
-    """What tells a video from others: its path, or its place in the table where it has none."""
+    """What identifies a video: its path, or its place in the table where it has none."""
     path = video if isinstance(video, str) else (video or {}).get("path")
     return path or f"row {number}"
 
@@ -199,8 +200,8 @@ def _list_captions(caption: str | list[str], captions: CaptionMode, source: str)
         return [" ".join(caption)]
     if captions == "single" and len(caption) > 1:
         raise ValueError(
-            f"{source}: a row has {len(caption)} captions. Say what they are: captions=each makes each a text of its "
-            "own, captions=paragraph joins them."
+            f"{source}: a row has {len(caption)} captions. Say what they are: captions=each makes each a separate "
+            "text, captions=paragraph joins them."
         )
     return list(caption)
 
@@ -224,6 +225,20 @@ def load_answers(path: str) -> list[str]:
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{path}: expected a JSON list of answers.")
     return answers
+
+
+def load_class_names(path: str) -> list[str]:
+    """Read the names of classes, by index: a JSON list, or an object of indices and names.
+
+    Raises:
+        ValueError: If the file is neither.
+    """
+    names = json.loads(Path(path).read_text(encoding="utf-8"))
+    if isinstance(names, dict) and sorted(names) == sorted(str(i) for i in range(len(names))):
+        names = [names[str(i)] for i in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f'{path}: expected a JSON list of names, or an object such as {{"0": "run", "1": "jump"}}.')
+    return names
 
 
 def check_labels(source: str, table: Dataset, names: list[str]) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class KeyFrame:
     Args:
         video: Video file, or folder of files of one second.
         name: What the annotations call the video.
-        moment: What they call the key frame; with `name` it tells key frames apart.
+        moment: What they call the key frame; with `name` it identifies a key frame.
         key_seconds: When it is shown, or `None`.
         key_frame: Its number, or `None`.
         width: Frame width that boxes are stated for; 0 = the video's own.
@@ -64,7 +64,7 @@ class KeyFrame:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What tells this key frame from others."""
+        """What identifies this key frame."""
         return self.name, self.moment
 
     def add(self, box: list[float], labels: Iterable[int] = (), score: float = 1.0) -> None:
@@ -124,7 +124,7 @@ def load_key_frames(
     return frames, names
 
 
-def build_table(frames: Sequence[KeyFrame]) -> Dataset:
+def build_key_frame_table(frames: Sequence[KeyFrame]) -> Dataset:
     """Rows of a table, a key frame each."""
     return Dataset.from_list([asdict(frame) for frame in frames], features=FEATURES)
 
@@ -145,7 +145,7 @@ def read_ava_csv(path: Path, root: Path) -> list[KeyFrame]:
             try:
                 movie, second = columns[0], float(columns[1])
                 box = [float(value) for value in columns[2:6]] if any(columns[2:]) else None
-                labels = [int(columns[6]) - 1] if box else []
+                labels = [int(columns[6]) - 1] if box else []  # AVA counts actions from 1
                 if box is not None and (len(box) != 4 or labels[0] < 0):
                     raise ValueError(columns)
             except (ValueError, IndexError) as error:
@@ -153,6 +153,7 @@ def read_ava_csv(path: Path, root: Path) -> list[KeyFrame]:
                     f"{path}, line {number}: expected `movie,second,x1,y1,x2,y2,action` with an action from 1 on, got "
                     f"{','.join(columns)!r}."
                 ) from error
+            # AVA's boxes are shares of the frame: a frame of 1 x 1 keeps them as they are.
             frame = KeyFrame(find_video(movie), movie, _name_second(second), key_seconds=second, width=1, height=1)
             frame = frames.setdefault(frame.key, frame)
             if box is not None:
@@ -215,7 +216,7 @@ def read_list(
         Key frames and names of the classes.
 
     Raises:
-        ValueError: If an object is malformed or has a label that is no class, naming file and place.
+        ValueError: If an object is malformed or has an unknown label, naming file and place.
     """
     if not isinstance(content, list):
         raise ValueError(f"{path}: expected a JSON list of objects, got {type(content).__name__}.")
@@ -228,11 +229,14 @@ def read_list(
                 f"{path}, object {number}: expected video, key_seconds or key_frame, and objects with a box of four "
                 f"numbers; {type(error).__name__}: {error}"
             ) from error
+    # Sorted, so that the classes do not depend on the order of the rows.
     names = list(class_names or sorted({label for _, named in rows for labels in named for label in labels}))
     places = {name: i for i, name in enumerate(names)}
     for number, (frame, named) in enumerate(rows):
         if unknown := sorted({label for labels in named for label in labels} - set(places)):
-            raise ValueError(f"{path}, object {number}: the labels {unknown} are no classes; the classes are {names}.")
+            raise ValueError(
+                f"{path}, object {number}: the labels {unknown} are not classes; the classes are {names}."
+            )
         frame.labels = [[places[label] for label in labels] for labels in named]
     if len({frame.key for frame, _ in rows}) < len(rows):
         raise ValueError(f"{path}: a key frame occurs twice; put all of its boxes in one object.")
@@ -242,6 +246,7 @@ def read_list(
 def _read_entry(entry: dict[str, Any], root: Path, label_keys: Sequence[str]) -> tuple[KeyFrame, list[list[str]]]:
     objects = entry["objects"]
     key_seconds, key_frame = entry.get("key_seconds"), entry.get("key_frame")
+    # Boxes that move come with every frame of the clip, so any frame could be the key frame: take the middle one.
     if key_seconds is None and key_frame is None:
         key_frame = len(objects[0]["boxes"]) // 2
     moment = f"frame {key_frame}" if key_seconds is None else f"{key_seconds:g}"
@@ -283,6 +288,7 @@ def load_detections(
         if Path(images).suffix != ".json":
             raise ValueError(f"{source}: these boxes have image ids, so the key frames must be in AVA's JSON form.")
         ids = [image["id"] for image in json.loads(Path(images).read_text())["images"]]
+        # Copies: the annotated boxes of `frames` are still needed as the truth.
         found = {i: _without_boxes(frame) for i, frame in zip(ids, frames, strict=True)}
         for detection in content:
             if detection["image_id"] not in found:
@@ -294,11 +300,13 @@ def load_detections(
                 frame.scores.append(float(detection["score"]))
     else:
         found = {frame.key: _without_boxes(frame) for frame in frames}
+        # A detector's list names videos and boxes, not what happens in them.
         detected, _ = read_list(content, path, Path(), label_keys=())
         for detection in detected:
             if detection.key not in found:
                 raise ValueError(f"{source}: {detection.name} at {detection.moment} is not in {images}.")
             frame = found[detection.key]
+            # The detector may have seen frames of another size than the annotators.
             frame.width, frame.height = detection.width, detection.height
             kept = [i for i, score in enumerate(detection.scores) if score >= min_score]
             frame.boxes += [detection.boxes[i] for i in kept]
@@ -330,7 +338,7 @@ def read_label_map(path: str | Path) -> list[int]:
 
 
 def _without_boxes(frame: KeyFrame) -> KeyFrame:
-    return KeyFrame(**asdict(frame) | {"boxes": [], "labels": [], "scores": []})
+    return replace(frame, boxes=[], labels=[], scores=[])
 
 
 def _clip_box(bbox: Sequence[float], frame: KeyFrame) -> list[float] | None:
@@ -358,3 +366,29 @@ class _VideoFinder:
             path = folder if folder.is_dir() else next((file for file in files if file.is_file()), folder)
             self.found[movie] = str(path)
         return self.found[movie]
+
+
+def parse_box(text: str) -> list[float]:
+    """Read a box as it is written on a command line, "x1,y1,x2,y2".
+
+    Raises:
+        ValueError: If it is not four numbers.
+    """
+    try:
+        x1, y1, x2, y2 = map(float, text.split(","))
+    except ValueError as error:
+        raise ValueError(f'A box is "x1,y1,x2,y2", four numbers with commas between them, got {text!r}.') from error
+    return [x1, y1, x2, y2]
+
+
+def read_boxes(path: Path) -> list[list[float]]:
+    """Read a JSON list of boxes, `[[x1, y1, x2, y2], ...]`.
+
+    Raises:
+        ValueError: If it is something else; it names the file.
+    """
+    try:
+        boxes = json.loads(path.read_text(encoding="utf-8"))
+        return [[float(edge) for edge in box] for box in boxes]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected a JSON list of boxes, [[x1, y1, x2, y2], ...].") from error

@@ -18,4 +18,10 @@ def build_loader(dataset: Dataset, batches: Iterable[Sequence[Any]], num_workers
     """
     # Without a generator of the loader's, starting it would move the global random state: dropout would then depend
     # on how often data was loaded, and a resumed run would differ from one that never stopped.
-    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, generator=torch.Generator(), **options)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # pyrefly: ignore[bad-argument-type]  annotated as lists, and any sequence does
+        num_workers=num_workers,
+        generator=torch.Generator(),
+        **options,
+    )

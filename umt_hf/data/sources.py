@@ -6,7 +6,7 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from datasets import Dataset, Image, IterableDataset, Value, Video, load_dataset, load_from_disk
 
@@ -14,6 +14,32 @@ from ..processing.media_files import VideoDecodingError
 
 VIDEO_SUFFIXES = {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 SQLITE_SUFFIXES = {".db", ".sqlite", ".sqlite3"}
+
+
+@overload
+def load_videos(
+    source: str,
+    data_root: str | None = None,
+    csv_separator: str = ",",
+    config_name: str | None = None,
+    split: str = "train",
+    video_column: str = "video",
+    streaming: Literal[False] = False,
+    class_names: list[str] | None = None,
+) -> Dataset: ...
+
+
+@overload
+def load_videos(
+    source: str,
+    data_root: str | None = None,
+    csv_separator: str = ",",
+    config_name: str | None = None,
+    split: str = "train",
+    video_column: str = "video",
+    streaming: bool = False,
+    class_names: list[str] | None = None,
+) -> Dataset | IterableDataset: ...
 
 
 def load_videos(
@@ -64,6 +90,7 @@ def load_videos(
         return _keep_paths(read_folder(path, class_names), path)
     if path.is_file():
         raise ValueError(f"{source}: expected a .csv, .json or .sqlite file, a folder, or the name of a dataset.")
+    # Ids of the Hub have one slash at most: anything else is meant as a path, and reported as missing like one.
     looks_local = path.is_absolute() or source.startswith((".", "~")) or source.endswith("/") or source.count("/") > 1
     if not path.exists() and looks_local:
         raise FileNotFoundError(f"{source}: no such file or folder.")
@@ -121,7 +148,7 @@ def read_json(path: Path, data_root: str | None = None, video_column: str = "vid
     another, the value becomes a list of one.
 
     Raises:
-        ValueError: If it is no list or an object has no video, naming file and position.
+        ValueError: If it is not a list, or an object has no video, naming file and position.
     """
     root = Path(data_root) if data_root is not None else path.parent
     try:
@@ -150,9 +177,12 @@ def read_sqlite(path: Path, data_root: str | None = None) -> list[dict[str, Any]
     root = Path(data_root) if data_root is not None else path.parent
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as base:
+            # Sorted: without it the order of rows, and so the order of training, is up to SQLite.
             rows = base.execute("SELECT * FROM annos ORDER BY 1").fetchall()
     except sqlite3.Error as error:
-        raise ValueError(f"{path}: no SQLite base with a table `annos` (id, file name, caption): {error}") from error
+        raise ValueError(
+            f"{path}: not an SQLite base with a table `annos` (id, file name, caption): {error}"
+        ) from error
     return [{"video": os.path.join(root, name), "caption": caption} for _, name, caption in rows]
 
 
@@ -180,7 +210,7 @@ def read_folder(path: Path, class_names: list[str] | None = None) -> list[dict[s
     classes = [file.relative_to(path).parts[0] for file in files]
     names = sorted(set(classes)) if class_names is None else class_names
     if unknown := sorted(set(classes) - set(names)):
-        raise ValueError(f"{path}: the sub-folders {unknown} are no classes; the classes are {names}.")
+        raise ValueError(f"{path}: the sub-folders {unknown} are not classes; the classes are {names}.")
     return [{"video": str(file), "label": names.index(name)} for file, name in zip(files, classes, strict=True)]
 
 
@@ -196,6 +226,7 @@ def _undecoded(table: Dataset | IterableDataset, video_column: str) -> Dataset |
         if video_column not in features:
             raise ValueError(f"The dataset has no column {video_column!r}; it has {sorted(features)}.")
         feature = features[video_column]
+        # Bytes stay bytes: our readers decode the frames of a clip alone, `datasets` would decode all of them.
         if not isinstance(feature, Value):
             kind = Image if isinstance(feature, Image) else Video
             table = table.cast_column(video_column, kind(decode=False))

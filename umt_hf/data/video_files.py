@@ -37,6 +37,7 @@ def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVi
     Raises:
         ValueError: If a folder holds no videos.
     """
+    # A set: a file may be given by itself and with its folder.
     paths: set[str] = set()
     for source in sources:
         path = Path(os.path.abspath(os.path.expanduser(source)))

@@ -3,7 +3,7 @@
 import base64
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,10 +18,8 @@ except ImportError as error:
 
 # Absolute, since a Space has a copy of this file outside the package.
 from umt_hf.demo.models import (
-    ClipClassifier,
     DemoModels,
     FolderSearcher,
-    QuestionAnswerer,
     TeacherLook,
     TeacherViewer,
     choose_examples,
@@ -29,6 +27,8 @@ from umt_hf.demo.models import (
     load_demo_models,
 )
 from umt_hf.demo.settings import SETTINGS_FILE, DemoSettings, name_option, name_variable
+from umt_hf.inference.classification import VideoClassifier
+from umt_hf.inference.question_answering import VideoAnswerer
 
 HEADER = """# Unmasked Teacher
 Pick a clip, then see what the video models make of it. ([Paper](https://arxiv.org/abs/2303.16058))
@@ -90,8 +90,8 @@ def launch_demo(
 
     Args:
         settings: Models and videos.
-        host: Address to listen at; `None` = this machine alone, or what `GRADIO_SERVER_NAME` says.
-        port: `None` = the first free one from 7860 on, or `GRADIO_SERVER_PORT`.
+        host: Address to listen at; default: this machine alone, or what `GRADIO_SERVER_NAME` says.
+        port: Default: the first free one from 7860 on, or `GRADIO_SERVER_PORT`.
         share: Whether Gradio makes a public link for a week; this needs the internet.
         block: Whether to serve until the process is interrupted.
 
@@ -150,7 +150,7 @@ def _add_examples(videos: Sequence[str], clip: gr.Video) -> None:
     gallery.select(pick_example, None, clip)
 
 
-def _add_labels(classifier: ClipClassifier | None, clip: gr.Video) -> None:
+def _add_labels(classifier: VideoClassifier | None, clip: gr.Video) -> None:
     if classifier is None:
         _explain_missing("classifier")
         return
@@ -160,7 +160,9 @@ def _add_labels(classifier: ClipClassifier | None, clip: gr.Video) -> None:
 
     def classify(video: str | None) -> dict[str, float]:
         with _shown_errors(video):
-            return classifier.classify(_require_clip(video))
+            # Gradio shows labels as a dictionary.
+            found = classifier.classify(_require_clip(video))
+        return {scored.label: scored.probability for scored in found}
 
     button.click(classify, clip, labels)
     clip.change(_forget, None, labels)
@@ -171,7 +173,7 @@ def _add_teacher(viewer: TeacherViewer | None, clip: gr.Video) -> None:
         _explain_missing("teacher")
         return
     gr.Markdown(
-        "The teacher, an image model, sees every frame whole. The student learns from it and sees only the patches "
+        "The teacher, an image model, sees all of every frame. The student learns from it and sees only the patches "
         "that a mask leaves: at random, but those the teacher attends to more often."
     )
     with gr.Row():
@@ -210,6 +212,7 @@ def _add_teacher(viewer: TeacherViewer | None, clip: gr.Video) -> None:
     inputs = [clip, kind, ratio, seed]
     button.click(look, inputs, picture)
     again.click(look_again, inputs, [picture, seed])
+    # While a slider moves, only its last place is drawn.
     ratio.change(redraw, inputs, picture, trigger_mode="always_last", show_progress="hidden")
     kind.input(redraw, inputs, picture)
     clip.change(_forget, None, picture)
@@ -244,7 +247,7 @@ def _add_search(searcher: FolderSearcher | None, clip: gr.Video) -> None:
     gallery.select(pick_found, found, clip)
 
 
-def _add_ask(answerer: QuestionAnswerer | None, clip: gr.Video) -> None:
+def _add_ask(answerer: VideoAnswerer | None, clip: gr.Video) -> None:
     if answerer is None:
         _explain_missing("question_answering")
         return
@@ -255,7 +258,7 @@ def _add_ask(answerer: QuestionAnswerer | None, clip: gr.Video) -> None:
 
     def ask(video: str | None, text: str) -> str:
         with _shown_errors(video):
-            return answerer.answer(_require_clip(video), text) or "(no answer)"
+            return answerer.answer(_require_clip(video), text).answer or "(no answer)"
 
     gr.on([button.click, question.submit], ask, [clip, question], answer)
     clip.change(_forget, None, answer)
@@ -318,7 +321,7 @@ def _require_clip(video: str | None) -> str:
 
 
 @contextmanager
-def _shown_errors(video: str | None = None) -> Iterator[None]:
+def _shown_errors(video: str | None = None) -> Generator[None]:
     """Show what is wrong with a visitor's input in the page, and nothing of the server."""
     try:
         yield

@@ -1,6 +1,6 @@
 """The models behind the page, each with the one thing that it does for a visitor.
 
-Legend: T frames, P patches a frame, K aligned layers, C channels of the aligned features.
+Legend: T frames, P patches per frame, K aligned layers, C channels of the aligned features.
 """
 
 import functools
@@ -14,24 +14,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
 from PIL import Image
 from torch.nn import functional as F
 
 from ..data.video_files import list_videos
-from ..inference.classification import merge_views
-from ..inference.loading import load_whole_model
-from ..inference.question_answering import answer_questions
+from ..inference.classification import VideoClassifier
+from ..inference.loading import load_complete_model, load_video_processor, place_model
+from ..inference.question_answering import VideoAnswerer
 from ..inference.search import VideoSearcher, embed_videos
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.masking_umt_video import build_mask
-from ..modeling.modeling_umt_video import UMTVideoForPreTraining, UMTVideoForVideoClassification
-from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
+from ..modeling.modeling_umt_video import UMTVideoForPreTraining
 from ..plots import MaskedFrames, draw_masked_frames
 from ..processing.decoding import VideoDecodingError, open_video
-from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.arguments import EvaluatedModelArguments
 from ..training.alignment import TokenGrid, check_grids, draw_visible_indices, load_teacher
 from ..training.arguments import TeacherArguments
 from .settings import DemoSettings
@@ -40,36 +36,6 @@ logger = logging.getLogger(__name__)
 
 REMEMBERED_CLIPS = 4
 THUMBNAIL_SIDE = 240
-
-
-class ClipClassifier:
-    """Names what a clip shows.
-
-    Args:
-        name: Folder or Hub id of a classifier with its processor.
-
-    Raises:
-        ValueError: If it lacks weights, such as those of the classifier.
-    """
-
-    def __init__(self, name: str):
-        self.device = Accelerator().device
-        self.model = _load(UMTVideoForVideoClassification, name).to(self.device)
-        self.processor = UMTVideoProcessor.from_pretrained(name)
-
-    @torch.inference_mode()
-    def classify(self, video: str, top_k: int = 5) -> dict[str, float]:
-        """Labels and probabilities, best first.
-
-        Raises:
-            VideoDecodingError: If the video cannot be read.
-        """
-        pixel_values = self.processor(video, return_tensors="pt")["pixel_values"]
-        logits = self.model(pixel_values.to(self.device)).logits
-        probabilities = merge_views(logits, len(pixel_values))[0]
-        best = probabilities.topk(min(top_k, len(probabilities)))
-        names = self.model.config.id2label
-        return {names[i]: value for i, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -94,13 +60,14 @@ class TeacherViewer:
 
     Args:
         teacher: Folder or Hub id of a CLIP.
-        student: Of a stage-1 model that was trained with it; `None` = frames are read as the teacher likes them.
+        student: Of a stage-1 model that was trained with it; default: frames are read in the teacher's size.
 
     Raises:
         ValueError: If the two do not divide a frame alike, or the student lacks weights.
     """
 
     def __init__(self, teacher: str, student: str | None = None):
+        # In full precision, whatever Accelerate is configured for: one clip at a time costs little.
         accelerator = Accelerator(mixed_precision="no")
         self.device = accelerator.device
         self.student = None
@@ -112,13 +79,14 @@ class TeacherViewer:
             self.config = UMTVideoConfig(image_size=side, patch_size=self.teacher.patch_size)
             self.processor = UMTVideoProcessor.from_model_config(self.config)
         else:
-            self.student = _load(UMTVideoForPreTraining, student).to(self.device)
-            self.processor = UMTVideoProcessor.from_pretrained(student)
+            self.student = place_model(load_complete_model(UMTVideoForPreTraining, student), self.device)
+            self.processor = load_video_processor(student)
             self.config = self.student.config
             names = ("teacher_image_size", "num_aligned_layers", "alignment_interval", "alignment_norm")
             fields = {name: getattr(self.config, name) for name in names}
             self.teacher = load_teacher(TeacherArguments(teacher_name_or_path=teacher, **fields), "sdpa", accelerator)
             check_grids(self.config, self.teacher)
+        # The teacher's pass takes longest and is the same for every mask.
         self._encode = functools.lru_cache(maxsize=REMEMBERED_CLIPS)(self._encode_clip)
 
     @torch.inference_mode()
@@ -138,6 +106,7 @@ class TeacherViewer:
         """
         pixel_values, states, saliency = self._encode(video, os.stat(video).st_mtime_ns)
         grid = TokenGrid(*saliency.shape)
+        # Drawn on the CPU, so that a seed gives the same mask on every machine.
         noise = torch.empty(1, grid.num_tokens).exponential_(generator=torch.Generator().manual_seed(seed))
         visible = draw_visible_indices(mask_type, mask_ratio, saliency, noise.to(self.device), grid)
         agreement = None
@@ -152,34 +121,6 @@ class TeacherViewer:
         """Frames `(1, T, 3, H, W)`, teacher's states and saliency `(T, P)`, kept while a visitor moves the slider."""
         pixel_values = self.processor(video, return_tensors="pt")["pixel_values"].to(self.device)
         return pixel_values, *self.teacher.encode(pixel_values)
-
-
-class QuestionAnswerer:
-    """Answers questions about a clip in its own words.
-
-    Args:
-        name: Folder or Hub id of a question-answering model with its processor.
-
-    Raises:
-        ValueError: If it lacks weights, such as those of the answer decoder.
-    """
-
-    def __init__(self, name: str):
-        self.accelerator = Accelerator()
-        self.model = _load(UMTVideoTextForQuestionAnswering, name).to(self.accelerator.device)
-        self.processor = UMTVideoTextProcessor.from_pretrained(name)
-
-    def answer(self, video: str, question: str) -> str:
-        """Answer a question.
-
-        Raises:
-            VideoDecodingError: If the video cannot be read.
-            ValueError: If the question is empty.
-        """
-        if not question.strip():
-            raise ValueError("The question is empty; ask what the clip shows.")
-        rows = Dataset.from_list([{"question_id": 0, "video": video, "question": question}])
-        return answer_questions(self.model, self.processor, rows, self.accelerator, num_workers=0)[0]["answer"]
 
 
 @dataclass(frozen=True)
@@ -203,11 +144,11 @@ class FolderSearcher:
     Args:
         videos: The folder.
         model: Folder or Hub id of a stage-2 or retrieval model with its processor.
-        index: Folder of the index, which is made or brought up to date; `None` = a temporary one.
+        index: Folder of the index, which is made or brought up to date; default: a temporary one.
 
     Raises:
         ImportError: If FAISS is not installed.
-        ValueError: If no video can be read, the model is no dual encoder, or the index was built by another.
+        ValueError: If no video can be read, the model is not a dual encoder, or the index was built by another.
     """
 
     def __init__(self, videos: str, model: str, index: str | None = None):
@@ -215,6 +156,7 @@ class FolderSearcher:
         if index is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="umt_hf_index_")
             index = os.path.join(self._temporary.name, "index")
+        # Only new and changed videos are encoded, so that a kept index makes the start quick.
         report = embed_videos([videos], model, index)
         self.skipped = report.skipped
         self.num_videos = report.num_in_index
@@ -245,10 +187,10 @@ class FolderSearcher:
 class DemoModels:
     """The loaded models, and the videos of the folder; `None` where a setting is left out."""
 
-    classifier: ClipClassifier | None
+    classifier: VideoClassifier | None
     viewer: TeacherViewer | None
     searcher: FolderSearcher | None
-    answerer: QuestionAnswerer | None
+    answerer: VideoAnswerer | None
     videos: tuple[str, ...]
 
 
@@ -266,12 +208,14 @@ def load_demo_models(settings: DemoSettings) -> DemoModels:
         if missing:
             raise ValueError(f"{settings.videos}: no such folder. Give a folder of videos.")
         videos = tuple(file.path for file in files)
-    can_search = settings.video_text is not None and settings.videos is not None
+    searcher = None
+    if settings.video_text is not None and settings.videos is not None:
+        searcher = FolderSearcher(settings.videos, settings.video_text, settings.index)
     return DemoModels(
-        ClipClassifier(settings.classifier) if settings.classifier else None,
+        VideoClassifier(settings.classifier) if settings.classifier else None,
         TeacherViewer(settings.teacher, settings.student) if settings.teacher else None,
-        FolderSearcher(settings.videos, settings.video_text, settings.index) if can_search else None,
-        QuestionAnswerer(settings.question_answering) if settings.question_answering else None,
+        searcher,
+        VideoAnswerer(settings.question_answering) if settings.question_answering else None,
         videos,
     )
 
@@ -301,6 +245,7 @@ def draw_thumbnails(videos: Iterable[str]) -> list[tuple[str, Image.Image]]:
 
 def choose_examples(videos: Sequence[str], count: int = 8) -> list[tuple[str, Image.Image]]:
     """Some videos, evenly spread over a list, with a picture of each."""
+    # Neighbours in a folder are often of one class.
     places = np.linspace(0, len(videos) - 1, min(count, len(videos))).round().astype(int)
     return draw_thumbnails(videos[place] for place in places)
 
@@ -314,9 +259,6 @@ def describe_problem(error: Exception, paths: Iterable[str]) -> str:
     """
     message = str(error)
     for path in paths:
+        # Visitors need not know where the server keeps its files.
         message = message.replace(path, Path(path).name)
     return message
-
-
-def _load(model_class: type, name: str) -> torch.nn.Module:
-    return load_whole_model(model_class, EvaluatedModelArguments(model_name_or_path=name)).eval()

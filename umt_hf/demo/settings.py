@@ -12,7 +12,7 @@ ENVIRONMENT_PREFIX = "UMT_DEMO_"
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """Models, as folders or Hub ids, and videos; the page tells what could be seen with those that are left out.
+    """Models, as folders or Hub ids, and videos. A tab whose model is missing says how to enable it.
 
     Args:
         classifier: Names what a clip shows.
@@ -22,7 +22,7 @@ class DemoSettings:
         video_text: Stage-2 or retrieval model, which searches the videos.
         question_answering: Answers questions about a clip.
         videos: Folder of videos to pick from and to search. Visitors of the page can download all of them.
-        index: Folder for the search index; `None` = a temporary one, made anew at each start.
+        index: Folder for the search index; default: a temporary one, made anew at each start.
     """
 
     classifier: str | None = None
@@ -45,7 +45,7 @@ class DemoSettings:
 
         Args:
             file: JSON object that `save` wrote; it may be missing.
-            environment: Variables; `None` = the process's own. Empty ones do not count.
+            environment: Variables; default: the process's own. Empty ones do not count.
         """
         environment = os.environ if environment is None else environment
         saved = json.loads(file.read_text()) if file is not None and file.is_file() else {}

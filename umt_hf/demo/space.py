@@ -8,9 +8,10 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from ..hub_cards.publishing import check_destination
+from ..runs.folder import CARD_FILE
 from .settings import SETTINGS_FILE, DemoSettings
 
-SPACE_FILES = ("README.md", "requirements.txt", "app.py")
+SPACE_FILES = (CARD_FILE, "requirements.txt", "app.py")
 VIDEO_FOLDER = "videos"
 
 
@@ -21,7 +22,7 @@ def push_space(repo_id: str, settings: DemoSettings, private: bool = False, toke
         repo_id: Name of the Space, with or without a namespace.
         settings: Models by their Hub ids; the folder of videos is uploaded.
         private: Whether a new Space is private.
-        token: Of the Hub; `None` = the one that is stored.
+        token: Of the Hub; default: the one that is stored.
 
     Returns:
         Address of the Space.

@@ -7,29 +7,36 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4 (test views).
 """
 
 import dataclasses
-import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, cast
 
 import numpy as np
 from accelerate import Accelerator
 from datasets import Dataset
-from torch import nn
 
 from ..data.annotations import check_labels, identify_video
 from ..data.sources import load_videos
 from ..data.unreadable import UnreadableVideos
-from ..inference.classification import load_classifier, score_videos
-from ..inference.loading import require_names
+from ..inference.classification import VideoClassifier, score_videos
+from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..plots import plot_confusion_matrix
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.arguments import EvaluatedModelArguments, ReportArguments
-from ..runs.config import describe, parse_config
-from ..runs.folder import collect_versions, hash_source
+from ..runs.arguments import (
+    CSVArguments,
+    EvaluatedModelArguments,
+    NamedDataArguments,
+    ReportArguments,
+    SkippingArguments,
+    SourceArguments,
+    ViewArguments,
+    WorkerArguments,
+)
+from ..runs.config import script
+from ..runs.folder import CONFUSION_PICTURE
 from .metrics.accuracy import TopKAccuracy, compute_confusion_matrix
-from .report import write_report
+from .report import describe_run, write_report
+from .setup import override_settings, require_names
 
 
 @dataclass
@@ -50,6 +57,7 @@ class ClassifiedVideos:
     def predictions(self) -> np.ndarray:
         """Class of each video `(videos,)`; -1 where it was unreadable."""
         best = self.scores.argmax(axis=1)
+        # argmax of zeros would name class 0.
         best[list(self.unreadable)] = -1
         return best
 
@@ -65,9 +73,11 @@ class ClassifiedVideos:
             raise ValueError(
                 f"Not one held-out video could be read. The first: {next(iter(self.unreadable.values()))}"
             )
-        found = TopKAccuracy().compute(
+        figures = TopKAccuracy().compute(
             predictions=self.scores[is_read].tolist(), references=self.labels[is_read].tolist()
         )
+        found = cast("dict[str, float]", figures)  # None is for processes that compute nothing
+        # Unreadable videos count as wrong: leaving them out would make a damaged set easier.
         share = float(is_read.mean())
         metrics = {name: value * share for name, value in found.items()}
         metrics["unreadable_videos"] = float(len(self.unreadable))
@@ -89,7 +99,7 @@ class ClassifiedVideos:
 
 
 def classify_videos(
-    model: nn.Module,
+    model: UMTVideoForVideoClassification,
     processor: UMTVideoProcessor,
     videos: Sequence[Any],
     labels: Sequence[int],
@@ -109,11 +119,11 @@ def classify_videos(
         videos: Path, or `{"path", "bytes"}`, of each.
         labels: Their classes.
         accelerator: Of the run; all processes must call this.
-        batch_size: Views a process classifies at a time.
-        num_clips: Clips of a video, as `UMTVideoProcessor` takes them.
-        num_crops: Crops of a clip.
-        num_workers: Worker processes that decode; 0 = this one.
-        max_skipped_ratio: Share of unreadable videos past which there is no result.
+        batch_size: Views that a process classifies at a time.
+        num_clips: Clips per video.
+        num_crops: Crops per clip.
+        num_workers: Worker processes that decode; 0: this one does.
+        max_skipped_ratio: Share of unreadable videos above which there is no result.
 
     Raises:
         ValueError: If more videos than that could not be read; it names the first of them.
@@ -134,30 +144,20 @@ def classify_videos(
 
 
 @dataclass(kw_only=True)
-class LabelledDataArguments:
-    """Held-out videos and how they are read; what is left out is as the model's processor says."""
-
-    data: str | None = describe(None, "CSV (path,label) or folder with a sub-folder for each class.")
-    data_root: str | None = describe(None, "Folder that relative paths of a CSV start from; none = the CSV's own.")
-    csv_separator: str = describe(",", "Separator of CSV columns, one character.")
-    decoder: Literal["pyav", "decord", "torchcodec"] | None = describe(None, "Video reader.")
-    dataloader_num_workers: int = describe(4, "Worker processes that decode, for each process.")
-    max_skipped_ratio: float = describe(0.05, "Share of unreadable videos past which there is no result.")
+class LabelledDataArguments(NamedDataArguments, SourceArguments, CSVArguments, WorkerArguments, SkippingArguments):
+    """Held-out videos: a CSV (path,label), or a folder with a sub-folder for each class."""
 
 
 @dataclass(kw_only=True)
-class ViewArguments(ReportArguments):
-    """Views of each video; a batch counts views."""
-
-    num_clips: int = describe(4, "Clips of a video; published: 4, Something-Something 2.")
-    num_crops: int = describe(3, "Crops of a clip.")
+class ViewReportArguments(ReportArguments, ViewArguments):
+    """Views of each video, and the report; a batch counts views."""
 
 
-SECTIONS = {"model": EvaluatedModelArguments, "data": LabelledDataArguments, "evaluation": ViewArguments}
+SECTIONS = {"model": EvaluatedModelArguments, "data": LabelledDataArguments, "evaluation": ViewReportArguments}
 
 
 def list_predictions(table: Dataset, found: ClassifiedVideos, names: list[str]) -> list[dict[str, Any]]:
-    """What was said about each video, in the order of the data."""
+    """The prediction for each video, in the order of the data."""
     rows = []
     for row, (video, label, best) in enumerate(zip(table["video"], table["label"], found.predictions, strict=True)):
         entry = {"row": row, "video": identify_video(video, row), "label": names[label]}
@@ -168,30 +168,27 @@ def list_predictions(table: Dataset, found: ClassifiedVideos, names: list[str]) 
     return rows
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Parse, load, classify, report; also a picture of the confusion matrix.
-
-    Args:
-        arguments: Command line; `None` = the process's own.
+@script(SECTIONS)
+def main(
+    model_args: EvaluatedModelArguments, data: LabelledDataArguments, args: ViewReportArguments
+) -> dict[str, float]:
+    """Load, classify, report; also a picture of the confusion matrix.
 
     Returns:
         Top-1 and top-5 accuracy, and the number of unreadable videos.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    model_args, data, args = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
-    require_names(model_args, data)
-    model, processor = load_classifier(model_args)
-    if data.decoder is not None:
-        processor.decoder = data.decoder
-    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    table = load_videos(data.data, data.data_root, data.csv_separator, class_names=names)
-    check_labels(data.data, table, names)
+    name, source = require_names(model_args, data)
+    # It refuses a model without a trained head, which gives a number too.
+    classifier = VideoClassifier(name, accelerator.device, model_args.attn_implementation)
+    override_settings(classifier.processor, data, ("decoder",))
+    table = load_videos(source, data.data_root, data.csv_separator, class_names=classifier.labels)
+    check_labels(source, table, classifier.labels)
     found = classify_videos(
-        model.to(accelerator.device),
-        processor,
-        table["video"],
-        table["label"],
+        classifier.model,
+        classifier.processor,
+        cast("Sequence", table["video"]),
+        cast("Sequence", table["label"]),
         accelerator,
         batch_size=args.per_device_eval_batch_size,
         num_clips=args.num_clips,
@@ -204,34 +201,23 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         report = {
             "task": "classification",
             "metrics": metrics,
-            "class_accuracy": dict(zip(names, found.compute_class_accuracies(), strict=True)),
+            "class_accuracy": dict(zip(classifier.labels, found.compute_class_accuracies(), strict=True)),
             "unreadable": list(found.unreadable.values()),
             "num_videos": len(table),
-            "model": model_args.model_name_or_path,
-            "data": data.data,
-            "data_sha256": hash_source(data.data),
-            "num_frames": processor.num_frames,
-            "frame_sampling": processor.sampling_strategy,
-            "frame_size": dict(processor.crop_size),
             "view_merging": "mean of softmax",
-            "decoder": processor.decoder,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "mixed_precision": accelerator.mixed_precision,
-            "attn_implementation": model.config._attn_implementation,
-            "device": accelerator.device.type,
-            "num_processes": accelerator.num_processes,
-            "versions": collect_versions(),
+            **describe_run(classifier.model, classifier.processor, accelerator, model_args, data),
             **dataclasses.asdict(args),
         }
-        write_report(accelerator, args.output_dir, report, list_predictions(table, found, names))
-        draw_confusion(found, names, args.output_dir)
+        write_report(accelerator, args.output_dir, report, list_predictions(table, found, classifier.labels))
+        draw_confusion(found, classifier.labels, args.output_dir)
+    # The others would otherwise end, and a launcher take that for the end of the run.
     accelerator.wait_for_everyone()
     return metrics
 
 
 def draw_confusion(found: ClassifiedVideos, names: list[str], output_dir: str) -> None:
     """Write `confusion.png`."""
-    plot_confusion_matrix(found.compute_confusion(), names, f"{output_dir}/confusion.png")
+    plot_confusion_matrix(found.compute_confusion(), names, f"{output_dir}/{CONFUSION_PICTURE}")
 
 
 if __name__ == "__main__":

@@ -9,42 +9,47 @@ Source: Gu et al., "AVA", CVPR 2018 (metric); Li et al., "Unmasked Teacher", ICC
 import csv
 import dataclasses
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
 
 from ..data.ava_labels import AVA_EVALUATED_IDS, AVA_LABELS
 from ..data.key_frames import KeyFrame, load_detections, load_key_frames, read_exclusions, read_label_map
 from ..data.loaders import build_loader
 from ..data.unreadable import UnreadableVideos
-from ..inference.detection import pad_boxes, read_frames, to_shares
+from ..inference.detection import ActionDetector, pad_boxes, read_frames, to_shares
 from ..inference.held_out import evaluation_mode, plan_shard, share_rows
-from ..inference.loading import load_whole_model, require_names
+from ..inference.loading import list_class_names
 from ..modeling.modeling_umt_video import UMTVideoForActionDetection
 from ..plots import PicturedFrame, plot_detections
 from ..processing.decoding import VideoDecodingError
 from ..processing.detection_transforms import prepare_test_clip
 from ..processing.key_clips import read_key_clip
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.arguments import EvaluatedModelArguments, ReportArguments
-from ..runs.config import describe, parse_config
-from ..runs.folder import collect_versions, hash_source
+from ..runs.arguments import (
+    EvaluatedModelArguments,
+    KeyFrameSamplingArguments,
+    NamedDataArguments,
+    ReportArguments,
+    SkippingArguments,
+    SourceArguments,
+    WorkerArguments,
+)
+from ..runs.config import describe, script
+from ..runs.folder import BOX_PICTURE, BOX_RESULTS_FILE
 from .metrics.frame_map import compute_frame_map
-from .report import write_report
+from .report import describe_run, write_report
+from .setup import override_settings, require_names
 
 logger = logging.getLogger(__name__)
 
 MAX_PICTURED_NAMES = 4
-
-
 UNKNOWN_SIDE = 10**6  # of a frame that could not be read: keeps its true boxes valid
 
 
@@ -85,11 +90,11 @@ def load_detection_data(
         data_root: Folder of the videos.
         class_names: Names of the model's classes.
         label_keys: Keys of an object in a JSON list that hold its labels.
-        detector_boxes: Boxes to test with; `None` = the annotated ones, which are then right by definition.
+        detector_boxes: Boxes to test with; default: the annotated ones, which are then right by definition.
         min_box_score: Detections below it are left out.
-        ground_truth: Annotations to test against; `None` = those of `source`.
+        ground_truth: Annotations to test against; default: those of `source`.
         excluded: Key frames that do not count.
-        label_map: Classes that count; `None` = all, of AVA the 60 that are evaluated.
+        label_map: Classes that count; default: all, of AVA the 60 that are evaluated.
         box_noise: Move each edge of a box at random by up to this share of its side, as a detector would.
 
     Raises:
@@ -108,10 +113,12 @@ def load_detection_data(
     if not frames or not truth:
         raise ValueError(f"{source}: no key frame is left to test; check ground_truth, excluded and min_box_score.")
     if box_noise:
+        # Seeded by the key frame's number, so that processes and repeated runs shake alike.
         frames = [shake_boxes(frame, box_noise, np.random.default_rng(number)) for number, frame in enumerate(frames)]
     evaluated = list(range(len(names)))
     if label_map is not None:
         evaluated = read_label_map(label_map)
+    # Published AVA figures are means over these 60 of the 80 classes.
     elif names == list(AVA_LABELS):
         evaluated = [number - 1 for number in AVA_EVALUATED_IDS]
     return DetectionData(frames, truth, names, evaluated)
@@ -121,7 +128,10 @@ def shake_boxes(frame: KeyFrame, noise: float, rng: np.random.Generator) -> KeyF
     """The same key frame with each edge of each box moved by up to `noise` of its side, uniformly."""
     boxes = np.array(frame.boxes)
     sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
-    return replace(frame, boxes=(boxes + sides * rng.uniform(-noise, noise, boxes.shape)).tolist())
+    moved: list[list[float]] = [
+        list(map(float, box)) for box in boxes + sides * rng.uniform(-noise, noise, boxes.shape)
+    ]
+    return replace(frame, boxes=moved)
 
 
 @dataclass
@@ -169,7 +179,7 @@ class KeyFrameClips(torch.utils.data.Dataset):
 
 
 def detect_actions(
-    model: nn.Module,
+    model: UMTVideoForActionDetection,
     processor: UMTVideoProcessor,
     frames: Sequence[KeyFrame],
     accelerator: Accelerator,
@@ -187,15 +197,15 @@ def detect_actions(
         processor: Of the model.
         frames: Key frames with boxes.
         accelerator: Of the run; all processes must call this.
-        batch_size: Clips a process takes at a time.
-        num_workers: Worker processes that decode; 0 = this one.
+        batch_size: Clips that a process takes at a time.
+        num_workers: Worker processes that decode; 0: this one does.
         max_skipped_ratio: Share of unreadable key frames past which there is no result.
 
     Raises:
         ValueError: If more key frames than that could not be read; it names the first of them.
     """
     starts = np.cumsum([0, *(len(frame.boxes) for frame in frames)])
-    scores = torch.zeros(int(starts[-1]), model.config.num_labels)
+    scores = torch.zeros(int(starts[-1]), len(list_class_names(model.config)))
     sizes = torch.zeros(len(frames), 2)
     failures: list[tuple[int, str]] = []
     clips = KeyFrameClips(frames, processor, model.config.patch_size)
@@ -203,6 +213,7 @@ def detect_actions(
     with evaluation_mode(model, accelerator):
         for samples in loader:
             failures += [(sample["index"], sample["error"]) for sample in samples if "error" in sample]
+            # Clips of different shapes are not padded: padding would change what convolution and attention see.
             for group in _group_by_size(sample for sample in samples if "error" not in sample):
                 batch = pad_boxes([sample["boxes"] for sample in group])
                 batch["pixel_values"] = torch.stack([sample["pixel_values"] for sample in group])
@@ -236,6 +247,7 @@ def list_detections(data: DetectionData, found: DetectedActions) -> list[dict[st
     for number, frame in enumerate(data.frames):
         end = start + len(frame.boxes)
         if number in found.unreadable:
+            # A key frame that cannot be read keeps its true boxes, which then count as missed.
             detections.append({"boxes": np.zeros((0, 4)), "scores": np.zeros((0, found.scores.shape[1]))})
         else:
             width, height = found.sizes[number]
@@ -251,11 +263,13 @@ def compute_detection_metrics(data: DetectionData, found: DetectedActions) -> di
     numbers = {frame.key: i for i, frame in enumerate(data.frames)}
     detections, truth = list_detections(data, found), {frame.key: frame for frame in data.truth}
     predictions, references = [], []
+    # Key frames without detections count by their true boxes, those without truth by false alarms.
     for key in dict.fromkeys([*truth, *numbers]):
         prediction: dict[str, Any] = {"boxes": [], "classes": [], "scores": []}
         if key in numbers:
             detection = detections[numbers[key]]
             prediction = {
+                # Every box is a detection of every class, as AVA's evaluation takes them.
                 "boxes": detection["boxes"].repeat(len(data.evaluated), axis=0),
                 "classes": np.tile(data.evaluated, len(detection["boxes"])),
                 "scores": detection["scores"][:, data.evaluated].reshape(-1),
@@ -302,33 +316,40 @@ def write_results(data: DetectionData, found: DetectedActions, path: str | Path)
 
 
 @dataclass(kw_only=True)
-class TestedKeyFrameArguments:
-    """Held-out key frames; how clips are taken is as the model's processor says, unless it is set here."""
+class TestedBoxArguments:
+    """Which boxes are tested, and against what."""
 
-    data: str | None = describe(None, "Key frames: AVA's CSV or JSON, or a JSON list.")
-    data_root: str | None = describe(None, "Folder of the videos; none = that of the file.")
     label_keys: list[str] = describe(["labels"], "Keys of an object in a JSON list that hold its labels.")
     detector_boxes: str | None = describe(
-        None, "Boxes of a detector to test with; none = the annotated boxes, which no detector has to find then."
+        None, "Boxes of a detector to test with; default: the annotated boxes, which no detector has to find then."
     )
     min_box_score: float = describe(0.8, "Score below which a detector's box is left out.")
-    box_noise: float = describe(0.0, "Move each edge of a box at random by up to this share of its side.")
-    ground_truth: str | None = describe(None, "Annotations to test against; none = those of data.")
+    ground_truth: str | None = describe(None, "Annotations to test against; default: those of the tested data.")
     excluded: str | None = describe(None, "CSV of key frames that are not tested (movie,second).")
-    label_map: str | None = describe(None, "Label map (.pbtxt) of the classes that count; none = all, of AVA 60.")
-    sampling_strategy: Literal["dense", "segments"] | None = describe(None, "How frames are chosen.")
-    frame_stride: int | None = describe(None, "Frames from one to the next of a dense clip.")
-    frame_span: int | None = describe(None, "Frames around the key frame that segments are parts of.")
-    decoder: Literal["pyav", "decord", "torchcodec"] | None = describe(None, "Video reader.")
-    dataloader_num_workers: int = describe(4, "Worker processes that decode, for each process.")
-    max_skipped_ratio: float = describe(0.05, "Share of unreadable videos past which there is no result.")
+    label_map: str | None = describe(
+        None, "Label map (.pbtxt) of the classes that count; default: all, and 60 classes of AVA."
+    )
+
+
+@dataclass(kw_only=True)
+class TestedKeyFrameArguments(
+    NamedDataArguments,
+    TestedBoxArguments,
+    SourceArguments,
+    KeyFrameSamplingArguments,
+    WorkerArguments,
+    SkippingArguments,
+):
+    """Held-out key frames (AVA's CSV or JSON, or a JSON list); clips are taken as the model's processor does."""
+
+    box_noise: float = describe(0.0, "Move each edge of a box at random by up to this share of its side.")
 
 
 @dataclass(kw_only=True)
 class DetectionReportArguments(ReportArguments):
     """How much at a time, and what is written; a batch counts clips."""
 
-    num_pictured: int = describe(8, "Key frames in the picture; 0 = no picture.")
+    num_pictured: int = describe(8, "Key frames in the picture; 0: no picture.")
     min_pictured_score: float = describe(0.3, "Score from which a class is written at its box.")
 
 
@@ -340,50 +361,50 @@ SECTIONS = {
 
 
 def load_detector(
-    args: EvaluatedModelArguments, data: TestedKeyFrameArguments
-) -> tuple[UMTVideoForActionDetection, UMTVideoProcessor]:
+    args: EvaluatedModelArguments, data: TestedKeyFrameArguments, device: torch.device
+) -> ActionDetector:
     """The detector with all its weights, and its processor with the settings of the run.
 
     Raises:
         ValueError: If model or data are not named, or the folder lacks weights: random ones give a number too.
     """
-    require_names(args, data)
-    model = load_whole_model(UMTVideoForActionDetection, args)
-    processor = UMTVideoProcessor.from_pretrained(args.model_name_or_path)
-    for name in ("sampling_strategy", "frame_stride", "frame_span", "decoder"):
-        if (value := getattr(data, name)) is not None:
-            setattr(processor, name, value)
-    return model, processor
+    name, _ = require_names(args, data)
+    detector = ActionDetector(name, device, args.attn_implementation)
+    override_settings(detector.processor, data, ("sampling_strategy", "frame_stride", "frame_span", "decoder"))
+    return detector
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Parse, load, detect, report; also the results as CSV and a picture.
+def load_tested_frames(args: TestedKeyFrameArguments, names: list[str]) -> DetectionData:
+    """Read what the arguments name; see `load_detection_data`."""
+    return load_detection_data(
+        str(args.data),
+        data_root=args.data_root,
+        class_names=names,
+        label_keys=args.label_keys,
+        detector_boxes=args.detector_boxes,
+        min_box_score=args.min_box_score,
+        ground_truth=args.ground_truth,
+        excluded=args.excluded,
+        label_map=args.label_map,
+        box_noise=args.box_noise,
+    )
 
-    Args:
-        arguments: Command line; `None` = the process's own.
+
+@script(SECTIONS)
+def main(
+    model_args: EvaluatedModelArguments, data_args: TestedKeyFrameArguments, args: DetectionReportArguments
+) -> dict[str, float]:
+    """Load, detect, report; also the results as CSV and a picture.
 
     Returns:
         `map50`, and the number of unreadable key frames.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    model_args, data_args, args = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
-    model, processor = load_detector(model_args, data_args)
-    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    data = load_detection_data(
-        data_args.data,
-        data_root=data_args.data_root,
-        class_names=names,
-        label_keys=data_args.label_keys,
-        detector_boxes=data_args.detector_boxes,
-        min_box_score=data_args.min_box_score,
-        ground_truth=data_args.ground_truth,
-        excluded=data_args.excluded,
-        label_map=data_args.label_map,
-        box_noise=data_args.box_noise,
-    )
+    detector = load_detector(model_args, data_args, accelerator.device)
+    processor, names = detector.processor, detector.labels
+    data = load_tested_frames(data_args, names)
     found = detect_actions(
-        model.to(accelerator.device),
+        detector.model,
         processor,
         data.frames,
         accelerator,
@@ -403,25 +424,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
             "num_boxes": len(found.scores),
             "num_key_frames_with_truth": len(data.truth),
             "boxes": describe_boxes(data_args),
-            "model": model_args.model_name_or_path,
             **dataclasses.asdict(data_args),
-            "data_sha256": hash_source(data_args.data),
-            "num_frames": processor.num_frames,
+            **describe_run(detector.model, processor, accelerator, model_args, data_args),
             "sampling_strategy": processor.sampling_strategy,
             "frame_stride": processor.frame_stride,
             "frame_span": processor.frame_span,
-            "frame_size": dict(processor.size),
-            "decoder": processor.decoder,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "mixed_precision": accelerator.mixed_precision,
-            "attn_implementation": model.config._attn_implementation,
-            "device": accelerator.device.type,
-            "num_processes": accelerator.num_processes,
-            "versions": collect_versions(),
             **dataclasses.asdict(args),
         }
         write_report(accelerator, args.output_dir, report)
-        write_results(data, found, Path(args.output_dir) / "results.csv")
+        write_results(data, found, Path(args.output_dir) / BOX_RESULTS_FILE)
         if args.num_pictured:
             draw_detections(data, found, processor, args)
     accelerator.wait_for_everyone()
@@ -429,7 +440,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def describe_boxes(args: TestedKeyFrameArguments) -> str:
-    """Where the boxes of a test came from: a number hangs on that."""
+    """Where the boxes of a test came from: a number depends on that."""
     source = "annotations" if args.detector_boxes is None else "detector"
     return source if not args.box_noise else f"{source}, edges moved by up to {args.box_noise:g} of a side"
 
@@ -439,6 +450,7 @@ def draw_detections(
 ) -> None:
     """Write `detections.png`: key frames spread over the data, with boxes, labels and scores."""
     readable = [number for number in range(len(data.frames)) if number not in found.unreadable]
+    # Spread over the data, whose neighbours look alike.
     places = np.linspace(0, len(readable) - 1, min(args.num_pictured, len(readable))).astype(int)
     detections, truth = list_detections(data, found), {frame.key: frame for frame in data.truth}
     pictured = []
@@ -467,7 +479,7 @@ def draw_detections(
                 true_labels=[[data.names[label] for label in labels] for labels in true_labels],
             )
         )
-    picture = Path(args.output_dir) / "detections.png"
+    picture = Path(args.output_dir) / BOX_PICTURE
     plot_detections(pictured, picture)
     logger.info("Picture: %s", picture)
 

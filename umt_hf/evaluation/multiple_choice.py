@@ -7,9 +7,7 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4.
 """
 
 import dataclasses
-import logging
-import sys
-from collections.abc import Sequence
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -17,14 +15,14 @@ from datasets import Dataset
 
 from ..data.annotations import load_choices
 from ..inference.held_out import evaluation_mode, group_by_video, load_video_batches, plan_shard, share_rows
-from ..inference.loading import load_model_and_processor
 from ..modeling.losses_umt import compute_similarity
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments, ReportArguments
-from ..runs.config import parse_config
+from ..runs.config import script
 from .metrics.accuracy import ChoiceAccuracy
 from .report import describe_run, write_report
+from .setup import load_model_and_processor
 
 MATCHING_SHARE = 0.7
 
@@ -45,7 +43,7 @@ def score_choices(
         processor: Its number of frames, size, decoder and text length hold; frames are the middle ones of equal parts.
         choices: As `load_choices` gives them.
         accelerator: Of the run; its precision holds.
-        batch_size: Rows a process takes at a time.
+        batch_size: Rows that a process takes at a time.
         num_workers: Processes that decode, for each process.
 
     Returns:
@@ -58,8 +56,10 @@ def score_choices(
     Source: the published multiple-choice test.
     """
     counts = [len(options) for options in choices["caption"]]
+    # Padded to the longest list of options; what stands beyond a row's own is cut off below.
     scores = torch.zeros(len(counts), max(counts))
     batches = plan_shard(len(counts), batch_size, accelerator)
+    # Rows may repeat a video; it is read once per row, as its options differ.
     videos = list(choices["video"])
     with evaluation_mode(model, accelerator):
         for batch, pixels in load_video_batches(videos, batches, processor.video_processor, accelerator, num_workers):
@@ -99,6 +99,7 @@ def compute_choice_scores(
     similarities = similarities[video_of_option, torch.arange(len(input_ids), device=input_ids.device)]
     logits = model.match(video.last_hidden_state[video_of_option], text.last_hidden_state, attention_mask)
     matching = logits.float().softmax(dim=1)[:, 1]
+    # The softmax runs over a video's own options, the matching head sees each alone.
     blended = zip(matching.split(counts), similarities.split(counts), strict=True)
     return [MATCHING_SHARE * match + (1 - MATCHING_SHARE) * similar.softmax(dim=0) for match, similar in blended]
 
@@ -106,26 +107,25 @@ def compute_choice_scores(
 def compute_choice_accuracy(scores: list[list[float]], choices: Dataset) -> dict[str, float]:
     """Share of rows whose right option has the highest score, in [0, 1], as `accuracy`."""
     answers = [int(answer) for answer in choices["answer"]]
-    return ChoiceAccuracy(keep_in_memory=True).compute(predictions=scores, references=answers)
+    figures = ChoiceAccuracy(keep_in_memory=True).compute(predictions=scores, references=answers)
+    return cast("dict[str, float]", figures)  # None is for processes that compute nothing
 
 
 SECTIONS = {"model": EvaluatedModelArguments, "data": EvaluationDataArguments, "evaluation": ReportArguments}
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Parse, load, choose, measure, report.
-
-    Args:
-        arguments: Command line; `None` = the process's own.
+@script(SECTIONS)
+def main(
+    model_args: EvaluatedModelArguments, data: EvaluationDataArguments, args: ReportArguments
+) -> dict[str, float]:
+    """Load, choose, measure, report.
 
     Returns:
         `accuracy`.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    model_args, data, args = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
     model, processor = load_model_and_processor(UMTVideoTextForRetrieval, model_args, data)
-    choices = load_choices(data.data, **data.source_options())
+    choices = load_choices(str(data.data), **data.source_options())
     scores = score_choices(
         model.to(accelerator.device),
         processor,

@@ -8,24 +8,28 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4.
 
 import dataclasses
 import logging
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from accelerate import Accelerator
 from datasets import Dataset
 
 from ..data.annotations import load_answers, load_questions
 from ..inference.held_out import group_by_video
-from ..inference.loading import load_model_and_processor
 from ..inference.question_answering import answer_questions
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
-from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments, ReportArguments
-from ..runs.config import describe, parse_config
+from ..runs.arguments import (
+    AnswerArguments,
+    AnswerLengthArguments,
+    EvaluatedModelArguments,
+    EvaluationDataArguments,
+    ReportArguments,
+)
+from ..runs.config import script
 from ..runs.folder import hash_source
 from .metrics.accuracy import ExactAnswerAccuracy
 from .report import describe_run, write_report
+from .setup import load_model_and_processor
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ def compute_answer_accuracy(predictions: list[dict[str, Any]], questions: Datase
     """
     ids = list(questions["question_id"])
     given = {prediction["question_id"]: prediction["answer"] for prediction in predictions}
+    # Two questions of one id would share an answer, and one of them would count wrongly.
     if len(set(ids)) < len(ids) or len(given) < len(predictions):
         raise ValueError("A question_id appears twice: give every question its own.")
     if unknown := given.keys() - set(ids):
@@ -54,41 +59,34 @@ def compute_answer_accuracy(predictions: list[dict[str, Any]], questions: Datase
         if not annotated:
             raise ValueError(f"Question {question_id} has no annotated answer to compare with.")
     metric = ExactAnswerAccuracy(keep_in_memory=True)
-    return metric.compute(predictions=[given.get(question_id) for question_id in ids], references=references)
+    figures = metric.compute(predictions=[given.get(question_id) for question_id in ids], references=references)
+    return cast("dict[str, float]", figures)  # None is for processes that compute nothing
 
 
 @dataclass(kw_only=True)
-class QuestionAnsweringArguments(ReportArguments):
-    """How answers are found."""
-
-    answers: str | None = describe(None, "JSON list of the possible answers; none = in the model's own words.")
-    top_k: int | None = describe(
-        None, "Answers of the list that are scored whole; none = 128, as published, or all of a shorter list."
-    )
-    max_answer_tokens: int = describe(5, "Tokens of an answer, [CLS] and [SEP] included.")
+class AnswerReportArguments(ReportArguments, AnswerArguments, AnswerLengthArguments):
+    """How answers are found, and the report."""
 
 
 SECTIONS = {
     "model": EvaluatedModelArguments,
     "data": EvaluationDataArguments,
-    "evaluation": QuestionAnsweringArguments,
+    "evaluation": AnswerReportArguments,
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Parse, load, answer, measure, report; without annotated answers only the predictions are written.
-
-    Args:
-        arguments: Command line; `None` = the process's own.
+@script(SECTIONS)
+def main(
+    model_args: EvaluatedModelArguments, data: EvaluationDataArguments, args: AnswerReportArguments
+) -> dict[str, float]:
+    """Load, answer, measure, report; without annotated answers only the predictions are written.
 
     Returns:
         `accuracy`, or nothing without annotated answers.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    model_args, data, args = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
     model, processor = load_model_and_processor(UMTVideoTextForQuestionAnswering, model_args, data)
-    questions = load_questions(data.data, **data.source_options())
+    questions = load_questions(str(data.data), **data.source_options())
     predictions = answer_questions(
         model.to(accelerator.device),
         processor,
@@ -100,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         max_answer_tokens=args.max_answer_tokens,
         num_workers=data.dataloader_num_workers,
     )
+    # Sets whose answers are held back are answered for a test server.
     metrics = compute_answer_accuracy(predictions, questions) if any(questions["answers"]) else {}
     report = {
         "task": "question answering",

@@ -10,32 +10,39 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments
-from ..runs.folder import collect_versions, hash_source
+from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.arguments import EvaluatedModelArguments
+from ..runs.folder import PREDICTIONS_FILE, REPORT_FILE, collect_versions, hash_source
 
 logger = logging.getLogger(__name__)
 
 
 def describe_run(
     model: PreTrainedModel,
-    processor: UMTVideoTextProcessor,
+    processor: UMTVideoProcessor | UMTVideoTextProcessor,
     accelerator: Accelerator,
     model_args: EvaluatedModelArguments,
-    data: EvaluationDataArguments,
+    data: Any,
 ) -> dict[str, Any]:
-    """What a number hangs on, apart from the task's own arguments."""
-    return {
+    """Settings that affect the result, for the report; the task adds what only it has.
+
+    Args:
+        model: The model that is tested.
+        processor: Its processor, with the settings of the run.
+        accelerator: Of the run.
+        model_args: Arguments that name the model.
+        data: Arguments that name the data; `split` is recorded where they have one.
+    """
+    video = processor if isinstance(processor, UMTVideoProcessor) else processor.video_processor
+    # Enough to repeat the number: another decoder, precision or attention gives another one.
+    record = {
         "model": model_args.model_name_or_path,
         "data": data.data,
         "data_sha256": hash_source(data.data),
-        "split": data.split if not Path(data.data).is_file() else None,
-        "num_frames": processor.video_processor.num_frames,
-        "frame_sampling": "middle",
-        "first_seconds": processor.video_processor.first_seconds,
-        "frame_size": dict(processor.video_processor.crop_size),
-        "max_text_tokens": processor.tokenizer.model_max_length,
-        "clean_text": processor.clean_text,
-        "decoder": processor.video_processor.decoder,
+        "num_frames": video.num_frames,
+        "frame_sampling": video.sampling_strategy,
+        "frame_size": dict(video.crop_size if video.do_center_crop else video.size),
+        "decoder": video.decoder,
         "dtype": str(model.dtype).removeprefix("torch."),
         "mixed_precision": accelerator.mixed_precision,
         "attn_implementation": model.config._attn_implementation,
@@ -43,6 +50,16 @@ def describe_run(
         "num_processes": accelerator.num_processes,
         "versions": collect_versions(),
     }
+    if isinstance(processor, UMTVideoTextProcessor):
+        record |= {
+            "split": None if Path(data.data).is_file() else data.split,
+            "frame_sampling": "middle",  # of models of video and text, whatever the processor's own strategy
+            "frame_size": dict(video.crop_size),
+            "first_seconds": video.first_seconds,
+            "max_text_tokens": processor.tokenizer.model_max_length,
+            "clean_text": processor.clean_text,
+        }
+    return record
 
 
 def write_report(
@@ -56,9 +73,9 @@ def write_report(
         return
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
     if predictions is not None:
-        (folder / "predictions.json").write_text(json.dumps(predictions, indent=2) + "\n")
+        (folder / PREDICTIONS_FILE).write_text(json.dumps(predictions, indent=2) + "\n")
     lines = [f"  {name:<36} {value:10.4f}" for name, value in report["metrics"].items()]
     logger.info("%s on %s:\n%s", report["model"], report["data"], "\n".join(lines))
-    logger.info("Report: %s", folder / "report.json")
+    logger.info("Report: %s", folder / REPORT_FILE)

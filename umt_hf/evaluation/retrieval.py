@@ -7,14 +7,12 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4.
 """
 
 import dataclasses
-import logging
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,14 +20,20 @@ from accelerate import Accelerator
 
 from ..data.annotations import RetrievalSet, load_retrieval_set
 from ..inference.held_out import evaluation_mode, load_video_batches, plan_shard, share_rows
-from ..inference.loading import load_model_and_processor
 from ..modeling.losses_umt import average_video_embeds, normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval, UMTVideoTextModel
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments, ReportArguments
-from ..runs.config import describe, parse_config
+from ..runs.arguments import (
+    CaptionArguments,
+    EvaluatedModelArguments,
+    EvaluationDataArguments,
+    ReportArguments,
+    RerankingArguments,
+)
+from ..runs.config import describe, script, set_defaults
 from .metrics.ranks import RetrievalRecall, compute_ranks, mark_right_items
 from .report import describe_run, write_report
+from .setup import load_model_and_processor
 
 BLOCK_SCORES = 2**24  # similarities computed at a time
 
@@ -42,8 +46,8 @@ class RetrievalFeatures:
         video_embeds: Mean of each video's projected unit vectors, `(videos, D)`, float32, on the host.
         text_embeds: Projected unit vectors, `(texts, D)`, float32, on the host.
         batches: Indices of the videos that this process encoded, batch by batch.
-        video_tokens: Tokens of this process's videos in that order, `(own videos, V, width)`; `None` = not kept.
-        text_tokens: States of all texts, `(texts, L, H)`, on the host; `None` = not kept.
+        video_tokens: Tokens of this process's videos in that order, `(own videos, V, width)`; `None` if not kept.
+        text_tokens: States of all texts, `(texts, L, H)`, on the host; `None` if not kept.
         attention_mask: 1 at the texts' tokens and 0 at padding, `(texts, L)`.
     """
 
@@ -72,18 +76,15 @@ def evaluate_retrieval(
 
     Args:
         model: With a matching head ([`UMTVideoTextForRetrieval`] or a subclass) if `rerank`. It runs as in `eval()`.
-        processor: Its number of frames, size, decoder, `first_seconds` and text length hold; frames are the middle
-            ones of equal parts.
+        processor: Gives number of frames, size, decoder, `first_seconds` and text length.
         retrieval_set: Videos, texts, and which belong together.
-        accelerator: Of the run; its precision holds.
-        batch_size: Videos, texts or pairs a process takes at a time.
-        top_k: Items of each query that the matching head judges. What it does not judge keeps its dual-encoder order
-            behind them.
+        accelerator: Of the run; gives the precision.
+        batch_size: Videos, texts or pairs that a process takes at a time.
+        top_k: Items of each query that the matching head judges; the remaining ones are ranked after these.
         rerank: Whether the matching head judges.
-        dual_softmax: Whether to report as well what dual softmax gives. It looks at all queries of the test at once,
-            which a search engine cannot, so its numbers bear its name and are not to be compared with others.
+        dual_softmax: Whether to report as well what dual softmax gives.
         num_workers: Processes that decode, for each process.
-        cache_dir: Folder for the videos' tokens; `None` = the system's for temporary files.
+        cache_dir: Folder for the videos' tokens; default: the system's for temporary files.
 
     Returns:
         `<scores>_<direction>_<figure>` with scores "dual", "reranked" or "dual_softmax", direction "text_to_video" or
@@ -97,12 +98,7 @@ def evaluate_retrieval(
 
     Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4; Li et al., "Align before Fuse", 2021, section 5.
     """
-    if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}.")
-    if rerank and not hasattr(model, "match"):  # no `isinstance`: PEFT wraps models
-        raise ValueError(
-            f"{type(model).__name__} has no matching head: set rerank=False, or load a model for retrieval."
-        )
+    _check_request(model, top_k, rerank)
     features = encode_retrieval_set(
         model,
         processor,
@@ -119,17 +115,28 @@ def evaluate_retrieval(
     video_ranks, video_candidates = rank_by_similarity(videos, texts, by_video, accelerator, top_k)
     metrics = _summarize("dual", text_ranks, video_ranks)
     if dual_softmax:
+        # It sees all queries of the test at once, as no search engine can: its figures bear its name and are not
+        # comparable with others.
         metrics |= _summarize("dual_softmax", *_rank_by_dual_softmax(model, features, retrieval_set, accelerator))
     if rerank:
+        matching = cast("UMTVideoTextForRetrieval", model)
         text_logits, video_logits = match_candidates(
-            model, features, text_candidates, video_candidates, accelerator, batch_size=batch_size
+            matching, features, text_candidates, video_candidates, accelerator, batch_size=batch_size
         )
-        metrics |= _summarize(
-            "reranked",
-            rerank_candidates(text_ranks, text_candidates, text_logits, by_text),
-            rerank_candidates(video_ranks, video_candidates, video_logits, by_video),
-        )
+        text_ranks = rerank_candidates(text_ranks, text_candidates, text_logits, by_text)
+        video_ranks = rerank_candidates(video_ranks, video_candidates, video_logits, by_video)
+        metrics |= _summarize("reranked", text_ranks, video_ranks)
     return metrics
+
+
+def _check_request(model: UMTVideoTextModel, top_k: int, rerank: bool) -> None:
+    """Refuse what cannot be measured, before anything is encoded."""
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}.")
+    if rerank and not hasattr(model, "match"):  # no `isinstance`: PEFT wraps models
+        raise ValueError(
+            f"{type(model).__name__} has no matching head: set rerank=False, or load a model for retrieval."
+        )
 
 
 def encode_retrieval_set(
@@ -150,10 +157,10 @@ def encode_retrieval_set(
         processor: See `evaluate_retrieval`.
         retrieval_set: What to encode.
         accelerator: Of the run.
-        batch_size: Videos or texts a process takes at a time.
+        batch_size: Videos or texts that a process takes at a time.
         num_workers: Processes that decode, for each process.
         keep_tokens: Whether to keep what the matching head needs, in the precision it computes with.
-        cache_dir: Folder for the videos' tokens; `None` = the system's for temporary files. The file vanishes with
+        cache_dir: Folder for the videos' tokens; default: the system's for temporary files. The file vanishes with
             the features.
 
     Raises:
@@ -165,9 +172,9 @@ def encode_retrieval_set(
     width = model.config.projection_dim
     encoded = processor(text=texts, padding=True, return_tensors="pt")
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
-    text_embeds, text_tokens = torch.zeros(len(texts), width), None
-    if keep_tokens:
-        text_tokens = torch.zeros(*ids.shape, model.config.text_config.hidden_size, dtype=dtype)
+    text: Any = model.config.text_config
+    text_embeds = torch.zeros(len(texts), width)
+    text_tokens = torch.zeros(*ids.shape, text.hidden_size, dtype=dtype) if keep_tokens else None
     video_embeds, video_tokens = torch.zeros(len(videos), width), None
     batches = plan_shard(len(videos), batch_size, accelerator)
 
@@ -176,7 +183,7 @@ def encode_retrieval_set(
             rows = slice(batch.start, batch.stop)
             states = model.get_text_features(ids[rows].to(accelerator.device), mask[rows].to(accelerator.device))
             text_embeds[rows] = normalize_features(states.pooler_output).cpu()
-            if keep_tokens:
+            if text_tokens is not None:
                 text_tokens[rows] = states.last_hidden_state.to(dtype).cpu()
         num_read = 0
         for batch, pixels in load_video_batches(videos, batches, processor.video_processor, accelerator, num_workers):
@@ -188,8 +195,9 @@ def encode_retrieval_set(
                     video_tokens = map_tensor((sum(map(len, batches)), *tokens.shape[1:]), dtype, cache_dir)
                 video_tokens[num_read : num_read + len(batch)] = tokens.cpu()
             num_read += len(batch)
-    for rows in (text_embeds, video_embeds, *([text_tokens] if keep_tokens else [])):
-        share_rows(rows, accelerator)
+    for shared in (text_embeds, video_embeds, text_tokens):
+        if shared is not None:
+            share_rows(shared, accelerator)
     return RetrievalFeatures(video_embeds, text_embeds, batches, video_tokens, text_tokens, mask)
 
 
@@ -243,7 +251,7 @@ def rank_by_similarity(
     ranks = torch.zeros(len(queries), dtype=torch.long)
     candidates = torch.zeros(len(queries), k, dtype=torch.long)
     for rows, scores in _multiply_in_blocks(queries, items, accelerator):
-        if log_normalizers is not None:
+        if temperature is not None and log_normalizers is not None:
             scores = 2 * scores / temperature - log_normalizers.to(scores.device)
         is_right = mark_right_items(right_items[rows], len(items)).to(scores.device)
         ranks[rows] = compute_ranks(scores, is_right).cpu()
@@ -276,12 +284,16 @@ def match_candidates(
         features: Of the set, with tokens.
         text_candidates: Indices of videos for each text, `(texts, k)`.
         video_candidates: Indices of texts for each video, `(videos, k)`.
-        accelerator: Of the run; each process judges the pairs of its own videos.
+        accelerator: Of the run; each process judges the pairs of the videos that it encoded.
         batch_size: Pairs at a time.
 
     Returns:
         Raw logits of class "match", in the candidates' shapes, float32.
     """
+    if features.text_tokens is None:
+        raise ValueError("The matching head needs the tokens of videos and texts: encode them with keep_tokens=True.")
+    # None in a process that encoded no video, which has no batches either.
+    video_tokens = cast("torch.Tensor", features.video_tokens)
     num_texts = len(features.text_embeds)
     text_keys = text_candidates * num_texts + torch.arange(num_texts)[:, None]
     video_keys = torch.arange(len(features.video_embeds))[:, None] * num_texts + video_candidates
@@ -290,7 +302,7 @@ def match_candidates(
     device, num_seen = accelerator.device, 0
     with evaluation_mode(model, accelerator):
         for batch in features.batches:
-            tokens = features.video_tokens[num_seen : num_seen + len(batch)].to(device)
+            tokens = video_tokens[num_seen : num_seen + len(batch)].to(device)
             num_seen += len(batch)
             first, last = torch.searchsorted(keys, torch.tensor([batch.start, batch.stop]) * num_texts).tolist()
             for start in range(first, last, batch_size):
@@ -311,9 +323,7 @@ def rerank_candidates(
 ) -> torch.Tensor:
     """Ranks once the candidates are ordered by new scores, and all else stays behind them in its old order.
 
-    A right item that is no candidate therefore keeps its rank. (The published code leaves it to the sorting algorithm
-    which of the items that were not judged comes first; no figure of it hangs on that for `top_k` of 10 or more, since
-    it reports no median.)
+    A right item that is not a candidate therefore keeps its rank.
 
     Args:
         ranks: Of each query's best right item among all items, `(queries,)`.
@@ -324,6 +334,8 @@ def rerank_candidates(
     Returns:
         Integers `(queries,)`.
     """
+    # The published code leaves the order of the other items to the sorting algorithm. None of its figures depends on
+    # that for a top_k of 10 or more, since it reports no median.
     num_items = max(int(candidates.max()), max(map(max, right_items))) + 1
     query = torch.arange(len(ranks))
     right_keys = [row * num_items + item for row, items in enumerate(right_items) for item in items]
@@ -363,11 +375,9 @@ def _compute_log_normalizers(
 def _multiply_in_blocks(
     rows: torch.Tensor, columns: torch.Tensor, accelerator: Accelerator
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Products of all rows `(n, D)` with all columns `(m, D)`, `(rows of a block, m)`; this process's blocks.
-
-    They are summed in float64: in float32 the last bit of a sum hangs on the column's place, and equal columns would
-    not tie.
-    """
+    """Products of all rows `(n, D)` with all columns `(m, D)`, `(rows of a block, m)`; this process's blocks."""
+    # Summed in float64: in float32 the last bit of a sum depends on the column's place, so that equal columns would
+    # not tie.
     device = torch.device("cpu") if accelerator.device.type == "mps" else accelerator.device  # no float64 there
     columns = columns.to(device).double().T
     for block in plan_shard(len(rows), max(1, BLOCK_SCORES // columns.shape[1]), accelerator):
@@ -379,47 +389,44 @@ def _summarize(scores: str, text_ranks: torch.Tensor, video_ranks: torch.Tensor)
     metrics: dict[str, float] = {}
     directions = {"text_to_video": text_ranks, "video_to_text": video_ranks}
     for direction, ranks in directions.items():
-        figures = RetrievalRecall(keep_in_memory=True).compute(predictions=ranks.tolist())
+        figures = RetrievalRecall(keep_in_memory=True).compute(predictions=ranks.tolist()) or {}
         metrics |= {f"{scores}_{direction}_{name}": value for name, value in figures.items()}
     recalls = [metrics[f"{scores}_{direction}_mean_recall"] for direction in directions]
     return metrics | {f"{scores}_mean_recall": sum(recalls) / len(recalls)}
 
 
 @dataclass(kw_only=True)
-class RetrievalArguments(ReportArguments):
-    """What is asked of the set."""
+@set_defaults(captions="each")
+class RetrievalReportArguments(ReportArguments, CaptionArguments, RerankingArguments):
+    """What is asked of the set, and the report."""
 
-    captions: Literal["each", "paragraph"] = describe(
-        "each", "A list of captions: texts of their own (MSVD), or the sentences of one text (ActivityNet, DiDeMo)."
-    )
-    multiple_videos_per_text: bool = describe(False, "Equal captions are one text with several videos (SSv2).")
-    rerank: bool = describe(True, "Let the matching head judge the best items of the dual encoder.")
-    top_k: int = describe(128, "Items of each query that the matching head judges.")
+    rerank: bool = describe(True, "Let the matching head rank the best candidates again.")
     dual_softmax: bool = describe(
         False, "Report dual softmax too, which needs all queries at once; comparable with nothing else."
     )
-    cache_dir: str | None = describe(None, "Folder for the videos' tokens; none = the system's for temporary files.")
+    cache_dir: str | None = describe(
+        None, "Folder for the videos' tokens; default: the system's folder for temporary files."
+    )
 
 
-SECTIONS = {"model": EvaluatedModelArguments, "data": EvaluationDataArguments, "evaluation": RetrievalArguments}
+SECTIONS = {"model": EvaluatedModelArguments, "data": EvaluationDataArguments, "evaluation": RetrievalReportArguments}
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Parse, load, measure, report.
-
-    Args:
-        arguments: Command line; `None` = the process's own.
+@script(SECTIONS)
+def main(
+    model_args: EvaluatedModelArguments, data: EvaluationDataArguments, args: RetrievalReportArguments
+) -> dict[str, float]:
+    """Load, measure, report.
 
     Returns:
         Metrics; see `evaluate_retrieval`.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    model_args, data, args = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
-    model_class = UMTVideoTextForRetrieval if args.rerank else UMTVideoTextModel
+    rerank = args.rerank and args.rerank_top_k > 0
+    model_class = UMTVideoTextForRetrieval if rerank else UMTVideoTextModel
     model, processor = load_model_and_processor(model_class, model_args, data)
     retrieval_set = load_retrieval_set(
-        data.data, args.captions, args.multiple_videos_per_text, **data.source_options()
+        str(data.data), args.captions, args.multiple_videos_per_text, **data.source_options()
     )
     metrics = evaluate_retrieval(
         model.to(accelerator.device),
@@ -427,8 +434,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         retrieval_set,
         accelerator,
         batch_size=args.per_device_eval_batch_size,
-        top_k=args.top_k,
-        rerank=args.rerank,
+        top_k=args.rerank_top_k or 1,
+        rerank=rerank,
         dual_softmax=args.dual_softmax,
         num_workers=data.dataloader_num_workers,
         cache_dir=args.cache_dir,

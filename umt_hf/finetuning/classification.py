@@ -10,12 +10,11 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4, and the published f
 
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,15 +24,32 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
-from ..data.annotations import check_labels
+from ..data.annotations import check_labels, load_class_names
 from ..data.sources import get_source, load_videos
 from ..evaluation.classification import classify_videos
+from ..inference.loading import load_with_report
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.classification_transforms import ClassificationTransform, ClipMix
 from ..processing.clips import read_clip
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.config import describe, parse_config
+from ..runs.arguments import (
+    ClassNameArguments,
+    ClipSizeArguments,
+    CropArguments,
+    CSVArguments,
+    DropPathArguments,
+    ModelSourceArguments,
+    RepeatArguments,
+    SamplingArguments,
+    SkippingArguments,
+    SourceArguments,
+    TestDataArguments,
+    TrainedPartArguments,
+    TrainingDataArguments,
+    ViewArguments,
+)
+from ..runs.config import REQUIRED, describe, require, script, set_defaults
 from ..training.clips import build_generator
 from ..training.trainer import count_videos
 from .trainer import (
@@ -49,54 +65,51 @@ from .trainer import (
 logger = logging.getLogger(__name__)
 
 PROBE_POOLING = {"linear_probe": "mean", "attentive_probe": "attentive"}
-MIX_KEY = -2  # tells the draw of a batch's mixing from those of its clips
+MIX_KEY = -2  # keeps the draw of a batch's mixing apart from those of its clips
 
 
 @dataclass(kw_only=True)
-class ClassificationArguments:
-    """What to fine-tune, on which videos, and how it is tested."""
+@set_defaults(model_name_or_path=REQUIRED)
+class ClassificationModelArguments(ModelSourceArguments, ClipSizeArguments, DropPathArguments, TrainedPartArguments):
+    """The stage-1 or classification folder to start from, and which part of it is trained."""
 
-    model_name_or_path: str = field(metadata={"help": "Stage-1 or classification folder, or Hub id."})
-    train_data: str = field(metadata={"help": "CSV (path,label) or folder with a sub-folder for each class."})
-    validation_data: str = field(metadata={"help": "Held-out videos in the same form, tested with one view."})
-    test_data: str | None = describe(None, "Videos tested once, after training, with test_clips x test_crops views.")
-    test_clips: int = describe(4, "Clips of a test video.")
-    test_crops: int = describe(3, "Crops of a test clip.")
-    class_names: str | None = describe(None, "JSON object, class index -> name, for a CSV.")
-    num_classes: int | None = describe(None, "Classes of a CSV without names; none = highest training label + 1.")
     head_rows: str | None = describe(
         None,
-        "Rows of the start's head that the classes take: first, or a JSON list of indices (K710 to K400/600/700).",
+        "Rows of the model's head that the classes start from: first, or a JSON list of indices (K710 to "
+        "K400/600/700); default: a fresh head where the classes differ.",
     )
-    num_frames: int | None = describe(None, "Frames of a clip; none = the encoder's own.")
-    image_size: int | None = describe(None, "Side of the square clips, in pixels; none = the encoder's own.")
-    drop_path_rate: float = describe(0.1, "Stochastic depth of the last layer, in [0, 1); 0 where it is frozen.")
-    attn_implementation: str = describe("sdpa", "Attention: sdpa, eager, flash_attention_2, ...")
-    mode: Literal["full", "linear_probe", "attentive_probe", "lora", "dora"] = describe(
-        "full", "Train everything, a linear or attentive head alone, or adapters and the head."
-    )
-    lora_rank: int = describe(16, "Rank of the adapters on query and value projections.")
-    data_root: str | None = describe(None, "Folder that relative paths of a CSV start from; none = the CSV's own.")
-    csv_separator: str = describe(",", "Separator of CSV columns, one character.")
-    decoder: str = describe("pyav", "Video reader: pyav, decord or torchcodec.")
-    sampling_strategy: str = describe("uniform", "How frames are chosen.")
-    max_skipped_ratio: float = describe(0.05, "Share of unreadable videos past which training or a test stops.")
+    has_probes: ClassVar[bool] = True
 
 
 @dataclass(kw_only=True)
-class AugmentationArguments:
+@set_defaults(train_data=REQUIRED, validation_data=REQUIRED, decoder="pyav", sampling_strategy="uniform")
+class ClassificationDataArguments(
+    TrainingDataArguments,
+    TestDataArguments,
+    ClassNameArguments,
+    SourceArguments,
+    CSVArguments,
+    SamplingArguments,
+    SkippingArguments,
+):
+    """Labelled videos: a CSV (path,label), or a folder with a sub-folder for each class."""
+
+    num_classes: int | None = describe(
+        None, "Classes of a CSV without names; default: the highest training label + 1."
+    )
+
+
+@dataclass(kw_only=True)
+class AugmentationArguments(CropArguments, RepeatArguments):
     """What happens to training clips; the defaults are mild, the recipes set the published ones."""
 
-    rand_augment: str | None = describe(None, "RandAugment policy, rand-m7-n4-mstd0.5-inc1 as published; none = off.")
-    crop_scale: list[float] = describe([0.5, 1.0], "Smallest and largest share of a frame that a crop has.")
-    crop_ratio: list[float] = describe([0.75, 1.3333], "Smallest and largest ratio of a crop's width to its height.")
-    horizontal_flip_probability: float = describe(
-        0.5, "Share of clips mirrored in training; 0 where left and right matter."
+    rand_augment: str | None = describe(
+        None, "RandAugment policy, rand-m7-n4-mstd0.5-inc1 as published; default: off."
     )
+    crop_ratio: list[float] = describe([0.75, 1.3333], "Smallest and largest ratio of a crop's width to its height.")
     erasing_probability: float = describe(0.0, "Share of clips in which a box is filled with noise.")
     mixup_alpha: float = describe(0.0, "Beta parameter of MixUp; 0 = off.")
     cutmix_alpha: float = describe(0.0, "Beta parameter of CutMix; 0 = off. With both on, each has half the batches.")
-    repeated_augmentation: int = describe(1, "Clips made of each decoded video.")
 
 
 @dataclass(kw_only=True)
@@ -104,7 +117,7 @@ class ClassificationTrainingArguments(EncoderFinetuningArguments):
     """`TrainingArguments` with the published optimizer, layer decay and schedule."""
 
     class_weighting: Literal["none", "balanced"] = describe(
-        "none", "balanced = a class counts by the inverse of its number of training videos."
+        "none", "How much a class counts: all the same, or by the inverse of its number of training videos (balanced)."
     )
     ema_decay: float = describe(0.0, "Decay of averaged weights, which are then tested and saved; 0 = off.")
 
@@ -115,8 +128,10 @@ class ClassificationTrainingArguments(EncoderFinetuningArguments):
 
 
 SECTIONS = {
-    "classification": ClassificationArguments,
+    "model": ClassificationModelArguments,
+    "data": ClassificationDataArguments,
     "augmentation": AugmentationArguments,
+    "evaluation": ViewArguments,
     "training": ClassificationTrainingArguments,
 }
 
@@ -157,11 +172,8 @@ class LabeledClips(TrainingClips):
         return {"pixel_values": torch.stack(clips)}
 
 
-class ClipCollator:
+class LabelledClipCollator:
     """Labelled clips to a batch, mixed with each other where that is asked for.
-
-    The first clips of all videos come first, then the second ones: mixing pairs neighbours, which are then not two
-    clips of one video.
 
     Args:
         mix: MixUp and CutMix, or `None`.
@@ -172,6 +184,7 @@ class ClipCollator:
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """`pixel_values`, `labels` (indices, or soft targets if mixed), `num_videos` and `failures`."""
+        # The first clips of all videos, then the second ones: mixing pairs neighbours, which then show two videos.
         pixel_values = torch.stack([sample["pixel_values"] for sample in samples], dim=1).flatten(0, 1)
         labels = torch.tensor([sample["row"]["label"] for sample in samples]).repeat(len(pixel_values) // len(samples))
         if self.mix is not None:
@@ -189,23 +202,32 @@ class ClassificationTrainer(EncoderFinetuningTrainer):
         **kwargs: As for `EncoderFinetuningTrainer`.
     """
 
+    args: ClassificationTrainingArguments  # pyrefly: ignore[bad-override-mutable-attribute]  narrower than in the base class
+
     def __init__(self, *, class_weights: torch.Tensor | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.class_weights = class_weights
         self.averaged: AveragedModel | None = None
+        self.resumed_from: str | None = None
         if self.args.ema_decay:
             self.add_callback(_AveragingCallback(self))
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    # pyrefly: ignore[bad-override]  further arguments differ between versions of Transformers
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         """Train; with `ema_decay` the model then has the averaged weights."""
         self.resumed_from = resume_from_checkpoint
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.averaged is not None:
+            # What is tested and saved from here on is the average.
             self.model.load_state_dict(self.averaged.module.state_dict())
         return result
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,  # noqa: ARG002 (the base class's signature)
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Cross entropy with indices or soft targets, smoothed by `label_smoothing_factor`.
 
@@ -213,6 +235,7 @@ class ClassificationTrainer(EncoderFinetuningTrainer):
             RuntimeError: If too many videos were unreadable.
         """
         count_videos(self.videos, inputs["failures"], inputs["num_videos"], self.max_skipped_ratio)
+        # Not the model's own loss, which takes neither soft targets nor class weights nor smoothing.
         outputs = model(pixel_values=inputs["pixel_values"])
         logits = outputs.logits.float()
         weights = None if self.class_weights is None else self.class_weights.to(logits.device)
@@ -245,24 +268,29 @@ class _AveragingCallback(TrainerCallback):
     def __init__(self, trainer: ClassificationTrainer):
         self.trainer = trainer
 
+    @property
+    def averaged(self) -> AveragedModel:
+        assert self.trainer.averaged is not None, "The average starts with the training."
+        return self.trainer.averaged
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
         average = get_ema_multi_avg_fn(args.ema_decay)
         self.trainer.averaged = AveragedModel(self.trainer.model, multi_avg_fn=average)
         if self.trainer.resumed_from:
             file = Path(self.trainer.resumed_from) / self.FILE
-            self.trainer.averaged.load_state_dict(torch.load(file, map_location=args.device, weights_only=True))
+            self.averaged.load_state_dict(torch.load(file, map_location=args.device, weights_only=True))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
-        self.trainer.averaged.update_parameters(self.trainer.model)
+        self.averaged.update_parameters(self.trainer.model)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            torch.save(self.trainer.averaged.state_dict(), folder / self.FILE)
+            torch.save(self.averaged.state_dict(), folder / self.FILE)
 
 
-def build_model(args: ClassificationArguments, names: list[str]) -> Any:
-    """The classifier in the asked mode; `id2label` speaks the classes' names.
+def build_classifier(args: ClassificationModelArguments, names: list[str]) -> Any:
+    """The classifier in the asked mode; `id2label` is set from the class names.
 
     Raises:
         ValueError: If `head_rows` does not fit the classes or the start.
@@ -291,39 +319,42 @@ def build_model(args: ClassificationArguments, names: list[str]) -> Any:
     return add_adapters(model, args.mode, args.lora_rank, heads)
 
 
-def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationArguments) -> None:
+def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationModelArguments) -> None:
     """Start each class with a row of the head that the start has, as published from K710 to K400, K600 and K700.
 
     Raises:
         ValueError: If there are not as many rows as classes, or the start has no such rows.
     """
-    num_classes = model.config.num_labels
-    rows = list(range(num_classes)) if args.head_rows == "first" else json.loads(Path(args.head_rows).read_text())
-    num_rows = UMTVideoConfig.from_pretrained(args.model_name_or_path).num_labels
+    num_classes = model.classifier.out_features
+    head_rows, folder = args.head_rows or "first", require(args.model_name_or_path, "model_name_or_path")
+    rows = list(range(num_classes)) if head_rows == "first" else json.loads(Path(head_rows).read_text())
+    num_rows = UMTVideoConfig.from_pretrained(folder).num_labels or 0
     if len(rows) != num_classes or not all(isinstance(row, int) and 0 <= row < num_rows for row in rows):
         raise ValueError(
             f"head_rows={args.head_rows}: expected {num_classes} indices below {num_rows}, the rows of the head of "
             f"{args.model_name_or_path}; got {len(rows)}."
         )
-    start, info = UMTVideoForVideoClassification.from_pretrained(args.model_name_or_path, output_loading_info=True)
-    if any(name.startswith("classifier.") for name in info["missing_keys"]):
+    loaded = load_with_report(UMTVideoForVideoClassification, folder)
+    if any(name.startswith("classifier.") for name in loaded.fresh):
         raise ValueError(f"head_rows={args.head_rows}: {args.model_name_or_path} has no classifier to take rows of.")
+    start = loaded.model
     with torch.no_grad():
         model.classifier.weight.copy_(start.classifier.weight[rows])
         model.classifier.bias.copy_(start.classifier.bias[rows])
 
 
-def load_labelled_videos(args: ClassificationArguments) -> tuple[Dataset, Dataset, list[str]]:
+def load_labelled_videos(args: ClassificationDataArguments) -> tuple[Dataset, Dataset, list[str]]:
     """Training videos, held-out videos with the same labels, and the names of the classes.
 
     Raises:
         ValueError: If videos have no labels, or labels that the classes do not have.
     """
-    options = {"data_root": args.data_root, "csv_separator": args.csv_separator}
-    train = load_videos(args.train_data, **options)
-    names = read_class_names(args, train)
-    check_labels(args.train_data, train, names)
-    return train, load_held_out(args.validation_data, names, **options), names
+    options: dict[str, Any] = {"data_root": args.data_root, "csv_separator": args.csv_separator}
+    source = require(args.train_data, "train_data")
+    train = load_videos(source, **options)
+    names = choose_class_names(args, train)
+    check_labels(source, train, names)
+    return train, load_held_out(require(args.validation_data, "validation_data"), names, **options), names
 
 
 def load_held_out(source: str, names: list[str], **options: Any) -> Dataset:
@@ -337,20 +368,17 @@ def load_held_out(source: str, names: list[str], **options: Any) -> Dataset:
     return table
 
 
-def read_class_names(args: ClassificationArguments, table: Dataset) -> list[str]:
+def choose_class_names(args: ClassificationDataArguments, table: Dataset) -> list[str]:
     """Names of the classes, by index: from `class_names`, else the sub-folders' names, else `LABEL_<i>`.
 
     Raises:
-        ValueError: If the videos have no labels, or the file of names is not an object of indices and names.
+        ValueError: If the videos have no labels, or the file of names is not a list or an object of indices and names.
     """
     if "label" not in table.column_names:
         raise ValueError(f"{args.train_data}: no labels; give a CSV (path,label) or one sub-folder for each class.")
     if args.class_names is not None:
-        names = json.loads(Path(args.class_names).read_text())
-        if not isinstance(names, dict) or sorted(names) != sorted(str(i) for i in range(len(names))):
-            raise ValueError(f'{args.class_names}: expected a JSON object such as {{"0": "run", "1": "jump"}}.')
-        return [names[str(i)] for i in range(len(names))]
-    folder = Path(args.train_data)
+        return load_class_names(args.class_names)
+    folder = Path(require(args.train_data, "train_data"))
     if folder.is_dir():
         return sorted({Path(video).relative_to(folder).parts[0] for video in table["video"]})
     return [f"LABEL_{i}" for i in range(args.num_classes or max(table["label"]) + 1)]
@@ -370,17 +398,17 @@ def compute_class_weights(labels: Sequence[int], num_classes: int) -> torch.Tens
     return torch.tensor(len(labels) / (num_classes * counts), dtype=torch.float32)
 
 
-def build_test(
+def build_accuracy_test(
     table: Dataset,
     processor: UMTVideoProcessor,
-    args: ClassificationArguments,
+    args: ClassificationDataArguments,
     training: ClassificationTrainingArguments,
     num_clips: int = 1,
     num_crops: int = 1,
 ) -> Evaluation:
     """Accuracy on held-out videos, by one view or several."""
 
-    def test(model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+    def test(model: UMTVideoForVideoClassification, accelerator: Accelerator) -> dict[str, float]:
         return classify_videos(
             model,
             processor,
@@ -397,19 +425,25 @@ def build_test(
     return test
 
 
-def build_trainer(
-    args: ClassificationArguments, augmentation: AugmentationArguments, training: ClassificationTrainingArguments
+def build_classification_trainer(
+    args: ClassificationModelArguments,
+    data: ClassificationDataArguments,
+    augmentation: AugmentationArguments,
+    views: ViewArguments,
+    training: ClassificationTrainingArguments,
 ) -> ClassificationTrainer:
     """Data, model, augmentation and tests of a run, put together."""
-    train, validation, names = load_labelled_videos(args)
-    model = build_model(args, names)
+    train, validation, names = load_labelled_videos(data)
+    model = build_classifier(args, names)
     processor = UMTVideoProcessor.from_model_config(
-        model.config, sampling_strategy=args.sampling_strategy, decoder=args.decoder
+        model.config, sampling_strategy=data.sampling_strategy, decoder=data.decoder
     )
+    smallest, largest = augmentation.crop_scale
+    narrowest, widest = augmentation.crop_ratio
     transform = ClassificationTransform(
         model.config.image_size,
-        tuple(augmentation.crop_scale),
-        tuple(augmentation.crop_ratio),
+        (smallest, largest),
+        (narrowest, widest),
         augmentation.horizontal_flip_probability,
         augmentation.rand_augment,
         augmentation.erasing_probability,
@@ -417,39 +451,35 @@ def build_trainer(
     mix = None
     if augmentation.mixup_alpha or augmentation.cutmix_alpha:
         mix = ClipMix(len(names), augmentation.mixup_alpha, augmentation.cutmix_alpha)
-    tests = {"eval": build_test(validation, processor, args, training)}
-    if args.test_data is not None:
-        options = {"data_root": args.data_root, "csv_separator": args.csv_separator}
-        test = load_held_out(args.test_data, names, **options)
-        tests["test"] = build_test(test, processor, args, training, args.test_clips, args.test_crops)
+    tests = {"eval": build_accuracy_test(validation, processor, data, training)}
+    if data.test_data is not None:
+        options = {"data_root": data.data_root, "csv_separator": data.csv_separator}
+        test = load_held_out(data.test_data, names, **options)
+        tests["test"] = build_accuracy_test(test, processor, data, training, views.num_clips, views.num_crops)
     repeats = augmentation.repeated_augmentation
     is_balanced = training.class_weighting == "balanced"
     return ClassificationTrainer(
         model=model,
         args=training,
         train_dataset=LabeledClips(train, processor, transform, training.seed, repeats),
-        data_collator=ClipCollator(mix),
+        data_collator=LabelledClipCollator(mix),
         processing_class=processor,
         evaluations=tests,
-        max_skipped_ratio=args.max_skipped_ratio,
+        max_skipped_ratio=data.max_skipped_ratio,
         layer_decay=training.layer_decay if args.mode == "full" else 1.0,
         class_weights=compute_class_weights(train["label"], len(names)) if is_balanced else None,
         repeated_augmentation=repeats,
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Parse, build, train, evaluate; the classifier is saved with its processor and loads in `pipeline`.
-
-    Args:
-        arguments: Command line; `None` = the process's own.
+@script(SECTIONS)
+def main(*sections: Any) -> dict[str, float]:
+    """Build, train, evaluate; the classifier is saved with its processor and loads in `pipeline`.
 
     Returns:
         Metrics on the held-out videos.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    parsed = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
-    metrics = fine_tune(build_trainer(*parsed), dict(zip(SECTIONS, parsed, strict=True)))
+    metrics = fine_tune(build_classification_trainer(*sections), dict(zip(SECTIONS, sections, strict=True)))
     log_peak_memory()
     return metrics
 

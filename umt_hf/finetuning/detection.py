@@ -7,29 +7,47 @@
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4, and the published settings for AVA.
 """
 
-import json
+import dataclasses
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..data.key_frames import build_table, load_key_frames
-from ..evaluation.detection import DetectionData, compute_detection_metrics, detect_actions, load_detection_data
+from ..data.annotations import load_class_names
+from ..data.key_frames import build_key_frame_table, load_key_frames
+from ..evaluation.detection import (
+    DetectionData,
+    TestedBoxArguments,
+    compute_detection_metrics,
+    detect_actions,
+    load_detection_data,
+)
 from ..hub_cards.convert_umt_checkpoint import build_label_maps
 from ..inference.detection import pad_boxes, read_frames, to_shares
+from ..inference.loading import load_with_report
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForActionDetection
 from ..processing.detection_transforms import DetectionTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.config import describe, parse_config
+from ..runs.arguments import (
+    ClassNameArguments,
+    ClipSizeArguments,
+    DropPathArguments,
+    EncoderSizeArguments,
+    FlipArguments,
+    KeyFrameSamplingArguments,
+    ModelSourceArguments,
+    SkippingArguments,
+    SourceArguments,
+    TrainedPartArguments,
+    TrainingDataArguments,
+)
+from ..runs.config import describe, script, set_defaults
 from .trainer import (
     EncoderFinetuningArguments,
     EncoderFinetuningTrainer,
@@ -44,58 +62,31 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class DetectionArguments:
-    """What to fine-tune, and how clips are taken."""
-
-    model_name_or_path: str | None = describe(
-        None, "Stage-1, classification or detection folder, or Hub id; none = fresh weights of the section encoder."
-    )
-    num_frames: int | None = describe(None, "Frames of a clip; none = the encoder's own.")
-    image_size: int | None = describe(None, "Side of the square training crops, in pixels; none = the encoder's own.")
-    short_side: int | None = describe(None, "Short side of the frames that are cropped; none = 8/7 of image_size.")
-    sampling_strategy: Literal["dense", "segments"] = describe(
-        "dense", "Frames: neighbours, frame_stride apart, or the middles of equal parts of frame_span."
-    )
-    frame_stride: int = describe(8, "Frames from one to the next of a dense clip.")
-    frame_span: int = describe(300, "Frames around the key frame that segments are parts of.")
-    drop_path_rate: float = describe(0.1, "Stochastic depth of the last layer, in [0, 1).")
-    attn_implementation: str = describe("sdpa", "Attention: sdpa, eager, flash_attention_2, ...")
-    mode: Literal["full", "lora"] = describe("full", "Train everything, or low-rank adapters, final norm and head.")
-    lora_rank: int = describe(16, "Rank of the adapters on query and value projections.")
+class DetectionModelArguments(
+    ModelSourceArguments, ClipSizeArguments, EncoderSizeArguments, DropPathArguments, TrainedPartArguments
+):
+    """The stage-1, classification or detection folder to start from, or the sizes of a fresh encoder."""
 
 
 @dataclass(kw_only=True)
-class EncoderArguments:
-    """Sizes of an encoder that starts from fresh weights; others bring their own."""
+@set_defaults(decoder="pyav", sampling_strategy="dense", frame_stride=8, frame_span=300)
+class KeyFrameArguments(
+    TrainingDataArguments,
+    TestedBoxArguments,
+    ClassNameArguments,
+    SourceArguments,
+    KeyFrameSamplingArguments,
+    SkippingArguments,
+):
+    """Key frames to train on and to test (AVA's CSV or JSON, or a JSON list), and how clips are taken."""
 
-    patch_size: int = describe(16, "Side of a patch, in pixels.")
-    hidden_size: int = describe(768, "Width of the encoder.")
-    num_hidden_layers: int = describe(12, "Layers of the encoder.")
-    num_attention_heads: int = describe(12, "Attention heads of a layer.")
-    intermediate_size: int = describe(3072, "Hidden width of the MLP.")
-
-
-@dataclass(kw_only=True)
-class KeyFrameArguments:
-    """Key frames to train on and to test."""
-
-    train_data: str | None = describe(None, "Key frames with boxes and labels: AVA's CSV or JSON, or a JSON list.")
-    validation_data: str | None = describe(None, "Held-out key frames in the same forms.")
-    data_root: str | None = describe(None, "Folder of the videos; none = that of the file.")
-    class_names: str | None = describe(None, "JSON list of the classes; none = AVA's, or all labels of a JSON list.")
-    label_keys: list[str] = describe(["labels"], "Keys of an object in a JSON list that hold its labels.")
-    detector_boxes: str | None = describe(
-        None, "Boxes of a detector to test with; none = the annotated boxes, which no detector has to find then."
+    short_side: int | None = describe(
+        None, "Short side of the frames that are cropped, in pixels; default: 8/7 of image_size."
     )
-    min_box_score: float = describe(0.8, "Score below which a detector's box is left out.")
-    ground_truth: str | None = describe(None, "Annotations to test against; none = those of validation_data.")
-    excluded: str | None = describe(None, "CSV of key frames that are not tested (movie,second).")
-    label_map: str | None = describe(None, "Label map (.pbtxt) of the classes that count; none = all, of AVA 60.")
-    decoder: Literal["pyav", "decord", "torchcodec"] = describe("pyav", "Video reader.")
-    max_skipped_ratio: float = describe(0.05, "Share of unreadable videos past which training or a test stops.")
 
     def load_test(self, names: Sequence[str]) -> DetectionData:
         """Read the held-out key frames, whose classes are `names`."""
+        assert self.validation_data is not None, "Checked where the run is put together."
         return load_detection_data(
             self.validation_data,
             data_root=self.data_root,
@@ -110,16 +101,13 @@ class KeyFrameArguments:
 
 
 @dataclass(kw_only=True)
-class DetectionAugmentationArguments:
+class DetectionAugmentationArguments(FlipArguments):
     """What happens to training clips; the defaults are the published ones."""
 
-    horizontal_flip_probability: float = describe(
-        0.5, "Share of clips mirrored in training; 0 where left and right matter."
-    )
     hue_degrees: float = describe(20.0, "Largest change of a clip's hue; 0 where colours matter.")
     saturation_jitter: float = describe(0.1, "Largest change of its saturation, as a share of the range.")
     value_jitter: float = describe(0.1, "Largest change of its brightness, as a share of the range.")
-    min_visible_ratio: float = describe(0.25, "Share of a box that must lie in the crop for it to be kept.")
+    min_visible_ratio: float = describe(0.25, "Share of a box that must be in the crop for it to be kept.")
     box_jitter: list[float] = describe(
         [0.2, 0.1, 0.1, 0.05], "Shares of a side by which edges move: x outwards, x inwards, y outwards, y inwards."
     )
@@ -127,8 +115,7 @@ class DetectionAugmentationArguments:
 
 
 SECTIONS = {
-    "detection": DetectionArguments,
-    "encoder": EncoderArguments,
+    "model": DetectionModelArguments,
     "data": KeyFrameArguments,
     "augmentation": DetectionAugmentationArguments,
     "training": EncoderFinetuningArguments,
@@ -139,7 +126,7 @@ class BoxedClips(TrainingClips):
     """Clips around key frames with boxes and labels.
 
     Args:
-        table: Rows as `build_table` makes them.
+        table: Rows as `build_key_frame_table` makes them.
         processor: Of the model; gives frames, sampling and decoder.
         transform: Augmentation.
         num_labels: Number of classes.
@@ -155,6 +142,7 @@ class BoxedClips(TrainingClips):
     def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
         """`pixel_values (T, 3, H, W)`, `boxes (M, 4)` in its pixels and `labels (M, num_labels)`."""
         frames = read_frames(self.processor, row["video"], row["key_seconds"], row["key_frame"])
+        # Sizes of 0 in the annotations: boxes are stated for the video's own frames.
         shares = to_shares(row["boxes"], row["width"] or frames.shape[-1], row["height"] or frames.shape[-2])
         clip, boxes, kept = self.transform(frames, shares, generator)
         labels = torch.zeros(len(kept), self.num_labels)
@@ -177,37 +165,38 @@ def collate_boxed_clips(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def build_model(args: DetectionArguments, encoder: EncoderArguments, names: list[str]) -> Any:
-    """The detector in the asked mode; `id2label` speaks the classes' names."""
+def build_detector(args: DetectionModelArguments, names: list[str]) -> Any:
+    """The detector in the asked mode; `id2label` is set from the class names."""
     fields: dict[str, Any] = {"drop_path_rate": args.drop_path_rate, **build_label_maps(names)}
     for name in ("num_frames", "image_size"):
         if (value := getattr(args, name)) is not None:
             fields[name] = value
     if args.model_name_or_path is None:
-        config = UMTVideoConfig(**vars(encoder), **fields)
+        sizes = {size.name: getattr(args, size.name) for size in dataclasses.fields(EncoderSizeArguments)}
+        config = UMTVideoConfig(**sizes, **fields)
         config.position_embedding_frames = config.num_frames
         config.position_embedding_image_size = config.image_size
         model = UMTVideoForActionDetection._from_config(config, attn_implementation=args.attn_implementation)
     else:
-        model, info = UMTVideoForActionDetection.from_pretrained(
+        loaded = load_with_report(
+            UMTVideoForActionDetection,
             args.model_name_or_path,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
             attn_implementation=args.attn_implementation,
-            output_loading_info=True,
             **fields,
         )
-        fresh = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
-        logger.info("Fresh weights: %s.", ", ".join(sorted(fresh)) or "none")
+        model = loaded.model
+        logger.info("Fresh weights: %s.", ", ".join(loaded.fresh) or "none")
     return add_adapters(model, args.mode, args.lora_rank, ["vision_model.norm", "classifier"])
 
 
-def build_test(
+def build_box_test(
     data: DetectionData, processor: UMTVideoProcessor, args: KeyFrameArguments, training: EncoderFinetuningArguments
 ) -> Evaluation:
     """Frame mAP on held-out key frames."""
 
-    def test(model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+    def test(model: UMTVideoForActionDetection, accelerator: Accelerator) -> dict[str, float]:
         found = detect_actions(
             model,
             processor,
@@ -225,9 +214,8 @@ def build_test(
     return test
 
 
-def build_trainer(
-    args: DetectionArguments,
-    encoder: EncoderArguments,
+def build_detection_trainer(
+    args: DetectionModelArguments,
     data: KeyFrameArguments,
     augmentation: DetectionAugmentationArguments,
     training: EncoderFinetuningArguments,
@@ -239,7 +227,7 @@ def build_trainer(
     """
     if data.train_data is None or data.validation_data is None:
         raise ValueError("Set train_data and validation_data: AVA's CSV or JSON, or a JSON list of key frames.")
-    class_names = None if data.class_names is None else json.loads(Path(data.class_names).read_text())
+    class_names = None if data.class_names is None else load_class_names(data.class_names)
     frames, names = load_key_frames(data.train_data, data.data_root, class_names, data.label_keys)
     frames = [frame for frame in frames if frame.boxes]
     if not frames:
@@ -249,16 +237,16 @@ def build_trainer(
             f"{data.train_data}: no box has a label under {', '.join(data.label_keys)}. Name the keys that hold "
             "labels, for example `--label_keys color shape`."
         )
-    model = build_model(args, encoder, names)
+    model = build_detector(args, names)
     side = model.config.image_size
-    short_side = args.short_side or side * 8 // 7
+    short_side = data.short_side or side * 8 // 7
     processor = UMTVideoProcessor.from_model_config(
         model.config,
         "detection",
         size={"shortest_edge": short_side},
-        sampling_strategy=args.sampling_strategy,
-        frame_stride=args.frame_stride,
-        frame_span=args.frame_span,
+        sampling_strategy=data.sampling_strategy,
+        frame_stride=data.frame_stride,
+        frame_span=data.frame_span,
         decoder=data.decoder,
     )
     transform = DetectionTransform(
@@ -277,27 +265,23 @@ def build_trainer(
     return EncoderFinetuningTrainer(
         model=model,
         args=training,
-        train_dataset=BoxedClips(build_table(frames), processor, transform, len(names), training.seed),
+        train_dataset=BoxedClips(build_key_frame_table(frames), processor, transform, len(names), training.seed),
         data_collator=collate_boxed_clips,
         processing_class=processor,
-        evaluations={"eval": build_test(data.load_test(names), processor, data, training)},
+        evaluations={"eval": build_box_test(data.load_test(names), processor, data, training)},
         max_skipped_ratio=data.max_skipped_ratio,
         layer_decay=training.layer_decay if args.mode == "full" else 1.0,
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Parse, build, train, test; the detector is saved with its processor.
-
-    Args:
-        arguments: Command line; `None` = the process's own.
+@script(SECTIONS)
+def main(*sections: Any) -> dict[str, float]:
+    """Build, train, test; the detector is saved with its processor.
 
     Returns:
         Metrics on the held-out key frames.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    parsed = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
-    metrics = fine_tune(build_trainer(*parsed), dict(zip(SECTIONS, parsed, strict=True)))
+    metrics = fine_tune(build_detection_trainer(*sections), dict(zip(SECTIONS, sections, strict=True)))
     log_peak_memory()
     return metrics
 

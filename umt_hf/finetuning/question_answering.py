@@ -6,8 +6,6 @@
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4; Li et al., "Align before Fuse", 2021, section 5.
 """
 
-import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +21,8 @@ from ..inference.question_answering import answer_questions
 from ..modeling.losses_umt import IGNORED_LABEL
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from ..runs.config import describe, parse_config
+from ..runs.arguments import AnswerArguments, AnswerLengthArguments
+from ..runs.config import describe, require, script
 from .trainer import (
     Evaluation,
     FinetunedModelArguments,
@@ -43,27 +42,16 @@ HEADS = ["lm_head.dense", "lm_head.norm"]
 
 
 @dataclass(kw_only=True)
-class QuestionDataArguments(VideoTextDataArguments):
-    """Where questions and answers come from."""
+class QuestionDataArguments(VideoTextDataArguments, AnswerLengthArguments):
+    """Videos with questions and answers."""
 
     max_question_tokens: int = describe(25, "Tokens of a question, [CLS] included.")
-    max_answer_tokens: int = describe(5, "Tokens of an answer, [CLS] and [SEP] included.")
-
-
-@dataclass(kw_only=True)
-class AnswerEvaluationArguments:
-    """How held-out questions are answered."""
-
-    answers: str | None = describe(None, "JSON list of the possible answers; none = in the model's own words.")
-    top_k: int | None = describe(
-        None, "Answers of the list that are scored whole; none = 128, as published, or all of a shorter list."
-    )
 
 
 SECTIONS = {
     "model": FinetunedModelArguments,
     "data": QuestionDataArguments,
-    "evaluation": AnswerEvaluationArguments,
+    "evaluation": AnswerArguments,
     "training": FinetuningArguments,
 }
 
@@ -82,6 +70,7 @@ class QuestionCollator:
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """`pixel_values`, `input_ids`, `attention_mask`, `labels` and weights of all answers, and `failures`."""
         rows = [sample["row"] for sample in samples]
+        # All answers of a question are learned from, each with its weight.
         questions = self.processor(text=[row["question"] for row in rows], return_tensors="pt")
         answers = self.processor.encode_answers(
             [answer for row in rows for answer in row["answers"]], self.max_answer_tokens, return_tensors="pt"
@@ -96,7 +85,9 @@ class QuestionCollator:
         }
 
 
-def load_model(args: FinetunedModelArguments, data: QuestionDataArguments) -> UMTVideoTextForQuestionAnswering:
+def load_question_model(
+    args: FinetunedModelArguments, data: QuestionDataArguments
+) -> UMTVideoTextForQuestionAnswering:
     """The model of a question-answering folder, or one whose decoder is copied from a stage-2 folder, in float32."""
     config = load_config(args, data)
     is_finetuned = UMTVideoTextForQuestionAnswering.__name__ in (config.architectures or [])
@@ -104,7 +95,10 @@ def load_model(args: FinetunedModelArguments, data: QuestionDataArguments) -> UM
     if not is_finetuned:
         load = UMTVideoTextForQuestionAnswering.from_pretraining
     return load(
-        args.model_name_or_path, config=config, dtype=torch.float32, attn_implementation=args.attn_implementation
+        require(args.model_name_or_path, "model_name_or_path"),
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=args.attn_implementation,
     )
 
 
@@ -116,18 +110,19 @@ def load_training_questions(data: QuestionDataArguments) -> Dataset:
     """
     source, options = data.select_source("train")
     table = load_questions(source, **options)
-    for row in table.remove_columns("video"):
+    rows: Any = table.remove_columns("video")
+    for row in rows:
         if not row["answers"]:
             raise ValueError(f"{source}: question {row['question_id']!r} has no answer to train on.")
     return table
 
 
-def build_evaluation(
+def build_answer_evaluation(
     source: str,
     options: dict[str, Any],
     processor: UMTVideoTextProcessor,
     data: QuestionDataArguments,
-    args: AnswerEvaluationArguments,
+    args: AnswerArguments,
     training: FinetuningArguments,
 ) -> Evaluation:
     """Accuracy on held-out questions, which are read once."""
@@ -151,22 +146,22 @@ def build_evaluation(
     return answer
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Parse, build, train, evaluate, save.
-
-    Args:
-        arguments: Command line; `None` = the process's own.
+@script(SECTIONS)
+def main(
+    args: FinetunedModelArguments,
+    data: QuestionDataArguments,
+    evaluation: AnswerArguments,
+    training: FinetuningArguments,
+) -> dict[str, float]:
+    """Build, train, evaluate, save.
 
     Returns:
         Metrics on the held-out questions.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    parsed = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
-    args, data, evaluation, training = parsed
     table = load_training_questions(data)
-    model = load_model(args, data)
+    model = load_question_model(args, data)
     processor = build_processor(args.model_name_or_path, model.config, data, data.max_question_tokens)
-    build = partial(build_evaluation, processor=processor, data=data, args=evaluation, training=training)
+    build = partial(build_answer_evaluation, processor=processor, data=data, args=evaluation, training=training)
     trainer = FinetuningTrainer(
         model=add_adapters(model, args.mode, args.lora_rank, HEADS),
         args=training,
@@ -176,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         evaluations=build_evaluations(training, data, build),
         max_skipped_ratio=data.max_skipped_ratio,
     )
-    return fine_tune(trainer, dict(zip(SECTIONS, parsed, strict=True)))
+    return fine_tune(trainer, dict(zip(SECTIONS, (args, data, evaluation, training), strict=True)))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4.
 """
 
-import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +14,6 @@ import torch
 from accelerate import Accelerator
 
 from ..data.annotations import (
-    CaptionMode,
     compute_pair_id,
     identify_video,
     load_choices,
@@ -25,9 +22,11 @@ from ..data.annotations import (
 )
 from ..evaluation.multiple_choice import compute_choice_accuracy, score_choices
 from ..evaluation.retrieval import evaluate_retrieval
+from ..inference.loading import load_complete_model
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from ..runs.config import describe, parse_config
+from ..runs.arguments import CaptionArguments, RerankingArguments, TextLengthArguments
+from ..runs.config import describe, require, script, set_defaults
 from .trainer import (
     Evaluation,
     FinetunedModelArguments,
@@ -46,20 +45,16 @@ HEADS = ["video_norm", "video_projection", "text_projection", "matching_head"]
 
 
 @dataclass(kw_only=True)
-class RetrievalDataArguments(VideoTextDataArguments):
-    """Which videos and captions belong together."""
-
-    captions: CaptionMode = describe("single", "A list of captions: an error, a text each, or one paragraph.")
-    multiple_videos_per_text: bool = describe(False, "Whether equal captions are one text with several videos.")
-    max_text_tokens: int = describe(32, "Tokens of a text, [CLS] included.")
+@set_defaults(max_text_tokens=32)
+class RetrievalDataArguments(VideoTextDataArguments, CaptionArguments, TextLengthArguments):
+    """Videos with captions, and which of them belong together."""
 
 
 @dataclass(kw_only=True)
-class RetrievalEvaluationArguments:
+class RetrievalEvaluationArguments(RerankingArguments):
     """How held-out data is scored."""
 
     task: Literal["retrieval", "multiple_choice"] = describe("retrieval", "Search, or choose among captions.")
-    top_k: int = describe(128, "Candidates that the matching head ranks again.")
 
 
 SECTIONS = {
@@ -70,7 +65,7 @@ SECTIONS = {
 }
 
 
-class PairCollator:
+class CaptionCollator:
     """Clips and their captions to a batch of [`UMTVideoTextForRetrieval`].
 
     Args:
@@ -95,32 +90,30 @@ class PairCollator:
     def identify(self, sample: dict[str, Any]) -> int:
         """Id of what the caption of a clip belongs to."""
         row = sample["row"]
+        # 0: there is a single corpus. The number of the row tells videos without a name apart.
         return compute_pair_id(
             0, row["caption"] if self.pair_by_caption else identify_video(row["video"], sample["number"])
         )
 
 
-def load_model(args: FinetunedModelArguments, data: RetrievalDataArguments) -> UMTVideoTextForRetrieval:
+def load_retrieval_model(args: FinetunedModelArguments, data: RetrievalDataArguments) -> UMTVideoTextForRetrieval:
     """The model of a stage-2 or fine-tuned folder, in float32.
 
     Raises:
         ValueError: If the folder lacks a part of it.
     """
-    model, info = UMTVideoTextForRetrieval.from_pretrained(
-        args.model_name_or_path,
+    assert args.model_name_or_path is not None, "The parser requires it."
+    return load_complete_model(
+        UMTVideoTextForRetrieval,
+        require(args.model_name_or_path, "model_name_or_path"),
         config=load_config(args, data),
         dtype=torch.float32,
         attn_implementation=args.attn_implementation,
-        output_loading_info=True,
+        hint="Give a stage-2 or retrieval folder.",
     )
-    if missing := sorted({name.split(".")[0] for name in info["missing_keys"]}):
-        raise ValueError(
-            f"{args.model_name_or_path} lacks {', '.join(missing)} or parts of it: give a stage-2 or retrieval folder."
-        )
-    return model
 
 
-def build_evaluation(
+def build_retrieval_evaluation(
     source: str,
     options: dict[str, Any],
     processor: UMTVideoTextProcessor,
@@ -141,38 +134,46 @@ def build_evaluation(
     held_out = load_retrieval_set(source, captions, data.multiple_videos_per_text, **options)
 
     def search(model: UMTVideoTextForRetrieval, accelerator: Accelerator) -> dict[str, float]:
-        return evaluate_retrieval(model, processor, held_out, accelerator, top_k=args.top_k, **common)
+        return evaluate_retrieval(
+            model,
+            processor,
+            held_out,
+            accelerator,
+            top_k=args.rerank_top_k or 1,
+            rerank=args.rerank_top_k > 0,
+            **common,
+        )
 
     return search
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Parse, build, train, evaluate, save.
-
-    Args:
-        arguments: Command line; `None` = the process's own.
+@script(SECTIONS)
+def main(
+    args: FinetunedModelArguments,
+    data: RetrievalDataArguments,
+    evaluation: RetrievalEvaluationArguments,
+    training: FinetuningArguments,
+) -> dict[str, float]:
+    """Build, train, evaluate, save.
 
     Returns:
         Metrics on the held-out videos.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    parsed = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
-    args, data, evaluation, training = parsed
     source, options = data.select_source("train")
     table = load_pairs(source, data.captions, **options)
-    model = load_model(args, data)
+    model = load_retrieval_model(args, data)
     processor = build_processor(args.model_name_or_path, model.config, data, data.max_text_tokens)
-    build = partial(build_evaluation, processor=processor, data=data, args=evaluation, training=training)
+    build = partial(build_retrieval_evaluation, processor=processor, data=data, args=evaluation, training=training)
     trainer = FinetuningTrainer(
         model=add_adapters(model, args.mode, args.lora_rank, HEADS),
         args=training,
         train_dataset=VideoTextClips(table, data, model.config.vision_config.image_size, training.seed),
-        data_collator=PairCollator(processor, data.multiple_videos_per_text),
+        data_collator=CaptionCollator(processor, data.multiple_videos_per_text),
         processing_class=processor,
         evaluations=build_evaluations(training, data, build),
         max_skipped_ratio=data.max_skipped_ratio,
     )
-    return fine_tune(trainer, dict(zip(SECTIONS, parsed, strict=True)))
+    return fine_tune(trainer, dict(zip(SECTIONS, (args, data, evaluation, training), strict=True)))
 
 
 if __name__ == "__main__":

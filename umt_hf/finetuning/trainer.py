@@ -4,7 +4,6 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4, and the published f
 """
 
 import copy
-import dataclasses
 import functools
 import json
 import logging
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -33,8 +31,22 @@ from ..processing.clips import read_clip
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.config import describe
-from ..runs.folder import collect_versions
+from ..runs.arguments import (
+    ClipSpanArguments,
+    CropArguments,
+    DropPathArguments,
+    ModelSourceArguments,
+    ScaledScheduleArguments,
+    SkippingArguments,
+    SourceArguments,
+    SplitArguments,
+    TestDataArguments,
+    TrainedPartArguments,
+    TrainingDataArguments,
+    WarmupArguments,
+)
+from ..runs.config import REQUIRED, describe, dump_changes, require, set_defaults
+from ..runs.folder import RECIPE_FILE, VERSIONS_FILE, collect_versions
 from ..training.background_push import HubPush, build_hub_push
 from ..training.checkpointing import list_checkpoints
 from ..training.clips import build_generator
@@ -45,66 +57,60 @@ from ..training.trainer import count_videos, sum_skipped_videos
 logger = logging.getLogger(__name__)
 
 LOGGED_LOSSES = ("vtc_loss", "vtm_loss")
-Evaluation = Callable[[nn.Module, Accelerator], dict[str, float]]
+# Gets the model, with its adapters inside, if any, but without what distributes it.
+Evaluation = Callable[[Any, Accelerator], dict[str, float]]
 
 
 @dataclass(kw_only=True)
-class FinetunedModelArguments:
-    """What to fine-tune, and which part of it."""
-
-    model_name_or_path: str = dataclasses.field(metadata={"help": "Stage-2 or fine-tuned folder, or Hub id."})
-    drop_path_rate: float = describe(0.2, "Stochastic depth of the last vision layer, in [0, 1).")
-    attn_implementation: str = describe("sdpa", "Attention: sdpa, eager, flash_attention_2, ...")
-    mode: Literal["full", "lora"] = describe("full", "Train everything, or low-rank adapters and the heads.")
-    lora_rank: int = describe(16, "Rank of the adapters on query and value projections.")
+@set_defaults(model_name_or_path=REQUIRED, drop_path_rate=0.2)
+class FinetunedModelArguments(ModelSourceArguments, DropPathArguments, TrainedPartArguments):
+    """The stage-2 or fine-tuned folder to start from, and which part of it is trained."""
 
 
 @dataclass(kw_only=True)
-class VideoTextDataArguments:
+@set_defaults(num_frames=12, validation_split="validation", decoder="pyav")
+class VideoTextDataArguments(
+    TrainingDataArguments,
+    TestDataArguments,
+    SourceArguments,
+    SplitArguments,
+    ClipSpanArguments,
+    CropArguments,
+    SkippingArguments,
+):
     """Where videos with texts come from and how they are read."""
 
-    train_data: str | None = describe(None, "JSON list, or `datasets` name, with videos and their texts.")
-    validation_data: str | None = describe(None, "Held-out rows that the best checkpoint is chosen by.")
-    test_data: str | None = describe(None, "Held-out rows scored once, after training.")
-    data_root: str | None = describe(None, "Folder that relative paths start from; none = the annotation's own.")
-    dataset_config_name: str | None = describe(None, "Configuration of a `datasets` dataset.")
-    train_split: str = describe("train", "Split of a `datasets` dataset to train on.")
-    validation_split: str = describe("validation", "Split of `validation_data`, where that is a `datasets` dataset.")
     test_split: str = describe("test", "Split of `test_data`, where that is a `datasets` dataset.")
-    video_column: str = describe("video", "Column of a `datasets` dataset that holds the video.")
-    decoder: Literal["pyav", "decord", "torchcodec"] = describe("pyav", "Video reader.")
-    num_frames: int = describe(12, "Frames of a clip.")
-    first_seconds: float | None = describe(None, "Use only so many seconds of a video; none = all.")
-    crop_scale: list[float] = describe([0.5, 1.0], "Smallest and largest share of a frame that a training crop has.")
-    horizontal_flip_probability: float = describe(0.5, "Share of training clips that are mirrored.")
-    max_skipped_ratio: float = describe(0.05, "Share of unreadable training videos past which the run stops.")
 
     def select_source(self, split: Literal["train", "validation", "test"]) -> tuple[str, dict[str, Any]]:
         """What to call `load_pairs` and its like with.
 
         Raises:
-            ValueError: If no such data is given.
+            ValueError: If there is no such data.
         """
         source = getattr(self, f"{split}_data")
         if source is None:
             raise ValueError(f"Set {split}_data: a JSON file, or the name of a dataset.")
         options = {"data_root": self.data_root, "config_name": self.dataset_config_name}
-        return source, {**options, "split": getattr(self, f"{split}_split"), "video_column": self.video_column}
+        return source, {
+            **options,
+            "split": getattr(self, f"{split}_split") or split,
+            "video_column": self.video_column,
+        }
 
 
 @dataclass(kw_only=True)
-class FinetuningArguments(TrainingArguments):
+class FinetuningArguments(WarmupArguments, TrainingArguments):
     """`TrainingArguments` with the published schedule and defaults."""
 
-    output_dir: str = describe("outputs/finetuned", "Folder of the run: final model, checkpoints, results.")
+    output_dir: str | None = describe("outputs/finetuned", "Folder of the run: final model, checkpoints, results.")
     learning_rate: float = describe(2e-5, "Peak rate, whatever the number of processes.")
     min_learning_rate_share: float = describe(0.01, "Share of the peak below which the rate never falls.")
-    lr_scheduler_type: str = describe("cosine", "cosine = the published schedule; others are those of Transformers.")
-    warmup_epochs: float = describe(1.0, "Passes of linear warm-up, unless warmup_steps is given.")
+    lr_scheduler_type: str = describe("cosine", "cosine is the published schedule; others are those of Transformers.")
     weight_decay: float = describe(0.02, "AdamW decay of matrices and of the temperature.")
     max_grad_norm: float = describe(0.0, "Gradient clipping; 0 = off.")
     num_train_epochs: float = describe(10, "Passes over the data.")
-    per_device_train_batch_size: int = describe(32, "Videos a process takes at a time.")
+    per_device_train_batch_size: int = describe(32, "Videos that a process takes at a time.")
     dataloader_drop_last: bool = describe(True, "Leave out the last batch of an epoch if it is not full.")
     remove_unused_columns: bool = describe(False, "Must stay off: batches are made of videos and texts here.")
 
@@ -119,17 +125,11 @@ class FinetuningArguments(TrainingArguments):
 
 
 @dataclass(kw_only=True)
-class EncoderFinetuningArguments(FinetuningArguments):
-    """The same for video encoders without text: layer decay, and rates that follow the batch."""
+@set_defaults(learning_rate=1e-4, min_learning_rate_share=0.0, weight_decay=0.05, dataloader_drop_last=False)
+class EncoderFinetuningArguments(ScaledScheduleArguments, FinetuningArguments):
+    """The same for video encoders without text: layer decay, and rates from a first to a last one."""
 
-    learning_rate: float = describe(1e-4, "Peak rate, before scaling.")
-    min_learning_rate: float = describe(1e-6, "Last rate, before scaling.")
-    warmup_start_learning_rate: float = describe(1e-6, "First rate, before scaling.")
-    min_learning_rate_share: float = describe(0.0, "Not used here; see min_learning_rate.")
-    scale_learning_rate: bool = describe(False, "Multiply rates by clips a step / 256, as published.")
     layer_decay: float = describe(0.75, "Factor between the rates of neighbouring layers in mode full; 1 = off.")
-    weight_decay: float = describe(0.05, "AdamW decay of matrices.")
-    dataloader_drop_last: bool = describe(False, "Leave out the last batch of an epoch if it is not full.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,7 +141,7 @@ class TrainingClips(torch.utils.data.Dataset, ABC):
     """Augmented training clips with the rows they come from.
 
     A video that cannot be read is replaced together with its row, so that no text or label meets another video. What
-    is drawn for a clip hangs on seed, epoch and row alone, so neither workers nor processes nor a resumed run change
+    is drawn for a clip depends on seed, epoch and row alone, so neither workers nor processes nor a resumed run change
     it.
 
     Args:
@@ -166,6 +166,7 @@ class TrainingClips(torch.utils.data.Dataset, ABC):
         generator = build_generator(*key)
         others = sample_replacements(len(self.table), generator)
 
+        # One source for the choice of replacements and for all tries: the key alone decides what comes out.
         def read(number: int) -> dict[str, Any]:
             row = self.table[number]
             return {**self.read_augmented(row, generator), "row": row, "number": number}
@@ -177,7 +178,7 @@ class TrainingClips(torch.utils.data.Dataset, ABC):
 
     @abstractmethod
     def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Read the video of a row and augment it as `generator` says: `pixel_values`, and what goes with them."""
+        """Read and augment the video of a row, drawing from `generator`: `pixel_values` and what goes with them."""
 
 
 class VideoTextClips(TrainingClips):
@@ -201,11 +202,11 @@ class VideoTextClips(TrainingClips):
         """Read frames of a video, and crop and flip them all alike."""
         frames = read_clip(
             get_source(row["video"]),
-            self.data.num_frames,
+            require(self.data.num_frames, "num_frames"),
             "middle",  # the published strategy for training on videos with text
             generator=generator,
             first_seconds=self.data.first_seconds,
-            decoder=self.data.decoder,
+            decoder=self.data.decoder or "pyav",
         )
         crop = self.transform.sample(frames.shape[-2], frames.shape[-1], generator)
         clips = self.transform.resize_and_normalize([self.transform.crop(frames, crop)], [crop.flip])
@@ -226,10 +227,14 @@ class FinetuningTrainer(Trainer):
         **kwargs: As for `Trainer`.
     """
 
+    args: FinetuningArguments  # pyrefly: ignore[bad-override-mutable-attribute]  narrower than in the base class
+    model: nn.Module  # pyrefly: ignore[bad-override-mutable-attribute]  the same
+    train_dataset: TrainingClips  # pyrefly: ignore[bad-override-mutable-attribute]  the same
+
     def __init__(
         self,
         *,
-        args: TrainingArguments,
+        args: FinetuningArguments,
         evaluations: dict[str, Evaluation],
         max_skipped_ratio: float,
         layer_decay: float | None = None,
@@ -239,7 +244,8 @@ class FinetuningTrainer(Trainer):
         own = copy.copy(args)
         own.push_to_hub, own.hub_token = False, None
         # `Trainer` only asks whether there is something to evaluate on.
-        super().__init__(args=own, eval_dataset=list(evaluations) if "eval" in evaluations else None, **kwargs)
+        eval_dataset: Any = list(evaluations) if "eval" in evaluations else None
+        super().__init__(args=own, eval_dataset=eval_dataset, **kwargs)
         checkpoints = functools.partial(list_checkpoints, state=TRAINER_STATE_NAME)
         self.hub = build_hub_push(args, checkpoints, self.is_world_process_zero())
         self.evaluations, self.max_skipped_ratio = evaluations, max_skipped_ratio
@@ -256,10 +262,11 @@ class FinetuningTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Optimizer of the arguments over `build_parameter_groups`, whose `lr_scale` the schedule applies."""
         if self.optimizer is None:
-            model = self.model if model is None else model
-            groups = build_parameter_groups(model, self.args.weight_decay, self.layer_decay)
+            trained: Any = self.model if model is None else model
+            groups = build_parameter_groups(trained, self.args.weight_decay, self.layer_decay)
+            # Names would be saved with every checkpoint.
             groups = [{key: value for key, value in group.items() if key != "names"} for group in groups]
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
             options["lr"] = self.args.learning_rate * self.rate_scale
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
@@ -270,9 +277,10 @@ class FinetuningTrainer(Trainer):
         """The published schedule, or another one of Transformers where `lr_scheduler_type` says so."""
         if self.lr_scheduler is not None or self.args.lr_scheduler_type != "cosine":
             return super().create_scheduler(num_training_steps, optimizer)
+        # Full batches alone, as published.
         batches = len(self.train_dataset) // (self.args.train_batch_size * self.args.world_size)
         schedule = self.build_schedule(num_training_steps, batches)
-        optimizer = self.optimizer if optimizer is None else optimizer
+        optimizer = self.create_optimizer() if optimizer is None else optimizer
         scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, [lambda step, scale=scale: scale * schedule(step) for scale in scales]
@@ -293,7 +301,11 @@ class FinetuningTrainer(Trainer):
         )
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Loss of a batch; its unreadable videos are counted, and each of its losses is kept for the log.
 
@@ -302,16 +314,17 @@ class FinetuningTrainer(Trainer):
         """
         failures = inputs.pop("failures")
         count_videos(self.videos, failures, len(inputs["pixel_values"]), self.max_skipped_ratio)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        found: Any = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss, outputs = found
         self.meter.update({name: outputs[name] for name in LOGGED_LOSSES if outputs.get(name) is not None})
         return (loss, outputs) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], *args: Any) -> None:
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and with the training loss each of its parts and the unreadable videos of all processes."""
         if "loss" in logs:
             skipped = sum_skipped_videos(self.videos, self.accelerator)
             logs = {**logs, **self.meter.flush(), "skipped_videos": skipped}
-        super().log(logs, *args)
+        super().log(logs, start_time)
 
     def evaluate(
         self,
@@ -320,10 +333,12 @@ class FinetuningTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Metrics of the evaluation of that prefix, whose data it knows itself."""
+        # Evaluations are written for the model itself; adapters work in it as they do in PEFT's wrapper.
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         metrics = self.evaluations[metric_key_prefix](model, self.accelerator)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
+        # As `Trainer.evaluate` ends: callbacks stop early by these metrics.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -332,9 +347,11 @@ class EncoderFinetuningTrainer(FinetuningTrainer):
     """`FinetuningTrainer` with the published rates of video encoders without text.
 
     Args:
-        repeated_augmentation: Clips of each video, for the scaling of rates.
+        repeated_augmentation: Clips per video, for the scaling of rates.
         **kwargs: As for `FinetuningTrainer`.
     """
+
+    args: EncoderFinetuningArguments  # pyrefly: ignore[bad-override-mutable-attribute]  narrower than in the base class
 
     def __init__(self, *, repeated_augmentation: int = 1, **kwargs: Any):
         super().__init__(**kwargs)
@@ -366,12 +383,13 @@ class EncoderFinetuningTrainer(FinetuningTrainer):
 
 
 class _EpochCallback(TrainerCallback):
-    """Tells the clips which epoch it is, also after a resumption."""
+    """Gives the clips the number of the epoch, also after resuming."""
 
     def __init__(self, clips: TrainingClips):
         self.clips = clips
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
+        # After resuming within an epoch it is a fraction.
         self.clips.epoch = int(state.epoch or 0)
 
 
@@ -387,23 +405,26 @@ class _PushCallback(TrainerCallback):
 
 def load_config(args: FinetunedModelArguments, data: VideoTextDataArguments) -> UMTVideoTextConfig:
     """Configuration of the folder to start from, with what the run changes in it."""
-    config = UMTVideoTextConfig.from_pretrained(args.model_name_or_path)
+    config = UMTVideoTextConfig.from_pretrained(require(args.model_name_or_path, "model_name_or_path"))
+    if data.num_frames is None:  # so that the clips have as many, and that the run records them
+        data.num_frames = config.vision_config.num_frames
     config.vision_config.num_frames = data.num_frames
     config.vision_config.drop_path_rate = args.drop_path_rate
     return config
 
 
 def build_processor(
-    name_or_path: str, config: UMTVideoTextConfig, data: VideoTextDataArguments, max_tokens: int
+    name_or_path: str | None, config: UMTVideoTextConfig, data: VideoTextDataArguments, max_tokens: int | None
 ) -> UMTVideoTextProcessor:
     """The folder's tokenizer for `max_tokens` tokens, and the published test view: the middle of each part of a video.
 
     Frames are resized straight to the model's square (bicubic, aspect ratio not kept).
     """
-    processor = UMTVideoTextProcessor.from_pretrained(name_or_path)
-    processor.tokenizer.model_max_length = max_tokens
+    processor = UMTVideoTextProcessor.from_pretrained(require(name_or_path, "model_name_or_path"))
+    if max_tokens is not None:
+        processor.tokenizer.model_max_length = max_tokens
     processor.video_processor = UMTVideoProcessor.from_model_config(
-        config, num_frames=data.num_frames, first_seconds=data.first_seconds, decoder=data.decoder
+        config, first_seconds=data.first_seconds, decoder=data.decoder
     )
     return processor
 
@@ -415,8 +436,9 @@ def add_adapters(model: PreTrainedModel, mode: str, rank: int, heads: list[str])
         model: Any model of the family.
         mode: Other modes leave the model as it is.
         rank: Rank of the adapters.
-        heads: Modules that are trained whole.
+        heads: Modules that are trained in full.
     """
+    adapted: Any = model
     if mode in ("lora", "dora"):
         config = LoraConfig(
             r=rank,
@@ -425,10 +447,10 @@ def add_adapters(model: PreTrainedModel, mode: str, rank: int, heads: list[str])
             modules_to_save=heads,
             use_dora=mode == "dora",
         )
-        model = get_peft_model(model, config)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    logger.info("%s: %s of %s parameters are trained.", mode, f"{trained:,}", f"{model.num_parameters():,}")
-    return model
+        adapted = get_peft_model(model, config)
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    logger.info("%s: %s of %s parameters are trained.", mode, f"{trained:,}", f"{adapted.num_parameters():,}")
+    return adapted
 
 
 def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str, float]:
@@ -445,9 +467,10 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
         FileExistsError: If a run without `resume_from_checkpoint` would mix with an older one's checkpoints.
     """
     args = trainer.args
-    output_dir = Path(args.output_dir)
+    output_dir = Path(require(args.output_dir, "output_dir"))
+    # `Trainer` itself would start anew and mix its checkpoints with these.
     checkpoint = args.resume_from_checkpoint
-    newest = get_last_checkpoint(args.output_dir) if output_dir.is_dir() else None
+    newest = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
     if checkpoint is None and newest is not None:
         raise FileExistsError(
             f"{output_dir} holds checkpoints of an earlier run ({Path(newest).name}). Add `--resume_from_checkpoint "
@@ -465,13 +488,13 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
         metrics |= found
     if isinstance(trainer.model, PeftModel):  # one folder that needs no PEFT to load
         if trainer.is_world_process_zero():
-            trainer.model.save_pretrained(output_dir / "adapter")
+            trainer.model.save_pretrained(str(output_dir / "adapter"))
         trainer.model = trainer.model.merge_and_unload()
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        (output_dir / "run.yaml").write_text(dump_changes(sections))
-        (output_dir / "versions.json").write_text(json.dumps(collect_versions(), indent=2) + "\n")
+        (output_dir / RECIPE_FILE).write_text(dump_changes(sections))
+        (output_dir / VERSIONS_FILE).write_text(json.dumps(collect_versions(), indent=2) + "\n")
         figures = "".join(f"\n  {name:<36} {value:10.4f}" for name, value in metrics.items())
         logger.info("Wrote %s, which `from_pretrained` loads.%s", output_dir, figures)
     if trainer.hub is not None:
@@ -480,28 +503,14 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
 
 
 def log_peak_memory() -> None:
-    """Log the most memory that this process has held, on the accelerator if there is one."""
+    """Log the peak memory of this process, on the accelerator if there is one."""
     if torch.cuda.is_available():
         place, peak = "GPU", torch.cuda.max_memory_allocated()
     else:
+        # macOS counts bytes, Linux KiB.
         unit = 1 if sys.platform == "darwin" else 1024
         place, peak = "process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     logger.info("Peak memory of the %s: %.2f GiB.", place, peak / 2**30)
-
-
-def dump_changes(sections: dict[str, Any]) -> str:
-    """Arguments that differ from their defaults, as a recipe that `--config` reads again."""
-    recipe: dict[str, dict[str, Any]] = {}
-    for name, values in sections.items():
-        found = values.to_dict() if isinstance(values, TrainingArguments) else dataclasses.asdict(values)
-        for field in dataclasses.fields(values):
-            if field.name.endswith("_token"):  # masked, even where there is none
-                continue
-            value = found[field.name]
-            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-            if value not in (default, []) and isinstance(value, bool | int | float | str | list):
-                recipe.setdefault(name, {})[field.name] = value
-    return yaml.safe_dump(recipe, sort_keys=False)
 
 
 def build_evaluations(
@@ -522,7 +531,7 @@ def build_evaluations(
     """
     if training.eval_strategy != "no" and data.validation_data is None:
         raise ValueError("eval_strategy needs validation_data: a JSON file, or the name of a dataset.")
-    splits = {"eval": "validation", "test": "test"}
+    splits: dict[str, Literal["validation", "test"]] = {"eval": "validation", "test": "test"}
     return {
         prefix: build(*data.select_source(split))
         for prefix, split in splits.items()

@@ -5,7 +5,6 @@ run has written. A number without a source is left out.
 """
 
 import re
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,29 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..inference.loading import list_class_names
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..plots import STAGE_1_CURVES, STAGE_2_CURVES, plot_curves
 from ..runs.config import load_recipe
-from ..runs.folder import CARD_FILE, CONVERSION_FILE, LOSS_PICTURE
+from ..runs.folder import (
+    CARD_FILE,
+    CONFIG_FILE,
+    CONVERSION_FILE,
+    LOSS_PICTURE,
+    PROCESSOR_FILE,
+    VERSIONS_FILE,
+    VIDEO_PROCESSOR_FILE,
+)
+from ..runs.models import MODELS_BY_NAME, ModelClass
 from ..runs.summary import (
-    Evaluation,
+    MeasuredFigure,
     find_setting,
     read_compute,
     read_evaluations,
     read_history,
-    read_json,
-    read_settings,
+    read_optional_json,
+    read_run_settings,
 )
 from ..zoo import ZooEntry
 from .convert_umt_checkpoint import describe_checkpoint
@@ -33,35 +42,6 @@ from .convert_umt_checkpoint import describe_checkpoint
 LICENSES = {"MIT": "mit", "Apache-2.0": "apache-2.0", "unknown": "unknown"}
 PAPER = "2303.16058"
 METRIC_TYPES = {"top-1 accuracy": "accuracy", "frame mAP at IoU 0.5": "mean_average_precision"}
-
-
-@dataclass(frozen=True)
-class ModelKind:
-    """What a card says of all models of a class.
-
-    Args:
-        usage: Which way of using it the template shows.
-        pipeline_tag: The Hub's name of the task.
-        tags: Further tags.
-    """
-
-    usage: str
-    pipeline_tag: str
-    tags: tuple[str, ...] = ()
-
-
-KINDS = {
-    "UMTVideoModel": ModelKind("encoder", "feature-extraction"),
-    "UMTVideoForPreTraining": ModelKind("encoder", "feature-extraction", ("masked-video-modeling",)),
-    "UMTVideoForVideoClassification": ModelKind("classifier", "video-classification"),
-    "UMTVideoForActionDetection": ModelKind("detector", "video-classification", ("action-detection",)),
-    "UMTVideoTextModel": ModelKind("retriever", "feature-extraction", ("video-text",)),
-    "UMTVideoTextForPreTraining": ModelKind("retriever", "feature-extraction", ("video-text", "video-retrieval")),
-    "UMTVideoTextForRetrieval": ModelKind("retriever", "feature-extraction", ("video-text", "video-retrieval")),
-    "UMTVideoTextForQuestionAnswering": ModelKind(
-        "answerer", "visual-question-answering", ("video-text", "video-question-answering")
-    ),
-}
 
 
 def write_model_card(folder: str | Path, zoo_entry: ZooEntry | None = None, repo_id: str | None = None) -> Path:
@@ -92,42 +72,46 @@ def build_model_card(folder: Path, zoo_entry: ZooEntry | None = None, repo_id: s
         ValueError: As for `write_model_card`.
     """
     config, model_class = load_model_config(folder)
-    conversion = read_json(folder / CONVERSION_FILE)
+    conversion = read_optional_json(folder / CONVERSION_FILE)
     if zoo_entry is None and conversion:
         zoo_entry = describe_checkpoint(conversion["name"])
-    kind = KINDS[model_class]
-    settings = {} if zoo_entry else read_settings(folder)
+    kind = MODELS_BY_NAME[model_class]
+    # A released model's settings come from the zoo, since its folder holds no run.
+    settings = {} if zoo_entry else read_run_settings(folder)
     evaluations = [] if zoo_entry else read_evaluations(folder, settings)
     name = (repo_id or "").rsplit("/", 1)[-1] or (zoo_entry.name if zoo_entry else folder.resolve().name)
     vision = getattr(config, "vision_config", config)
     processor = read_processor(folder)
-    names = list(config.id2label.values()) if kind.usage in ("classifier", "detector") else []
+    names = list_class_names(config) if kind.usage in ("classifier", "detector") else []
     content = ModelCard.from_template(
         build_card_data(name, kind, zoo_entry, settings, evaluations),
-        template_path=str(resources.files(__package__) / "templates" / "model_card.md.jinja"),
+        template_path=str(resources.files("umt_hf.hub_cards") / "templates" / "model_card.md.jinja"),
         name=name,
         usage=kind.usage,
         model_class=model_class,
         entry=zoo_entry,
         conversion=conversion,
         local_id=repo_id or name,
+        command=kind.command.format(model=repo_id or name),
         hub_id=repo_id or f"your-name/{name}",
         vision=vision,
         text=getattr(config, "text_config", None),
         num_frames=processor.get("num_frames") or vision.num_frames,
         sampling=processor.get("sampling_strategy"),
         num_labels=len(names),
+        # Transformers fills missing names with LABEL_0 and so on, which would read as names.
         has_label_names=not all(re.fullmatch(r"LABEL_\d+", label) for label in names),
         example_labels=", ".join(names[:5]),
         base_name=_name_start(zoo_entry, settings),
         recipe=dump_settings(load_published_settings(zoo_entry) if zoo_entry else settings),
-        versions=read_json(folder / "versions.json") or conversion.get("versions", {}),
+        versions=read_optional_json(folder / VERSIONS_FILE) or conversion.get("versions", {}),
         loss_picture=None if zoo_entry else draw_losses(folder, model_class),
         figures=arrange_figures(zoo_entry) if zoo_entry else [],
         evaluations=evaluations,
         compute=[zoo_entry.compute] if zoo_entry and zoo_entry.compute else read_compute(folder),
         paper=PAPER,
     ).content
+    # Blocks that a model does not need leave blank lines behind.
     return ModelCard(re.sub(r"\n{3,}", "\n\n", content).rstrip() + "\n")
 
 
@@ -137,28 +121,28 @@ def load_model_config(folder: Path) -> tuple[UMTVideoConfig | UMTVideoTextConfig
     Raises:
         ValueError: If it is none of ours.
     """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no model folder: it has no config.json.")
-    fields = read_json(folder / "config.json")
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"{folder} is not a model folder: it has no {CONFIG_FILE}.")
+    fields = read_optional_json(folder / CONFIG_FILE)
     classes = {cls.model_type: cls for cls in (UMTVideoConfig, UMTVideoTextConfig)}
     model_class = next(iter(fields.get("architectures") or []), None)
-    if fields.get("model_type") not in classes or model_class not in KINDS:
-        raise ValueError(f"{folder} holds a {model_class or fields.get('model_type')}, which is no UMT model.")
+    if fields.get("model_type") not in classes or model_class not in MODELS_BY_NAME:
+        raise ValueError(f"{folder} holds a {model_class or fields.get('model_type')}, which is not a UMT model.")
     return classes[fields["model_type"]].from_pretrained(folder), model_class
 
 
 def read_processor(folder: Path) -> dict[str, Any]:
     """Settings of the folder's video processor, empty where it has none."""
-    video = read_json(folder / "video_preprocessor_config.json")
-    return video or read_json(folder / "processor_config.json").get("video_processor", {})
+    video = read_optional_json(folder / VIDEO_PROCESSOR_FILE)
+    return video or read_optional_json(folder / PROCESSOR_FILE).get("video_processor", {})
 
 
 def build_card_data(
     name: str,
-    kind: ModelKind,
+    kind: ModelClass,
     entry: ZooEntry | None,
     settings: dict[str, dict[str, Any]],
-    evaluations: list[Evaluation],
+    evaluations: list[MeasuredFigure],
 ) -> ModelCardData:
     """Metadata of the card: what the Hub filters and lists by.
 
@@ -197,6 +181,7 @@ def build_card_data(
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=kind.pipeline_tag,
+        # A licence is never guessed: the Hub shows none rather than a wrong one.
         license=LICENSES.get(entry.weights_license) if entry else None,
         tags=["umt", "unmasked-teacher", "video", *kind.tags, f"arxiv:{PAPER}"],
         datasets=[make_slug(data_set) for data_set in entry.trained_on if "pairs" not in data_set] if entry else None,
@@ -216,6 +201,7 @@ def find_base_models(settings: dict[str, dict[str, Any]]) -> list[str] | None:
     """Hub ids that a run started from, as far as they are known to be ids and no folders."""
     keys = ("model_name_or_path", "vision_name_or_path", "text_name_or_path")
     starts = [find_setting(settings, key) for key in keys]
+    # A folder of this machine looks like an id, and linking it would lead to somebody's repository.
     is_known = re.compile(r"(?:google-bert|openai|google)/[\w.-]+")
     return [start for start in starts if start is not None and is_known.fullmatch(str(start))] or None
 
@@ -261,6 +247,7 @@ def draw_losses(folder: Path, model_class: str) -> str | None:
     history = read_history(folder)
     if not any("loss" in line for line in history):
         return None
+    # Both stages log `loss`; only stage 2 logs its parts.
     is_stage_2 = any(name in line for line in history for name in STAGE_2_CURVES)
     curves = STAGE_2_CURVES if is_stage_2 else STAGE_1_CURVES
     ylabel = "alignment loss, 2 - 2 cos" if model_class == "UMTVideoForPreTraining" else "loss"

@@ -15,34 +15,15 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from ..data.ava_labels import AVA_LABELS
+from ..inference.loading import get_model_class
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConfig
-from ..modeling.modeling_umt_video import (
-    UMTVideoForActionDetection,
-    UMTVideoForPreTraining,
-    UMTVideoForVideoClassification,
-    compute_sinusoid_table,
-    interpolate_position_table,
-)
-from ..modeling.modeling_umt_video_text import (
-    UMTVideoTextForPreTraining,
-    UMTVideoTextForQuestionAnswering,
-    UMTVideoTextForRetrieval,
-)
+from ..modeling.modeling_umt_video import compute_sinusoid_table, interpolate_position_table
 from ..modeling.towers_umt_video_text import rename_bert_weight
+from ..runs.models import MODELS_BY_TASK
 from ..zoo import ZooEntry, find_entry, load_zoo
 
-VIDEO_TEXT_CLASSES: dict[str, type[PreTrainedModel]] = {
-    "video_text_pretraining": UMTVideoTextForPreTraining,
-    "retrieval": UMTVideoTextForRetrieval,
-    "question_answering": UMTVideoTextForQuestionAnswering,
-}
-TASK_CLASSES: dict[str, type[PreTrainedModel]] = {
-    "pretraining": UMTVideoForPreTraining,
-    "classification": UMTVideoForVideoClassification,
-    "detection": UMTVideoForActionDetection,
-    **VIDEO_TEXT_CLASSES,
-}
+TASK_CLASSES: dict[str, type[PreTrainedModel]] = {task: get_model_class(row) for task, row in MODELS_BY_TASK.items()}
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "b16": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
@@ -133,8 +114,8 @@ def build_published_config(name: str) -> tuple[UMTVideoConfig | UMTVideoTextConf
     if match := re.fullmatch(rf"umt-vit-(b16|l16)-(?:{'|'.join(CORPORA)})(?:-(.+))?", name):
         return _build_video_text_config(name, *match.groups())
     if match := re.fullmatch(r"umt-vit-(b16|l16)-ava", name):
-        fields = {**ARCHITECTURES[match[1]], **TEACHERS[match[1]]}
-        return UMTVideoConfig(**fields, **build_label_maps(AVA_LABELS)), "detection"
+        fields = {**ARCHITECTURES[match[1]], **TEACHERS[match[1]], **build_label_maps(AVA_LABELS)}
+        return UMTVideoConfig(**fields), "detection"
     match = re.fullmatch(rf"umt-vit-(b16|l16)(?:-({'|'.join(LABEL_COUNTS)})(-f16)?(-384)?)?", name)
     if match is None:
         raise ValueError(
@@ -146,17 +127,16 @@ def build_published_config(name: str) -> tuple[UMTVideoConfig | UMTVideoTextConf
     fields = {**ARCHITECTURES[size], **TEACHERS[size]}
     if labels is None:
         return UMTVideoConfig(**fields), "pretraining"
-    config = UMTVideoConfig(
-        **fields,
-        num_labels=LABEL_COUNTS[labels],
-        num_frames=16 if long_clip else 8,
-        image_size=384 if large_image else 224,
-        use_final_norm=False,
-    )
-    return config, "classification"
+    fields |= {
+        "num_labels": LABEL_COUNTS[labels],
+        "num_frames": 16 if long_clip else 8,
+        "image_size": 384 if large_image else 224,
+        "use_final_norm": False,
+    }
+    return UMTVideoConfig(**fields), "classification"
 
 
-def build_label_maps(names: Sequence[str]) -> dict[str, dict]:
+def build_label_maps(names: Sequence[str]) -> dict[str, Any]:
     """Names of the classes as fields of a configuration: `id2label` and `label2id`."""
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
@@ -170,12 +150,8 @@ def _build_video_text_config(name: str, size: str, data_set: str | None) -> tupl
             raise ValueError(f"Unknown data set in checkpoint name {name!r}; expected one of {', '.join(known)}.")
     num_frames = 4 if data_set is None else 12
     vision_fields = {**STAGE2_VISION_FIELDS, **ARCHITECTURES[size], **TEACHERS[size], "num_frames": num_frames}
-    config = UMTVideoTextConfig(
-        vision_config=vision_fields,
-        text_config=TEXT_TOWERS[size],
-        projection_dim=TEACHERS[size]["teacher_hidden_size"],
-    )
-    return config, task
+    fields: dict[str, Any] = {"vision_config": vision_fields, "text_config": TEXT_TOWERS[size]}
+    return UMTVideoTextConfig(**fields, projection_dim=TEACHERS[size]["teacher_hidden_size"]), task
 
 
 def describe_checkpoint(name: str) -> ZooEntry:
@@ -234,9 +210,8 @@ def convert_state_dict(
     report = report if report is not None else ConversionReport()
     converted: dict[str, torch.Tensor] = {}
     unknown = []
-    is_video_text = task in VIDEO_TEXT_CLASSES
     for name, tensor in state_dict.items():
-        if is_video_text:
+        if isinstance(config, UMTVideoTextConfig):
             reason, parts = _find_reason_to_leave(name, state_dict, config), _convert_video_text_tensor(name, tensor)
         else:
             bare = re.sub(r"^(?:backbone\.|encoder\.)", "", name)
@@ -277,8 +252,10 @@ def convert_checkpoint(
     if isinstance(config, str):
         config, named_task = build_published_config(config)
         task = task or named_task
+    if task is None:
+        raise ValueError(f"Name the task of the configuration: one of {', '.join(TASK_CLASSES)}.")
     report = ConversionReport()
-    converted = convert_state_dict(load_published_state_dict(path), config, task or "", report)
+    converted = convert_state_dict(load_published_state_dict(path), config, task, report)
     load_converted_model(converted, config, task).save_pretrained(output_dir, max_shard_size=max_shard_size)
     return report
 
@@ -307,7 +284,7 @@ def load_published_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor
     try:
         # Training scripts keep their parsed arguments beside the weights: attributes alone, no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            # Files of PyTorch before 1.6 are no archives, and are read whole.
+            # Files of PyTorch before 1.6 are not archives, and are read at once.
             is_mapped = zipfile.is_zipfile(path)
             content = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=is_mapped)
     except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
@@ -364,7 +341,8 @@ def _find_reason_to_leave(name: str, state_dict: dict[str, torch.Tensor], config
         ValueError: If a tensor that repeats another is not equal to it.
     """
     if name.startswith("clip_teacher."):
-        return f"part of the frozen teacher, which is loaded from {config.vision_config.teacher_name_or_path}"
+        vision: Any = config.vision_config
+        return f"part of the frozen teacher, which is loaded from {vision.teacher_name_or_path}"
     if name.endswith("embeddings.position_ids"):
         return "numbers of the tokens, which the model counts itself"
     for repeated, original in (

@@ -11,13 +11,14 @@ def read_label_names(path: str | Path, num_labels: int) -> list[str]:
     Args:
         path: JSON (`["run", ...]`, `{"0": "run", ...}` or `{"run": 0, ...}`), CSV with a column of indices and one of
             names in either order, with or without header (Kinetics: `id,name`; Moments in Time: `name,id`), or text
-            with a name a line. Indices count from 0.
+            with one name per line. Indices count from 0.
         num_labels: Classes of the model.
 
     Raises:
         ValueError: If the file has another form, or other indices than 0 to `num_labels - 1`.
     """
     path = Path(path)
+    # Spreadsheets write a byte-order mark, which would become part of the first name.
     text = path.read_text(encoding="utf-8-sig")
     try:
         names = _parse_json(json.loads(text)) if path.suffix.lower() == ".json" else _parse_lines(text)
@@ -46,7 +47,7 @@ def _parse_lines(text: str) -> dict[int, str]:
     rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
     if rows and {"label", "youtube_id"} <= set(rows[0]):
         raise ValueError(
-            "this lists videos and tells no order of the classes; give a file of indices and names (id,name)."
+            "this lists videos and gives no order of the classes; give a file of indices and names (id,name)."
         )
     if all(len(row) == 2 for row in rows):
         body = rows if any(cell.isdecimal() for cell in rows[0]) else rows[1:]

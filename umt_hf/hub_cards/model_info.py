@@ -1,4 +1,4 @@
-"""Facts of a model folder or Hub repository, told without loading a weight.
+"""Facts of a model folder or Hub repository, found without loading a weight.
 
 The network is built on the meta device, which counts parameters and operations without memory; names and shapes of the
 stored weights come from the headers of their safetensors files.
@@ -22,32 +22,34 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from ..modeling import modeling_umt_text, modeling_umt_video, modeling_umt_video_text
+from ..inference.loading import get_model_class, list_class_names, load_video_processor
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.masking_umt_video import sample_random_mask, sample_tube_mask
+from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.folder import (
+    CONFIG_FILE,
+    IMAGE_PROCESSOR_FILE,
+    PROCESSOR_FILE,
+    RECIPE_FILE,
+    TOKENIZER_FILE,
+    VERSIONS_FILE,
+    VIDEO_PROCESSOR_FILE,
+    WEIGHTS_FILE,
+    WEIGHTS_INDEX_FILE,
+)
+from ..runs.models import MODELS_BY_NAME, ModelClass
 
-TASKS = {
-    "UMTVideoModel": "video features",
-    "UMTVideoForPreTraining": "stage-1 pre-training",
-    "UMTVideoForVideoClassification": "video classification",
-    "UMTVideoForActionDetection": "action detection",
-    "UMTVideoTextModel": "video and text features",
-    "UMTVideoTextForRetrieval": "video-text retrieval",
-    "UMTVideoTextForPreTraining": "stage-2 pre-training",
-    "UMTVideoTextForQuestionAnswering": "video question answering",
-}
-MODEL_FILES = (modeling_umt_video, modeling_umt_text, modeling_umt_video_text)
 PARTS = {"vision_model": "vision", "text_model": "text", "answer_decoder": "answer_decoder"}
 SMALL_FILES = ["*.json", "*.yaml", "*.txt"]
-WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PROCESSOR_SETTINGS = (
     "num_frames", "sampling_strategy", "frame_stride", "fps", "first_seconds", "num_clips", "num_crops", "size",
     "do_center_crop", "crop_size", "decoder",
 )  # fmt: skip
 SHOWN_LABELS = SHOWN_WEIGHTS = 5
 RUN_SETTINGS = (
-    "train_data", "validation_data", "teacher_name_or_path", "model_name_or_path", "vision_name_or_path", "max_steps",
+    "train_data", "train_corpora", "validation_data", "teacher_name_or_path", "model_name_or_path",
+    "vision_name_or_path", "max_steps",
     "num_train_epochs", "per_device_train_batch_size", "learning_rate", "mixed_precision", "seed",
 )  # fmt: skip
 
@@ -94,6 +96,7 @@ class ModelInfo:
         name: Folder or Hub id.
         architecture: Class of the model.
         task: What it is for.
+        command: Example of a command for it.
         parameters: Numbers of parameters by part, and their `total`; shared ones count once.
         num_frames: Frames of a clip.
         image_size: Height and width of a frame as the model sees it.
@@ -113,6 +116,7 @@ class ModelInfo:
     name: str
     architecture: str
     task: str
+    command: str
     parameters: dict[str, int]
     num_frames: int
     image_size: tuple[int, int]
@@ -135,6 +139,7 @@ class ModelInfo:
         lines = [
             ("model", self.name),
             ("class", f"{self.architecture}: {self.task}"),
+            ("try", self.command),
             ("parameters", ", ".join(counts)),
             ("clip", f"{self.num_frames} frames of {height} x {width}, {self.tokens_per_clip} tokens"),
         ]
@@ -173,37 +178,39 @@ class ModelInfo:
 
 
 def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_crops: int | None = None) -> ModelInfo:
-    """Tell what a model is and what it costs.
+    """Describe what a model is and what it costs.
 
     Args:
         model: Folder, or Hub id, of which only small files and the headers of the weights are read.
-        num_clips: Clips of a video; `None` = what the processor says.
-        num_crops: Crops of a clip, likewise.
+        num_clips: Clips per video; default: the processor's.
+        num_crops: Crops per clip, likewise.
 
     Raises:
         FileNotFoundError: If there is no such folder, it has no configuration, or the Hub does not know it.
         ValueError: If it holds no UMT model.
     """
     folder = _find_folder(model)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{model} is no model folder: it has no config.json.")
+    if not (folder / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{model} is not a model folder: it has no {CONFIG_FILE}.")
     config = AutoConfig.from_pretrained(folder)
-    model_class = find_model_class(config, str(model))
+    row = find_row(config, str(model))
+    # Shapes without memory, so that a model of any size is described at once.
     with torch.device("meta"):
-        network = model_class(config).eval().requires_grad_(False)
+        network: Any = get_model_class(row)(config).eval().requires_grad_(False)
     network.to("meta")  # the position table too, which PyTorch before 2.7 leaves behind
-    vision_config = getattr(config, "vision_config", config)
+    vision_config: Any = getattr(config, "vision_config", config)
     processor = _load_processor(folder)
     num_frames, height, width = _find_clip_shape(processor, vision_config)
     clip = torch.empty(1, num_frames, vision_config.num_channels, height, width, device="meta")
-    max_text_tokens = _read(folder / "tokenizer_config.json", json.loads).get("model_max_length")
+    max_text_tokens = _read(folder / TOKENIZER_FILE, json.loads).get("model_max_length")
     costs = measure_costs(network, clip, max_text_tokens)
     settings = {} if processor is None else json.loads(processor.to_json_string())
     num_views = (num_clips or settings.get("num_clips", 1)) * (num_crops or settings.get("num_crops", 1))
     return ModelInfo(
         name=str(model),
-        architecture=model_class.__name__,
-        task=TASKS[model_class.__name__],
+        architecture=row.name,
+        task=row.title,
+        command=row.command.format(model=model),
         parameters=count_parameters(network),
         num_frames=num_frames,
         image_size=(height, width),
@@ -211,34 +218,33 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
         costs=costs,
         num_views=num_views,
         views_flops=num_views * costs[0].flops,
-        labels=tuple(config.id2label[i] for i in range(config.num_labels)) if hasattr(network, "classifier") else (),
+        labels=tuple(list_class_names(config)) if hasattr(network, "classifier") else (),
         processor={name: settings[name] for name in PROCESSOR_SETTINGS if settings.get(name) is not None},
         max_text_tokens=max_text_tokens,
         weights=compare_weights(network, _read_headers(folder, model)),
         size_bytes=sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
-        versions=_read(folder / "versions.json", json.loads),
-        run=_select_run_settings(_read(folder / "run.yaml", yaml.safe_load)),
+        versions=_read(folder / VERSIONS_FILE, json.loads),
+        run=_select_run_settings(_read(folder / RECIPE_FILE, yaml.safe_load)),
     )
 
 
-def find_model_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
-    """Class that a folder was saved from.
+def find_row(config: PreTrainedConfig, name: str) -> ModelClass:
+    """What is known of the class that a folder was saved from.
 
     Args:
         config: Of the folder.
         name: What errors call the folder.
 
     Raises:
-        ValueError: If it is no UMT model.
+        ValueError: If it is not a UMT model.
     """
     architecture = (config.architectures or ["no architecture"])[0]
-    found = [getattr(module, architecture) for module in MODEL_FILES if hasattr(module, architecture)]
-    if architecture not in TASKS or not found:
+    if architecture not in MODELS_BY_NAME:
         raise ValueError(
-            f"{name} is no UMT model folder: its config.json is of type {config.model_type!r} and names "
-            f"{architecture}. Known classes are {', '.join(TASKS)}."
+            f"{name} is not a UMT model folder: its config.json is of type {config.model_type!r} and names "
+            f"{architecture}. Known classes are {', '.join(MODELS_BY_NAME)}."
         )
-    return found[0]
+    return MODELS_BY_NAME[architecture]
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
@@ -251,29 +257,27 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     return {**{part: count for part, count in counts.items() if count}, "total": sum(counts.values())}
 
 
-def measure_costs(
-    model: PreTrainedModel, clip: torch.Tensor, max_text_tokens: int | None = None
-) -> tuple[ForwardCost, ...]:
+def measure_costs(model: Any, clip: torch.Tensor, max_text_tokens: int | None = None) -> tuple[ForwardCost, ...]:
     """Count the operations of a model's parts; nothing is computed on the meta device.
 
     Args:
         model: On the meta device.
         clip: `(1, T, channels, H, W)`, there too.
-        max_text_tokens: Tokens of a text; `None` = 32, as in stage 2.
+        max_text_tokens: Tokens of a text; default: 32, as in stage 2.
 
     Returns:
-        First a clip with all its tokens, through the whole model where that takes nothing but a clip; in pre-training
+        First a clip with all its tokens, through the complete model where it takes nothing but a clip; in pre-training
         also the clip's visible tokens; with texts also a text alone, and together with the clip's tokens.
 
     Raises:
         ValueError: If the clip does not fit the patch grid.
     """
-    encoder = getattr(model, "vision_model", model)
+    encoder: Any = getattr(model, "vision_model", model)
     time, rows, columns = encoder.embeddings.patch_embeddings.compute_grid(clip)
     num_tokens = time * rows * columns
-    is_classifier = isinstance(model, modeling_umt_video.UMTVideoForVideoClassification)
-    whole, part = (model, "video encoder and classifier") if is_classifier else (encoder, "video encoder")
-    costs = [ForwardCost(part, num_tokens, _count_flops(lambda: whole(clip)))]
+    is_classifier = isinstance(model, UMTVideoForVideoClassification)
+    network, part = (model, "video encoder and classifier") if is_classifier else (encoder, "video encoder")
+    costs = [ForwardCost(part, num_tokens, _count_flops(lambda: network(clip)))]
     if hasattr(model, "alignment_heads"):
         config = encoder.config
         if config.mask_type == "random":
@@ -308,11 +312,12 @@ def compare_weights(
 
     Args:
         model: May be on the meta device.
-        headers: Shape and type of each stored tensor by its name; `None` = nothing is stored.
+        headers: Shape and type of each stored tensor by its name; `None` if nothing is stored.
     """
     if headers is None:
         return None
     needed = model.state_dict(keep_vars=True)
+    # By identity: tied weights are stored under one of their names.
     stored = {id(needed[name]) for name, (shape, _) in headers.items() if _has_shape(needed, name, shape)}
     sizes = [_count_bytes(shape, dtype) for shape, dtype in headers.values()]
     return StoredWeights(
@@ -331,6 +336,7 @@ def _has_shape(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, ..
 
 def _count_bytes(shape: tuple[int, ...], dtype: str) -> int:
     """Bytes of a tensor whose type safetensors calls `F32`, `BF16`, `I64`, `F8_E4M3`, `BOOL`, ..."""
+    # Names end with their bits; of F8_E4M3 the first part counts.
     bits = 8 if dtype == "BOOL" else int("".join(filter(str.isdigit, dtype.split("_")[0])))
     return math.prod(shape) * bits // 8
 
@@ -351,12 +357,12 @@ def _find_folder(model: str | os.PathLike) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=SMALL_FILES))
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{name} is no folder here, and cannot be read from the Hub: {error}") from error
+        raise FileNotFoundError(f"{name} is not a folder here, and cannot be read from the Hub: {error}") from error
 
 
 def _read_headers(folder: Path, model: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], str]] | None:
     """Shape and type of every stored tensor; of a Hub repository, over the network where it is not on this machine."""
-    index = _read(folder / INDEX_FILE, json.loads)
+    index = _read(folder / WEIGHTS_INDEX_FILE, json.loads)
     names = sorted(set(index["weight_map"].values())) if index else [WEIGHTS_FILE]
     files = [folder / name for name in names]
     if all(file.is_file() for file in files):
@@ -369,6 +375,7 @@ def _read_headers(folder: Path, model: str | os.PathLike) -> dict[str, tuple[tup
         return headers
     if index and Path(model).is_dir():
         raise ValueError(f"{folder} lacks {next(file.name for file in files if not file.is_file())} of its weights.")
+    # Only the Hub gives headers without the files.
     if Path(model).is_dir() or is_offline_mode():
         return None
     found = get_safetensors_metadata(str(model))
@@ -380,17 +387,17 @@ def _read_headers(folder: Path, model: str | os.PathLike) -> dict[str, tuple[tup
 
 
 def _load_processor(folder: Path) -> UMTVideoProcessor | None:
-    names = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
+    names = (VIDEO_PROCESSOR_FILE, IMAGE_PROCESSOR_FILE, PROCESSOR_FILE)
     if not any((folder / name).is_file() for name in names):
         return None
-    return UMTVideoProcessor.from_pretrained(folder)
+    return load_video_processor(folder)
 
 
 def _find_clip_shape(processor: UMTVideoProcessor | None, config: UMTVideoConfig) -> tuple[int, int, int]:
     """Frames, height and width that the model sees: as the processor makes them, or else as configured."""
     if processor is None:
         return config.num_frames, config.image_size, config.image_size
-    size = processor.crop_size if processor.do_center_crop else processor.size
+    size: Any = processor.crop_size if processor.do_center_crop else processor.size
     if not size.height or not size.width:  # frames of any shape
         return processor.num_frames, config.image_size, config.image_size
     return processor.num_frames, size.height, size.width

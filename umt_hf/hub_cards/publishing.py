@@ -7,7 +7,7 @@ it stopped: files that the Hub has are not sent again.
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,15 +22,26 @@ from transformers.models.auto import modeling_auto
 
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.folder import CARD_FILE, LOSS_PICTURE
+from ..runs.folder import (
+    ADAPTER_CONFIG_FILE,
+    CARD_FILE,
+    CONFIG_FILE,
+    LOSS_PICTURE,
+    PROCESSOR_FILE,
+    STATE_FOLDER,
+    TRAINER_ARGUMENTS_FILE,
+    VIDEO_PROCESSOR_FILE,
+    WEIGHTS_FILE,
+    WEIGHTS_INDEX_FILE,
+)
+from ..runs.models import MODEL_TYPES
 from .card import write_model_card
 
 logger = logging.getLogger(__name__)
 
-MODEL_TYPES = ("umt_video", "umt_video_text")
 # Not part of a model: the state of a run, its logs, what was half written, and whatever is a pickle.
 EXCLUDED = (
-    "training_state",
+    STATE_FOLDER,
     "checkpoint-*",
     "last-checkpoint",
     "*.unfinished",
@@ -50,7 +61,7 @@ EXCLUDED = (
     "__pycache__",
     ".*",
 )
-SECRETS = ("training_args.bin",)  # may hold the token
+SECRETS = (TRAINER_ARGUMENTS_FILE,)  # may hold the token
 TEXT_SUFFIXES = (".json", ".jsonl", ".md", ".py", ".txt", ".yaml")
 MAX_ATTEMPTS = 5
 RETRY_SECONDS = 2.0
@@ -80,13 +91,13 @@ def push_folder(
         folder: A finished folder of any architecture of this package. Checkpoints, optimizer state and logs in it
             stay here.
         repo_id: `name` in your own account, or `account/name`. Made if it does not exist.
-        private: Whether a new repository is private; `None` = as the account's settings say.
-        revision: Branch, made if it does not exist; `None` = main.
-        token: With write permission; `None` = the one you are logged in with.
+        private: Whether a new repository is private; default: the account's setting.
+        revision: Branch, made if it does not exist; default: main.
+        token: With write permission; default: the one you are logged in with.
         with_code: Add the model's and processor's source files and name them in `auto_map`, so that the repository
             loads with `trust_remote_code=True` where this package is not installed.
         commit_message: First line of the commit.
-        checkpoints: Folders that go up whole, state included: name in the repository -> folder.
+        checkpoints: Folders that go up with all their files, state included: name in the repository -> folder.
         max_attempts: How often to try where the Hub fails or cannot be reached.
 
     Returns:
@@ -99,6 +110,7 @@ def push_folder(
     folder = Path(folder)
     check_model_folder(folder)
     check_destination(repo_id, token)
+    # Bytes stand for files that are made for the Hub and not written to the folder.
     files: dict[str, Path | bytes] = dict(list_model_files(folder))
     if CARD_FILE not in files:
         files |= build_card_files(folder, repo_id)
@@ -113,36 +125,52 @@ def push_folder(
     commit_message = commit_message or f"Upload {folder.resolve().name}"
     additions = [CommitOperationAdd(path, content) for path, content in files.items()]
     api = HfApi(token=token)
+    replaced = tuple(checkpoints or ())
+
+    def commit() -> str:
+        return _commit(api, additions, repo_id, private, revision, commit_message, replaced)
+
+    return _try_repeatedly(commit, repo_id, max_attempts)
+
+
+def _try_repeatedly(commit: Callable[[], str], repo_id: str, max_attempts: int) -> str:
+    """Commit, and again where a failure may pass.
+
+    Raises:
+        PublishingError: Says what went wrong, and what to do.
+        ValueError: If `max_attempts` is below 1.
+    """
     for attempt in range(1, max_attempts + 1):
         try:
-            return _commit(api, additions, repo_id, private, revision, commit_message, tuple(checkpoints or ()))
+            return commit()
         except PublishingError:
             raise
         except Exception as error:  # whatever the client raises, the user reads what to do about it
             if attempt == max_attempts or not _is_passing(error):
                 raise PublishingError(_explain(error, repo_id)) from error
             logger.info("Attempt %d of %d to reach the Hub failed (%s).", attempt, max_attempts, _summarize(error))
+            # Doubled each time, so that a Hub under load gets room.
             time.sleep(RETRY_SECONDS * 2 ** (attempt - 1))
     raise ValueError(f"max_attempts must be at least 1, got {max_attempts}.")
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse what is not a whole model of this package.
+    """Refuse what is not a complete model of this package.
 
     Raises:
         ValueError: Says what is missing.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder.")
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_FILE).is_file():
         hint = " It holds adapters only: push the folder of the run, where they are merged into the model."
-        hint = hint if (folder / "adapter_config.json").is_file() else ""
-        raise ValueError(f"{folder} is not a model folder: it has no config.json.{hint}")
-    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+        hint = hint if (folder / ADAPTER_CONFIG_FILE).is_file() else ""
+        raise ValueError(f"{folder} is not a model folder: it has no {CONFIG_FILE}.{hint}")
+    model_type = json.loads((folder / CONFIG_FILE).read_text()).get("model_type")
     if model_type not in MODEL_TYPES:
         raise ValueError(f"{folder} is a {model_type!r}; expected one of {', '.join(MODEL_TYPES)}.")
-    index = folder / "model.safetensors.index.json"
-    weights = ["model.safetensors"]
+    index = folder / WEIGHTS_INDEX_FILE
+    weights = [WEIGHTS_FILE]
     if index.is_file():
         weights = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     if missing := [name for name in weights if not (folder / name).is_file()]:
@@ -187,6 +215,7 @@ def build_card_files(folder: Path, repo_id: str) -> dict[str, bytes]:
         Path in the repository -> content.
     """
     with TemporaryDirectory() as directory:
+        # The card is written beside links to the folder's files, since the folder stays as it is.
         mirror = Path(directory) / repo_id.rsplit("/", 1)[-1]
         mirror.mkdir()
         for path in folder.resolve().iterdir():
@@ -211,15 +240,15 @@ def build_remote_code(folder: Path) -> dict[str, bytes]:
     """
     config = AutoConfig.from_pretrained(folder)
     with TemporaryDirectory() as directory:
-        fields = _read_settings(folder / "config.json")
+        fields = _read_settings(folder / CONFIG_FILE)
         _add_code(type(config), "AutoConfig", directory, fields)
         for auto_class, model_class in find_auto_classes(config).items():
             _add_code(model_class, auto_class, directory, fields)
-        changed = {"config.json": fields}
-        for name in ("processor_config.json", "video_preprocessor_config.json"):
+        changed = {CONFIG_FILE: fields}
+        for name in (PROCESSOR_FILE, VIDEO_PROCESSOR_FILE):
             if (folder / name).is_file():
                 settings = changed[name] = _read_settings(folder / name)
-                if "processor_class" in settings and name == "processor_config.json":
+                if "processor_class" in settings and name == PROCESSOR_FILE:
                     _add_code(UMTVideoTextProcessor, "AutoProcessor", directory, settings)
                 _add_code(
                     UMTVideoProcessor,
@@ -248,7 +277,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _add_code(source: type, auto_class: str, directory: str, settings: dict[str, Any]) -> None:
+def _add_code(source: Any, auto_class: str, directory: str, settings: dict[str, Any]) -> None:
     """Copy the files of `source` and name it in the settings' `auto_map`."""
     subject = source.__new__(source)  # Transformers wants an instance, and looks at its class alone
     subject.__dict__["_auto_class"] = auto_class
@@ -265,6 +294,7 @@ def _commit(
     replaced_folders: tuple[str, ...],
 ) -> str:
     """Upload what the Hub lacks, then commit. Called again after a failure, it goes on from there."""
+    # The Hub answers with the account's name in front.
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if private and not api.repo_info(repo_id).private:
         raise PublishingError(
@@ -278,6 +308,7 @@ def _commit(
         api.preupload_lfs_files(repo_id, group, revision=revision, free_memory=False)
     kept = {addition.path_in_repo for addition in additions}
     replaced = ("model*.safetensors*", *(f"{folder}/*" for folder in replaced_folders))
+    # Shards of an earlier, larger upload would stay beside the new ones.
     deletions = [
         CommitOperationDelete(path)
         for path in api.list_repo_files(repo_id, revision=revision)

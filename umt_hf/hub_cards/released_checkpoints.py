@@ -1,6 +1,6 @@
 """A released checkpoint to a complete, verified folder: download, conversion, processor, model card.
 
-Weights stay in the memory-mapped file until they are written, and the folder is whole or absent.
+Weights stay in the memory-mapped file until they are written, and the folder is complete or absent.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -17,16 +18,17 @@ from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from ..inference.loading import load_with_report
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import CONVERSION_FILE, UNFINISHED_SUFFIX, collect_versions, hash_source
+from ..runs.models import VIDEO_TEXT_TASKS
 from ..zoo import ZooEntry, find_entry
 from .card import write_model_card
 from .convert_umt_checkpoint import (
     TASK_CLASSES,
-    VIDEO_TEXT_CLASSES,
     ConversionReport,
     build_label_maps,
     build_published_config,
@@ -49,7 +51,7 @@ class CheckpointFile:
 
     Args:
         path: The file.
-        repo: Hub repository it was downloaded from; `None` = a local file.
+        repo: Hub repository it was downloaded from; `None` for a local file.
         file: Path in the repository, or the local file's name.
         commit: Commit of the repository, 40 hexadecimal digits.
     """
@@ -68,8 +70,8 @@ class ConvertedFolder:
         name: Our name of the checkpoint.
         task: Of the model.
         model_class: Its class.
-        folder: Where it lies.
-        repo: Hub repository of the source; `None` = a local file.
+        folder: Where it is.
+        repo: Hub repository of the source; `None` for a local file.
         file: Path in the repository, or the local file's name.
         commit: Commit of the repository.
         sha256: Of the source file.
@@ -87,7 +89,7 @@ class ConvertedFolder:
     repo: str | None
     file: str
     commit: str | None
-    sha256: str
+    sha256: str | None
     num_bytes: int
     num_used: int
     set_aside: dict[str, str]
@@ -148,19 +150,14 @@ def convert_released_checkpoint(
         raise FileExistsError(f"{output} exists: choose another folder with --output, or add --overwrite.")
     config, task = build_published_config(entry.name)
     if labels is not None:
-        if entry.num_labels is None:
-            raise ValueError(f"{entry.name} has no classes, and needs no names of them.")
-        for key, value in build_label_maps(read_label_names(labels, config.num_labels)).items():
-            setattr(config, key, value)
+        _set_label_names(config, entry, labels)
     processor = build_released_processor(entry, config, tokenizer)  # before a long download
 
     checkpoint = CheckpointFile(path, None, path.name, None) if path else download_checkpoint(entry, revision)
     report = ConversionReport()
-    try:
-        converted = convert_state_dict(load_published_state_dict(checkpoint.path), config, task, report)
-    except ValueError as error:
-        raise ValueError(f"{checkpoint.path} does not fit {entry.name}. {error}") from error
+    converted = _convert_file(checkpoint.path, entry, config, task, report)
     unfinished = output.with_name(output.name + UNFINISHED_SUFFIX)
+    # What an interrupted conversion has left.
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         difference = write_and_verify(converted, config, task, processor, unfinished, max_shard_size)
@@ -178,8 +175,7 @@ def convert_released_checkpoint(
             set_aside=report.set_aside,
             output_difference=difference,
         )
-        record = {key: value for key, value in asdict(found).items() if key != "folder"}
-        (unfinished / CONVERSION_FILE).write_text(json.dumps(record, indent=2) + "\n")
+        _write_record(found, unfinished)
         write_model_card(unfinished, entry)
         _replace_folder(unfinished, output)
     finally:
@@ -187,18 +183,41 @@ def convert_released_checkpoint(
     return found
 
 
+def _set_label_names(config: UMTVideoConfig | UMTVideoTextConfig, entry: ZooEntry, labels: str | os.PathLike) -> None:
+    if entry.num_labels is None:
+        raise ValueError(f"{entry.name} has no classes, and needs no names of them.")
+    for key, value in build_label_maps(read_label_names(os.fspath(labels), entry.num_labels)).items():
+        setattr(config, key, value)
+
+
+def _convert_file(
+    path: Path, entry: ZooEntry, config: UMTVideoConfig | UMTVideoTextConfig, task: str, report: ConversionReport
+) -> dict[str, torch.Tensor]:
+    try:
+        return convert_state_dict(load_published_state_dict(path), config, task, report)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit {entry.name}. {error}") from error
+
+
+def _write_record(found: ConvertedFolder, folder: Path) -> None:
+    # Without the folder's own place, which changes as soon as somebody moves or publishes it.
+    record = {key: value for key, value in asdict(found).items() if key != "folder"}
+    (folder / CONVERSION_FILE).write_text(json.dumps(record, indent=2) + "\n")
+
+
 def resolve_source(source: str | os.PathLike, name: str | None) -> tuple[ZooEntry, Path | None]:
     """What to convert: its description, and the file if it is a local one.
 
     Raises:
         FileNotFoundError: If a file is meant and there is none.
-        ValueError: If there is no such checkpoint, or a file's name does not tell what it is.
+        ValueError: If there is no such checkpoint, or a file's name does not say what it is.
     """
     path = Path(source)
     if path.is_file():
         if name is not None:
             return describe_checkpoint(name), path
         try:
+            # Released files are known by their names, also after a download by other means.
             return find_entry(path.name), path
         except ValueError as error:
             raise ValueError(f"Say what {path} is: `umt-hf convert {path} NAME`. {error}") from error
@@ -215,8 +234,11 @@ def download_checkpoint(entry: ZooEntry, revision: str | None = None) -> Checkpo
         revision: Branch, tag or commit of the repository; by default the entry's.
 
     Raises:
-        OSError: If it cannot be had; the message tells how to go on without the Hub.
+        OSError: If it cannot be fetched; the message says how to go on without the Hub.
+        ValueError: If the checkpoint was never released.
     """
+    if entry.file is None:
+        raise ValueError(f"{entry.name} was never released: convert a .pth file of your own.")
     revision = revision or entry.revision
     try:
         path = Path(hf_hub_download(entry.repo, entry.file, revision=revision))
@@ -248,11 +270,13 @@ def build_released_processor(
         ValueError: If the tokenizer has another number of words than the model, or the model has no text.
     """
     video_processor = UMTVideoProcessor.from_model_config(config, entry.task, **entry.processor)
-    if entry.task not in VIDEO_TEXT_CLASSES:
+    if entry.task not in VIDEO_TEXT_TASKS:
         if tokenizer is not None:
             raise ValueError(f"{entry.name} reads no text, and needs no tokenizer.")
         return video_processor
-    source = tokenizer or entry.tokenizer
+    source = entry.tokenizer if tokenizer is None else tokenizer
+    if source is None or entry.max_text_tokens is None:
+        raise ValueError(f"The zoo does not say how {entry.name} reads text.")
     try:
         words = build_tokenizer(source, max_length=entry.max_text_tokens)
     except OSError as error:
@@ -261,9 +285,10 @@ def build_released_processor(
             f"The tokenizer {source} cannot be loaded: {reason}\n"
             "Give a folder with the files of a BERT tokenizer, or its vocab.txt: --tokenizer FOLDER"
         ) from error
-    if len(words) != config.text_config.vocab_size:
+    vocab_size = getattr(config, "text_config", config).vocab_size
+    if len(words) != vocab_size:
         raise ValueError(
-            f"The tokenizer {source} has {len(words)} words, {entry.name} has {config.text_config.vocab_size}: "
+            f"The tokenizer {source} has {len(words)} words, {entry.name} has {vocab_size}: "
             "give that of BERT, uncased."
         )
     return UMTVideoTextProcessor(video_processor, words)
@@ -293,18 +318,20 @@ def write_and_verify(
     Raises:
         RuntimeError: If a weight is missing, left over or different, or outputs differ.
     """
-    model = load_converted_model(converted, config, task).eval()
+    model: Any = load_converted_model(converted, config, task).eval()
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     processor.save_pretrained(folder)
     if task == "question_answering":
         model.answer_decoder.generation_config.save_pretrained(folder)
+    # Computed before reloading, so that only one copy of a large model is held at a time.
     before = compute_trial_outputs(model, task)
     del model
 
-    reloaded, info = TASK_CLASSES[task].from_pretrained(folder, output_loading_info=True)
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[kind]:
-            raise RuntimeError(f"The written folder has {kind.replace('_', ' ')}: {sorted(map(str, info[kind]))[:5]}.")
+    loaded = load_with_report(TASK_CLASSES[task], folder)
+    for kind in ("missing", "unexpected", "mismatched"):
+        if names := getattr(loaded, kind):
+            raise RuntimeError(f"The written folder has {kind} weights: {', '.join(names[:5])}.")
+    reloaded = loaded.model
     stored = reloaded.state_dict()
     different = [key for key in stored if not torch.equal(stored[key], converted[key].to(stored[key].dtype))]
     if different:
@@ -337,7 +364,7 @@ def compute_trial_outputs(model: PreTrainedModel, task: str) -> dict[str, torch.
         weight.data = weight.data.to(torch.float32, copy=True) if weight.is_floating_point() else weight.data
     generator = torch.Generator().manual_seed(0)
     config = getattr(model.config, "vision_config", model.config)
-    num_clips = 2 if task in VIDEO_TEXT_CLASSES else 1
+    num_clips = 2 if task in VIDEO_TEXT_TASKS else 1
     num_frames = NUM_TRIAL_FRAMES * config.tubelet_size
     shape = (num_clips, num_frames, config.num_channels, config.image_size, config.image_size)
     pixel_values = torch.randn(shape, generator=generator)
@@ -374,7 +401,7 @@ def compute_trial_outputs(model: PreTrainedModel, task: str) -> dict[str, torch.
 
 
 def _replace_folder(unfinished: Path, output: Path) -> None:
-    """Move a whole folder to its place; the old one goes first out of the way, then for good."""
+    """Move a complete folder to its place; the old one goes first out of the way, then for good."""
     old = output.with_name(output.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if output.exists():

@@ -1,41 +1,40 @@
-"""Classification of held-out videos: several views of each, merged per video, spread over processes."""
+"""Classes of videos: several views per video, merged; one video at a time, or many spread over processes."""
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers.video_utils import VideoInput
 
 from ..data.annotations import identify_video
 from ..data.loaders import build_loader
 from ..data.sources import get_source
 from ..data.video_files import SkippedVideo, list_videos
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
-from ..processing.decoding import VideoDecodingError
-from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.arguments import EvaluatedModelArguments
+from ..processing.decoding import VideoDecodingError, VideoSource
+from ..processing.video_processing_umt_video import UMTVideoProcessor, split_videos
 from .held_out import evaluation_mode, plan_shard, share_rows
-from .loading import load_whole_model
+from .loading import list_class_names, load_complete_model, load_video_processor, place_model, resolve_device
+from .scored_labels import ScoredLabel, rank_labels
 
-logger = logging.getLogger(__name__)
+VIEWS_AT_A_TIME = 8
 
 
-class VideoViews(torch.utils.data.Dataset):
+class VideoViews(Dataset):
     """All views of each video, or why it cannot be read.
 
     Args:
         videos: Path, or `{"path", "bytes"}`, of each.
-        processor: Gives frames, size, law of sampling and decoder.
-        num_clips: Clips of a video.
-        num_crops: Crops of a clip.
+        processor: Gives frames, size, sampling strategy and decoder.
+        num_clips: Clips per video.
+        num_crops: Crops per clip.
     """
 
     def __init__(self, videos: Sequence[Any], processor: UMTVideoProcessor, num_clips: int, num_crops: int):
@@ -72,7 +71,7 @@ def merge_views(logits: torch.Tensor, num_views: int) -> torch.Tensor:
 
 
 def score_videos(
-    model: nn.Module,
+    model: UMTVideoForVideoClassification,
     processor: UMTVideoProcessor,
     videos: Sequence[Any],
     accelerator: Accelerator,
@@ -86,13 +85,13 @@ def score_videos(
     """Class probabilities of videos with or without known labels, the same in all processes.
 
     Args:
-        model: See `classify_videos`, as for the other arguments.
+        model: On the accelerator's device.
         processor: Of the model.
         videos: Path, or `{"path", "bytes"}`, of each.
         accelerator: Of the run; all processes must call this.
-        batch_size: Views a process classifies at a time.
-        num_clips: Clips of a video.
-        num_crops: Crops of a clip.
+        batch_size: Views that a process classifies at a time.
+        num_clips: Clips per video.
+        num_crops: Crops per clip.
         num_workers: Worker processes that decode.
         show_progress: Whether the main process draws a bar of its share.
 
@@ -101,31 +100,25 @@ def score_videos(
         reason.
     """
     num_views = num_clips * num_crops
+    # A batch counts views; those of a video stay in one batch, where they are merged.
     batches = plan_shard(len(videos), max(batch_size // num_views, 1), accelerator)
     views = VideoViews(videos, processor, num_clips, num_crops)
-    scores = torch.zeros(len(videos), model.config.num_labels)
+    scores = torch.zeros(len(videos), len(list_class_names(model.config)))
     failures: list[tuple[int, str]] = []
     total, is_hidden = sum(map(len, batches)), not (show_progress and accelerator.is_main_process)
     with evaluation_mode(model, accelerator), tqdm(total=total, unit="video", disable=is_hidden) as progress:
         for samples in _load_batches(views, batches, num_workers):
+            # An unreadable video keeps its row, so that rows stay those of the data.
             failures += [(row, reason) for row, pixels, reason in samples if pixels is None]
             read = {row: pixels for row, pixels, _ in samples if pixels is not None}
             if read:
-                # A video has more views than a batch may have, if it comes to that: they are classified in parts.
+                # One video may have more views than a batch may hold: they are classified in parts.
                 parts = torch.cat(list(read.values())).split(batch_size)
-                logits = [model(pixel_values=part.to(accelerator.device)).logits.float().cpu() for part in parts]
+                logits = [model(part.to(model.device, model.dtype)).logits.float().cpu() for part in parts]
                 scores[list(read)] = merge_views(torch.cat(logits), num_views)
             progress.update(len(samples))
     share_rows(scores, accelerator)
     return scores.numpy(), dict(sorted(gather_object(failures)))
-
-
-@dataclass(frozen=True)
-class ScoredLabel:
-    """A class by its name, and its probability."""
-
-    label: str
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -138,7 +131,7 @@ class LabelledVideo:
 
 @dataclass(frozen=True)
 class LabelReport:
-    """What `classify_files` found.
+    """What `VideoClassifier.classify_files` found.
 
     Attributes:
         videos: Those that could be read, in order of their paths.
@@ -153,79 +146,151 @@ class LabelReport:
         lines = []
         for video in self.videos:
             lines.append(video.path)
-            lines += [f"  {scored.probability:6.4f}  {scored.label}" for scored in video.labels]
+            lines += [f"  {scored.format()}" for scored in video.labels]
         lines.append(f"{len(self.videos)} classified, {len(self.skipped)} skipped")
         return "\n".join(lines + [f"skipped {video.path}: {video.reason}" for video in self.skipped])
 
 
-def load_classifier(args: EvaluatedModelArguments) -> tuple[PreTrainedModel, UMTVideoProcessor]:
-    """The classifier with all its weights, and its processor.
-
-    Raises:
-        ValueError: If the folder has no trained head: a random one gives a number too.
-        OSError: If there is no model, or no processor beside it.
-    """
-    model = load_whole_model(UMTVideoForVideoClassification, args)
-    return model, UMTVideoProcessor.from_pretrained(args.model_name_or_path)
-
-
-def classify_files(
-    sources: Iterable[str],
-    model: str | os.PathLike,
-    top_k: int = 5,
-    num_clips: int | None = None,
-    num_crops: int | None = None,
-    batch_size: int = 8,
-    num_workers: int = 0,
-) -> LabelReport:
-    """Tell the likeliest classes of video files.
-
-    Every process that `accelerate launch` starts takes a share.
+class VideoClassifier:
+    """Names what videos show: loads a classifier once and answers often.
 
     Args:
-        sources: Video files, and folders with videos at any depth. The main process's list counts.
         model: Folder or Hub id of a classifier with its processor.
-        top_k: Classes told of each video; all, if there are fewer.
-        num_clips: Clips of a video, whose probabilities are averaged; `None` = what the processor says.
-        num_crops: Crops of a clip, likewise.
-        batch_size: Views a process classifies at a time.
-        num_workers: Processes that read ahead, for each process.
-
-    Returns:
-        What was found, the same in all processes.
+        device: Where the model runs; default: the process's accelerator, or CPU.
+        attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
+        dtype: Default: that of the stored weights.
 
     Raises:
-        ValueError: If the model is no trained classifier, a source folder has no videos, or `top_k` is below 1.
+        ValueError: If the model lacks weights, such as those of the head: a random head gives answers too.
+        OSError: If there is no model, or no processor beside it.
+
+    Example:
+    ```python
+    >>> classifier = VideoClassifier("umt-vit-b16-k400")
+    >>> best, *others = classifier.classify("video.mp4", top_k=3)
+    >>> label, probability = best.label, best.probability
+    ```
     """
-    if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}.")
-    accelerator = Accelerator()
-    classifier, processor = load_classifier(EvaluatedModelArguments(model_name_or_path=str(model)))
-    found = [list_videos(sources) if accelerator.is_main_process else None]
-    files, skipped = broadcast_object_list(found)[0]
-    scores, unreadable = score_videos(
-        classifier.to(accelerator.device),
-        processor,
-        [file.path for file in files],
-        accelerator,
-        batch_size=batch_size,
-        num_clips=processor.num_clips if num_clips is None else num_clips,
-        num_crops=processor.num_crops if num_crops is None else num_crops,
-        num_workers=num_workers,
-        show_progress=True,
-    )
-    names, labelled = classifier.config.id2label, []
-    for row, file in enumerate(files):
-        reason = unreadable.get(row)
-        if reason is None and not np.isfinite(scores[row]).all():
-            reason = "Its scores are not finite; the model cannot classify it."
-        if reason is not None:
-            skipped.append(SkippedVideo(file.path, reason.removeprefix(f"{file.path}: ")))
-            continue
-        best = (-scores[row]).argsort(kind="stable")[:top_k]
-        labels = tuple(ScoredLabel(names[int(label)], float(scores[row, label])) for label in best)
-        labelled.append(LabelledVideo(file.path, labels))
-    return LabelReport(tuple(labelled), tuple(sorted(skipped, key=lambda video: video.path)))
+
+    def __init__(
+        self,
+        model: str | os.PathLike,
+        device: str | torch.device | None = None,
+        attn_implementation: str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        options: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype}
+        loaded = load_complete_model(UMTVideoForVideoClassification, model, **options)
+        self.processor = load_video_processor(model)
+        self.device = resolve_device(device)
+        self.model = place_model(loaded, self.device)
+        self.labels = list_class_names(loaded.config)
+
+    @overload
+    def classify(
+        self, videos: VideoSource, top_k: int = 5, num_clips: int | None = None, num_crops: int | None = None
+    ) -> tuple[ScoredLabel, ...]: ...
+
+    @overload
+    def classify(
+        self, videos: list[str], top_k: int = 5, num_clips: int | None = None, num_crops: int | None = None
+    ) -> list[tuple[ScoredLabel, ...]]: ...
+
+    @overload
+    def classify(
+        self, videos: VideoInput, top_k: int = 5, num_clips: int | None = None, num_crops: int | None = None
+    ) -> tuple[ScoredLabel, ...] | list[tuple[ScoredLabel, ...]]: ...
+
+    def classify(
+        self, videos: Any, top_k: int = 5, num_clips: int | None = None, num_crops: int | None = None
+    ) -> tuple[ScoredLabel, ...] | list[tuple[ScoredLabel, ...]]:
+        """The likeliest classes of a video, best first; of a list of videos, those of each.
+
+        Args:
+            videos: One or a list of what the processor takes: path, URL, bytes, array, tensor or frames.
+            top_k: How many classes per video; all, if there are fewer.
+            num_clips: Clips per video, whose probabilities are averaged; default: the processor's.
+            num_crops: Crops per clip, likewise.
+
+        Raises:
+            VideoDecodingError: If a video cannot be read.
+            ValueError: If `top_k` is below 1.
+        """
+        views = {"num_clips": num_clips, "num_crops": num_crops}
+        sources = split_videos(videos)
+        found = [rank_labels(self._compute_probabilities(source, views), self.labels, top_k) for source in sources]
+        # A list may also be the frames of one video; that comes back as a single list.
+        is_frames = isinstance(sources[0], list) and not isinstance(videos[0], list | tuple)
+        is_batch = isinstance(videos, list | tuple) and not is_frames
+        return found if is_batch or len(found) > 1 else found[0]
+
+    def classify_files(
+        self,
+        sources: Iterable[str],
+        top_k: int = 5,
+        num_clips: int | None = None,
+        num_crops: int | None = None,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        show_progress: bool = True,
+    ) -> LabelReport:
+        """The likeliest classes of many files; those that cannot be read are listed with their reasons.
+
+        Every process that `accelerate launch` starts takes a share; Accelerate's configuration sets the
+        precision.
+
+        Args:
+            sources: Video files, and folders with videos at any depth. The main process's list counts.
+            top_k: How many classes per video.
+            num_clips: Clips per video, whose probabilities are averaged; default: the processor's.
+            num_crops: Crops per clip, likewise.
+            batch_size: Views that a process classifies at a time.
+            num_workers: Processes that read ahead, for each process.
+            show_progress: Whether the main process draws a bar of its share.
+
+        Returns:
+            What was found, the same in all processes.
+
+        Raises:
+            ValueError: If a source folder has no videos, or `top_k` is below 1.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}.")
+        accelerator = Accelerator()
+        # Only the main process lists: files may come and go between two listings.
+        found = [list_videos(sources) if accelerator.is_main_process else None]
+        files, skipped = broadcast_object_list(found)[0]
+        scores, unreadable = score_videos(
+            self.model,
+            self.processor,
+            [file.path for file in files],
+            accelerator,
+            batch_size=batch_size,
+            num_clips=self.processor.num_clips if num_clips is None else num_clips,
+            num_crops=self.processor.num_crops if num_crops is None else num_crops,
+            num_workers=num_workers,
+            show_progress=show_progress,
+        )
+        labelled = []
+        for row, file in enumerate(files):
+            reason = unreadable.get(row)
+            # NaN would sort anywhere and print as a probability.
+            if reason is None and not np.isfinite(scores[row]).all():
+                reason = "Its scores are not finite; the model cannot classify it."
+            if reason is None:
+                labelled.append(LabelledVideo(file.path, rank_labels(scores[row], self.labels, top_k)))
+            else:
+                skipped.append(SkippedVideo(file.path, reason.removeprefix(f"{file.path}: ")))
+        return LabelReport(tuple(labelled), tuple(sorted(skipped, key=lambda video: video.path)))
+
+    @torch.inference_mode()
+    def _compute_probabilities(self, source: Any, views: dict[str, int | None]) -> np.ndarray:
+        """Probabilities of one video, float32 `(classes,)`."""
+        pixel_values = self.processor(source, return_tensors="pt", **views)["pixel_values"]
+        # Published tests take 12 views per video, which may not fit at once.
+        parts = pixel_values.to(self.device, self.model.dtype).split(VIEWS_AT_A_TIME)
+        logits = torch.cat([self.model(pixel_values=part).logits.float() for part in parts])
+        return merge_views(logits, len(logits))[0].cpu().numpy()
 
 
 def _load_batches(views: VideoViews, batches: list[range], num_workers: int) -> Iterator[list]:

@@ -1,37 +1,160 @@
-"""Action detection on held-out key frames: every box scored once, spread over processes, and measured as AVA does.
+"""Actions of persons in the boxes of a key frame.
 
-Legend: K key frames, M boxes of one, C classes.
+Legend: T frames, M boxes of a key frame.
 """
 
-import logging
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..modeling.modeling_umt_video import UMTVideoForActionDetection
 from ..processing.decoding import VideoSource
 from ..processing.detection_transforms import prepare_test_clip
 from ..processing.key_clips import read_key_clip
 from ..processing.sampling import compute_key_frame_offsets
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from .loading import list_class_names, load_complete_model, load_video_processor, place_model, resolve_device
+from .scored_labels import ScoredLabel, rank_labels
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class DetectedBox:
+    """A box, and its actions.
+
+    Attributes:
+        box: x1, y1, x2, y2 in pixels of the video.
+        actions: The likeliest, best first. Each has its own probability: a person may do several things at once.
+    """
+
+    box: tuple[float, ...]
+    actions: tuple[ScoredLabel, ...]
+
+
+@dataclass(frozen=True)
+class ActionReport:
+    """What `ActionDetector.detect` found in a key frame.
+
+    Attributes:
+        boxes: In the order in which they were given.
+    """
+
+    boxes: tuple[DetectedBox, ...]
+
+    def format(self) -> str:
+        """Write it as lines for people: each box with its actions."""
+        lines = []
+        for found in self.boxes:
+            lines.append("box " + ", ".join(f"{edge:g}" for edge in found.box))
+            lines += [f"  {scored.format()}" for scored in found.actions]
+        return "\n".join(lines)
+
+
+class ActionDetector:
+    """Names what persons in given boxes do: loads an action detector once and answers often.
+
+    Args:
+        model: Folder or Hub id of an action detector with its processor.
+        device: Where the model runs; default: the process's accelerator, or CPU.
+        attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
+        dtype: Default: that of the stored weights.
+
+    Raises:
+        ValueError: If the model lacks weights, such as those of the head: a random head gives answers too.
+        OSError: If there is no model, or no processor beside it.
+
+    Example:
+    ```python
+    >>> detector = ActionDetector("outputs/detector")
+    >>> report = detector.detect("video.mp4", [[12, 30, 80, 200]], key_seconds=2.5)
+    >>> action = report.boxes[0].actions[0].label
+    ```
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike,
+        device: str | torch.device | None = None,
+        attn_implementation: str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        loaded = load_complete_model(
+            UMTVideoForActionDetection, model, attn_implementation=attn_implementation, dtype=dtype
+        )
+        self.processor = load_video_processor(model)
+        self.device = resolve_device(device)
+        self.model = place_model(loaded, self.device)
+        self.labels = list_class_names(loaded.config)
+
+    @torch.inference_mode()
+    def detect(
+        self,
+        video: VideoSource,
+        boxes: Sequence[Sequence[float]],
+        key_seconds: float | None = None,
+        key_frame: int | None = None,
+        top_k: int | None = None,
+    ) -> ActionReport:
+        """Actions in the given boxes of one key frame.
+
+        Args:
+            video: File, URL, bytes or folder of one-second files.
+            boxes: x1, y1, x2, y2 of each, in pixels of the video.
+            key_seconds: When the key frame is shown.
+            key_frame: Its number instead.
+            top_k: How many actions per box; default: all.
+
+        Raises:
+            VideoDecodingError: If the video cannot be read or does not have the key frame.
+            ValueError: If a box is not one, there are no boxes, or not exactly one of `key_seconds` and `key_frame` is
+                given.
+        """
+        # Before decoding, which takes longer than reading a mistake.
+        check_boxes(boxes)
+        frames = read_frames(self.processor, video, key_seconds, key_frame)
+        shares = to_shares(boxes, frames.shape[-1], frames.shape[-2])
+        clip, prepared = prepare_test_clip(frames, shares, self.processor, self.model.config.patch_size)
+        logits = self.model(clip[None].to(self.device, self.model.dtype), prepared[None].to(self.device)).logits[0]
+        # Sigmoid, since actions do not exclude each other.
+        probabilities = logits.float().sigmoid().cpu().numpy()
+        return ActionReport(
+            tuple(
+                DetectedBox(tuple(float(edge) for edge in box), rank_labels(row, self.labels, top_k))
+                for box, row in zip(boxes, probabilities, strict=True)
+            )
+        )
+
+
+def check_boxes(boxes: Sequence[Sequence[float]]) -> None:
+    """Refuse what cannot be boxes.
+
+    Raises:
+        ValueError: If there are none, or one does not have four edges in their order.
+    """
+    if not len(boxes):
+        raise ValueError("Give at least one box: x1, y1, x2, y2 in pixels of the video.")
+    for box in boxes:
+        # NaN is not smaller than anything, so that it is refused too.
+        if len(box) != 4 or not (box[0] < box[2] < float("inf") and box[1] < box[3] < float("inf")):
+            raise ValueError(f"A box is x1, y1, x2, y2 in pixels, with x1 < x2 and y1 < y2, got {list(box)}.")
 
 
 def read_frames(
     processor: UMTVideoProcessor, video: VideoSource, key_seconds: float | None, key_frame: int | None
 ) -> torch.Tensor:
-    """Frames around a key frame as the processor says, uint8 `(T, 3, height, width)`.
+    """Frames around a key frame, sampled as the processor's settings say, uint8 `(T, 3, height, width)`.
 
     Raises:
         VideoDecodingError: If the video cannot be read or does not have the key frame.
     """
     offsets = compute_key_frame_offsets(
         processor.num_frames,
-        processor.sampling_strategy,
+        cast("Literal['dense', 'segments']", processor.sampling_strategy),
         frame_stride=processor.frame_stride,
-        frame_span=processor.frame_span,
+        frame_span=cast("int", processor.frame_span),
     )
     frames = read_key_clip(video, offsets, key_seconds=key_seconds, key_frame=key_frame, decoder=processor.decoder)
     return torch.from_numpy(frames).permute(0, 3, 1, 2)
@@ -39,48 +162,13 @@ def read_frames(
 
 def to_shares(boxes: Sequence[Sequence[float]], width: int, height: int) -> torch.Tensor:
     """Boxes stated for a frame of `width` x `height` as shares of it, cut at its border, float32 `(M, 4)`."""
-    boxes = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
-    return (boxes / torch.tensor([width, height, width, height])).clamp(0, 1).float()
+    edges = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+    return (edges / torch.tensor([width, height, width, height])).clamp(0, 1).float()
 
 
 def pad_boxes(boxes: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Boxes of several clips as `boxes (B, M, 4)` and `boxes_mask (B, M)`, M at least 1."""
     counts = torch.tensor([len(own) for own in boxes])
+    # The extra row makes room for one box where no clip has any, and is cut off again.
     padded = pad_sequence([*boxes, torch.zeros(1, 4)], batch_first=True)[:-1]
     return {"boxes": padded, "boxes_mask": torch.arange(padded.shape[1]) < counts[:, None]}
-
-
-@torch.no_grad()
-def detect_in_video(
-    model: nn.Module,
-    processor: UMTVideoProcessor,
-    video: VideoSource,
-    boxes: Sequence[Sequence[float]],
-    key_seconds: float | None = None,
-    key_frame: int | None = None,
-) -> list[dict[str, float]]:
-    """Actions in the given boxes of one key frame.
-
-    Args:
-        model: `UMTVideoForActionDetection`.
-        processor: Of the model.
-        video: File, URL, bytes or folder of one-second files.
-        boxes: x1, y1, x2, y2 in pixels of the video.
-        key_seconds: When the key frame is shown.
-        key_frame: Its number instead.
-
-    Returns:
-        For each box, the name of each class and its probability, the most likely first.
-
-    Raises:
-        VideoDecodingError: If the video cannot be read or does not have the key frame.
-    """
-    frames = read_frames(processor, video, key_seconds, key_frame)
-    shares = to_shares(boxes, frames.shape[-1], frames.shape[-2])
-    clip, prepared = prepare_test_clip(frames, shares, processor, model.config.patch_size)
-    logits = model.eval()(clip[None].to(model.device, model.dtype), prepared[None].to(model.device)).logits[0]
-    found = []
-    for probabilities in logits.float().sigmoid():
-        order = probabilities.argsort(descending=True).tolist()
-        found.append({model.config.id2label[i]: float(probabilities[i]) for i in order})
-    return found

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import islice
@@ -32,12 +32,18 @@ from ..modeling.modeling_umt_video import UMTVideoModel
 from ..processing.decoding import VideoDecodingError, open_video
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
-from .loading import PIXEL_SETTINGS, compute_fingerprint
+from .loading import (
+    PIXEL_SETTINGS,
+    compute_fingerprint,
+    load_complete_model,
+    load_video_processor,
+    place_model,
+)
 
 FeatureLevel = Literal["frame", "clip", "tubelet"]
 FeatureFormat = Literal["safetensors", "dataset"]
 
-NAME_BYTES = 200  # of a video's name in that of its features; file systems allow 255 for the whole
+NAME_BYTES = 200  # of a video's name in that of its features; file systems allow 255 for the complete name
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ def choose_frames(seconds: np.ndarray, fps: float | None) -> np.ndarray:
 
     Args:
         seconds: Times of all frames, `(num_frames,)`, rising from 0.
-        fps: Frames a second; `None` = every frame.
+        fps: Frames per second; default: every frame.
 
     Returns:
         Numbers of the frames nearest to `0, 1 / fps, 2 / fps, ...`, each once: never more than the video has.
@@ -127,10 +133,11 @@ def plan_windows(seconds: np.ndarray, window: int, stride: int, tubelet_size: in
         window: Frames of a window, a multiple of `tubelet_size`.
         stride: Frames from one window to the next, likewise.
         tubelet_size: Frames of a token.
-        fps: Frames a second to read; `None` = every frame.
+        fps: Frames per second to read; default: every frame.
     """
     frames = choose_frames(seconds, fps)
     padded = max(window, -(-len(frames) // tubelet_size) * tubelet_size)
+    # The last window is moved back instead of being padded: repeated frames would look like a pause.
     starts = list(range(0, padded - window, stride)) + [padded - window]
     return WindowPlan(frames, seconds[frames], starts, window, padded - len(frames))
 
@@ -178,10 +185,10 @@ def extract_features(
         model: In evaluation mode.
         processor: Prepares the frames; its sampling plays no part.
         level: What has a feature.
-        window: Frames the model sees at a time; `None` = its `num_frames`.
-        stride: Frames from one window to the next; `None` = half a window.
+        window: Frames the model sees at a time; default: its `num_frames`.
+        stride: Frames from one window to the next; default: half a window.
         batch_size: Windows that go through the model at a time.
-        fps: Frames a second that are read; `None` = every frame.
+        fps: Frames per second that are read; default: every frame.
 
     Returns:
         Features with the frames and times they belong to. The last window ends with the video; a video shorter than a
@@ -214,6 +221,7 @@ def _read_frames(
     frames: Iterator[np.ndarray], plan: WindowPlan, processor: UMTVideoProcessor
 ) -> Iterator[torch.Tensor]:
     """Prepare frames, `(C, H, W)` each, a window's worth at a time, and repeat the last as planned."""
+    pixel_values = torch.empty(0)  # of no frame: every plan reads one at least
     while block := list(islice(frames, plan.window)):
         batch = processor(np.stack(block), do_sample_frames=False, num_clips=1, num_crops=1, return_tensors="pt")
         pixel_values = batch["pixel_values"][0]
@@ -227,6 +235,7 @@ def _slide(frames: Iterator[torch.Tensor], plan: WindowPlan) -> Iterator[torch.T
     held: list[torch.Tensor] = []
     previous = 0
     for start in plan.starts:
+        # Only what the next window shares with this one is kept.
         held = held[start - previous :]
         held += islice(frames, plan.window - len(held))
         previous = start
@@ -257,11 +266,12 @@ def _collect_clips(encoded: Iterator[tuple[int, np.ndarray]], _plan: WindowPlan,
 def _average_steps(encoded: Iterator[tuple[int, np.ndarray]], plan: WindowPlan, tubelet: int) -> np.ndarray:
     """Mean of each time step's features over the windows that see it, without the steps of repeats alone."""
     num_steps = (len(plan.frames) + plan.num_padded) // tubelet
-    counts, sums = np.zeros(num_steps, np.float32), None
+    counts, sums = np.zeros(num_steps, np.float32), np.zeros((num_steps, 0), np.float32)
     for start, features in encoded:
-        if sums is None:
+        if not sums.size:  # the first window says how wide features are
             sums = np.zeros((num_steps, *features.shape[1:]), np.float32)
         steps = slice(start // tubelet, start // tubelet + len(features))
+        # Sums, since all windows of a long video would not fit into memory.
         sums[steps] += features
         counts[steps] += 1
     sums /= counts.reshape(-1, *[1] * (sums.ndim - 1))
@@ -278,7 +288,7 @@ def _find_extents(plan: WindowPlan, level: FeatureLevel, tubelet: int) -> tuple[
     return first, (first + length - 1).clip(max=total - 1)
 
 
-class _Encoder(UMTVideoModel):
+class _VideoEncoder(UMTVideoModel):
     """The encoder alone: no warning about the heads and text towers that a folder holds beside it."""
 
     _keys_to_ignore_on_load_unexpected = [r"."]
@@ -298,11 +308,8 @@ def load_encoder(model: str | os.PathLike) -> tuple[UMTVideoModel, UMTVideoProce
         ValueError: If the folder lacks weights of the encoder.
         OSError: If it has no model or no processor.
     """
-    processor = UMTVideoProcessor.from_pretrained(model)
-    encoder, info = _Encoder.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{model} lacks {len(missing)} weights of a UMT video encoder, such as {missing[0]}.")
-    return encoder.eval(), processor
+    processor = load_video_processor(model)
+    return load_complete_model(_VideoEncoder, model, dtype=torch.float32).eval(), processor
 
 
 def save_features(
@@ -316,9 +323,9 @@ def save_features(
     fps: float | None = None,
     format: FeatureFormat = "safetensors",
 ) -> FeatureReport:
-    """Extract the features of videos into a folder, one safetensors file a video; finished ones are left alone.
+    """Extract the features of videos into a folder, one safetensors file per video; finished ones are left alone.
 
-    Every process that `accelerate launch` starts takes a share of the videos. A file is whole or absent, so that a
+    Every process that `accelerate launch` starts takes a share of the videos. A file is complete or absent, so that a
     killed run goes on where it was.
 
     Args:
@@ -329,9 +336,9 @@ def save_features(
         window: Frames the model sees at a time.
         stride: Frames from one window to the next.
         batch_size: Windows that go through the model at a time.
-        fps: Frames a second that are read.
-        format: "dataset" also joins all files of the folder into a `datasets` dataset in `dataset/`, a row a feature;
-            later runs keep it up to date.
+        fps: Frames per second that are read.
+        format: "dataset" also joins all files of the folder into a `datasets` dataset in `dataset/`, one row per
+            feature; later runs keep it up to date.
 
     Returns:
         What was done, the same in all processes.
@@ -362,20 +369,18 @@ def save_features(
         _write_json(folder / "settings.json", {"settings": settings, "model": str(model), **collect_versions()})
         plan = [([file for file in files if not _is_finished(folder, file)], len(files), missing)]
     new, num_files, missing = broadcast_object_list(plan)[0]
-    encoder.to(accelerator.device)
-    share = new[accelerator.process_index :: accelerator.num_processes]
-    skipped = []
-    for file in tqdm(share, unit="video", disable=not accelerator.is_main_process):
-        try:
-            with accelerator.autocast():
-                found = extract_features(file.path, encoder, processor, level, window, stride, batch_size, fps)
-            if not np.isfinite(found.features).all():
-                raise VideoDecodingError(f"{file.path}: has features that are not finite; the model cannot encode it.")
-        except (VideoDecodingError, OSError) as error:
-            skipped.append(SkippedVideo(file.path, str(error).removeprefix(f"{file.path}: ")))
-            name_features(folder, file.path).unlink(missing_ok=True)  # those of its earlier contents
-            continue
-        _write_features(folder, file, found, settings)
+    encoder = place_model(encoder, accelerator.device)
+
+    def extract(path: str) -> VideoFeatures:
+        with accelerator.autocast():
+            return extract_features(path, encoder, processor, level, window, stride, batch_size, fps)
+
+    share = tqdm(
+        new[accelerator.process_index :: accelerator.num_processes],
+        unit="video",
+        disable=not accelerator.is_main_process,
+    )
+    skipped = [found for file in share if (found := _save_video(folder, file, extract, settings)) is not None]
     skipped = sorted(missing + gather_object(skipped), key=lambda video: video.path)
     if accelerator.is_main_process:
         _write_json(folder / "skipped.json", [asdict(video) for video in skipped])
@@ -385,8 +390,23 @@ def save_features(
     return FeatureReport(len(new) - (len(skipped) - len(missing)), num_files - len(new), tuple(skipped))
 
 
+def _save_video(
+    folder: Path, file: VideoFile, extract: Callable[[str], VideoFeatures], settings: dict[str, Any]
+) -> SkippedVideo | None:
+    """Write a video's features, or say why there are none."""
+    try:
+        found = extract(file.path)
+        if not np.isfinite(found.features).all():
+            raise VideoDecodingError(f"{file.path}: has features that are not finite; the model cannot encode it.")
+    except (VideoDecodingError, OSError) as error:
+        name_features(folder, file.path).unlink(missing_ok=True)  # those of its earlier contents
+        return SkippedVideo(file.path, str(error).removeprefix(f"{file.path}: "))
+    _write_features(folder, file, found, settings)
+    return None
+
+
 def name_features(folder: str | os.PathLike, video: str) -> Path:
-    """File of a video's features: the video's name, and a digest of its path that tells it from others so named."""
+    """File of a video's features: the video's name, and a digest of its path, since others may have the same name."""
     digest = hashlib.blake2b(os.path.abspath(video).encode(), digest_size=4).hexdigest()
     stem = Path(video).stem.encode()[:NAME_BYTES].decode(errors="ignore")
     return Path(folder) / f"{stem}-{digest}.safetensors"
@@ -415,6 +435,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _is_finished(folder: Path, file: VideoFile) -> bool:
+    # Size and time of the video stand in the file: features of a changed video do not count.
     path = name_features(folder, file.path)
     if not path.is_file():
         return False

@@ -3,19 +3,20 @@
 Batch b belongs to process b mod W. What is computed batch by batch is therefore what one process computes, bit by bit.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
+from transformers.video_utils import VideoInput
 
 from ..data.annotations import identify_video
 from ..data.loaders import build_loader
 from ..data.sources import get_source
-from ..processing.decoding import VideoDecodingError
+from ..processing.decoding import VideoDecodingError, VideoSource
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 
 SHARED_ROWS = 4096
@@ -46,8 +47,9 @@ def share_rows(rows: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+def evaluation_mode(model: nn.Module, accelerator: Accelerator) -> Generator[None]:
     """Without dropout and gradients, in the run's precision; afterwards every module trains or not as before."""
+    # Module by module: a frozen tower in a training model has its own mode.
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -63,6 +65,7 @@ def group_by_video(videos: Iterable[Any]) -> tuple[list, list[list[int]]]:
     places: dict[str, int] = {}
     distinct, rows_of_video = [], []
     for row, video in enumerate(videos):
+        # Rows of bytes have no path and count as distinct.
         place = places.setdefault(identify_video(video, row), len(distinct))
         if place == len(distinct):
             distinct.append(video)
@@ -92,21 +95,34 @@ class HeldOutVideos(Dataset):
             VideoDecodingError: If the video cannot be read: a number without it would be another test's.
         """
         video = self.videos[index]
-        source = get_source(video)
         try:
-            views = self.processor(
-                source,
-                num_frames=self.processor.num_frames,
-                sampling_strategy="middle",
-                num_clips=1,
-                num_crops=1,
-                return_tensors="pt",
-            )
+            return read_middle_frames(self.processor, get_source(video))
+        # The processor also raises ValueError for files that no decoder refuses, such as one without frames.
         except ValueError as error:
             name = identify_video(video, index)
             message = str(error) if name in str(error) else f"{name}: {error}"
             raise VideoDecodingError(message) from error
-        return views["pixel_values"][0]
+
+
+def read_middle_frames(processor: UMTVideoProcessor, video: VideoInput | VideoSource) -> torch.Tensor:
+    """One view of a video as models of video and text are tested on it: the middle frames of equal parts.
+
+    Args:
+        processor: Gives number of frames, size and decoder.
+        video: What the processor takes.
+
+    Returns:
+        Normalised frames `(T, C, H, W)`.
+    """
+    views = processor(
+        cast("VideoInput", video),
+        num_frames=processor.num_frames,
+        sampling_strategy="middle",
+        num_clips=1,
+        num_crops=1,
+        return_tensors="pt",
+    )
+    return views["pixel_values"][0]
 
 
 def load_video_batches(
@@ -123,7 +139,7 @@ def load_video_batches(
         batches: Those of this process, as `plan_shard` gives them.
         processor: Of the model.
         accelerator: Says where pixels go.
-        num_workers: Processes that decode; 0 = this one.
+        num_workers: Processes that decode; 0: this one does.
 
     Yields:
         Indices of a batch's videos, and their `pixel_values (B, T, C, H, W)` on the device.

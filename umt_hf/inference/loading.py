@@ -2,60 +2,156 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
 import torch
-from transformers import PreTrainedModel
+from accelerate import PartialState
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..modeling import modeling_umt_video, modeling_umt_video_text
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments
+from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.models import ModelClass
+
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+NAMED_WEIGHTS = 5
+MODULES = {module.__name__.rsplit(".", 1)[-1]: module for module in (modeling_umt_video, modeling_umt_video_text)}
 
 
-def load_whole_model(model_class: type[PreTrainedModel], args: EvaluatedModelArguments) -> PreTrainedModel:
-    """The model with all its weights.
+@dataclass(frozen=True)
+class LoadedModel(Generic[ModelT]):
+    """A model, and how its weights and those of its folder differ, by name.
+
+    Attributes:
+        model: The model.
+        missing: Weights that the folder lacks; they are random.
+        unexpected: Weights of the folder that the model does not have.
+        mismatched: Weights that the folder holds in another shape; they are random.
+    """
+
+    model: ModelT
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+    @property
+    def fresh(self) -> tuple[str, ...]:
+        """Weights that are random."""
+        return tuple(sorted({*self.missing, *self.mismatched}))
+
+
+def get_model_class(row: ModelClass) -> type[PreTrainedModel]:
+    """The class that a row of the table describes."""
+    return getattr(MODULES[row.module], row.name)
+
+
+def load_with_report(
+    model_class: type[ModelT], name_or_path: str | os.PathLike, **options: Any
+) -> LoadedModel[ModelT]:
+    """Load a model, complete or not; see `load_complete_model`.
+
+    Args:
+        model_class: Class of the model.
+        name_or_path: Folder or Hub id.
+        **options: Passed to `from_pretrained`, without those that are `None`.
+    """
+    options = {name: value for name, value in options.items() if value is not None}
+    # Only with `output_loading_info` does it return a pair, which its signature leaves out.
+    model, info = cast("Any", model_class.from_pretrained(name_or_path, output_loading_info=True, **options))
+    mismatched = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]
+    return LoadedModel(model, *map(_sort, (info["missing_keys"], info["unexpected_keys"], mismatched)))
+
+
+def load_complete_model(
+    model_class: type[ModelT],
+    name_or_path: str | os.PathLike,
+    *,
+    attn_implementation: str | None = None,
+    dtype: torch.dtype | None = None,
+    allowed_fresh: tuple[str, ...] = (),
+    hint: str = "",
+    **options: Any,
+) -> ModelT:
+    """Load a model with all its weights.
+
+    Args:
+        model_class: Class of the model.
+        name_or_path: Folder or Hub id.
+        attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
+        dtype: Default: that of the stored weights.
+        allowed_fresh: Beginnings of the names of weights that may start random.
+        hint: What to do about a folder that is not complete; ends the message.
+        **options: Passed to `from_pretrained`.
 
     Raises:
-        ValueError: If the folder lacks weights: random ones would give a number too.
+        ValueError: If the folder lacks weights; the first of them are named.
+        OSError: If there is no such folder or repository.
     """
-    model, info = model_class.from_pretrained(
-        args.model_name_or_path, attn_implementation=args.attn_implementation, output_loading_info=True
+    loaded = load_with_report(
+        model_class, name_or_path, attn_implementation=attn_implementation, dtype=dtype, **options
     )
-    if info["missing_keys"]:
+    require_weights(loaded, name_or_path, allowed_fresh, hint)
+    return loaded.model
+
+
+def require_weights(
+    loaded: LoadedModel, name_or_path: str | os.PathLike, allowed_fresh: tuple[str, ...] = (), hint: str = ""
+) -> None:
+    """Refuse a model with random weights: they would give an answer too, and nobody would notice.
+
+    Raises:
+        ValueError: If weights are fresh, but for those whose names begin with one of `allowed_fresh`.
+    """
+    # An empty tuple is not the beginning of any name.
+    fresh = [name for name in loaded.fresh if not name.startswith(allowed_fresh)]
+    if fresh:
+        rest = f" and {len(fresh) - NAMED_WEIGHTS} more weights" if len(fresh) > NAMED_WEIGHTS else ""
         raise ValueError(
-            f"{args.model_name_or_path} is no whole {model_class.__name__}: it lacks "
-            f"{', '.join(sorted(info['missing_keys'])[:5])}."
+            f"{name_or_path} is not a complete {type(loaded.model).__name__.lstrip('_')}: it lacks "
+            f"{', '.join(fresh[:NAMED_WEIGHTS])}{rest}.{hint and f' {hint}'}"
         )
-    return model
 
 
-def require_names(model: EvaluatedModelArguments, data: EvaluationDataArguments) -> None:
-    """Make sure that model and data are named.
-
-    Raises:
-        ValueError: If one of them is not.
-    """
-    for name, value in (("model_name_or_path", model.model_name_or_path), ("data", data.data)):
-        if value is None:
-            raise ValueError(f"Set {name}.")
-
-
-def load_model_and_processor(
-    model_class: type[PreTrainedModel], model: EvaluatedModelArguments, data: EvaluationDataArguments
-) -> tuple[PreTrainedModel, UMTVideoTextProcessor]:
-    """The model with all its weights, and its processor with the settings of the run.
+def load_video_processor(name_or_path: str | os.PathLike) -> UMTVideoProcessor:
+    """The video processor of a folder or Hub id, alone or out of a processor of videos and texts.
 
     Raises:
-        ValueError: If model or data are not named, or the folder lacks weights.
+        OSError: If it has none.
     """
-    require_names(model, data)
-    loaded = load_whole_model(model_class, model)
-    processor = UMTVideoTextProcessor.from_pretrained(model.model_name_or_path)
-    for name in ("num_frames", "first_seconds", "decoder"):
-        if (value := getattr(data, name)) is not None:
-            setattr(processor.video_processor, name, value)
-    if data.max_text_tokens is not None:
-        processor.tokenizer.model_max_length = data.max_text_tokens
-    return loaded, processor
+    return cast("UMTVideoProcessor", UMTVideoProcessor.from_pretrained(name_or_path))
+
+
+def load_video_text_processor(name_or_path: str | os.PathLike) -> UMTVideoTextProcessor:
+    """The processor of videos and texts of a folder or Hub id.
+
+    Raises:
+        OSError: If it has none.
+    """
+    return UMTVideoTextProcessor.from_pretrained(name_or_path)
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """A device by name; default: that of the process, as Accelerate chooses it."""
+    return torch.device(cast("torch.device", PartialState().device) if device is None else device)
+
+
+def place_model(model: ModelT, device: torch.device) -> ModelT:
+    """The model in evaluation mode, on a device."""
+    # The signature of Transformers' `to` is lost to type checkers behind a decorator.
+    return cast("Any", model.eval()).to(device)
+
+
+def list_class_names(config: PreTrainedConfig) -> list[str]:
+    """Names of a model's classes, in their order."""
+    names = cast("dict[int, str]", config.id2label)
+    return [names[i] for i in range(len(names))]
+
+
+def _sort(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(map(str, names)))
 
 
 # Settings of a video processor that change the pixels a model sees.
@@ -67,7 +163,7 @@ FINGERPRINT_VALUES = 4096
 
 
 def compute_fingerprint(model: torch.nn.Module, left_out: Iterable[str] = ()) -> str:
-    """Tell weights from others, by the names, shapes and up to 4096 evenly spread values of all tensors.
+    """Fingerprint of weights, from the names, shapes and up to 4096 evenly spread values of all tensors.
 
     Args:
         model: Its state dict is read.
@@ -78,7 +174,9 @@ def compute_fingerprint(model: torch.nn.Module, left_out: Iterable[str] = ()) ->
     """
     digest, left_out = hashlib.blake2b(digest_size=16), set(left_out)
     for name, tensor in sorted(model.state_dict().items()):
+        # Random weights would give another fingerprint at every load.
         if name not in left_out:
+            # Spread over the tensor: a fine-tuned model may differ in some of its rows alone.
             stride = max(1, math.ceil(tensor.numel() / FINGERPRINT_VALUES))
             values = tensor.flatten()[::stride].float().cpu().contiguous().numpy()
             digest.update(f"{name} {tuple(tensor.shape)}".encode() + values.tobytes())

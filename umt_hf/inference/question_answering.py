@@ -1,21 +1,52 @@
-"""Answers to questions about videos: the best of a closed list, or words of the model's own."""
+"""Answers to questions about videos: the best of a closed list, or the model's own words."""
 
 import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import BatchEncoding
+from transformers.video_utils import VideoInput
 
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
+from ..processing.decoding import VideoSource
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from ..runs.arguments import EvaluatedModelArguments
-from .held_out import evaluation_mode, group_by_video, load_video_batches, plan_shard
-from .loading import load_whole_model
+from .held_out import evaluation_mode, group_by_video, load_video_batches, plan_shard, read_middle_frames
+from .loading import load_complete_model, load_video_text_processor, place_model, resolve_device
 
 PUBLISHED_TOP_K = 128
+
+
+@dataclass(frozen=True)
+class AnswerList:
+    """A closed list of answers as tokens.
+
+    Attributes:
+        answers: The answers.
+        input_ids: `(answers, L)`.
+        attention_mask: 1 at tokens and 0 at padding.
+        top_k: How many are scored by all their tokens, those with the likeliest first token.
+    """
+
+    answers: Sequence[str]
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    top_k: int
+
+
+def encode_answer_list(
+    processor: UMTVideoTextProcessor,
+    answers: Sequence[str],
+    device: torch.device,
+    max_answer_tokens: int = 5,
+    top_k: int = PUBLISHED_TOP_K,
+) -> AnswerList:
+    """Turn answers into tokens on a device; `top_k` is at most their number."""
+    encoded = processor.encode_answers(list(answers), max_answer_tokens, return_tensors="pt").to(device)
+    return AnswerList(answers, encoded["input_ids"], encoded["attention_mask"], min(top_k, len(answers)))
 
 
 def answer_questions(
@@ -29,28 +60,23 @@ def answer_questions(
     top_k: int | None = None,
     max_answer_tokens: int = 5,
     num_workers: int = 4,
-    num_ranked: int | None = None,
 ) -> list[dict[str, Any]]:
     """Answer questions; called in all processes, each gets all predictions.
 
-    A video with several questions is read once.
-
     Args:
         model: It runs as in `eval()`.
-        processor: Its number of frames, size, decoder and text length hold; frames are the middle ones of equal parts.
+        processor: Gives number of frames, size, decoder and text length.
         questions: As `load_questions` gives them.
-        accelerator: Of the run; its precision holds.
-        answers: The closed list; `None` = the decoder answers in its own words, greedily.
-        batch_size: Videos or questions a process takes at a time.
-        top_k: Answers of the list that are scored by all their tokens, those with the likeliest first token; `None` =
-            128 as published, or all of a shorter list.
+        accelerator: Of the run; gives the precision.
+        answers: The closed list; default: the decoder answers in its own words, greedily.
+        batch_size: Videos or questions that a process takes at a time.
+        top_k: How many answers are scored by all their tokens; default: 128 as published, or all of a shorter list.
         max_answer_tokens: Tokens of an answer, `[CLS]` and `[SEP]` included.
         num_workers: Processes that decode, for each process.
-        num_ranked: Answers of the list that are told of each question; `None` = the best alone.
 
     Returns:
-        One dictionary a question, in order, with `question_id`, `answer` and, from a list, `probability` among the
-        `top_k`; with `num_ranked` also `ranked`, a list of such answers, best first.
+        One dictionary per question, in order, with `question_id`, `answer` and, from a list, `probability` among the
+        `top_k`.
 
     Raises:
         VideoDecodingError: If a video cannot be read; it names the file.
@@ -58,108 +84,166 @@ def answer_questions(
 
     Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4; Li et al., "Align before Fuse", 2021, section 5.
     """
-    encoded = None
+    closed = None
     if answers is not None:
-        top_k = min(PUBLISHED_TOP_K, len(answers)) if top_k is None else top_k
-        if top_k > len(answers):
+        if top_k is not None and top_k > len(answers):
             raise ValueError(f"top_k={top_k} exceeds the list of {len(answers)} answers: set top_k={len(answers)}.")
-        encoded = processor.encode_answers(answers, max_answer_tokens, return_tensors="pt").to(accelerator.device)
-    videos, rows_of_video = group_by_video(questions["video"])
+        top_k = PUBLISHED_TOP_K if top_k is None else top_k
+        # As many answers as are returned have to be scored by all their tokens.
+        closed = encode_answer_list(processor, answers, accelerator.device, max_answer_tokens, top_k)
+    videos, rows_of_video = group_by_video(questions["video"])  # one with several questions is read once
     batches = plan_shard(len(videos), batch_size, accelerator)
     found: list[tuple[int, dict[str, Any]]] = []
     with evaluation_mode(model, accelerator):
         for batch, pixels in load_video_batches(videos, batches, processor.video_processor, accelerator, num_workers):
+            # A batch of videos may bring many more questions, which then go through in parts.
             pairs = [(place, row) for place, video in enumerate(batch) for row in rows_of_video[video]]
             for start in range(0, len(pairs), batch_size):
                 places, rows = zip(*pairs[start : start + batch_size], strict=True)
-                inputs = _encode_questions(processor, [questions[row]["question"] for row in rows], accelerator)
+                texts = [questions[row]["question"] for row in rows]
+                inputs = _encode_questions(processor, texts, accelerator.device)
                 inputs["pixel_values"] = pixels[list(places)]
-                if encoded is None:
-                    replies = _generate(model, processor, inputs, max_answer_tokens)
+                if closed is None:
+                    replies = [{"answer": text} for text in _generate(model, processor, inputs, max_answer_tokens)]
                 else:
-                    replies = _rank(model, inputs, answers, encoded, top_k, num_ranked)
+                    replies = [asdict(ranked[0]) for ranked in _rank(model, inputs, closed)]
                 found += zip(rows, replies, strict=True)
-    found = sorted(gather_object(found), key=lambda pair: pair[0])
+    found = sorted(gather_object(found), key=lambda pair: pair[0])  # processes answer other videos each
     return [{"question_id": questions[row]["question_id"], **reply} for row, reply in found]
 
 
-def ask_video(
-    video: str | os.PathLike,
-    question: str,
-    model: str | os.PathLike,
-    answers: list[str] | None = None,
-    num_ranked: int = 5,
-) -> dict[str, Any]:
-    """Answer one question about one video.
+@dataclass(frozen=True)
+class RankedAnswer:
+    """An answer of a closed list, and its probability among those that were scored."""
+
+    answer: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class VideoAnswer:
+    """What `VideoAnswerer.answer` says.
+
+    Attributes:
+        answer: The answer; the best one of a closed list.
+        ranked: The best answers of a closed list with their probabilities, best first; empty without a list.
+    """
+
+    answer: str
+    ranked: tuple[RankedAnswer, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: `answer`, and of a closed list also its `probability` and `ranked`."""
+        if not self.ranked:
+            return {"answer": self.answer}
+        return {**asdict(self.ranked[0]), "ranked": [asdict(entry) for entry in self.ranked]}
+
+    def format(self) -> str:
+        """Write it as lines for people: the answer, or the ranked ones with their probabilities."""
+        if not self.ranked:
+            return self.answer
+        return "\n".join(f"{entry.probability:6.4f}  {entry.answer}" for entry in self.ranked)
+
+
+class VideoAnswerer:
+    """Answers questions about videos: loads a question-answering model once and answers often.
 
     Args:
-        video: Path or URL.
-        question: In words.
         model: Folder or Hub id of a question-answering model with its processor.
-        answers: The closed list to rank; `None` = the decoder answers in its own words.
-        num_ranked: Answers of the list that are told.
-
-    Returns:
-        `answer` and, from a list, its `probability` and `ranked`, the best answers; see `answer_questions`.
+        device: Where the model runs; default: the process's accelerator, or CPU.
+        attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
+        dtype: Default: that of the stored weights.
 
     Raises:
-        VideoDecodingError: If the video cannot be read; it names the file.
-        ValueError: If the model is no whole question-answering model, or the question is empty.
+        ValueError: If the model lacks weights, such as those of the answer decoder.
         OSError: If there is no model, or no processor beside it.
+
+    Example:
+    ```python
+    >>> answerer = VideoAnswerer("outputs/answers")
+    >>> answer = answerer.answer("video.mp4", "what is the man doing?").answer
+    >>> best = answerer.answer("video.mp4", "what color is the ring?", answers=["red", "blue", "green"]).ranked[0]
+    ```
     """
-    if not question.strip():
-        raise ValueError("The question is empty.")
-    accelerator = Accelerator()
-    args = EvaluatedModelArguments(model_name_or_path=str(model))
-    loaded = load_whole_model(UMTVideoTextForQuestionAnswering, args).to(accelerator.device)
-    top_k = None if answers is None else min(max(num_ranked, PUBLISHED_TOP_K), len(answers))
-    replies = answer_questions(
-        loaded,
-        UMTVideoTextProcessor.from_pretrained(model),
-        Dataset.from_list([{"question_id": 0, "video": os.fspath(video), "question": question}]),
-        accelerator,
-        answers,
-        top_k=top_k,
-        num_workers=0,
-        num_ranked=num_ranked,
-    )
-    del replies[0]["question_id"]
-    return replies[0]
 
+    def __init__(
+        self,
+        model: str | os.PathLike,
+        device: str | torch.device | None = None,
+        attn_implementation: str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        options: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype}
+        loaded = load_complete_model(UMTVideoTextForQuestionAnswering, model, **options)
+        self.processor = load_video_text_processor(model)
+        self.device = resolve_device(device)
+        self.model = place_model(loaded, self.device)
 
-def format_reply(reply: dict[str, Any]) -> str:
-    """Write what `ask_video` gives as lines for people: the answer, or the ranked ones with their probabilities."""
-    if "ranked" not in reply:
-        return reply["answer"]
-    return "\n".join(f"{entry['probability']:6.4f}  {entry['answer']}" for entry in reply["ranked"])
+    @torch.inference_mode()
+    def answer(
+        self,
+        video: VideoInput | VideoSource,
+        question: str,
+        answers: Sequence[str] | None = None,
+        num_ranked: int = 5,
+        max_answer_tokens: int = 5,
+    ) -> VideoAnswer:
+        """Answer a question about a video.
+
+        Args:
+            video: What the processor takes: path, URL, bytes, array, tensor or frames.
+            question: In words.
+            answers: Closed list of answers to rank; default: the decoder answers in its own words.
+            num_ranked: How many answers of the list to return.
+            max_answer_tokens: Tokens of an answer, `[CLS]` and `[SEP]` included.
+
+        Raises:
+            VideoDecodingError: If the video cannot be read.
+            ValueError: If the question or the list is empty, or `num_ranked` is below 1.
+        """
+        if not question.strip():
+            raise ValueError("The question is empty; ask what the video shows.")
+        if num_ranked < 1:
+            raise ValueError(f"num_ranked must be at least 1, got {num_ranked}.")
+        if answers is not None and not len(answers):
+            raise ValueError("The list of answers is empty.")
+        pixel_values = read_middle_frames(self.processor.video_processor, video)[None]
+        inputs = {
+            "pixel_values": pixel_values.to(self.device, self.model.dtype),
+            **_encode_questions(self.processor, [question], self.device),
+        }
+        if answers is None:
+            return VideoAnswer(_generate(self.model, self.processor, inputs, max_answer_tokens)[0])
+        closed = encode_answer_list(
+            self.processor, answers, self.device, max_answer_tokens, max(num_ranked, PUBLISHED_TOP_K)
+        )
+        ranked = _rank(self.model, inputs, closed)[0][:num_ranked]
+        return VideoAnswer(ranked[0].answer, tuple(ranked))
 
 
 def _encode_questions(
-    processor: UMTVideoTextProcessor, questions: list[str], accelerator: Accelerator
+    processor: UMTVideoTextProcessor, questions: list[str], device: torch.device
 ) -> dict[str, torch.Tensor]:
-    encoded = processor(text=questions, padding=True, return_tensors="pt").to(accelerator.device)
+    encoded = processor(text=questions, padding=True, return_tensors="pt").to(device)
     return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
 def _rank(
-    model: UMTVideoTextForQuestionAnswering,
-    inputs: dict[str, torch.Tensor],
-    answers: list[str],
-    encoded: BatchEncoding,
-    top_k: int,
-    num_ranked: int | None,
-) -> list[dict[str, Any]]:
+    model: UMTVideoTextForQuestionAnswering, inputs: dict[str, torch.Tensor], closed: AnswerList
+) -> list[list[RankedAnswer]]:
+    """The `top_k` answers of a list for each question, best first."""
     indices, probabilities = model.rank_answers(
-        **inputs,
-        answer_input_ids=encoded["input_ids"],
-        answer_attention_mask=encoded["attention_mask"],
-        top_k=top_k,
+        inputs["pixel_values"],
+        inputs["input_ids"],
+        inputs["attention_mask"],
+        answer_input_ids=closed.input_ids,
+        answer_attention_mask=closed.attention_mask,
+        top_k=closed.top_k,
     )
-    replies = []
-    for best, shares in zip(indices[:, : num_ranked or 1].tolist(), probabilities.tolist(), strict=True):
-        ranked = [{"answer": answers[index], "probability": share} for index, share in zip(best, shares, strict=False)]
-        replies.append(ranked[0] if num_ranked is None else {**ranked[0], "ranked": ranked})
-    return replies
+    return [
+        [RankedAnswer(closed.answers[index], share) for index, share in zip(best, shares, strict=True)]
+        for best, shares in zip(indices.tolist(), probabilities.tolist(), strict=True)
+    ]
 
 
 def _generate(
@@ -167,6 +251,7 @@ def _generate(
     processor: UMTVideoTextProcessor,
     inputs: dict[str, torch.Tensor],
     max_answer_tokens: int,
-) -> list[dict[str, Any]]:
+) -> list[str]:
+    # [CLS], from which the decoder starts, is one of the tokens of an answer.
     tokens = model.generate(**inputs, max_new_tokens=max_answer_tokens - 1, do_sample=False)
-    return [{"answer": text} for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+    return processor.batch_decode(tokens, skip_special_tokens=True)

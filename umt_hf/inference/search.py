@@ -15,28 +15,36 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoProcessor
-from transformers.video_utils import VideoMetadata
+from transformers.video_utils import VideoInput, VideoMetadata
 
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.losses_umt import average_video_embeds, normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.decoding import VideoDecodingError
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from .loading import PIXEL_SETTINGS, compute_fingerprint
+from .loading import (
+    PIXEL_SETTINGS,
+    compute_fingerprint,
+    load_with_report,
+    place_model,
+    require_weights,
+    resolve_device,
+)
 from .video_index import VECTOR_COLUMN, VideoIndex, require_faiss
 
 RERANKED_VIDEOS = 32
 RERANK_BATCH_SIZE = 8
+MATCHING_HEAD = ("matching_head.",)
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class SearchHit:
         path: Its file.
         similarity: Cosine of video and query, averaged over the video's vectors: the dual encoder's score.
         matching_score: Raw logit of the matching head, by which re-ranked hits are sorted; `None` if not re-ranked.
-        duration_seconds: Length of the video; `None` where its file does not tell.
+        duration_seconds: Length of the video; `None` where its file does not say.
         unread_reason: Why a video to be re-ranked could not be read again; such hits come last.
     """
 
@@ -98,30 +106,33 @@ class VideoTextEncoder:
 
     Args:
         model: Folder or Hub id of a stage-2 or retrieval model with its processor.
-        num_frames: Frames read of each video; `None` = what the processor says.
-        device: Where it runs; `None` = the process's accelerator, or CPU.
+        num_frames: Frames read of each video; default: the processor's.
+        device: Where it runs; default: the process's accelerator, or CPU.
+        attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
 
     Raises:
         ValueError: If the model lacks weights of the dual encoder, or has no processor for videos and texts.
     """
 
-    def __init__(self, model: str | os.PathLike, num_frames: int | None = None, device: torch.device | None = None):
+    def __init__(
+        self,
+        model: str | os.PathLike,
+        num_frames: int | None = None,
+        device: str | torch.device | None = None,
+        attn_implementation: str | None = None,
+    ):
         self.name = os.path.abspath(model) if Path(model).is_dir() else str(model)
         self.processor = _load_processor(self.name)
-        loaded, info = UMTVideoTextForRetrieval.from_pretrained(
-            self.name, dtype=torch.float32, output_loading_info=True
+        loaded = load_with_report(
+            UMTVideoTextForRetrieval, self.name, dtype=torch.float32, attn_implementation=attn_implementation
         )
-        missing = set(info["missing_keys"])
-        self.has_matching_head = not any(name.startswith("matching_head.") for name in missing)
-        if fresh := sorted(name for name in missing if not name.startswith("matching_head.")):
-            raise ValueError(
-                f"{model} is no dual encoder of videos and texts: it lacks {len(fresh)} weights, such as {fresh[0]}. "
-                "Use a stage-2 or retrieval model."
-            )
-        self.device = device or PartialState().device
-        self.model = loaded.eval().to(self.device)
+        # Encoding does without the matching head, which only re-ranking needs.
+        require_weights(loaded, model, MATCHING_HEAD, "Use a stage-2 or retrieval model.")
+        self.has_matching_head = not any(name.startswith(MATCHING_HEAD) for name in loaded.fresh)
+        self.device = resolve_device(device)
+        self.model = place_model(loaded.model, self.device)
         self.num_frames = num_frames or self.processor.video_processor.num_frames
-        self._fresh = missing
+        self._fresh = loaded.fresh
 
     def describe(self) -> dict[str, Any]:
         """What makes its vectors comparable: the weights' fingerprint, their width, frames and pixel settings."""
@@ -140,7 +151,7 @@ class VideoTextEncoder:
         Args:
             files: What to read.
             batch_size: Videos of a batch; those that cannot be read leave it smaller.
-            num_workers: Processes that read ahead; 0 = this one reads.
+            num_workers: Processes that read ahead; 0: this one reads.
         """
         reader = _VideoReads(files, self.processor, self.num_frames)
         return DataLoader(reader, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
@@ -201,7 +212,7 @@ def embed_videos(
         sources: Video files, and folders with videos at any depth. The main process's list counts.
         model: Folder or Hub id of a stage-2 or retrieval model with its processor.
         folder: The index.
-        num_frames: Frames read of each video; `None` = what the processor says.
+        num_frames: Frames read of each video; default: the processor's.
         batch_size: Videos encoded at a time, in each process.
         num_workers: Processes that read ahead, for each process.
         shard_size: Videos that are written at a time.
@@ -213,13 +224,14 @@ def embed_videos(
         ImportError: If FAISS is not installed.
         FileExistsError: If the folder holds something other than an index.
         BlockingIOError: If another command is writing the index.
-        ValueError: If a source folder has no videos, the model is no dual encoder, or the index was built by another.
+        ValueError: If a source folder has no videos, the model is not a dual encoder, or another one built the index.
     """
     require_faiss()
     # One process may get the long videos; the others wait.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     encoder = VideoTextEncoder(model, num_frames, accelerator.device)
     index, description = VideoIndex(folder), encoder.describe()
+    # Vectors of two encoders cannot be compared, and nothing in a vector shows whose it is.
     index.check_encoder(description)
     accelerator.wait_for_everyone()  # before the main process writes what the others check
 
@@ -245,12 +257,13 @@ class VideoSearcher:
 
     Args:
         folder: The index.
-        model: Where the model that built it lies now; `None` = where it lay then.
-        device: Where the model runs; `None` = the process's accelerator, or CPU.
+        model: Where the model that built it is now; default: where it was then.
+        device: Where the model runs; default: the process's accelerator, or CPU.
+        attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
 
     Raises:
         ImportError: If FAISS is not installed.
-        FileNotFoundError: If the folder is no index.
+        FileNotFoundError: If the folder is not an index.
         ValueError: If the index holds no videos, or was built by another model.
 
     Example:
@@ -264,12 +277,13 @@ class VideoSearcher:
         self,
         folder: str | os.PathLike,
         model: str | os.PathLike | None = None,
-        device: torch.device | None = None,
+        device: str | torch.device | None = None,
+        attn_implementation: str | None = None,
     ):
         index = VideoIndex(folder)
         built = index.read_encoder()
         self.table = index.load()
-        self.encoder = VideoTextEncoder(model or built["model"], built["num_frames"], device)
+        self.encoder = VideoTextEncoder(model or built["model"], built["num_frames"], device, attn_implementation)
         index.check_encoder(self.encoder.describe())
 
     @torch.inference_mode()
@@ -294,18 +308,20 @@ class VideoSearcher:
         if rerank and not self.encoder.has_matching_head:
             raise ValueError(f"{self.encoder.name} has no matching head, which re-ranking needs.")
         vector, tokens = self.encoder.encode_text(query)
+        # Re-ranking needs more candidates than it returns.
         rows = find_nearest(self.table, vector.cpu().numpy(), max(top_k, RERANKED_VIDEOS) if rerank else top_k)
         hits = [SearchHit(row["path"], row["similarity"], duration_seconds=row["duration_seconds"]) for row in rows]
         return self._rerank(hits, tokens)[:top_k] if rerank else hits
 
     def _rerank(self, hits: list[SearchHit], text_tokens: torch.Tensor) -> list[SearchHit]:
         """Sort hits by the matching head's opinion of frames read now."""
+        # Frames are read anew, since an index of all tokens would be about a thousand times as large.
         files = [VideoFile(hit.path, 0, 0) for hit in hits]
         matching: dict[str, float] = {}
         reasons: dict[str, str] = {}
         for batch in self.encoder.read_batches(files, RERANK_BATCH_SIZE):
             reasons.update({video.path: video.reason for video in batch.skipped})
-            if batch.files:
+            if batch.pixel_values is not None:
                 _, video_tokens = self.encoder.encode_videos(batch.pixel_values)
                 logits = self.encoder.model.match(video_tokens, text_tokens.expand(len(batch.files), -1, -1))[:, 1]
                 matching.update(zip([file.path for file in batch.files], logits.tolist(), strict=True))
@@ -330,7 +346,7 @@ def find_nearest(table: Dataset, vector: np.ndarray, count: int) -> list[dict[st
     scores, rows = table.search(VECTOR_COLUMN, vector, k=min(count, len(table)))
     found = []
     for score, row in zip(scores, rows, strict=True):
-        columns = table[int(row)]  # a view without the vectors would copy the whole FAISS index
+        columns = table[row]  # a view without the vectors would copy all of the FAISS index
         del columns[VECTOR_COLUMN]
         found.append({**columns, "similarity": float(score)})
     return found
@@ -364,6 +380,7 @@ def _encode_share(
         rows += added
         skipped += unusable
         progress.update(len(added) + len(unusable))
+        # Written as soon as a shard is full: a killed run loses less than that.
         while len(rows) >= shard_size:
             index.write_shard(rows[:shard_size])
             rows = rows[shard_size:]
@@ -379,6 +396,7 @@ def _encode_batch(encoder: VideoTextEncoder, batch: VideoBatch) -> tuple[list[di
     vectors = encoder.encode_videos(batch.pixel_values)[0].cpu()
     rows, skipped = [], list(batch.skipped)
     for file, metadata, vector in zip(batch.files, batch.metadata, vectors, strict=True):
+        # NaN compares as false with everything, so that no query could find the video.
         if not vector.isfinite().all():
             skipped.append(SkippedVideo(file.path, "Its vector is not finite; the model cannot encode it."))
             continue
@@ -388,7 +406,7 @@ def _encode_batch(encoder: VideoTextEncoder, batch: VideoBatch) -> tuple[list[di
 
 
 class _VideoReads(torch.utils.data.Dataset):
-    """Reads one view of each file, or tells why it cannot."""
+    """Reads one view of each file, or says why it cannot."""
 
     def __init__(self, files: Sequence[VideoFile], processor: UMTVideoTextProcessor, num_frames: int):
         self.files, self.processor, self.num_frames = files, processor, num_frames
@@ -400,7 +418,7 @@ class _VideoReads(torch.utils.data.Dataset):
         file = self.files[index]
         options = {"num_frames": self.num_frames, "num_clips": 1, "num_crops": 1, "return_metadata": True}
         try:
-            inputs = self.processor(videos=[file.path], return_tensors="pt", **options)
+            inputs = self.processor(videos=cast("VideoInput", [file.path]), return_tensors="pt", **options)
         except (VideoDecodingError, OSError) as error:
             return SkippedVideo(file.path, str(error).removeprefix(f"{file.path}: "))
         return file, inputs["video_metadata"][0], inputs["pixel_values"][0]

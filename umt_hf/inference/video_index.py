@@ -1,8 +1,8 @@
-"""A searchable folder of video vectors, which grows by whole shards and is never half written.
+"""A searchable folder of video vectors, which grows by complete shards and is never half written.
 
 INDEX/
   index.json       which encoder made the vectors, and with which versions
-  table/           a `datasets` dataset, one row a video, with its FAISS index in `vector.faiss`
+  table/           a `datasets` dataset, one row per video, with its FAISS index in `vector.faiss`
   skipped.json     videos that could not be read, and why
   shards/          what a run has encoded so far; merged into the table when it ends
 """
@@ -11,14 +11,14 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from filelock import FileLock, Timeout
 
 from ..data.video_files import SkippedVideo, VideoFile
@@ -45,11 +45,11 @@ class VideoIndex:
         """What is known of the encoder that made the vectors.
 
         Raises:
-            FileNotFoundError: If the folder is no index.
+            FileNotFoundError: If the folder is not an index.
         """
         if not self._info.is_file():
             raise FileNotFoundError(
-                f"{self.folder} is no index: it has no {self._info.name}. `umt-hf embed` makes one."
+                f"{self.folder} is not an index: it has no {self._info.name}. `umt-hf embed` makes one."
             )
         return json.loads(self._info.read_text(encoding="utf-8"))["encoder"]
 
@@ -65,10 +65,11 @@ class VideoIndex:
         """
         if not self._info.is_file():
             if self.folder.is_dir() and any(self.folder.iterdir()):
-                raise FileExistsError(f"{self.folder} is no index and not empty; choose another folder.")
+                raise FileExistsError(f"{self.folder} is not an index and not empty; choose another folder.")
             return
         built = self.read_encoder()
         for name in encoder.keys() - {"model"}:
+            # The name may differ: a folder that has moved is the same model.
             if encoder[name] != built.get(name):
                 raise ValueError(
                     f"{self.folder} was built by another model: its {name} is {built.get(name)!r} (from "
@@ -77,7 +78,7 @@ class VideoIndex:
                 )
 
     @contextmanager
-    def write(self, encoder: dict[str, Any]) -> Iterator[None]:
+    def write(self, encoder: dict[str, Any]) -> Generator[None]:
         """Reserve the folder for this command, and take in what a killed one has left.
 
         Args:
@@ -93,6 +94,7 @@ class VideoIndex:
         except Timeout as error:
             raise BlockingIOError(f"{self.folder} is being written by another `umt-hf embed`; wait for it.") from error
         try:
+            # Written under the lock, so that two commands cannot start one index with two encoders.
             _write_json(self._info, {"encoder": encoder, "versions": collect_versions()})
             self._shards.mkdir(exist_ok=True)
             self._remove_leftovers()
@@ -105,12 +107,12 @@ class VideoIndex:
         """Files that are not in the table, or have changed since."""
         known: set[tuple[str, int, int]] = set()
         if (folder := self._find_table()) is not None:
-            columns = load_from_disk(folder).select_columns(["path", "size_bytes", "modified_ns"])[:]
-            known.update(zip(*columns.values(), strict=True))
+            table = Dataset.load_from_disk(folder)
+            known.update(zip(*(table[name][:] for name in ("path", "size_bytes", "modified_ns")), strict=True))
         return [file for file in files if (file.path, file.size_bytes, file.modified_ns) not in known]
 
     def write_shard(self, rows: list[dict[str, Any]]) -> None:
-        """Keep rows, whole or not at all, until `merge` puts them into the table.
+        """Keep rows, all or none of them, until `merge` puts them into the table.
 
         Args:
             rows: Fields of `VideoFile`, `num_frames`, `duration_seconds` (or `None`) and `vector`, a float32 array
@@ -142,16 +144,17 @@ class VideoIndex:
         """
         folder = self._find_table()
         shards = sorted(self._shards.iterdir())
-        parts = [load_from_disk(part) for part in ([] if folder is None else [folder]) + shards]
+        parts = [Dataset.load_from_disk(part) for part in ([] if folder is None else [folder]) + shards]
         reasons = {video.path: video.reason for video in self.read_skipped()} | {v.path: v.reason for v in skipped}
         dropped = {video.path for video in skipped}
         rows: dict[str, int] = {}
         if parts:
             joined = concatenate_datasets(parts)
+            # A later row of the same path replaces an earlier one.
             newest = {path: row for row, path in enumerate(joined["path"][:])}  # shards come behind the table
             rows = {path: newest[path] for path in sorted(newest.keys() - dropped)}
             if shards or len(rows) < len(joined):
-                self._replace_table(joined.select(list(rows.values()), keep_in_memory=True))
+                self._replace_table(cast("Dataset", joined.select(list(rows.values()), keep_in_memory=True)))
         kept = [SkippedVideo(path, reason) for path, reason in sorted(reasons.items()) if path not in rows]
         _write_json(self._skipped, [asdict(video) for video in kept])
         for shard in shards:
@@ -168,7 +171,7 @@ class VideoIndex:
         """The videos, with their FAISS index attached to the column `vector`.
 
         Raises:
-            FileNotFoundError: If the folder is no index.
+            FileNotFoundError: If the folder is not an index.
             ImportError: If FAISS is not installed.
             ValueError: If there are no videos in it.
         """
@@ -177,12 +180,12 @@ class VideoIndex:
         folder = self._find_table()
         if folder is None:
             raise ValueError(f"{self.folder} holds no videos yet; `umt-hf embed` adds them.")
-        table = load_from_disk(folder)
+        table = Dataset.load_from_disk(folder)
         table.load_faiss_index(VECTOR_COLUMN, folder / FAISS_FILE)
         return table
 
     def _find_table(self) -> Path | None:
-        """The whole table: the former one where a command was killed while it exchanged the two."""
+        """The complete table: the former one where a command was killed while it exchanged the two."""
         return next((folder for folder in (self._table, self._previous) if folder.is_dir()), None)
 
     def _remove_leftovers(self) -> None:
@@ -196,10 +199,11 @@ class VideoIndex:
         unfinished = _name_unfinished(self._table)
         if len(rows):
             rows.save_to_disk(unfinished)
-            table = load_from_disk(unfinished)
+            table = Dataset.load_from_disk(unfinished)
             add_faiss_index(table)
             table.save_faiss_index(VECTOR_COLUMN, unfinished / FAISS_FILE)
         if self._table.is_dir():
+            # A kill between the two renames leaves the former table, which `_find_table` falls back to.
             os.replace(self._table, self._previous)
         if len(rows):
             os.replace(unfinished, self._table)
@@ -220,7 +224,7 @@ def add_faiss_index(table: Dataset) -> None:
 
 
 def require_faiss() -> None:
-    """Tell how to install FAISS where it is missing.
+    """Say how to install FAISS where it is missing.
 
     Raises:
         ImportError: If it is not installed.
@@ -234,7 +238,8 @@ def _name_unfinished(path: Path) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder; a kill midway does not leave half of it under its own name."""
+    """Delete a folder."""
+    # Renamed first, so that an interrupted deletion leaves no partial folder under that name.
     unfinished = _name_unfinished(folder)
     os.replace(folder, unfinished)
     shutil.rmtree(unfinished)

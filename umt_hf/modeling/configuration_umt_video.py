@@ -26,23 +26,23 @@ class UMTVideoConfig(PreTrainedConfig):
     The defaults are UMT ViT-B/16 as pre-trained on 8 frames of 224 x 224 pixels with CLIP ViT-B/16 as teacher.
 
     Attributes:
-        image_size: Side of the square input the model is trained on, in pixels. Other sizes run too.
+        image_size: Side of the square input in training, in pixels; other sizes work too.
         patch_size: Side of a square patch, in pixels.
         num_channels: Colour channels of a frame.
-        num_frames: Frames of a clip the model is trained on. Other counts run too.
-        tubelet_size: Frames that one token covers.
+        num_frames: Frames per clip in training; other counts work too.
+        tubelet_size: Frames per token.
         hidden_size: Width of the encoder.
         num_hidden_layers: Transformer layers.
-        num_attention_heads: Attention heads a layer.
+        num_attention_heads: Attention heads per layer.
         intermediate_size: Width of the MLP's hidden layer.
         hidden_act: Activation of the MLP.
         hidden_dropout_prob: Dropout after the attention and MLP outputs.
         attention_probs_dropout_prob: Dropout on the attention probabilities.
         drop_path_rate: Stochastic depth of the last layer; it grows linearly from 0 at the first.
-        initializer_range: Standard deviation of the truncated normal that starts heads and learnable tables.
+        initializer_range: Standard deviation of the truncated normal that initialises heads and learnable tables.
         layer_norm_eps: Epsilon of every LayerNorm of the encoder.
         qv_bias: Whether query and value projections have a bias. The key projection never has one.
-        layer_scale_init_value: Start of the learnable residual scales; 0 leaves them out.
+        layer_scale_init_value: Initial value of the learnable residual scales; 0 leaves them out.
         use_final_norm: Whether a LayerNorm follows the last layer. Classifiers normalise after pooling instead.
         position_embedding_frames: Frames of the grid whose position table is interpolated to other shapes. `None`,
             together with `position_embedding_image_size=None`, computes a fresh sinusoid table for each input's own
@@ -123,7 +123,7 @@ class UMTVideoConfig(PreTrainedConfig):
     teacher_image_size: int = 224
 
     def validate_architecture(self) -> None:
-        """Check what single fields cannot tell."""
+        """Check how the fields fit together."""
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
@@ -138,7 +138,7 @@ class UMTVideoConfig(PreTrainedConfig):
                 "position_embedding_frames and position_embedding_image_size are both numbers (a table that is "
                 f"interpolated) or both None (a table computed afresh), got {frames} and {size}."
             )
-        if frames is not None and (frames % self.tubelet_size or size % self.patch_size):
+        if frames is not None and size is not None and (frames % self.tubelet_size or size % self.patch_size):
             raise ValueError(
                 f"position_embedding_frames={frames} and position_embedding_image_size={size} are not multiples of "
                 f"tubelet_size={self.tubelet_size} and patch_size={self.patch_size}."

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Configurations of the UMT text tower and of the models that join it with the video encoder."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -40,14 +40,14 @@ class UMTTextConfig(PreTrainedConfig):
         vocab_size: Word pieces.
         hidden_size: Width of the tower.
         num_hidden_layers: Transformer layers, text and fusion layers together.
-        num_attention_heads: Attention heads a layer.
+        num_attention_heads: Attention heads per layer.
         intermediate_size: Width of the MLP's hidden layer.
         hidden_act: Activation of the MLP and of the language-modelling head.
         hidden_dropout_prob: Dropout after embeddings, attention and MLP.
         attention_probs_dropout_prob: Dropout on the attention probabilities.
         max_position_embeddings: Longest text, in tokens.
         type_vocab_size: Rows of BERT's segment table; the first one is used.
-        initializer_range: Standard deviation of the normal distribution that starts all weights.
+        initializer_range: Standard deviation of the normal distribution that initialises all weights.
         layer_norm_eps: Epsilon of every LayerNorm.
         fusion_layer: First layer, counted from 0, that cross-attends.
         encoder_width: Width of the sequence that the fusion layers attend to.
@@ -60,7 +60,7 @@ class UMTTextConfig(PreTrainedConfig):
         tie_word_embeddings: Whether the language-modelling head shares the table of word embeddings.
 
     Raises:
-        ValueError: If sizes do not divide one another, or `fusion_layer` is no layer.
+        ValueError: If sizes do not divide one another, or `fusion_layer` is outside the tower.
 
     Source: Devlin et al., "BERT", 2019; Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
     """
@@ -93,7 +93,7 @@ class UMTTextConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def validate_architecture(self) -> None:
-        """Check what single fields cannot tell."""
+        """Check how the fields fit together."""
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
@@ -113,19 +113,19 @@ class UMTVideoTextConfig(PreTrainedConfig):
             table computed for each input, which is what every published video-text model has.
         text_config: [`UMTTextConfig`] or its fields.
         projection_dim: Width of the space in which videos and texts are compared.
-        temperature_init_value: Start of the learnable temperature that divides similarities.
-        temperature_bounds: The interval that the temperature is kept in, smallest first.
+        temperature_init_value: Initial value of the learnable temperature that divides similarities.
+        temperature_bounds: Lower and upper limit of the temperature.
         uta_loss_weight: Weight of the alignment with the teacher in the total; a loss of weight 0 is not computed.
         vtc_loss_weight: Weight of the video-text contrast.
         vtm_loss_weight: Weight of the video-text matching.
         mlm_loss_weight: Weight of the masked language modelling.
         vtm_hard_negatives: Whether negatives are drawn by their similarity instead of uniformly.
         mlm_probability: Share of tokens that are to be predicted, in (0, 1).
-        pool_per_frame: Whether a video without a mask gives one vector a frame, whose similarities are averaged,
-            instead of one vector a clip. Masked videos always give one.
+        pool_per_frame: Whether a video without a mask gives one vector per frame, whose similarities are averaged,
+            instead of one per clip. Masked videos always give one.
         contrastive_gather: How gradients cross processes: "exact" (as one process with all batches) or "published"
             (the projections get that gradient divided by the number of processes).
-        initializer_range: Standard deviation of the normal distribution that starts projections and heads.
+        initializer_range: Standard deviation of the normal distribution that initialises projections and heads.
         tie_word_embeddings: Whether the language-modelling head of pre-training shares the table of word embeddings.
 
     Raises:
@@ -144,8 +144,13 @@ class UMTVideoTextConfig(PreTrainedConfig):
     model_type = "umt_video_text"
     sub_configs = {"vision_config": UMTVideoConfig, "text_config": UMTTextConfig}
 
-    vision_config: dict | UMTVideoConfig | None = None
-    text_config: dict | UMTTextConfig | None = None
+    # Fields or nothing may be given; `__post_init__` makes configurations of them, which is what readers find.
+    if TYPE_CHECKING:
+        vision_config: UMTVideoConfig = UMTVideoConfig()
+        text_config: UMTTextConfig = UMTTextConfig()
+    else:
+        vision_config: dict | UMTVideoConfig | None = None
+        text_config: dict | UMTTextConfig | None = None
     projection_dim: int = 512
     temperature_init_value: float | int = 0.07
     temperature_bounds: tuple | list = (0.001, 0.5)
@@ -161,14 +166,16 @@ class UMTVideoTextConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if not isinstance(self.vision_config, UMTVideoConfig):
-            self.vision_config = UMTVideoConfig(**STAGE2_VISION_FIELDS | (self.vision_config or {}))
-        if not isinstance(self.text_config, UMTTextConfig):
-            self.text_config = UMTTextConfig(**(self.text_config or {}))
+        vision: Any = self.vision_config
+        text: Any = self.text_config
+        if not isinstance(vision, UMTVideoConfig):
+            self.vision_config = UMTVideoConfig(**STAGE2_VISION_FIELDS | (vision or {}))
+        if not isinstance(text, UMTTextConfig):
+            self.text_config = UMTTextConfig(**(text or {}))
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
-        """Check what single fields cannot tell."""
+        """Check how the fields fit together."""
         vision_width, encoder_width = self.vision_config.hidden_size, self.text_config.encoder_width
         if vision_width != encoder_width:
             raise ValueError(
@@ -180,8 +187,8 @@ class UMTVideoTextConfig(PreTrainedConfig):
         lowest, highest = self.temperature_bounds
         if not 0 < lowest <= self.temperature_init_value <= highest:
             raise ValueError(
-                f"temperature_init_value={self.temperature_init_value} must lie in temperature_bounds="
-                f"{tuple(self.temperature_bounds)}, above 0."
+                f"temperature_init_value={self.temperature_init_value} must be within temperature_bounds="
+                f"{tuple(self.temperature_bounds)}, which are above 0."
             )
         if not 0 < self.mlm_probability < 1:
             raise ValueError(f"mlm_probability must be in (0, 1), got {self.mlm_probability}.")
@@ -196,13 +203,14 @@ def build_decoder_config(config: UMTTextConfig) -> UMTTextConfig:
     Returns:
         A new configuration with `num_hidden_layers - fusion_layer` layers, each of which cross-attends.
     """
-    fields = config.to_dict() | {
+    fields: dict[str, Any] = config.to_dict() | {
         "num_hidden_layers": config.num_hidden_layers - config.fusion_layer,
         "fusion_layer": 0,
         "encoder_width": config.hidden_size,
         "is_decoder": True,
+        "attn_implementation": config._attn_implementation,
     }
-    return UMTTextConfig(**fields, attn_implementation=config._attn_implementation)
+    return UMTTextConfig(**fields)
 
 
 __all__ = ["UMTTextConfig", "UMTVideoTextConfig"]

@@ -13,11 +13,10 @@
 # limitations under the License.
 """Losses of both pre-training stages as pure functions: tensors in, scalars out.
 
-Where torch.distributed runs, `vtc_loss` and `mlm_loss` cover the batches of all processes. They are scaled for
-gradients that are averaged over processes, as DDP, FSDP and DeepSpeed do: W processes with batch B then train exactly
-as one process with batch W * B. All processes must call them together, with batches of one size.
+In a distributed run `vtc_loss` and `mlm_loss` cover the batches of all processes, so that W processes with batch B
+train as one process with batch W * B. All processes must call them together, with batches of the same size.
 
-Legend: B batch, P vectors a video, D projection width, L tokens of a text.
+Legend: B batch, P vectors per video, D projection width, L tokens of a text.
 """
 
 from typing import Any, Literal
@@ -85,7 +84,7 @@ def average_video_embeds(video_embeds: torch.Tensor) -> torch.Tensor:
     """Mean of a video's unit vectors; its product with a unit text vector is the mean of their cosines.
 
     Args:
-        video_embeds: `(B, P, D)`, or `(B, D)` for a single vector a video; any length.
+        video_embeds: `(B, P, D)`, or `(B, D)` for a single vector per video; any length.
 
     Returns:
         Float32 `(B, D)`, shorter than 1 where the vectors differ.
@@ -109,23 +108,23 @@ def compute_similarity(video_embeds: torch.Tensor, text_embeds: torch.Tensor) ->
 
 
 def find_true_pairs(batch_size: int, pair_ids: torch.Tensor | None, device: torch.device | str) -> torch.Tensor:
-    """Tell which videos and texts of a batch belong together: those with equal ids.
+    """Find which videos and texts of a batch belong together: those with equal ids.
 
     Args:
         batch_size: Pairs in the batch.
-        pair_ids: `(batch_size,)`; `None` = all distinct.
+        pair_ids: `(batch_size,)`; default: all distinct.
         device: Device of the result.
 
     Returns:
         Boolean `(batch_size, batch_size)`, symmetric, `True` on the diagonal.
 
     Raises:
-        ValueError: If there is not one id a pair.
+        ValueError: If there is not one id per pair.
     """
     if pair_ids is None:
         return torch.eye(batch_size, dtype=torch.bool, device=device)
     if tuple(pair_ids.shape) != (batch_size,):
-        raise ValueError(f"pair_ids must be ({batch_size},), one id a pair, got {tuple(pair_ids.shape)}.")
+        raise ValueError(f"pair_ids must be ({batch_size},), one id per pair, got {tuple(pair_ids.shape)}.")
     pair_ids = pair_ids.to(device)
     return pair_ids[:, None] == pair_ids[None]
 
@@ -143,7 +142,7 @@ def vtc_loss(
         video_embeds: Projected videos `(B, P, D)` or `(B, D)`, any length; row i belongs to text i.
         text_embeds: Projected texts `(B, D)`, any length.
         temperature: Positive divisor of the similarities.
-        pair_ids: `(B,)`; equal ids are true pairs, between which a target is spread evenly. `None` = all distinct.
+        pair_ids: `(B,)`; equal ids are true pairs, between which a target is spread evenly. default: all distinct.
         gather: "exact": after averaging over processes, gradients are those of one process with all batches.
             "published": those of the embeddings are that divided by the number of processes.
 
@@ -160,6 +159,7 @@ def vtc_loss(
     if video_embeds.shape[0] != text_embeds.shape[0]:
         raise ValueError(f"Got {video_embeds.shape[0]} videos and {text_embeds.shape[0]} texts; row i is pair i.")
     with torch.autocast(video_embeds.device.type, enabled=False):
+        # Averaged before they are gathered: one vector per video crosses the processes.
         videos, texts = average_video_embeds(video_embeds), normalize_features(text_embeds)
         if is_distributed():
             videos, texts = _Gather.apply(videos, gather), _Gather.apply(texts, gather)
@@ -186,6 +186,7 @@ def compute_negative_weights(
 
     Source: Li et al., "Align before Fuse", 2021, section 3.2, hard negatives.
     """
+    # Detached: which negatives are drawn is a choice, through which no gradient flows.
     logits = logits.detach() if hard else torch.zeros_like(logits)
     is_negative = (~is_pair).to(logits.dtype)
     return logits.T.softmax(dim=1) * is_negative, logits.softmax(dim=1) * is_negative
@@ -195,12 +196,13 @@ def sample_negatives(weights: torch.Tensor, generator: torch.Generator | None = 
     """Draw one negative for each row.
 
     Args:
-        weights: Non-negative `(B, B)`. A row of zeros means that there is none: any index comes back.
+        weights: Non-negative `(B, B)`. For a row of zeros, which has no negative, any index is returned.
         generator: Random source on the device of `weights`.
 
     Returns:
         Indices `(B,)`.
     """
+    # Without a host synchronisation: a row of zeros would make multinomial fail, so it gets equal weights.
     has_negative = weights.sum(dim=1, keepdim=True) > 0
     weights = torch.where(has_negative, weights, torch.ones_like(weights))
     return weights.multinomial(1, generator=generator).squeeze(1)
@@ -216,12 +218,12 @@ def vtm_loss(matching_logits: torch.Tensor) -> torch.Tensor:
         Scalar float32 loss.
 
     Raises:
-        ValueError: If the rows are not three a pair.
+        ValueError: If there are not three rows per pair.
 
     Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2; Li et al., "Align before Fuse", 2021.
     """
     if matching_logits.shape[0] % 3:
-        raise ValueError(f"matching_logits must have three rows a pair, got {tuple(matching_logits.shape)}.")
+        raise ValueError(f"matching_logits must have three rows per pair, got {tuple(matching_logits.shape)}.")
     labels = torch.zeros(matching_logits.shape[0], dtype=torch.long, device=matching_logits.device)
     labels[: matching_logits.shape[0] // 3] = 1
     return F.cross_entropy(matching_logits.float(), labels)
@@ -239,7 +241,7 @@ def sample_mlm_corruption(
 
     Args:
         input_ids: `(B, L)`.
-        vocab_size: Random words come from the whole vocabulary.
+        vocab_size: Size of the vocabulary, from all of which random words are drawn.
         mask_token_id: Id of `[MASK]`.
         kept_ids: Ids that are never chosen: `[CLS]` and `[PAD]`, as published.
         probability: Share of the other tokens that is chosen, in (0, 1).
@@ -278,6 +280,7 @@ def mlm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Source: Devlin et al., "BERT", 2019; Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
     """
     count = (labels != IGNORED_LABEL).sum()
+    # Scaled by the number of processes, since DDP, FSDP and DeepSpeed average gradients over them.
     num_processes = 1
     if is_distributed():
         dist.all_reduce(count)
@@ -308,7 +311,8 @@ class _Gather(torch.autograd.Function):
         return _gather(tensor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = gradients
         if ctx.gather == "exact":
             gradient = gradient.clone()
             dist.all_reduce(gradient)

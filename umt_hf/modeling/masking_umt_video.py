@@ -33,7 +33,7 @@ def sample_attention_indices(
 ) -> torch.Tensor:
     """Draw the visible patches at random, favouring those the teacher attends to.
 
-    The `P - int(P * mask_ratio)` visible patches of a frame are drawn one after another without replacement, each with
+    In each frame `P - int(P * mask_ratio)` patches are drawn one after another without replacement, each with
     probability proportional to its saliency among those left. Frames are independent.
 
     Args:
@@ -71,18 +71,10 @@ def sample_attention_mask(
 ) -> torch.Tensor:
     """Hide patches at random, favouring for the visible set those the teacher attends to.
 
-    Args:
-        saliency: As for [`sample_attention_indices`], which makes the draw.
-        mask_ratio: Share of patches hidden in each frame, in [0, 1).
-        num_frames: Frames per clip; needed when `saliency` has two dimensions.
-        generator: Random source on the device of `saliency`.
-        noise: Exponential noise `(batch, frames, patches)` drawn beforehand, instead of a generator.
+    Arguments and errors are those of [`sample_attention_indices`], which makes the draw.
 
     Returns:
         Boolean mask `(batch, frames * patches)`, `True` where hidden, with the same count in every frame.
-
-    Raises:
-        ValueError: If `mask_ratio` is outside [0, 1), or the shape leaves the number of frames open.
     """
     saliency = _split_frames(saliency, num_frames)
     visible = sample_attention_indices(saliency, mask_ratio, generator=generator, noise=noise)
@@ -130,20 +122,10 @@ def sample_tube_mask(
 ) -> torch.Tensor:
     """Hide the same `int(num_patches * mask_ratio)` random patches in every frame of a clip.
 
-    Args:
-        batch_size: Clips.
-        num_frames: Frames per clip, in tokens.
-        num_patches: Patches per frame.
-        mask_ratio: Share of patches hidden, in [0, 1).
-        generator: Random source on `device`.
-        device: Where the mask is drawn.
-        noise: Continuous noise `(batch, num_patches)` drawn beforehand, instead of a generator.
+    Arguments and errors are those of [`sample_tube_indices`], which makes the draw.
 
     Returns:
         Boolean mask `(batch, num_frames * num_patches)`, `True` where hidden.
-
-    Raises:
-        ValueError: If `mask_ratio` is outside [0, 1).
     """
     visible = sample_tube_indices(batch_size, num_frames, num_patches, mask_ratio, generator, device, noise)
     return build_mask(visible, num_frames * num_patches)
@@ -194,19 +176,10 @@ def sample_random_mask(
 ) -> torch.Tensor:
     """Hide `int(num_tokens * mask_ratio)` tokens of each clip, chosen uniformly over space and time.
 
-    Args:
-        batch_size: Clips.
-        num_tokens: Tokens per clip.
-        mask_ratio: Share of tokens hidden, in [0, 1).
-        generator: Random source on `device`.
-        device: Where the mask is drawn.
-        noise: Continuous noise `(batch, num_tokens)` drawn beforehand, instead of a generator.
+    Arguments and errors are those of [`sample_random_indices`], which makes the draw.
 
     Returns:
         Boolean mask `(batch, num_tokens)`, `True` where hidden.
-
-    Raises:
-        ValueError: If `mask_ratio` is outside [0, 1).
     """
     return build_mask(sample_random_indices(batch_size, num_tokens, mask_ratio, generator, device, noise), num_tokens)
 

@@ -66,7 +66,9 @@ class UMTTextEmbeddings(nn.Module):
 
     def __init__(self, config: UMTTextConfig):
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.word_embeddings: nn.Module = nn.Embedding(
+            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
+        )
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -136,7 +138,9 @@ class UMTTextSelfAttention(UMTTextAttention):
             if isinstance(cache, EncoderDecoderCache):
                 cache = cache.self_attention_cache
             key, value = cache.update(key, value, self.layer_index)
-        return self.attend(hidden_states, key, value, attention_mask, self.config._attn_implementation, **kwargs)
+        return self.attend(
+            hidden_states, key, value, attention_mask, self.config._attn_implementation or "eager", **kwargs
+        )
 
 
 class UMTTextCrossAttention(UMTTextAttention):
@@ -154,7 +158,7 @@ class UMTTextCrossAttention(UMTTextAttention):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         key, value = self._project_once(encoder_hidden_states, cache)
-        implementation = self.config._attn_implementation
+        implementation = self.config._attn_implementation or "eager"
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             # A mask of two dimensions is what FlashAttention gets, and Transformers takes it for the queries' mask as
             # well, which only holds within one sequence.
@@ -167,7 +171,7 @@ class UMTTextCrossAttention(UMTTextAttention):
         """Keys and values of the other sequence, which stay the same from one generated token to the next."""
         is_cached = isinstance(cache, EncoderDecoderCache)
         if is_cached and cache.is_updated.get(self.layer_index):
-            layer = cache.cross_attention_cache.layers[self.layer_index]
+            layer: Any = cache.cross_attention_cache.layers[self.layer_index]  # one that holds keys and values
             return layer.keys, layer.values
         key = self.split_heads(self.k_proj(encoder_hidden_states))
         value = self.split_heads(self.v_proj(encoder_hidden_states))
@@ -220,7 +224,7 @@ class UMTTextLMHead(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation_fn = ACT2FN[config.hidden_act]
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder: nn.Module = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.norm(self.activation_fn(self.dense(hidden_states))))
@@ -229,10 +233,10 @@ class UMTTextLMHead(nn.Module):
 class UMTTextPreTrainedModel(PreTrainedModel):
     """What Transformers needs to know about the text tower."""
 
-    config: UMTTextConfig
+    config: UMTTextConfig  # pyrefly: ignore[bad-override-mutable-attribute]  how a model names its configuration's class
     base_model_prefix = "text_model"
     main_input_name = "input_ids"
-    input_modalities = ("text",)
+    input_modalities = ["text"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["UMTTextEmbeddings", "UMTTextLayer"]
     _supports_sdpa = True
@@ -316,13 +320,12 @@ class UMTTextModel(UMTTextPreTrainedModel):
         if use_cache and cache is None:
             cache = build_cache(self.config)
 
-        hidden_states = inputs_embeds
+        hidden_states = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if mode != "fusion":
-            words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
             past_length = cache.get_seq_length() if cache is not None else 0
             if position_ids is None:
-                position_ids = self._compute_position_ids(attention_mask, past_length, words)
-            hidden_states = self.embeddings(words, position_ids)
+                position_ids = self._compute_position_ids(attention_mask, past_length, hidden_states)
+            hidden_states = self.embeddings(hidden_states, position_ids)
         self_mask, cross_mask = self._build_masks(
             hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, cache
         )
@@ -335,10 +338,11 @@ class UMTTextModel(UMTTextPreTrainedModel):
                 cache=cache,
                 **kwargs,
             )
+        kept: dict[str, Any] = {CACHE_NAME: cache if use_cache else None}
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=hidden_states,
             pooler_output=select_first_token(hidden_states, attention_mask),
-            **{CACHE_NAME: cache if use_cache else None},
+            **kept,
         )
 
     def _select_layers(self, mode: str) -> nn.ModuleList:

@@ -13,7 +13,7 @@
 # limitations under the License.
 """The UMT video encoder, a ViT with joint space-time attention that can run on a subset of its tokens, and its heads.
 
-Legend: B batch, T frames, N tokens, V visible tokens, D width, K aligned layers, C teacher channels, M boxes a clip.
+Legend: B batch, T frames, N tokens, V visible tokens, D width, K aligned layers, C teacher channels, M boxes per clip.
 """
 
 import copy
@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -83,7 +84,7 @@ class UMTVideoForActionDetectionOutput(ModelOutput):
 
     Args:
         loss: Multi-label loss, when `labels` are given.
-        logits: One row a box, `(B, M, num_labels)`; 0 where there is no box. `sigmoid` gives probabilities.
+        logits: One row per box, `(B, M, num_labels)`; 0 where there is no box. `sigmoid` gives probabilities.
         hidden_states: Embeddings and every layer's output before the final norm, when asked for.
         attentions: Attention probabilities of every layer, when asked for.
     """
@@ -102,11 +103,11 @@ def compute_sinusoid_table(num_positions: int, width: int) -> torch.Tensor:
         width: Channels; pair `i` holds channels `2i` and `2i + 1`.
 
     Returns:
-        Float32 table `(1, num_positions, width)` on the CPU. Angles are computed in float64, since they grow with the
-        token count.
+        Float32 table `(1, num_positions, width)` on the CPU.
 
     Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.5, over flattened space-time positions.
     """
+    # In float64, since angles grow with the token count.
     positions = torch.arange(num_positions, dtype=torch.float64, device="cpu")
     channels = torch.arange(width, dtype=torch.float64, device="cpu")
     angles = positions[:, None] / 10000 ** (2 * (channels // 2) / width)
@@ -139,6 +140,17 @@ def interpolate_position_table(
         lines = F.interpolate(lines, size=new_frames, mode="linear", align_corners=False)
         table = lines[0].T.reshape(1, -1, width)
     return table
+
+
+def require_tensor(value: torch.Tensor | None, name: str) -> torch.Tensor:
+    """A field of an output that may be unset in general and is needed here.
+
+    Raises:
+        ValueError: If it is unset.
+    """
+    if value is None:
+        raise ValueError(f"The output lacks {name}.")
+    return value
 
 
 def gather_tokens(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -296,7 +308,7 @@ class UMTVideoAttention(nn.Module):
         key = self.k_proj(hidden_states).view(head_shape).transpose(1, 2)
         value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            self.config._attn_implementation or "eager", eager_attention_forward
         )
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = attend(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
@@ -304,9 +316,9 @@ class UMTVideoAttention(nn.Module):
 
 
 class UMTVideoMLP(nn.Module):
-    """Two-layer perceptron."""
+    """Two-layer perceptron, of the text tower as well."""
 
-    def __init__(self, config: UMTVideoConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation_fn = ACT2FN[config.hidden_act]
@@ -336,6 +348,7 @@ class UMTVideoResidual(nn.Module):
         branch = self.dropout(branch)
         if self.layer_scale is not None:
             branch = branch * self.layer_scale
+        # Scaled up where it stays, so that the mean over draws is the branch itself.
         if self.training and self.drop_path > 0:
             keep = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_path
             branch = branch * keep.to(branch.dtype) / (1 - self.drop_path)
@@ -399,16 +412,16 @@ class UMTVideoAttentivePooling(nn.Module):
 
 
 class UMTVideoClassifier(nn.Linear):
-    """Linear head that starts near zero, so that all classes start equal (as published)."""
+    """Linear head whose initial weights are near zero, so that all classes start equal (as published)."""
 
 
 class UMTVideoPreTrainedModel(PreTrainedModel):
     """Weight initialisation and what Transformers needs to know about the family."""
 
-    config: UMTVideoConfig
+    config: UMTVideoConfig  # pyrefly: ignore[bad-override-mutable-attribute]  how a model names its configuration's class
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ("video",)
+    input_modalities = ["video"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["UMTVideoEmbeddings", "UMTVideoLayer", "UMTVideoAlignmentHead"]
     _input_embed_layer = "patch_embeddings"
@@ -552,6 +565,7 @@ def resolve_visible_indices(
             f"bool_masked_pos must be ({batch_size}, {num_tokens}) for this clip, got {tuple(bool_masked_pos.shape)}."
         )
     bool_masked_pos = bool_masked_pos.bool()
+    # Reading a count waits for the device; with indices, which `torch.compile` needs anyway, nothing waits.
     counts = (~bool_masked_pos).sum(dim=1)
     num_visible = int(counts[0])
     if num_visible == 0 or not bool((counts == num_visible).all()):
@@ -659,8 +673,19 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
         )
 
 
+def count_labels(config: UMTVideoConfig) -> int:
+    """Number of classes of a head.
+
+    Raises:
+        ValueError: If the configuration leaves it open.
+    """
+    if config.num_labels is None:
+        raise ValueError("The configuration has no labels: set num_labels or id2label.")
+    return config.num_labels
+
+
 class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
-    """UMT encoder with a classifier on its tokens, pooled as `config.pooling_type` says and then normalised."""
+    """UMT encoder with a classifier on its tokens, pooled by `config.pooling_type` and then normalised."""
 
     # A stage-1 folder has a norm on tokens and alignment heads; a classifier uses neither, as published.
     _keys_to_ignore_on_load_unexpected = [r"vision_model\.norm\.", r"alignment_heads\."]
@@ -671,12 +696,12 @@ class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
             config = copy.deepcopy(config)
             config.use_final_norm = False
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = count_labels(config)
         self.vision_model = UMTVideoModel(config)
         # CODEPATH: released classifiers pool by the mean; attentive probes are trained by users.
         self.attentive_pooling = UMTVideoAttentivePooling(config) if config.pooling_type == "attentive" else None
         self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.classifier = UMTVideoClassifier(config.hidden_size, config.num_labels)
+        self.classifier = UMTVideoClassifier(config.hidden_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -708,15 +733,15 @@ class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
 
 
 class UMTVideoForActionDetection(UMTVideoPreTrainedModel):
-    """UMT encoder that tells, for each given box of the key frame, which actions go on in it.
+    """UMT encoder that predicts the actions in each given box of the key frame.
 
     The boxes are an input: they come from a person detector, or from the annotations. Tokens are averaged over time to
     a map, RoIAlign reads each box of it on a grid, and a linear head sees the maximum over the grid.
 
-    The head needs the norm on tokens, which a classifier's folder lacks (its `fc_norm` comes after pooling and is not
-    mapped, as published): from there `norm` and `classifier` start fresh, from a stage-1 folder `classifier` alone.
+    Loaded from a stage-1 folder, `classifier` is fresh; from a classifier's folder, `norm` and `classifier` are.
     """
 
+    # A classifier's fc_norm comes after pooling, so it is not mapped to the norm on tokens, as published.
     _keys_to_ignore_on_load_unexpected = [r"alignment_heads\.", r"fc_norm\."]
 
     def __init__(self, config: UMTVideoConfig):
@@ -726,9 +751,9 @@ class UMTVideoForActionDetection(UMTVideoPreTrainedModel):
             config = copy.deepcopy(config)
             config.use_final_norm = True
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = count_labels(config)
         self.vision_model = UMTVideoModel(config)
-        self.classifier = UMTVideoClassifier(config.hidden_size, config.num_labels)
+        self.classifier = UMTVideoClassifier(config.hidden_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -744,8 +769,8 @@ class UMTVideoForActionDetection(UMTVideoPreTrainedModel):
 
         Args:
             pixel_values: Normalised video `(B, T, channels, height, width)`, the key frame in the middle.
-            boxes: `(B, M, 4)` as x1, y1, x2, y2 in pixels of `pixel_values`; what lies outside is not seen.
-            boxes_mask: Boolean `(B, M)`, `True` = a box, `False` = padding; by default all are boxes.
+            boxes: `(B, M, 4)` as x1, y1, x2, y2 in pixels of `pixel_values`; parts outside the frame are not seen.
+            boxes_mask: Boolean `(B, M)`, `True` = a box, `False` = padding; default: all are boxes.
             labels: Targets in [0, 1], `(B, M, num_labels)`; several may be 1.
             **kwargs: As for [`UMTVideoModel`].
 
@@ -802,7 +827,7 @@ def pool_boxes(feature_map: torch.Tensor, boxes: torch.Tensor, scale: float) -> 
     Args:
         feature_map: `(B, D, rows, columns)`.
         boxes: `(B, M, 4)` as x1, y1, x2, y2.
-        scale: Cells of the map a unit of the boxes.
+        scale: Feature-map cells per pixel of the boxes (`spatial_scale` of RoIAlign).
 
     Returns:
         `(B, M, D)`, float32.

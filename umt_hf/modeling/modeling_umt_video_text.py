@@ -13,7 +13,7 @@
 # limitations under the License.
 """The models that join the UMT video encoder with its text tower: dual encoder, matching, stage 2, questions.
 
-Legend: B videos or texts, T frames, V video tokens, P vectors a video, L text tokens, H text width, D projection
+Legend: B videos or texts, T frames, V video tokens, P vectors per video, L text tokens, H text width, D projection
 width, S tokens of a question, A answers of all questions.
 """
 
@@ -58,6 +58,7 @@ from .modeling_umt_video import (
     UMTVideoModel,
     UMTVideoModelOutput,
     project_aligned_states,
+    require_tensor,
     select_targets,
 )
 from .towers_umt_video_text import load_bert_tower, load_video_tower
@@ -149,10 +150,12 @@ class UMTVideoTextPreTrainedModel(PreTrainedModel):
     find their weights in any folder.
     """
 
-    config: UMTVideoTextConfig
+    config: UMTVideoTextConfig  # pyrefly: ignore[bad-override-mutable-attribute]  how a model names its configuration's class
+    vision_model: UMTVideoModel
+    text_model: UMTTextModel
     base_model_prefix = "umt_video_text"
     main_input_name = "input_ids"
-    input_modalities = ("video", "text")
+    input_modalities = ["video", "text"]
     supports_gradient_checkpointing = True
     # Losses are means over pairs, so the Trainer averages over accumulated batches itself.
     accepts_loss_kwargs = False
@@ -180,7 +183,7 @@ class UMTVideoTextPreTrainedModel(PreTrainedModel):
 
 
 class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
-    """UMT dual encoder: videos and texts as vectors of one space, whose cosine says how well they fit."""
+    """UMT dual encoder: videos and texts as vectors of one space, whose cosine measures how well they fit."""
 
     _keep_in_fp32_modules_strict = ["temperature"]
     _keys_to_ignore_on_load_unexpected = [r"^alignment_heads\.", r"^mlm_head\.", r"^matching_head\."]
@@ -272,13 +275,14 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
             input_ids: Tokens `(texts, L)`, `[CLS]` first and no `[SEP]`.
             attention_mask: 1 at tokens and 0 at padding, `(texts, L)`.
             pixel_values: Normalised videos `(videos, T, channels, height, width)`.
-            pair_ids: With `return_loss`, `(B,)`: equal ids are true pairs. `None` = all distinct.
+            pair_ids: With `return_loss`, `(B,)`: equal ids are true pairs. default: all distinct.
             return_loss: Whether to compute the contrastive loss; video i then belongs to text i.
             **kwargs: As for both towers.
 
         Returns:
             [`UMTVideoTextOutput`] with `logits_per_video (videos, texts)`.
         """
+        input_ids, pixel_values = require_both(input_ids, pixel_values)
         video, text = self._encode(input_ids, attention_mask, pixel_values, **kwargs)
         outputs = UMTVideoTextOutput(**self._contrast(video, text, pair_ids, return_loss))
         outputs.loss = self._sum_losses(outputs)
@@ -286,16 +290,12 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
 
     def _encode(
         self,
-        input_ids: torch.Tensor | None,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        pixel_values: torch.Tensor | None,
+        pixel_values: torch.Tensor,
         video_options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> tuple[UMTVideoModelOutput, BaseModelOutputWithPoolingAndCrossAttentions]:
-        if input_ids is None or pixel_values is None:
-            raise ValueError(
-                "Give both input_ids and pixel_values; get_video_features and get_text_features encode one of them."
-            )
         video = self.get_video_features(pixel_values, **(video_options or {}), **kwargs, return_dict=True)
         return video, self.get_text_features(input_ids, attention_mask, **kwargs, return_dict=True)
 
@@ -310,9 +310,11 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         if return_loss:
             # Through `.data`, so that a second forward before backward does not look like a change of the graph.
             self.temperature.data.clamp_(*self.config.temperature_bounds)
-        with torch.autocast(video.pooler_output.device.type, enabled=False):
+        video_vectors = require_tensor(video.pooler_output, "pooler_output")
+        text_vectors = require_tensor(text.pooler_output, "pooler_output")
+        with torch.autocast(video_vectors.device.type, enabled=False):
             temperature = self.temperature.float()
-            video_embeds, text_embeds = normalize_features(video.pooler_output), normalize_features(text.pooler_output)
+            video_embeds, text_embeds = normalize_features(video_vectors), normalize_features(text_vectors)
             logits = average_video_embeds(video_embeds) @ text_embeds.T / temperature
         loss = None
         # CODEPATH: stage-2 and retrieval checkpoints have the contrast; weight 0 leaves it out in runs without it.
@@ -372,10 +374,26 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         text_fields = {"encoder_width": vision_config.hidden_size} | (text_fields or {})
         text_state, text_config = load_bert_tower(text, text_fields)
         config = UMTVideoTextConfig(vision_config=vision_config, text_config=text_config, **fields)
+        # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
         model, info = cls.from_pretrained(
             None, config=config, state_dict=vision_state | text_state, output_loading_info=True
         )
         return (model, info) if output_loading_info else model
+
+
+def require_both(
+    input_ids: torch.Tensor | None, pixel_values: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Texts and videos, both of which a comparison needs.
+
+    Raises:
+        ValueError: If one of them is missing.
+    """
+    if input_ids is None or pixel_values is None:
+        raise ValueError(
+            "Give both input_ids and pixel_values; get_video_features and get_text_features encode one of them."
+        )
+    return input_ids, pixel_values
 
 
 class UMTVideoTextForRetrieval(UMTVideoTextModel):
@@ -433,7 +451,7 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
             input_ids: Tokens `(texts, L)`, `[CLS]` first and no `[SEP]`.
             attention_mask: 1 at tokens and 0 at padding, `(texts, L)`.
             pixel_values: Normalised videos `(videos, T, channels, height, width)`.
-            pair_ids: `(B,)`: equal ids are true pairs, and never each other's negatives. `None` = all distinct. Where
+            pair_ids: `(B,)`: equal ids are true pairs, and never each other's negatives. default: all distinct. Where
                 all are equal, there is no negative: the matching loss is 0.
             video_negatives: Index of the video that is each text's negative, `(B,)`; drawn by default.
             text_negatives: Index of the text that is each video's negative, `(B,)`; drawn by default.
@@ -445,16 +463,19 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
 
         Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
         """
+        input_ids, pixel_values = require_both(input_ids, pixel_values)
         video, text = self._encode(input_ids, attention_mask, pixel_values, **kwargs)
         outputs = UMTVideoTextForRetrievalOutput(**self._contrast(video, text, pair_ids, return_loss))
         if return_loss:
-            self._add_matching(outputs, attention_mask, pair_ids, video_negatives, text_negatives)
+            self._add_matching(outputs, video, text, attention_mask, pair_ids, video_negatives, text_negatives)
         outputs.loss = self._sum_losses(outputs)
         return outputs
 
     def _add_matching(
         self,
         outputs: UMTVideoTextForRetrievalOutput,
+        video: UMTVideoModelOutput,
+        text: BaseModelOutputWithPoolingAndCrossAttentions,
         attention_mask: torch.Tensor | None,
         pair_ids: torch.Tensor | None,
         video_negatives: torch.Tensor | None,
@@ -464,13 +485,14 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
         # CODEPATH: stage-2 and retrieval checkpoints match pairs; weight 0 leaves it out in runs without it.
         if not self.config.vtm_loss_weight > 0:
             return
-        logits = outputs.logits_per_video
+        logits = require_tensor(outputs.logits_per_video, "logits_per_video")
+        videos = require_tensor(video.last_hidden_state, "last_hidden_state")
+        texts = require_tensor(text.last_hidden_state, "last_hidden_state")
         is_pair = find_true_pairs(logits.shape[0], pair_ids, logits.device)
         if video_negatives is None or text_negatives is None:
             weights = compute_negative_weights(logits, is_pair, self.config.vtm_hard_negatives)
             video_negatives = sample_negatives(weights[0]) if video_negatives is None else video_negatives
             text_negatives = sample_negatives(weights[1]) if text_negatives is None else text_negatives
-        videos, texts = outputs.vision_model_output.last_hidden_state, outputs.text_model_output.last_hidden_state
         masks = torch.ones(texts.shape[:2], device=texts.device) if attention_mask is None else attention_mask
         outputs.matching_logits = self.match(
             torch.cat([videos, videos[video_negatives], videos]),
@@ -535,7 +557,7 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
             bool_masked_pos: Boolean mask `(B, N)` over all N tokens, `True` = hidden, the same count in every row.
             teacher_features: Teacher's features `(K, B, V, C)` at the visible tokens in raster order, or
                 `(K, B, N, C)` at all; without them there is no alignment loss.
-            pair_ids: `(B,)`: equal ids are true pairs, and never each other's negatives. `None` = all distinct.
+            pair_ids: `(B,)`: equal ids are true pairs, and never each other's negatives. default: all distinct.
             visible_indices: Indices of the visible tokens `(B, V)` instead of the mask.
             normalize_teacher_features: Whether to normalise `teacher_features` as the student's are. `False` for those
                 of [`UMTTeacher`], which come normalised.
@@ -558,9 +580,8 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
         if (mlm_input_ids is None) != (mlm_labels is None):
             raise ValueError("Give both mlm_input_ids and mlm_labels, or neither.")
         aligns = return_loss and teacher_features is not None and self.config.uta_loss_weight > 0
-        grid = None
-        if pixel_values is not None:
-            grid, visible_indices = self.vision_model.resolve_tokens(pixel_values, bool_masked_pos, visible_indices)
+        input_ids, pixel_values = require_both(input_ids, pixel_values)
+        grid, visible_indices = self.vision_model.resolve_tokens(pixel_values, bool_masked_pos, visible_indices)
         video, text = self._encode(
             input_ids,
             attention_mask,
@@ -577,16 +598,17 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
             targets = select_targets(teacher_features, visible_indices, grid)
             if normalize_teacher_features:
                 targets = normalize_features(targets, self.config.vision_config.alignment_norm)
-            self._add_alignment(outputs, targets, visible_indices, grid)
+            self._add_alignment(outputs, video, targets, visible_indices, grid)
         if return_loss:
-            self._add_matching(outputs, attention_mask, pair_ids, video_negatives, text_negatives)
-            self._add_language_modelling(outputs, input_ids, attention_mask, mlm_input_ids, mlm_labels)
+            self._add_matching(outputs, video, text, attention_mask, pair_ids, video_negatives, text_negatives)
+            self._add_language_modelling(outputs, video, input_ids, attention_mask, mlm_input_ids, mlm_labels)
         outputs.loss = self._sum_losses(outputs)
         return outputs
 
     def _add_alignment(
         self,
         outputs: UMTVideoTextForPreTrainingOutput,
+        video: UMTVideoModelOutput,
         targets: torch.Tensor,
         visible_indices: torch.Tensor | None,
         grid: tuple[int, int, int],
@@ -598,17 +620,16 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
                 f"tubelet_size={config.tubelet_size} leaves no token for each frame of the teacher; use 1."
             )
         positions = self.vision_model.embeddings.compute_position_embeddings(grid, visible_indices, fixed=True)
+        states = require_tensor(video.aligned_hidden_states, "aligned_hidden_states")
         outputs.aligned_features = project_aligned_states(
-            self.alignment_heads,
-            outputs.vision_model_output.aligned_hidden_states,
-            positions,
-            config.alignment_norm,
+            self.alignment_heads, states, positions, config.alignment_norm
         )
         outputs.uta_loss = uta_loss(outputs.aligned_features, targets, norm="none", loss=config.alignment_loss)
 
     def _add_language_modelling(
         self,
         outputs: UMTVideoTextForPreTrainingOutput,
+        video: UMTVideoModelOutput,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         mlm_input_ids: torch.Tensor | None,
@@ -619,7 +640,7 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
         if not self.config.mlm_loss_weight > 0:
             return
         config = self.config.text_config
-        if mlm_input_ids is None:
+        if mlm_input_ids is None or mlm_labels is None:
             kept_ids = (config.pad_token_id, config.cls_token_id)
             mlm_input_ids, mlm_labels = sample_mlm_corruption(
                 input_ids, config.vocab_size, config.mask_token_id, kept_ids, self.config.mlm_probability
@@ -627,7 +648,7 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
         states = self.text_model(
             mlm_input_ids,
             attention_mask,
-            encoder_hidden_states=outputs.vision_model_output.last_hidden_state,
+            encoder_hidden_states=video.last_hidden_state,
             mode="multi_modal",
             return_dict=True,
         )
@@ -664,6 +685,7 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
 
         Source: published fine-tuning code's hand-over rule.
         """
+        # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
         source, info = UMTVideoTextForPreTraining.from_pretrained(
             pretrained_model_name_or_path, output_loading_info=True, **kwargs
         )
@@ -679,6 +701,7 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
                 f"The fusion layers of {pretrained_model_name_or_path} attend to width {text_config.encoder_width}, "
                 f"questions have {text_config.hidden_size}: the decoder cannot be copied from them."
             )
+        # Copied weight by weight, so that a name or shape that differs is an error.
         model = cls(source.config).to(source.dtype)
         model.vision_model.load_state_dict(source.vision_model.state_dict())
         model.text_model.load_state_dict(source.text_model.state_dict())
@@ -724,6 +747,7 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
         Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4; Li et al., "Align before Fuse", 2021, section 5.
         """
         states = self._encode_questions(pixel_values, input_ids, attention_mask, **kwargs)
+        num_questions = states.shape[0]
         outputs = UMTVideoTextForQuestionAnsweringOutput(last_hidden_state=states)
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = labels.masked_fill(labels == IGNORED_LABEL, self.config.text_config.pad_token_id)
@@ -737,8 +761,8 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
                 attention_mask = attention_mask.repeat_interleave(answers_per_question, dim=0)
         if states.shape[0] != decoder_input_ids.shape[0]:
             raise ValueError(
-                f"Got {decoder_input_ids.shape[0]} answers, expected {states.shape[0]}: one a question, or as many as "
-                "answers_per_question says."
+                f"Got {decoder_input_ids.shape[0]} answers, expected {states.shape[0]}: one per question, or as "
+                "many as answers_per_question gives."
             )
         outputs.logits = self.answer_decoder(
             decoder_input_ids,
@@ -751,11 +775,15 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
         if labels is not None:
             outputs.answer_loss = compute_answer_loss(outputs.logits, labels)
             weighted = outputs.answer_loss if answer_weights is None else outputs.answer_loss * answer_weights
-            outputs.loss = weighted.sum() / outputs.last_hidden_state.shape[0]
+            outputs.loss = weighted.sum() / num_questions
         return outputs
 
     def _encode_questions(
-        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         video_tokens = self.vision_model(pixel_values, **kwargs, return_dict=True).last_hidden_state
         outputs = self.text_model(

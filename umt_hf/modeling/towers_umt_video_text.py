@@ -73,12 +73,13 @@ def load_video_tower(
         fields: Fields of the configuration to change.
 
     Raises:
-        ValueError: If it is no UMT model, or a weight of the encoder is missing.
+        ValueError: If it is not a UMT model, or a weight of the encoder is missing.
     """
     model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     if model_type not in (UMTVideoConfig.model_type, UMTVideoTextConfig.model_type):
         raise ValueError(f"{source} holds a model of type {model_type!r}, not a UMT video encoder.")
     config = UMTVideoConfig.from_pretrained(source, **fields)
+    # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
     model, info = UMTVideoForPreTraining.from_pretrained(
         source, config=config, dtype=torch.float32, output_loading_info=True
     )
@@ -97,7 +98,7 @@ def load_bert_tower(
         fields: Fields of our configuration to set; `fusion_layer` is needed for depths other than 12 and 24.
 
     Raises:
-        ValueError: If it is no BERT, a weight is missing, or no `fusion_layer` is known.
+        ValueError: If it is not a BERT, a weight is missing, or `fusion_layer` is unknown.
     """
     from transformers.models.bert.modeling_bert import BertConfig, BertForPreTraining
 
@@ -113,6 +114,7 @@ def load_bert_tower(
         shared["fusion_layer"] = PUBLISHED_FUSION_LAYERS[depth]
     config = UMTTextConfig(**shared | fields)
 
+    # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
     model, info = BertForPreTraining.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     _check_tower(source, [name for name in info["missing_keys"] if re.match(r"bert\.(?!pooler\.)", name)])
     state = {

@@ -1,11 +1,11 @@
 """Moving shapes: a small video data set rendered from a seed, so that everything runs with no download.
 
 Each clip shows one coloured shape that goes round twice on a textured background, one revolution per half of the clip.
-What a single frame can tell is the *appearance* (6 colours x 6 shapes). What only time can tell is the *motion*: the
-sense of each of the two revolutions. Changing a sense plays that half backwards and does nothing else, and the start
-angle is uniform. So all motions have the same frames in another order: no frame, at whatever known time, and no
-unordered set of frames says anything about the motion, and an order-free observer cannot beat 1 / 4. That also holds
-for a sample of the frames that is chosen alike forwards and backwards, as one frame of each of 8 equal segments is.
+A single frame shows the *appearance* (6 colours x 6 shapes). Only time shows the *motion*: the sense of each of the
+two revolutions. Changing a sense plays that half backwards and does nothing else, and the start angle is uniform. So
+all motions have the same frames in another order: neither a frame, at whatever known time, nor an unordered set of
+frames says anything about the motion, and an order-free observer cannot beat 1 / 4. That also holds for a sample of
+frames that is chosen alike forwards and backwards, such as one frame of each of 8 equal segments.
 """
 
 import json
@@ -66,12 +66,12 @@ class ClipDescription:
 
     @property
     def appearance(self) -> str:
-        """Colour and shape, such as `"red circle"`: what one frame can tell."""
+        """Colour and shape, such as `"red circle"`: what one frame shows."""
         return f"{self.color} {self.shape}"
 
     @property
     def caption(self) -> str:
-        """One sentence with everything there is to tell about the clip."""
+        """One sentence that names colour, shape and motion."""
         return f"a {self.appearance} moving {self.motion}"
 
 
@@ -88,7 +88,7 @@ def sample_clip(seed: int, split: str, index: int) -> ClipDescription:
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     radius = rng.uniform(10.0, 11.5)
     orbit_radius = rng.uniform(13.0, 17.0)
-    shift = FRAME_SIZE / 2 - 1 - orbit_radius - radius  # keeps the whole shape inside the frame
+    shift = FRAME_SIZE / 2 - 1 - orbit_radius - radius  # keeps all of the shape inside the frame
     return ClipDescription(
         color=str(rng.choice(list(COLORS))),
         shape=str(rng.choice(SHAPES)),
@@ -145,7 +145,7 @@ def write_moving_shapes(
     For each split, with media paths relative to `directory`: `<split>.csv` (`path,motion label`; pre-training reads it
     and ignores the label), `<split>_motion.csv` and `<split>_appearance.csv` (`path,label`), `<split>_captions.json`
     (`video, caption`), `<split>_questions.json` (`video, question, answer, question_id`) and `<split>_boxes.json`
-    (`video, width, height, objects`, each object with its attributes and one box a frame). Once: `motion_labels.json`
+    (`video, width, height, objects`, each object with its attributes and a box per frame). Once: `motion_labels.json`
     and `appearance_labels.json` (id to name) and `answers.json` (the closed answer list).
 
     The content of a clip depends on `(seed, split, index)` alone. A finished folder of the same settings is kept.
@@ -189,8 +189,8 @@ def write_moving_shapes(
 def write_video(path: str | Path, frames: np.ndarray) -> None:
     """Encode RGB frames `(frames, height, width, 3)`, uint8, as H.264 in mp4; the same frames give the same bytes."""
     with av.open(str(path), "w") as container:
-        # Every frame is a key frame of fixed quality: predicted ones keep traces of where the shape was before, which
-        # tell the motion from a single frame. One thread: x264 cuts frames into as many slices as it has threads.
+        # Every frame is a key frame of fixed quality: predicted ones keep traces of where the shape was before, and a
+        # single frame would give away the motion. One thread: x264 cuts frames into as many slices as it has threads.
         options = {"preset": "faster", "qp": "32", "g": "1", "threads": "1"}
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
         stream.height, stream.width = frames.shape[1:3]
@@ -214,7 +214,11 @@ def read_settings(directory: Path) -> dict[str, Any]:
 
 
 def _claim_directory(directory: Path, settings: dict[str, Any]) -> bool:
-    """Note the settings in the folder; tell whether a data set of the same settings is already complete there."""
+    """Write the settings into the folder.
+
+    Returns:
+        Whether a data set of the same settings is already complete there.
+    """
     settings = {**settings, "frame_size": FRAME_SIZE, "num_frames": NUM_FRAMES}
     settings_path = directory / _SETTINGS_FILE
     if settings_path.exists() and (found := json.loads(settings_path.read_text())) != settings:

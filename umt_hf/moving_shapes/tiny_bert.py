@@ -10,29 +10,31 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import BertConfig, BertModel, HfArgumentParser, set_seed
+from transformers import BertConfig, BertModel, set_seed
 
 from ..processing.processing_umt_video_text import SPECIAL_TOKENS, build_tokenizer
+from ..runs.arguments import NamedDataArguments, TowerSizeArguments
+from ..runs.config import REQUIRED, describe, require, script, set_defaults
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class TextTowerArguments:
-    """Whose words, and how large."""
+@dataclass(kw_only=True)
+@set_defaults(data=REQUIRED, hidden_size=128, num_hidden_layers=4, num_attention_heads=4)
+class TextTowerArguments(NamedDataArguments, TowerSizeArguments):
+    """Folder written by moving_shapes, and sizes; the width is the video encoder's, so that answers can attend."""
 
-    data: str = field(metadata={"help": "Folder written by moving_shapes."})
     output_dir: str = field(metadata={"help": "Folder for the BERT and its tokenizer."})
-    seed: int = field(default=0, metadata={"help": "Seed of the weights."})
-    hidden_size: int = field(default=128, metadata={"help": "Width; the video encoder's, so that answers can attend."})
-    num_hidden_layers: int = field(default=4, metadata={"help": "Layers."})
-    num_attention_heads: int = field(default=4, metadata={"help": "Attention heads of a layer."})
+    seed: int = describe(0, "Seed of the weights.")
+
+
+SECTIONS = {"model": TextTowerArguments}
 
 
 def write_text_tower(args: TextTowerArguments) -> None:
     """Save a BERT with fresh weights that knows the words of the data."""
     set_seed(args.seed)
-    words = [*SPECIAL_TOKENS.values(), *collect_words(Path(args.data))]
+    words = [*SPECIAL_TOKENS.values(), *collect_words(Path(require(args.data, "data")))]
     tokenizer = build_tokenizer(words)
     config = BertConfig(
         vocab_size=len(words),
@@ -52,7 +54,7 @@ def collect_words(data: Path) -> list[str]:
     """Distinct words of a moving-shapes folder's captions, questions and answers, sorted.
 
     Raises:
-        FileNotFoundError: If the folder is no moving-shapes data set.
+        FileNotFoundError: If the folder is not a moving-shapes data set.
     """
     texts: list[str] = []
     for name in ("train_captions.json", "train_questions.json", "answers.json"):
@@ -69,10 +71,9 @@ def _list_texts(row: str | dict[str, str]) -> list[str]:
     return [row[name] for name in ("caption", "question", "answer") if name in row]
 
 
-def main() -> None:
-    """Read the arguments and write the tower."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    (args,) = HfArgumentParser(TextTowerArguments).parse_args_into_dataclasses()
+@script(SECTIONS)
+def main(args: TextTowerArguments) -> None:
+    """Write the tower."""
     write_text_tower(args)
 
 

@@ -1,8 +1,8 @@
 """Train a tiny CLIP on moving shapes: the teacher of the embedded default, since no weights ship.
 
 `python -m umt_hf.moving_shapes.tiny_clip --data DIR --output_dir DIR` matches single frames with captions
-such as "a red circle at the top left" and saves a folder that Transformers' CLIP classes load. A caption names colour,
-shape and place alone, so the class token learns to attend to the shape and nothing about motion can leak in.
+such as "a red circle at the top left" and saves a folder that Transformers' CLIP classes load. Captions name only
+colour, shape and place, so the class token learns to attend to the shape and nothing about motion can leak in.
 """
 
 import itertools
@@ -16,10 +16,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, HfArgumentParser, PreTrainedTokenizerFast, set_seed
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..processing.decoding import open_video
+from ..runs.arguments import NamedDataArguments, PatchArguments, ProjectionArguments, TowerSizeArguments
+from ..runs.config import REQUIRED, describe, require, script, set_defaults
 from ..training.optimization import compute_learning_rate
 from .render import COLORS, FRAME_SIZE, SHAPES
 
@@ -34,24 +36,28 @@ CAPTIONS = tuple(
 _CAPTION_GRID = tuple(len(words) for words in ATTRIBUTES.values())
 
 
-@dataclass
-class TeacherArguments:
-    """What to train the tiny CLIP on, how large and for how long."""
+@dataclass(kw_only=True)
+@set_defaults(
+    data=REQUIRED,
+    patch_size=16,
+    hidden_size=96,
+    num_hidden_layers=4,
+    num_attention_heads=3,
+    projection_dim=64,
+)
+class TinyCLIPArguments(NamedDataArguments, PatchArguments, TowerSizeArguments, ProjectionArguments):
+    """Folder written by moving_shapes, sizes of the vision tower, and how long it is trained."""
 
-    data: str = field(metadata={"help": "Folder written by moving_shapes."})
     output_dir: str = field(metadata={"help": "Folder for the finished CLIP: model, tokenizer and image processor."})
-    seed: int = field(default=0, metadata={"help": "Seed of weights and batches."})
-    num_clips: int = field(default=1500, metadata={"help": "Training clips whose frames are used."})
-    max_steps: int = field(default=1600, metadata={"help": "Optimizer steps."})
-    batch_size: int = field(default=64, metadata={"help": "Frames in a step."})
-    learning_rate: float = field(
-        default=1e-3, metadata={"help": "Peak of a half cosine; a tenth of the steps warms up."}
-    )
-    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's decay of matrices."})
-    patch_size: int = field(default=16, metadata={"help": "Side of a patch in pixels; the student's must equal it."})
-    hidden_size: int = field(default=96, metadata={"help": "Width of the vision tower."})
-    num_hidden_layers: int = field(default=4, metadata={"help": "Layers of the vision tower."})
-    projection_dim: int = field(default=64, metadata={"help": "Width of the features that the student aligns with."})
+    seed: int = describe(0, "Seed of weights and batches.")
+    num_train_clips: int = describe(1500, "Training clips whose frames are used.")
+    max_steps: int = describe(1600, "Optimizer steps.")
+    batch_size: int = describe(64, "Frames in a step.")
+    learning_rate: float = describe(1e-3, "Peak of a half cosine; a tenth of the steps warms up.")
+    weight_decay: float = describe(0.05, "AdamW decay of matrices.")
+
+
+SECTIONS = {"training": TinyCLIPArguments}
 
 
 @dataclass
@@ -62,24 +68,25 @@ class LabeledFrames:
     caption_ids: torch.Tensor
 
 
-def train_teacher(args: TeacherArguments) -> dict[str, float]:
+def train_teacher(args: TinyCLIPArguments) -> dict[str, float]:
     """Train a CLIP from scratch and save it to `args.output_dir`.
 
     Returns:
         Zero-shot accuracy on validation frames for each attribute: `color`, `shape`, `row`, `column`.
     """
     set_seed(args.seed)
-    tokenizer = build_tokenizer()
+    tokenizer = build_word_tokenizer()
     model = build_clip(args, tokenizer)
-    train = load_frames(Path(args.data), "train", args.num_clips)
+    data = Path(require(args.data, "data"))
+    train = load_frames(data, "train", args.num_train_clips)
     fit(model, tokenizer, train, args)
-    accuracy = compute_zero_shot_accuracy(model, tokenizer, load_frames(Path(args.data), "validation", 100))
+    accuracy = compute_zero_shot_accuracy(model, tokenizer, load_frames(data, "validation", 100))
     logger.info("Zero-shot accuracy on validation frames: %s", accuracy)
     save_clip(model, tokenizer, Path(args.output_dir))
     return accuracy
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_word_tokenizer() -> PreTrainedTokenizerFast:
     """Word-level tokenizer over the captions' words, with CLIP's `<bos> words <eos>`."""
     # CLIPTextModel reads eos_token_id 2 as a legacy config and would pool elsewhere, so <eos> must not be third.
     special = ["<pad>", "<unk>", "<bos>", "<eos>"]
@@ -95,13 +102,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_clip(args: TeacherArguments, tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
+def build_clip(args: TinyCLIPArguments, tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
     """A CLIP of a few hundred thousand parameters with fresh weights."""
     vision = {
         "hidden_size": args.hidden_size,
         "intermediate_size": 4 * args.hidden_size,
         "num_hidden_layers": args.num_hidden_layers,
-        "num_attention_heads": args.hidden_size // 32,
+        "num_attention_heads": args.num_attention_heads,
         "image_size": FRAME_SIZE,
         "patch_size": args.patch_size,
         "projection_dim": args.projection_dim,
@@ -145,7 +152,7 @@ def load_frames(data: Path, split: str, num_clips: int) -> LabeledFrames:
     )
 
 
-def fit(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, frames: LabeledFrames, args: TeacherArguments) -> None:
+def fit(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, frames: LabeledFrames, args: TinyCLIPArguments) -> None:
     """Minimise CLIP's contrastive loss; frames of one caption in a batch are all positives of each other."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -205,7 +212,7 @@ def save_clip(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, output_dir: 
     """Save a folder for CLIPModel, CLIPVisionModelWithProjection, AutoTokenizer and CLIPImageProcessor."""
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
-    side = model.config.vision_config.image_size
+    side = model.vision_model.config.image_size
     CLIPImageProcessor(
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
@@ -233,11 +240,10 @@ def _compute_caption_id(shape: dict, box: list[int], width: int, height: int) ->
     return int(np.ravel_multi_index([*appearance, row, column], _CAPTION_GRID))
 
 
-def main() -> None:
-    """Read the arguments and train."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    (args,) = HfArgumentParser(TeacherArguments).parse_args_into_dataclasses()
-    train_teacher(args)
+@script(SECTIONS)
+def main(args: TinyCLIPArguments) -> dict[str, float]:
+    """Train; returns what `train_teacher` does."""
+    return train_teacher(args)
 
 
 if __name__ == "__main__":

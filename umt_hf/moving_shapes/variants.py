@@ -43,7 +43,7 @@ OCCLUDER_COLOR = 128
 
 
 def write_low_data(directory: str | Path, ratio: float = 0.1) -> Path:
-    """Annotate a small part of the training clips as a split of its own, `train_low_data`.
+    """Annotate a small part of the training clips as one more split, `train_low_data`.
 
     Each pair of an appearance and a motion has the same number of clips in it, the first ones of the training split,
     so that both tasks are balanced. No video is copied.
@@ -92,7 +92,7 @@ def write_corrupted_test(
     num_clips: int | None = None,
     num_workers: int = 2,
 ) -> Path:
-    """Render damaged copies of test clips as a split of its own, `test_<corruption>_<severity>`.
+    """Render damaged copies of test clips as one more split, `test_<corruption>_<severity>`.
 
     Labels, captions and questions are those of the intact clips. The content depends on the folder's seed, the
     corruption, the severity and the clip's index alone. A finished split of as many clips is kept.
@@ -204,8 +204,9 @@ def _change_brightness(frames: np.ndarray, factor: float, rng: np.random.Generat
     return frames * factor if rng.random() < 0.5 else 255 - (255 - frames) * factor
 
 
-def _occlude(frames: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+def _occlude(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
     """A grey square that stays where it is."""
+    side = int(level)
     top, left = rng.integers(FRAME_SIZE - side + 1, size=2)
     frames[:, top : top + side, left : left + side] = OCCLUDER_COLOR
     return frames

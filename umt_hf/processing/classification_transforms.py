@@ -1,9 +1,10 @@
-"""Augmentation of clips for fine-tuning a classifier: drawn once a clip, the same for all of its frames."""
+"""Augmentation of clips for fine-tuning a classifier: drawn once per clip, the same for all of its frames."""
 
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ MAX_MAGNITUDE = 10.0
 MAX_ERASING_TRIES = 100
 RAND_AUGMENT_PATTERN = re.compile(r"rand-m(?P<m>[\d.]+)-n(?P<n>\d+)-mstd(?P<mstd>[\d.]+)-inc1")
 
+# The published operations, on PIL frames: torchvision's RandAugment has other ones and a fixed magnitude.
 # What an operation does to a frame at `level`, the magnitude as a share of the largest, with the sign that was drawn.
-OPERATIONS: dict[str, Callable[[Image.Image, float, int], Image.Image]] = {
+# PIL frames come in and go out, which torchvision takes but annotates as tensors.
+OPERATIONS: dict[str, Callable[[Any, float, int], Any]] = {
     "AutoContrast": lambda frame, _level, _sign: ImageOps.autocontrast(frame),
     "Equalize": lambda frame, _level, _sign: ImageOps.equalize(frame),
     "Invert": lambda frame, _level, _sign: ImageOps.invert(frame),
@@ -61,9 +64,7 @@ class DrawnOperation:
 
 
 class ClipRandAugment:
-    """RandAugment whose operations are drawn for a clip, not for a frame, in their "increasing" variants.
-
-    Torchvision's own draws one fixed magnitude and has other operations; here are the published ones, on PIL frames.
+    """RandAugment whose operations are drawn per clip, not per frame, in their "increasing" variants.
 
     Args:
         policy: `rand-m<magnitude>-n<operations>-mstd<deviation of the magnitude>-inc1`. Each operation is left out
@@ -116,7 +117,7 @@ class ClassificationTransform(ResizedCropTransform):
         scale: Smallest and largest share of the frame's area that a crop has.
         ratio: Smallest and largest ratio of a crop's width to its height.
         flip_probability: How often a clip is mirrored.
-        rand_augment: Policy of [`ClipRandAugment`]; `None` = off.
+        rand_augment: Policy of [`ClipRandAugment`]; default: off.
         erasing_probability: How often a box of a clip is filled with noise.
 
     Source: the published fine-tuning for classification; bilinear without antialiasing, not rounded.
@@ -186,8 +187,8 @@ def sample_erased_box(
         aspect = math.exp(math.log(ratio[0]) + place * (math.log(ratio[1]) - math.log(ratio[0])))
         tall, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if tall < height and wide < width:
-            top = torch.randint(height - tall + 1, (), generator=generator).item()
-            left = torch.randint(width - wide + 1, (), generator=generator).item()
+            top = int(torch.randint(height - tall + 1, (), generator=generator))
+            left = int(torch.randint(width - wide + 1, (), generator=generator))
             return top, left, tall, wide
     return None
 
@@ -201,7 +202,7 @@ def erase_box(clip: torch.Tensor, box: tuple[int, int, int, int] | None, generat
 
 
 class ClipMix:
-    """MixUp or CutMix of torchvision for a batch of clips: one of them, with one draw, for the whole batch.
+    """MixUp or CutMix of torchvision for a batch of clips: one of them, with one draw, for all of the batch.
 
     Args:
         num_classes: Number of classes.

@@ -20,11 +20,11 @@ def read_clip(
 
     Args:
         source: Path, URL, bytes or open file.
-        num_frames: Frames of the clip.
+        num_frames: Frames per clip.
         strategy: How they are chosen (see `sample_frame_indices`).
-        generator: Random source of a training clip; `None` = the fixed clip in the middle.
+        generator: Random source of a training clip; default: the fixed clip in the middle.
         frame_stride: Distance between the frames of a `dense` clip, in frames.
-        first_seconds: Length of the video to choose from, in seconds; `None` = all of it.
+        first_seconds: Length of the video to choose from, in seconds; default: all of it.
         decoder: Video reader.
 
     Returns:

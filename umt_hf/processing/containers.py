@@ -197,8 +197,8 @@ def read_orientation(frame: Any) -> Orientation:
         return Orientation(turns % 2 == 1, flips_rows=turns in (1, 2), flips_columns=turns in (2, 3))
     for note in notes:
         if note.type.name == DISPLAY_MATRIX:
-            a, b, _, c, d = np.frombuffer(note, np.int32, count=5).tolist()
-            return orient(a, b, c, d)
+            matrix = [int(value) for value in np.frombuffer(note, np.int32, count=9)]
+            return orient(matrix[0], matrix[1], matrix[3], matrix[4])
     return UPRIGHT
 
 

@@ -15,15 +15,15 @@
 
 `open_video` gives a `VideoReader`, the same small interface whichever library decodes:
 
-- `pyav` (default): frame-exact. The frame asked for by index `i` is the `i`-th frame that decoding the complete file
-  in order yields, whatever the container does to its timestamps.
+- `pyav` (default): frame-exact. Index `i` gives the `i`-th frame that decoding the complete file in order
+  yields, whatever the container does to its timestamps.
 - `decord`: what the published code reads with; the kinds of file that it reads wrong are refused.
 - `torchcodec`: needs the FFmpeg libraries of the system; as for decord, what it reads wrong is refused.
 
-A `.npy` file of frames decoded before is read as it is, whatever the decoder: training that reads short clips again
-and again need not decode them each time.
+A `.npy` file of decoded frames is read directly, whatever the decoder: training that reads short clips repeatedly need
+not decode them each time.
 
-Readers are cheap to open and not to be shared between processes: open them in the worker that uses them.
+Readers are cheap to open. Open them in the worker that uses them: they cannot be shared between processes.
 """
 
 import contextlib
@@ -35,11 +35,11 @@ import tempfile
 import tokenize
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -57,6 +57,9 @@ from .containers import (
     read_orientation,
 )
 from .media_files import LIMITS, MediaFile, VideoDecodingError, VideoSource, open_source
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DecoderName = Literal["pyav", "decord", "torchcodec"]
 
@@ -80,7 +83,7 @@ class VideoReader(ABC):
     Attributes:
         name: What errors call the file: its path, its URL, or a description of the bytes given.
         num_frames: Number of frames that can be asked for.
-        fps: Average frames per second; `None` where the file does not tell.
+        fps: Average frames per second; `None` where the file does not state it.
     """
 
     name: str
@@ -103,7 +106,7 @@ class VideoReader(ABC):
             the order asked for.
 
         Raises:
-            IndexError: If an index lies outside the video.
+            IndexError: If an index is outside the video.
             VideoDecodingError: If a frame cannot be decoded, or more are asked for than `LIMITS` allows.
         """
         indices = [operator.index(i) for i in indices]
@@ -117,7 +120,7 @@ class VideoReader(ABC):
         return frames if distinct.tolist() == indices else frames[places]
 
     def iterate_frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Decode frames one by one, holding no more than a few: for videos too long to decode whole.
+        """Decode frames one by one, holding no more than a few: for videos too long to decode at once.
 
         Args:
             indices: Distinct, rising frame numbers, at least one.
@@ -137,10 +140,10 @@ class VideoReader(ABC):
         Only `pyav` knows frames that are spaced unevenly; other readers count with the average rate.
 
         Raises:
-            VideoDecodingError: If the file tells neither the times of its frames nor their rate.
+            VideoDecodingError: If the file states neither the times of its frames nor their rate.
         """
         if not self.fps:
-            raise self._error("tells no frame rate, so that its frames have no times. Re-encode it.")
+            raise self._error("has no frame rate, so its frames have no times. Re-encode it.")
         return np.arange(self.num_frames) / self.fps
 
     @functools.cached_property
@@ -160,14 +163,14 @@ class VideoReader(ABC):
 
     @property
     def duration_seconds(self) -> float | None:
-        """`num_frames / fps`; `None` where the file does not tell its frame rate."""
+        """`num_frames / fps`; `None` where the file does not state its frame rate."""
         return self.num_frames / self.fps if self.fps else None
 
     @abstractmethod
     def close(self) -> None:
         """Release the file."""
 
-    def __enter__(self) -> "VideoReader":
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -181,7 +184,7 @@ class VideoReader(ABC):
         return VideoDecodingError(f"{self.name}: {reason}")
 
     @contextmanager
-    def _named_errors(self) -> Iterator[None]:
+    def _named_errors(self) -> Generator[None, None, None]:
         """Turn the library's errors into ones that name the file."""
         try:
             yield
@@ -281,16 +284,17 @@ class PyAVReader(VideoReader):
     def __init__(self, media: MediaFile):
         try:
             import av
+            from av.video.reformatter import VideoReformatter
         except ImportError as error:
             raise ImportError("decoder='pyav' needs PyAV: `pip install av`.") from error
         self._av = av
         self._backend_errors = (av.FFmpegError, OSError)
         # One converter for all frames: by default PyAV sets up a new one, with several threads, for each.
-        self._reformatter = av.video.reformatter.VideoReformatter()
+        self._reformatter = VideoReformatter()
         self._reformat_options = {"threads": 1} if "threads" in (self._reformatter.reformat.__doc__ or "") else {}
         self.name = media.name
         self._media = media
-        self._container = None
+        self._container: Any = None  # an InputContainer while the file is open
         self._stream_index: int | None = None
         self._frame_pts: list[int] | None = None  # of every frame, rising, where seeking works
         self._packet_index: PacketIndex | None = None  # where it does not, but packets can be counted
@@ -413,14 +417,17 @@ class PyAVReader(VideoReader):
         return len(self._decoded_pts)
 
     def compute_timestamps(self) -> np.ndarray:
-        """Seconds from the first frame to each, as the container says; evenly spaced where it is not to be trusted."""
+        """Seconds from the first frame to each, from the container; evenly spaced where it cannot be trusted."""
         if self._packet_index is not None:
             pts = self._packet_index.pts
         else:
             pts = self._decoded_pts if self._frame_pts is None else self._frame_pts
-        if None in pts or any(later <= earlier for earlier, later in zip(pts, pts[1:], strict=False)):
+        known = [value for value in pts if value is not None]
+        if len(known) < len(pts) or any(later <= earlier for earlier, later in zip(known, known[1:], strict=False)):
             return super().compute_timestamps()
-        return (np.array(pts) - pts[0]) * float(self._stream.time_base)
+        time_base = self._stream.time_base
+        assert time_base is not None  # a stream whose frames have timestamps has one
+        return (np.array(known) - known[0]) * float(time_base)
 
     def iterate_frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Decode frames in one pass from the start of the file, holding one at a time; see `VideoReader`."""
@@ -442,7 +449,7 @@ class PyAVReader(VideoReader):
     def _decode(self, indices: list[int]) -> np.ndarray:
         frames = None
         if self._frame_pts is not None:
-            frames = self._decode_from_key_frames(indices)
+            frames = self._decode_from_key_frames(indices, self._frame_pts)
         elif self._packet_index is not None:
             frames = self._decode_stretches(self._packet_index, indices)
         if frames is None:
@@ -462,11 +469,11 @@ class PyAVReader(VideoReader):
                     return frames
         raise self._error(f"ends before frame {min(wanted - frames.keys())}. Fetch it again or leave it out.")
 
-    def _decode_from_key_frames(self, indices: list[int]) -> dict[int, np.ndarray] | None:
-        """Decode by seeking; `None` if the file does not behave as its index says."""
+    def _decode_from_key_frames(self, indices: list[int], frame_pts: list[int]) -> dict[int, np.ndarray] | None:
+        """Decode by seeking; `None` if the file does not match its index."""
         frames = {}
-        for key, group in groupby(indices, key=lambda i: bisect_right(self._key_pts, self._frame_pts[i]) - 1):
-            wanted = {self._frame_pts[i]: i for i in group}
+        for key, group in groupby(indices, key=lambda i: bisect_right(self._key_pts, frame_pts[i]) - 1):
+            wanted = {frame_pts[i]: i for i in group}
             try:
                 found = self._decode_group(self._key_pts[key], wanted)
             except self._av.FFmpegError:  # pictures after an open key frame may lean on ones before it
@@ -488,6 +495,7 @@ class PyAVReader(VideoReader):
                 is_started = packet.pts == key_pts
                 if not is_started:
                     continue
+            # Frames in between that no other frame refers to need not be decoded.
             if packet is not None and self._codec.name in SKIPPING_CODECS:
                 self._codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             for frame in self._codec.decode(packet):
@@ -534,12 +542,12 @@ class PyAVReader(VideoReader):
         yield from self._codec.decode(None)
 
     def _to_upright_rgb(self, frame: Any) -> np.ndarray:
-        """Convert a PyAV frame to uint8 RGB `(height, width, 3)`, turned as its display matrix says."""
+        """Convert a PyAV frame to uint8 RGB `(height, width, 3)`, turned and mirrored by its display matrix."""
         LIMITS.check_frame_size(self.name, frame.height, frame.width)
         pixels = self._reformatter.reformat(frame, format="rgb24", **self._reformat_options).to_ndarray()
         return read_orientation(frame).apply(pixels)
 
-    def _packets_up_to(self, last_pts: int) -> Iterator["object | None"]:
+    def _packets_up_to(self, last_pts: int) -> Iterator[Any]:
         """Yield packets from the current place to that of `last_pts`, then `None`, which empties the decoder."""
         for packet in self._container.demux(self._stream):
             if packet.size == 0:
@@ -607,7 +615,7 @@ class DecordReader(CheckedReader):
             ) from error
         self._backend_errors = (RuntimeError, decord.base.DECORDError)
         self.name = media.name
-        self._reader = None
+        self._reader: Any = None
         expected = self._check(media)
         self._folder = None
         try:
@@ -684,7 +692,8 @@ class TorchcodecReader(CheckedReader):
         video_decoder = _import_torchcodec()
         self.name = media.name
         expected = self._check(media)
-        self._media, self._decoder = media, None
+        self._media = media
+        self._decoder: Any = None
         try:
             media.file.seek(0)
             with self._named_errors():
@@ -719,6 +728,7 @@ READERS: dict[str, Callable[[MediaFile], VideoReader]] = {
 def _import_torchcodec() -> type:
     """Import torchcodec's decoder and try it: importing succeeds even where its FFmpeg libraries are missing."""
     try:
+        # pyrefly: ignore[missing-import]  an extra that few environments have
         from torchcodec.decoders import VideoDecoder
 
         VideoDecoder(PROBE_FILE).get_frames_at(indices=[0])

@@ -1,8 +1,8 @@
-"""Clips with boxes for action detection: augmentation, drawn once a clip, and the fixed view of a test.
+"""Clips with boxes for action detection: augmentation, drawn once per clip, and the fixed view of a test.
 
 Boxes come in as shares of the frame, x1, y1, x2, y2 in [0, 1], with x2 and y2 just behind the last pixel. They leave
 in pixels of the clip with x2 and y2 at the last pixel, 1 less: released models were trained on boxes of this
-"inclusive" kind. It is the only place where that convention is used.
+"inclusive" kind. No other place uses that convention.
 
 Legend: T frames of a clip, M boxes.
 """
@@ -20,7 +20,7 @@ from .sampling import compute_resized_size
 from .video_processing_umt_video import UMTVideoProcessor
 
 MAX_CROP_TRIES = 10
-MIN_SIDE = 1.0  # pixels that are left of a box at least
+MIN_SIDE = 1.0  # smallest side of a box, in pixels
 
 
 class DetectionTransform:
@@ -35,10 +35,11 @@ class DetectionTransform:
         saturation: Largest change of the saturation, as a share of its range.
         value: Largest change of the brightness.
         flip_probability: How often a clip is mirrored.
-        min_visible_ratio: Share of a box's area that must lie in the crop; else the box is dropped with its labels.
+        min_visible_ratio: Share of a box's area that must be inside the crop; otherwise the box and its labels
+            are dropped.
         box_jitter: Largest shares of a box's side by which its edges move: left and right outwards and inwards, top
             and bottom outwards and inwards.
-        max_boxes: Boxes kept of a clip, drawn at random where there are more.
+        max_boxes: Boxes kept per clip, drawn at random where there are more.
 
     Raises:
         ValueError: If the crop does not fit the frame.
@@ -84,7 +85,8 @@ class DetectionTransform:
             Normalised clip `(T, 3, size, size)`, boxes in its pixels `(K, 4)`, and the rows of `boxes` that they are,
             `(K,)`, rising. K is 0 where no box is seen enough.
         """
-        height, width = compute_resized_size(*frames.shape[-2:], self.short_side)
+        height, width = frames.shape[-2:]
+        height, width = compute_resized_size(height, width, self.short_side)
         boxes = boxes * torch.tensor([width, height, width, height])
         top, left, kept = self.sample_crop(height, width, boxes, generator)
         if len(kept) > self.max_boxes:
@@ -112,6 +114,7 @@ class DetectionTransform:
         Returns:
             Top, left, and the rows of the boxes that are seen.
         """
+        top, left, kept = 0, 0, torch.empty(0, dtype=torch.long)
         for _ in range(MAX_CROP_TRIES):
             top = int(torch.randint(height - self.size + 1, (), generator=generator))
             left = int(torch.randint(width - self.size + 1, (), generator=generator))
@@ -158,7 +161,7 @@ def prepare_test_clip(
     patch_size: int,
     extension: Sequence[float] = (0.1, 0.05),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The whole frame, resized and normalised by the processor, and its boxes, widened a little.
+    """The complete frame, resized and normalised by the processor, and its boxes, widened a little.
 
     Args:
         frames: uint8 RGB `(T, 3, height, width)`.
@@ -182,7 +185,7 @@ def prepare_test_clip(
 
 
 def compute_visible_ratios(boxes: torch.Tensor, top: int, left: int, height: int, width: int) -> torch.Tensor:
-    """Share of each box's area that lies in a crop, `(M,)`."""
+    """Share of each box's area that is inside a crop, `(M,)`."""
     low = torch.maximum(boxes[:, :2], torch.tensor([left, top]))
     high = torch.minimum(boxes[:, 2:], torch.tensor([left + width, top + height]))
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
@@ -195,7 +198,7 @@ def flip_boxes(boxes: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def clamp_boxes(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Cut boxes at the border of a frame; at least a pixel is left of each side."""
+    """Cut boxes at the border of a frame; each side keeps at least one pixel."""
     limit = torch.tensor([width, height])
     low = torch.minimum(boxes[:, :2].clamp(min=0), limit - MIN_SIDE)
     high = torch.minimum(torch.maximum(boxes[:, 2:], low + MIN_SIDE), limit)

@@ -1,4 +1,4 @@
-"""Clips around a key frame, from a whole video or from a folder with a file for each second, as AVA is cut."""
+"""Clips around a key frame, from one video or from a folder with a file per second, as AVA is cut."""
 
 import os
 from bisect import bisect_right
@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from .decoding import VideoDecodingError, VideoReader, VideoSource, open_video
+from .decoding import DecoderName, VideoDecodingError, VideoReader, VideoSource, open_video
 
 SECOND_NAMES = ("{}.mp4", "{:04d}.mp4")
 
@@ -19,7 +19,7 @@ def read_key_clip(
     *,
     key_seconds: float | None = None,
     key_frame: int | None = None,
-    decoder: str = "pyav",
+    decoder: DecoderName = "pyav",
 ) -> np.ndarray:
     """Read frames around a key frame; past the ends of the video its first or last frame takes their place.
 
@@ -27,7 +27,7 @@ def read_key_clip(
         source: A video, or a folder of files of one second each, `<second>.mp4`; the key frame is the first of its
             second, and the neighbouring files join without a gap.
         offsets: Distances from the key frame, in frames (see `compute_key_frame_offsets`).
-        key_seconds: When the key frame is shown: the first frame at or after that time. A folder needs a whole number.
+        key_seconds: When the key frame is shown: the first frame at or after that time. A folder needs an integer.
         key_frame: Number of the key frame instead.
         decoder: Video reader.
 
@@ -36,19 +36,20 @@ def read_key_clip(
 
     Raises:
         ValueError: If not exactly one of `key_seconds` and `key_frame` is given, or not what a folder needs.
-        VideoDecodingError: If a file cannot be read, or the key frame lies outside of the video.
+        VideoDecodingError: If a file cannot be read, or the key frame is outside the video.
     """
     if (key_seconds is None) == (key_frame is None):
         raise ValueError("Give key_seconds or key_frame, one of them.")
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         if key_seconds is None or key_seconds != int(key_seconds):
-            raise ValueError(f"{source}: a folder of files of one second needs key_seconds, a whole number.")
+            raise ValueError(f"{source}: a folder of files of one second needs key_seconds, an integer.")
         return _read_seconds(os.fspath(source), int(key_seconds), offsets, decoder)
     with open_video(source, decoder) as reader:
-        key = _find_frame(reader, key_seconds) if key_frame is None else key_frame
+        key = key_frame if key_seconds is None else _find_frame(reader, key_seconds)
+        assert key is not None  # one of the two is given
         if not 0 <= key < reader.num_frames:
             raise VideoDecodingError(
-                f"{reader.name}: has {reader.num_frames} frames, so that none is key frame {key}."
+                f"{reader.name}: has {reader.num_frames} frames, so key frame {key} is outside the video."
             )
         return reader.get_frames([min(max(key + offset, 0), reader.num_frames - 1) for offset in offsets])
 
@@ -62,7 +63,7 @@ def _find_frame(reader: VideoReader, seconds: float) -> int:
     return key if seconds >= 0 else -1
 
 
-def _read_seconds(folder: str, second: int, offsets: Sequence[int], decoder: str) -> np.ndarray:
+def _read_seconds(folder: str, second: int, offsets: Sequence[int], decoder: DecoderName) -> np.ndarray:
     with ExitStack() as stack:
         ahead = _open_seconds(stack, folder, second, 1, max(*offsets, 0) + 1, decoder)
         if not ahead:
@@ -85,7 +86,7 @@ def _read_seconds(folder: str, second: int, offsets: Sequence[int], decoder: str
 
 
 def _open_seconds(
-    stack: ExitStack, folder: str, second: int, step: int, num_frames: int, decoder: str
+    stack: ExitStack, folder: str, second: int, step: int, num_frames: int, decoder: DecoderName
 ) -> list[VideoReader]:
     """Open neighbouring files until they hold `num_frames` frames, or the movie ends."""
     readers: list[VideoReader] = []

@@ -160,8 +160,9 @@ def _resolve_source(source: VideoSource, kind: str) -> MediaFile:
     if isinstance(source, bytes | bytearray | memoryview):
         return MediaFile(f"<{kind} of {len(source)} bytes>", io.BytesIO(source))
     if hasattr(source, "read"):
-        name = str(getattr(source, "name", "<file object>"))
-        return MediaFile(name, source if source.seekable() else io.BytesIO(source.read()))
+        file: Any = source
+        name = str(getattr(file, "name", "<file object>"))
+        return MediaFile(name, file if file.seekable() else io.BytesIO(file.read()))
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"A {kind} is a path, a URL, bytes or a binary file object, got {type(source).__name__}.")
     name = path = os.fsdecode(source)
@@ -251,12 +252,12 @@ def _build_opener(sockets: list[socket.socket]) -> urllib.request.OpenerDirector
     """An opener for http and https alone; urllib's default one also follows redirections to ftp."""
 
     class HTTPHandler(urllib.request.HTTPHandler):
-        def http_open(self, request: urllib.request.Request) -> Any:
-            return self.do_open(_noting(http.client.HTTPConnection, sockets), request)
+        def http_open(self, req: urllib.request.Request) -> Any:
+            return self.do_open(_noting(http.client.HTTPConnection, sockets), req)
 
     class HTTPSHandler(urllib.request.HTTPSHandler):
-        def https_open(self, request: urllib.request.Request) -> Any:
-            return self.do_open(_noting(http.client.HTTPSConnection, sockets), request)
+        def https_open(self, req: urllib.request.Request) -> Any:
+            return self.do_open(_noting(http.client.HTTPSConnection, sockets), req)
 
     opener = urllib.request.OpenerDirector()
     for handler in (

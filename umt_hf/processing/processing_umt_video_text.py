@@ -38,7 +38,9 @@ DROPPED_CHARACTERS = str.maketrans("", "", ",.'!?\"()*#:;~")
 class UMTVideoTextProcessorKwargs(ProcessingKwargs, total=False):
     """Arguments of `UMTVideoTextProcessor`, for texts and for videos."""
 
+    # pyrefly: ignore[bad-override-mutable-attribute]  how a processor names its kind of video arguments
     videos_kwargs: UMTVideoProcessorKwargs
+    # pyrefly: ignore[bad-class-definition]  how every processor gives its defaults
     _defaults = {"text_kwargs": {"padding": "max_length", "truncation": True}}
 
 
@@ -101,7 +103,10 @@ class UMTVideoTextProcessor(ProcessorMixin):
         if text is None and videos is None:
             raise ValueError("Give text, videos or both.")
         merged = self._merge_kwargs(
-            UMTVideoTextProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+            # pyrefly: ignore[bad-argument-type]  it takes the class, which its annotation leaves out
+            UMTVideoTextProcessorKwargs,
+            tokenizer_init_kwargs=self.tokenizer.init_kwargs,
+            **kwargs,
         )
         data: dict[str, Any] = {}
         if text is not None:
@@ -112,12 +117,12 @@ class UMTVideoTextProcessor(ProcessorMixin):
             data.update(self.video_processor(videos, **merged["videos_kwargs"]))
         return BatchFeature(data)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> Any:
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Save video processor and tokenizer, as every processor does."""
         # A fast tokenizer writes down its last call's padding and length, which would come back as its defaults.
         self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer.backend_tokenizer.no_truncation()
-        return super().save_pretrained(save_directory, **kwargs)
+        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def encode_answers(
         self, answers: Sequence[str], max_length: int = 5, return_tensors: str | TensorType | None = None
@@ -126,7 +131,7 @@ class UMTVideoTextProcessor(ProcessorMixin):
 
         Args:
             answers: Texts.
-            max_length: Tokens of an answer, `[CLS]` and `[SEP]` included; longer ones lose their end.
+            max_length: Tokens per answer, `[CLS]` and `[SEP]` included; longer ones are cut.
             return_tensors: "pt", "np", or `None` for lists.
 
         Returns:
@@ -148,7 +153,7 @@ def clean_caption(text: str, max_words: int | None = None) -> str:
 
     Args:
         text: The text.
-        max_words: Words to keep; `None` = all.
+        max_words: Words to keep; default: all.
 
     Returns:
         The cleaned text.
@@ -168,12 +173,10 @@ def clean_caption(text: str, max_words: int | None = None) -> str:
 def build_tokenizer(source: str | os.PathLike | Sequence[str], max_length: int = 32) -> PreTrainedTokenizerFast:
     """Make the WordPiece tokenizer of the UMT models: BERT's, uncased, with `[CLS]` in front and no `[SEP]` behind.
 
-    It is a `PreTrainedTokenizerFast`, since `BertTokenizer` brings `[SEP]` back whenever it is loaded.
-
     Args:
-        source: A `vocab.txt` with one word piece a line, or the word pieces, in the order of their ids; or folder or
+        source: A `vocab.txt` with one word piece per line, or the word pieces, in the order of their ids; or folder or
             Hub id of a BERT tokenizer.
-        max_length: Tokens of a text, `[CLS]` included (32 in stage 2, 25 for questions).
+        max_length: Tokens per text, `[CLS]` included (32 in stage 2, 25 for questions).
 
     Returns:
         The tokenizer.
@@ -193,6 +196,7 @@ def build_tokenizer(source: str | os.PathLike | Sequence[str], max_length: int =
     )
     backend.no_padding()
     backend.no_truncation()
+    # Not a BertTokenizer, which adds [SEP] again whenever it is loaded.
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=max_length,
@@ -216,7 +220,8 @@ def _build_backend(words: Sequence[str]) -> Tokenizer:
 def _load_backend(source: str | os.PathLike) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    return Tokenizer.from_str(AutoTokenizer.from_pretrained(source).backend_tokenizer.to_str())
+    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    return Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
 
 
 __all__ = ["UMTVideoTextProcessor", "build_tokenizer", "clean_caption"]

@@ -42,14 +42,14 @@ def sample_frame_indices(
     Without `generator` the choice is fixed, and `num_clips` clips taken with `clip_index` 0, 1, ... complement each
     other; with one it is a random training clip. The strategies are
 
-    - `uniform`: around n points spread over the whole video (Kinetics, Moments in Time).
+    - `uniform`: around n points spread over the complete video (Kinetics, Moments in Time).
     - `segments`: one frame of each of n equal parts (Something-Something, and stage-1 pre-training).
-    - `middle`: the middle frame of each of n parts with whole-number borders (video with text). At random: any frame
+    - `middle`: the middle frame of each of n parts with integer borders (video with text). At random: any frame
       of a part but its last.
-    - `dense`: n neighbouring frames, `frame_stride` apart. One fixed clip lies in the middle of the video, several are
+    - `dense`: n neighbouring frames, `frame_stride` apart. One fixed clip is in the middle of the video, several are
       spread from its start to its end.
-    - `fps`: `fps` frames a second over the whole video, however many that gives; `num_frames` is not used, and there
-      is one fixed clip only.
+    - `fps`: `fps` frames per second over the complete video, however many that gives; `num_frames` is not used, and
+      there is one fixed clip only.
 
     A video shorter than n repeats frames: `uniform` and fixed `segments` spread the repeats, random `segments` repeat
     frame 0, `middle` repeats the last frame, `dense` the last one that its stride reaches.
@@ -57,13 +57,13 @@ def sample_frame_indices(
     Args:
         num_video_frames: N, at least 1.
         num_frames: n, at least 1.
-        strategy: Name of the law.
+        strategy: Name of the strategy.
         num_clips: C, the number of fixed clips that share the video.
         clip_index: c, from 0 to `num_clips - 1`.
         generator: CPU random source of a training clip.
         frame_stride: Distance between the frames of a `dense` clip, in frames.
-        fps: Frames a second that `fps` takes.
-        video_fps: Frames a second of the video; `fps` needs it.
+        fps: Frames per second that `fps` takes.
+        video_fps: Frames per second of the video; `fps` needs it.
 
     Returns:
         Frame numbers from 0 to `num_video_frames - 1`, rising (repeats allowed).
@@ -73,28 +73,18 @@ def sample_frame_indices(
 
     Source: the published data sets of UMT (Kinetics, Something-Something, stage 1) and of VindLU (video with text).
     """
-    if strategy not in get_args(SamplingStrategy):
-        raise ValueError(f"strategy must be one of {list(get_args(SamplingStrategy))}, got {strategy!r}.")
-    if num_video_frames < 1:
-        raise ValueError(f"num_video_frames must be at least 1, got {num_video_frames}.")
-    for name, value in (("num_frames", num_frames), ("frame_stride", frame_stride), ("num_clips", num_clips)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-    if not 0 <= clip_index < num_clips:
-        raise ValueError(f"clip_index must be in 0..{num_clips - 1} (num_clips is {num_clips}), got {clip_index}.")
-    if generator is not None and num_clips > 1:
-        raise ValueError("A random clip (generator given) is one of its own; num_clips must be 1.")
+    _check_at_least_1(num_video_frames=num_video_frames, num_frames=num_frames)
+    _check_at_least_1(frame_stride=frame_stride, num_clips=num_clips)
+    _check_clip(strategy, num_clips, clip_index, is_random=generator is not None)
     if strategy == "fps":
-        if generator is not None or num_clips > 1:
-            raise ValueError("The 'fps' strategy has a single fixed clip: leave out generator and num_clips.")
         return _fps_fixed(num_video_frames, fps, video_fps)
     if strategy == "dense":
-        fixed_law, random_law = partial(_dense_fixed, stride=frame_stride), partial(_dense_random, stride=frame_stride)
+        choose, draw = partial(_dense_fixed, stride=frame_stride), partial(_dense_random, stride=frame_stride)
     else:
-        fixed_law, random_law = LAWS[strategy]
+        choose, draw = STRATEGIES[strategy]
     if generator is None:
-        return fixed_law(num_video_frames, num_frames, num_clips, clip_index)
-    return random_law(num_video_frames, num_frames, generator)
+        return choose(num_video_frames, num_frames, num_clips, clip_index)
+    return draw(num_video_frames, num_frames, generator)
 
 
 def compute_key_frame_offsets(
@@ -103,13 +93,13 @@ def compute_key_frame_offsets(
     """Choose the frames of a clip around a key frame, as action detection takes them.
 
     - `dense`: n neighbouring frames, `frame_stride` apart, with the key frame in their middle. With stride 8 this is
-      what the published code does when it is told to sample sparsely, as in its recipes.
+      what the published code does with its option for sparse sampling, which its recipes set.
     - `segments`: the middle frame of each of n equal parts of the `frame_span` frames around the key frame. With 64 it
       is what the published code does by default, with 300 what its authors describe as sparse.
 
     Args:
         num_frames: n, at least 1.
-        strategy: Name of the law.
+        strategy: Name of the strategy.
         frame_stride: Distance between the frames of a `dense` clip, in frames.
         frame_span: Frames that `segments` spreads over.
 
@@ -119,13 +109,11 @@ def compute_key_frame_offsets(
     Raises:
         ValueError: If the strategy has no clips around a key frame, or a number is below 1.
 
-    Source: the published data set for AVA; its two laws are swapped there.
+    Source: the published data set for AVA, where the names of the two strategies are swapped.
     """
     if strategy not in ("dense", "segments"):
         raise ValueError(f"Clips around a key frame are sampled by 'dense' or 'segments', got {strategy!r}.")
-    for name, number in (("num_frames", num_frames), ("frame_stride", frame_stride), ("frame_span", frame_span)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}.")
+    _check_at_least_1(num_frames=num_frames, frame_stride=frame_stride, frame_span=frame_span)
     if strategy == "dense":
         length = (num_frames - 1) * frame_stride + 1
         return [frame_stride * i - (length + 1) // 2 for i in range(num_frames)]
@@ -136,8 +124,8 @@ def trim_num_frames(num_video_frames: int, video_fps: float | None, first_second
     """Count the frames of a video's first seconds, to sample from these alone (DiDeMo: 30).
 
     Args:
-        num_video_frames: Frames of the whole video.
-        video_fps: Its average frames a second.
+        num_video_frames: Frames of the complete video.
+        video_fps: Its average frames per second.
         first_seconds: Length to keep, in seconds.
 
     Returns:
@@ -170,8 +158,8 @@ def compute_spatial_crops(
     Args:
         height: Height of the frame in pixels, before or after resizing.
         width: Width of the frame.
-        size: What the shorter side is resized to; also the side of the test crops, which lie evenly along the longer
-            side (a single one in its middle).
+        size: What the shorter side is resized to; also the side of the test crops, which are spread evenly along the
+            longer side (a single one in its middle).
         num_crops: Number of test crops.
         crop_size: Side of the validation crop in the middle of the frame; `None` for test crops. It differs from a
             single test crop in that half pixels are rounded to even instead of down.
@@ -224,6 +212,23 @@ def place_crops(
             left = room_x * crop // (num_crops - 1)
         boxes.append((top, left, top + crop_height, left + crop_width))
     return boxes
+
+
+def _check_clip(strategy: str, num_clips: int, clip_index: int, is_random: bool) -> None:
+    if strategy not in get_args(SamplingStrategy):
+        raise ValueError(f"strategy must be one of {list(get_args(SamplingStrategy))}, got {strategy!r}.")
+    if not 0 <= clip_index < num_clips:
+        raise ValueError(f"clip_index must be in 0..{num_clips - 1} (num_clips is {num_clips}), got {clip_index}.")
+    if is_random and num_clips > 1:
+        raise ValueError("A random clip (generator given) is drawn by itself; num_clips must be 1.")
+    if strategy == "fps" and (is_random or num_clips > 1):
+        raise ValueError("The 'fps' strategy has a single fixed clip: leave out generator and num_clips.")
+
+
+def _check_at_least_1(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}.")
 
 
 def _uniform_fixed(total: int, n: int, num_clips: int, clip: int) -> list[int]:
@@ -306,12 +311,12 @@ def _fps_fixed(total: int, fps: float | None, video_fps: float | None) -> list[i
 
 def _draw_between(low: list[int], high: list[int], generator: torch.Generator) -> list[int]:
     """Draw one integer from each closed interval."""
-    low, high = torch.tensor(low), torch.tensor(high)
+    lowest, highest = torch.tensor(low), torch.tensor(high)
     draws = torch.rand(len(low), generator=generator, dtype=torch.float64)
-    return (low + (draws * (high - low + 1)).long()).tolist()
+    return (lowest + (draws * (highest - lowest + 1)).long()).tolist()
 
 
-LAWS = {
+STRATEGIES = {
     "uniform": (_uniform_fixed, _uniform_random),
     "segments": (_segments_fixed, _segments_random),
     "middle": (_middle_fixed, _middle_random),

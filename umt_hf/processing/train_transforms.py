@@ -1,4 +1,4 @@
-"""Augmentation of training clips: drawn once a clip, cropped in the worker, finished for a batch on any device."""
+"""Augmentation of training clips: drawn once per clip, cropped in the worker, finished for a batch on any device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ SNAP_PIXELS = 2  # a crop side this close to the input size becomes the input si
 class ClipCrop:
     """The part of every frame of a clip that is kept, in pixels, and whether it is mirrored afterwards.
 
-    The box may leave the frame; what lies outside is black.
+    The box may leave the frame; parts outside are black.
     """
 
     top: int
@@ -29,7 +29,7 @@ class PretrainingTransform:
     """Multi-scale crop, horizontal flip, resize and ImageNet normalisation of stage-1 pre-training.
 
     The cheap part, `sample` and `crop`, is for data workers; `resize_and_normalize` does the pixel work for a batch of
-    clips wherever they lie. A clip's result depends on its own draw alone, not on the rest of the batch.
+    clips on any device. A clip's result depends on its own draw alone, not on the rest of the batch.
 
     Args:
         size: Side of the square input of the model, in pixels.
@@ -69,7 +69,7 @@ class PretrainingTransform:
 
     @staticmethod
     def crop(frames: torch.Tensor, crop: ClipCrop) -> torch.Tensor:
-        """Cut the box of `crop` out of frames `(T, C, H, W)`; a view where the box lies inside them."""
+        """Cut the box of `crop` out of frames `(T, C, H, W)`; a view where the box is inside them."""
         height, width = frames.shape[-2:]
         top, bottom = max(crop.top, 0), min(crop.top + crop.height, height)
         left, right = max(crop.left, 0), min(crop.left + crop.width, width)
@@ -88,8 +88,7 @@ class PretrainingTransform:
             flips: Whether each clip is mirrored.
 
         Returns:
-            `(len(clips), T, 3, size, size)`, float32, normalised. Resizing rounds to uint8, as in the published code;
-            in stage 1 that does it with PIL, bilinear and antialiased.
+            `(len(clips), T, 3, size, size)`, float32, normalised.
         """
         batch = torch.empty(len(clips), *clips[0].shape[:2], self.size, self.size, device=clips[0].device)
         for view, clip, flip in zip(batch, clips, flips, strict=True):
@@ -98,12 +97,13 @@ class PretrainingTransform:
         return F.normalize(batch, mean, std, inplace=True)
 
     def _resize(self, clip: torch.Tensor, flip: bool) -> torch.Tensor:
+        # Antialiased and rounded to uint8, as PIL does in the published code of stage 1.
         clip = F.resize(clip, [self.size, self.size], interpolation=InterpolationMode.BILINEAR, antialias=True)
         return clip.flip(-1) if flip else clip
 
 
 class ResizedCropTransform(PretrainingTransform):
-    """Random resized crop and flip of video-text training; a crop is a share of the frame of any place and aspect.
+    """Random resized crop and flip of video-text training; a crop has any place and aspect in the frame.
 
     Args:
         size: Side of the square input of the model, in pixels; a crop is squeezed to it.
@@ -130,7 +130,7 @@ class ResizedCropTransform(PretrainingTransform):
         Args:
             height: Height of the frames in pixels.
             width: Width of the frames.
-            generator: CPU random source of a training clip; `None` for the fixed evaluation view, the whole frame.
+            generator: CPU random source of a training clip; `None` for the fixed evaluation view, the complete frame.
         """
         if generator is None:
             return ClipCrop(0, 0, height, width, flip=False)
@@ -140,7 +140,8 @@ class ResizedCropTransform(PretrainingTransform):
             frame = torch.empty(0, height, width)
             box = RandomResizedCrop.get_params(frame, list(self.scale), list(self.ratio))
             flip = torch.rand(()).item() < self.flip_probability
-        return ClipCrop(*box, flip)
+        top, left, crop_height, crop_width = box
+        return ClipCrop(top, left, crop_height, crop_width, flip)
 
     def _resize(self, clip: torch.Tensor, flip: bool) -> torch.Tensor:
         # In float and rounded afterwards: torchvision's own kernel for uint8 is a grey level off here and there.
@@ -164,4 +165,4 @@ def list_crop_places(height: int, width: int, crop_height: int, crop_width: int)
 
 
 def _choose(options: Sequence[tuple[int, int]], generator: torch.Generator) -> tuple[int, int]:
-    return options[torch.randint(len(options), (), generator=generator).item()]
+    return options[int(torch.randint(len(options), (), generator=generator))]

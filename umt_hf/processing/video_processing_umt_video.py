@@ -36,11 +36,11 @@ from transformers.utils import TensorType, logging
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata
 
-from .decoding import VideoSource, open_video
+from .decoding import DecoderName, VideoSource, open_video
 from .images import convert_image
 from .media_files import LIMITS
 from .resizing import is_extreme, resize_part
-from .sampling import place_crops, sample_frame_indices, trim_num_frames
+from .sampling import SamplingStrategy, place_crops, sample_frame_indices, trim_num_frames
 
 logger = logging.get_logger(__name__)
 
@@ -58,7 +58,7 @@ class UMTVideoProcessorKwargs(VideosKwargs, total=False):
         num_clips (`int`):
             Clips taken from each video.
         first_seconds (`float`):
-            Sample from the first seconds of longer videos alone; by default from the whole video.
+            Sample from the first seconds of longer videos alone; default: from the complete video.
         num_crops (`int`):
             Crops taken from each clip, along the longer side of the frame.
         decoder (`str`):
@@ -82,7 +82,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
     Videos come singly or in a list, and may differ in kind and size. Grey frames become RGB; what is transparent
     becomes white.
 
-    Each video gives `num_clips * num_crops` views, which lie together in the batch, clips outermost:
+    Each video gives `num_clips * num_crops` views, which are adjacent in the batch, clips outermost:
     `pixel_values` is `(B * num_clips * num_crops, T, C, H, W)`. The defaults give the published single view;
     `num_clips=4, num_crops=3` gives the published test views.
 
@@ -100,7 +100,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
 
     Raises:
         VideoDecodingError: If a file cannot be read; the message names it.
-        ValueError: If a video in memory is malformed; the message tells which one of the batch.
+        ValueError: If a video in memory is malformed; the message gives its place in the batch.
     """
 
     resample = PILImageResampling.BILINEAR
@@ -117,13 +117,14 @@ class UMTVideoProcessor(BaseVideoProcessor):
     do_convert_rgb = True
     do_sample_frames = True
     num_frames = 8
-    sampling_strategy = "uniform"
+    sampling_strategy: SamplingStrategy = "uniform"
     frame_stride = 4
     frame_span = None
     num_clips = 1
     first_seconds = None
     num_crops = 1
-    decoder = "pyav"
+    decoder: DecoderName = "pyav"
+    fps: float | None  # set by the base class, as every argument of `valid_kwargs` is
     valid_kwargs = UMTVideoProcessorKwargs
     model_input_names = ["pixel_values"]
 
@@ -131,16 +132,17 @@ class UMTVideoProcessor(BaseVideoProcessor):
     def from_model_config(cls, config: Any, task: str | None = None, **kwargs: Any) -> "UMTVideoProcessor":
         """Processor that gives a model the frames and size it expects, prepared as its published evaluation does.
 
-        Video encoders get a square cut from the middle; video-text models the whole frame, squeezed to a square by
-        bicubic interpolation, and the middle frame of each of `num_frames` equal parts. For detection the whole frame
-        keeps its shape, somewhat larger than in training (256 pixels for a model of 224), with a normalisation of its
-        own; clips are chosen around a key frame (see `compute_key_frame_offsets`).
+        Video encoders get a square cut from the middle; video-text models the complete frame, squeezed to a square
+        by bicubic interpolation, and the middle frame of each of `num_frames` equal parts. For detection the complete
+        frame keeps its shape, somewhat larger than in training (256 pixels for a model of 224); clips are chosen
+        around a key frame (see `compute_key_frame_offsets`).
 
         Args:
             config: A `UMTVideoConfig` or `UMTVideoTextConfig` (or another with `num_frames` and `image_size`).
             task: "detection" for action detection; other tasks follow from the configuration.
-            **kwargs: Other settings of the processor.
+            **kwargs: Other settings of the processor; `None` leaves one as it is.
         """
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         if hasattr(config, "vision_config"):
             config = config.vision_config
             kwargs = {
@@ -155,6 +157,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
             kwargs = {
                 "size": {"shortest_edge": side * 8 // 7},
                 "do_center_crop": False,
+                # The published detector is normalised by these numbers, unlike the other models.
                 "image_mean": [value / 255 for value in (122.7717, 115.9465, 102.9801)],
                 "image_std": [57.375 / 255] * 3,
                 "sampling_strategy": "dense",
@@ -169,6 +172,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
         }
         return cls(**{**settings, **kwargs})
 
+    # pyrefly: ignore[bad-override]  more keyword arguments than the base class has, as in every processor
     def preprocess(self, videos: VideoInput, **kwargs: Unpack[UMTVideoProcessorKwargs]) -> BatchFeature:
         """Read, sample, resize, crop and normalise one video or a batch; see the class."""
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
@@ -210,7 +214,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
         """
         if fps is not None and num_frames is not None:
             raise ValueError("`num_frames` and `fps` are mutually exclusive arguments, please use only one!")
-        strategy = sampling_strategy or self.sampling_strategy
+        strategy: Any = sampling_strategy or self.sampling_strategy  # a name, checked where frames are chosen
         num_clips = self.num_clips if num_clips is None else num_clips
         if fps is None and num_frames is None:
             fps = self.fps
@@ -220,7 +224,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
                 raise ValueError("Sampling by `fps` needs the video's own rate: pass `video_metadata` with its `fps`.")
         elif strategy == "fps":
             if num_frames is None:
-                raise ValueError("sampling_strategy='fps' needs `fps`, the number of frames a second to take.")
+                raise ValueError("sampling_strategy='fps' needs `fps`, the number of frames per second to take.")
             strategy = "uniform"
         num_frames = self.num_frames if num_frames is None else num_frames
         for name, value in (("num_frames", num_frames), ("num_clips", num_clips)):
@@ -247,6 +251,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
         ]
         return np.concatenate(clips)
 
+    # pyrefly: ignore[bad-override]  all that open_video takes, where the base class only takes URLs
     def fetch_videos(
         self, video_url_or_urls: VideoSource | list[VideoSource], sample_indices_fn: Callable | None = None
     ) -> tuple[np.ndarray, VideoMetadata] | list[tuple]:
@@ -275,7 +280,9 @@ class UMTVideoProcessor(BaseVideoProcessor):
         given = given if isinstance(given, list) else [given]
         entries = [entry for item in given for entry in (item if isinstance(item, list) else [item])]
         if len(entries) != len(sources):
-            raise ValueError(f"Got {len(sources)} videos but {len(entries)} video_metadata entries; pass one a video.")
+            raise ValueError(
+                f"Got {len(sources)} videos but {len(entries)} video_metadata entries; pass one per video."
+            )
         return entries
 
     def _load_clips(
@@ -301,13 +308,14 @@ class UMTVideoProcessor(BaseVideoProcessor):
                 f"has {len(source)} frames and the call asks for num_frames={kwargs['num_frames']}. Ask for fewer, or "
                 "set num_frames on the processor, which then repeats frames."
             )
-        metadata = VideoMetadata(**{"total_num_frames": len(source), **dict(given or {})})
-        indices = np.arange(len(source))
+        described: dict[str, Any] = {"total_num_frames": len(source), **dict(given or {})}
+        metadata = VideoMetadata(**described)
+        indices: Any = np.arange(len(source))
         if choose_frames is not None:
             if metadata.total_num_frames != len(source):
                 raise _MalformedVideo(
-                    f"has {len(source)} frames and its metadata says {metadata.total_num_frames}. Pass the whole "
-                    "video, or do_sample_frames=False."
+                    f"has {len(source)} frames and its metadata says {metadata.total_num_frames}. Pass the "
+                    "complete video, or do_sample_frames=False."
                 )
             indices = choose_frames(metadata)
         if metadata.frames_indices is None or choose_frames is not None:
@@ -323,6 +331,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
                 "Floating-point frames within [0, 1] are about to be divided by 255 once more; pass do_rescale=False."
             )
 
+    # pyrefly: ignore[bad-override]  the BatchFeature of images, which the base class names, is the same in use
     def _preprocess(
         self,
         videos: list[torch.Tensor],
@@ -336,9 +345,9 @@ class UMTVideoProcessor(BaseVideoProcessor):
         do_normalize: bool,
         image_mean: float | list[float] | None,
         image_std: float | list[float] | None,
+        return_tensors: str | TensorType | None = None,
         num_clips: int = 1,
         num_crops: int = 1,
-        return_tensors: str | TensorType | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Turn frames `(num_clips * T, C, H, W)` of each video into views: the part that is the same for all kinds."""
@@ -359,7 +368,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
                 f"The videos of a batch come out in different shapes (T, C, H, W): {sorted(shapes)}. Let them be "
                 "cropped (do_center_crop) and sampled to one num_frames, or pass them one by one."
             )
-        normalize = (do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+        normalize: tuple[Any, ...] = (do_rescale, rescale_factor, do_normalize, image_mean, image_std)
         if len(shapes) == 1:
             pixel_values = self.rescale_and_normalize(torch.stack(views), *normalize)
         else:
@@ -379,23 +388,23 @@ class UMTVideoProcessor(BaseVideoProcessor):
     ) -> list[torch.Tensor]:
         """The crops of frames `(T, C, H, W)`, or the one view that they are."""
         if do_resize:
-            LIMITS.check_frame_size(
-                f"<video of {video.shape[-1]} x {video.shape[-2]} pixels, resized>",
-                *_compute_size(*video.shape[-2:], size),
-            )
+            height, width = video.shape[-2:]
+            name = f"<video of {width} x {height} pixels, resized>"
+            LIMITS.check_frame_size(name, *_compute_size(height, width, size))
             video = self._resize_as_published(video, size, resample)
         if num_crops == 1:
             return [self.center_crop(video, crop_size) if do_center_crop else video]
-        boxes = place_crops(*video.shape[-2:], crop_size.height, crop_size.width, num_crops)
+        if crop_size.height is None or crop_size.width is None:
+            raise ValueError(f"num_crops={num_crops} needs crop_size with height and width, got {crop_size}.")
+        height, width = video.shape[-2:]
+        boxes = place_crops(height, width, crop_size.height, crop_size.width, num_crops)
         return [video[..., top:bottom, left:right] for top, left, bottom, right in boxes]
 
     def _resize_as_published(
         self, video: torch.Tensor, size: SizeDict, resample: PILImageResampling | int | None
     ) -> torch.Tensor:
-        """Resize without antialiasing; bicubic of whole numbers is rounded by us.
-
-        torchvision's own bicubic kernel for uint8 is a grey level off here and there.
-        """
+        """Resize without antialiasing; bicubic results for uint8 are rounded."""
+        # In float and rounded here: torchvision's own bicubic kernel for uint8 is a grey level off here and there.
         if resample != PILImageResampling.BICUBIC or video.is_floating_point():
             return self.resize(video, size=size, resample=resample, antialias=False)
         resized = self.resize(video.float(), size=size, resample=resample, antialias=False)
@@ -404,7 +413,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
 
 def _compute_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     """Height and width after resizing, as the base class computes them."""
-    if not size.shortest_edge:
+    if not size.shortest_edge or size.longest_edge:  # with both, the frame gets no larger than the longer one
         return size.height or height, size.width or width
     short, long = min(height, width), max(height, width)
     resized_long = int(size.shortest_edge * long / short)
@@ -424,7 +433,9 @@ def _crop_strip(
         `None` for ordinary frames, which are resized first: their values stay what they always were, to the last bit.
     """
     height, width = video.shape[-2:]
-    if not size.shortest_edge or not is_extreme(height, width) or resample != PILImageResampling.BILINEAR:
+    if not size.shortest_edge or size.longest_edge or resample != PILImageResampling.BILINEAR:
+        return None
+    if not is_extreme(height, width) or crop_size.height is None or crop_size.width is None:
         return None
     resized = _compute_size(height, width, size)
     if resized[0] < crop_size.height or resized[1] < crop_size.width:
@@ -441,7 +452,7 @@ def split_videos(videos: Any) -> list:
     """Sort out one video or a batch, nested or not.
 
     Returns:
-        One entry a video: what `open_video` takes, an array or tensor `(T, ...)` of four dimensions, or a list of
+        One entry per video: what `open_video` takes, an array or tensor `(T, ...)` of four dimensions, or a list of
         frames.
 
     Raises:
@@ -489,7 +500,9 @@ def _is_file(video: Any) -> bool:
     )
 
 
-def _read_file(source: VideoSource, decoder: str, choose_frames: Callable | None) -> tuple[np.ndarray, VideoMetadata]:
+def _read_file(
+    source: VideoSource, decoder: DecoderName, choose_frames: Callable | None
+) -> tuple[np.ndarray, VideoMetadata]:
     """Decode the frames that `choose_frames(metadata=...)` names, by default all, `(T, H, W, 3)`."""
     with open_video(source, decoder) as reader:
         metadata = VideoMetadata(
@@ -498,7 +511,7 @@ def _read_file(source: VideoSource, decoder: str, choose_frames: Callable | None
             duration=reader.duration_seconds,
             video_backend=decoder,
         )
-        indices = np.arange(reader.num_frames) if choose_frames is None else choose_frames(metadata=metadata)
+        indices: Any = np.arange(reader.num_frames) if choose_frames is None else choose_frames(metadata=metadata)
         frames = reader.get_frames(indices)
     metadata.frames_indices = indices
     metadata.height, metadata.width = frames.shape[1:3]
@@ -564,7 +577,7 @@ def _check_values(video: torch.Tensor) -> torch.Tensor:
 
 
 def _to_rgb(video: torch.Tensor) -> torch.Tensor:
-    """Repeat grey, and lay what is transparent over white, in a video `(T, C, H, W)`."""
+    """Repeat grey, and blend what is transparent with white, in a video `(T, C, H, W)`."""
     if video.shape[1] == 1:
         return video.expand(-1, 3, -1, -1)
     if video.shape[1] == 3:

@@ -1,34 +1,275 @@
-"""Arguments that several scripts share, as dataclasses that others extend."""
+"""Arguments that several scripts share: each is declared once, in a dataclass that the scripts' sections extend."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from .config import describe
 
+PROBES = ("linear_probe", "attentive_probe")
+
+
+# ---------------------------------------------------------------------------------------------------------- the model
+@dataclass(kw_only=True)
+class ModelSourceArguments:
+    """The model and its attention."""
+
+    model_name_or_path: str | None = describe(None, "Folder or Hub id of the model to train further or to test.")
+    attn_implementation: str = describe(
+        "sdpa", "Attention of the model, and of its teacher: sdpa, eager, flash_attention_2, ..."
+    )
+
 
 @dataclass(kw_only=True)
-class EvaluatedModelArguments:
-    """The model."""
+class PrecisionArguments:
+    """The precision of Accelerate."""
 
-    model_name_or_path: str | None = describe(None, "Folder or Hub id of the model with its processor.")
-    attn_implementation: str = describe("sdpa", "Attention: sdpa, eager, flash_attention_2, ...")
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = describe(None, "none = as `accelerate` is configured.")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = describe(
+        None, "Precision; default: as `accelerate` is configured."
+    )
 
 
 @dataclass(kw_only=True)
-class EvaluationDataArguments:
-    """Held-out videos and how they are read; what is left out is as the model's processor says."""
+class EvaluatedModelArguments(ModelSourceArguments, PrecisionArguments):
+    """The model under test, with its processor."""
 
-    data: str | None = describe(None, "JSON list, folder of Parquet files, or `datasets` name.")
-    data_root: str | None = describe(None, "Folder that relative paths start from; none = the annotation's own.")
-    dataset_config_name: str | None = describe(None, "Configuration of a `datasets` dataset.")
-    split: str = describe("test", "Split of a `datasets` dataset.")
-    video_column: str = describe("video", "Column that holds the video; `image` for images.")
-    num_frames: int | None = describe(None, "Frames of a clip; 1 for images.")
-    first_seconds: float | None = describe(None, "Sample from a video's first seconds alone (DiDeMo: 30).")
-    max_text_tokens: int | None = describe(None, "Tokens of a text, [CLS] included.")
-    decoder: Literal["pyav", "decord", "torchcodec"] | None = describe(None, "Video reader.")
+
+@dataclass(kw_only=True)
+class FrameCountArguments:
+    """Length of a clip."""
+
+    num_frames: int | None = describe(None, "Frames of a clip, 1 for images; default: the model's own.")
+
+
+@dataclass(kw_only=True)
+class ClipSizeArguments(FrameCountArguments):
+    """Length and side of a clip."""
+
+    image_size: int | None = describe(None, "Side of the square clips, in pixels; default: the model's own.")
+
+
+@dataclass(kw_only=True)
+class TowerSizeArguments:
+    """Sizes of a transformer that starts from fresh weights."""
+
+    hidden_size: int = describe(768, "Width of a layer.")
+    num_hidden_layers: int = describe(12, "Number of layers.")
+    num_attention_heads: int = describe(12, "Attention heads of a layer.")
+
+
+@dataclass(kw_only=True)
+class PatchArguments:
+    """Size of a patch."""
+
+    patch_size: int = describe(16, "Side of a patch, in pixels; student and teacher need the same grid.")
+
+
+@dataclass(kw_only=True)
+class EncoderSizeArguments(PatchArguments, TowerSizeArguments):
+    """Sizes of a video encoder that starts from fresh weights; a folder brings its own."""
+
+    intermediate_size: int = describe(3072, "Hidden width of the MLP.")
+
+
+@dataclass(kw_only=True)
+class ProjectionArguments:
+    """The space that vision and text share."""
+
+    projection_dim: int = describe(512, "Width of the space in which videos or images are compared with texts.")
+
+
+@dataclass(kw_only=True)
+class DropPathArguments:
+    """Stochastic depth."""
+
+    drop_path_rate: float = describe(
+        0.1, "Stochastic depth of the video encoder's last layer, in [0, 1); 0 where the encoder is frozen."
+    )
+
+
+@dataclass(kw_only=True)
+class TrainedPartArguments:
+    """Which part of the model is trained."""
+
+    mode: Literal["full", "linear_probe", "attentive_probe", "lora", "dora"] = describe(
+        "full",
+        "Train everything, low-rank adapters and the heads (lora, dora), or a head alone (probes: classification).",
+    )
+    lora_rank: int = describe(16, "Rank of the adapters on query and value projections.")
+    has_probes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.mode in PROBES and not self.has_probes:
+            raise ValueError(f"mode={self.mode} is for classification; choose full, lora or dora.")
+
+
+# ----------------------------------------------------------------------------------------------------------- the data
+@dataclass(kw_only=True)
+class ReadingArguments:
+    """How videos are read."""
+
+    decoder: Literal["pyav", "decord", "torchcodec"] | None = describe(
+        None, "Video reader; default: the one that the model's processor names, pyav for a new one."
+    )
+
+
+@dataclass(kw_only=True)
+class SourceArguments(ReadingArguments):
+    """Where videos are, and how they are read."""
+
+    data_root: str | None = describe(
+        None, "Folder that relative paths start from; default: the annotation file's folder."
+    )
+
+
+@dataclass(kw_only=True)
+class NamedDataArguments:
+    """The data of a script that reads one set."""
+
+    data: str | None = describe(None, "Data to read: annotation file (CSV, JSON), folder, or `datasets` name.")
+
+
+@dataclass(kw_only=True)
+class ValidationDataArguments:
+    """Held-out data."""
+
+    validation_data: str | None = describe(
+        None, "Held-out data during training: annotation file (CSV, JSON), folder, or `datasets` name."
+    )
+
+
+@dataclass(kw_only=True)
+class TrainingDataArguments(ValidationDataArguments):
+    """Data to train on, and held-out data."""
+
+    train_data: str | None = describe(
+        None, "Data to train on: annotation file (CSV, JSON), folder, or `datasets` name."
+    )
+
+
+@dataclass(kw_only=True)
+class TestDataArguments:
+    """Data for the last test."""
+
+    test_data: str | None = describe(None, "Data scored once, after training, in the same forms.")
+
+
+@dataclass(kw_only=True)
+class ClassNameArguments:
+    """Names of the classes."""
+
+    class_names: str | None = describe(
+        None, "JSON file of the classes' names: a list, or an object index -> name; default: what the data say."
+    )
+
+
+@dataclass(kw_only=True)
+class SkippingArguments:
+    """What an unreadable video does to a run."""
+
+    max_skipped_ratio: float = describe(0.05, "Share of unreadable videos above which the run stops with an error.")
+
+
+@dataclass(kw_only=True)
+class WorkerArguments:
+    """Processes that read."""
+
     dataloader_num_workers: int = describe(4, "Worker processes that decode, for each process.")
+
+
+@dataclass(kw_only=True)
+class CSVArguments:
+    """How CSV files are written."""
+
+    csv_separator: str = describe(",", "Separator of CSV columns, one character.")
+
+
+@dataclass(kw_only=True)
+class DatasetArguments:
+    """Which part of a `datasets` dataset is read."""
+
+    dataset_config_name: str | None = describe(None, "Configuration of a `datasets` dataset.")
+    video_column: str = describe("video", "Column that holds the video; `image` for images.")
+
+
+@dataclass(kw_only=True)
+class SplitArguments(DatasetArguments):
+    """Which splits of a `datasets` dataset are trained and validated on."""
+
+    train_split: str = describe("train", "Split of a `datasets` dataset to train on.")
+    validation_split: str | None = describe(None, "Split of a `datasets` dataset to validate on.")
+
+
+@dataclass(kw_only=True)
+class SamplingArguments:
+    """Which frames a clip takes."""
+
+    sampling_strategy: Literal["segments", "uniform", "middle", "dense"] | None = describe(
+        None, "How frames are chosen; default: as the model's processor does."
+    )
+
+
+@dataclass(kw_only=True)
+class StrideArguments(SamplingArguments):
+    """Which frames a clip takes, and how far apart."""
+
+    frame_stride: int | None = describe(
+        None, "Frames from one to the next of a dense clip; default: the processor's own."
+    )
+
+
+@dataclass(kw_only=True)
+class KeyFrameSamplingArguments(StrideArguments):
+    """Which frames around a key frame a clip takes: neighbours, or the middles of equal parts of a span."""
+
+    frame_span: int | None = describe(
+        None, "Frames around the key frame that segments are parts of; default: the processor's own."
+    )
+
+    def __post_init__(self) -> None:
+        if self.sampling_strategy not in (None, "dense", "segments"):
+            raise ValueError(f"sampling_strategy={self.sampling_strategy}: around key frames it is dense or segments.")
+
+
+@dataclass(kw_only=True)
+class ClipSpanArguments(FrameCountArguments):
+    """How many frames of which part of a video."""
+
+    first_seconds: float | None = describe(
+        None, "Use only the first seconds of a video (DiDeMo: 30); default: all of it."
+    )
+
+
+@dataclass(kw_only=True)
+class TextLengthArguments:
+    """Length of a text."""
+
+    max_text_tokens: int | None = describe(None, "Tokens of a text, [CLS] included; default: the tokenizer's own.")
+
+
+@dataclass(kw_only=True)
+class CaptionArguments:
+    """Which videos and captions belong together."""
+
+    captions: Literal["single", "each", "paragraph"] = describe(
+        "single", "What a list of captions is: an error, a text for each, or the sentences of one text."
+    )
+    multiple_videos_per_text: bool = describe(False, "Whether equal captions are one text with several videos (SSv2).")
+
+
+@dataclass(kw_only=True)
+class AnswerLengthArguments:
+    """Length of an answer."""
+
+    max_answer_tokens: int = describe(5, "Tokens of an answer, [CLS] and [SEP] included.")
+
+
+@dataclass(kw_only=True)
+class EvaluationDataArguments(
+    NamedDataArguments, SourceArguments, DatasetArguments, ClipSpanArguments, TextLengthArguments, WorkerArguments
+):
+    """Held-out videos with texts and how they are read; what is left out is taken from the model's processor."""
+
+    split: str = describe("test", "Split of a `datasets` dataset.")
 
     def source_options(self) -> dict[str, Any]:
         """Arguments of `load_videos`."""
@@ -40,13 +281,86 @@ class EvaluationDataArguments:
         }
 
 
+# --------------------------------------------------------------------------------------------------- the augmentation
+@dataclass(kw_only=True)
+class FlipArguments:
+    """Mirroring."""
+
+    horizontal_flip_probability: float = describe(
+        0.5, "Share of training clips that are mirrored; 0 where left and right matter."
+    )
+
+
+@dataclass(kw_only=True)
+class CropArguments(FlipArguments):
+    """Crops of a share of the frame, and mirroring."""
+
+    crop_scale: list[float] = describe(
+        [0.5, 1.0], "Smallest and largest share of a frame's area that a training crop keeps."
+    )
+
+
+@dataclass(kw_only=True)
+class RepeatArguments:
+    """Copies of a clip."""
+
+    repeated_augmentation: int = describe(1, "Augmented copies of each decoded clip.")
+
+
+# ----------------------------------------------------------------------------------------------------- the evaluation
 @dataclass(kw_only=True)
 class ReportArguments:
     """How much at a time, and where the report goes."""
 
     output_dir: str = describe("outputs/evaluation", "Folder for report.json (and predictions.json).")
-    per_device_eval_batch_size: int = describe(32, "Videos, texts or pairs a process takes at a time.")
+    per_device_eval_batch_size: int = describe(32, "Videos, texts or pairs that a process takes at a time.")
 
     def __post_init__(self) -> None:
         if self.per_device_eval_batch_size < 1:
             raise ValueError(f"per_device_eval_batch_size must be at least 1, got {self.per_device_eval_batch_size}.")
+
+
+@dataclass(kw_only=True)
+class ViewArguments:
+    """Views of each tested video."""
+
+    num_clips: int = describe(4, "Clips of a tested video; published: 4, Something-Something 2.")
+    num_crops: int = describe(3, "Crops of a tested clip.")
+
+
+@dataclass(kw_only=True)
+class RerankingArguments:
+    """What the matching head does in retrieval."""
+
+    rerank_top_k: int = describe(128, "Candidates of each query that the matching head ranks again; 0 = off.")
+
+
+@dataclass(kw_only=True)
+class AnswerArguments:
+    """How questions are answered."""
+
+    answers: str | None = describe(
+        None, "JSON list of the possible answers; default: answers are generated word by word."
+    )
+    top_k: int | None = describe(
+        None, "Answers of the list that are scored in full; default: 128, as published, or all of a shorter list."
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- the training
+@dataclass(kw_only=True)
+class WarmupArguments:
+    """Length of the warm-up."""
+
+    warmup_epochs: float = describe(1.0, "Epochs of linear warm-up, unless warmup_steps is given.")
+
+
+@dataclass(kw_only=True)
+class ScaledScheduleArguments(WarmupArguments):
+    """Published schedule of video encoders: rates for 256 clips per step."""
+
+    min_learning_rate: float = describe(1e-6, "Last learning rate, before scaling.")
+    warmup_start_learning_rate: float = describe(1e-6, "First learning rate, before scaling.")
+    scale_learning_rate: bool = describe(
+        False, "Multiply learning rates by the clips per step / 256, as published for video encoders."
+    )

@@ -1,23 +1,86 @@
 """Recipes, flags and the parser: a YAML file sets defaults, the command line overrides."""
 
+import argparse
 import dataclasses
+import functools
 import importlib.resources
-from collections.abc import Sequence
+import logging
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
 RECIPES = importlib.resources.files("umt_hf") / "recipes"
+# Optional values of Transformers that have a name of their own for nothing.
+KEPT_WORDS = {"report_to"}
+REQUIRED = dataclasses.MISSING
+
+Section = TypeVar("Section", bound=type)
+Result = TypeVar("Result")
+Value = TypeVar("Value")
+ResultOut = TypeVar("ResultOut", covariant=True)
+
+
+class Script(Protocol[ResultOut]):
+    """What `script` makes of a function: it reads a command line."""
+
+    def __call__(self, arguments: Sequence[str] | None = None) -> ResultOut:
+        """Run with `arguments`, or with the process's own."""
 
 
 def describe(default: Any, text: str) -> Any:
     """A dataclass field with a help line."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+    return _build_field(default, {"help": text})
+
+
+def _build_field(default: Any, metadata: Any) -> Any:
+    if isinstance(default, list):  # a mutable default needs a factory
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def require(value: Value | None, name: str) -> Value:
+    """A value that a run needs.
+
+    Raises:
+        ValueError: If it is None.
+    """
+    if value is None:
+        raise ValueError(f"Set {name}.")
+    return value
+
+
+def set_defaults(**defaults: Any) -> Callable[[Section], Section]:
+    """Give inherited fields other defaults; stands between `@dataclass` and the class.
+
+    Type and help stay those of the declaration. The default `REQUIRED` means that the flag must be given.
+
+    Raises:
+        ValueError: If a field is not inherited.
+    """
+
+    def apply(section: Section) -> Section:
+        hints = get_type_hints(section)
+        inherited = {
+            own.name: own
+            for base in reversed(section.__mro__[1:])
+            if dataclasses.is_dataclass(base)
+            for own in dataclasses.fields(base)
+        }
+        if unknown := sorted(defaults.keys() - inherited.keys()):
+            raise ValueError(f"{section.__name__} does not inherit {', '.join(unknown)}.")
+        for name, default in defaults.items():
+            setattr(section, name, _build_field(default, inherited[name].metadata))
+        # `dataclass` takes as fields what the class itself annotates. Not `field.type`: `HfArgumentParser` strips it.
+        changed = {name: hints[name] for name in defaults}
+        section.__annotations__ = {**section.__dict__.get("__annotations__", {}), **changed}
+        return section
+
+    return apply
 
 
 def list_recipes() -> list[str]:
@@ -91,13 +154,82 @@ def parse_config(sections: dict[str, type], arguments: Sequence[str]) -> tuple[A
     """
     config, arguments = _split_config(list(arguments))
     flags = [] if config is None else _recipe_to_flags(config, sections)
-    parser = HfArgumentParser(tuple(sections.values()))
-    recipes = [path.stem for path in _list_recipe_files()]
-    parser.add_argument(
-        "--config", help=f"YAML file, or a recipe (name:variant): {', '.join(recipes)}. Other flags win over it."
-    )
-    parsed = parser.parse_args_into_dataclasses([*flags, *arguments], look_for_args_file=False)
+    parsed = ConfigParser(sections).parse_args_into_dataclasses([*flags, *arguments], look_for_args_file=False)
     return tuple(parsed[: len(sections)])
+
+
+class ConfigParser(HfArgumentParser):
+    """`HfArgumentParser` of a script's sections, with `--config`, that reads `none` as None where a field may be None.
+
+    Args:
+        sections: Section name -> dataclass.
+    """
+
+    def __init__(self, sections: dict[str, type]):
+        super().__init__(tuple(sections.values()), formatter_class=_HelpFormatter)
+        recipes = ", ".join(path.stem for path in _list_recipe_files())
+        self.add_argument(
+            "--config", help=f"YAML file, or a recipe (name:variant): {recipes}. Other flags win over it."
+        )
+        self.optional = {name for section in sections.values() for name in list_optional(section)} - KEPT_WORDS
+        for action in self._actions:
+            if action.dest in self.optional:
+                _accept_none(action)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As `ArgumentParser`; a list of the single value `none` is None."""
+        known, rest = super().parse_known_args(args, namespace)
+        for name in self.optional:
+            if getattr(known, name, None) == [None]:
+                setattr(known, name, None)
+        return known, rest
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with defaults; a default of None is what the help text says in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def list_optional(section: type) -> list[str]:
+    """Fields of a dataclass that may be None."""
+    hints = get_type_hints(section)
+    return [own.name for own in dataclasses.fields(section) if own.init and type(None) in get_args(hints[own.name])]
+
+
+def _accept_none(action: argparse.Action) -> None:
+    """Let a flag read `none` as None, whatever else it reads."""
+    read: Any = action.type or str
+    action.type = lambda text: None if text == "none" else read(text)
+    if action.choices is not None:
+        words = [str(choice) for choice in action.choices]
+        action.choices = [*action.choices, None]
+        action.metavar = "{" + ",".join([*words, "none"]) + "}"
+
+
+def script(sections: dict[str, type]) -> Callable[[Callable[..., Result]], Script[Result]]:
+    """Make a script's `main` of a function that takes its sections.
+
+    Args:
+        sections: Section name -> dataclass; the function gets their instances in this order.
+
+    Returns:
+        Decorator. The function it returns takes a command line (by default the process's own), sets up logging, parses
+        and runs.
+    """
+
+    def decorate(run: Callable[..., Result]) -> Script[Result]:
+        def main(arguments: Sequence[str] | None = None) -> Result:
+            logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+            return run(*parse_config(sections, sys.argv[1:] if arguments is None else arguments))
+
+        # So that `main` pickles by name, as launchers of several processes need. The signature stays its own.
+        functools.update_wrapper(main, run, ("__module__", "__name__", "__qualname__", "__doc__"), ())
+        vars(main).pop("__wrapped__")
+        return main
+
+    return decorate
 
 
 def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -124,9 +256,13 @@ def _recipe_to_flags(name_or_path: str, sections: dict[str, type]) -> list[str]:
         known = {f.name for f in dataclasses.fields(sections[section])}
         if unknown := sorted(values.keys() - known):
             raise ValueError(f"{name_or_path}: section {section!r} has unknown keys {unknown}.")
+        optional = list_optional(sections[section])
         for key, value in values.items():
-            if value is not None and value != []:
-                flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+            if value is None and key not in optional:
+                raise ValueError(f"{name_or_path}: {key} in section {section!r} needs a value, got null.")
+            if value != []:
+                values_of_key = value if isinstance(value, list) else ["none" if value is None else value]
+                flags += [f"--{key}", *map(str, values_of_key)]
     return flags
 
 
@@ -138,6 +274,24 @@ def dump_config(sections: dict[str, Any]) -> str:
 def flatten_config(sections: Sequence[Any]) -> dict[str, Any]:
     """Every field of resolved sections in one table, without tokens."""
     return {name: value for section in sections for name, value in _without_tokens(section).items()}
+
+
+def dump_changes(sections: dict[str, Any]) -> str:
+    """Arguments that differ from their defaults, as a recipe that `--config` reads again, without tokens."""
+    recipe: dict[str, dict[str, Any]] = {}
+    for name, values in sections.items():
+        # Transformers' own `to_dict` turns enumerations into the words that its flags take.
+        found = values.to_dict() if hasattr(values, "to_dict") else dataclasses.asdict(values)
+        optional = list_optional(type(values))
+        for own in dataclasses.fields(values):
+            if own.name.endswith("_token"):  # masked, even where there is none
+                continue
+            value = found[own.name]
+            default = own.default if own.default_factory is dataclasses.MISSING else own.default_factory()
+            is_said = isinstance(value, bool | int | float | str | list) or (value is None and own.name in optional)
+            if is_said and value not in (default, []):
+                recipe.setdefault(name, {})[own.name] = value
+    return yaml.safe_dump(recipe, sort_keys=False)
 
 
 def _without_tokens(section: Any) -> dict[str, Any]:

@@ -14,10 +14,33 @@ import transformers
 
 from ..version import __version__
 
-CARD_FILE = "README.md"
-CONVERSION_FILE = "conversion.json"
-LOSS_PICTURE = "losses.png"
+# A model, as Transformers saves it.
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
+PROCESSOR_FILE = "processor_config.json"
+VIDEO_PROCESSOR_FILE = "video_preprocessor_config.json"
+IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+TOKENIZER_FILE = "tokenizer_config.json"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+# What a run leaves beside its model.
+RECIPE_FILE = "run.yaml"
+VERSIONS_FILE = "versions.json"
 METRICS_FILE = "metrics.jsonl"
+TRAINER_STATE_FILE = "trainer_state.json"
+TRAINER_ARGUMENTS_FILE = "training_args.bin"
+STATE_FOLDER = "training_state"
+CONVERSION_FILE = "conversion.json"
+# What people read.
+CARD_FILE = "README.md"
+LOSS_PICTURE = "losses.png"
+# An evaluation.
+REPORT_FILE = "report.json"
+PREDICTIONS_FILE = "predictions.json"
+BOX_RESULTS_FILE = "results.csv"
+BOX_PICTURE = "detections.png"
+CONFUSION_PICTURE = "confusion.png"
+
 UNFINISHED_SUFFIX = ".unfinished"
 
 
@@ -44,12 +67,14 @@ class MetricLog:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(self.path) if line["step"] <= last_step] if last_step else []
+        # Renamed into place, so that a kill never leaves half of a log.
         unfinished = self.path.with_name(self.path.name + UNFINISHED_SUFFIX)
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(unfinished, self.path)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append one line."""
+        # JSON has no NaN or infinity.
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")

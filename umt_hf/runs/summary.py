@@ -1,4 +1,4 @@
-"""What a finished folder tells of itself: its settings, losses, evaluations and cost; nothing is made up."""
+"""What a finished folder says about itself: its settings, losses, evaluations and cost, as recorded."""
 
 import json
 import math
@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from .folder import read_metrics
+from .folder import METRICS_FILE, RECIPE_FILE, REPORT_FILE, TRAINER_STATE_FILE, read_metrics
 
-# What is the machine's and not the run's.
+# Settings of the machine, which say nothing about the run.
 PRIVATE_SETTINGS = re.compile(
     r"output_dir|data_roots?|resume_from_checkpoint|logging_dir|run_name|disable_tqdm|push_to_hub|hub_.+|.+_token"
 )
@@ -22,7 +22,7 @@ SPLITS = {"eval": ("validation", "validation_data"), "test": ("test", "test_data
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class MeasuredFigure:
     """One measured number.
 
     Args:
@@ -44,14 +44,14 @@ class Evaluation:
     source: str
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_optional_json(path: Path) -> dict[str, Any]:
     """Contents of a JSON file, empty where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
+def read_run_settings(folder: Path) -> dict[str, dict[str, Any]]:
     """Sections of `run.yaml` without what belongs to the machine; absolute paths keep their last part alone."""
-    path = folder / "run.yaml"
+    path = folder / RECIPE_FILE
     sections = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     return {
         name: {key: _shorten(value) for key, value in values.items() if not PRIVATE_SETTINGS.fullmatch(key)}
@@ -66,16 +66,18 @@ def _shorten(value: Any) -> Any:
 
 
 def find_setting(settings: dict[str, dict[str, Any]], key: str) -> Any:
-    """A setting's value, whichever section it stands in; `None` where it is not recorded."""
+    """A setting's value, whichever section it is in; `None` where it is not recorded."""
     return next((values[key] for values in settings.values() if values.get(key) not in (None, [])), None)
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Log of the run, a line a step that was logged: `metrics.jsonl`, or what `Trainer` leaves."""
-    return read_metrics(folder / "metrics.jsonl") or read_json(folder / "trainer_state.json").get("log_history", [])
+    """Log of the run, one line per logged step: `metrics.jsonl`, or what `Trainer` leaves."""
+    return read_metrics(folder / METRICS_FILE) or read_optional_json(folder / TRAINER_STATE_FILE).get(
+        "log_history", []
+    )
 
 
-def read_evaluations(folder: Path, settings: dict[str, dict[str, Any]]) -> list[Evaluation]:
+def read_evaluations(folder: Path, settings: dict[str, dict[str, Any]]) -> list[MeasuredFigure]:
     """Figures of `eval_results.json`, `test_results.json` and each `report.json` of the folder or one below it.
 
     Where there are none, the held-out losses at the end of the run's log.
@@ -84,10 +86,10 @@ def read_evaluations(folder: Path, settings: dict[str, dict[str, Any]]) -> list[
     for prefix, (split, key) in SPLITS.items():
         name = f"{prefix}_results.json"
         data_set = _name_data(find_setting(settings, key)) or split
-        for metric, value in read_json(folder / name).items():
+        for metric, value in read_optional_json(folder / name).items():
             found += _evaluate(metric.removeprefix(f"{prefix}_"), value, data_set, split, None, name)
-    for path in sorted([*folder.glob("report.json"), *folder.glob("*/report.json")]):
-        report = read_json(path)
+    for path in sorted([*folder.glob(REPORT_FILE), *folder.glob(f"*/{REPORT_FILE}")]):
+        report = read_optional_json(path)
         counts = [report.get(key) for key in ("num_frames", "num_crops", "num_clips")]
         views = "x".join(str(count) for count in counts) if None not in counts else None
         source = path.relative_to(folder).as_posix()
@@ -95,13 +97,14 @@ def read_evaluations(folder: Path, settings: dict[str, dict[str, Any]]) -> list[
             found += _evaluate(
                 metric, value, _name_data(report.get("data")) or "test", report.get("split"), views, source
             )
+    # Pre-training writes no results file: its last held-out losses are its figures.
     if not found:
-        lines = [line for line in read_metrics(folder / "metrics.jsonl") if any(k.startswith("eval_") for k in line)]
+        lines = [line for line in read_metrics(folder / METRICS_FILE) if any(k.startswith("eval_") for k in line)]
         data_set = _name_data(find_setting(settings, "validation_data")) or "held out"
         for metric, value in (lines[-1] if lines else {}).items():
             if metric.startswith("eval_"):
                 name = metric.removeprefix("eval_")
-                found += _evaluate(name, value, data_set, "validation", None, "metrics.jsonl")
+                found += _evaluate(name, value, data_set, "validation", None, METRICS_FILE)
     return found
 
 
@@ -116,12 +119,13 @@ def _name_data(source: str | None) -> str | None:
 
 def _evaluate(
     name: str, value: Any, data_set: str, split: str | None, views: str | None, source: str
-) -> list[Evaluation]:
+) -> list[MeasuredFigure]:
+    # A bool is an int to Python, and a figure to nobody.
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or any(name == part or name.endswith(f"_{part}") for part in NO_FIGURES):
         return []
     metric, metric_type = name_metric(name)
-    return [Evaluation(data_set, split, metric, metric_type, value, views, source)]
+    return [MeasuredFigure(data_set, split, metric, metric_type, value, views, source)]
 
 
 def name_metric(name: str) -> tuple[str, str]:

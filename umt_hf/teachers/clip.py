@@ -1,7 +1,7 @@
 # Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
-"""The frozen teacher: Transformers' CLIP vision tower, giving per-token features and a saliency map for each frame.
+"""The frozen teacher: Transformers' CLIP vision tower, giving per-token features and a saliency map per frame.
 
-Legend: B batch, T frames, N tokens, P patches a frame, D width, K aligned layers, C projected channels.
+Legend: B batch, T frames, N tokens, P patches per frame, D width, K aligned layers, C projected channels.
 """
 
 from dataclasses import dataclass
@@ -38,19 +38,18 @@ class UMTTeacherOutput:
 class UMTTeacher(nn.Module):
     """Frozen CLIP image tower that looks at every frame of a clip by itself.
 
-    It always is in evaluation mode, needs no gradient and belongs to nobody's state dict: keep it beside the student,
-    not inside.
+    Always in evaluation mode and without gradients. Keep it outside the student, so that it is not saved with it.
 
     Args:
         vision_tower: CLIP vision tower with its projection.
         num_aligned_layers: K, counted from the last layer.
         alignment_interval: Step between aligned layers.
         image_size: Side of the frames it sees, in pixels; frames of another size are resized (bicubic) and the
-            position table is carried over once, here. `None` = the tower's own.
+            position table is carried over once, here. Default: the tower's own.
         alignment_norm: "l2" or "none".
 
     Raises:
-        ValueError: If the tower has too few layers, or its patch does not divide `image_size`.
+        ValueError: If the tower has too few layers or no square frames, or its patch does not divide `image_size`.
 
     Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.1; Radford et al., "CLIP", 2021.
     """
@@ -68,17 +67,23 @@ class UMTTeacher(nn.Module):
         self.aligned_layer_indices = select_aligned_layers(
             config.num_hidden_layers, num_aligned_layers, alignment_interval
         )
+        own_size, patch_size = config.image_size, config.patch_size
+        if not isinstance(own_size, int) or not isinstance(patch_size, int):
+            raise ValueError(
+                f"The teacher must see square frames and patches, got image_size={own_size}, patch_size={patch_size}."
+            )
         self.alignment_norm = alignment_norm
-        self.image_size = image_size or config.image_size
-        self.patch_size = config.patch_size
+        self.image_size: int = image_size or own_size
+        self.patch_size: int = patch_size
         self.hidden_size = config.projection_dim
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"Teacher image_size={self.image_size} is not a multiple of its patch size {self.patch_size}."
             )
         self.vision_tower = vision_tower
-        if self.image_size != config.image_size:
+        if self.image_size != own_size:
             _resize_position_embedding(vision_tower.vision_model.embeddings, self.image_size)
+        # Frozen here, once: an optimizer that is given all parameters by mistake cannot train it.
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -102,15 +107,18 @@ class UMTTeacher(nn.Module):
             **kwargs: Passed to `CLIPVisionModelWithProjection.from_pretrained` (`dtype`, `attn_implementation`, ...).
 
         Raises:
-            ValueError: If it is no CLIP, or lacks weights: a student would be aligned with random ones.
+            ValueError: If it is not a CLIP, or lacks weights.
         """
         model_type = PreTrainedConfig.get_config_dict(name_or_path)[0].get("model_type")
         if model_type not in CLIP_TYPES:
             raise ValueError(f"{name_or_path} holds a model of type {model_type!r}; the teacher must be a CLIP.")
+        # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
         tower, info = CLIPVisionModelWithProjection.from_pretrained(name_or_path, **kwargs, output_loading_info=True)
+        # Transformers only warns and draws them at random, and a student would be aligned with that.
         if missing := sorted(info["missing_keys"]):
             raise ValueError(
-                f"{name_or_path} is no whole CLIP vision tower with projection: it lacks {', '.join(missing[:5])}."
+                f"{name_or_path} is not a complete CLIP vision tower with projection: "
+                f"it lacks {', '.join(missing[:5])}."
             )
         return cls(tower, num_aligned_layers, alignment_interval, image_size, alignment_norm)
 
@@ -137,10 +145,7 @@ class UMTTeacher(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """One pass through the tower.
-
-        The attention maps are never materialised: for the saliency, the row of the last layer's class token is
-        computed by itself.
+        """One pass through the tower, with the last layer's attention row of the class token as saliency.
 
         Args:
             pixel_values: `(B, T, channels, height, width)`.
@@ -155,14 +160,13 @@ class UMTTeacher(nn.Module):
             )
         tower = self.vision_tower.vision_model
         hidden_states = tower.pre_layrnorm(tower.embeddings(frames))
-        aligned = []
+        aligned, last_input = [], hidden_states
         for i, layer in enumerate(tower.encoder.layers):
-            if i == len(tower.encoder.layers) - 1:
-                saliency = _attend_from_class_token(layer, hidden_states)
-            hidden_states = layer(hidden_states, None)
+            last_input, hidden_states = hidden_states, layer(hidden_states, None)
             if i in self.aligned_layer_indices:
                 aligned.append(hidden_states)
-        return aligned, saliency
+        # By itself, so that no layer has to write out its attention maps.
+        return aligned, _attend_from_class_token(tower.encoder.layers[-1], last_input)
 
     @torch.no_grad()
     def project(
@@ -189,7 +193,7 @@ class UMTTeacher(nn.Module):
         return normalize_features(torch.stack(features), self.alignment_norm)
 
 
-def _attend_from_class_token(layer: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+def _attend_from_class_token(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     """Head-averaged attention of the class token to the patches in one CLIP layer, `(frames, P)`, float32."""
     attention = layer.self_attn
     hidden_states = layer.layer_norm1(hidden_states)
@@ -199,7 +203,7 @@ def _attend_from_class_token(layer: nn.Module, hidden_states: torch.Tensor) -> t
     return scores.softmax(dim=-1).mean(dim=1)[:, 0, 1:]
 
 
-def _resize_position_embedding(embeddings: nn.Module, image_size: int) -> None:
+def _resize_position_embedding(embeddings: Any, image_size: int) -> None:
     """Carry CLIP's position table to another frame size: class row kept, patch rows bicubic."""
     table = embeddings.position_embedding.weight.data
     old, new = embeddings.image_size // embeddings.patch_size, image_size // embeddings.patch_size

@@ -25,7 +25,7 @@ class TokenGrid:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of a clip."""
+        """Tokens per clip."""
         return self.num_frames * self.patches_per_frame
 
 
@@ -74,7 +74,7 @@ def check_grids(config: UMTVideoConfig, teacher: UMTTeacher) -> None:
     side = config.image_size // config.patch_size
     if side != teacher.grid_size:
         raise ValueError(
-            f"The student sees {side} x {side} patches a frame and the teacher {teacher.grid_size} x "
+            f"The student sees {side} x {side} patches per frame and the teacher {teacher.grid_size} x "
             f"{teacher.grid_size}; set teacher_image_size={side * teacher.patch_size}."
         )
 
@@ -119,7 +119,7 @@ def draw_visible_indices(
 
 
 def count_visible(mask_type: str, mask_ratio: float, grid: TokenGrid) -> int:
-    """Visible tokens of a clip."""
+    """Visible tokens per clip."""
     per_draw, draws = grid.patches_per_frame, grid.num_frames
     if mask_type == "random":
         per_draw, draws = grid.num_tokens, 1

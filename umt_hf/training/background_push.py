@@ -18,8 +18,8 @@ import transformers
 from huggingface_hub.utils import disable_progress_bars
 
 from ..hub_cards.publishing import EXCLUDED, check_destination, push_folder
-from ..runs.folder import METRICS_FILE
-from .arguments import TrainingArguments
+from ..runs.folder import CONFIG_FILE, METRICS_FILE
+from .arguments import PretrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +58,15 @@ class HubPush:
 
     Args:
         args: Ours or Transformers' own, with `push_to_hub` and the `hub_...` fields. Used in the main process alone.
-        list_checkpoints: Whole checkpoints of the run's folder, oldest first.
+        list_checkpoints: Complete checkpoints of the run's folder, oldest first.
     """
 
     def __init__(
-        self, args: TrainingArguments | transformers.TrainingArguments, list_checkpoints: Callable[[Path], list[Path]]
+        self,
+        args: PretrainingArguments | transformers.TrainingArguments,
+        list_checkpoints: Callable[[Path], list[Path]],
     ):
+        # pyrefly: ignore[bad-argument-type]  Transformers puts a default in place of None
         self.output_dir = Path(args.output_dir)
         self.repo_id = args.hub_model_id or self.output_dir.absolute().name
         self.strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
@@ -81,19 +84,19 @@ class HubPush:
         disable_progress_bars()  # they would cut up the run's own
         for name in CHATTY:  # a push has one line in the log
             logging.getLogger(name).addFilter(_is_from_elsewhere)
-        # A daemon: at the end the run waits as long as it means to, and not for a server that hangs.
+        # Daemon thread: a hanging upload cannot keep the process alive.
         threading.Thread(target=self._work, name=THREAD_NAME, daemon=True).start()
 
     def push_checkpoint(self, checkpoint: Path) -> None:
-        """Queue a whole checkpoint, if the strategy has checkpoints pushed; returns at once and never raises."""
+        """Queue a complete checkpoint, if the strategy has checkpoints pushed; returns at once and never raises."""
         if self.strategy == "end":
             return
-        if not (checkpoint / "config.json").is_file():
+        if not (checkpoint / CONFIG_FILE).is_file():
             logger.info("%s holds adapters only; the merged model is pushed at the end.", checkpoint)
             return
         try:
             self._queue(self._take_snapshot(checkpoint))
-        except Exception as error:  # whatever goes wrong here is no reason to stop a training
+        except Exception as error:  # whatever goes wrong here must not stop a training
             self._note_failure(f"{checkpoint} was not pushed: {error}.")
 
     def finish(self) -> None:
@@ -167,6 +170,7 @@ class HubPush:
                 if self._is_over:
                     return
                 push, self._waiting, self._is_busy = self._waiting, None, True
+            assert push is not None
             self._upload(push)
             with self._changed:
                 self._is_busy = False
@@ -213,7 +217,7 @@ def _is_from_elsewhere(record: logging.LogRecord) -> bool:
 
 
 def build_hub_push(
-    args: TrainingArguments | transformers.TrainingArguments,
+    args: PretrainingArguments | transformers.TrainingArguments,
     list_checkpoints: Callable[[Path], list[Path]],
     is_main_process: bool,
 ) -> HubPush | None:

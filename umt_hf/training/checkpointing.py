@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, resuming, and exported model folders.
+"""Checkpoints that are complete or absent, resuming, and exported model folders.
 
 A run's folder holds the final model, `checkpoint-<step>/` folders and `metrics.jsonl`. Each checkpoint is itself a
 model folder that `from_pretrained` loads, with the state of the run in `training_state/`.
@@ -17,17 +17,15 @@ from torch import nn
 from transformers.processing_utils import ProcessorMixin
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
+from ..runs.folder import RECIPE_FILE, STATE_FOLDER, UNFINISHED_SUFFIX, VERSIONS_FILE, collect_versions
 
 logger = logging.getLogger(__name__)
-
-STATE_FOLDER = "training_state"
 
 
 def save_checkpoint(
     accelerator: Accelerator, output_dir: str | Path, step: int, save_model: Any, limit: int | None
 ) -> Path:
-    """Write `checkpoint-<step>` beside its final place and move it there when it is whole.
+    """Write `checkpoint-<step>` under another name, and rename it when it is complete.
 
     Args:
         accelerator: Holds what is to be saved.
@@ -45,10 +43,12 @@ def save_checkpoint(
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     accelerator.wait_for_everyone()
+    # Called by all: sharded weights are collected, and every process has a random state to save.
     save_model(unfinished)
     accelerator.save_state(str(unfinished / STATE_FOLDER))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        # A rename is atomic: a run that is killed here leaves no half-written folder of this name.
         shutil.rmtree(final, ignore_errors=True)
         os.replace(unfinished, final)
         if limit is not None:
@@ -59,7 +59,7 @@ def save_checkpoint(
 
 
 def list_checkpoints(output_dir: str | Path, state: str = STATE_FOLDER) -> list[Path]:
-    """Checkpoints of a run that have their `state`, which makes them whole; oldest first."""
+    """Complete checkpoints of a run, which are those that have their `state`; oldest first."""
     found = [
         (int(match[1]), path)
         for path in Path(output_dir).glob("checkpoint-*")
@@ -72,7 +72,7 @@ def find_checkpoint(resume_from_checkpoint: str | None, output_dir: str | Path) 
     """The checkpoint to resume from, if any.
 
     Args:
-        resume_from_checkpoint: A folder; "auto" = the newest of the run, or none if there is none yet; `None` = none.
+        resume_from_checkpoint: A folder; "auto" for the newest of the run, if there is one; `None` for a new run.
         output_dir: Folder of the run.
 
     Raises:
@@ -91,14 +91,14 @@ def find_checkpoint(resume_from_checkpoint: str | None, output_dir: str | Path) 
         return existing[-1] if existing else None
     path = Path(resume_from_checkpoint)
     if not (path / STATE_FOLDER).is_dir():
-        raise FileNotFoundError(f"{path} is no checkpoint: it has no {STATE_FOLDER} folder.")
+        raise FileNotFoundError(f"{path} is not a checkpoint: it has no {STATE_FOLDER} folder.")
     return path
 
 
 def remove_unfinished(output_dir: str | Path) -> None:
-    """Delete what a killed run left half written."""
+    """Delete unfinished checkpoints of a run that was killed."""
     for path in Path(output_dir).glob(f"checkpoint-*{UNFINISHED_SUFFIX}"):
-        logger.warning("Removing %s, left half written by a run that was killed.", path)
+        logger.warning("Removing %s, an unfinished checkpoint of a run that was killed.", path)
         shutil.rmtree(path)
 
 
@@ -118,11 +118,12 @@ def export_run(
         recipe: From `dump_config`.
         folder: For `from_pretrained`.
     """
+    # All processes take part in collecting shards; one of them writes.
     state_dict = accelerator.get_state_dict(model)
     if not accelerator.is_main_process:
         return
-    model = accelerator.unwrap_model(model, keep_torch_compile=False)
-    model.save_pretrained(folder, state_dict=state_dict)
+    exported: Any = accelerator.unwrap_model(model, keep_torch_compile=False)
+    exported.save_pretrained(folder, state_dict=state_dict)
     processor.save_pretrained(folder)
-    (folder / "run.yaml").write_text(recipe)
-    (folder / "versions.json").write_text(json.dumps(collect_versions(), indent=2) + "\n")
+    (folder / RECIPE_FILE).write_text(recipe)
+    (folder / VERSIONS_FILE).write_text(json.dumps(collect_versions(), indent=2) + "\n")

@@ -1,6 +1,6 @@
-"""Videos to training clips: which ones, in which order, and what becomes of one that cannot be read.
+"""Videos to training clips: which ones, in which order, and what replaces one that cannot be read.
 
-Every random choice of a clip hangs on a key made of the run's seed, the epoch, the row and the copy. So the clips of a
+Every random choice for a clip depends only on a key made of the run's seed, the epoch and the row. So the clips of a
 step do not depend on worker or process counts, and a resumed run sees what the uninterrupted one would have seen.
 """
 
@@ -8,7 +8,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -50,6 +50,7 @@ class Clip:
 
 def build_generator(*key: int) -> torch.Generator:
     """A random source fixed by a key of integers."""
+    # Not `hash`, which differs between versions of Python. Torch takes seeds of 63 bits.
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -68,7 +69,7 @@ def plan_batches(
 
     Args:
         table: Rows.
-        batch_size: Videos of a process at a time.
+        batch_size: Videos per batch of a process.
         seed: Seed of the run.
         process_index: This process.
         num_processes: Processes.
@@ -80,6 +81,7 @@ def plan_batches(
     per_epoch = count_batches(table, batch_size, num_processes)
     epoch, position = divmod(start, per_epoch)
     while True:
+        # One permutation, dealt out to the processes in turn: no row comes twice in an epoch.
         order = torch.randperm(len(table), generator=build_generator(seed, epoch)).tolist()
         for batch in range(position, per_epoch):
             first = (batch * num_processes + process_index) * batch_size
@@ -109,18 +111,18 @@ def plan_streamed_batches(
         number = -1
         for number, row in enumerate(table):
             batch.append(ClipRequest(row, (seed, epoch, number, process_index)))
-            if len(batch) < batch_size:
+            if len(batch) < batch_size:  # the last rows of an epoch begin the first batch of the next
                 continue
             if passed >= start:
                 yield batch
             passed, batch = passed + 1, []
-        if number < 0:
+        if number < 0:  # else this would go on for ever
             raise ValueError("The streamed dataset has no rows for this process; use fewer processes.")
         epoch += 1
 
 
 def count_batches(table: Dataset, batch_size: int, num_processes: int) -> int:
-    """Batches of an epoch in each process.
+    """Batches per epoch in each process.
 
     Raises:
         ValueError: If there is none.
@@ -140,12 +142,12 @@ class ClipDataset(torch.utils.data.Dataset):
     Args:
         table: Rows with a `video`, for requests by index; `None` where requests carry their row.
         transform: Crop and flip.
-        num_frames: Frames of a clip.
-        num_tokens: Tokens of a clip, for the mask noise.
+        num_frames: Frames per clip.
+        num_tokens: Tokens per clip, for the mask noise.
         sampling_strategy: How frames are drawn (see `sample_frame_indices`).
         frame_stride: For dense sampling.
         decoder: Video reader.
-        repeated_augmentation: Clips made of each video.
+        repeated_augmentation: Clips per video.
         is_training: Whether frames, crops and flips are drawn at random.
     """
 
@@ -174,6 +176,7 @@ class ClipDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 0 if self.table is None else len(self.table)
 
+    # pyrefly: ignore[bad-override-param-name]  what it is asked for is more than an index
     def __getitem__(self, request: ClipRequest) -> tuple[list[Clip], list[str]]:
         """Clips of a video, or of its replacement, and a line for each video that could not be read."""
         clips, failures = read_first_readable(self._list_rows(request), lambda row: self._read_clips(row, request.key))
@@ -192,6 +195,7 @@ class ClipDataset(torch.utils.data.Dataset):
                 yield self.table[number]
 
     def _read_clips(self, row: dict[str, Any], key: tuple[int, ...]) -> list[Clip]:
+        # Decoding takes most of the time: copies of a video differ in crop, flip and mask alone.
         generator = build_generator(*key)
         frames = self._read_frames(get_source(row["video"]), generator)
         return [self._cut_clip(frames, generator) for _ in range(self.repeated_augmentation)]
@@ -209,18 +213,23 @@ class ClipDataset(torch.utils.data.Dataset):
 
     def _cut_clip(self, frames: torch.Tensor, generator: torch.Generator) -> Clip:
         crop = self.transform.sample(frames.shape[-2], frames.shape[-1], generator if self.is_training else None)
+        # Drawn here and not on the device, so that the mask depends neither on device nor on batch.
         noise = torch.empty(self.num_tokens).exponential_(generator=generator)
+        # A view would carry the uncropped frames with it on the way to the main process.
         return Clip(self.transform.crop(frames, crop).contiguous(), crop.flip, noise)
 
 
-class ClipCollator:
+AnyClip = TypeVar("AnyClip", bound=Clip)
+
+
+class ClipCollator(Generic[AnyClip]):
     """Clips of several videos to a batch.
 
     Args:
         transform: Resizes and normalises; here, in the worker, or left to `finish_batch` on the device.
         use_worker: Whether pixels are finished in the worker (there is no accelerator).
         keep_size: Whether another video of the batch takes the place of an unreadable one, so that shapes hold (in
-            training); else it is left out, so that no video counts twice, and a batch may come out without clips.
+            training); else it is left out, so that no video counts twice, and a batch may have no clips.
     """
 
     def __init__(self, transform: PretrainingTransform, use_worker: bool, keep_size: bool = True):
@@ -228,11 +237,11 @@ class ClipCollator:
         self.use_worker = use_worker
         self.keep_size = keep_size
 
-    def __call__(self, samples: Sequence[tuple[list[Clip], list[str]]]) -> dict[str, Any]:
+    def __call__(self, samples: Sequence[tuple[list[AnyClip], list[str]]]) -> dict[str, Any]:
         """Batch with `frames` (or finished `pixel_values`), `flips`, `mask_noise`, `num_videos` and `failures`.
 
         Raises:
-            RuntimeError: If not one video of a training batch could be read.
+            RuntimeError: If no video of a training batch could be read.
         """
         counts = {"num_videos": len(samples), "failures": [failure for _, lines in samples for failure in lines]}
         good = [clips for clips, _ in samples if clips]
@@ -240,14 +249,14 @@ class ClipCollator:
             return counts
         if not good:
             raise RuntimeError("No video of a batch could be read:\n  " + "\n  ".join(counts["failures"][:5]))
-        if self.keep_size:
+        if self.keep_size:  # steps of one shape, in all processes alike
             good = [clips or good[i % len(good)] for i, (clips, _) in enumerate(samples)]
         batch = self.build_batch([clip for group in good for clip in group])
         if self.use_worker:
             batch = finish_batch(batch, self.transform, torch.device("cpu"))
         return {**batch, **counts}
 
-    def build_batch(self, clips: list[Clip]) -> dict[str, Any]:
+    def build_batch(self, clips: list[AnyClip]) -> dict[str, Any]:
         """What a batch holds of its clips, before pixels are finished."""
         return {
             "frames": [clip.frames for clip in clips],
@@ -261,6 +270,7 @@ def finish_batch(batch: dict[str, Any], transform: PretrainingTransform, device:
     if "mask_noise" not in batch:  # nothing in it could be read
         return batch
     if "pixel_values" not in batch:
+        # Not stacked: crops have many sizes, and bytes are quicker to move than the resized floats.
         frames = [clip.to(device, non_blocking=True) for clip in batch.pop("frames")]
         batch["pixel_values"] = transform.resize_and_normalize(frames, batch.pop("flips"))
     return {

@@ -17,6 +17,7 @@ class MetricMeter:
     def update(self, values: dict[str, torch.Tensor], weight: float = 1.0) -> None:
         """Add scalars, each counting `weight` times."""
         for name, value in values.items():
+            # No `.item()` here: it would wait for the device at every micro-batch.
             value = value.detach().float()
             is_finite = torch.isfinite(value)
             pair = torch.stack([torch.where(is_finite, value, 0.0), is_finite.float()]) * weight

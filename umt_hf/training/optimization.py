@@ -9,6 +9,7 @@ from torch import nn
 
 ScheduleType = Literal["cosine_to_minimum", "cosine_above_minimum"]
 
+# Of several dimensions, and yet not matrices.
 NO_DECAY_NAMES = ("position_embeddings", "cls_token")
 # A scalar in the published code, which therefore decays it; ours has one element.
 DECAY_NAMES = ("temperature",)
@@ -36,6 +37,7 @@ def build_parameter_groups(model: nn.Module, weight_decay: float, layer_decay: f
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        # By dimension and not by module: norms and biases have one, whatever they are called.
         own_name = name.rsplit(".", 1)[-1]
         is_exempt = parameter.ndim <= 1 or own_name == "bias" or own_name in NO_DECAY_NAMES
         is_exempt = is_exempt and own_name not in DECAY_NAMES
@@ -112,19 +114,18 @@ def compute_learning_rate(
 ) -> float:
     """Learning rate of an optimizer step: linear warm-up, then half a cosine.
 
-    The warm-up's last step has the peak and so has the cosine's first; the minimum would be reached one step after the
-    last (all as published).
-
     Args:
         step: Optimizer steps already taken.
         peak: Highest rate.
         minimum: Rate that the cosine runs to.
-        total_steps: Steps of the whole run.
+        total_steps: Steps of the run.
         warmup_steps: Steps of the warm-up.
         warmup_start: Rate of the first warm-up step.
     """
+    # As published: the last step of the warm-up has the peak, and so has the first of the cosine.
     if step < warmup_steps:
         return warmup_start + (peak - warmup_start) * step / max(warmup_steps - 1, 1)
+    # As published, too: the minimum would be reached one step after the last.
     progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
     return minimum + 0.5 * (peak - minimum) * (1 + math.cos(math.pi * progress))
 
@@ -136,8 +137,8 @@ def compute_learning_rate_share(step: int, *, total_steps: int, warmup_steps: fl
 
     Args:
         step: Optimizer steps already taken.
-        total_steps: Steps of the whole run.
-        warmup_steps: Steps of the warm-up, a fraction where it is a part of an epoch.
+        total_steps: Steps of the run.
+        warmup_steps: Steps of the warm-up, possibly a fraction.
         minimum_share: Lowest share of the peak, in [0, 1].
 
     Source: published stage-2 and fine-tuning code (`min_lr_multi`).
@@ -145,6 +146,7 @@ def compute_learning_rate_share(step: int, *, total_steps: int, warmup_steps: fl
     if step < warmup_steps:
         share = step / warmup_steps
     else:
+        # Cut at 1: past the end of the run, the published cosine rises again.
         progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
         share = 0.5 * (1 + math.cos(math.pi * progress))
     return max(share, minimum_share)

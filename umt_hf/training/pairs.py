@@ -1,6 +1,6 @@
 """Videos and images with captions to training batches, in which every process has the same kind of media.
 
-As in `clips`, every random choice of a row hangs on a key, so that batches do not depend on worker counts.
+As in `clips`, every random choice for a row depends only on a key, so the number of workers does not change batches.
 """
 
 import random
@@ -18,6 +18,7 @@ from ..processing.media_files import VideoDecodingError
 from ..processing.train_transforms import ResizedCropTransform
 from .clips import Clip, ClipCollator, ClipDataset, ClipRequest, build_generator, count_batches, plan_batches
 
+MediaType = Literal["video", "image"]
 Tokenize = Callable[[list[str]], dict[str, torch.Tensor]]
 
 
@@ -35,7 +36,7 @@ class PairedClip(Clip):
 
 
 class PairDataset(ClipDataset):
-    """Reads rows of videos or images together with their captions; an unreadable row is replaced as a whole.
+    """Reads rows of videos or images together with their captions; a replacement has its own caption.
 
     Args:
         table: Rows with `video`, `caption` and `corpus`, the number of the corpus that the row is from.
@@ -47,17 +48,18 @@ class PairDataset(ClipDataset):
     def __init__(
         self,
         table: Dataset,
-        media_type: Literal["video", "image"],
+        media_type: MediaType,
         pair_by: Literal["media", "caption"] = "media",
         **options: Any,
     ):
-        # The random law of "middle" is the published one for training on videos with text.
+        # The published strategy for training on videos with text.
         super().__init__(table, sampling_strategy="middle", **options)
         self.media_type, self.pair_by = media_type, pair_by
 
     def _read_clips(self, row: dict[str, Any], key: tuple[int, ...]) -> list[Clip]:
         if not isinstance(row["caption"], str):
             raise VideoDecodingError(f"{identify_video(row['video'], key[-1])}: has no caption. Fill it in.")
+        # The corpus is a part of the id: equal captions in two corpora are not known to mean the same.
         name = row["caption"] if self.pair_by == "caption" else identify_video(row["video"], key[-1])
         pair_id = compute_pair_id(row["corpus"], name)
         return [
@@ -68,7 +70,7 @@ class PairDataset(ClipDataset):
         return read_image(source) if self.media_type == "image" else super()._read_frames(source, generator)
 
 
-class PairCollator(ClipCollator):
+class PairCollator(ClipCollator[PairedClip]):
     """Clips with captions to a batch with `input_ids`, `attention_mask` and `pair_ids`.
 
     Args:
@@ -98,6 +100,7 @@ class MixedCorpora(torch.utils.data.Dataset):
     def __init__(self, parts: Sequence[PairDataset]):
         self.parts = parts
 
+    # pyrefly: ignore[bad-override-param-name]  what it is asked for is more than an index
     def __getitem__(self, request: ClipRequest) -> tuple[list[Clip], list[str]]:
         return self.parts[request.corpus][request]
 
@@ -112,11 +115,11 @@ def plan_mixed_batches(
 ) -> Iterator[list[ClipRequest]]:
     """Endless batches of one process, each from one table; at each step all processes take the same table.
 
-    An epoch goes through every table once, in an order of tables that is drawn anew.
+    An epoch goes through every table once, in an order of batches that is drawn anew.
 
     Args:
-        tables: Rows; each table gives batches of its own.
-        batch_sizes: Rows of a process at a time, for each table.
+        tables: Rows; no batch mixes two tables.
+        batch_sizes: Rows per batch of a process, for each table.
         seed: Seed of the run.
         process_index: This process.
         num_processes: Processes.
@@ -129,7 +132,9 @@ def plan_mixed_batches(
     """
     counts = [count_batches(table, size, num_processes) for table, size in zip(tables, batch_sizes, strict=True)]
     epoch, position = divmod(start, sum(counts))
+    # All processes draw the same order: they gather vectors of one shape at every step.
     order = sample_table_order(counts, seed, epoch)
+    # A resumed run starts each table where the batches before it left off.
     passed = Counter(order[:position])
     plans = [
         plan_batches(

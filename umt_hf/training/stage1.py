@@ -5,9 +5,7 @@
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.1.
 """
 
-import logging
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from torch import nn
 
 from ..data.loaders import build_loader
 from ..data.sources import load_videos
@@ -22,10 +21,10 @@ from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
 from ..processing.train_transforms import PretrainingTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.config import dump_config, flatten_config, parse_config
+from ..runs.config import dump_config, flatten_config, script
 from ..teachers.clip import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
-from .arguments import DataArguments, MaskArguments, ModelArguments, TeacherArguments, TrainingArguments
+from .arguments import DataArguments, MaskArguments, ModelArguments, PretrainingArguments, TeacherArguments
 from .checkpointing import export_run
 from .clips import (
     ClipCollator,
@@ -45,9 +44,8 @@ SECTIONS = {
     "teacher": TeacherArguments,
     "mask": MaskArguments,
     "data": DataArguments,
-    "training": TrainingArguments,
+    "training": PretrainingArguments,
 }
-
 
 SIZES = (
     "image_size",
@@ -77,11 +75,11 @@ class Stage1:
         model: UMTVideoForPreTraining,
         teacher: UMTTeacher,
         data: DataArguments,
-        training: TrainingArguments,
+        training: PretrainingArguments,
         tables: tuple[Dataset | IterableDataset, Dataset | None],
         resolved: dict[str, Any],
     ):
-        self.model = model
+        self.model: nn.Module = model  # later as the accelerator has prepared it
         self.teacher = teacher
         self.config: UMTVideoConfig = model.config
         self.data, self.training, self.resolved = data, training, resolved
@@ -108,6 +106,7 @@ class Stage1:
             return {}
         rows = range(accelerator.process_index, len(self.eval_table), accelerator.num_processes)
         size = self.training.per_device_eval_batch_size or self.training.per_device_train_batch_size
+        # The key is the row alone: every evaluation draws the same masks.
         requests = [ClipRequest(row, (row,)) for row in rows]
         plan = [requests[i : i + size] for i in range(0, len(requests), size)]
         batches = self._load(self.eval_table, plan, self.eval_transform, accelerator, is_training=False)
@@ -130,9 +129,9 @@ class Stage1:
             transform,
             self.config.num_frames,
             build_grid(self.config).num_tokens,
-            self.data.sampling_strategy,
-            self.data.frame_stride,
-            self.data.decoder,
+            self.data.sampling_strategy or "segments",
+            self.data.frame_stride or 1,
+            self.data.decoder or "pyav",
             self.data.repeated_augmentation if is_training else 1,
             is_training,
         )
@@ -140,6 +139,7 @@ class Stage1:
             dataset,
             plan,
             self.data.dataloader_num_workers,
+            # Pixels are finished on the accelerator; where there is none, by the workers, beside the training.
             collate_fn=ClipCollator(transform, use_worker=accelerator.device.type == "cpu", keep_size=is_training),
             pin_memory=accelerator.device.type == "cuda",
         )
@@ -180,12 +180,10 @@ def build_student(
             **recorded,
         )
     else:
-        config = UMTVideoConfig(
-            **{name: getattr(model, name) for name in (*SIZES, "drop_path_rate")},
-            position_embedding_frames=model.num_frames,
-            position_embedding_image_size=model.image_size,
-            **recorded,
-        )
+        sizes = {name: getattr(model, name) for name in (*SIZES, "drop_path_rate")}
+        config = UMTVideoConfig(**{name: value for name, value in sizes.items() if value is not None}, **recorded)
+        config.position_embedding_frames = config.num_frames
+        config.position_embedding_image_size = config.image_size
         config._attn_implementation = model.attn_implementation
         student = UMTVideoForPreTraining(config)
     for name in SIZES:  # a continued model keeps its own: record these
@@ -204,7 +202,7 @@ def load_tables(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset
     """
     if data.train_data is None:
         raise ValueError("Set train_data: a CSV file, JSON file, folder of videos, or name of a dataset.")
-    common = {
+    common: dict[str, Any] = {
         "data_root": data.data_root,
         "csv_separator": data.csv_separator,
         "config_name": data.dataset_config_name,
@@ -220,17 +218,17 @@ def load_tables(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset
     return training, held_out
 
 
-def main(arguments: Sequence[str] | None = None) -> TrainState:
-    """Parse, build, train.
-
-    Args:
-        arguments: Command line; `None` = the process's own.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    parsed = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
+@script(SECTIONS)
+def main(
+    model_args: ModelArguments,
+    teacher_args: TeacherArguments,
+    mask_args: MaskArguments,
+    data: DataArguments,
+    training: PretrainingArguments,
+) -> TrainState:
+    """Build and train."""
+    parsed = (model_args, teacher_args, mask_args, data, training)
     resolved = dict(zip(SECTIONS, parsed, strict=True))
-    model_args, teacher_args, mask_args, data, training = parsed
-
     tables = load_tables(data)
     accelerator = build_accelerator(training)
     teacher = load_teacher(teacher_args, model_args.attn_implementation, accelerator)

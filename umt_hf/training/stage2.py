@@ -6,16 +6,15 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
 """
 
 import dataclasses
-import logging
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from datasets import Dataset, concatenate_datasets
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
@@ -26,20 +25,20 @@ from ..modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
 from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.config import dump_config, flatten_config, parse_config
+from ..runs.config import dump_config, flatten_config, script
 from ..teachers.clip import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
 from .arguments import (
     CorpusArguments,
     ImageMaskArguments,
     LossArguments,
+    PretrainingArguments,
     TeacherArguments,
-    TrainingArguments,
     VideoTextModelArguments,
 )
 from .checkpointing import export_run
 from .clips import count_batches, finish_batch
-from .pairs import MixedCorpora, PairCollator, PairDataset, plan_mixed_batches
+from .pairs import MediaType, MixedCorpora, PairCollator, PairDataset, plan_mixed_batches
 from .trainer import TrainState, build_accelerator, build_schedule, train
 
 logger = get_logger(__name__)
@@ -50,7 +49,7 @@ SECTIONS = {
     "mask": ImageMaskArguments,
     "losses": LossArguments,
     "data": CorpusArguments,
-    "training": TrainingArguments,
+    "training": PretrainingArguments,
 }
 
 
@@ -61,11 +60,11 @@ class Corpus:
     Args:
         table: Rows with `video`, `caption` and `corpus`.
         media_type: "video" or "image".
-        batch_size: Rows a process takes at a time.
+        batch_size: Rows per batch of a process.
     """
 
     table: Dataset
-    media_type: str
+    media_type: MediaType
     batch_size: int
 
 
@@ -91,10 +90,11 @@ class Stage2:
         corpora: list[Corpus],
         held_out: RetrievalSet | None,
         data: CorpusArguments,
-        training: TrainingArguments,
+        training: PretrainingArguments,
         resolved: dict[str, Any],
     ):
-        self.model, self.teacher, self.processor = model, teacher, processor
+        self.model: nn.Module = model  # later as the accelerator has prepared it
+        self.teacher, self.processor = teacher, processor
         self.config: UMTVideoTextConfig = model.config
         self.corpora, self.held_out = corpora, held_out
         self.data, self.training, self.resolved = data, training, resolved
@@ -113,7 +113,7 @@ class Stage2:
                 transform=transform,
                 num_frames=config.num_frames,
                 num_tokens=build_grid(config, 1 if corpus.media_type == "image" else None).num_tokens,
-                decoder=self.data.decoder,
+                decoder=self.data.decoder or "pyav",
             )
             for corpus in self.corpora
         ]
@@ -140,10 +140,10 @@ class Stage2:
         return dict(self.processor(text=texts, return_tensors="pt"))
 
     def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """The four losses, named by the kind of media, so that the log tells them apart."""
+        """The four losses, each named by the kind of media, which the log keeps apart."""
         pixel_values = batch["pixel_values"]
         is_image = pixel_values.shape[1] == 1
-        targets = {}
+        targets = {}  # without a teacher nothing is masked either
         if self.teacher is not None:
             config = self.config.vision_config
             ratio = config.image_mask_ratio if is_image else config.mask_ratio
@@ -170,6 +170,7 @@ class Stage2:
 
     def monitor(self) -> dict[str, float]:
         """The learned temperature of the contrast."""
+        # By the end of its name, since DDP and `torch.compile` put prefixes before it.
         (temperature,) = [p for name, p in self.model.named_parameters() if name.endswith("temperature")]
         return {"temperature": temperature.detach().float().mean().item()}
 
@@ -178,7 +179,7 @@ class Stage2:
         if self.held_out is None:
             return {}
         metrics = evaluate_retrieval(
-            accelerator.unwrap_model(self.model),
+            cast(UMTVideoTextForPreTraining, accelerator.unwrap_model(self.model)),
             self.processor,
             self.held_out,
             accelerator,
@@ -194,24 +195,23 @@ class Stage2:
         export_run(accelerator, self.model, self.processor, dump_config(self.resolved), folder)
 
 
-def load_corpora(data: CorpusArguments, training: TrainingArguments) -> list[Corpus]:
+def load_corpora(data: CorpusArguments, training: PretrainingArguments) -> list[Corpus]:
     """Read the corpora; those of one kind and batch size are mixed within batches, as published."""
-    groups: dict[tuple[str, int], list[Dataset]] = {}
-    for number, source in enumerate(data.train_data):
+    groups: dict[tuple[MediaType, int], list[Dataset]] = {}
+    for number, source in enumerate(data.train_corpora):
         media_type = data.get_corpus("media_types", number)
         size = data.get_corpus("batch_sizes", number) or training.per_device_train_batch_size
-        table = load_pairs(
-            source,
-            data.captions,
-            data_root=data.get_corpus("data_roots", number),
-            video_column=media_type,
-        ).select_columns(["video", "caption"])
+        rows = load_pairs(
+            source, data.captions, data_root=data.get_corpus("data_roots", number), video_column=media_type
+        )
+        # The number becomes a part of the pair ids, see `PairDataset`.
+        table: Any = rows.select_columns(["video", "caption"])
         table = table.add_column("corpus", [number] * len(table))
         groups.setdefault((media_type, size), []).append(table)
     return [Corpus(concatenate_datasets(tables), *kind) for kind, tables in groups.items()]
 
 
-def build_model(
+def build_video_text_student(
     model: VideoTextModelArguments,
     losses: LossArguments,
     recorded: dict[str, Any],
@@ -226,9 +226,11 @@ def build_model(
         tokenizer: Of the BERT; its special ids are the text tower's.
 
     Raises:
-        ValueError: If it is not said what to start from.
+        ValueError: If neither a stage-1 nor a stage-2 folder is given.
     """
-    vision_fields = {**recorded, "drop_path_rate": model.drop_path_rate, "num_frames": model.num_frames}
+    vision_fields = {**recorded, "drop_path_rate": model.drop_path_rate}
+    if model.num_frames is not None:
+        vision_fields["num_frames"] = model.num_frames
     fields = dataclasses.asdict(losses)
     if model.model_name_or_path:
         config = UMTVideoTextConfig.from_pretrained(model.model_name_or_path)
@@ -245,7 +247,7 @@ def build_model(
         }
         if model.fusion_layer is not None:
             text_fields["fusion_layer"] = model.fusion_layer
-        student = UMTVideoTextForPreTraining.from_vision_text_pretrained(
+        joined = UMTVideoTextForPreTraining.from_vision_text_pretrained(
             model.vision_name_or_path,
             model.text_name_or_path,
             vision_fields=vision_fields,
@@ -253,6 +255,7 @@ def build_model(
             projection_dim=model.projection_dim,
             **fields,
         )
+        student = cast(UMTVideoTextForPreTraining, joined)  # a pair only where a report is asked for
     else:
         raise ValueError(
             "Set vision_name_or_path, a stage-1 folder, to start stage 2; or model_name_or_path to continue it."
@@ -267,15 +270,17 @@ def build_model(
     return student
 
 
-def main(arguments: Sequence[str] | None = None) -> TrainState:
-    """Parse, build, train.
-
-    Args:
-        arguments: Command line; `None` = the process's own.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    parsed = parse_config(SECTIONS, sys.argv[1:] if arguments is None else arguments)
-    model_args, teacher_args, mask_args, loss_args, data, training = parsed
+@script(SECTIONS)
+def main(
+    model_args: VideoTextModelArguments,
+    teacher_args: TeacherArguments,
+    mask_args: ImageMaskArguments,
+    loss_args: LossArguments,
+    data: CorpusArguments,
+    training: PretrainingArguments,
+) -> TrainState:
+    """Build and train."""
+    parsed = (model_args, teacher_args, mask_args, loss_args, data, training)
     weights = [value for name, value in vars(loss_args).items() if name.endswith("_loss_weight")]
 
     accelerator = build_accelerator(training, find_unused_parameters=0 in weights)
@@ -293,10 +298,9 @@ def main(arguments: Sequence[str] | None = None) -> TrainState:
         teacher = load_teacher(teacher_args, model_args.attn_implementation, accelerator)
         recorded = describe_alignment(teacher_args, mask_args, teacher)
         recorded["image_mask_ratio"] = mask_args.image_mask_ratio
-    tokenizer = build_tokenizer(
-        model_args.model_name_or_path or model_args.text_name_or_path, model_args.max_text_tokens
-    )
-    model = build_model(model_args, loss_args, recorded, tokenizer)
+    lengths = {} if model_args.max_text_tokens is None else {"max_length": model_args.max_text_tokens}
+    tokenizer = build_tokenizer(model_args.model_name_or_path or model_args.text_name_or_path, **lengths)
+    model = build_video_text_student(model_args, loss_args, recorded, tokenizer)
     if teacher is not None:
         check_grids(model.config.vision_config, teacher)
     video_processor = UMTVideoProcessor.from_model_config(model.config, decoder=data.decoder)
@@ -304,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> TrainState:
 
     per_epoch = sum(count_batches(corpus.table, corpus.batch_size, accelerator.num_processes) for corpus in corpora)
     for corpus in corpora:
-        logger.info("%d rows of %ss, %d a batch", len(corpus.table), corpus.media_type, corpus.batch_size)
+        logger.info("%d rows of %ss, %d per batch", len(corpus.table), corpus.media_type, corpus.batch_size)
     schedule = build_schedule(training, per_epoch, accelerator.num_processes)
     resolved = dict(zip(SECTIONS, parsed, strict=True))
     stage = Stage2(model, teacher, processor, corpora, held_out, data, training, resolved)

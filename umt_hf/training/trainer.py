@@ -20,8 +20,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.unreadable import UnreadableVideos
-from ..runs.folder import METRICS_FILE, MetricLog
-from .arguments import TrainingArguments
+from ..runs.folder import METRICS_FILE, RECIPE_FILE, STATE_FOLDER, MetricLog
+from .arguments import PretrainingArguments
 from .background_push import build_hub_push
 from .checkpointing import find_checkpoint, list_checkpoints, remove_unfinished, save_checkpoint
 from .metric_meter import MetricMeter
@@ -59,7 +59,7 @@ class Stage(Protocol):
         """Weighted losses by name; calls `self.model(...)`, so that the hooks of DDP and FSDP run."""
 
     def monitor(self) -> dict[str, float]:
-        """What else the log is to show, such as a learned temperature."""
+        """Further values for the log, such as a learned temperature."""
 
     def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
         """Figures on the held-out data, named `eval_...`; empty without such data. Called in all processes."""
@@ -100,8 +100,10 @@ class StepClock:
         iterator = iter(batches)
         while True:
             before = time.perf_counter()
-            batch = next(iterator)
+            batch = next(iterator, None)
             self.waited += time.perf_counter() - before
+            if batch is None:
+                return
             yield batch
 
     def flush(self) -> dict[str, float]:
@@ -112,7 +114,7 @@ class StepClock:
         return rates
 
 
-def build_accelerator(args: TrainingArguments, find_unused_parameters: bool = False) -> Accelerator:
+def build_accelerator(args: PretrainingArguments, find_unused_parameters: bool = False) -> Accelerator:
     """Accelerator of a pre-training run; distribution, and precision unless set, come from `accelerate launch`.
 
     Args:
@@ -134,13 +136,13 @@ def build_accelerator(args: TrainingArguments, find_unused_parameters: bool = Fa
 
 
 def build_schedule(
-    args: TrainingArguments, batches_per_epoch: int | None, num_processes: int, repeated_augmentation: int = 1
+    args: PretrainingArguments, batches_per_epoch: int | None, num_processes: int, repeated_augmentation: int = 1
 ) -> Schedule:
     """Steps and rates of a run, by the published rules.
 
     Args:
         args: Epochs or steps, rates, batch size.
-        batches_per_epoch: Micro-batches of an epoch in each process; `None` for streamed data.
+        batches_per_epoch: Micro-batches per epoch in each process; `None` for streamed data.
         num_processes: Processes.
         repeated_augmentation: Clips made of each video.
 
@@ -153,6 +155,7 @@ def build_schedule(
             return steps
         if batches_per_epoch is None:
             raise ValueError(f"Streamed data has no known length: set {name}_steps instead of epochs.")
+        # Rounded down, as published.
         return int(epochs * batches_per_epoch / args.gradient_accumulation_steps)
 
     scale = 1.0
@@ -162,7 +165,7 @@ def build_schedule(
     total_steps = count_steps("max", args.max_steps, args.num_train_epochs)
     if total_steps < 1:
         raise ValueError(
-            f"The run has no steps: {batches_per_epoch} batch(es) an epoch, {args.num_train_epochs} epoch(s) and "
+            f"The run has no steps: {batches_per_epoch} batch(es) per epoch, {args.num_train_epochs} epoch(s) and "
             f"gradient_accumulation_steps={args.gradient_accumulation_steps}. Raise epochs or lower the batch."
         )
     schedule = Schedule(
@@ -174,6 +177,7 @@ def build_schedule(
         kind=args.lr_scheduler_type,
     )
     logger.info("%d steps, %d of them warm-up, peak rate %.3g.", total_steps, schedule.warmup_steps, schedule.peak)
+    # The mark of a short run with the warm-up of a long one.
     if schedule.warmup_steps > 0.4 * total_steps:
         logger.warning(
             "Warm-up takes %d of %d steps; lower warmup_epochs or warmup_steps.", schedule.warmup_steps, total_steps
@@ -183,7 +187,7 @@ def build_schedule(
 
 def train(
     stage: Stage,
-    args: TrainingArguments,
+    args: PretrainingArguments,
     accelerator: Accelerator,
     schedule: Schedule,
     max_skipped_ratio: float,
@@ -206,92 +210,143 @@ def train(
         RuntimeError: If too many steps in a row are not finite, or too many videos unreadable.
         PublishingError: If the run is to be pushed and nobody is logged in; raised before the first step.
     """
-    output_dir = Path(args.output_dir)
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     set_seed(args.seed, device_specific=True)  # the weights were drawn alike everywhere; dropout is not to be
-    groups = build_parameter_groups(stage.model, args.weight_decay)
-    optimizer = torch.optim.AdamW(
-        [{key: value for key, value in group.items() if key != "names"} for group in groups],
-        lr=schedule.peak,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        fused=accelerator.device.type in ("cpu", "cuda"),
-    )
+    optimizer = build_optimizer(stage.model, args, schedule.peak, accelerator.device)
     stage.model, optimizer = accelerator.prepare(stage.model, optimizer)
-    state, meter = TrainState(), MetricMeter(accelerator)
+    state = TrainState()
+    # Before anything is loaded, else the counters of a resumed run would start at 0.
     accelerator.register_for_checkpointing(state)
     if checkpoint is not None:
-        accelerator.load_state(str(checkpoint / "training_state"))
-        logger.info("Resuming from %s at step %d.", checkpoint, state.step)
-        _warn_of_changes(checkpoint / "run.yaml", run_config or {})
-    log = _start_logs(accelerator, output_dir, state, run_config)
-    hub = build_hub_push(args, list_checkpoints, accelerator.is_main_process)
-    bar = tqdm(
-        total=schedule.total_steps,
-        initial=state.step,
-        disable=not accelerator.is_local_main_process,
-        desc="pre-training",
-        dynamic_ncols=True,
-    )
-
-    def save() -> None:
-        checkpoint = save_checkpoint(
-            accelerator, output_dir, state.step, lambda f: stage.export(accelerator, f), args.save_total_limit
-        )
-        if hub is not None:
-            hub.push_checkpoint(checkpoint)
-
-    def record(values: dict[str, float]) -> None:
-        accelerator.log(values, step=state.step)
-        if log is not None:
-            log.write(state.step, values)
-
+        _resume(checkpoint, accelerator, state, run_config or {})
+    keeper = RunKeeper(stage, args, accelerator, state, schedule.total_steps, run_config or {})
     stage.model.train()
-    if state.step < schedule.total_steps:
-        clock = StepClock()
-        for batch in clock.watch(stage.build_batches(accelerator, state.micro_step)):
-            failures = batch.pop("failures", [])
-            count_videos(state, failures, batch.pop("num_videos"), max_skipped_ratio)
-            with accelerator.accumulate(stage.model):
-                learning_rate = schedule(state.step)
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate * group["lr_scale"]
-                losses = _with_total(stage.forward_step(batch))
-                accelerator.backward(losses["loss"])
-                if accelerator.sync_gradients:
-                    _step_if_finite(accelerator, stage.model, optimizer, args, state)
-                    optimizer.zero_grad()
-            meter.update(losses)
-            clock.clips += len(batch["pixel_values"]) * accelerator.num_processes
-            state.micro_step += 1
-            if not accelerator.sync_gradients:
-                continue
-            state.step += 1
-            bar.update()
-            is_last = state.step >= schedule.total_steps
-            if state.step % args.logging_steps == 0 or is_last:
-                values = {**meter.flush(), "learning_rate": learning_rate, **clock.flush()}
-                record(values | stage.monitor() | _counts(accelerator, state))
-                bar.set_postfix_str(_describe(values, state))
-            if state.step % args.save_steps == 0 or is_last:
-                save()  # before anything else can fail
-            is_tested = is_last or (args.eval_steps > 0 and state.step % args.eval_steps == 0)
-            if is_tested and (values := _evaluate(stage, accelerator, args.seed)):
-                record(values)
-                bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
-            if is_last:
-                break
-    bar.close()
-    stage.export(accelerator, output_dir)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    if hub is not None:
-        hub.finish()
+    is_over = state.step >= schedule.total_steps  # a finished run that is started again is only exported anew
+    # Inline, so that the loader's workers end with the loop, and not after the last upload.
+    for batch in keeper.clock.watch([] if is_over else stage.build_batches(accelerator, state.micro_step)):
+        count_videos(state, batch.pop("failures", []), batch.pop("num_videos"), max_skipped_ratio)
+        with accelerator.accumulate(stage.model):
+            # Set by hand, since a prepared scheduler would advance once per process.
+            learning_rate = schedule(state.step)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * group["lr_scale"]
+            losses = _with_total(stage.forward_step(batch))
+            accelerator.backward(losses["loss"])
+            if accelerator.sync_gradients:
+                _step_if_finite(accelerator, stage.model, optimizer, args, state)
+                optimizer.zero_grad()
+        keeper.count(losses, len(batch["pixel_values"]))
+        state.micro_step += 1
+        if not accelerator.sync_gradients:
+            continue
+        state.step += 1
+        keeper.finish_step(learning_rate)
+        if state.step >= schedule.total_steps:
+            break
+    keeper.finish_run()
     return state
 
 
+def build_optimizer(
+    model: nn.Module, args: PretrainingArguments, peak: float, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW over `build_parameter_groups`, whose `lr_scale` the loop applies."""
+    groups = build_parameter_groups(model, args.weight_decay)
+    return torch.optim.AdamW(
+        [{key: value for key, value in group.items() if key != "names"} for group in groups],
+        lr=peak,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+class RunKeeper:
+    """Logs, saves, tests and pushes a run at the steps that its arguments name.
+
+    Args:
+        stage: Model and held-out data, on the device.
+        args: When to log, save and test.
+        accelerator: Of the run; all processes build one and call its methods alike.
+        state: Counters, which the loop moves on.
+        total_steps: Steps of the run.
+        run_config: Recorded by the tracker.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        args: PretrainingArguments,
+        accelerator: Accelerator,
+        state: TrainState,
+        total_steps: int,
+        run_config: dict[str, Any],
+    ):
+        self.stage, self.args, self.accelerator, self.state = stage, args, accelerator, state
+        self.total_steps = total_steps
+        self.output_dir = Path(args.output_dir)
+        self.meter, self.clock = MetricMeter(accelerator), StepClock()
+        self.log = _start_logs(accelerator, self.output_dir, state, run_config)
+        self.hub = build_hub_push(args, list_checkpoints, accelerator.is_main_process)
+        self.bar = tqdm(
+            total=total_steps,
+            initial=state.step,
+            disable=not accelerator.is_local_main_process,
+            desc="pre-training",
+            dynamic_ncols=True,
+        )
+
+    def count(self, losses: dict[str, torch.Tensor], num_clips: int) -> None:
+        """Add a micro-batch of this process to the averages."""
+        self.meter.update(losses)
+        self.clock.clips += num_clips * self.accelerator.num_processes
+
+    def finish_step(self, learning_rate: float) -> None:
+        """Log, save and test after an optimizer step, where it is due; all three are due after the last one."""
+        step, args = self.state.step, self.args
+        is_last = step >= self.total_steps
+        self.bar.update()
+        if step % args.logging_steps == 0 or is_last:
+            values = {**self.meter.flush(), "learning_rate": learning_rate, **self.clock.flush()}
+            self._record(values | self.stage.monitor() | _counts(self.accelerator, self.state))
+            self.bar.set_postfix_str(_describe(values, self.state))
+        if step % args.save_steps == 0 or is_last:
+            self._save()  # before anything else can fail
+        is_tested = is_last or (args.eval_steps > 0 and step % args.eval_steps == 0)
+        if is_tested and (values := _evaluate(self.stage, self.accelerator, args.seed)):
+            self._record(values)
+            self.bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+
+    def finish_run(self) -> None:
+        """Export the final model, and wait for what still goes up."""
+        self.bar.close()
+        self.stage.export(self.accelerator, self.output_dir)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        if self.hub is not None:
+            self.hub.finish()
+
+    def _record(self, values: dict[str, float]) -> None:
+        self.accelerator.log(values, step=self.state.step)
+        if self.log is not None:
+            self.log.write(self.state.step, values)
+
+    def _save(self) -> None:
+        checkpoint = save_checkpoint(
+            self.accelerator,
+            self.output_dir,
+            self.state.step,
+            lambda folder: self.stage.export(self.accelerator, folder),
+            self.args.save_total_limit,
+        )
+        if self.hub is not None:
+            self.hub.push_checkpoint(checkpoint)
+
+
 def _evaluate(stage: Stage, accelerator: Accelerator, seed: int) -> dict[str, float]:
-    """Evaluate without a trace: a resumed run does not repeat the evaluation that followed its checkpoint."""
+    """Evaluate, and leave no trace in model and random state."""
+    # A resumed run does not repeat the evaluation that followed its checkpoint: without the fork its dropout would
+    # differ from that of a run that never stopped.
     devices = [accelerator.device] if accelerator.device.type != "cpu" else []
     stage.model.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=devices, device_type=accelerator.device.type):
@@ -321,6 +376,7 @@ def compute_held_out_losses(
         for failure in batch.pop("failures"):
             logger.warning("Held-out video left out: %s", failure)
         if "pixel_values" in batch:
+            # By clips, since last batches are smaller.
             meter.update(_with_total(stage.forward_step(batch)), len(batch["pixel_values"]))
     if not meter.sums:
         raise RuntimeError("None of the held-out videos could be read; the log above names them.")
@@ -332,12 +388,13 @@ def _with_total(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _step_if_finite(
-    accelerator: Accelerator, model: nn.Module, optimizer: Any, args: TrainingArguments, state: TrainState
+    accelerator: Accelerator, model: nn.Module, optimizer: Any, args: PretrainingArguments, state: TrainState
 ) -> None:
     """Clip and step, or count the step as skipped if its gradients are not finite (on all processes alike)."""
     limit = args.max_grad_norm if args.max_grad_norm else math.inf
     norm = accelerator.clip_grad_norm_(model.parameters(), limit)
-    norm = norm if isinstance(norm, torch.Tensor) else torch.tensor(float(norm))
+    # An engine that clips by itself (DeepSpeed) may not give its norm; it looks for bad steps by itself, too.
+    norm = norm if isinstance(norm, torch.Tensor) else torch.tensor(float(norm or 0.0))
     is_finite = bool(torch.isfinite(norm))
     # The loss scaler of fp16 must see every step: it skips bad ones itself and lowers its scale.
     if is_finite or accelerator.scaler is not None:
@@ -378,14 +435,22 @@ def sum_skipped_videos(videos: UnreadableVideos, accelerator: Accelerator) -> in
 
 
 def _start_logs(
-    accelerator: Accelerator, output_dir: Path, state: TrainState, run_config: dict[str, Any] | None
+    accelerator: Accelerator, output_dir: Path, state: TrainState, run_config: dict[str, Any]
 ) -> MetricLog | None:
-    config = {key: value for key, value in (run_config or {}).items() if isinstance(value, (bool, int, float, str))}
+    # TensorBoard refuses lists and None.
+    config = {key: value for key, value in run_config.items() if isinstance(value, (bool, int, float, str))}
     accelerator.init_trackers("umt_hf", config=config)
     if not accelerator.is_main_process:
         return None
     remove_unfinished(output_dir)
+    # Lines that a killed run wrote after its last checkpoint go: they will be written again.
     return MetricLog(output_dir / METRICS_FILE, state.step)
+
+
+def _resume(checkpoint: Path, accelerator: Accelerator, state: TrainState, run_config: dict[str, Any]) -> None:
+    accelerator.load_state(str(checkpoint / STATE_FOLDER))
+    logger.info("Resuming from %s at step %d.", checkpoint, state.step)
+    _warn_of_changes(checkpoint / RECIPE_FILE, run_config)
 
 
 def _warn_of_changes(recipe: Path, run_config: dict[str, Any]) -> None:

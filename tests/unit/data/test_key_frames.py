@@ -10,7 +10,7 @@ from umt_hf import UMTVideoProcessor
 from umt_hf.data.ava_labels import AVA_EVALUATED_IDS, AVA_LABELS
 from umt_hf.data.key_frames import (
     KeyFrame,
-    build_table,
+    build_key_frame_table,
     load_detections,
     load_key_frames,
     read_exclusions,
@@ -132,9 +132,9 @@ def test_own_json(tmp_path):
     assert frames[1].labels == [[]] and (frames[1].width, frames[1].height) == (64, 48)
     assert frames[2].boxes == [[2, 0, 9, 9]] and frames[2].video == str(tmp_path / "c.mp4")
     assert load_key_frames(path, label_keys=["color"])[0][2].labels == [[0]]
-    rows = build_table(frames)
+    rows = build_key_frame_table(frames)
     assert rows[0]["key_frame"] is None and rows[1]["key_frame"] == 3 and rows[0]["labels"] == [[1, 0], [0]]
-    with pytest.raises(ValueError, match=r"object 0: the labels \['wave'\] are no classes"):
+    with pytest.raises(ValueError, match=r"object 0: the labels \['wave'\] are not classes"):
         load_key_frames(path, class_names=["run"])
 
 
@@ -218,15 +218,15 @@ def test_every_published_run_has_a_recipe():
 @pytest.mark.parametrize("recipe", ROWS)
 def test_recipes_equal_the_published_settings(recipe):
     row, optim = ROWS[recipe], ROWS[recipe]["optim"]
-    task, _, data, augmentation, training = parse_config(
+    task, data, augmentation, training = parse_config(
         finetune_detection.SECTIONS, ["--config", recipe, "--bf16", "false"]
     )
     size = row["model"]
     assert task.model_name_or_path == f"umt-vit-{size}-k710" and size in training.output_dir
     assert row["init_from"].startswith(f"{size}_ptk710_ftk710") and task.mode == "full"
-    assert (task.num_frames, task.image_size, task.short_side) == (row["frames"], row["train_crop"], row["short_side"])
-    assert (task.sampling_strategy, task.frame_stride) == ("dense", row["frame_stride"]) and row["sparse"]
-    assert task.frame_span == 300 and task.drop_path_rate == row["drop_path"]
+    assert (task.num_frames, task.image_size, data.short_side) == (row["frames"], row["train_crop"], row["short_side"])
+    assert (data.sampling_strategy, data.frame_stride) == ("dense", row["frame_stride"]) and row["sparse"]
+    assert data.frame_span == 300 and task.drop_path_rate == row["drop_path"]
     colors = row["color_jitter_hsv"]
     assert [augmentation.hue_degrees, augmentation.saturation_jitter, augmentation.value_jitter] == list(
         colors.values()

@@ -87,7 +87,7 @@ def test_folders(tmp_path):
     assert "label" not in load_videos(str(tmp_path / "jump"))[0]
     named = load_videos(str(tmp_path), class_names=["swim", "run", "jump"])
     assert [row["label"] for row in named] == [2, 2, 1]
-    with pytest.raises(ValueError, match=r"\['run'\] are no classes"):
+    with pytest.raises(ValueError, match=r"\['run'\] are not classes"):
         load_videos(str(tmp_path), class_names=["jump"])
     (tmp_path / "stray.mp4").touch()
     assert len(load_videos(str(tmp_path))) == 4 and "label" not in load_videos(str(tmp_path))[0]

@@ -44,17 +44,17 @@ def test_every_published_run_has_a_recipe():
 @pytest.mark.parametrize("recipe", ROWS)
 def test_recipes_equal_the_published_settings(recipe):
     row = ROWS[recipe]
-    task, augmentation, training = parse_config(script.SECTIONS, ["--config", recipe, "--bf16", "false"])
+    task, data, augmentation, views, training = parse_config(script.SECTIONS, ["--config", recipe, "--bf16", "false"])
     size = row["model"]
     assert task.model_name_or_path.startswith(f"umt-vit-{size}") and f"umt-vit-{size}" in training.output_dir
-    assert (task.num_classes, task.num_frames, task.image_size) == (
+    assert (data.num_classes, task.num_frames, task.image_size) == (
         row["num_classes"],
         row["frames"],
         row["input_size"],
     )
-    assert (task.test_clips, task.test_crops) == (row["test_clips"], row["test_crops"])
-    assert task.csv_separator == row["csv_separator"] and task.drop_path_rate == row["drop_path"]
-    assert task.sampling_strategy == ("segments" if "ssv2" in recipe else "uniform")
+    assert (views.num_clips, views.num_crops) == (row["test_clips"], row["test_crops"])
+    assert data.csv_separator == row["csv_separator"] and task.drop_path_rate == row["drop_path"]
+    assert data.sampling_strategy == ("segments" if "ssv2" in recipe else "uniform")
     assert task.mode == "full" and training.layer_decay == row["layer_decay"]
     assert training.per_device_train_batch_size == row["batch_per_gpu"]
     assert augmentation.repeated_augmentation == row["num_sample"]
@@ -182,11 +182,11 @@ def build_clips(tmp_path, num_videos: int = 4, **changes) -> script.LabeledClips
     return script.LabeledClips(Dataset.from_list(rows), processor, transform, seed=3, **changes)
 
 
-def test_clips_hang_on_seed_epoch_and_row_alone(tmp_path):
+def test_clips_depend_on_seed_epoch_and_row_alone(tmp_path):
     clips = build_clips(tmp_path, repeated_augmentation=2)
 
     def load(workers: int) -> list[dict]:
-        collator = script.ClipCollator(ClipMix(4, 0.8, 1.0))
+        collator = script.LabelledClipCollator(ClipMix(4, 0.8, 1.0))
         return list(torch.utils.data.DataLoader(clips, batch_size=2, num_workers=workers, collate_fn=collator))
 
     first = load(0)
@@ -207,7 +207,7 @@ def test_clips_hang_on_seed_epoch_and_row_alone(tmp_path):
 
 def test_copies_of_a_video_do_not_lie_next_to_each_other(tmp_path):
     clips = build_clips(tmp_path, num_videos=3, repeated_augmentation=2)
-    batch = script.ClipCollator()([clips[index] for index in range(3)])
+    batch = script.LabelledClipCollator()([clips[index] for index in range(3)])
     assert batch["labels"].tolist() == [0, 1, 2, 0, 1, 2]
     assert torch.equal(batch["pixel_values"][4], clips[1]["pixel_values"][1])
 
@@ -318,7 +318,7 @@ def test_flags_reach_the_trainer(tmp_path):
         for split in ("train", "validation"):
             command += [f"--{split}_data", str(tmp_path / f"{split}.csv")]
         command += ["--use_cpu", "true", "--report_to", "none", *flags]
-        return script.build_trainer(*parse_config(script.SECTIONS, command))
+        return script.build_classification_trainer(*parse_config(script.SECTIONS, command))
 
     flags = ("--class_weighting", "balanced", "--mixup_alpha", "0.8", "--repeated_augmentation", "2")
     trainer = build(*flags, "--erasing_probability", "0.25", "--horizontal_flip_probability", "0")
@@ -336,8 +336,8 @@ def test_the_log_tells_what_is_trained_and_the_memory(mode, tmp_path, caplog):
     caplog.set_level("INFO", logger="umt_hf")
     start = UMTVideoForVideoClassification(tiny_config())
     start.save_pretrained(tmp_path)
-    fields = {"model_name_or_path": str(tmp_path), "train_data": "", "validation_data": "", "lora_rank": 4}
-    script.build_model(script.ClassificationArguments(**fields, mode=mode), ["a", "b", "c"])
+    fields = {"model_name_or_path": str(tmp_path), "lora_rank": 4}
+    script.build_classifier(script.ClassificationModelArguments(**fields, mode=mode), ["a", "b", "c"])
     head, width = 2 * 24 + 24 * 3 + 3, 24
     adapters = 2 * 2 * (4 * width + width * 4)  # query and value of 2 layers, two matrices of rank 4 each
     trained = {
@@ -366,8 +366,8 @@ def test_modes_and_the_pooling_of_the_start(tmp_path):
     """Probes choose their pooling; what else starts from a classifier keeps its pooling and trains it."""
 
     def build(start: str, mode: str) -> nn.Module:
-        fields = {"model_name_or_path": str(tmp_path / start), "train_data": "", "validation_data": ""}
-        return script.build_model(script.ClassificationArguments(**fields, mode=mode), ["a", "b", "c"])
+        fields = {"model_name_or_path": str(tmp_path / start)}
+        return script.build_classifier(script.ClassificationModelArguments(**fields, mode=mode), ["a", "b", "c"])
 
     for pooling in ("mean", "attentive"):
         model = UMTVideoForVideoClassification(tiny_config(pooling_type=pooling))
@@ -398,8 +398,8 @@ def test_head_rows(tmp_path):
     (tmp_path / "rows.json").write_text("[4, 0, 2]")
 
     def build(rows: str | None) -> nn.Module:
-        fields = {"model_name_or_path": str(tmp_path / "start"), "train_data": "", "validation_data": ""}
-        return script.build_model(script.ClassificationArguments(**fields, head_rows=rows), ["a", "b", "c"])
+        fields = {"model_name_or_path": str(tmp_path / "start")}
+        return script.build_classifier(script.ClassificationModelArguments(**fields, head_rows=rows), ["a", "b", "c"])
 
     assert torch.equal(build("first").classifier.weight, start.classifier.weight[:3])
     assert torch.equal(build(str(tmp_path / "rows.json")).classifier.weight, start.classifier.weight[[4, 0, 2]])

@@ -70,7 +70,9 @@ def test_fine_tuning_recipes_equal_the_published_experiments(name, row):
     common = EXPERIMENTS["common_to_all"]
     assert training.weight_decay == common["weight_decay"] and training.max_grad_norm == 0
     assert [training.adam_beta1, training.adam_beta2] == common["betas"]
-    assert training.min_learning_rate_share == common["min_lr_multi"] and evaluation.top_k == common["k_test"]
+    assert training.min_learning_rate_share == common["min_lr_multi"]
+    top_k = evaluation.top_k if task == "qa" else evaluation.rerank_top_k
+    assert top_k == common["k_test"]
     assert training.load_best_model_at_end and training.eval_strategy == training.save_strategy == "epoch"
 
     splits = {"finetuning/ret_anet": "val"}  # what is called test there is the published validation file
@@ -100,7 +102,7 @@ def test_zero_shot_recipes_equal_the_published_experiments(name, row):
         assert (recipe["evaluation"].get("captions") == "paragraph") is row.get("is_paragraph_retrieval", False)
         assert data.get("first_seconds") == (30 if row.get("trimmed30") else None)
         assert data["data"].startswith(f"{data_name}_ret_")
-        assert recipe["evaluation"]["top_k"] == EXPERIMENTS["common_to_all"]["k_test"]
+        assert recipe["evaluation"]["rerank_top_k"] == EXPERIMENTS["common_to_all"]["k_test"]
 
 
 def test_variants_are_named_in_errors():
@@ -148,12 +150,12 @@ def test_batches_of_pairs(processor):
         make_sample(3, video={"path": None, "bytes": b"1"}, caption="a blue ring"),
         make_sample(4, video={"path": None, "bytes": b"2"}, caption="a blue ring"),
     ]
-    batch = finetune_retrieval.PairCollator(processor, pair_by_caption=False)(samples)
+    batch = finetune_retrieval.CaptionCollator(processor, pair_by_caption=False)(samples)
     assert batch["input_ids"].tolist()[:3] == [[2, 5, 6, 8, 0, 0], [2, 5, 6, 8, 0, 0], [2, 5, 7, 8, 0, 0]]
     assert batch["pixel_values"].shape == (5, 2, 3, 4, 4) and batch["return_loss"] is True
     assert batch["failures"] == [f"bad {number}" for number in range(5)]
     assert group_places(batch["pair_ids"]) == [[0, 2], [1], [3], [4]]
-    batch = finetune_retrieval.PairCollator(processor, pair_by_caption=True)(samples)
+    batch = finetune_retrieval.CaptionCollator(processor, pair_by_caption=True)(samples)
     assert group_places(batch["pair_ids"]) == [[0, 1], [2, 3, 4]]
 
 

@@ -233,7 +233,7 @@ def test_a_folder_without_records_says_so(classifier):
 def test_detector(tmp_path):
     UMTVideoForActionDetection(UMTVideoConfig(**TINY, num_labels=3)).save_pretrained(tmp_path)
     text = write_model_card(tmp_path).read_text()
-    assert lint(text) == [] and "detect_in_video" in text and "without names" in text
+    assert lint(text) == [] and "detector = ActionDetector(" in text and "without names" in text
     assert "AVA" not in text and "trust_remote_code" not in text
 
 

@@ -126,7 +126,7 @@ def test_a_hub_id_without_its_weights(tmp_path, monkeypatch):
         hub.add_repo("me/model", {file.name: file for file in (tmp_path / "model").iterdir()})
         info, local = describe_model("me/model"), describe_model(tmp_path / "model")
         cached = {file.name for file in (tmp_path / "hub" / "home").rglob("*.safetensors")}
-        with pytest.raises(FileNotFoundError, match="me/other is no folder here"):
+        with pytest.raises(FileNotFoundError, match="me/other is not a folder here"):
             describe_model("me/other")
     assert info.weights == local.weights and info.costs == local.costs and info.labels == local.labels
     assert not cached  # their headers were read, and nothing was kept

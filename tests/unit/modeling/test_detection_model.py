@@ -27,7 +27,7 @@ def build_model(**changes) -> UMTVideoForActionDetection:
 
 
 def interpolate(channel: torch.Tensor, y: float, x: float) -> float:
-    """Bilinear value at a point, 0 more than a cell outside, else clamped: RoIAlign's own law without a shift."""
+    """Bilinear value at a point, 0 more than a cell outside, else clamped: RoIAlign's own rule without a shift."""
     rows, columns = channel.shape
     if y < -1 or y > rows or x < -1 or x > columns:
         return 0.0

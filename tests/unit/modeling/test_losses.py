@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.parity.multi_modality import assert_equal, load_case
+from tests.processes import run_ranks
 from tests.unit.modeling.test_modeling_video_text import TINY, build_batch, build_draws
 from umt_hf.modeling.configuration_umt_video_text import UMTVideoTextConfig
 from umt_hf.modeling.losses_umt import (
@@ -119,21 +119,21 @@ def run_contrast(rows: slice, gather: str) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach(), **{f"grad_{name}": tensor.grad for name, tensor in tensors.items()}}
 
 
-def work(rank: int, folder: str) -> None:
+def work(folder: Path) -> None:
     """One of two processes: its half of every batch."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     third, half = slice(3 * rank, 3 * rank + 3), slice(2 * rank, 2 * rank + 2)
     results = {gather: run_contrast(third, gather) for gather in ("exact", "published")}
     results["student"] = run_student(half, DistributedDataParallel)
-    torch.save(results, Path(folder) / f"{rank}.pt")
+    torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory) -> list[dict[str, dict[str, torch.Tensor]]]:
     folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    run_ranks(work, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

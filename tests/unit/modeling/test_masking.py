@@ -1,4 +1,4 @@
-"""Counts and sampling law of the masks."""
+"""Counts and sampling distribution of the masks."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from umt_hf.modeling.masking_umt_video import (
 
 
 @pytest.mark.parametrize("index", range(len(load_table("mask_law")["tables"])))
-def test_attention_mask_follows_the_published_law(index):
+def test_attention_mask_follows_the_published_distribution(index):
     table = load_table("mask_law")["tables"][index]
     draws = 20000
     row = torch.tensor(table["attention_row"])

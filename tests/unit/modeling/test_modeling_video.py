@@ -387,7 +387,7 @@ def test_parallel_plans_name_modules_that_exist(plan):
 
 
 def test_attention_under_tensor_parallel_shapes(video):
-    """With half the heads on each of two devices, the row-wise output projections add up to the whole."""
+    """With half the heads on each of two devices, the row-wise output projections add up to the full output."""
     model = UMTVideoModel(UMTVideoConfig(**TINY)).eval()
     attention = model.layers[0].attention
     states = torch.randn(2, 10, 32)
@@ -463,6 +463,7 @@ def test_teacher_features_at_visible_tokens(video):
         UMTTeacher(CLIPVisionModelWithProjection(config), num_aligned_layers=1, image_size=30)
 
 
+@pytest.mark.slow
 def test_import_stays_light():
     """Importing the package loads no decoder, no datasets, no PEFT beyond what torch and Transformers load."""
     code = (

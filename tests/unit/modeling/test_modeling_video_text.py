@@ -423,6 +423,7 @@ def test_gradient_checkpointing_changes_nothing(config, batch, reentrant):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
 
 
+@pytest.mark.slow
 def test_compiles_to_one_graph_with_given_draws(config, batch):
     model = UMTVideoTextForPreTraining(config).eval()
     batch["visible_indices"] = compute_visible_indices(batch.pop("bool_masked_pos"), 8)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPVisio
 from umt_hf import UMTVideoConfig, UMTVideoModel
 from umt_hf.moving_shapes import tiny_clip as teacher
 from umt_hf.moving_shapes.render import NUM_FRAMES, write_moving_shapes
-from umt_hf.moving_shapes.tiny_clip import ATTRIBUTES, CAPTIONS, TeacherArguments
+from umt_hf.moving_shapes.tiny_clip import ATTRIBUTES, CAPTIONS, TinyCLIPArguments
 from umt_hf.teachers.clip import UMTTeacher
 
 
@@ -26,7 +26,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def arguments(data, tmp_path_factory):
     output_dir = str(tmp_path_factory.mktemp("clip"))
-    return TeacherArguments(data=str(data), output_dir=output_dir, max_steps=3, batch_size=8, num_clips=3)
+    return TinyCLIPArguments(data=str(data), output_dir=output_dir, max_steps=3, batch_size=8, num_train_clips=3)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def folder(arguments):
 def test_every_word_of_a_caption_reaches_its_embedding(arguments):
     """Text is pooled at the end of the caption: changing any one attribute moves the embedding."""
     torch.manual_seed(0)
-    tokenizer = teacher.build_tokenizer()
+    tokenizer = teacher.build_word_tokenizer()
     model = teacher.build_clip(arguments, tokenizer).eval()
     embeddings = model.text_model(**teacher.tokenize(tokenizer, range(len(CAPTIONS)))).pooler_output
     embeddings = embeddings.unflatten(0, [len(words) for words in ATTRIBUTES.values()])
@@ -50,7 +50,7 @@ def test_every_word_of_a_caption_reaches_its_embedding(arguments):
 
 
 def test_tokenizer_knows_every_word():
-    tokenizer = teacher.build_tokenizer()
+    tokenizer = teacher.build_word_tokenizer()
     ids = tokenizer(list(CAPTIONS), return_tensors="pt")["input_ids"]
     assert tokenizer.unk_token_id not in ids
     assert (ids[:, 0] == tokenizer.bos_token_id).all() and (ids[:, -1] == tokenizer.eos_token_id).all()
@@ -99,7 +99,7 @@ def test_folder_loads_with_every_class_that_needs_it(folder):
         expected = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
         torch.testing.assert_close(tower.eval()(pixel_values=pixels).image_embeds, expected)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer(CAPTIONS[0])["input_ids"] == teacher.build_tokenizer()(CAPTIONS[0])["input_ids"]
+    assert tokenizer(CAPTIONS[0])["input_ids"] == teacher.build_word_tokenizer()(CAPTIONS[0])["input_ids"]
     processor = CLIPImageProcessor.from_pretrained(folder)
     frame = torch.randint(256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     seen = torch.as_tensor(processor(frame, return_tensors="pt")["pixel_values"][0])
@@ -125,7 +125,7 @@ def test_other_models_are_no_teacher(folder, tmp_path):
     weights = load_file(half / "model.safetensors")
     del weights["visual_projection.weight"]
     save_file(weights, half / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="no whole CLIP vision tower.* lacks visual_projection.weight"):
+    with pytest.raises(ValueError, match="not a complete CLIP vision tower.* lacks visual_projection.weight"):
         UMTTeacher.from_pretrained(str(tmp_path / "half"), num_aligned_layers=2)
 
 
@@ -142,12 +142,13 @@ def test_a_seed_fixes_the_weights(arguments, folder, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_training_learns_the_colors(arguments, data):
     torch.manual_seed(0)
-    tokenizer = teacher.build_tokenizer()
-    args = dataclasses.replace(arguments, max_steps=120, batch_size=32, num_clips=24)
+    tokenizer = teacher.build_word_tokenizer()
+    args = dataclasses.replace(arguments, max_steps=120, batch_size=32, num_train_clips=24)
     model = teacher.build_clip(args, tokenizer)
-    frames = teacher.load_frames(data, "train", args.num_clips)
+    frames = teacher.load_frames(data, "train", args.num_train_clips)
     assert len(frames.pixels) == len(frames.caption_ids) == 24 * NUM_FRAMES // 2
     teacher.fit(model, tokenizer, frames, args)
     assert teacher.compute_zero_shot_accuracy(model, tokenizer, frames)["color"] > 0.5  # 1 / 6 by chance

@@ -31,7 +31,7 @@ def write_grey_levels(path, levels):
 
 
 def read_levels(source, offsets, **key) -> list[int]:
-    """Number of each frame, which its grey level tells in steps of 8."""
+    """Number of each frame, which its grey level gives in steps of 8."""
     return np.round(read_key_clip(source, offsets, **key).mean(axis=(1, 2, 3)) / 8).astype(int).tolist()
 
 
@@ -40,7 +40,7 @@ def movie(tmp_path_factory):
     """Frames 0 to 23 at 8 a second, as one file and as files of the seconds 7, 8 and 9."""
     folder = tmp_path_factory.mktemp("movie")
     levels = [8 * i for i in range(24)]
-    write_grey_levels(folder / "whole.mp4", levels)
+    write_grey_levels(folder / "movie.mp4", levels)
     (folder / "seconds").mkdir()
     for second, name in enumerate(("0007.mp4", "8.mp4", "0009.mp4")):
         write_grey_levels(folder / "seconds" / name, levels[8 * second : 8 * second + 8])
@@ -48,7 +48,7 @@ def movie(tmp_path_factory):
 
 
 def test_clips_of_a_whole_video(movie):
-    video = str(movie / "whole.mp4")
+    video = str(movie / "movie.mp4")
     assert read_levels(video, [-5, 0, 3], key_seconds=1.25) == [5, 10, 13]
     assert read_levels(video, [-5, 0, 3], key_frame=10) == [5, 10, 13]
     assert read_levels(video, [0], key_seconds=1.26) == [11]  # the first frame that is not earlier
@@ -69,7 +69,7 @@ def test_clips_of_one_second_files(movie):
     assert read_levels(folder, [-2, -1, 0], key_seconds=7) == [0, 0, 0]
     with pytest.raises(VideoDecodingError, match=r"no file 10\.mp4"):
         read_key_clip(folder, [0], key_seconds=10)
-    with pytest.raises(ValueError, match="whole number"):
+    with pytest.raises(ValueError, match="an integer"):
         read_key_clip(folder, [0], key_frame=3)
     (movie / "broken").mkdir()
     (movie / "broken" / "3.mp4").write_bytes(b"no video")

@@ -96,7 +96,7 @@ def test_cleaning_is_an_option(processor):
     cleaned = processor(text="man-man")["input_ids"]
     assert cleaned[:4] == [101, 11, 11, 0]
     raw = build_processor(clean_text=False)(text="man-man")["input_ids"]
-    assert raw[:4] == [101, 11, 100, 11]  # the hyphen is a piece of its own, unknown here
+    assert raw[:4] == [101, 11, 100, 11]  # the hyphen is a separate piece, unknown here
 
 
 def test_texts_and_videos_together(processor):

@@ -107,7 +107,7 @@ def test_random_frames_are_equally_likely():
         counts = Counter(draws[:, segment].tolist())
         assert sorted(counts) == list(range(segment * 10, segment * 10 + 10))
         chi_square = sum((count - 400) ** 2 / 400 for count in counts.values())
-        assert chi_square < 34  # 9 degrees of freedom: one draw in 10,000 lies above
+        assert chi_square < 34  # 9 degrees of freedom: one draw in 10,000 is above
 
 
 def test_random_dense_clips_start_between_the_published_ends():

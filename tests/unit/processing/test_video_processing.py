@@ -83,7 +83,7 @@ def test_pixels_follow_the_published_steps(processor, frames):
     resized = torch.nn.functional.interpolate(clip, (32, 48), mode="bilinear", align_corners=False)
     expected = (resized[..., 8:40] / 255 - MEAN) / STD
     difference = (process(processor, frames)[0] - expected).abs().max()
-    assert difference < 1.01 / 255 / 0.224  # pixels are rounded to whole levels after resizing
+    assert difference < 1.01 / 255 / 0.224  # pixels are rounded to integer levels after resizing
 
 
 @pytest.mark.parametrize("strategy", ["uniform", "segments", "middle", "dense"])
@@ -159,11 +159,11 @@ def test_crops_equal_the_published_ones(row):
     height, width, short_side, num_crops, crop, resized, box = row
     frame = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     processor = UMTVideoProcessor(size=short_side, crop_size=short_side, do_normalize=False, do_rescale=False)
-    whole = process(processor, frame, do_center_crop=False, num_frames=1)
-    assert list(whole.shape[-2:]) == resized
+    full = process(processor, frame, do_center_crop=False, num_frames=1)
+    assert list(full.shape[-2:]) == resized
     top, left, bottom, right = box
     views = process(processor, frame, num_crops=num_crops, num_frames=1)
-    assert torch.equal(views[crop], whole[0, :, :, top:bottom, left:right])
+    assert torch.equal(views[crop], full[0, :, :, top:bottom, left:right])
 
 
 def test_videos_of_different_sizes_share_a_batch(processor, path, frames):

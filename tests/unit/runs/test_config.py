@@ -45,14 +45,14 @@ def test_published_values():
 @pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("stage2")])
 def test_every_stage2_recipe_parses(name):
     model, _, mask, losses, data, training = parse_config(stage2.SECTIONS, ["--config", name])
-    assert 0 < mask.mask_ratio < 1 and losses.vtc_loss_weight == 1 and len(data.train_data) >= 1
+    assert 0 < mask.mask_ratio < 1 and losses.vtc_loss_weight == 1 and len(data.train_corpora) >= 1
     assert training.lr_scheduler_type == "cosine_above_minimum" and model.max_text_tokens >= 12
 
 
 @pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("zero_shot")])
 def test_every_zero_shot_recipe_parses(name):
     model, data, evaluation = parse_config(evaluate_retrieval.SECTIONS, ["--config", name])
-    assert evaluation.top_k == 128 and data.num_frames == 4
+    assert evaluation.rerank_top_k == 128 and data.num_frames == 4
     assert model.model_name_or_path.replace("umt-vit-", "").replace("-", "_") == name.split(":")[1]
 
 
@@ -86,7 +86,7 @@ def test_published_stage_2_values(size, corpora):
     assert [mask.mask_type, mask.mask_ratio, mask.mask_type, mask.image_mask_ratio] == row["mask"]
     assert {name: getattr(losses, f"{name}_loss_weight") for name in row["loss_weight"]} == row["loss_weight"]
     assert data.batch_sizes == [row["batch_size_per_gpu"]] and data.rerank_top_k == common["k_test"]
-    assert len(data.train_data) == len(data.media_types) == {"5m": 2, "17m": 6, "25m": 6}[corpora]
+    assert len(data.train_corpora) == len(data.media_types) == {"5m": 2, "17m": 6, "25m": 6}[corpora]
     assert (training.learning_rate, training.num_train_epochs, training.warmup_epochs) == (
         row["lr"],
         row["epochs"],

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from umt_hf import UMTVideoProcessor
-from umt_hf.data.key_frames import KeyFrame, build_table
+from umt_hf.data.key_frames import KeyFrame, build_key_frame_table
 from umt_hf.finetuning.classification import LabeledClips
 from umt_hf.finetuning.detection import BoxedClips
 from umt_hf.finetuning.retrieval import RetrievalDataArguments
@@ -63,7 +63,7 @@ def build_clips(table: Dataset) -> dict:
     ]
     processor = UMTVideoProcessor(num_frames=4, sampling_strategy="dense", frame_stride=2, frame_span=20)
     transform = DetectionTransform(32, 36, processor.image_mean, processor.image_std)
-    clips["detection"] = BoxedClips(build_table(frames), processor, transform, 1, seed=3)
+    clips["detection"] = BoxedClips(build_key_frame_table(frames), processor, transform, 1, seed=3)
     return clips
 
 

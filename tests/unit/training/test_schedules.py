@@ -14,7 +14,7 @@ from umt_hf.finetuning.trainer import (
     FinetuningArguments,
     FinetuningTrainer,
 )
-from umt_hf.training.arguments import TrainingArguments
+from umt_hf.training.arguments import PretrainingArguments
 from umt_hf.training.trainer import build_schedule
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "loops" / "rates.json"
@@ -37,7 +37,9 @@ def compute_pretraining_rates() -> dict[str, list[float]]:
     rates = {}
     for kind, warmup, peak, is_scaled, accumulation in itertools.product(KINDS, WARMUPS, PEAKS, (False, True), (1, 4)):
         fields = {**warmup, **peak, "scale_learning_rate": is_scaled, "gradient_accumulation_steps": accumulation}
-        args = TrainingArguments(num_train_epochs=3, lr_scheduler_type=kind, per_device_train_batch_size=8, **fields)
+        args = PretrainingArguments(
+            num_train_epochs=3, lr_scheduler_type=kind, per_device_train_batch_size=8, **fields
+        )
         schedule = build_schedule(args, batches_per_epoch=10, num_processes=3, repeated_augmentation=2)
         steps = range(schedule.total_steps + 2)
         rates[name_case("pre-training", kind, fields)] = [schedule(step) for step in steps]

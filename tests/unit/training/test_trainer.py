@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from umt_hf.runs.folder import MetricLog, read_metrics
-from umt_hf.training.arguments import TrainingArguments
+from umt_hf.training.arguments import PretrainingArguments
 from umt_hf.training.checkpointing import find_checkpoint, list_checkpoints
 from umt_hf.training.metric_meter import MetricMeter
 from umt_hf.training.trainer import TrainState, _step_if_finite, build_schedule
@@ -36,7 +36,7 @@ def take_step(norm: float, has_scaler: bool, was_skipped: bool = False, limit: f
     )
     optimizer, state = FakeOptimizer(), TrainState()
     model = torch.nn.Linear(1, 1)
-    _step_if_finite(accelerator, model, optimizer, TrainingArguments(max_grad_norm=limit), state)
+    _step_if_finite(accelerator, model, optimizer, PretrainingArguments(max_grad_norm=limit), state)
     return optimizer.steps, state.nonfinite_steps, limits[0]
 
 
@@ -69,19 +69,19 @@ def test_meter_weighs_and_leaves_out_what_is_not_finite():
 
 
 def test_lengths_in_epochs_and_steps():
-    args = TrainingArguments(
+    args = PretrainingArguments(
         num_train_epochs=3, warmup_epochs=1, gradient_accumulation_steps=2, per_device_train_batch_size=8
     )
     schedule = build_schedule(args, batches_per_epoch=10, num_processes=4, repeated_augmentation=2)
     assert (schedule.total_steps, schedule.warmup_steps) == (15, 5)
     assert schedule.peak == pytest.approx(1.5e-4 * 8 * 4 * 2 * 2 / 256)
-    args = TrainingArguments(max_steps=7, warmup_steps=3, scale_learning_rate=False)
+    args = PretrainingArguments(max_steps=7, warmup_steps=3, scale_learning_rate=False)
     schedule = build_schedule(args, None, 1)
     assert (schedule.total_steps, schedule.warmup_steps, schedule.peak) == (7, 3, 1.5e-4)
     with pytest.raises(ValueError, match="no steps"):
-        build_schedule(TrainingArguments(num_train_epochs=1, gradient_accumulation_steps=7), 5, 1)
+        build_schedule(PretrainingArguments(num_train_epochs=1, gradient_accumulation_steps=7), 5, 1)
     with pytest.raises(ValueError, match="warmup_steps"):
-        build_schedule(TrainingArguments(max_steps=7), None, 1)
+        build_schedule(PretrainingArguments(max_steps=7), None, 1)
 
 
 def test_log_is_cut_back_to_the_checkpoint_and_forgives_a_cut_line(tmp_path):

@@ -18,16 +18,19 @@ class TopKAccuracy(evaluate.Metric):
             {"predictions": datasets.Sequence(datasets.Value("float32")), "references": datasets.Value("int64")}
         )
         return evaluate.MetricInfo(
-            description=self.__doc__,
+            description=self.__doc__ or "",
             citation="",
-            inputs_description="predictions: one list of class scores a row; references: class indices.",
+            inputs_description="predictions: one list of class scores per row; references: class indices.",
             features=features,
         )
 
+    # pyrefly: ignore[bad-override]  `evaluate` calls it with these columns by name
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         scores, labels = np.asarray(predictions), np.asarray(references)
+        # Stable, so that a tie falls the same way on every machine.
         order = np.argsort(-scores, axis=1, kind="stable")
         hits = order == labels[:, None]
+        # With five classes or fewer, top-5 is always right.
         counts = [1, 5] if scores.shape[1] > 5 else [1]
         return {f"top{k}_accuracy": float(hits[:, :k].any(axis=1).mean()) for k in counts}
 
@@ -46,12 +49,13 @@ class ExactAnswerAccuracy(evaluate.Metric):
             {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
         )
         return evaluate.MetricInfo(
-            description=self.__doc__,
+            description=self.__doc__ or "",
             citation="",
-            inputs_description="predictions: an answer or None a question; references: lists of annotated answers.",
+            inputs_description="predictions: an answer or None per question; references: lists of annotated answers.",
             features=features,
         )
 
+    # pyrefly: ignore[bad-override]  `evaluate` calls it with these columns by name
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         right = [answer in annotated for answer, annotated in zip(predictions, references, strict=True)]
         return {"accuracy": sum(right) / len(right)}
@@ -65,15 +69,17 @@ class ChoiceAccuracy(evaluate.Metric):
             {"predictions": datasets.Sequence(datasets.Value("float32")), "references": datasets.Value("int64")}
         )
         return evaluate.MetricInfo(
-            description=self.__doc__,
+            description=self.__doc__ or "",
             citation="",
-            inputs_description="predictions: one list of option scores a row; references: index of the right option.",
+            inputs_description="predictions: one list of option scores per row; references: the right option's index.",
             features=features,
         )
 
+    # pyrefly: ignore[bad-override]  `evaluate` calls it with these columns by name
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         right = []
         for scores, answer in zip(predictions, references, strict=True):
             is_right = torch.arange(len(scores))[None] == answer
+            # By rank, so that a model that scores all options alike gets none right.
             right.append(compute_ranks(torch.tensor([scores]), is_right).item() == 1)
         return {"accuracy": sum(right) / len(right)}

@@ -27,6 +27,7 @@ def mark_true_positives(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
     iou = compute_iou(boxes, truth)
     taken = set()
     for row, best in enumerate(iou.argmax(axis=1)):
+        # Each true box can be found once; a second detection of it is a false alarm.
         if iou[row, best] >= IOU_THRESHOLD and best not in taken:
             marks[row] = True
             taken.add(best)
@@ -37,6 +38,7 @@ def compute_average_precision(scores: np.ndarray, is_true: np.ndarray, num_truth
     """Area under precision, made to fall with recall, summed over every step of recall."""
     hits = is_true[np.argsort(-scores, kind="stable")].cumsum()
     precision = hits / np.arange(1, len(hits) + 1)
+    # The published curve takes the best precision at this recall or a higher one.
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     return float((np.diff(hits, prepend=0) * precision).sum() / num_truth)
 
@@ -53,12 +55,13 @@ class FrameMeanAveragePrecision(evaluate.Metric):
         boxes = {"boxes": [[datasets.Value("float64")]], "classes": [datasets.Value("int64")]}
         features = {"predictions": {**boxes, "scores": [datasets.Value("float64")]}, "references": boxes}
         return evaluate.MetricInfo(
-            description=self.__doc__,
+            description=self.__doc__ or "",
             citation="",
-            inputs_description="a key frame each: boxes x1 y1 x2 y2, the class of each box, and its score.",
+            inputs_description="per key frame: boxes x1 y1 x2 y2, the class of each box, and its score.",
             features=datasets.Features(features),
         )
 
+    # pyrefly: ignore[bad-override]  `evaluate` calls it with these columns by name
     def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
         return compute_frame_map(predictions, references)
 
@@ -96,6 +99,7 @@ def _score_class(found: list[dict], truth: list[dict], label: int) -> float:
     scores, marks, num_truth = [], [], 0
     for detections, frame in zip(found, truth, strict=True):
         rows = np.flatnonzero(detections["classes"] == label)
+        # The best detection takes a box first.
         rows = rows[np.argsort(-detections["scores"][rows], kind="stable")]
         true_boxes = frame["boxes"][frame["classes"] == label]
         num_truth += len(true_boxes)

@@ -31,8 +31,8 @@ def mark_right_items(right_items: Sequence[Sequence[int]], num_items: int) -> to
 def compute_ranks(scores: torch.Tensor, is_right: torch.Tensor) -> torch.Tensor:
     """Place of each query's best right item, counted from 1.
 
-    Wrong items of the same score come before it: a model that scores everything alike finds nothing. So the rank hangs
-    neither on the order of the items nor on a sorting algorithm.
+    Wrong items of the same score come before it: a model that scores everything alike finds nothing. So the rank
+    depends neither on the order of the items nor on a sorting algorithm.
 
     Args:
         scores: `(queries, items)`, higher is better.
@@ -49,6 +49,7 @@ def compute_ranks(scores: torch.Tensor, is_right: torch.Tensor) -> torch.Tensor:
     if not is_right.any(dim=1).all():
         row = int((~is_right.any(dim=1)).nonzero()[0])
         raise ValueError(f"Query {row} has no right item to be found.")
+    # Of several right items the best one counts.
     best = scores.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)
     return 1 + ((scores >= best) & ~is_right).sum(dim=1)
 
@@ -61,12 +62,13 @@ class RetrievalRecall(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=self.__doc__,
+            description=self.__doc__ or "",
             citation="",
             inputs_description="predictions: rank of each query's best right item, counted from 1.",
             features=datasets.Features({"predictions": datasets.Value("int64")}),
         )
 
+    # pyrefly: ignore[bad-override]  `evaluate` calls it with these columns by name
     def _compute(self, predictions: Any) -> dict[str, float]:
         ranks = np.asarray(predictions)
         recalls = {f"r{k}": float((ranks <= k).mean()) for k in RECALL_AT}

@@ -1,25 +1,30 @@
-"""Stage 1 end to end on the embedded data: render, train a tiny teacher, pre-train, export, load, evaluate, draw.
+"""What the features of stage 1 hold: probes on the student of the embedded data, untrained weights and the teacher.
 
-    python examples/moving_shapes_stage1.py --output_dir outputs/moving_shapes
-    python examples/moving_shapes_stage1.py --output_dir outputs/seeds --seeds 10 11 12
+    python -m umt_hf.moving_shapes.probes --output_dir outputs/moving_shapes
 
-Every step runs in a process of its own, as a user would run it.
+Reads the folders `data`, `teacher` and `student` that `tour` leaves; writes accuracies and pictures beside them.
 """
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import typer
+from tqdm import tqdm
+from transformers import AutoModel, AutoVideoProcessor
+
+from ..modeling.masking_umt_video import sample_attention_mask
+from ..plots import plot_losses, plot_masks
+from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.folder import LOSS_PICTURE, METRICS_FILE
+from ..teachers.clip import UMTTeacher
 
 APPEARANCES, MOTIONS = "appearance", "motion"
-POOLINGS = {"mean": "mean over all tokens", "ordered": "one mean a frame, in time order"}
+POOLINGS = {"mean": "mean over all tokens", "ordered": "one mean per frame, in time order"}
 COLUMNS = {
     "motion, linear": (MOTIONS, "linear"),
     "motion, MLP": (MOTIONS, "MLP"),
@@ -27,89 +32,37 @@ COLUMNS = {
 }
 CHANCE = {MOTIONS: 1 / 4, APPEARANCES: 1 / 36}
 PROBE_STEPS = 800
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
-LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-# Threads that wait without spinning leave the cores to the workers that decode.
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def main() -> None:
-    """Run one seed or several, then print the table."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the arguments and evaluate.
+
+    Args:
+        arguments: Command line; `None` = the process's.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/moving_shapes"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="Each seed draws its own data and weights.")
-    parser.add_argument("--max_steps", type=int, help="Shorten pre-training, for a quick look.")
-    parser.add_argument("--evaluate", action="store_true", help="Only evaluate what lies in output_dir.")
-    args = parser.parse_args()
-    if args.evaluate:
-        evaluate(args.output_dir)
-        return
-    results = []
-    for seed in args.seeds:
-        folder = args.output_dir if len(args.seeds) == 1 else args.output_dir / f"seed_{seed}"
-        results.append(run_seed(folder, seed, args.max_steps))
-    print(format_table(results))
-    if len(results) > 1:
-        (args.output_dir / "table.md").write_text(format_table(results) + "\n")
-    else:
-        print(f"\nPictures: {args.output_dir / 'losses.png'}, {args.output_dir / 'masks.png'}")
-    print(f"Model:    {args.output_dir / 'student'}  (AutoModel.from_pretrained)")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/moving_shapes"), help="Folder of the tour.")
+    parser.add_argument("--probe_steps", type=int, default=PROBE_STEPS, help="Optimizer steps of a probe.")
+    args = parser.parse_args(arguments)
+    measure_probes(args.output_dir, args.probe_steps)
 
 
-def run_seed(folder: Path, seed: int, max_steps: int | None) -> dict:
-    """Data, teacher, student and evaluation of one seed; what exists already is not made again."""
-    data, teacher, student = folder / "data", folder / "teacher", folder / "student"
-    python = [sys.executable, "-m"]
-    training = ["--train_data", data / "train.csv", "--validation_data", data / "validation.csv"]
-    training += ["--teacher_name_or_path", teacher, "--output_dir", student, "--seed", seed]
-    training += ["--resume_from_checkpoint", "auto"]
-    training += [] if max_steps is None else ["--max_steps", max_steps]
-    steps = [
-        ("render the videos", [*python, "umt_hf.cli", "data", "moving-shapes", data, "--seed", seed]),
-        (
-            "train the teacher",
-            [*python, "umt_hf.moving_shapes.tiny_clip", "--data", data, "--output_dir", teacher, "--seed", seed],
-        ),
-        ("pre-train", [*LAUNCH, "-m", "umt_hf.training.stage1", "--config", "stage1_moving_shapes", *training]),
-        ("evaluate in a new process", [sys.executable, __file__, "--evaluate", "--output_dir", folder]),
-    ]
-    if (teacher / "config.json").is_file():
-        del steps[1]
-    seconds = run_steps(seed, steps)
-    result = json.loads((folder / "results.json").read_text())
-    result["seconds"] = seconds
-    (folder / "results.json").write_text(json.dumps(result, indent=2) + "\n")
-    return result
+def measure_probes(folder: Path, probe_steps: int = PROBE_STEPS) -> None:
+    """Load the exported folder, embed all clips, fit the probes, write results and pictures.
 
-
-def run_steps(seed: int, steps: list[tuple[str, list]]) -> dict[str, float]:
-    """Run named commands one after another, each in its own process; how many seconds each took."""
-    seconds = {}
-    for number, (name, command) in enumerate(steps, start=1):
-        print(f"[seed {seed}, {number}/{len(steps)}] {name}", flush=True)
-        started = time.perf_counter()
-        subprocess.run([str(part) for part in command], check=True, env={**os.environ, **ENVIRONMENT})
-        seconds[name] = round(time.perf_counter() - started, 1)
-    print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()), flush=True)
-    return seconds
-
-
-def evaluate(folder: Path) -> None:
-    """Load the exported folder, embed all clips, fit the probes, write results and pictures."""
-    from transformers import AutoModel, AutoVideoProcessor
-
-    import umt_hf
-    from umt_hf.plots import plot_losses
-
+    Args:
+        folder: Folder of the tour.
+        probe_steps: Optimizer steps of a probe.
+    """
     torch.manual_seed(0)
     processor = AutoVideoProcessor.from_pretrained(folder / "student")
     student = AutoModel.from_pretrained(folder / "student").eval()
     untrained = AutoModel.from_config(student.config).eval()
-    teacher = umt_hf.UMTTeacher.from_pretrained(folder / "teacher", num_aligned_layers=1)
+    teacher = UMTTeacher.from_pretrained(str(folder / "teacher"), num_aligned_layers=1)
 
     @torch.no_grad()
     def embed_clips(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One vector a frame from each network, `(B, T, D)`."""
+        """One vector per frame from each network, `(B, T, D)`."""
         num_frames = pixel_values.shape[1]
         frames = teacher.vision_tower(pixel_values=pixel_values.flatten(0, 1)).image_embeds
         tokens = {
@@ -128,19 +81,30 @@ def evaluate(folder: Path) -> None:
             row = accuracy[f"{network}, {pooling}"] = {}
             for column, (task, probe) in COLUMNS.items():
                 features = [(pool(split[network], pooling), split[task]) for split in splits.values()]
-                row[column] = fit_probe(features, build_probe=PROBES[probe])
-            print(
-                f"  {network}, {POOLINGS[pooling]}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()), flush=True
-            )
+                row[column] = fit_probe(features, PROBES[probe], probe_steps)
+            typer.echo(f"  {network}, {POOLINGS[pooling]}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
     (folder / "results.json").write_text(json.dumps({"accuracy": accuracy}, indent=2) + "\n")
-    plot_losses(folder / "student" / "metrics.jsonl", folder / "losses.png")
+    plot_losses(folder / "student" / METRICS_FILE, folder / LOSS_PICTURE)
     draw_masks(folder, processor, teacher, student.config.mask_ratio)
 
 
-def embed_split(data: Path, split: str, processor, embed_clips) -> dict[str, torch.Tensor]:
-    """Features and labels of a split."""
-    from tqdm import tqdm
+def embed_split(
+    data: Path,
+    split: str,
+    processor: UMTVideoProcessor,
+    embed_clips: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
+    """Features and labels of a split.
 
+    Args:
+        data: Folder with the annotations of the split.
+        split: What their names start with.
+        processor: Reads the clips.
+        embed_clips: Features by name, of clips `(B, T, C, H, W)`.
+
+    Returns:
+        The features of all clips by name, and the labels by the name of their task.
+    """
     rows = [line.rsplit(",", 1) for line in (data / f"{split}_motion.csv").read_text().splitlines()]
     appearances = [line.rsplit(",", 1)[1] for line in (data / f"{split}_appearance.csv").read_text().splitlines()]
     parts = []
@@ -153,7 +117,7 @@ def embed_split(data: Path, split: str, processor, embed_clips) -> dict[str, tor
 
 
 def pool(frames: torch.Tensor, pooling: str) -> torch.Tensor:
-    """One vector a clip from its vectors a frame `(clips, T, D)`."""
+    """One vector per clip from its vectors per frame `(clips, T, D)`."""
     return frames.mean(dim=1) if pooling == "mean" else frames.flatten(1)
 
 
@@ -167,13 +131,16 @@ PROBES = {"linear": torch.nn.Linear, "MLP": build_mlp}
 
 
 def fit_probe(
-    splits: list[tuple[torch.Tensor, torch.Tensor]], build_probe: Callable[[int, int], torch.nn.Module]
+    splits: list[tuple[torch.Tensor, torch.Tensor]],
+    build_probe: Callable[[int, int], torch.nn.Module],
+    max_steps: int = PROBE_STEPS,
 ) -> float:
     """Test accuracy of a probe on standardised features, at the step where the validation split is best.
 
     Args:
         splits: Features and labels of the training, validation and test clips.
         build_probe: Makes the probe from the numbers of inputs and labels.
+        max_steps: Optimizer steps; the validation split is tried every 50.
     """
     (train, train_labels), *held_out = splits
     mean, std = train.mean(0), train.std(0) + 1e-6
@@ -181,9 +148,9 @@ def fit_probe(
     torch.manual_seed(0)
     probe = build_probe(train.shape[1], int(train_labels.max()) + 1)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, PROBE_STEPS)
-    best = (-1.0, 0.0)
-    for step in range(1, PROBE_STEPS + 1):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max_steps)
+    best = (-1.0, 0.0)  # accuracy on the validation and on the test split
+    for step in range(1, max_steps + 1):
         batch = torch.randint(len(train), (256,))
         loss = torch.nn.functional.cross_entropy(probe.train()(train[batch]), train_labels[batch])
         optimizer.zero_grad()
@@ -192,16 +159,13 @@ def fit_probe(
         schedule.step()
         if step % 50 == 0:
             with torch.no_grad():
-                scores = [(probe.eval()(x).argmax(1) == y).float().mean().item() for x, y in held_out]
-            best = max(best, tuple(scores))
+                validation, test = ((probe.eval()(x).argmax(1) == y).float().mean().item() for x, y in held_out)
+            best = max(best, (validation, test))
     return best[1]
 
 
-def draw_masks(folder: Path, processor, teacher, mask_ratio: float) -> None:
+def draw_masks(folder: Path, processor: UMTVideoProcessor, teacher: UMTTeacher, mask_ratio: float) -> None:
     """Saliency and visible patches over the frames of a held-out clip."""
-    from umt_hf.modeling.masking_umt_video import sample_attention_mask
-    from umt_hf.plots import plot_masks
-
     caption = json.loads((folder / "data" / "test_captions.json").read_text())[0]
     clip = processor(str(folder / "data" / caption["video"]), return_tensors="pt")["pixel_values"]
     saliency = teacher(clip).saliency
@@ -209,13 +173,13 @@ def draw_masks(folder: Path, processor, teacher, mask_ratio: float) -> None:
     plot_masks(clip[0], saliency, mask[0], folder / "masks.png", caption["caption"])
 
 
-def format_table(results: list[dict]) -> str:
+def format_probe_table(results: Sequence[dict[str, Any]]) -> str:
     """Accuracy of every network, as mean and spread over seeds."""
     names = {
         "student, mean": "(a) student after stage 1, mean over all tokens",
-        "student, ordered": "(a) the same, one mean a frame in time order",
+        "student, ordered": "(a) the same, one mean per frame in time order",
         "random weights, mean": "(b) random weights, mean over all tokens",
-        "random weights, ordered": "(b) the same, one mean a frame in time order",
+        "random weights, ordered": "(b) the same, one mean per frame in time order",
         "teacher, mean": "(c) frozen teacher, averaged over frames",
         "teacher, ordered": "(d) frozen teacher, frame features in time order",
     }

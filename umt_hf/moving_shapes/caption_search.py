@@ -1,22 +1,40 @@
-"""Stage 2 on the embedded data, from the folders that moving_shapes_stage1.py leaves: train, search, draw.
+"""What stage 2 taught: the held-out clips of the embedded data are searched by their captions, before and after it.
 
-    python examples/moving_shapes_stage2.py --output_dir outputs/moving_shapes
-    python examples/moving_shapes_stage2.py --output_dir outputs/seeds --seeds 10 11 12
+    python -m umt_hf.moving_shapes.caption_search --output_dir outputs/moving_shapes
 
-The text tower starts from scratch, so all that is known of words comes from the captions of the training clips.
+Reads the folders `data`, `student`, `text_tower` and `video_text` that `tour` leaves; writes recalls and pictures
+beside them. The text tower starts from scratch, so all that is known of words comes from the training captions.
 """
 
 import argparse
 import dataclasses
 import json
 import statistics
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from moving_shapes_stage1 import LAUNCH, run_steps
+import typer
+from accelerate import Accelerator
+from transformers import AutoProcessor
 
-RECIPE = "stage2_moving_shapes"
+from ..data.annotations import RetrievalSet, load_retrieval_set
+from ..evaluation.retrieval import (
+    RetrievalFeatures,
+    encode_retrieval_set,
+    match_candidates,
+    rank_by_similarity,
+    rerank_candidates,
+)
+from ..inference.held_out import HeldOutVideos
+from ..modeling.losses_umt import compute_similarity
+from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
+from ..plots import STAGE_2_CURVES, FoundVideo, plot_found_videos, plot_losses
+from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from ..runs.folder import METRICS_FILE
+from .render import APPEARANCES, MOTIONS, render_clip, sample_clip, write_video
+
 NUM_QUARTETS = 100
 ROWS = {
     "before": "before stage 2: student, fresh text tower and projections",
@@ -30,61 +48,28 @@ COLUMNS = {
 }
 
 
-def main() -> None:
-    """Run one seed or several, then print the table."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the arguments and evaluate.
+
+    Args:
+        arguments: Command line; `None` = the process's.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/moving_shapes"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="Seeds of the stage-1 runs.")
-    parser.add_argument("--max_steps", type=int, help="Shorten pre-training, for a quick look.")
-    parser.add_argument("--evaluate", action="store_true", help="Only evaluate what lies in output_dir.")
-    args = parser.parse_args()
-    if args.evaluate:
-        evaluate(args.output_dir, args.seeds[0])
-        return
-    results = []
-    for seed in args.seeds:
-        folder = args.output_dir if len(args.seeds) == 1 else args.output_dir / f"seed_{seed}"
-        results.append(run_seed(folder, seed, args.max_steps))
-    print(format_table(results))
-    if len(results) > 1:
-        (args.output_dir / "table_stage2.md").write_text(format_table(results) + "\n")
-    else:
-        print(f"\nPictures: {args.output_dir / 'losses_stage2.png'}, {args.output_dir / 'retrieval.png'}")
-    print(f"Model:    {folder / 'video_text'}  (AutoModel.from_pretrained, umt-hf embed)")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/moving_shapes"), help="Folder of the tour.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of its data.")
+    parser.add_argument("--num_quartets", type=int, default=NUM_QUARTETS, help="Clips rendered with each motion.")
+    args = parser.parse_args(arguments)
+    measure_caption_search(args.output_dir, args.seed, args.num_quartets)
 
 
-def run_seed(folder: Path, seed: int, max_steps: int | None) -> dict:
-    """Text tower, stage 2 and evaluation of one seed; a run that was stopped goes on."""
-    data, text_tower = folder / "data", folder / "text_tower"
-    training = ["--train_data", data / "train_captions.json", "--vision_name_or_path", folder / "student"]
-    training += ["--text_name_or_path", text_tower, "--teacher_name_or_path", folder / "teacher"]
-    training += ["--output_dir", folder / "video_text", "--seed", seed, "--resume_from_checkpoint", "auto"]
-    training += [] if max_steps is None else ["--max_steps", max_steps]
-    tower = [sys.executable, "-m", "umt_hf.moving_shapes.tiny_bert", "--data", data, "--output_dir", text_tower]
-    evaluation = [sys.executable, __file__, "--evaluate", "--output_dir", folder, "--seeds", seed]
-    seconds = run_steps(
-        seed,
-        [
-            ("make the text tower", [*tower, "--seed", seed]),
-            ("pre-train with text", [*LAUNCH, "-m", "umt_hf.training.stage2", "--config", RECIPE, *training]),
-            ("search in a new process", evaluation),
-        ],
-    )
-    result = json.loads((folder / "results_stage2.json").read_text())
-    result["seconds"] = seconds
-    (folder / "results_stage2.json").write_text(json.dumps(result, indent=2) + "\n")
-    return result
+def measure_caption_search(folder: Path, seed: int, num_quartets: int = NUM_QUARTETS) -> None:
+    """Search the held-out clips by their captions, before and after stage 2, and draw what is found.
 
-
-def evaluate(folder: Path, seed: int) -> None:
-    """Search the held-out clips by their captions, before and after stage 2, and draw what is found."""
-    from accelerate import Accelerator
-    from transformers import AutoProcessor
-
-    from umt_hf import UMTVideoTextForRetrieval
-    from umt_hf.data.annotations import load_retrieval_set
-    from umt_hf.plots import STAGE_2_CURVES, plot_losses
-
+    Args:
+        folder: Folder of the tour.
+        seed: Seed of its data.
+        num_quartets: Clips that are rendered with each of the four motions.
+    """
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
     processor = AutoProcessor.from_pretrained(folder / "video_text")
@@ -94,39 +79,36 @@ def evaluate(folder: Path, seed: int) -> None:
     before = UMTVideoTextForRetrieval.from_vision_text_pretrained(
         folder / "student",
         folder / "text_tower",
-        vision_fields={"num_frames": after.config.vision_config.num_frames},
+        vision_fields={"num_frames": after.vision_model.config.num_frames},
         text_fields={name: getattr(text_config, name) for name in names},
         projection_dim=after.config.projection_dim,
-    ).eval()
+    )
+    assert isinstance(before, UMTVideoTextForRetrieval)  # without the report of what was loaded
+    before.eval()
     clips = load_retrieval_set(str(folder / "data" / "test_captions.json"), multiple_videos_per_text=True)
-    quartets = write_quartets(folder / "quartets", seed)
+    quartets = write_quartets(folder / "quartets", seed, num_quartets)
 
     recall = {row: {} for row in ROWS}
     for model, rows in ((before, {"before": "dual"}), (after, {"dual": "dual", "reranked": "reranked"})):
-        features, recall_of_all = search(model, processor, clips, accelerator)
+        features, recall_of_all = search_captions(model, processor, clips, accelerator)
         motion = search_quartets(model, processor, quartets, accelerator)
         for row, scores in rows.items():
             recall[row] = {"all": recall_of_all[scores], "motion": motion[scores]}
             if scores == "dual":
                 recall[row]["appearance"] = name_appearances(model, processor, clips, features)
-            print(f"  {ROWS[row]}: " + ", ".join(f"{k} {v:.3f}" for k, v in recall[row].items()), flush=True)
+            typer.echo(f"  {ROWS[row]}: " + ", ".join(f"{k} {v:.3f}" for k, v in recall[row].items()))
     chance = statistics.mean(len(videos) for videos in clips.videos_of_text) / len(clips.videos)
     chance = {"all": chance, "motion": 1 / 4, "appearance": 1 / 36}
     results = {"recall": recall, "chance": chance, "num_clips": len(clips.videos)}
     (folder / "results_stage2.json").write_text(json.dumps(results, indent=2) + "\n")
-    plot_losses(folder / "video_text" / "metrics.jsonl", folder / "losses_stage2.png", STAGE_2_CURVES, "loss")
+    plot_losses(folder / "video_text" / METRICS_FILE, folder / "losses_stage2.png", STAGE_2_CURVES, "loss")
     draw_found(folder, processor, clips, features)
 
 
-def search(model, processor, clips, accelerator):
+def search_captions(
+    model: UMTVideoTextForRetrieval, processor: UMTVideoTextProcessor, clips: RetrievalSet, accelerator: Accelerator
+) -> tuple[RetrievalFeatures, dict[str, float]]:
     """Features of all clips and captions, and R@1 of searching the clips by either score."""
-    from umt_hf.evaluation.retrieval import (
-        encode_retrieval_set,
-        match_candidates,
-        rank_by_similarity,
-        rerank_candidates,
-    )
-
     right = clips.videos_of_text
     features = encode_retrieval_set(model, processor, clips, accelerator, batch_size=50, num_workers=1)
     ranks, candidates = rank_by_similarity(features.text_embeds, features.video_embeds, right, accelerator, top_k=16)
@@ -137,11 +119,13 @@ def search(model, processor, clips, accelerator):
 
 
 @torch.no_grad()
-def name_appearances(model, processor, clips, features) -> float:
+def name_appearances(
+    model: UMTVideoTextForRetrieval,
+    processor: UMTVideoTextProcessor,
+    clips: RetrievalSet,
+    features: RetrievalFeatures,
+) -> float:
     """Share of clips whose caption is the most similar of the 36 that have the clip's own motion."""
-    from umt_hf.modeling.losses_umt import compute_similarity
-    from umt_hf.moving_shapes.render import APPEARANCES, MOTIONS
-
     captions = [f"a {appearance} moving {motion}" for motion in MOTIONS for appearance in APPEARANCES]
     embeds = model.get_text_features(**processor(text=captions, return_tensors="pt")).pooler_output
     right = torch.tensor([captions.index(clips.texts[texts[0]]) for texts in clips.texts_of_video])
@@ -150,14 +134,11 @@ def name_appearances(model, processor, clips, features) -> float:
     return (similarity.argmax(1) == right % len(APPEARANCES)).float().mean().item()
 
 
-def write_quartets(folder: Path, seed: int):
+def write_quartets(folder: Path, seed: int, num_quartets: int) -> RetrievalSet:
     """Render held-out clips with each of the four motions: same shape, place and background, other order of frames."""
-    from umt_hf.data.annotations import RetrievalSet
-    from umt_hf.moving_shapes.render import MOTIONS, render_clip, sample_clip, write_video
-
     folder.mkdir(exist_ok=True)
     videos, texts = [], []
-    for number in range(NUM_QUARTETS):
+    for number in range(num_quartets):
         clip = sample_clip(seed, "test", number)
         for i, motion in enumerate(MOTIONS):
             moved = dataclasses.replace(clip, motion=motion)
@@ -170,10 +151,10 @@ def write_quartets(folder: Path, seed: int):
     return RetrievalSet(videos, texts, own, own)
 
 
-def search_quartets(model, processor, quartets, accelerator) -> dict[str, float]:
+def search_quartets(
+    model: UMTVideoTextForRetrieval, processor: UMTVideoTextProcessor, quartets: RetrievalSet, accelerator: Accelerator
+) -> dict[str, float]:
     """Share of captions whose clip is the first of its quartet, by either score."""
-    from umt_hf.evaluation.retrieval import encode_retrieval_set, match_candidates
-
     features = encode_retrieval_set(model, processor, quartets, accelerator, batch_size=50, num_workers=1)
     rows = torch.arange(len(quartets.videos))
     candidates = (rows // 4 * 4)[:, None] + torch.arange(4)
@@ -183,21 +164,21 @@ def search_quartets(model, processor, quartets, accelerator) -> dict[str, float]
     return {name: (place == rows % 4).float().mean().item() for name, place in is_first.items()}
 
 
-def draw_found(folder: Path, processor, clips, features) -> None:
+def draw_found(
+    folder: Path, processor: UMTVideoTextProcessor, clips: RetrievalSet, features: RetrievalFeatures
+) -> None:
     """The clip that the dual encoder finds first for each of five captions, evenly spread over the held-out ones."""
-    from umt_hf.plots import FoundVideo, plot_found_videos
-
     found = []
     for text in range(0, len(clips.texts), len(clips.texts) // 5)[:5]:
         video = int((features.video_embeds @ features.text_embeds[text]).argmax())
-        pixel_values = processor(videos=[clips.videos[video]], return_tensors="pt")["pixel_values"][0]
+        pixel_values = HeldOutVideos([clips.videos[video]], processor.video_processor)[0]
         caption = clips.texts[clips.texts_of_video[video][0]]
         is_right = video in clips.videos_of_text[text]
         found.append(FoundVideo(clips.texts[text], caption, is_right, pixel_values))
     plot_found_videos(found, folder / "retrieval.png")
 
 
-def format_table(results: list[dict]) -> str:
+def format_search_table(results: Sequence[dict[str, Any]]) -> str:
     """Recall before and after, as mean and spread over seeds."""
     lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " --- |" * len(COLUMNS)]
     for row, name in ROWS.items():

@@ -1,22 +1,21 @@
-"""The fine-tuning demo's own code on a tiny budget: every kind of run, its tables and its picture."""
+"""The benchmark of pre-training on a tiny budget: every kind of run, its tables and its picture."""
 
 import dataclasses
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import VideoMAEForVideoClassification
 
-from tests.e2e.conftest import ROOT
+from benchmarks.pretraining_value import run, settings
+from benchmarks.pretraining_value.jobs import Job, run_jobs
+from benchmarks.pretraining_value.pretraining import build_student
+from benchmarks.pretraining_value.videomae import build_videomae, take_encoder
 from umt_hf import UMTVideoForVideoClassification, UMTVideoModel
 
-sys.path.append(str(ROOT / "examples"))
-
-import moving_shapes_finetune as example
-
-BUDGET = example.Budget(
+BUDGET = settings.Budget(
     num_clips=(24, 6, 6),
     pretraining_steps=2,
     head_steps=5,
@@ -31,30 +30,31 @@ BUDGET = example.Budget(
 @pytest.fixture
 def small(monkeypatch):
     """Four frames, few clips a step, no subset of a tenth (24 clips have too few of a kind)."""
-    monkeypatch.setitem(example.STUDENT, "num_frames", 4)
-    monkeypatch.setitem(example.STUDENT, "num_hidden_layers", 2)
-    for settings in (example.PRETRAINING, example.FINETUNING):
-        monkeypatch.setitem(settings, "per_device_train_batch_size", 4)
-        monkeypatch.setitem(settings, "logging_steps", 1)
+    monkeypatch.setitem(settings.STUDENT, "num_frames", 4)
+    monkeypatch.setitem(settings.STUDENT, "num_hidden_layers", 2)
+    for flags in (settings.PRETRAINING, settings.FINETUNING):
+        monkeypatch.setitem(flags, "per_device_train_batch_size", 4)
+        monkeypatch.setitem(flags, "logging_steps", 1)
     monkeypatch.setattr("umt_hf.moving_shapes.variants.write_low_data", copy_training_annotations)
 
 
 def copy_training_annotations(data, ratio):
-    for task in example.TASKS:
+    for task in settings.TASKS:
         (data / f"train_low_data_{task}.csv").write_text((data / f"train_{task}.csv").read_text())
 
 
+@pytest.mark.slow
 def test_demo_measures_and_draws(small, shapes, teacher, tmp_path, monkeypatch, capsys):
     (tmp_path / "data").symlink_to(shapes)
     (tmp_path / "teacher").symlink_to(teacher)
-    monkeypatch.setattr(example, "build_pool", lambda num_processes, folder: ThreadPoolExecutor(1))
-    monkeypatch.setattr(example, "STARTS", {name: example.STARTS[name] for name in ("semantic", "pixel")})
-    monkeypatch.setattr(example, "LOW_DATA_STARTS", ["semantic"])
-    monkeypatch.setattr(example, "CORRUPTED_STARTS", ["semantic"])
-    monkeypatch.setattr(example, "CORRUPTIONS", ("noise",))
+    monkeypatch.setattr(run, "build_pool", lambda num_processes, folder: ThreadPoolExecutor(1))
+    monkeypatch.setattr(settings, "STARTS", {name: settings.STARTS[name] for name in ("semantic", "pixel")})
+    monkeypatch.setattr(settings, "LOW_DATA_STARTS", ["semantic"])
+    monkeypatch.setattr(settings, "CORRUPTED_STARTS", ["semantic"])
+    monkeypatch.setattr(settings, "CORRUPTIONS", ("noise",))
     # Two seeds in one process: it pre-trains again after it has fine-tuned.
     arguments = ["--output_dir", str(tmp_path), "--seeds", "3", "4", "--num_processes", "1"]
-    example.main(arguments, BUDGET)
+    run.main(arguments, BUDGET)
     folder = tmp_path / "finetune"
     result = json.loads((folder / "seed_3" / "semantic_motion_full" / "result.json").read_text())
     assert [step for step, _ in result["curve"]] == [0, 1, 2]
@@ -73,19 +73,19 @@ def test_demo_measures_and_draws(small, shapes, teacher, tmp_path, monkeypatch, 
     longer = dataclasses.replace(BUDGET, finetuning_steps=4)
     files = [folder / "seed_3" / name / "result.json" for name in ("pixel", "pixel_heads", "pixel_motion_full")]
     before = [file.stat().st_mtime_ns for file in files]
-    example.main(arguments, longer)  # only what depends on a changed setting is done again
+    run.main(arguments, longer)  # only what depends on a changed setting is done again
     assert [file.stat().st_mtime_ns == old for file, old in zip(files, before, strict=True)] == [True, True, False]
 
 
 def test_videomae_starts_with_the_students_weights_and_gives_its_own_back(small, tmp_path):
     """The encoder carried over classifies as VideoMAE's own classifier does with the same head."""
-    student = example.build_student(0)
-    videomae = example.build_videomae(student)
+    student = build_student(0)
+    videomae = build_videomae(student)
     with torch.no_grad():
         for parameter in videomae.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     student.config.use_final_norm = False
-    encoder = example.take_encoder(videomae, UMTVideoModel(student.config))
+    encoder = take_encoder(videomae, UMTVideoModel(student.config))
     encoder.save_pretrained(tmp_path)
     ours = UMTVideoForVideoClassification.from_pretrained(tmp_path, num_labels=5).eval()
     videomae.config.num_labels = 5
@@ -101,10 +101,20 @@ def test_videomae_starts_with_the_students_weights_and_gives_its_own_back(small,
 def test_jobs_wait_for_what_they_need_and_errors_name_the_log(tmp_path):
     order = []
     jobs = {
-        "second": example.Job(order.append, (2,), frozenset({"first"})),
-        "first": example.Job(order.append, (1,)),
-        "third": example.Job(order.index, (7,), frozenset({"first", "second"})),
+        "second": Job(order.append, (2,), frozenset({"first"})),
+        "first": Job(order.append, (1,)),
+        "third": Job(order.index, (7,), frozenset({"first", "second"})),
     }
     with ThreadPoolExecutor(2) as pool, pytest.raises(RuntimeError, match=r"third failed: 7.*\n.*log_\d+\.txt"):
-        example.run_jobs(jobs, pool, 2, tmp_path)
+        run_jobs(jobs, pool, 2, tmp_path)
     assert order == [1, 2]
+
+
+def test_parts_are_short_and_the_page_names_the_command():
+    folder = Path(run.__file__).parent
+    for path in folder.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 300, path
+    page = (folder / "README.md").read_text()
+    assert "make demo-finetune" in page and "python -m benchmarks.pretraining_value.run" in page
+    for start in settings.STARTS.values():
+        assert start in page

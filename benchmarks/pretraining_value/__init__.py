@@ -1,0 +1,1 @@
+"""What is stage 1 worth when the encoder is fine-tuned?"""

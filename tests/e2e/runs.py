@@ -1,0 +1,73 @@
+"""Command lines of tiny runs, the folder they start from, and what they leave behind."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from umt_hf import UMTVideoConfig, UMTVideoForPreTraining
+from umt_hf.runs.folder import read_metrics
+
+# What both stages of pre-training set so that a run is short and exact.
+PRETRAINING = {
+    "num_frames": 4,
+    "num_aligned_layers": 2,
+    "drop_path_rate": 0.0,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "scale_learning_rate": False,
+    "warmup_steps": 2,
+    "max_steps": 4,
+    "dataloader_num_workers": 0,
+    "logging_steps": 1,
+    "save_steps": 1000,
+    "report_to": "none",
+    "mixed_precision": "no",
+}
+# What every fine-tuning script takes from the `Trainer`.
+FINE_TUNING = {
+    "dataloader_num_workers": 0,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+
+
+def to_flags(**fields) -> list[str]:
+    """Command line of a script: a flag for each field but those that are `None`, with all values of a list."""
+    arguments = []
+    for name, value in fields.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            arguments += [f"--{name}", *(str(v).lower() if isinstance(v, bool) else str(v) for v in values)]
+    return arguments
+
+
+def save_student(folder: Path, **changes) -> Path:
+    """An untrained stage-1 folder for clips of 64 pixels."""
+    torch.manual_seed(0)
+    sizes = {"num_frames": 4, "hidden_size": 48, "intermediate_size": 96, "num_aligned_layers": 1} | changes
+    config = UMTVideoConfig(
+        image_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        position_embedding_frames=sizes["num_frames"],
+        position_embedding_image_size=64,
+        **sizes,
+    )
+    UMTVideoForPreTraining(config).save_pretrained(folder)
+    return folder
+
+
+def read_losses(folder: Path) -> dict[int, float]:
+    """Loss of each step of a pre-training run."""
+    return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
+
+
+def assert_same_weights(one: Path, other: Path, **tolerance) -> None:
+    """Compare two folders' weights, to the last bit without a tolerance."""
+    one, other = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], **(tolerance or {"atol": 0, "rtol": 0}), msg=name)

@@ -1,0 +1,43 @@
+"""The scripts as users start them, by `accelerate launch -m`; other tests call `main`, here or in a forked process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e.runs import FINE_TUNING, assert_same_weights, read_losses, to_flags
+from tests.processes import ROOT, find_free_port
+from umt_hf.training import stage1
+
+
+def launch(*words: str, **fields) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", *words, *to_flags(**fields)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_stage_1_in_two_processes(flags, tmp_path):
+    """The command of docs/pretraining.md for several processes without a GPU."""
+    stage1.main(flags(output_dir=tmp_path / "one", per_device_train_batch_size=8, max_steps=2))
+    words = ["--multi_gpu", "--num_processes", "2", "--main_process_port", str(find_free_port())]
+    launch(*words, "-m", "umt_hf.training.stage1", *flags(output_dir=tmp_path / "two", max_steps=2))
+    assert read_losses(tmp_path / "two") == pytest.approx(read_losses(tmp_path / "one"), abs=1e-5)
+    assert_same_weights(tmp_path / "one", tmp_path / "two", atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_classifier_is_fine_tuned_and_evaluated(colors, student, tmp_path):
+    data = {"train_data": colors / "few_train.csv", "validation_data": colors / "few_validation.csv"}
+    fields = {**FINE_TUNING, **data, "model_name_or_path": student, "output_dir": tmp_path / "run", "max_steps": 1}
+    launch("-m", "umt_hf.finetuning.classification", **fields)
+    metrics = json.loads((tmp_path / "run" / "eval_results.json").read_text())
+    fields = {"model_name_or_path": tmp_path / "run", "data": colors / "few_validation.csv", "num_clips": 1}
+    fields |= {"num_crops": 1, "output_dir": tmp_path / "test", "dataloader_num_workers": 0}
+    launch("-m", "umt_hf.evaluation.classification", **fields)
+    report = json.loads((tmp_path / "test" / "report.json").read_text())
+    assert report["num_videos"] == 8
+    assert report["metrics"]["top1_accuracy"] == pytest.approx(metrics["eval_top1_accuracy"])

@@ -1,0 +1,53 @@
+"""What an evaluation starts from: model and processor with the settings of the run."""
+
+from typing import Any, Protocol, TypeVar
+
+from transformers import PreTrainedModel
+
+from ..inference.loading import load_complete_model, load_video_text_processor
+from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments
+
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+
+
+class NamesData(Protocol):
+    """Arguments of any task that name its data."""
+
+    data: Any
+
+
+def require_names(model: EvaluatedModelArguments, data: NamesData) -> tuple[str, str]:
+    """Names of model and data.
+
+    Raises:
+        ValueError: If one of them is not given.
+    """
+    for name, value in (("model_name_or_path", model.model_name_or_path), ("data", data.data)):
+        if value is None:
+            raise ValueError(f"Set {name}.")
+    return str(model.model_name_or_path), str(data.data)
+
+
+def load_model_and_processor(
+    model_class: type[ModelT], model: EvaluatedModelArguments, data: EvaluationDataArguments
+) -> tuple[ModelT, UMTVideoTextProcessor]:
+    """The model with all its weights, and its processor of videos and texts with the settings of the run.
+
+    Raises:
+        ValueError: If model or data are not named, or the folder lacks weights.
+    """
+    name, _ = require_names(model, data)
+    loaded = load_complete_model(model_class, name, attn_implementation=model.attn_implementation)
+    processor = load_video_text_processor(name)
+    override_settings(processor.video_processor, data, ("num_frames", "first_seconds", "decoder"))
+    if data.max_text_tokens is not None:
+        processor.tokenizer.model_max_length = data.max_text_tokens
+    return loaded, processor
+
+
+def override_settings(processor: Any, arguments: Any, names: tuple[str, ...]) -> None:
+    """Set those settings of a processor that the run's arguments give."""
+    for name in names:
+        if (value := getattr(arguments, name)) is not None:
+            setattr(processor, name, value)

@@ -1,0 +1,36 @@
+"""Classes by their names with their probabilities, best first: what classifiers and detectors answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ScoredLabel:
+    """A class by its name, and its probability."""
+
+    label: str
+    probability: float
+
+    def format(self) -> str:
+        """One line for people."""
+        return f"{self.probability:6.4f}  {self.label}"
+
+
+def rank_labels(probabilities: np.ndarray, names: Sequence[str], top_k: int | None = None) -> tuple[ScoredLabel, ...]:
+    """The likeliest classes, best first; of equal ones the first.
+
+    Args:
+        probabilities: `(classes,)`.
+        names: Of the classes.
+        top_k: How many, or all if there are fewer; default: all.
+
+    Raises:
+        ValueError: If `top_k` is below 1.
+    """
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}.")
+    # Negated and stable, so that ties keep the order of the classes.
+    best = (-probabilities).argsort(kind="stable")[:top_k]
+    return tuple(ScoredLabel(names[int(label)], float(probabilities[label])) for label in best)
