@@ -380,7 +380,7 @@ def read_vop_time_bits(content: bytes) -> int | None:
     bits.read(1 + 8)
     if bits.read(1):  # its own version and priority
         bits.read(4 + 3)
-    if bits.read(4) == 15:  # an aspect ratio of its own
+    if bits.read(4) == 15:  # its aspect ratio
         bits.read(8 + 8)
     if bits.read(1):  # colour sampling and delay
         bits.read(2 + 1)
@@ -395,7 +395,7 @@ def read_vop_kind(content: bytes, time_bits: int) -> int | None:
     """Type of the picture whose start code comes just before; `None` for one that is not coded, and not shown."""
     bits = _Bits(content[:32])
     kind = bits.read(2)
-    while bits.read(1):  # whole seconds
+    while bits.read(1):  # full seconds
         continue
     bits.read(1 + time_bits + 1)
     return kind if bits.read(1) else None

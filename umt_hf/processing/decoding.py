@@ -39,7 +39,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -57,9 +57,6 @@ from .containers import (
     read_orientation,
 )
 from .media_files import LIMITS, MediaFile, VideoDecodingError, VideoSource, open_source
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 DecoderName = Literal["pyav", "decord", "torchcodec"]
 
@@ -170,7 +167,7 @@ class VideoReader(ABC):
     def close(self) -> None:
         """Release the file."""
 
-    def __enter__(self) -> "Self":
+    def __enter__(self) -> "VideoReader":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -576,7 +573,8 @@ class CheckedReader(VideoReader):
             Number of frames of the file.
         """
         kept_open = MediaFile(media.name, media.file)  # closing the check does not close the file
-        with PyAVReader(kept_open) as exact, exact._named_errors():
+        exact = PyAVReader(kept_open)
+        with exact, exact._named_errors():
             if kind := exact.find_unusual(self.reads_open_key_frames, self.reads_edit_lists):
                 raise self._error(
                     f"is not read with decoder={self.library!r}, which gives wrong frames of such files in silence: "

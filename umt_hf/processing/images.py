@@ -74,7 +74,7 @@ def convert_image(image: Any) -> np.ndarray:
     """Convert a PIL image to uint8 RGB, or RGBA where a part may be transparent, `(H, W, 3 or 4)`.
 
     Raises:
-        ValueError: If its pixels have no agreed white: floating-point, or whole numbers of 32 bits.
+        ValueError: If its pixels have no agreed white: floating-point, or integers of 32 bits.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         grey = (np.asarray(image).astype(np.float32) / LEVELS_16_BIT).round().astype(np.uint8)

@@ -12,10 +12,10 @@ from PIL import Image
 from tests.unit.processing.test_untrusted_files import MALFORMED_ADDRESSES, NUMPY_KINDS, write_numpy
 from tests.unit.video_files import write_video
 from umt_hf import UMTVideoProcessor
-from umt_hf.data.key_frames import KeyFrame
+from umt_hf.data.key_frames import KeyFrame, build_key_frame_table
 from umt_hf.data.sources import get_source
 from umt_hf.finetuning.classification import LabeledClips
-from umt_hf.finetuning.detection import BoxedClips, build_table
+from umt_hf.finetuning.detection import BoxedClips
 from umt_hf.finetuning.retrieval import RetrievalDataArguments
 from umt_hf.finetuning.trainer import VideoTextClips
 from umt_hf.processing.classification_transforms import ClassificationTransform
@@ -70,7 +70,7 @@ def build_data_sets(rows: list[dict | None], media_type: str = "video") -> dict:
     }
     if len(frames) == len(rows):
         transform = DetectionTransform(32, 36, processor.image_mean, processor.image_std)
-        sets["detection"] = BoxedClips(build_table(frames), detector, transform, 1, seed=3)
+        sets["detection"] = BoxedClips(build_key_frame_table(frames), detector, transform, 1, seed=3)
     return sets
 
 
