@@ -1,0 +1,39 @@
+"""The tests that docs/reliability.md names are there, with what is collected under each name."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reliability.md"
+TEST_ID = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+
+
+def test_each_test_that_the_page_names_is_collected():
+    named = TEST_ID.findall(PAGE.read_text(encoding="utf-8"))
+    assert len(named) > 25 and len(set(named)) > 25
+    files = sorted({file for file, _ in named})
+    pytest.importorskip("gradio", reason="the tests of the page are not collected without it")
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-n", "0", *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    collected = {line.split("[")[0] for line in done.stdout.splitlines()}
+    assert not [f"{file}::{name}" for file, name in named if f"{file}::{name}" not in collected], done.stdout[-500:]
+
+
+def test_each_row_of_the_page_names_a_test():
+    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    promises = rows[2 : rows.index("| limit | default | environment variable |")]
+    assert len(promises) >= 15 and all(TEST_ID.search(row) for row in promises)
+    assert all(len(row.split(" | ")) == 2 for row in promises)
+
+
+def test_the_page_states_the_limits_in_force():
+    from umt_hf.processing.media_files import ReadingLimits
+
+    text = PAGE.read_text(encoding="utf-8").replace(",", "")
+    for name, value in vars(ReadingLimits()).items():
+        (row,) = [line for line in text.splitlines() if f"`UMT_HF_{name.upper()}`" in line]
+        assert f" {value} " in row
