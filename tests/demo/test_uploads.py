@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from tests.unit.processing.test_untrusted_files import playlists  # noqa: E402 (gradio may be missing)
-from tests.unit.video_files import write_video  # noqa: E402
-from umt_hf.demo import app  # noqa: E402
+from tests.unit.processing.test_untrusted_files import playlists
+from tests.unit.video_files import write_video
+from umt_hf.demo import app
 
 VIDEO_TABS = {"look": ["attention", 0.5], "classify": [], "ask": ["what happens?"]}
 

@@ -37,7 +37,7 @@ PICTURE_FORMATS = (
     "ppm_pipe,pgm_pipe,pgmyuv_pipe,pbm_pipe,pam_pipe,pfm_pipe,psd_pipe,qoi_pipe,dpx_pipe,exr_pipe,hdr_pipe,dds_pipe,"
     "sgi_pipe,sunrast_pipe,pcx_pipe,xwd_pipe,xbm_pipe,xpm_pipe"
 )
-SOUND_FORMATS = "mp3,flac,wav,w64,aac,ac3,eac3,aiff,au,caf,amr,ape,tta,tak,wv,dts,truehd,mlp"
+SOUND_FORMATS = "mp3,flac,wav,w64,aac,ac3,eac3,aiff,au,amr,ape,tta,tak,wv,dts,truehd,mlp"
 ALLOWED_FORMATS = f"{VIDEO_FORMATS},{PICTURE_FORMATS},{SOUND_FORMATS}"
 
 # How files begin that only name others: what they are called in errors.

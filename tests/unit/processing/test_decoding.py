@@ -308,6 +308,12 @@ def test_a_missing_library_is_named(decoder, module, advice, plain, monkeypatch)
         open_video(plain, decoder)
 
 
+def test_a_library_that_is_too_old_is_named(plain, monkeypatch):
+    monkeypatch.setattr(av, "__version__", "17.0.2")
+    with pytest.raises(ImportError, match=r"needs PyAV 17\.1 or newer, got 17\.0\.2"):
+        open_video(plain)
+
+
 def test_unknown_decoder(plain):
     with pytest.raises(ValueError, match="opencv"):
         open_video(plain, "opencv")
