@@ -122,18 +122,19 @@ def is_cover(stream: Any) -> bool:
     return bool(stream.disposition & type(stream.disposition).attached_pic)
 
 
-def choose_stream(container: Any) -> int | None:
-    """Give the index of the stream that is the video, or `None` where there is none.
+def choose_stream(container: Any) -> tuple[int | None, bool]:
+    """Give the index of the stream that is the video, or `None`, and whether the container has been read from for it.
 
     As the ffmpeg command does: the largest picture, with a bonus for the default stream, never a cover picture. Unlike
     there, a stream of a single picture, such as a cover in a separate track, gives way to one that moves, and beside
-    sound alone it is a cover. Choosing may read from the container.
+    sound alone it is a cover.
     """
     streams = [s for s in container.streams.video if not is_cover(s) and s.codec_context is not None]
     if not streams:
-        return None
+        return None, False
     has_picture = any(s.codec_context.name in PICTURE_CODECS for s in streams)
-    if len(streams) > 1 or (has_picture and container.streams.audio):
+    must_read = len(streams) > 1 or (has_picture and bool(container.streams.audio))
+    if must_read:
         moving = find_moving_streams(container, streams)
         is_song = has_picture and bool(container.streams.audio)
         streams = [stream for stream in streams if stream.index in moving] or ([] if is_song else streams)
@@ -142,7 +143,7 @@ def choose_stream(container: Any) -> int | None:
         is_default = bool(stream.disposition & type(stream.disposition).default)
         return stream.codec_context.width * stream.codec_context.height + DEFAULT_STREAM_BONUS * is_default
 
-    return max(streams, key=score).index if streams else None
+    return max(streams, key=score).index if streams else None, must_read
 
 
 def find_moving_streams(container: Any, streams: Sequence[Any]) -> set[int]:

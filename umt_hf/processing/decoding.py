@@ -326,9 +326,9 @@ class PyAVReader(VideoReader):
             self._container = None
         self._container = open_container(self._av, self._media.file, LIMITS.max_frame_pixels)
         if self._stream_index is None:
-            self._stream_index = self._choose_stream()
-            if len(self._container.streams) > 1:
-                self._open()  # choosing may have read from it
+            self._stream_index, was_read = self._choose_stream()
+            if was_read:
+                self._open()  # at its start again
                 return
         self._stream = self._container.streams[self._stream_index]
         self._codec = self._stream.codec_context
@@ -338,10 +338,10 @@ class PyAVReader(VideoReader):
         if LIMITS.max_frame_pixels is not None:
             self._codec.options = {**self._codec.options, "max_pixels": str(pad_limit(LIMITS.max_frame_pixels))}
 
-    def _choose_stream(self) -> int:
-        index = choose_stream(self._container)
+    def _choose_stream(self) -> tuple[int, bool]:
+        index, was_read = choose_stream(self._container)
         if index is not None:
-            return index
+            return index, was_read
         if any(stream.codec_context is None for stream in self._container.streams.video):
             raise self._error("is coded in a way that this FFmpeg cannot decode. Re-encode it, for example to H.264.")
         cover = " but a cover picture" if self._container.streams.video else ""
