@@ -37,6 +37,7 @@ class HostileFile:
             frame that reads is right, and the rest is a named error.
         stream: Number of the stream that is the video.
         show: Turns a stored frame as the file asks.
+        intact: The file before it was damaged.
         source: What to open where it is not a file of `content`: a function of the folder that it may write to.
     """
 
@@ -46,6 +47,7 @@ class HostileFile:
     expected: str = "right"
     stream: int = 0
     show: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels
+    intact: bytes = b""
     source: Callable[[Path], str] | None = None
 
 
@@ -436,13 +438,15 @@ def make_flips(generator: random.Random) -> Iterator[HostileFile]:
             damaged = bytearray(content)
             for _ in range(1 + 3 * trial):
                 damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
-            yield HostileFile("flipped bits", f"{trial}_{name}", bytes(damaged), "either")
+            yield HostileFile("flipped bits", f"{trial}_{name}", bytes(damaged), "either", intact=content)
         start = generator.randrange(len(content) // 4, len(content) // 2)
         yield HostileFile(
             "flipped bits", f"zeros_{name}", content[:start] + bytes(64) + content[start + 64 :], "either"
         )
         noise = generator.randbytes(64)
-        yield HostileFile("flipped bits", f"noise_{name}", content[:start] + noise + content[start + 64 :], "either")
+        yield HostileFile(
+            "flipped bits", f"noise_{name}", content[:start] + noise + content[start + 64 :], "either", intact=content
+        )
 
 
 def make_headers(generator: random.Random) -> Iterator[HostileFile]:
