@@ -16,7 +16,7 @@ import yaml
 from transformers import HfArgumentParser
 
 RECIPES = importlib.resources.files("umt_hf") / "recipes"
-# Optional values of Transformers that have a name of their own for nothing.
+# Optional values of Transformers for which `none` is a word, not the absence of one.
 KEPT_WORDS = {"report_to"}
 REQUIRED = dataclasses.MISSING
 
