@@ -89,10 +89,10 @@ def reconstruct_pixels(flags: list[str]) -> None:
             export_run(accelerator, encoder, processor, dump_config(self.resolved), folder)
 
     parsed = parse_config(stage1.SECTIONS, flags)
-    model, _, _, data, training = parsed
+    model, _, _, data, augmentation, training = parsed
     accelerator = build_accelerator(training)
     student = UMTVideoModel.from_pretrained(model.model_name_or_path)
     student.config.use_final_norm = False
     resolved = dict(zip(stage1.SECTIONS, parsed, strict=True))
-    stage = PixelStage(build_videomae(student), None, data, training, stage1.load_tables(data), resolved)
+    stage = PixelStage(build_videomae(student), None, data, augmentation, training, stage1.load_tables(data), resolved)
     train(stage, training, accelerator, build_schedule(training, None, 1), data.max_skipped_ratio)

@@ -26,6 +26,7 @@ from umt_hf.modeling.modeling_umt_video_text import (
     UMTVideoTextForRetrieval,
 )
 from umt_hf.processing.processing_umt_video_text import build_tokenizer, clean_caption
+from umt_hf.runs.arguments import CropArguments
 from umt_hf.runs.config import parse_config
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -143,7 +144,7 @@ def test_retrieval_learns_and_exports_a_folder_that_auto_classes_load(flags, sta
     assert model(**batch).logits_per_video.isfinite().all()
     # The recorded arguments are themselves a recipe.
     parsed = parse_config(finetune_retrieval.SECTIONS, ["--config", str(run / "run.yaml")])
-    assert parsed[0].model_name_or_path == str(stage2) and parsed[3].max_steps == 45
+    assert parsed[0].model_name_or_path == str(stage2) and parsed[4].max_steps == 45
     assert json.loads((run / "versions.json").read_text())["torch"] == torch.__version__
 
 
@@ -283,7 +284,7 @@ def write_with_bad_video(shapes: Path, folder: Path) -> Path:
 def test_unreadable_video_takes_its_caption_along(flags, shapes, tmp_path):
     source = write_with_bad_video(shapes, tmp_path)
     data = finetune_retrieval.RetrievalDataArguments(train_data=str(source), num_frames=2)
-    clips = VideoTextClips(load_pairs(str(source)), data, image_size=64, seed=0)
+    clips = VideoTextClips(load_pairs(str(source)), data, CropArguments(), image_size=64, seed=0)
     sample = clips[0]
     assert "broken.mp4" in sample["failures"][0]
     other = clips.table[sample["number"]]

@@ -47,7 +47,7 @@ def test_run_exports_a_folder_that_auto_classes_load(flags, shapes, tmp_path):
     assert json.loads((run / "versions.json").read_text())["torch"] == torch.__version__
     # The resolved configuration is itself a recipe.
     again = parse_config(stage1.SECTIONS, ["--config", str(run / "run.yaml")])
-    assert again[0].hidden_size == 32 and again[4].max_steps == 4
+    assert again[0].hidden_size == 32 and again[5].max_steps == 4
     # The teacher is in no file of the run.
     assert not [name for name in load_file(run / "model.safetensors") if "teacher" in name or "tower" in name]
 

@@ -1,6 +1,7 @@
 """The table of moved modules in the changelog, and the pages and docstrings that must not name the old ones."""
 
 import ast
+import dataclasses
 import importlib.util
 import re
 
@@ -74,6 +75,40 @@ def test_moved_functions_are_where_the_table_says(row):
     module = importlib.import_module(row[2].strip("`"))
     names = re.findall(r"`(\w+)`", row[0].split(";")[0])
     assert names and all(hasattr(module, name) for name in names), row
+
+
+def list_public_names() -> set[str]:
+    """What modules define at their top, with the methods of their classes and the modules themselves."""
+    found: set[str] = set()
+    for path in (ROOT / "umt_hf").rglob("*.py"):
+        found.add(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(node.name)
+            if isinstance(node, ast.ClassDef):
+                found |= {f"{node.name}.{own.name}" for own in node.body if isinstance(own, ast.FunctionDef)}
+            if isinstance(node, ast.Assign):
+                found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return found
+
+
+def test_new_names_exist():
+    new = {name for row in read_tables("Renamed functions") for name in re.findall(r"`([\w.]+)`", row[1])}
+    assert len(new) > 40 and new <= list_public_names()
+
+
+def test_keys_that_moved_are_in_the_section_that_the_table_names():
+    places: dict[str, set[str]] = {}
+    for script in list_scripts():
+        for section, arguments in load_sections(script).items():
+            for field in dataclasses.fields(arguments):
+                places.setdefault(field.name, set()).add(section)
+    moved = [
+        (key, row[2].strip("`"))
+        for row in read_tables("Recipe sections are")
+        for key in re.findall(r"`(\w+)`", row[1].partition(" for ")[2])
+    ]
+    assert len(moved) == 5 and all(places[key] == {section} for key, section in moved)
 
 
 def test_new_flags_exist():

@@ -21,7 +21,7 @@ from ..inference.question_answering import answer_questions
 from ..modeling.losses_umt import IGNORED_LABEL
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from ..runs.arguments import AnswerArguments, AnswerLengthArguments
+from ..runs.arguments import AnswerArguments, AnswerLengthArguments, CropArguments
 from ..runs.config import describe, require, script
 from .trainer import (
     Evaluation,
@@ -51,6 +51,7 @@ class QuestionDataArguments(VideoTextDataArguments, AnswerLengthArguments):
 SECTIONS = {
     "model": FinetunedModelArguments,
     "data": QuestionDataArguments,
+    "augmentation": CropArguments,
     "evaluation": AnswerArguments,
     "training": FinetuningArguments,
 }
@@ -150,6 +151,7 @@ def build_answer_evaluation(
 def main(
     args: FinetunedModelArguments,
     data: QuestionDataArguments,
+    augmentation: CropArguments,
     evaluation: AnswerArguments,
     training: FinetuningArguments,
 ) -> dict[str, float]:
@@ -165,13 +167,14 @@ def main(
     trainer = FinetuningTrainer(
         model=add_adapters(model, args.mode, args.lora_rank, HEADS),
         args=training,
-        train_dataset=VideoTextClips(table, data, model.config.vision_config.image_size, training.seed),
+        train_dataset=VideoTextClips(table, data, augmentation, model.config.vision_config.image_size, training.seed),
         data_collator=QuestionCollator(processor, data.max_answer_tokens),
         processing_class=processor,
         evaluations=build_evaluations(training, data, build),
         max_skipped_ratio=data.max_skipped_ratio,
     )
-    return fine_tune(trainer, dict(zip(SECTIONS, (args, data, evaluation, training), strict=True)))
+    sections = (args, data, augmentation, evaluation, training)
+    return fine_tune(trainer, dict(zip(SECTIONS, sections, strict=True)))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from ..evaluation.retrieval import evaluate_retrieval
 from ..inference.loading import load_complete_model
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from ..runs.arguments import CaptionArguments, RerankingArguments, TextLengthArguments
+from ..runs.arguments import CaptionArguments, CropArguments, RerankingArguments, TextLengthArguments
 from ..runs.config import describe, require, script, set_defaults
 from .trainer import (
     Evaluation,
@@ -60,6 +60,7 @@ class RetrievalEvaluationArguments(RerankingArguments):
 SECTIONS = {
     "model": FinetunedModelArguments,
     "data": RetrievalDataArguments,
+    "augmentation": CropArguments,
     "evaluation": RetrievalEvaluationArguments,
     "training": FinetuningArguments,
 }
@@ -151,6 +152,7 @@ def build_retrieval_evaluation(
 def main(
     args: FinetunedModelArguments,
     data: RetrievalDataArguments,
+    augmentation: CropArguments,
     evaluation: RetrievalEvaluationArguments,
     training: FinetuningArguments,
 ) -> dict[str, float]:
@@ -167,13 +169,14 @@ def main(
     trainer = FinetuningTrainer(
         model=add_adapters(model, args.mode, args.lora_rank, HEADS),
         args=training,
-        train_dataset=VideoTextClips(table, data, model.config.vision_config.image_size, training.seed),
+        train_dataset=VideoTextClips(table, data, augmentation, model.config.vision_config.image_size, training.seed),
         data_collator=CaptionCollator(processor, data.multiple_videos_per_text),
         processing_class=processor,
         evaluations=build_evaluations(training, data, build),
         max_skipped_ratio=data.max_skipped_ratio,
     )
-    return fine_tune(trainer, dict(zip(SECTIONS, (args, data, evaluation, training), strict=True)))
+    sections = (args, data, augmentation, evaluation, training)
+    return fine_tune(trainer, dict(zip(SECTIONS, sections, strict=True)))
 
 
 if __name__ == "__main__":

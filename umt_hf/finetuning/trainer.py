@@ -75,7 +75,6 @@ class VideoTextDataArguments(
     SourceArguments,
     SplitArguments,
     ClipSpanArguments,
-    CropArguments,
     SkippingArguments,
 ):
     """Where videos with texts come from and how they are read."""
@@ -187,15 +186,20 @@ class VideoTextClips(TrainingClips):
     Args:
         table: Rows with a `video`.
         data: How clips are read.
+        augmentation: How they are cropped and mirrored.
         image_size: Side of the model's input, in pixels.
         seed: Seed of the run.
     """
 
-    def __init__(self, table: Dataset, data: VideoTextDataArguments, image_size: int, seed: int):
+    def __init__(
+        self, table: Dataset, data: VideoTextDataArguments, augmentation: CropArguments, image_size: int, seed: int
+    ):
         super().__init__(table, seed)
         self.data = data
         self.transform = ResizedCropTransform(
-            image_size, scale=tuple(data.crop_scale), flip_probability=data.horizontal_flip_probability
+            image_size,
+            scale=tuple(augmentation.crop_scale),
+            flip_probability=augmentation.horizontal_flip_probability,
         )
 
     def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:

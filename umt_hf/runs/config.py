@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import importlib.resources
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import yaml
 from transformers import HfArgumentParser
 
 RECIPES = importlib.resources.files("umt_hf") / "recipes"
-# Optional values of Transformers that have a name of their own for nothing.
+# Optional values of Transformers for which `none` is a word, not the absence of one.
 KEPT_WORDS = {"report_to"}
 REQUIRED = dataclasses.MISSING
 
@@ -76,8 +77,9 @@ def set_defaults(**defaults: Any) -> Callable[[Section], Section]:
         for name, default in defaults.items():
             setattr(section, name, _build_field(default, inherited[name].metadata))
         # `dataclass` takes as fields what the class itself annotates. Not `field.type`: `HfArgumentParser` strips it.
+        # Not `section.__dict__`: from Python 3.14 on annotations are not there before someone asks for them.
         changed = {name: hints[name] for name in defaults}
-        section.__annotations__ = {**section.__dict__.get("__annotations__", {}), **changed}
+        section.__annotations__ = {**inspect.get_annotations(section), **changed}
         return section
 
     return apply
@@ -250,12 +252,13 @@ def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 def _recipe_to_flags(name_or_path: str, sections: dict[str, type]) -> list[str]:
     flags: list[str] = []
+    places = {own.name: name for name in sections for own in dataclasses.fields(sections[name])}
     for section, values in load_recipe(name_or_path).items():
         if section not in sections:
             raise ValueError(f"{name_or_path}: unknown section {section!r}; sections: {', '.join(sections)}.")
-        known = {f.name for f in dataclasses.fields(sections[section])}
-        if unknown := sorted(values.keys() - known):
-            raise ValueError(f"{name_or_path}: section {section!r} has unknown keys {unknown}.")
+        if unknown := sorted(key for key in values if places.get(key) != section):
+            hints = "".join(f" {key} belongs in section {places[key]!r}." for key in unknown if key in places)
+            raise ValueError(f"{name_or_path}: section {section!r} has unknown keys {unknown}.{hints}")
         optional = list_optional(sections[section])
         for key, value in values.items():
             if value is None and key not in optional:

@@ -6,7 +6,6 @@ from typing import Any, Literal
 from ..runs.arguments import (
     CaptionArguments,
     ClipSizeArguments,
-    CropArguments,
     CSVArguments,
     DropPathArguments,
     EncoderSizeArguments,
@@ -114,7 +113,6 @@ class CorpusArguments(
     ValidationDataArguments,
     CaptionArguments,
     ReadingArguments,
-    CropArguments,
     RerankingArguments,
     WorkerArguments,
     SkippingArguments,
@@ -166,8 +164,6 @@ class DataArguments(
     CSVArguments,
     SplitArguments,
     StrideArguments,
-    FlipArguments,
-    RepeatArguments,
     WorkerArguments,
     SkippingArguments,
 ):
@@ -175,8 +171,14 @@ class DataArguments(
 
     streaming: bool = describe(False, "Stream the dataset instead of downloading it.")
     shuffle_buffer_size: int = describe(1000, "Rows among which a streamed dataset is shuffled.")
-    crop_scales: list[float] = describe([1.0, 0.875, 0.75, 0.66], "Multi-scale crop sizes, shares of the short side.")
     max_eval_samples: int | None = describe(None, "Largest number of held-out videos; default: all.")
+
+
+@dataclass(kw_only=True)
+class PretrainingAugmentationArguments(FlipArguments, RepeatArguments):
+    """What happens to the training clips of stage 1."""
+
+    crop_scales: list[float] = describe([1.0, 0.875, 0.75, 0.66], "Multi-scale crop sizes, shares of the short side.")
 
 
 @dataclass(kw_only=True)

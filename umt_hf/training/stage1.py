@@ -24,7 +24,14 @@ from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.config import dump_config, flatten_config, script
 from ..teachers.clip import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
-from .arguments import DataArguments, MaskArguments, ModelArguments, PretrainingArguments, TeacherArguments
+from .arguments import (
+    DataArguments,
+    MaskArguments,
+    ModelArguments,
+    PretrainingArguments,
+    PretrainingAugmentationArguments,
+    TeacherArguments,
+)
 from .checkpointing import export_run
 from .clips import (
     ClipCollator,
@@ -44,6 +51,7 @@ SECTIONS = {
     "teacher": TeacherArguments,
     "mask": MaskArguments,
     "data": DataArguments,
+    "augmentation": PretrainingAugmentationArguments,
     "training": PretrainingArguments,
 }
 
@@ -65,6 +73,7 @@ class Stage1:
         model: Student.
         teacher: On the device and in the precision it runs in.
         data: How clips are read.
+        augmentation: What happens to training clips.
         training: Batch sizes and seed.
         tables: Training rows and, if any, held-out rows.
         resolved: The run's sections, saved beside every export.
@@ -75,6 +84,7 @@ class Stage1:
         model: UMTVideoForPreTraining,
         teacher: UMTTeacher,
         data: DataArguments,
+        augmentation: PretrainingAugmentationArguments,
         training: PretrainingArguments,
         tables: tuple[Dataset | IterableDataset, Dataset | None],
         resolved: dict[str, Any],
@@ -82,10 +92,13 @@ class Stage1:
         self.model: nn.Module = model  # later as the accelerator has prepared it
         self.teacher = teacher
         self.config: UMTVideoConfig = model.config
-        self.data, self.training, self.resolved = data, training, resolved
+        self.data, self.augmentation = data, augmentation
+        self.training, self.resolved = training, resolved
         self.train_table, self.eval_table = tables
         size = self.config.image_size
-        self.train_transform = PretrainingTransform(size, data.crop_scales, data.horizontal_flip_probability)
+        self.train_transform = PretrainingTransform(
+            size, augmentation.crop_scales, augmentation.horizontal_flip_probability
+        )
         self.eval_transform = PretrainingTransform(size)
 
     def build_batches(self, accelerator: Accelerator, start: int) -> Iterator[dict[str, Any]]:
@@ -132,7 +145,7 @@ class Stage1:
             self.data.sampling_strategy or "segments",
             self.data.frame_stride or 1,
             self.data.decoder or "pyav",
-            self.data.repeated_augmentation if is_training else 1,
+            self.augmentation.repeated_augmentation if is_training else 1,
             is_training,
         )
         loader = build_loader(
@@ -224,10 +237,11 @@ def main(
     teacher_args: TeacherArguments,
     mask_args: MaskArguments,
     data: DataArguments,
+    augmentation: PretrainingAugmentationArguments,
     training: PretrainingArguments,
 ) -> TrainState:
     """Build and train."""
-    parsed = (model_args, teacher_args, mask_args, data, training)
+    parsed = (model_args, teacher_args, mask_args, data, augmentation, training)
     resolved = dict(zip(SECTIONS, parsed, strict=True))
     tables = load_tables(data)
     accelerator = build_accelerator(training)
@@ -236,11 +250,11 @@ def main(
     if tables[1] is not None and len(tables[1]) < accelerator.num_processes:
         raise ValueError(f"{len(tables[1])} held-out videos are fewer than {accelerator.num_processes} processes.")
 
-    stage = Stage1(student, teacher, data, training, tables, resolved)
+    stage = Stage1(student, teacher, data, augmentation, training, tables, resolved)
     per_epoch = None
     if isinstance(tables[0], Dataset):
         per_epoch = count_batches(tables[0], training.per_device_train_batch_size, accelerator.num_processes)
-    schedule = build_schedule(training, per_epoch, accelerator.num_processes, data.repeated_augmentation)
+    schedule = build_schedule(training, per_epoch, accelerator.num_processes, augmentation.repeated_augmentation)
     logger.info(
         "Attention: student %s, precision %s", student.config._attn_implementation, accelerator.mixed_precision
     )

@@ -25,6 +25,7 @@ from ..modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
 from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.arguments import CropArguments
 from ..runs.config import dump_config, flatten_config, script
 from ..teachers.clip import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
@@ -49,6 +50,7 @@ SECTIONS = {
     "mask": ImageMaskArguments,
     "losses": LossArguments,
     "data": CorpusArguments,
+    "augmentation": CropArguments,
     "training": PretrainingArguments,
 }
 
@@ -78,6 +80,7 @@ class Stage2:
         corpora: Kinds of batches.
         held_out: Videos and texts to search each other with, if any.
         data: How media are read.
+        augmentation: What happens to training clips.
         training: Batch sizes and seed.
         resolved: The run's sections, saved beside every export.
     """
@@ -90,6 +93,7 @@ class Stage2:
         corpora: list[Corpus],
         held_out: RetrievalSet | None,
         data: CorpusArguments,
+        augmentation: CropArguments,
         training: PretrainingArguments,
         resolved: dict[str, Any],
     ):
@@ -97,13 +101,16 @@ class Stage2:
         self.teacher, self.processor = teacher, processor
         self.config: UMTVideoTextConfig = model.config
         self.corpora, self.held_out = corpora, held_out
-        self.data, self.training, self.resolved = data, training, resolved
+        self.data, self.augmentation = data, augmentation
+        self.training, self.resolved = training, resolved
 
     def build_batches(self, accelerator: Accelerator, start: int) -> Iterator[dict[str, Any]]:
         """Endless training batches of this process, each of one kind of media, from micro-batch `start` on."""
         config = self.config.vision_config
         transform = ResizedCropTransform(
-            config.image_size, self.data.crop_scale, flip_probability=self.data.horizontal_flip_probability
+            config.image_size,
+            self.augmentation.crop_scale,
+            flip_probability=self.augmentation.horizontal_flip_probability,
         )
         parts = [
             PairDataset(
@@ -277,10 +284,11 @@ def main(
     mask_args: ImageMaskArguments,
     loss_args: LossArguments,
     data: CorpusArguments,
+    augmentation: CropArguments,
     training: PretrainingArguments,
 ) -> TrainState:
     """Build and train."""
-    parsed = (model_args, teacher_args, mask_args, loss_args, data, training)
+    parsed = (model_args, teacher_args, mask_args, loss_args, data, augmentation, training)
     weights = [value for name, value in vars(loss_args).items() if name.endswith("_loss_weight")]
 
     accelerator = build_accelerator(training, find_unused_parameters=0 in weights)
@@ -311,7 +319,7 @@ def main(
         logger.info("%d rows of %ss, %d per batch", len(corpus.table), corpus.media_type, corpus.batch_size)
     schedule = build_schedule(training, per_epoch, accelerator.num_processes)
     resolved = dict(zip(SECTIONS, parsed, strict=True))
-    stage = Stage2(model, teacher, processor, corpora, held_out, data, training, resolved)
+    stage = Stage2(model, teacher, processor, corpora, held_out, data, augmentation, training, resolved)
     return train(stage, training, accelerator, schedule, data.max_skipped_ratio, flatten_config(parsed))
 
 

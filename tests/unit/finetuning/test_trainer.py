@@ -15,6 +15,7 @@ from umt_hf.finetuning import retrieval as finetune_retrieval
 from umt_hf.finetuning.trainer import FinetuningArguments, FinetuningTrainer, VideoTextClips
 from umt_hf.moving_shapes.render import write_video
 from umt_hf.processing.processing_umt_video_text import build_tokenizer
+from umt_hf.runs.arguments import CropArguments
 from umt_hf.runs.config import list_recipes, load_recipe, parse_config
 from umt_hf.training.optimization import compute_learning_rate_share
 
@@ -57,12 +58,14 @@ def test_fine_tuning_recipes_equal_the_published_experiments(name, row):
     task, data_name = experiment.split("_", 1)
     run = run.replace(",", "m")
     recipe = f"{RECIPES[task]}_{data_name.replace('tpl', 'template')}:{run}"
-    model, data, evaluation, training = parse_config(select_sections(recipe), ["--config", recipe, "--bf16", "false"])
+    sections, flags = select_sections(recipe), ["--config", recipe, "--bf16", "false"]
+    model, data, augmentation, evaluation, training = parse_config(sections, flags)
     size, corpus = run.split("_")
     assert MODELS[row["model"]] == size and model.model_name_or_path == f"umt-vit-{size}-{corpus}"
     assert model.drop_path_rate == row["drop_path"]
     assert data.num_frames == row["num_frames"] == row["num_frames_test"]
     assert data.first_seconds == (30 if row.get("trimmed30") else None)
+    assert (augmentation.crop_scale, augmentation.horizontal_flip_probability) == ([0.5, 1.0], 0.5)
     assert training.per_device_train_batch_size == row["batch_size_per_gpu"]
     assert training.learning_rate == row["lr"]
     assert training.num_train_epochs == row["epochs"] and training.warmup_epochs == row["warmup_epochs"]
@@ -120,7 +123,7 @@ def test_variants_of_a_file(tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("inherits: retrieval_msrvtt:b16_5m\nvariants:\n  short:\n    training: {num_train_epochs: 1}\n")
     arguments = ["--config", f"{recipe}:short", "--bf16", "false"]
-    model, data, _, training = parse_config(finetune_retrieval.SECTIONS, arguments)
+    model, data, _, _, training = parse_config(finetune_retrieval.SECTIONS, arguments)
     assert model.model_name_or_path == "umt-vit-b16-5m" and data.train_data == "msrvtt_ret_train9k.json"
     assert training.num_train_epochs == 1 and training.learning_rate == 2e-5
 
@@ -232,7 +235,7 @@ def test_first_seconds_limit_the_frames(tmp_path):
     frames[4:] = 255
     write_video(tmp_path / "clip.mp4", frames)
     table = Dataset.from_list([{"video": str(tmp_path / "clip.mp4"), "caption": "a ring"}])
-    data = finetune_retrieval.RetrievalDataArguments(num_frames=3)
-    assert VideoTextClips(table, data, image_size=32, seed=0)[0]["pixel_values"].amax(dim=(1, 2, 3))[-1] > 1
+    data, crops = finetune_retrieval.RetrievalDataArguments(num_frames=3), CropArguments()
+    assert VideoTextClips(table, data, crops, image_size=32, seed=0)[0]["pixel_values"].amax(dim=(1, 2, 3))[-1] > 1
     data.first_seconds = 0.5
-    assert VideoTextClips(table, data, image_size=32, seed=0)[0]["pixel_values"].max() < -1
+    assert VideoTextClips(table, data, crops, image_size=32, seed=0)[0]["pixel_values"].max() < -1

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from umt_hf.evaluation import retrieval as evaluate_retrieval
+from umt_hf.finetuning import question_answering as finetune_question_answering
+from umt_hf.finetuning import retrieval as finetune_retrieval
 from umt_hf.runs.config import list_recipes, load_recipe, parse_config
 from umt_hf.training import stage2
 from umt_hf.training.stage1 import SECTIONS
@@ -16,7 +18,7 @@ FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 @pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("stage1")])
 def test_every_stage1_recipe_parses(name):
-    model, teacher, mask, data, training = parse_config(SECTIONS, ["--config", name])
+    model, teacher, mask, data, augmentation, training = parse_config(SECTIONS, ["--config", name])
     assert model.hidden_size % model.num_attention_heads == 0
     assert 0 < mask.mask_ratio < 1 and training.learning_rate > training.min_learning_rate
 
@@ -27,7 +29,7 @@ def test_published_values():
         ("stage1_umt_vit_b16", 768, 0.1, 224),
         ("stage1_umt_vit_l16", 1024, 0.2, 196),
     ):
-        model, teacher, mask, data, training = parse_config(SECTIONS, ["--config", name])
+        model, teacher, mask, data, augmentation, training = parse_config(SECTIONS, ["--config", name])
         assert (model.hidden_size, model.drop_path_rate, teacher.teacher_image_size) == (
             width,
             drop_path,
@@ -35,7 +37,8 @@ def test_published_values():
         )
         assert (model.num_frames, model.image_size, mask.mask_ratio, mask.mask_type) == (8, 224, 0.8, "attention")
         assert (teacher.num_aligned_layers, teacher.alignment_loss) == (6, "l2")
-        assert data.crop_scales == [1.0, 0.875, 0.75, 0.66] and data.horizontal_flip_probability == 0.5
+        assert augmentation.crop_scales == [1.0, 0.875, 0.75, 0.66]
+        assert augmentation.horizontal_flip_probability == 0.5 and augmentation.repeated_augmentation == 1
         assert (training.adam_beta1, training.adam_beta2, training.weight_decay) == (0.9, 0.95, 0.05)
         schedule = build_schedule(training, batches_per_epoch=100, num_processes=32)
         assert schedule.peak == pytest.approx(1.2e-3) and schedule.minimum == pytest.approx(8e-5)
@@ -44,7 +47,7 @@ def test_published_values():
 
 @pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("stage2")])
 def test_every_stage2_recipe_parses(name):
-    model, _, mask, losses, data, training = parse_config(stage2.SECTIONS, ["--config", name])
+    model, _, mask, losses, data, _, training = parse_config(stage2.SECTIONS, ["--config", name])
     assert 0 < mask.mask_ratio < 1 and losses.vtc_loss_weight == 1 and len(data.train_corpora) >= 1
     assert training.lr_scheduler_type == "cosine_above_minimum" and model.max_text_tokens >= 12
 
@@ -62,7 +65,7 @@ def test_published_stage_2_values(size, corpora):
     """Against the table made of the published configurations."""
     table = json.loads((FIXTURES / "multi_modality" / "experiments.json").read_text())
     row, common = table["rows"][f"pretraining/{size}_{corpora}"], table["common_to_all"]
-    model, teacher, mask, losses, data, training = parse_config(
+    model, teacher, mask, losses, data, augmentation, training = parse_config(
         stage2.SECTIONS, ["--config", f"stage2_umt_vit_{size}_{corpora}"]
     )
     assert (model.num_frames, model.max_text_tokens, model.fusion_layer, model.projection_dim) == (
@@ -86,6 +89,7 @@ def test_published_stage_2_values(size, corpora):
     assert [mask.mask_type, mask.mask_ratio, mask.mask_type, mask.image_mask_ratio] == row["mask"]
     assert {name: getattr(losses, f"{name}_loss_weight") for name in row["loss_weight"]} == row["loss_weight"]
     assert data.batch_sizes == [row["batch_size_per_gpu"]] and data.rerank_top_k == common["k_test"]
+    assert (augmentation.crop_scale, augmentation.horizontal_flip_probability) == ([0.5, 1.0], 0.5)
     assert len(data.train_corpora) == len(data.media_types) == {"5m": 2, "17m": 6, "25m": 6}[corpora]
     assert (training.learning_rate, training.num_train_epochs, training.warmup_epochs) == (
         row["lr"],
@@ -103,11 +107,11 @@ def test_published_stage_2_values(size, corpora):
 def test_flags_overrule_recipes_and_recipes_inherit(tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("inherits: stage1_umt_vit_b16\nmask:\n  mask_ratio: 0.7\n")
-    model, _, mask, _, training = parse_config(SECTIONS, ["--config", str(recipe), "--seed", "7"])
+    model, _, mask, _, _, training = parse_config(SECTIONS, ["--config", str(recipe), "--seed", "7"])
     assert (model.hidden_size, mask.mask_ratio, training.seed) == (768, 0.7, 7)
-    _, _, mask, _, _ = parse_config(SECTIONS, ["--mask_ratio", "0.6", "--config", str(recipe)])
+    _, _, mask, _, _, _ = parse_config(SECTIONS, ["--mask_ratio", "0.6", "--config", str(recipe)])
     assert mask.mask_ratio == 0.6
-    _, _, mask, _, _ = parse_config(SECTIONS, [f"--config={recipe}"])
+    _, _, mask, _, _, _ = parse_config(SECTIONS, [f"--config={recipe}"])
     assert mask.mask_ratio == 0.7
     assert load_recipe(str(recipe))["model"]["hidden_size"] == 768
 
@@ -119,6 +123,23 @@ def test_typing_errors_in_recipes(tmp_path, text, message):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         parse_config(SECTIONS, ["--config", str(tmp_path / "bad.yaml")])
+
+
+@pytest.mark.parametrize(
+    "sections,key",
+    [
+        (SECTIONS, "crop_scales"),
+        (SECTIONS, "repeated_augmentation"),
+        (stage2.SECTIONS, "crop_scale"),
+        (finetune_retrieval.SECTIONS, "crop_scale"),
+        (finetune_question_answering.SECTIONS, "horizontal_flip_probability"),
+    ],
+)
+def test_a_key_in_another_section_is_refused_with_its_own(tmp_path, sections, key):
+    (tmp_path / "old.yaml").write_text(f"data:\n  {key}: 1\n  unknown: 2\n")
+    message = rf"section 'data' has unknown keys \['{key}', 'unknown'\]. {key} belongs in section 'augmentation'.$"
+    with pytest.raises(ValueError, match=message):
+        parse_config(sections, ["--config", str(tmp_path / "old.yaml")])
 
 
 def test_unknown_recipe_and_impossible_values():

@@ -79,7 +79,7 @@ def test_none_wins_over_a_recipe_and_survives_the_record_of_the_run(tmp_path):
     recipe = ["--config", "stage1_umt_vit_b16"]
     flags = ["--teacher_image_size", "none", "--mixed_precision", "none", "--save_total_limit", "none"]
     parsed = parse_config(stage1.SECTIONS, [*recipe, *flags])
-    _, teacher, _, data, training = parsed
+    _, teacher, _, data, _, training = parsed
     assert (teacher.teacher_image_size, training.mixed_precision, training.save_total_limit) == (None, None, None)
     assert data.max_eval_samples is None and training.report_to == "tensorboard"
     (tmp_path / "run.yaml").write_text(dump_config(dict(zip(stage1.SECTIONS, parsed, strict=True))))
@@ -97,7 +97,7 @@ def test_a_changed_record_keeps_none(tmp_path):
 
 
 def test_none_stays_a_word_where_it_is_a_choice(tmp_path):
-    _, teacher, _, _, training = parse_config(stage1.SECTIONS, ["--alignment_norm", "none", "--report_to", "none"])
+    _, teacher, _, _, _, training = parse_config(stage1.SECTIONS, ["--alignment_norm", "none", "--report_to", "none"])
     assert (teacher.alignment_norm, training.report_to) == ("none", "none")
     flags = build_command("umt_hf.finetuning.classification")
     *_, training = parse_config(classification.SECTIONS, [*flags, "--class_weighting", "none", "--report_to", "none"])

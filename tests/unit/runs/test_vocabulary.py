@@ -3,6 +3,7 @@
 import ast
 import collections
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def list_declarations(sections: list[type]) -> dict[str, set[type]]:
     for section in sections:
         for field in dataclasses.fields(section):
             bases = [base for base in section.__mro__ if dataclasses.is_dataclass(base)]
-            declaring = [base for base in bases if field.name in base.__dict__.get("__annotations__", {})]
+            declaring = [base for base in bases if field.name in inspect.get_annotations(base)]
             found[field.name].add(declaring[-1])
     return found
 

@@ -19,6 +19,7 @@ from umt_hf.processing.classification_transforms import ClassificationTransform
 from umt_hf.processing.decoding import PyAVReader
 from umt_hf.processing.detection_transforms import DetectionTransform
 from umt_hf.processing.train_transforms import PretrainingTransform, ResizedCropTransform
+from umt_hf.runs.arguments import CropArguments
 from umt_hf.training.clips import ClipDataset, ClipRequest
 from umt_hf.training.pairs import PairDataset
 
@@ -53,7 +54,7 @@ def build_clips(table: Dataset) -> dict:
     clips["stage 2"] = PairDataset(table, "video", transform=crop, num_frames=4, num_tokens=16)
     for seconds in (None, 1.5):
         data = RetrievalDataArguments(num_frames=3, first_seconds=seconds)
-        clips[f"video-text, {seconds}"] = VideoTextClips(table, data, image_size=32, seed=3)
+        clips[f"video-text, {seconds}"] = VideoTextClips(table, data, CropArguments(), image_size=32, seed=3)
     for strategy in ("uniform", "segments"):
         processor = UMTVideoProcessor(num_frames=4, sampling_strategy=strategy)
         clips[f"classification, {strategy}"] = LabeledClips(table, processor, ClassificationTransform(32), seed=3)
