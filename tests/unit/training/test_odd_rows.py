@@ -22,6 +22,7 @@ from umt_hf.processing.classification_transforms import ClassificationTransform
 from umt_hf.processing.decoding import VideoDecodingError
 from umt_hf.processing.detection_transforms import DetectionTransform
 from umt_hf.processing.train_transforms import PretrainingTransform, ResizedCropTransform
+from umt_hf.runs.arguments import CropArguments
 from umt_hf.training.clips import ClipCollator, ClipDataset, ClipRequest
 from umt_hf.training.pairs import PairDataset
 
@@ -66,7 +67,9 @@ def build_data_sets(rows: list[dict | None], media_type: str = "video") -> dict:
         "stage 1": ClipDataset(table, PretrainingTransform(32), 4, 16),
         "stage 2": PairDataset(table, media_type, transform=ResizedCropTransform(32), num_frames=4, num_tokens=16),
         "classification": LabeledClips(table, processor, ClassificationTransform(32), seed=3),
-        "video-text": VideoTextClips(table, RetrievalDataArguments(num_frames=4), image_size=32, seed=3),
+        "video-text": VideoTextClips(
+            table, RetrievalDataArguments(num_frames=4), CropArguments(), image_size=32, seed=3
+        ),
     }
     if len(frames) == len(rows):
         transform = DetectionTransform(32, 36, processor.image_mean, processor.image_std)
