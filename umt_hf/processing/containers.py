@@ -244,7 +244,7 @@ class PacketIndex:
             while place > 0 and (self.frames[self.keys[place]] or 0) > (self.frames[last] or 0):
                 place -= 1
             first = self.keys[place]
-            while stretches and first <= stretches[-1][1]:
+            while stretches and first <= stretches[-1][1] + 1:
                 first = min(first, stretches.pop()[0])
             stretches.append((first, last))
         return stretches
