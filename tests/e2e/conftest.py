@@ -99,11 +99,11 @@ def flags(shapes, teacher, tmp_path):
     return build
 
 
-def build_pipeline(folder: Path) -> Pipeline:
-    """The classification pipeline of a folder.
+# Before it took video processors, the pipeline of Transformers read other frames by itself.
+PIPELINE_TAKES_VIDEOS = "video_processor" in inspect.signature(pipeline).parameters
 
-    Before it took video processors, the pipeline read the frames itself and wanted to be told what prepares them.
-    """
-    takes_videos = "video_processor" in inspect.signature(pipeline).parameters
-    options = {} if takes_videos else {"image_processor": AutoVideoProcessor.from_pretrained(folder)}
+
+def build_pipeline(folder: Path) -> Pipeline:
+    """The classification pipeline of a folder; an old one wants to be given what prepares the frames."""
+    options = {} if PIPELINE_TAKES_VIDEOS else {"image_processor": AutoVideoProcessor.from_pretrained(folder)}
     return pipeline("video-classification", model=str(folder), **options)

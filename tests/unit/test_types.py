@@ -1,5 +1,6 @@
 """The type checker finds nothing in the package, and something wherever a wrong type is planted."""
 
+import importlib.metadata
 import importlib.util
 import re
 import shutil
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 PLANTED = """
@@ -37,6 +39,10 @@ def check(folder: Path) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.skipif(
+    Version(importlib.metadata.version("datasets")) < Version("5"),
+    reason="checked against the types of current libraries",
+)
 def test_package_has_no_type_errors():
     found = check(ROOT)
     assert found.returncode == 0, found.stdout + found.stderr

@@ -346,7 +346,7 @@ def find_nearest(table: Dataset, vector: np.ndarray, count: int) -> list[dict[st
     scores, rows = table.search(VECTOR_COLUMN, vector, k=min(count, len(table)))
     found = []
     for score, row in zip(scores, rows, strict=True):
-        columns = table[row]  # a view without the vectors would copy all of the FAISS index
+        columns = table[int(row)]  # a view without the vectors would copy all of the FAISS index
         del columns[VECTOR_COLUMN]
         found.append({**columns, "similarity": float(score)})
     return found
