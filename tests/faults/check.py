@@ -23,7 +23,7 @@ HANG_SECONDS = 20
 SLOW_SECONDS = 5
 SECRET_TOLERANCE = 20
 OWN_FOLDER = "/umt_hf_"
-# Not compared: in a few files of damaged VP8 our pictures differ from those of a plain decode, and why is not known yet.
+# Not compared: in a few files of damaged VP8 our pictures differ from those of a plain decode; why is not known yet.
 UNREPEATABLE = ("_vp8.webm",)
 COLOUR_TOLERANCE = 3.0  # mean grey levels: other libraries convert the colours of 10 bits and odd sizes otherwise
 WATCHED_EVENTS = (
@@ -231,8 +231,8 @@ def _is_right(file: HostileFile, frame: np.ndarray, index: int, reference: list[
     # Damage that leaves out pictures moves the numbers of later ones in plain decoding; the picture is a true one.
     if any(_is_equal(frame, other, tolerance) for other in reference):
         return True
-    # What a damaged picture shows depends on where decoding began; but it is picture `index`, by the number drawn on it or
-    # by what it resembles.
+    # What a damaged picture shows depends on where decoding began; but it is picture `index`, by the number drawn on it
+    # or by what it resembles.
     if read_number(frame) == index or any(
         _is_equal(frame, other, tolerance) for other in decode_from_key_frames(file)
     ):
