@@ -231,7 +231,7 @@ def _is_right(file: HostileFile, frame: np.ndarray, index: int, reference: list[
     # Damage that leaves out pictures moves the numbers of later ones in plain decoding; the picture is a true one.
     if any(_is_equal(frame, other, tolerance) for other in reference):
         return True
-    # What a damaged picture shows depends on where decoding began; but it is picture `index`, by the number drawn on it
+    # What a damaged picture shows depends on where decoding began. It is picture `index`, by the number drawn on it
     # or by what it resembles.
     if read_number(frame) == index or any(
         _is_equal(frame, other, tolerance) for other in decode_from_key_frames(file)
