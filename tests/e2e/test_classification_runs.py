@@ -80,6 +80,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(fine_tune, tmp_path):
     assert torch.equal(whole["classifier.weight"], average["module.classifier.weight"])
 
 
+def test_the_seed_fixes_a_run_with_its_fresh_head(fine_tune, tmp_path):
+    """Whatever was drawn in the process before."""
+    for name, state in (("one", 1), ("two", 2), ("three", 3)):
+        torch.manual_seed(state)
+        fine_tune(name, max_steps=2, seed=7 if name != "three" else 8)
+    one, two, three = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two", "three"))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    assert not torch.equal(one["classifier.weight"], three["classifier.weight"])
+
+
 @pytest.mark.parametrize("mode", ["lora", "dora"])
 def test_saved_adapters_give_the_merged_model(fine_tune, student, tmp_path, mode):
     fine_tune("run", mode=mode, lora_rank=4, max_steps=4, learning_rate=0.03, warmup_epochs=0)

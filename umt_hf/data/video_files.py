@@ -39,7 +39,8 @@ def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVi
     """
     # A set: a file may be given by itself and with its folder.
     paths: set[str] = set()
-    for source in sources:
+    # A single path would otherwise be taken for the list of its letters, `/` among them.
+    for source in [sources] if isinstance(sources, str | os.PathLike) else sources:
         path = Path(os.path.abspath(os.path.expanduser(source)))
         paths.update([row["video"] for row in read_folder(path)] if path.is_dir() else [str(path)])
     found, missing = [], []

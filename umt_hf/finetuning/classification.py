@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 
 from ..data.annotations import check_labels, load_class_names
 from ..data.sources import get_source, load_videos
@@ -479,6 +479,7 @@ def main(*sections: Any) -> dict[str, float]:
     Returns:
         Metrics on the held-out videos.
     """
+    set_seed(sections[-1].seed)  # before the model is built: its head is fresh
     metrics = fine_tune(build_classification_trainer(*sections), dict(zip(SECTIONS, sections, strict=True)))
     log_peak_memory()
     return metrics

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
+from transformers import set_seed
 
 from ..data.annotations import load_class_names
 from ..data.key_frames import build_key_frame_table, load_key_frames
@@ -281,6 +282,7 @@ def main(*sections: Any) -> dict[str, float]:
     Returns:
         Metrics on the held-out key frames.
     """
+    set_seed(sections[-1].seed)  # before the model is built: its head is fresh
     metrics = fine_tune(build_detection_trainer(*sections), dict(zip(SECTIONS, sections, strict=True)))
     log_peak_memory()
     return metrics

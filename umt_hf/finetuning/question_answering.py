@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from transformers import set_seed
 
 from ..data.annotations import load_answers, load_questions
 from ..evaluation.question_answering import compute_answer_accuracy
@@ -160,6 +161,7 @@ def main(
     Returns:
         Metrics on the held-out questions.
     """
+    set_seed(training.seed)  # before the model is built, which may have fresh weights
     table = load_training_questions(data)
     model = load_question_model(args, data)
     processor = build_processor(args.model_name_or_path, model.config, data, data.max_question_tokens)

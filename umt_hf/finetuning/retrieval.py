@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from transformers import set_seed
 
 from ..data.annotations import (
     compute_pair_id,
@@ -161,6 +162,7 @@ def main(
     Returns:
         Metrics on the held-out videos.
     """
+    set_seed(training.seed)  # before the model is built, which may have fresh weights
     source, options = data.select_source("train")
     table = load_pairs(source, data.captions, **options)
     model = load_retrieval_model(args, data)

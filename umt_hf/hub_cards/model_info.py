@@ -9,6 +9,7 @@ Legend: T frames, H and W height and width, N tokens.
 import json
 import math
 import os
+import shlex
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -210,7 +211,7 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
         name=str(model),
         architecture=row.name,
         task=row.title,
-        command=row.command.format(model=model),
+        command=row.command.format(model=shlex.quote(str(model))),
         parameters=count_parameters(network),
         num_frames=num_frames,
         image_size=(height, width),

@@ -205,6 +205,8 @@ class VideoAnswerer:
             raise ValueError("The question is empty; ask what the video shows.")
         if num_ranked < 1:
             raise ValueError(f"num_ranked must be at least 1, got {num_ranked}.")
+        if isinstance(answers, str | os.PathLike):
+            raise ValueError(f"answers is a list of texts, got the single text {os.fspath(answers)!r}.")
         if answers is not None and not len(answers):
             raise ValueError("The list of answers is empty.")
         pixel_values = read_middle_frames(self.processor.video_processor, video)[None]

@@ -6,6 +6,7 @@ import functools
 import importlib.resources
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import field
@@ -191,7 +192,11 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Help with defaults; a default of None is what the help text says in words."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        text = super()._get_help_string(action)
+        if action.default is None or text is None:
+            return action.help
+        # A section may have another default than the declaration, whose words are then not true.
+        return re.sub(r"[;,] default: .*(?= \(default: %)", ".", text)
 
 
 def list_optional(section: type) -> list[str]:
@@ -254,10 +259,11 @@ def _recipe_to_flags(name_or_path: str, sections: dict[str, type]) -> list[str]:
     flags: list[str] = []
     places = {own.name: name for name in sections for own in dataclasses.fields(sections[name])}
     for section, values in load_recipe(name_or_path).items():
+        unknown = sorted(key for key in values if places.get(key) != section)
+        hints = "".join(f" {key} belongs in section {places[key]!r}." for key in unknown if key in places)
         if section not in sections:
-            raise ValueError(f"{name_or_path}: unknown section {section!r}; sections: {', '.join(sections)}.")
-        if unknown := sorted(key for key in values if places.get(key) != section):
-            hints = "".join(f" {key} belongs in section {places[key]!r}." for key in unknown if key in places)
+            raise ValueError(f"{name_or_path}: unknown section {section!r}; sections: {', '.join(sections)}.{hints}")
+        if unknown:
             raise ValueError(f"{name_or_path}: section {section!r} has unknown keys {unknown}.{hints}")
         optional = list_optional(sections[section])
         for key, value in values.items():

@@ -165,7 +165,11 @@ def test_answers_are_those_of_the_evaluation(folders, clips):
 
 def test_mistakes_in_answering(folders, clips):
     answerer = VideoAnswerer(folders["answerer"])
-    for arguments, reason in (((" ",), "question is empty"), ((QUESTION, []), "list of answers is empty")):
+    for arguments, reason in (
+        ((" ",), "question is empty"),
+        ((QUESTION, []), "list of answers is empty"),
+        ((QUESTION, "red"), "single text 'red'"),
+    ):
         with pytest.raises(ValueError, match=reason):
             answerer.answer(clips[0], *arguments)
     with pytest.raises(ValueError, match="num_ranked"):

@@ -117,7 +117,11 @@ def test_flags_overrule_recipes_and_recipes_inherit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text,message", [("masks:\n  mask_ratio: 0.5\n", "unknown section 'masks'"), ("mask:\n  ratio: 1\n", "ratio")]
+    "text,message",
+    [
+        ("masks:\n  mask_ratio: 0.5\n", "unknown section 'masks'.*mask_ratio belongs in section 'mask'"),
+        ("mask:\n  ratio: 1\n", "ratio"),
+    ],
 )
 def test_typing_errors_in_recipes(tmp_path, text, message):
     (tmp_path / "bad.yaml").write_text(text)

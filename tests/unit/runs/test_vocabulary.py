@@ -133,3 +133,12 @@ def test_recipes_name_no_section_twice():
     for path in sorted((ROOT / "umt_hf" / "recipes").glob("*.yaml")):
         keys = [key.value for key, _ in yaml.compose(path.read_text()).value]
         assert len(keys) == len(set(keys)), Path(path).name
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_states_one_default(name):
+    """That of the section, which may differ from the one that the declaration speaks of."""
+    parser = ConfigParser(load_sections(name))
+    for action in parser._actions:
+        own = (parser.formatter_class("x")._get_help_string(action) or "").lower()
+        assert own.count("default:") <= 1, (action.dest, own)
