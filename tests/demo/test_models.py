@@ -149,8 +149,8 @@ def test_the_space_asks_for_what_the_package_needs():
     own = [Requirement(line) for line in requires("umt_hf")]
     base = {str(r) for r in own if r.marker is None} | {str(r).split(";")[0] for r in own if r.name == "faiss-cpu"}
     listed = {str(Requirement(line)) for line in (FOLDER / "requirements.txt").read_text().splitlines()}
-    # Not needed by the page: the command line, model cards and a tracker.
-    unneeded = ("typer", "rich", "packaging", "jinja2", "tensorboard")
+    # Not needed by the page: the command line, model cards, a tracker and a second video reader.
+    unneeded = ("typer", "rich", "packaging", "jinja2", "tensorboard", "decord2")
     assert listed == {line for line in base if not line.startswith(unneeded)}
     gradio = next(r for r in own if r.name == "gradio")
     header = (FOLDER / "README.md").read_text().split("---")[1]
