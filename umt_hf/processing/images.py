@@ -60,7 +60,9 @@ def _decode(name: str, file: BinaryIO) -> np.ndarray:
     try:
         with Image.open(file, formats=[kind for kind in IMAGE_FORMATS if kind in Image.OPEN]) as image:
             LIMITS.check_frame_size(name, image.height, image.width)
-            return convert_image(ImageOps.exif_transpose(image))
+            upright = ImageOps.exif_transpose(image)
+            upright.format = image.format  # older versions of Pillow lose it, and open 16 bits of PNG as 32
+            return convert_image(upright)
     except VideoDecodingError:
         raise
     except Exception as error:  # a damaged file makes Pillow's readers raise nearly anything

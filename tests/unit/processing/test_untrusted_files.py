@@ -449,6 +449,9 @@ def test_what_other_readers_read_wrong_is_refused(kind, decoder, folder):
     path = write_kind(kind, folder)
     if decoder == "decord":
         pytest.importorskip("decord", reason="decord is not installed")
+    with av.open(str(path)) as container:
+        if kind == "interlaced" and not hasattr(container.streams.video[0].codec_context, "field_order"):
+            pytest.skip("this PyAV does not say which files are interlaced")
     try:
         with open_video(path, decoder) as reader:
             assert decoder[0] not in MISREAD[kind]
