@@ -27,9 +27,9 @@ PYTEST = -m pytest tests -n $(WORKERS) --dist worksteal
 test: quality
 	$(BIN)/python $(PYTEST)
 
-# For daily work: leaves out the tests that take over 5 seconds by themselves.
+# For daily work: leaves out the runs from end to end, the browser, and what takes over 5 seconds by itself.
 test-fast: $(VENV)/.installed
-	$(BIN)/python $(PYTEST) -m "not slow"
+	$(BIN)/python $(PYTEST) -m "not slow" --ignore tests/e2e --ignore tests/demo
 
 test-oldest:
 	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt .venv-oldest/.installed
