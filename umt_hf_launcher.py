@@ -15,8 +15,11 @@ def load_alone(name: str) -> ModuleType:
     package = importlib.util.find_spec("umt_hf")
     if package is None or not package.submodule_search_locations:
         raise ImportError("The package umt_hf is not installed beside its command: run `pip install umt_hf`.")
-    path = Path(package.submodule_search_locations[0]) / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"umt_hf.{name}", path)
+    place = Path(package.submodule_search_locations[0], *name.split("."))
+    # Of a folder the files beside its `__init__.py` are found by relative imports, which need not import the parent.
+    folders = [str(place)] if place.is_dir() else None
+    path = place / "__init__.py" if folders else place.with_suffix(".py")
+    spec = importlib.util.spec_from_file_location(f"umt_hf.{name}", path, submodule_search_locations=folders)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} cannot be loaded.")
     module = importlib.util.module_from_spec(spec)
@@ -28,4 +31,5 @@ def load_alone(name: str) -> ModuleType:
 def main() -> None:
     """Run the command."""
     load_alone("diagnostics")
+    load_alone("runs.scripts")
     load_alone("cli").app()

@@ -27,7 +27,7 @@ ORDER = [
 ]
 RANKS = {wing: rank for rank, wings in enumerate(ORDER) for wing in wings}
 # The package's own file names what is public, and these start quickly: they import inside functions.
-LAZY = {"umt_hf", "umt_hf.cli", "umt_hf.diagnostics"}
+LAZY = {"umt_hf", "umt_hf.diagnostics", *(f"umt_hf.cli{file}" for file in ("", ".launching", ".scripts"))}
 
 
 def name_module(path: Path, package: Path) -> str:

@@ -2,24 +2,31 @@
 
 import argparse
 import dataclasses
+import difflib
 import functools
 import importlib.resources
 import inspect
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, Protocol, TypeVar, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+
+from .mistakes import TRACEBACK_FLAG, describe_checkpoints, end_in_one_line
+from .scripts import SCRIPTS_BY_MODULE, ScriptEntry, find_script_of_recipe
 
 RECIPES = importlib.resources.files("umt_hf") / "recipes"
 # Optional values of Transformers for which `none` is a word, not the absence of one.
 KEPT_WORDS = {"report_to"}
 REQUIRED = dataclasses.MISSING
+# Similarity of two words from which on one is taken for the other with a letter mistyped.
+SURE_RATIO = 0.9
 
 Section = TypeVar("Section", bound=type)
 Result = TypeVar("Result")
@@ -115,9 +122,10 @@ def load_recipe(name_or_path: str) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         path = Path(str(RECIPES / f"{name}.yaml"))
     if not path.is_file():
+        known = [recipe.stem for recipe in _list_recipe_files()]
+        near = suggest(name, known)
         raise FileNotFoundError(
-            f"{name_or_path!r} is neither a file nor a recipe; recipes: "
-            f"{', '.join(recipe.stem for recipe in _list_recipe_files())}."
+            f"{name_or_path!r} is neither a file nor a recipe{near or '; recipes: ' + ', '.join(known) + '.'}"
         )
     own = _read_recipe(path)
     merged = load_recipe(own.pop("inherits")) if "inherits" in own else {}
@@ -138,26 +146,56 @@ def _list_recipe_files() -> list[Path]:
     return [path for path in sorted(Path(str(RECIPES)).glob("*.yaml")) if not path.stem.endswith("_base")]
 
 
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The words nearest to a mistyped one, as the end of a sentence; empty if none is near."""
+    near = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=2, cutoff=0.6)
+    if near and difflib.SequenceMatcher(None, near[0], word).ratio() > SURE_RATIO:
+        near = near[:1]
+    return f": did you mean {' or '.join(near)}?" if near else ""
+
+
 def _read_recipe(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text()) or {}
+    """Sections of a file.
+
+    Raises:
+        ValueError: If it is not YAML, or not sections of keys.
+    """
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML that a recipe is made of: {' '.join(str(error).split())}.") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} must hold sections with keys, as `mask:` and `mask_ratio: 0.7` below it.")
+    for section, values in recipe.items():
+        if section != "inherits" and not isinstance(values, dict | None):
+            raise ValueError(f"{path}: section {section!r} must hold keys with values, got {values!r}.")
+    return recipe
 
 
-def parse_config(sections: dict[str, type], arguments: Sequence[str]) -> tuple[Any, ...]:
+def parse_config(
+    sections: dict[str, type], arguments: Sequence[str], entry: ScriptEntry | None = None
+) -> tuple[Any, ...]:
     """Build one instance per section: from `--config NAME_OR_FILE` if given, with the other flags on top.
 
     Args:
         sections: Section name -> dataclass.
         arguments: Command line without the program's name.
+        entry: The script, whose recipes its help names.
 
     Returns:
         Instances in the order of `sections`.
 
     Raises:
-        ValueError: If the recipe has a section or key that does not exist.
+        ValueError: If the recipe has a section or key that does not exist, or a flag does not exist or does not take
+            its value.
     """
     config, arguments = _split_config(list(arguments))
-    flags = [] if config is None else _recipe_to_flags(config, sections)
-    parsed = ConfigParser(sections).parse_args_into_dataclasses([*flags, *arguments], look_for_args_file=False)
+    flags = [] if config is None else _recipe_to_flags(config, sections, entry)
+    parser = ConfigParser(sections, entry)
+    parser.refuse_unknown_flags(arguments)
+    *parsed, rest = parser.parse_args_into_dataclasses([*flags, *arguments], True, look_for_args_file=False)
+    if rest:
+        raise ValueError(f"{rest[0]!r} belongs to no flag.")
     return tuple(parsed[: len(sections)])
 
 
@@ -166,18 +204,63 @@ class ConfigParser(HfArgumentParser):
 
     Args:
         sections: Section name -> dataclass.
+        entry: The script, for its help.
     """
 
-    def __init__(self, sections: dict[str, type]):
-        super().__init__(tuple(sections.values()), formatter_class=_HelpFormatter)
-        recipes = ", ".join(path.stem for path in _list_recipe_files())
-        self.add_argument(
-            "--config", help=f"YAML file, or a recipe (name:variant): {recipes}. Other flags win over it."
+    def __init__(self, sections: dict[str, type], entry: ScriptEntry | None = None):
+        self._group_names = {id(section): name for name, section in sections.items()}
+        super().__init__(
+            tuple(sections.values()),
+            prog=entry.command if entry else None,
+            usage="%(prog)s [--config RECIPE] [--flag value ...]",
+            description=entry.title if entry else None,
+            epilog=_describe_launch(entry) if entry else None,
+            formatter_class=_HelpFormatter,
+            # `--learning` is a mistake, not a short form of whatever begins so.
+            allow_abbrev=False,
         )
+        recipes = [path.stem for path in _list_recipe_files() if entry is None or path.stem.startswith(entry.recipes)]
+        choices = f", or a recipe (name:variant): {', '.join(recipes)}" if recipes else ""
+        self.add_argument("--config", help=f"YAML file{choices}. Other flags win over it.")
+        self.add_argument(TRACEBACK_FLAG, action="store_true", help="Show where in the code an error comes from.")
         self.optional = {name for section in sections.values() for name in list_optional(section)} - KEPT_WORDS
         for action in self._actions:
             if action.dest in self.optional:
                 _accept_none(action)
+
+    def _add_dataclass_arguments(self, dtype: Any) -> None:
+        # Transformers makes a group of help of each class that has this attribute.
+        dtype._argument_group_name = self._group_names[id(dtype)]
+        try:
+            super()._add_dataclass_arguments(dtype)
+        finally:
+            del dtype._argument_group_name
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong with a flag's value, without the usage of every flag.
+
+        Raises:
+            ValueError: Always.
+        """
+        # Both spellings of a flag work; one is enough to name it.
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)
+        message = message.replace("the following arguments are required:", "set")
+        raise ValueError(f"{message[:1].upper()}{message[1:]}.")
+
+    def refuse_unknown_flags(self, arguments: Iterable[str]) -> None:
+        """Look for mistyped flags before anything is said of flags that are missing.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        known = self._option_string_actions
+        for word in arguments:
+            name = word.split("=")[0]
+            if name.startswith("--") and name not in known:
+                near = suggest(
+                    "--" + name[2:].replace("-", "_"), [option for option in known if "-" not in option[2:]]
+                )
+                raise ValueError(f"Unknown flag {name}{near or ': --help lists all.'}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As `ArgumentParser`; a list of the single value `none` is None."""
@@ -188,8 +271,22 @@ class ConfigParser(HfArgumentParser):
         return known, rest
 
 
+def _describe_launch(entry: ScriptEntry) -> str:
+    return (
+        f"`{entry.command}` also takes --num_processes, --num_machines, --machine_rank, --main_process_ip, "
+        "--main_process_port and --accelerate_config FILE, for Accelerate's launcher. "
+        f"`accelerate launch -m {entry.module}` runs the same script."
+    )
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Help with defaults; a default of None is what the help text says in words."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        # `--mask-ratio` works beside `--mask_ratio`, and twice as much text would not help.
+        return f"{action.option_strings[0]} {self._format_args(action, action.dest.upper())}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = super()._get_help_string(action)
@@ -222,14 +319,26 @@ def script(sections: dict[str, type]) -> Callable[[Callable[..., Result]], Scrip
         sections: Section name -> dataclass; the function gets their instances in this order.
 
     Returns:
-        Decorator. The function it returns takes a command line (by default the process's own), sets up logging, parses
-        and runs.
+        Decorator. The function it returns sets up logging, parses a command line and runs. With the process's own
+        command line, a user's error ends the process by one line; see `end_in_one_line`.
     """
 
     def decorate(run: Callable[..., Result]) -> Script[Result]:
         def main(arguments: Sequence[str] | None = None) -> Result:
             logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-            return run(*parse_config(sections, sys.argv[1:] if arguments is None else arguments))
+            is_process = arguments is None
+            words = sys.argv[1:] if arguments is None else arguments
+            parsed: list[Any] = []
+
+            def describe_interruption() -> str:
+                folders = [values.output_dir for values in parsed if hasattr(values, "resume_from_checkpoint")]
+                return describe_checkpoints(folders[0]) if folders else "Nothing was written."
+
+            with (
+                end_in_one_line(describe_interruption) if is_process and TRACEBACK_FLAG not in words else nullcontext()
+            ):
+                parsed.extend(parse_config(sections, words, _find_entry(run)))
+                return run(*parsed)
 
         # So that `main` pickles by name, as launchers of several processes need. The signature stays its own.
         functools.update_wrapper(main, run, ("__module__", "__name__", "__qualname__", "__doc__"), ())
@@ -237,6 +346,13 @@ def script(sections: dict[str, type]) -> Callable[[Callable[..., Result]], Scrip
         return main
 
     return decorate
+
+
+def _find_entry(run: Callable[..., Any]) -> ScriptEntry | None:
+    """Row of the script that a function belongs to."""
+    # Run by `python -m`, the module is called `__main__`, and its specification has the name.
+    specification = sys.modules[run.__module__].__spec__
+    return None if specification is None else SCRIPTS_BY_MODULE.get(specification.name)
 
 
 def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -255,8 +371,12 @@ def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return config, others
 
 
-def _recipe_to_flags(name_or_path: str, sections: dict[str, type]) -> list[str]:
+def _recipe_to_flags(name_or_path: str, sections: dict[str, type], entry: ScriptEntry | None) -> list[str]:
     flags: list[str] = []
+    owner = find_script_of_recipe(name_or_path)
+    is_ours = name_or_path in list_recipes() and not Path(name_or_path).is_file()
+    if is_ours and entry is not None and owner is not None and owner != entry:
+        raise ValueError(f"{name_or_path} is a recipe of `{owner.command}`, not of `{entry.command}`.")
     places = {own.name: name for name in sections for own in dataclasses.fields(sections[name])}
     for section, values in load_recipe(name_or_path).items():
         unknown = sorted(key for key in values if places.get(key) != section)

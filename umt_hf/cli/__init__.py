@@ -12,10 +12,13 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from .scripts import add_scripts
+
 MODELS, VIDEOS, DATA, HUB = "Models", "Videos", "Data", "Hub and machine"
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 data_app = typer.Typer(no_args_is_help=True)
+add_scripts(app)
 app.add_typer(data_app, name="data", help="Make data to try things on.", rich_help_panel=DATA)
 
 
@@ -60,7 +63,7 @@ def report_mistakes() -> Generator[None]:
 @contextmanager
 def report_unreadable() -> Generator[None]:
     """Turn a video that cannot be read into one message and exit code 1."""
-    from .processing.decoding import VideoDecodingError
+    from ..processing.decoding import VideoDecodingError
 
     try:
         yield
@@ -101,8 +104,8 @@ def render_moving_shapes(
 
     Example: `umt-hf data moving-shapes shapes --num-train-clips 300`
     """
-    from .moving_shapes.render import write_moving_shapes as write
-    from .moving_shapes.variants import write_corrupted_test, write_low_data
+    from ..moving_shapes.render import write_moving_shapes as write
+    from ..moving_shapes.variants import write_corrupted_test, write_low_data
 
     with report_mistakes():
         write(directory, num_train_clips, num_validation_clips, num_test_clips, seed)
@@ -131,7 +134,7 @@ def zoo(
     """List the released checkpoints, with their published figures."""
     from rich.console import Console
 
-    from .zoo import build_entry_table, build_zoo_table, filter_zoo, find_entry, load_zoo
+    from ..zoo import build_entry_table, build_zoo_table, filter_zoo, find_entry, load_zoo
 
     # A name shows all that is known of one entry; anything else filters.
     is_name = query is not None and query in load_zoo()
@@ -171,7 +174,7 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Make a verified folder out of a released checkpoint: weights, processor and model card."""
-    from .hub_cards.released_checkpoints import convert_released_checkpoint
+    from ..hub_cards.released_checkpoints import convert_released_checkpoint
 
     options = {"revision": revision, "tokenizer": tokenizer, "labels": labels, "max_shard_size": max_shard_size}
     with report_mistakes():
@@ -186,7 +189,7 @@ def card(
     as_json: Annotated[bool, typer.Option("--json", help="Print metadata and headings as JSON.")] = False,
 ) -> None:
     """Write the model card of a folder, README.md, from what the folder records."""
-    from .hub_cards.card import describe_card, write_model_card
+    from ..hub_cards.card import describe_card, write_model_card
 
     with report_mistakes():
         path = write_model_card(folder, repo_id=repo_id)
@@ -205,7 +208,7 @@ def push(
     as_json: Annotated[bool, typer.Option("--json", help="Print the commit as JSON.")] = False,
 ) -> None:
     """Publish a model folder on the Hub. Run again after a failure, it sends only what is missing."""
-    from .hub_cards.publishing import PublishingError, push_folder
+    from ..hub_cards.publishing import PublishingError, push_folder
 
     try:
         with report_mistakes():
@@ -234,9 +237,9 @@ def demo(
     private: Annotated[bool, typer.Option("--private", help="Make the Space a private one.")] = False,
 ) -> None:
     """Serve a page to try models in the browser: labels, the teacher's saliency, search, questions."""
-    from .demo.settings import DemoSettings
-    from .demo.space import push_space
-    from .hub_cards.publishing import PublishingError
+    from ..demo.settings import DemoSettings
+    from ..demo.space import push_space
+    from ..hub_cards.publishing import PublishingError
 
     try:
         settings = DemoSettings(
@@ -251,7 +254,7 @@ def demo(
         if push is not None:
             typer.echo(f"Pushed {push_space(push, settings, private)}")
             return
-        from .demo.app import launch_demo  # says so where Gradio is missing
+        from ..demo.app import launch_demo  # says so where Gradio is missing
 
         launch_demo(settings, host, port, share)
     except PublishingError as error:
@@ -284,7 +287,7 @@ def embed(
     """
     import datasets
 
-    from .inference.search import embed_videos
+    from ..inference.search import embed_videos
 
     # Its bars would stand between those of this command.
     datasets.disable_progress_bars()
@@ -322,7 +325,7 @@ def features(
     """
     import datasets
 
-    from .inference.features import save_features
+    from ..inference.features import save_features
 
     datasets.disable_progress_bars()
     with report_mistakes():
@@ -347,7 +350,7 @@ def search(
 
     Example: `umt-hf search index "a dog runs" --rerank`
     """
-    from .inference.search import VideoSearcher, format_hits
+    from ..inference.search import VideoSearcher, format_hits
 
     with report_mistakes():
         hits = VideoSearcher(index, model).search(query, top_k, rerank)
@@ -375,7 +378,7 @@ def classify(
 
     Example: `umt-hf classify my_videos/ --model umt-vit-b16-k400 --num-clips 4 --num-crops 3`
     """
-    from .inference.classification import VideoClassifier
+    from ..inference.classification import VideoClassifier
 
     with report_mistakes():
         sources = read_sources(videos)
@@ -403,8 +406,8 @@ def ask(
 
     Example: `umt-hf ask video.mp4 "what is the man doing?" --model outputs/answers --answers answers.json`
     """
-    from .data.annotations import load_answers
-    from .inference.question_answering import VideoAnswerer
+    from ..data.annotations import load_answers
+    from ..inference.question_answering import VideoAnswerer
 
     with report_mistakes(), report_unreadable():
         candidates = None if answers is None else load_answers(str(answers))
@@ -433,8 +436,8 @@ def detect(
 
     Example: `umt-hf detect video.mp4 --model outputs/detector --boxes "12,30,80,200" --seconds 2.5`
     """
-    from .data.key_frames import parse_box, read_boxes
-    from .inference.detection import ActionDetector
+    from ..data.key_frames import parse_box, read_boxes
+    from ..inference.detection import ActionDetector
 
     with report_mistakes(), report_unreadable():
         # Mistakes in the arguments come first: loading a model takes seconds.
@@ -464,7 +467,7 @@ def info(
 
     Example: `umt-hf info umt-vit-b16-k400 --num-clips 4 --num-crops 3`
     """
-    from .hub_cards.model_info import describe_model
+    from ..hub_cards.model_info import describe_model
 
     with report_mistakes():
         report = describe_model(model, num_clips, num_crops)
@@ -481,7 +484,7 @@ def doctor(
     """
     from rich.console import Console
 
-    from .diagnostics import build_table, examine_machine, has_failed
+    from ..diagnostics import build_table, examine_machine, has_failed
 
     with Console(stderr=True).status("Trying what works ..."):
         findings = examine_machine()

@@ -1,0 +1,136 @@
+"""Starts a script of the package through Accelerate's launcher, in this process, and passes its exit code on."""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from ..runs.scripts import ScriptEntry
+
+MISTAKE_CODE = 2
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What the launcher takes; `None` leaves it to its configuration file, or to what the machine has.
+
+    Attributes:
+        num_processes: Processes on all machines together.
+        num_machines: Machines.
+        machine_rank: Number of this machine, from 0 on.
+        main_process_ip: Address of machine 0.
+        main_process_port: Port there.
+        accelerate_config: File that `accelerate config` has written.
+    """
+
+    num_processes: int | None = None
+    num_machines: int | None = None
+    machine_rank: int | None = None
+    main_process_ip: str | None = None
+    main_process_port: int | None = None
+    accelerate_config: Path | None = None
+
+    def to_flags(self, num_accelerators: int, num_cores: int) -> list[str]:
+        """Flags of `accelerate launch`.
+
+        Args:
+            num_accelerators: GPUs and the like that this machine has.
+            num_cores: Processor cores that this process may use.
+        """
+        flags = [] if self.accelerate_config is None else ["--config_file", str(self.accelerate_config)]
+        for name in ("num_machines", "machine_rank", "main_process_ip", "main_process_port"):
+            value = getattr(self, name)
+            flags += [] if value is None else [f"--{name}", str(value)]
+        if self.accelerate_config is not None:
+            return flags + ([] if self.num_processes is None else ["--num_processes", str(self.num_processes)])
+        num_processes = self.num_processes or max(num_accelerators, 1) * (self.num_machines or 1)
+        per_machine = max(num_processes // (self.num_machines or 1), 1)
+        # Given, so that the launcher does not list in a warning what it fills in.
+        flags += ["--num_processes", str(num_processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
+        flags += [] if self.num_machines is not None else ["--num_machines", "1"]
+        flags += ["--multi_gpu"] if num_processes > 1 else []
+        if num_accelerators == 0:
+            # Accelerate gives a process one thread; see docs/performance.md for what more of them bring.
+            flags += ["--num_cpu_threads_per_process", str(max(num_cores // per_machine, 1))]
+        return flags
+
+
+def launch(entry: ScriptEntry, arguments: Sequence[str], options: LaunchOptions) -> NoReturn:
+    """Run a script and end with its exit code.
+
+    Args:
+        entry: Which script.
+        arguments: Its flags.
+        options: How many processes, and where.
+
+    Raises:
+        SystemExit: With the script's exit code; 2 where the launcher cannot start it.
+    """
+    import torch
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # Its lines on processes that it ends would bury the script's own sentence.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    num_accelerators = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    flags = options.to_flags(num_accelerators, count_cores())
+    if num_accelerators == 0:
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    command = launch_command_parser().parse_args([*flags, "-m", entry.module, *arguments])
+    try:
+        with _pass_signals_on():
+            launch_command(command)
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(_to_exit_code(error.returncode)) from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:  # it could say nothing itself
+            sys.stderr.write(f"Error: process {rank} was ended by signal {-failure.exitcode}.\n")
+        raise SystemExit(_to_exit_code(failure.exitcode)) from None
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from None
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"Error: {' '.join(str(error).split())}\n")
+        raise SystemExit(MISTAKE_CODE) from None
+    raise SystemExit(0)
+
+
+def count_cores() -> int:
+    """Physical cores, of those that this process may use."""
+    import psutil
+
+    # Not everywhere is there a list of the cores that a process may use.
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(psutil.cpu_count(logical=False) or usable, usable)
+
+
+def _to_exit_code(code: int) -> int:
+    """The shell's code of a process that a signal ended, else its own."""
+    return 128 - code if code < 0 else code
+
+
+@contextlib.contextmanager
+def _pass_signals_on() -> Generator[None]:
+    """Leave Ctrl-C to the script, which is in the same group of processes, and hand SIGTERM on to it."""
+    import psutil
+
+    def hand_on(number: int, _: FrameType | None) -> None:
+        for child in psutil.Process().children():
+            child.send_signal(number)
+
+    # Python's own handlers, not SIG_IGN, which the script would inherit.
+    handlers: dict[int, Any] = {signal.SIGINT: lambda *_: None, signal.SIGTERM: hand_on}
+    former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

@@ -1,0 +1,101 @@
+"""What a user's error, Ctrl-C and SIGTERM look like in a script: one line and an exit code, no traceback."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+TRACEBACK_FLAG = "--traceback"
+MISTAKE_CODE = 2
+# A process that fails like the main one is stopped by the launcher before it speaks; one that fails alone is heard.
+SECONDS_TO_BE_STOPPED = 10.0
+# Errors of other libraries that mean: this input does not fit.
+MISTAKES = (ValueError, OSError, ImportError)
+
+
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+class UserError(RuntimeError):
+    """An error whose sentence says all that a user needs: no traceback is shown."""
+
+
+@contextlib.contextmanager
+def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]:
+    """Turn what stops a script into one line on standard error, from the main process, and an exit code.
+
+    Args:
+        describe_interruption: Says after Ctrl-C or SIGTERM what was saved and how to resume.
+
+    Raises:
+        SystemExit: With code 2 after a user's error, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, _build_handler(os.getpid()))
+    try:
+        yield
+    except KeyboardInterrupt:
+        _end(f"Interrupted. {describe_interruption()}", 128 + signal.SIGINT)
+    except Terminated:
+        if _read_rank() > 0:  # most often because the main process has failed, and has said so
+            os._exit(128 + signal.SIGTERM)
+        _end(f"Terminated. {describe_interruption()}", 128 + signal.SIGTERM)
+    except (*MISTAKES, UserError) as error:
+        _end(f"Error: {summarize(error)}", MISTAKE_CODE)
+
+
+def summarize(error: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}."
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def describe_checkpoints(output_dir: str | None) -> str:
+    """Which checkpoint of a run is the newest, and how to go on from it."""
+    found = Path(output_dir).glob("checkpoint-*") if output_dir else ()
+    steps = [int(path.name.removeprefix("checkpoint-")) for path in found if path.name[11:].isdigit()]
+    if not steps:
+        return "No checkpoint was saved."
+    newest = Path(str(output_dir), f"checkpoint-{max(steps)}")
+    return f"The newest checkpoint is {newest}; the same command with --resume_from_checkpoint auto goes on from it."
+
+
+def _build_handler(main_process: int) -> Callable[[int, FrameType | None], Any]:
+    def handle(number: int, _: FrameType | None) -> None:
+        if os.getpid() == main_process:
+            signal.signal(number, signal.SIG_IGN)  # a second one would end the first one's message
+            raise Terminated
+        # A forked loader worker inherits the handler, and is to end as without it.
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    return handle
+
+
+def _read_rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _end(message: str, code: int) -> None:
+    rank = _read_rank()
+    if rank > 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(SECONDS_TO_BE_STOPPED)
+        message = f"Process {rank}: {message}"
+    with contextlib.suppress(BrokenPipeError):
+        tqdm.write(message, file=sys.stderr)
+        sys.stderr.flush()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # The other processes may wait in a collective; to leave the group in order would wait for them.
+        sys.stdout.flush()
+        os._exit(code)
+    raise SystemExit(code)
