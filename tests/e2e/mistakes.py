@@ -9,9 +9,9 @@ from tests.processes import Output, run_ranks
 from umt_hf.runs import mistakes
 
 
-def run_script(module: str, words: Sequence[str]) -> None:
+def run_script(module: str, words: Sequence[str], patience: float = 60.0) -> None:
     """What `python -m MODULE WORDS` does, in this process."""
-    mistakes.SECONDS_TO_BE_STOPPED = 60.0
+    mistakes.SECONDS_TO_BE_STOPPED = patience
     sys.argv = [module, *words]
     importlib.import_module(f"umt_hf.{module}").main()
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import yaml
+
 from ..runs.scripts import ScriptEntry
 
 MISTAKE_CODE = 2
@@ -97,6 +99,9 @@ def launch(entry: ScriptEntry, arguments: Sequence[str], options: LaunchOptions)
         raise SystemExit(_to_exit_code(failure.exitcode)) from None
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from None
+    except yaml.YAMLError as error:
+        sys.stderr.write(f"Error: {options.accelerate_config}: {' '.join(str(error).split())}\n")
+        raise SystemExit(MISTAKE_CODE) from None
     except (OSError, ValueError) as error:
         sys.stderr.write(f"Error: {' '.join(str(error).split())}\n")
         raise SystemExit(MISTAKE_CODE) from None

@@ -92,6 +92,8 @@ def _end(message: str, code: int) -> None:
         time.sleep(SECONDS_TO_BE_STOPPED)
         message = f"Process {rank}: {message}"
     with contextlib.suppress(BrokenPipeError):
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()  # at the end of the process it would be drawn once more, below the message
         tqdm.write(message, file=sys.stderr)
         sys.stderr.flush()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
