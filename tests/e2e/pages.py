@@ -36,8 +36,10 @@ from umt_hf import (
     UMTVideoTextForRetrieval,
     cli,
 )
+from umt_hf.cli.scripts import translate_precision
 from umt_hf.moving_shapes.tiny_bert import TextTowerArguments, write_text_tower
 from umt_hf.runs.config import parse_config
+from umt_hf.runs.scripts import GROUP_TITLES, SCRIPTS
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
 
@@ -80,6 +82,7 @@ NOT_RUN = {
         "pre-commit install": "changes the clone",
         "umt-hf convert": "needs a released file; tests of conversion make one of its names and shapes",
     },
+    "README.md": {"umt-hf demo": _SERVED, "umt-hf push": _LOOPBACK},
     "docs/demo.md": {
         "umt-hf demo": _SERVED,
         "from umt_hf.demo.app": _SERVED,
@@ -276,6 +279,11 @@ def run_command(words: list[str], is_run: bool = True) -> None:
     """Run a command in this process; or, without `is_run`, parse its arguments only."""
     AcceleratorState._reset_state(reset_partial_state=True)
     match words:
+        case ["umt-hf", group, verb, *arguments] if group in GROUP_TITLES:
+            entry = next(entry for entry in SCRIPTS if (entry.group, entry.verb) == (group, verb))
+            # The launcher takes its flags, and the script gets the rest.
+            context = find_command(typer.main.get_command(cli.app), [group, verb]).make_context(verb, arguments)
+            (run_module if is_run else parse_module)(entry.module, translate_precision(entry, context.args))
         case ["umt-hf", *arguments]:
             (run_cli if is_run else parse_cli)(arguments)
         case ["accelerate", "launch", *arguments]:
@@ -346,6 +354,7 @@ def list_named_scripts(text: str) -> set[str]:
     files = [path for path in (ROOT / "umt_hf").rglob("*.py") if "\nSECTIONS" in path.read_text()]
     known = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
     scripts = known & set(re.findall(r"umt_hf(?:\.\w+)+", text))
+    scripts |= {entry.module for entry in SCRIPTS if entry.command in text}
     groups = typer.main.get_command(cli.app).commands
     commands = {f"umt-hf {word}" for word in re.findall(r"umt-hf (\w+)", text) if word in groups}
     return scripts | commands | ({"umt-hf"} if "umt-hf" in text else set())

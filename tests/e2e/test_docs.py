@@ -37,7 +37,7 @@ PRINTED = {
 }
 # Flags that pages name without the script that has them.
 OTHER_FLAGS = {
-    "README.md": {"--device", "--quick"},  # of the benchmarks, of the tour
+    "docs/reproduction.md": {"--quick"},  # of the tour
     "docs/hub.md": {"--mode"},  # of every fine-tuning script, which it does not list
 }
 
@@ -146,7 +146,7 @@ def test_flags_exist(page):
 
 def test_links_of_the_readme_exist():
     text = (ROOT / "README.md").read_text()
-    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+    for link in re.findall(r"(?:\]\(|src=\")(?!https?:|#)([^)#\"]+)", text):
         assert (ROOT / link).exists(), link
 
 
