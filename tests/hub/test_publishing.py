@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
@@ -256,6 +257,53 @@ def test_what_belongs_to_the_run_stays_here(hub, folders, tmp_path):
     files = set(hub.list_files("me/model"))
     assert kept.keys() | {"run.yaml", "model.safetensors", "video_preprocessor_config.json"} <= files
     assert not files & excluded and "*.bin" in EXCLUDED
+
+
+def test_no_folder_of_this_machine_goes_up(hub, folders, tmp_path):
+    """Settings, configurations, reports and the card, with absolute and relative places planted in each."""
+    folder = tmp_path / "secret_user" / "run"
+    shutil.copytree(folders["classifier"], folder)
+    shutil.rmtree(tmp_path / "secret_user" / "teacher", ignore_errors=True)
+    (tmp_path / "secret_user" / "teacher").mkdir()
+    config = json.loads((folder / "config.json").read_text())
+    places = {"teacher_name_or_path": "secret_user/teacher", "_name_or_path": "/home/secret_user/mine"}
+    (folder / "config.json").write_text(json.dumps(config | places))
+    run = {
+        "model": {"model_name_or_path": str(tmp_path / "secret_user" / "start")},
+        "data": {
+            "train_data": "../secret_user/videos/train",
+            "validation_data": "secret_user/validation",
+            "train_corpora": ["secret_user/one.json", "/secret_user/two.json"],
+            "class_names": "secret_user/names.txt",
+            "data_root": "/secret_user",
+        },
+        "training": {"output_dir": "secret_user/run", "run_name": "secret_user"},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(run))
+    (folder / "eval_results.json").write_text('{"eval_top1_accuracy": 0.5}')
+    (folder / "test").mkdir()
+    report = {"metrics": {"top1_accuracy": 0.75}, "data": "secret_user/clips/test.csv", "model": str(folder)}
+    (folder / "test" / "report.json").write_text(json.dumps(report))
+    predictions = [{"video": "secret_user/a.mp4", "label": "on/off", "error": None}]
+    (folder / "test" / "predictions.json").write_text(json.dumps(predictions))
+    before = read_files(folder)
+
+    push_folder(folder, "me/model")
+    files = hub.list_files("me/model")
+    assert {"run.yaml", "README.md", "test/report.json", "config.json"} <= set(files)
+    assert "test/predictions.json" not in files
+    for name in files:
+        assert b"secret_user" not in hub.read_file("me/model", name), name
+    settings = yaml.safe_load(hub.read_file("me/model", "run.yaml"))
+    assert settings["data"]["train_corpora"] == ["one.json", "two.json"] and settings["data"]["train_data"] == "train"
+    assert json.loads(hub.read_file("me/model", "config.json"))["teacher_name_or_path"] == "teacher"
+    assert json.loads(hub.read_file("me/model", "config.json"))["id2label"] == config["id2label"]
+    (result, *_) = ModelCard(hub.read_file("me/model", "README.md").decode()).data.eval_results
+    assert result.dataset_name == "own data" and result.dataset_split == "validation"
+
+    push_folder(folder, "me/all", with_predictions=True)
+    assert json.loads(hub.read_file("me/all", "test/predictions.json")) == [predictions[0] | {"video": "a.mp4"}]
+    assert read_files(folder) == before
 
 
 def test_a_folder_without_a_card_gets_one_on_the_hub_alone(hub, folders, tmp_path):

@@ -205,14 +205,24 @@ def push(
     no_code: Annotated[
         bool, typer.Option("--no-code", help="Without the source files that trust_remote_code=True needs.")
     ] = False,
+    with_predictions: Annotated[
+        bool, typer.Option("--with-predictions", help="With predictions.json, which names every held-out video.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the commit as JSON.")] = False,
 ) -> None:
-    """Publish a model folder on the Hub. Run again after a failure, it sends only what is missing."""
+    """Publish a model folder on the Hub. Run again after a failure, it sends only what is missing.
+
+    Paths of this machine are cut down to their last part in what goes up; the folder stays as it is.
+    """
     from ..hub_cards.publishing import PublishingError, push_folder
 
+    def announce(names: list[str]) -> None:
+        typer.echo(f"Uploading {len(names)} files to {repo}: {', '.join(names)}.", err=True)
+
+    options = {"private": private or None, "revision": revision, "with_code": not no_code}
     try:
         with report_mistakes():
-            url = push_folder(folder, repo, private=private or None, revision=revision, with_code=not no_code)
+            url = push_folder(folder, repo, **options, with_predictions=with_predictions, announce=announce)
     except PublishingError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error

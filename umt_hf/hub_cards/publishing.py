@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
@@ -24,17 +25,25 @@ from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import (
     ADAPTER_CONFIG_FILE,
+    BOX_RESULTS_FILE,
     CARD_FILE,
     CONFIG_FILE,
+    CONVERSION_FILE,
     LOSS_PICTURE,
+    PREDICTIONS_FILE,
     PROCESSOR_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
     STATE_FOLDER,
+    TOKENIZER_FILE,
     TRAINER_ARGUMENTS_FILE,
     VIDEO_PROCESSOR_FILE,
     WEIGHTS_FILE,
     WEIGHTS_INDEX_FILE,
 )
 from ..runs.models import MODEL_TYPES
+from ..runs.privacy import hide_folders
+from ..runs.summary import list_bases, publish_settings
 from .card import write_model_card
 
 logger = logging.getLogger(__name__)
@@ -62,6 +71,19 @@ EXCLUDED = (
     ".*",
 )
 SECRETS = (TRAINER_ARGUMENTS_FILE,)  # may hold the token
+# Written by us, with paths of this machine in them.
+FILES_WITH_PLACES = (
+    CONFIG_FILE,
+    ADAPTER_CONFIG_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    PREDICTIONS_FILE,
+    CONVERSION_FILE,
+    PROCESSOR_FILE,
+    VIDEO_PROCESSOR_FILE,
+    TOKENIZER_FILE,
+)
+PREDICTION_FILES = (PREDICTIONS_FILE, BOX_RESULTS_FILE)
 TEXT_SUFFIXES = (".json", ".jsonl", ".md", ".py", ".txt", ".yaml")
 MAX_ATTEMPTS = 5
 RETRY_SECONDS = 2.0
@@ -79,13 +101,16 @@ def push_folder(
     revision: str | None = None,
     token: str | None = None,
     with_code: bool = True,
+    with_predictions: bool = False,
     commit_message: str | None = None,
     checkpoints: Mapping[str, Path] | None = None,
     max_attempts: int = MAX_ATTEMPTS,
+    announce: Callable[[list[str]], None] | None = None,
 ) -> str:
     """Publish a model folder with its processor, recipe, metrics and card; the folder itself stays as it is.
 
-    A folder without `README.md` gets a model card on the Hub, as `umt-hf card` writes it.
+    A folder without `README.md` gets a model card on the Hub, as `umt-hf card` writes it. Settings, reports and
+    configurations go up with every path cut down to its last part.
 
     Args:
         folder: A finished folder of any architecture of this package. Checkpoints, optimizer state and logs in it
@@ -96,9 +121,11 @@ def push_folder(
         token: With write permission; default: the one you are logged in with.
         with_code: Add the model's and processor's source files and name them in `auto_map`, so that the repository
             loads with `trust_remote_code=True` where this package is not installed.
+        with_predictions: Add the predictions of evaluations, which name every held-out video.
         commit_message: First line of the commit.
         checkpoints: Folders that go up with all their files, state included: name in the repository -> folder.
         max_attempts: How often to try where the Hub fails or cannot be reached.
+        announce: Gets the names of the files before the first is sent.
 
     Returns:
         URL of the commit.
@@ -112,6 +139,8 @@ def push_folder(
     check_destination(repo_id, token)
     # Bytes stand for files that are made for the Hub and not written to the folder.
     files: dict[str, Path | bytes] = dict(list_model_files(folder))
+    if not with_predictions:
+        files = {name: path for name, path in files.items() if not name.endswith(PREDICTION_FILES)}
     if CARD_FILE not in files:
         files |= build_card_files(folder, repo_id)
     if with_code:
@@ -122,6 +151,9 @@ def push_folder(
             for path in sorted(checkpoint.rglob("*"))
             if path.is_file() and path.name not in SECRETS
         }
+    files = {name: hide_folders_of_file(name, content, folder) for name, content in files.items()}
+    if announce is not None:
+        announce(list(files))
     commit_message = commit_message or f"Upload {folder.resolve().name}"
     additions = [CommitOperationAdd(path, content) for path, content in files.items()]
     api = HfApi(token=token)
@@ -197,6 +229,25 @@ def list_model_files(folder: Path) -> Iterator[tuple[str, Path]]:
         relative = path.relative_to(folder)
         if path.is_file() and not any(is_excluded(part) for part in relative.parts):
             yield relative.as_posix(), path
+
+
+def hide_folders_of_file(name: str, content: Path | bytes, folder: Path) -> Path | bytes:
+    """A file as it goes up: what names places on this machine loses its folders; everything else stays as it is.
+
+    Args:
+        name: Path in the repository.
+        content: The file, or its bytes.
+        folder: Model folder.
+    """
+    last = name.rsplit("/", 1)[-1]
+    if last not in FILES_WITH_PLACES:
+        return content
+    text = (content if isinstance(content, bytes) else content.read_bytes()).decode("utf-8-sig")
+    if last == RECIPE_FILE:
+        return yaml.safe_dump(publish_settings(yaml.safe_load(text) or {}, folder), sort_keys=False).encode()
+    found = json.loads(text)
+    hidden = hide_folders(found, list_bases(folder))
+    return content if hidden == found else (json.dumps(hidden, indent=2) + "\n").encode()
 
 
 def is_excluded(name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from .folder import METRICS_FILE, RECIPE_FILE, REPORT_FILE, TRAINER_STATE_FILE, read_metrics
+from .privacy import hide_folders, is_split
 
 # Settings of the machine, which say nothing about the run.
 PRIVATE_SETTINGS = re.compile(
@@ -18,6 +19,7 @@ PRIVATE_SETTINGS = re.compile(
 NO_FIGURES = ("runtime", "samples_per_second", "steps_per_second", "epoch", "videos")
 RANKS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "mean_recall": "mean recall", "median_rank": "median rank"}
 SCORES = {"dual": "dual encoder", "reranked": "re-ranked", "dual_softmax": "dual softmax"}
+OWN_DATA = "own data"
 SPLITS = {"eval": ("validation", "validation_data"), "test": ("test", "test_data")}
 
 
@@ -50,19 +52,27 @@ def read_optional_json(path: Path) -> dict[str, Any]:
 
 
 def read_run_settings(folder: Path) -> dict[str, dict[str, Any]]:
-    """Sections of `run.yaml` without what belongs to the machine; absolute paths keep their last part alone."""
+    """Sections of `run.yaml` as `publish_settings` leaves them."""
     path = folder / RECIPE_FILE
     sections = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return publish_settings(sections or {}, folder)
+
+
+def publish_settings(sections: dict[str, dict[str, Any]], folder: Path) -> dict[str, dict[str, Any]]:
+    """Sections of a run without what belongs to the machine; of paths the last part alone is kept."""
     return {
-        name: {key: _shorten(value) for key, value in values.items() if not PRIVATE_SETTINGS.fullmatch(key)}
-        for name, values in (sections or {}).items()
+        name: {
+            key: hide_folders(value, list_bases(folder), key)
+            for key, value in values.items()
+            if not PRIVATE_SETTINGS.fullmatch(key)
+        }
+        for name, values in sections.items()
     }
 
 
-def _shorten(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_shorten(item) for item in value]
-    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
+def list_bases(folder: Path) -> list[Path]:
+    """Folders that the relative paths of a run may start from: those above it."""
+    return list(folder.resolve().parents)
 
 
 def find_setting(settings: dict[str, dict[str, Any]], key: str) -> Any:
@@ -85,7 +95,7 @@ def read_evaluations(folder: Path, settings: dict[str, dict[str, Any]]) -> list[
     found = []
     for prefix, (split, key) in SPLITS.items():
         name = f"{prefix}_results.json"
-        data_set = _name_data(find_setting(settings, key)) or split
+        data_set = _name_data(find_setting(settings, key), folder)
         for metric, value in read_optional_json(folder / name).items():
             found += _evaluate(metric.removeprefix(f"{prefix}_"), value, data_set, split, None, name)
     for path in sorted([*folder.glob(REPORT_FILE), *folder.glob(f"*/{REPORT_FILE}")]):
@@ -95,12 +105,12 @@ def read_evaluations(folder: Path, settings: dict[str, dict[str, Any]]) -> list[
         source = path.relative_to(folder).as_posix()
         for metric, value in report.get("metrics", {}).items():
             found += _evaluate(
-                metric, value, _name_data(report.get("data")) or "test", report.get("split"), views, source
+                metric, value, _name_data(report.get("data"), folder), report.get("split"), views, source
             )
     # Pre-training writes no results file: its last held-out losses are its figures.
     if not found:
         lines = [line for line in read_metrics(folder / METRICS_FILE) if any(k.startswith("eval_") for k in line)]
-        data_set = _name_data(find_setting(settings, "validation_data")) or "held out"
+        data_set = _name_data(find_setting(settings, "validation_data"), folder)
         for metric, value in (lines[-1] if lines else {}).items():
             if metric.startswith("eval_"):
                 name = metric.removeprefix("eval_")
@@ -108,13 +118,14 @@ def read_evaluations(folder: Path, settings: dict[str, dict[str, Any]]) -> list[
     return found
 
 
-def _name_data(source: str | None) -> str | None:
-    """Name of data without the folders above it; a dataset of the Hub keeps its namespace."""
-    if source is None:
-        return None
-    path = PurePath(source)
-    is_hub_id = not path.is_absolute() and not path.suffix and len(path.parts) <= 2
-    return source if is_hub_id else path.stem
+def _name_data(source: str | None, folder: Path) -> str:
+    """Name of data without the folders above it; a dataset of the Hub keeps its namespace.
+
+    `validation.csv` names a split and not a data set, and the folder above it may be nobody's business.
+    """
+    name = PurePath(hide_folders(source or "", list_bases(folder), "data"))
+    kept = str(name) if len(name.parts) > 1 else name.stem
+    return OWN_DATA if is_split(kept) else kept
 
 
 def _evaluate(

@@ -218,8 +218,8 @@ def test_card_of_a_classifier_with_reports(classifier):
     (classifier / "test" / "report.json").write_text(json.dumps({**report, "num_crops": 3}))
     text = write_model_card(classifier).read_text()
     assert lint(text) == [] and validate_metadata(ModelCard(text))["pipeline_tag"] == "video-classification"
-    assert "| clips/val | validation | top-1 accuracy | 0.5000 |  | `eval_results.json` |" in text
-    assert "| test |  | top-1 accuracy | 0.7500 | 4x3x2 | `test/report.json` |" in text
+    assert "| own data | validation | top-1 accuracy | 0.5000 |  | `eval_results.json` |" in text
+    assert "| own data |  | top-1 accuracy | 0.7500 | 4x3x2 | `test/report.json` |" in text
     assert "top-5" not in text and "unreadable" not in text
     assert "2.0 hours of training" in text and "classes | 2: run, jump |" in text and "outputs/mine" in text
 
