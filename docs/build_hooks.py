@@ -1,5 +1,7 @@
-"""Hooks of MkDocs: the tables of recipes, written from the recipes themselves whenever the site is built."""
+"""Hooks of MkDocs: tables of recipes and of flags, written from recipes and dataclasses whenever the site is built."""
 
+import argparse
+import importlib
 import re
 import textwrap
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from typing import Any
 
 RECIPES = Path(__file__).parents[1] / "umt_hf" / "recipes"
 MARK = "<!-- recipes -->"
+FLAGS_MARK = re.compile(r"<!-- flags ([\w.]+) -->")
 # Starts of names, in the order of the page; others follow under their own names.
 HEADINGS = {
     "stage1": "Stage 1",
@@ -103,9 +106,44 @@ def write_recipes(markdown: str) -> str:
     return markdown.replace(MARK, "\n\n".join(parts))
 
 
+def write_flags(markdown: str) -> str:
+    """Put a script's flags in the place of `<!-- flags umt_hf.training.stage1 -->`, section by section."""
+    found = FLAGS_MARK.search(markdown)
+    if found is None:
+        return markdown
+    # Only these pages need the package, and PyTorch with it.
+    from umt_hf.runs.config import ConfigParser
+    from umt_hf.runs.scripts import SCRIPTS_BY_MODULE
+
+    entry = SCRIPTS_BY_MODULE[found[1]]
+    parser = ConfigParser(importlib.import_module(entry.module).SECTIONS, entry)
+    parts = [entry.title, f"{parser.epilog}"]
+    for group in parser._action_groups:
+        actions = [action for action in group._group_actions if action.help and action.dest != "help"]
+        if actions:
+            title = "All scripts" if group.title == "options" else f"Section `{group.title}`"
+            rows = [f"| {' | '.join(map(escape, describe_flag(parser, action)))} |" for action in actions]
+            parts += [f"## {title}", "\n".join(["| flag | default | meaning |", "| --- | --- | --- |", *rows])]
+    return markdown.replace(found[0], "\n\n".join(parts))
+
+
+def describe_flag(parser: argparse.ArgumentParser, action: argparse.Action) -> tuple[str, str, str]:
+    """A flag, its default and its help in the cells of a table."""
+    default = "" if action.default in (None, argparse.SUPPRESS) or action.nargs == 0 else f"`{action.default}`"
+    help_text = parser.formatter_class(parser.prog)._get_help_string(action) or ""
+    help_text = re.sub(r"\s*\(default: %\(default\)s\)", "", help_text).replace("%%", "%")
+    choices = f" One of {', '.join(f'`{choice}`' for choice in action.choices if choice is not None)}." if action.choices else ""
+    return f"`{action.option_strings[0]}`", default, help_text + choices
+
+
+def escape(text: str) -> str:
+    """A text in one cell of a table."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by MkDocs for each page before it is rendered."""
-    return write_recipes(markdown)
+    return write_flags(write_recipes(markdown))
 
 
 def on_page_content(html: str, **_: Any) -> str:

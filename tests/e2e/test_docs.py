@@ -1,5 +1,6 @@
 """What the README and the guides say: every block runs, every flag, name and link is there, and the site builds."""
 
+import dataclasses
 import doctest
 import importlib
 import importlib.util
@@ -28,6 +29,7 @@ from tests.e2e.pages import (
     split_commands,
 )
 from umt_hf.runs.config import list_recipes
+from umt_hf.runs.scripts import SCRIPTS
 
 pytest.importorskip("faiss")
 
@@ -161,6 +163,20 @@ def test_recipes_page_has_every_recipe(hooks):
     for command in commands:
         for words in split_commands(command):
             run_command(words, is_run=False)
+
+
+@pytest.mark.parametrize("entry", SCRIPTS, ids=lambda entry: entry.module)
+def test_the_page_of_flags_is_complete(hooks, entry):
+    page = ROOT / "docs" / "flags" / f"{entry.group}_{entry.verb.replace('-', '_')}.md"
+    text = hooks.write_flags(page.read_text())
+    assert text.startswith(f"# {entry.command}\n") and "<!--" not in text
+    sections = importlib.import_module(entry.module).SECTIONS
+    for name, section in sections.items():
+        assert f"## Section `{name}`" in text
+        _, _, part = text.partition(f"## Section `{name}`")
+        for own in dataclasses.fields(section):
+            assert not own.init or f"\n| `--{own.name}` | " in part.split("\n## ")[0], own.name
+    assert "%(default)s" not in text and "| `--config` |" in text
 
 
 def test_recipes_without_a_source_are_refused(hooks, tmp_path):

@@ -21,7 +21,7 @@ def hide_folders(value: Any, bases: Iterable[Path] = (), key: str = "") -> Any:
         value: A text, or lists and tables of texts.
         bases: Folders that relative paths may start from, beside the current one. `owner/name` is taken for a name on
             the Hub unless it is a file or folder in one of them.
-        key: Name of the setting, by which `my/folder` is told from a text such as `and/or`.
+        key: Name of the setting, which separates `my/folder` from a text such as `and/or`.
 
     Example:
     ```python
