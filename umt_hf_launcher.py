@@ -32,4 +32,5 @@ def main() -> None:
     """Run the command."""
     load_alone("diagnostics")
     load_alone("runs.scripts")
+    load_alone("zoo")
     load_alone("cli").app()

@@ -132,7 +132,11 @@ def describe_flag(parser: argparse.ArgumentParser, action: argparse.Action) -> t
     default = "" if action.default in (None, argparse.SUPPRESS) or action.nargs == 0 else f"`{action.default}`"
     help_text = parser.formatter_class(parser.prog)._get_help_string(action) or ""
     help_text = re.sub(r"\s*\(default: %\(default\)s\)", "", help_text).replace("%%", "%")
-    choices = f" One of {', '.join(f'`{choice}`' for choice in action.choices if choice is not None)}." if action.choices else ""
+    choices = (
+        f" One of {', '.join(f'`{choice}`' for choice in action.choices if choice is not None)}."
+        if action.choices
+        else ""
+    )
     return f"`{action.option_strings[0]}`", default, help_text + choices
 
 

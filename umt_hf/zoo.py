@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -106,7 +106,8 @@ class ZooEntry:
 @cache
 def read_zoo_file() -> dict[str, Any]:
     """Contents of `zoo.yaml`."""
-    return yaml.safe_load((resources.files("umt_hf") / "zoo.yaml").read_text(encoding="utf-8"))
+    # Beside this file: to ask for the package's resources would import the package, which completion does without.
+    return yaml.safe_load(Path(__file__).with_name("zoo.yaml").read_text(encoding="utf-8"))
 
 
 def load_task_titles() -> dict[str, str]:
@@ -172,6 +173,12 @@ def find_entry(name: str) -> ZooEntry:
     near = difflib.get_close_matches(name, [*zoo, *files], n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(f"No released checkpoint is called {name!r}.{hint} `umt-hf zoo` lists them.")
+
+
+def find_task(word: str) -> str | None:
+    """The task that a word names, as `--task` takes it or as the table shows it."""
+    tasks = load_task_titles()
+    return next((task for task, title in tasks.items() if word.lower().replace("-", "_") in (task, title)), None)
 
 
 def filter_zoo(task: str | None = None, size: str | None = None, text: str | None = None) -> list[ZooEntry]:

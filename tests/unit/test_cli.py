@@ -1,9 +1,12 @@
 """The command line delegates to the package and tells what it did."""
 
+import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from typer.testing import CliRunner
 
 import umt_hf
 from umt_hf import cli
+from umt_hf.zoo import load_task_titles
 
 runner = CliRunner()
 
@@ -36,7 +40,7 @@ def test_help_reads_well():
     assert result.exit_code == 0 and "convert" in result.output and "data" in result.output
 
 
-PANELS = ("Models", "Videos", "Data", "Hub and machine")
+PANELS = ("Models", "Videos", "Training and tests", "Data", "Hub and machine")
 
 
 def test_help_groups_the_commands():
@@ -68,6 +72,48 @@ def test_help_and_completion_do_not_wait_for_pytorch():
     assert result.returncode == 0 and "doctor" in result.stdout and result.stderr == "False\n"
     result = run_command(_UMT_HF_COMPLETE="complete_bash", COMP_WORDS="umt-hf cla", COMP_CWORD="1")
     assert result.stdout.split() == ["classify"] and result.stderr == "False\n"
+
+
+@pytest.mark.parametrize(
+    "words,expected",
+    [
+        ("umt-hf fine", {"finetune"}),
+        ("umt-hf finetune ", {"classification", "detection", "retrieval", "question-answering"}),
+        ("umt-hf evaluate mul", {"multiple-choice"}),
+        ("umt-hf convert umt-vit-b16-k4", {"umt-vit-b16-k400"}),
+        ("umt-hf zoo umt-vit-l16-m", {"umt-vit-l16-mit", "umt-vit-l16-mit-384"}),
+        ("umt-hf zoo --size ", {"b16", "l16"}),
+        ("umt-hf features --level ", {"frame", "clip", "tubelet"}),
+        ("umt-hf data moving-shapes --severity s", {"strong"}),
+    ],
+)
+def test_values_complete_without_pytorch(words, expected):
+    count = len(words.split(" ")) - 1
+    result = run_command(_UMT_HF_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(count))
+    assert set(result.stdout.split()) == expected and result.stderr == "False\n"
+
+
+def test_completion_costs_at_most_twice_the_help():
+    """CPU seconds of the children, the cheapest of three runs each."""
+
+    def measure(*arguments: str, **environment: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run_command(*arguments, **environment)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    words = {"_UMT_HF_COMPLETE": "complete_bash", "COMP_WORDS": "umt-hf convert umt-", "COMP_CWORD": "2"}
+    help_seconds = min(measure("--help") for _ in range(3))
+    assert min(measure(**words) for _ in range(3)) < 2 * help_seconds
+
+
+@pytest.mark.parametrize(
+    "word,count", [("retrieval", 14), ("questions", 6), ("question-answering", 6), ("stage 1", 2)]
+)
+def test_the_zoo_is_filtered_by_task(word, count):
+    result = runner.invoke(cli.app, ["zoo", word, "--json"])
+    assert result.exit_code == 0 and len(json.loads(result.stdout)) == count
+    assert set(get_args(cli.Task)) == load_task_titles().keys()
 
 
 def test_a_mistake_leaves_standard_output_empty():

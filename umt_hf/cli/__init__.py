@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -20,6 +20,18 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 data_app = typer.Typer(no_args_is_help=True)
 add_scripts(app)
 app.add_typer(data_app, name="data", help="Make data to try things on.", rich_help_panel=DATA)
+
+
+Task = Literal[
+    "pretraining", "classification", "detection", "video_text_pretraining", "retrieval", "question_answering"
+]
+
+
+def complete_zoo(incomplete: str) -> list[str]:
+    """Names of released checkpoints that begin so, for the completion of a shell."""
+    from ..zoo import load_zoo
+
+    return [name for name in load_zoo() if name.startswith(incomplete)]
 
 
 def show_version(is_asked: bool) -> None:
@@ -97,7 +109,9 @@ def render_moving_shapes(
         float | None, typer.Option(help="Share of the training clips in train_low_data.")
     ] = None,
     corruption: Annotated[list[str], typer.Option(help="noise, blur, ...: adds damaged test clips; repeatable.")] = [],  # noqa: B006
-    severity: Annotated[str, typer.Option(help="Of the corruptions: mild, medium or strong.")] = "medium",
+    severity: Annotated[
+        Literal["mild", "medium", "strong"], typer.Option(help="How strong the corruptions are.")
+    ] = "medium",
     num_corrupted_clips: Annotated[int | None, typer.Option(help="Test clips damaged; default: all.")] = None,
 ) -> None:
     """Render real .mp4 files of moving shapes, with labels, captions, questions and boxes.
@@ -120,22 +134,22 @@ def render_moving_shapes(
 def zoo(
     query: Annotated[
         str | None,
-        typer.Argument(help="A name, shown with all that is known, or text to look for in names."),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="pretraining, classification, detection, video_text_pretraining, retrieval or question_answering."
+        typer.Argument(
+            help="A name, shown with all that is known; a task; or text to look for in names.",
+            autocompletion=complete_zoo,
         ),
     ] = None,
-    size: Annotated[str | None, typer.Option(help="b16 or l16.")] = None,
+    task: Annotated[Task | None, typer.Option(help="Checkpoints of one task.")] = None,
+    size: Annotated[Literal["b16", "l16"] | None, typer.Option(help="Checkpoints of one size.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the entries as JSON.")] = False,
 ) -> None:
     """List the released checkpoints, with their published figures."""
     from rich.console import Console
 
-    from ..zoo import build_entry_table, build_zoo_table, filter_zoo, find_entry, load_zoo
+    from ..zoo import build_entry_table, build_zoo_table, filter_zoo, find_entry, find_task, load_zoo
 
+    if query is not None and task is None and (named := find_task(query)):
+        query, task = None, cast("Task", named)
     # A name shows all that is known of one entry; anything else filters.
     is_name = query is not None and query in load_zoo()
     with report_mistakes():
@@ -156,7 +170,12 @@ def zoo(
 
 @app.command(rich_help_panel=MODELS)
 def convert(
-    checkpoint: Annotated[str, typer.Argument(help="Name from `umt-hf zoo`, which is downloaded, or a .pth file.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="Name from `umt-hf zoo`, which is downloaded, or a .pth file.", autocompletion=complete_zoo
+        ),
+    ],
     name: Annotated[
         str | None,
         typer.Argument(help="Checkpoint name for a local .pth file; guessed from the file name by default."),
@@ -314,7 +333,8 @@ def features(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a UMT model with its processor.")],
     out: Annotated[Path, typer.Option(help="Folder to make or to add to.")],
     level: Annotated[
-        str, typer.Option(help="What has a feature: frame, clip (a window) or tubelet (a token).")
+        Literal["frame", "clip", "tubelet"],
+        typer.Option(help="What has a feature: a frame, a clip (a window) or a tubelet (a token)."),
     ] = "clip",
     window: Annotated[int | None, typer.Option(help="Frames seen at a time; default: the model's.", min=1)] = None,
     stride: Annotated[
@@ -323,7 +343,8 @@ def features(
     fps: Annotated[float | None, typer.Option(help="Frames read per second; default: every frame.")] = None,
     batch_size: Annotated[int, typer.Option(help="Windows encoded at a time.", min=1)] = 8,
     format: Annotated[
-        str, typer.Option(help="safetensors: one file per video; dataset: also a `datasets` dataset of all of them.")
+        Literal["safetensors", "dataset"],
+        typer.Option(help="safetensors: one file per video; dataset: also a `datasets` dataset of all of them."),
     ] = "safetensors",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -339,9 +360,7 @@ def features(
 
     datasets.disable_progress_bars()
     with report_mistakes():
-        report = save_features(
-            read_sources(videos), model, out, cast("Any", level), window, stride, batch_size, fps, cast("Any", format)
-        )
+        report = save_features(read_sources(videos), model, out, level, window, stride, batch_size, fps, format)
     print_report(report, as_json)
     if report.num_extracted + report.num_unchanged == 0:
         raise typer.Exit(1)
