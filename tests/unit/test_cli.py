@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -91,20 +90,6 @@ def test_values_complete_without_pytorch(words, expected):
     count = len(words.split(" ")) - 1
     result = run_command(_UMT_HF_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(count))
     assert set(result.stdout.split()) == expected and result.stderr == "False\n"
-
-
-def test_completion_costs_at_most_twice_the_help():
-    """CPU seconds of the children, the cheapest of three runs each."""
-
-    def measure(*arguments: str, **environment: str) -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        run_command(*arguments, **environment)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    words = {"_UMT_HF_COMPLETE": "complete_bash", "COMP_WORDS": "umt-hf convert umt-", "COMP_CWORD": "2"}
-    help_seconds = min(measure("--help") for _ in range(3))
-    assert min(measure(**words) for _ in range(3)) < 2 * help_seconds
 
 
 @pytest.mark.parametrize(
