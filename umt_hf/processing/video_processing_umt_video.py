@@ -38,7 +38,7 @@ from transformers.video_utils import VideoInput, VideoMetadata
 
 from .decoding import DecoderName, VideoSource, open_video
 from .images import convert_image
-from .media_files import LIMITS
+from .media_files import LIMITS, VideoDecodingError
 from .resizing import is_extreme, resize_part
 from .sampling import SamplingStrategy, place_crops, sample_frame_indices, trim_num_frames
 
@@ -511,7 +511,10 @@ def _read_file(
             duration=reader.duration_seconds,
             video_backend=decoder,
         )
-        indices: Any = np.arange(reader.num_frames) if choose_frames is None else choose_frames(metadata=metadata)
+        try:
+            indices: Any = np.arange(reader.num_frames) if choose_frames is None else choose_frames(metadata=metadata)
+        except VideoDecodingError as error:  # its rate and `fps` ask for too many frames
+            raise VideoDecodingError(f"{reader.name}: {error}") from error
         frames = reader.get_frames(indices)
     metadata.frames_indices = indices
     metadata.height, metadata.width = frames.shape[1:3]

@@ -364,3 +364,9 @@ def test_older_pipeline_takes_the_processor_for_its_frames(classifier_folder, pa
     answer = classify(str(path), frame_sampling_rate=10, top_k=3)
     scores = expected_scores(classifier_folder, frames[np.linspace(0, 39, 4).astype(int)])
     assert {entry["label"]: entry["score"] for entry in answer} == pytest.approx(scores, abs=1e-5)
+
+
+def test_a_file_whose_rate_asks_for_too_many_frames_is_named(tmp_path):
+    path = write_video(tmp_path / "slow.mp4", num_frames=3)
+    with pytest.raises(VideoDecodingError, match=r"slow\.mp4: <video of 3 frames at 24 per second>: 125000 frames"):
+        UMTVideoProcessor(fps=1e6)(str(path))
