@@ -303,6 +303,8 @@ class UMTVideoProcessor(BaseVideoProcessor):
             frames, metadata = _read_file(source, self._setting("decoder", kwargs), choose_frames)
             return torch.from_numpy(frames).permute(0, 3, 1, 2), metadata
 
+        if not len(source):
+            raise _MalformedVideo("is empty: it has no frames.")
         if choose_frames is not None and kwargs.get("num_frames", 0) > len(source):
             raise _MalformedVideo(
                 f"has {len(source)} frames and the call asks for num_frames={kwargs['num_frames']}. Ask for fewer, or "
@@ -481,6 +483,8 @@ def split_videos(videos: Any) -> list:
 
 def _split_array(videos: np.ndarray | torch.Tensor) -> list:
     if videos.ndim == 5:
+        if not len(videos):
+            raise ValueError(f"Got an empty batch where videos were expected: its shape is {tuple(videos.shape)}.")
         return list(videos)
     if videos.ndim == 4:
         return [videos]
@@ -569,11 +573,13 @@ def _check_values(video: torch.Tensor) -> torch.Tensor:
     if video.dtype == torch.uint8:
         return video
     if video.is_floating_point():
+        video = video.float()  # first, since a large number of 64 bits becomes infinite in it
         if not video.isfinite().all():
             raise _MalformedVideo("holds NaN or infinite pixels. Clean or leave out this video.")
-        return video.float()
+        return video
     if video.is_complex() or video.dtype == torch.bool:
         raise _MalformedVideo(f"has pixels of type {video.dtype}; they are uint8 or floating-point.")
+    video = video.long()  # PyTorch compares few of the unsigned types
     if video.min() < 0 or video.max() > 255:
         raise _MalformedVideo(f"has pixels from {video.min()} to {video.max()}; integers are in 0..255.")
     return video.to(torch.uint8)
