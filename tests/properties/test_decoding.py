@@ -114,7 +114,9 @@ def test_frames_are_those_of_a_plain_decode(file, indices, order):
             assert reader.num_frames == len(expected)
             frames = reader.get_frames(indices)
     except VideoDecodingError as error:
-        assert not expected and ("<video of" in str(error) or not content)
+        # FFmpeg itself gives up on the shortest transport streams, or takes them for something else.
+        assert not expected or (file.form == "mpegts" and file.num_frames < 4)
+        assert "<video of" in str(error) or not content
         return
     assert frames.dtype == np.uint8 and frames.shape == (len(indices), *expected[0].shape)
     for frame, index in zip(frames, indices, strict=True):
