@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.faults import run
+from tests.faults import run, second
 from tests.faults.check import (
     FAULTS,
     Watch,
@@ -156,3 +156,21 @@ def test_of_a_damaged_vp8_picture_what_the_decoder_wrote_is_compared():
         for request in ([29], [0, 29], list(range(30))):
             for frame, index in zip(reader.get_frames(request), request, strict=True):
                 assert _is_right(file, frame, index, plain, tolerance=0), (index, request)
+
+
+@pytest.mark.skipif(second.find_command() is None, reason="the ffmpeg command is not installed")
+def test_the_ffmpeg_command_shows_the_same_frames(files, folder, monkeypatch):
+    """A second reference, which shares neither build nor caller; see docs/reliability.md for all files."""
+    undamaged = [file for file in files if file.expected == "right" and file.source is None][::12]
+    found = [second.compare_with_command(file, folder, second.find_command()) for file in undamaged]
+    outcomes = [comparison.outcome for comparison in found if comparison is not None]
+    assert len(outcomes) >= 10 and set(outcomes) <= {"equal", "close"}, list(zip(undamaged, found, strict=True))
+    plain = HostileFile("codecs and containers", "plain.mp4", encode())
+    monkeypatch.setitem(decoding.READERS, "pyav", OffByOne)
+    assert second.compare_with_command(plain, folder, second.find_command()).outcome == "pixels"
+
+
+def test_without_the_ffmpeg_command_the_reason_is_printed(files, folder, monkeypatch, capsys):
+    monkeypatch.setattr(second.shutil, "which", lambda _: None)
+    assert second.print_comparison(files, folder) == 0
+    assert "ffmpeg command: not installed" in capsys.readouterr().out
