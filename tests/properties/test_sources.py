@@ -130,7 +130,7 @@ def test_any_text_is_a_list_or_named(content, name):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 10**30) | st.floats() | st.sampled_from(["a.mp4", "b", ""]),
+    st.none() | st.booleans() | st.integers(-3, 10**30) | st.floats() | st.sampled_from(["a.mp4", "b", "", "\ud800"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(["video", "label", "caption", "a", ""]), inner, max_size=3)

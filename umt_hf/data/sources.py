@@ -229,7 +229,7 @@ def _build_table(
         return _with_feature(rows, feature)
     except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
         raise ValueError(
-            f"{source}: a key has values of several kinds, or one that no table holds ({error}). Use one kind for each."
+            f"{source}: a key has values of several kinds, or one that no table holds ({error}). Use one kind."
         ) from error
 
 
