@@ -327,6 +327,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
             indices = choose_frames(metadata)
         if metadata.frames_indices is None or choose_frames is not None:
             metadata.frames_indices = indices
+        source = _widen(source)
         frames = source[indices] if not isinstance(source, list) else [source[i] for i in indices]
         frames = _stack_frames(frames, self._setting("input_data_format", kwargs))
         metadata.height, metadata.width = frames.shape[-2:]
@@ -604,7 +605,13 @@ def _frame_to_tensor(frame: Any) -> torch.Tensor:
             return torch.from_numpy(convert_image(frame))
         except ValueError as error:
             raise _MalformedVideo(f"has a frame that cannot be used: {error}.") from error
-    return _array_to_tensor(frame) if isinstance(frame, np.ndarray) else frame
+    return _widen(_array_to_tensor(frame) if isinstance(frame, np.ndarray) else frame)
+
+
+def _widen(video: Any) -> Any:
+    """Make signed integers of unsigned ones of more than 8 bits, for which PyTorch has hardly any operation."""
+    is_wide = isinstance(video, torch.Tensor) and video.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    return video.long() if is_wide else video
 
 
 def _array_to_tensor(array: np.ndarray) -> torch.Tensor:
@@ -623,7 +630,7 @@ def _check_values(video: torch.Tensor) -> torch.Tensor:
         return video
     if video.is_complex() or video.dtype == torch.bool:
         raise _MalformedVideo(f"has pixels of type {video.dtype}; they are uint8 or floating-point.")
-    video = video.long()  # PyTorch compares few of the unsigned types
+    video = _widen(video)
     if video.min() < 0 or video.max() > 255:
         raise _MalformedVideo(f"has pixels from {video.min()} to {video.max()}; integers are in 0..255.")
     return video.to(torch.uint8)
