@@ -630,7 +630,7 @@ def _check_values(video: torch.Tensor) -> torch.Tensor:
         return video
     if video.is_complex() or video.dtype == torch.bool:
         raise _MalformedVideo(f"has pixels of type {video.dtype}; they are uint8 or floating-point.")
-    video = _widen(video)
+    video = video.long()  # 255 does not fit some types, and cannot be compared with them
     if video.min() < 0 or video.max() > 255:
         raise _MalformedVideo(f"has pixels from {video.min()} to {video.max()}; integers are in 0..255.")
     return video.to(torch.uint8)
