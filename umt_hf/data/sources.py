@@ -93,6 +93,9 @@ def load_videos(
     """
     path = Path(source)
     suffix = path.suffix.lower()
+    if suffix in TEXT_SUFFIXES | JSON_SUFFIXES and not path.is_file():
+        kind = "is a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{source}: {kind}; a list of videos is expected there. Check the path.")
     if suffix in TEXT_SUFFIXES:
         return _build_table(read_csv(path, data_root, csv_separator, video_column), source, class_names, needs_labels)
     if suffix in JSON_SUFFIXES:
@@ -273,10 +276,13 @@ def _undecoded(
     if LABEL not in features and len(named) == 1:
         table = table.rename_column(named[0], LABEL)
         logger.info("%s: the labels are those of the column %r, the one of type ClassLabel.", source, named[0])
-    if data_root is not None and isinstance(feature, Value) and feature.dtype == "string":
-        joined: Any = table.map(_join_roots, fn_kwargs={"root": data_root}, batched=True)
-        return joined
-    return table
+    if data_root is None:
+        return table
+    if not isinstance(feature, Value) or feature.dtype != "string":
+        logger.warning("%s: data_root=%s is not used, since the videos are not given as texts.", source, data_root)
+        return table
+    joined: Any = table.map(_join_roots, fn_kwargs={"root": data_root}, batched=True)
+    return joined
 
 
 def _join_roots(batch: dict[str, list], root: str) -> dict[str, list]:

@@ -109,7 +109,9 @@ def test_labels_that_are_texts_lists_or_missing(tmp_path):
             check_labels("hidden", hidden, NAMES)
 
 
-def test_paths_of_a_dataset_start_at_the_root(tmp_path):
+def test_paths_of_a_dataset_start_at_the_root(tmp_path, sources, caplog):
+    load_videos(sources["parquet"], data_root="/videos")
+    assert "data_root=/videos is not used" in caplog.text
     Dataset.from_dict({"video": ["a.mp4", "/b.mp4", "https://host/c.mp4"]}).save_to_disk(tmp_path / "saved")
     table = load_videos(str(tmp_path / "saved"), data_root="/videos")
     assert table["video"][:] == ["/videos/a.mp4", "/b.mp4", "https://host/c.mp4"]
@@ -169,6 +171,15 @@ def test_labels_of_json(tmp_path, name, labels, expected, names):
 def test_other_objects_are_refused_by_name(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
         load_videos(write_json(tmp_path, rows))
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.txt", "list.json", "list.jsonl"])
+def test_a_list_that_is_missing_is_named(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=rf"{name}: no such file; a list of videos is expected there"):
+        load_videos(str(tmp_path / name))
+    (tmp_path / name).mkdir()
+    with pytest.raises(FileNotFoundError, match=rf"{name}: is a folder"):
+        load_videos(str(tmp_path / name))
 
 
 def test_broken_lines_are_named(tmp_path):
