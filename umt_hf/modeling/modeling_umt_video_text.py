@@ -687,13 +687,19 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
         """
         # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
         source, info = UMTVideoTextForPreTraining.from_pretrained(
-            pretrained_model_name_or_path, output_loading_info=True, **kwargs
+            pretrained_model_name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-        parts = {name.split(".")[0] for name in info["missing_keys"]} & {"vision_model", "text_model", "mlm_head"}
-        if parts:
+        if info["mismatched_keys"]:
+            name, stored, needed = min(info["mismatched_keys"])
             raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {', '.join(sorted(parts))} or parts of it: give the folder of "
-                "a UMTVideoTextForPreTraining."
+                f"{pretrained_model_name_or_path} holds {name} in shape {tuple(stored)}, which should be "
+                f"{tuple(needed)}."
+            )
+        parts = ("vision_model.", "text_model.", "mlm_head.")
+        if missing := sorted(name for name in info["missing_keys"] if name.startswith(parts)):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks {', '.join(missing[:5])}: give the complete folder of a "
+                "UMTVideoTextForPreTraining."
             )
         text_config = source.config.text_config
         if text_config.encoder_width != text_config.hidden_size:
