@@ -24,8 +24,14 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from ..inference.loading import describe_bad_config, get_model_class, list_class_names, load_video_processor
-from ..inference.starts import looks_like_path, read_model_fields, require_model_type, require_weight_files
+from ..inference.loading import get_model_class, list_class_names, load_video_processor
+from ..inference.starts import (
+    describe_bad_config,
+    looks_like_path,
+    read_model_fields,
+    require_model_type,
+    require_weight_files,
+)
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.masking_umt_video import sample_random_mask, sample_tube_mask
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification

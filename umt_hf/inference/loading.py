@@ -15,9 +15,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..modeling import modeling_umt_video, modeling_umt_video_text
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.folder import CONFIG_FILE, WEIGHTS_FILE
+from ..runs.folder import WEIGHTS_FILE
 from ..runs.models import MODELS_BY_NAME, ModelClass
-from .starts import require_processor, require_start
+from .starts import describe_bad_config, require_processor, require_start
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 NAMED_WEIGHTS = 5
@@ -125,12 +125,6 @@ def load_complete_model(
     )
     require_weights(loaded, name_or_path, allowed_fresh, hint)
     return loaded.model
-
-
-def describe_bad_config(name_or_path: str | os.PathLike, error: StrictDataclassError) -> str:
-    """What is wrong with the values of a configuration, in one sentence."""
-    reason = str(error).strip().split("\n")[-1].strip().removeprefix("ValueError: ").removeprefix("TypeError: ")
-    return f"{os.path.join(name_or_path, CONFIG_FILE)} does not describe a model: {reason}"
 
 
 def require_weights(

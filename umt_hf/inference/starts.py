@@ -8,9 +8,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
+from ..modeling.configuration_umt_video import UMTVideoConfig
+from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..runs.folder import (
     ADAPTER_CONFIG_FILE,
     CONFIG_FILE,
@@ -51,6 +54,7 @@ OTHER_PLACES = {
     "bert": "a BERT is where the text tower of stage 2 starts: --text_name_or_path of umt_hf.training.stage2",
     "umt_text": "it is a text tower alone",
 }
+CONFIGURATIONS: dict[str, Any] = {config.model_type: config for config in (UMTVideoConfig, UMTVideoTextConfig)}
 PICKLED_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 DATA_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
@@ -85,8 +89,18 @@ def require_start(
         accepted = COMPLETE_FOR.get(wanted, (wanted,) if row else ALL_CLASSES)
     if found is not None and row is not None and found.name not in accepted:
         raise ValueError(_describe_other_task(str(name_or_path), found, row))
+    try:
+        CONFIGURATIONS[fields["model_type"]].from_dict(dict(fields))
+    except StrictDataclassError as error:
+        raise ValueError(describe_bad_config(name_or_path, error)) from error
     if (folder := Path(name_or_path) / (options.get("subfolder") or "")).is_dir():
         require_weight_files(folder, options.get("variant"))
+
+
+def describe_bad_config(name_or_path: str | os.PathLike, error: StrictDataclassError) -> str:
+    """What is wrong with the values of a configuration, in one sentence."""
+    reason = str(error).strip().split("\n")[-1].strip().removeprefix("ValueError: ").removeprefix("TypeError: ")
+    return f"{os.path.join(name_or_path, CONFIG_FILE)} does not describe a model: {reason}"
 
 
 def read_model_fields(name_or_path: str | os.PathLike, **options: Any) -> dict[str, Any]:
@@ -379,6 +393,7 @@ def _describe_other_task(name: str, found: ModelClass, wanted: ModelClass) -> st
 
 
 __all__ = [
+    "describe_bad_config",
     "looks_like_path",
     "read_model_fields",
     "require_model_type",

@@ -33,6 +33,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConfig, build_decoder_config
+from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import (
     IGNORED_LABEL,
     average_video_embeds,
@@ -172,6 +173,7 @@ class UMTVideoTextPreTrainedModel(PreTrainedModel):
             init.xavier_uniform_(module.dense.weight)
         elif isinstance(module, UMTVideoTextModel):
             init.constant_(module.temperature, self.config.temperature_init_value)
+        watch_fresh_head(self, module)
 
     def get_input_embeddings(self) -> nn.Module:
         """The text tower's table of word embeddings."""
