@@ -48,7 +48,7 @@ from ..runs.arguments import (
 from ..runs.config import REQUIRED, describe, dump_changes, require, set_defaults
 from ..runs.folder import RECIPE_FILE, VERSIONS_FILE, collect_versions
 from ..training.background_push import HubPush, build_hub_push
-from ..training.checkpointing import list_checkpoints
+from ..training.checkpointing import list_checkpoints, require_own_weights
 from ..training.clips import build_generator
 from ..training.metric_meter import MetricMeter
 from ..training.optimization import Schedule, build_parameter_groups, scale_learning_rate
@@ -322,6 +322,12 @@ class FinetuningTrainer(Trainer):
         loss, outputs = found
         self.meter.update({name: outputs[name] for name in LOGGED_LOSSES if outputs.get(name) is not None})
         return (loss, outputs) if return_outputs else loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self.args.should_save and isinstance(model, PreTrainedModel):
+            require_own_weights(Path(output_dir or require(self.args.output_dir, "output_dir")), model)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and with the training loss each of its parts and the unreadable videos of all processes."""

@@ -30,6 +30,7 @@ from ..inference.starts import (
     looks_like_path,
     read_model_fields,
     require_model_type,
+    require_start,
     require_weight_files,
 )
 from ..modeling.configuration_umt_video import UMTVideoConfig
@@ -200,15 +201,7 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
     """
     folder = _find_folder(model)
     require_model_type(model, read_model_fields(folder), MODEL_TYPES, "a UMT model folder")
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except StrictDataclassError as error:
-        raise ValueError(describe_bad_config(model, error)) from error
-    row = find_row(config, str(model))
-    # Shapes without memory, so that a model of any size is described at once.
-    with torch.device("meta"):
-        network: Any = get_model_class(row)(config).eval().requires_grad_(False)
-    network.to("meta")  # the position table too, which PyTorch before 2.7 leaves behind
+    config, row, network = _build_network(folder, str(model))
     vision_config: Any = getattr(config, "vision_config", config)
     processor = _load_processor(folder)
     num_frames, height, width = _find_clip_shape(processor, vision_config)
@@ -237,6 +230,39 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
         versions=_read(folder / VERSIONS_FILE, json.loads),
         run=_select_run_settings(_read(folder / RECIPE_FILE, yaml.safe_load)),
     )
+
+
+def _build_network(folder: Path, name: str) -> tuple[Any, ModelClass, Any]:
+    """A folder's configuration, what is known of its class, and its network on the meta device."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except StrictDataclassError as error:
+        raise ValueError(describe_bad_config(name, error)) from error
+    row = find_row(config, name)
+    # Shapes without memory, so that a model of any size is described at once.
+    with torch.device("meta"):
+        network: Any = get_model_class(row)(config).eval().requires_grad_(False)
+    network.to("meta")  # the position table too, which PyTorch before 2.7 leaves behind
+    return config, row, network
+
+
+def require_stored_weights(folder: Path) -> None:
+    """Make sure, without loading one, that a folder holds all weights of the model that it is said to be.
+
+    Raises:
+        OSError: If there is no such folder, or it has no weights.
+        ValueError: If it is not a UMT model, or lacks weights; the first of them are named.
+    """
+    require_start(folder, "any")
+    _, row, network = _build_network(folder, str(folder))
+    stored = compare_weights(network, _read_headers(folder, folder))
+    assert stored is not None, "There are weights."
+    if stored.missing:
+        found = f", and holds {stored.unexpected[0]}, which it should not" if stored.unexpected else ""
+        raise ValueError(
+            f"{folder} is not a complete {row.name}: it lacks {', '.join(stored.missing[:SHOWN_WEIGHTS])}"
+            f"{' ...' if len(stored.missing) > SHOWN_WEIGHTS else ''}{found}."
+        )
 
 
 def find_row(config: PreTrainedConfig, name: str) -> ModelClass:

@@ -20,7 +20,6 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.models.auto import modeling_auto
 
-from ..inference.starts import require_start
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import (
@@ -33,6 +32,7 @@ from ..runs.folder import (
     VIDEO_PROCESSOR_FILE,
 )
 from .card import write_model_card
+from .model_info import require_stored_weights
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def check_model_folder(folder: Path) -> None:
     if not folder.exists():
         raise ValueError(f"{folder}: no such folder.")
     try:
-        require_start(folder, "any")
+        require_stored_weights(folder)
     except OSError as error:
         raise ValueError(str(error)) from error
 
