@@ -28,7 +28,6 @@ from ..data.annotations import check_labels, load_class_names
 from ..data.sources import get_source, load_videos
 from ..evaluation.classification import classify_videos
 from ..inference.loading import load_complete_model, load_with_report
-from ..inference.starts import ALL_CLASSES
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.classification_transforms import ClassificationTransform, ClipMix
@@ -51,6 +50,7 @@ from ..runs.arguments import (
     ViewArguments,
 )
 from ..runs.config import REQUIRED, describe, require, script, set_defaults
+from ..runs.models import ALL_CLASSES
 from ..training.clips import build_generator
 from ..training.trainer import count_videos
 from .trainer import (

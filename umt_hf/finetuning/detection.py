@@ -31,7 +31,6 @@ from ..evaluation.detection import (
 from ..hub_cards.convert_umt_checkpoint import build_label_maps
 from ..inference.detection import pad_boxes, read_frames, to_shares
 from ..inference.loading import load_with_report, require_weights
-from ..inference.starts import ALL_CLASSES
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForActionDetection
 from ..processing.detection_transforms import DetectionTransform
@@ -50,6 +49,7 @@ from ..runs.arguments import (
     TrainingDataArguments,
 )
 from ..runs.config import describe, script, set_defaults
+from ..runs.models import ALL_CLASSES
 from .trainer import (
     EncoderFinetuningArguments,
     EncoderFinetuningTrainer,

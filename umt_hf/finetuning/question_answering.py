@@ -20,12 +20,13 @@ from ..data.annotations import load_answers, load_questions
 from ..evaluation.question_answering import compute_answer_accuracy
 from ..inference.loading import load_complete_model
 from ..inference.question_answering import answer_questions
-from ..inference.starts import TRAINED_BY, require_start
+from ..inference.starts import require_start
 from ..modeling.losses_umt import IGNORED_LABEL
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import AnswerArguments, AnswerLengthArguments, CropArguments
 from ..runs.config import describe, require, script
+from ..runs.models import TRAINED_BY
 from .trainer import (
     Evaluation,
     FinetunedModelArguments,

@@ -103,7 +103,7 @@ def load_complete_model(
 ) -> ModelT:
     """Load a model with all its weights.
 
-    What is no such model is refused by name: a file, another kind of folder, a model of another type or task, one with
+    Anything else is refused by name: a file, another kind of folder, a model of another type or task, one with
     a damaged file, and one that lacks weights or holds them in other shapes.
 
     Args:

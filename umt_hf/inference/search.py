@@ -31,6 +31,7 @@ from ..modeling.losses_umt import average_video_embeds, normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.decoding import VideoDecodingError
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from ..runs.models import DUAL_ENCODERS
 from .loading import (
     PIXEL_SETTINGS,
     compute_fingerprint,
@@ -40,7 +41,7 @@ from .loading import (
     require_weights,
     resolve_device,
 )
-from .starts import DUAL_ENCODERS, require_start
+from .starts import require_start
 from .video_index import VECTOR_COLUMN, VideoIndex, require_faiss
 
 RERANKED_VIDEOS = 32

@@ -24,29 +24,9 @@ from ..runs.folder import (
     WEIGHTS_FILE,
     WEIGHTS_INDEX_FILE,
 )
-from ..runs.models import MODEL_CLASSES, MODEL_TYPES, MODELS_BY_NAME, ModelClass
+from ..runs.models import ALL_CLASSES, COMPLETE_FOR, MODEL_TYPES, MODELS_BY_NAME, TRAINED_BY, ModelClass
 from ..zoo import load_zoo
 
-ALL_CLASSES = tuple(row.name for row in MODEL_CLASSES)
-DUAL_ENCODERS = ("UMTVideoTextModel", "UMTVideoTextForPreTraining", "UMTVideoTextForRetrieval")
-# Class of a model -> classes whose folders hold all of its weights. Other classes: their own folders alone.
-COMPLETE_FOR = {
-    "UMTVideoModel": ALL_CLASSES,
-    "UMTVideoTextModel": DUAL_ENCODERS,
-    "UMTVideoTextForRetrieval": DUAL_ENCODERS[1:],
-}
-# Class of a model -> script that trains it, its flag for the start, and classes whose folders it starts from.
-TRAINED_BY = {
-    "UMTVideoForVideoClassification": ("umt_hf.finetuning.classification", "model_name_or_path", ALL_CLASSES),
-    "UMTVideoForActionDetection": ("umt_hf.finetuning.detection", "model_name_or_path", ALL_CLASSES),
-    "UMTVideoTextForPreTraining": ("umt_hf.training.stage2", "vision_name_or_path", ALL_CLASSES),
-    "UMTVideoTextForRetrieval": ("umt_hf.finetuning.retrieval", "model_name_or_path", DUAL_ENCODERS[1:]),
-    "UMTVideoTextForQuestionAnswering": (
-        "umt_hf.finetuning.question_answering",
-        "model_name_or_path",
-        ("UMTVideoTextForPreTraining", "UMTVideoTextForQuestionAnswering"),
-    ),
-}
 # Models of others that a run does use, and where.
 OTHER_PLACES = {
     "clip": "a CLIP is a teacher: --teacher_name_or_path",

@@ -21,7 +21,7 @@ from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
 from ..data.loaders import build_loader
 from ..evaluation.retrieval import evaluate_retrieval
 from ..inference.loading import load_complete_model
-from ..inference.starts import ALL_CLASSES, require_other_model, require_start
+from ..inference.starts import require_other_model, require_start
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..modeling.modeling_umt_video import UMTVideoModel
 from ..modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
@@ -30,6 +30,7 @@ from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import CropArguments
 from ..runs.config import dump_config, flatten_config, script
+from ..runs.models import ALL_CLASSES
 from ..teachers.clip import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
 from .arguments import (
