@@ -26,6 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from ..data.sources import get_source
 from ..data.unreadable import UnreadableVideos, read_first_readable, sample_replacements
+from ..inference.loading import load_video_text_processor
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.clips import read_clip
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
@@ -430,7 +431,7 @@ def build_processor(
 
     Frames are resized straight to the model's square (bicubic, aspect ratio not kept).
     """
-    processor = UMTVideoTextProcessor.from_pretrained(require(name_or_path, "model_name_or_path"))
+    processor = load_video_text_processor(require(name_or_path, "model_name_or_path"))
     if max_tokens is not None:
         processor.tokenizer.model_max_length = max_tokens
     processor.video_processor = UMTVideoProcessor.from_model_config(

@@ -40,6 +40,7 @@ DATA_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 DATA_SUFFIXES = (".csv", ".jsonl", ".parquet", ".arrow", ".tar")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 PROCESSOR_TYPE = "UMTVideoProcessor"
 LISTED_NAMES = 3
 TENSOR_BITS = {"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16}
@@ -277,6 +278,18 @@ def require_processor(name_or_path: str | os.PathLike, with_tokenizer: bool = Fa
         )
 
 
+def require_tokenizer(name_or_path: str | os.PathLike) -> None:
+    """Refuse a local folder without a tokenizer; a Hub id is left to `from_pretrained`.
+
+    Raises:
+        OSError: If it has none.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        names = " or ".join(TOKENIZER_FILES)
+        raise FileNotFoundError(f"{folder} has no tokenizer: {names} is missing; copy it there.")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Content of a JSON file that holds an object.
 
@@ -380,5 +393,6 @@ __all__ = [
     "require_other_model",
     "require_processor",
     "require_start",
+    "require_tokenizer",
     "require_weight_files",
 ]

@@ -21,7 +21,7 @@ from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
 from ..data.loaders import build_loader
 from ..evaluation.retrieval import evaluate_retrieval
 from ..inference.loading import load_complete_model
-from ..inference.starts import require_other_model, require_start
+from ..inference.starts import require_other_model, require_start, require_tokenizer
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..modeling.modeling_umt_video import UMTVideoModel
 from ..modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
@@ -309,6 +309,7 @@ def main(
     """Build and train."""
     parsed = (model_args, teacher_args, mask_args, loss_args, data, augmentation, training)
     require_towers(model_args)
+    require_tokenizer(model_args.model_name_or_path or model_args.text_name_or_path)
     weights = [value for name, value in vars(loss_args).items() if name.endswith("_loss_weight")]
 
     accelerator = build_accelerator(training, find_unused_parameters=0 in weights)

@@ -43,18 +43,19 @@ from umt_hf.finetuning.classification import ClassificationModelArguments, build
 from umt_hf.finetuning.detection import DetectionModelArguments, build_detector
 from umt_hf.finetuning.question_answering import QuestionDataArguments, load_question_model
 from umt_hf.finetuning.retrieval import RetrievalDataArguments, load_retrieval_model
-from umt_hf.finetuning.trainer import FinetunedModelArguments
+from umt_hf.finetuning.trainer import FinetunedModelArguments, build_processor
 from umt_hf.hub_cards.card import write_model_card
 from umt_hf.hub_cards.model_info import describe_model
 from umt_hf.hub_cards.publishing import check_model_folder
 from umt_hf.inference.features import load_encoder
 from umt_hf.inference.loading import load_complete_model, load_video_processor, load_video_text_processor
 from umt_hf.inference.search import VideoTextEncoder
-from umt_hf.inference.starts import looks_like_path, require_safetensors, require_start
+from umt_hf.inference.starts import looks_like_path, require_safetensors, require_start, require_tokenizer
 from umt_hf.moving_shapes.render import write_video
 from umt_hf.processing.processing_umt_video_text import build_tokenizer
 from umt_hf.runs.arguments import EvaluatedModelArguments, EvaluationDataArguments
 from umt_hf.runs.models import MODELS_BY_NAME
+from umt_hf.training import stage2
 from umt_hf.training.alignment import load_teacher
 from umt_hf.training.arguments import (
     LossArguments,
@@ -472,6 +473,17 @@ def test_processors_that_are_missing_or_of_another_model(folders, tmp_path):
         load_video_text_processor(tmp_path / "text")
     with pytest.raises(OSError, match="tokenizer_config.json is missing"):
         VideoTextEncoder(tmp_path / "text")
+    with pytest.raises(OSError, match="tokenizer_config.json is missing"):
+        build_processor(str(tmp_path / "text"), None, QuestionDataArguments(), None)
+
+
+def test_stage_2_wants_the_tokenizer_of_its_text_tower(folders, tmp_path):
+    shutil.copytree(folders["bert"], tmp_path / "bert")
+    require_tokenizer(tmp_path / "bert")
+    (tmp_path / "bert" / "tokenizer.json").unlink()
+    start = ["--vision_name_or_path", str(folders["UMTVideoForPreTraining"]), "--train_corpora", "captions.json"]
+    with pytest.raises(OSError, match="bert has no tokenizer: tokenizer.json or vocab.txt is missing"):
+        stage2.main([*start, "--text_name_or_path", str(tmp_path / "bert"), "--output_dir", str(tmp_path / "run")])
 
 
 def test_values_of_a_configuration_that_describe_no_model_are_named(folders, tmp_path):
