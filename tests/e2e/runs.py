@@ -65,6 +65,18 @@ def read_losses(folder: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
 
 
+def assert_complete(folder: Path, model_class: type) -> dict[str, torch.Tensor]:
+    """The folder's weights have the model's own names, and it reloads with them and no others."""
+    stored = load_file(folder / "model.safetensors")
+    assert not [name for name in stored if "_orig_mod" in name or name.startswith("module.")]
+    model, info = model_class.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    state = model.state_dict()
+    for name, tensor in stored.items():
+        torch.testing.assert_close(state[name], tensor, atol=0, rtol=0, msg=name)
+    return stored
+
+
 def assert_same_weights(one: Path, other: Path, **tolerance) -> None:
     """Compare two folders' weights, to the last bit without a tolerance."""
     one, other = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")

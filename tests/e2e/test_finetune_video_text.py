@@ -265,7 +265,9 @@ def test_data_that_is_missing(flags, shapes, tmp_path):
 def test_folder_without_the_parts(flags, tmp_path):
     """An answering model has no projections to start retrieval from."""
     fine_tune(flags("question_answering", max_steps=1), "question_answering")
-    with pytest.raises(ValueError, match="matching_head"):
+    with pytest.raises(
+        ValueError, match="is a video question answering folder .* needs a video-text retrieval folder"
+    ):
         fine_tune(flags("retrieval", model_name_or_path=tmp_path / "run"), "retrieval")
 
 

@@ -27,7 +27,7 @@ from transformers import TrainerCallback, set_seed
 from ..data.annotations import check_labels, load_class_names
 from ..data.sources import get_source, load_videos
 from ..evaluation.classification import classify_videos
-from ..inference.loading import load_with_report
+from ..inference.loading import load_complete_model, load_with_report
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.classification_transforms import ClassificationTransform, ClipMix
@@ -50,6 +50,7 @@ from ..runs.arguments import (
     ViewArguments,
 )
 from ..runs.config import REQUIRED, describe, require, script, set_defaults
+from ..runs.models import ALL_CLASSES
 from ..training.clips import build_generator
 from ..training.trainer import count_videos
 from .trainer import (
@@ -64,6 +65,7 @@ from .trainer import (
 
 logger = logging.getLogger(__name__)
 
+FRESH_WEIGHTS = ("classifier.", "fc_norm.", "attentive_pooling.")
 PROBE_POOLING = {"linear_probe": "mean", "attentive_probe": "attentive"}
 MIX_KEY = -2  # keeps the draw of a batch's mixing apart from those of its clips
 
@@ -293,7 +295,7 @@ def build_classifier(args: ClassificationModelArguments, names: list[str]) -> An
     """The classifier in the asked mode; `id2label` is set from the class names.
 
     Raises:
-        ValueError: If `head_rows` does not fit the classes or the start.
+        ValueError: If the start is not a UMT model or lacks weights of its encoder, or `head_rows` does not fit it.
     """
     is_frozen = args.mode in PROBE_POOLING
     fields: dict[str, Any] = {"drop_path_rate": 0.0 if is_frozen else args.drop_path_rate}
@@ -302,11 +304,13 @@ def build_classifier(args: ClassificationModelArguments, names: list[str]) -> An
     for name in ("num_frames", "image_size"):
         if (value := getattr(args, name)) is not None:
             fields[name] = value
-    model = UMTVideoForVideoClassification.from_pretrained(
-        args.model_name_or_path,
+    model = load_complete_model(
+        UMTVideoForVideoClassification,
+        require(args.model_name_or_path, "model_name_or_path"),
+        allowed_fresh=FRESH_WEIGHTS,
+        accepted=ALL_CLASSES,
         id2label=dict(enumerate(names)),
         label2id={name: i for i, name in enumerate(names)},
-        ignore_mismatched_sizes=True,
         dtype=torch.float32,
         attn_implementation=args.attn_implementation,
         **fields,
@@ -334,7 +338,7 @@ def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationMo
             f"head_rows={args.head_rows}: expected {num_classes} indices below {num_rows}, the rows of the head of "
             f"{args.model_name_or_path}; got {len(rows)}."
         )
-    loaded = load_with_report(UMTVideoForVideoClassification, folder)
+    loaded = load_with_report(UMTVideoForVideoClassification, folder, ALL_CLASSES)
     if any(name.startswith("classifier.") for name in loaded.fresh):
         raise ValueError(f"head_rows={args.head_rows}: {args.model_name_or_path} has no classifier to take rows of.")
     start = loaded.model

@@ -30,7 +30,7 @@ from ..evaluation.detection import (
 )
 from ..hub_cards.convert_umt_checkpoint import build_label_maps
 from ..inference.detection import pad_boxes, read_frames, to_shares
-from ..inference.loading import load_with_report
+from ..inference.loading import load_with_report, require_weights
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForActionDetection
 from ..processing.detection_transforms import DetectionTransform
@@ -49,6 +49,7 @@ from ..runs.arguments import (
     TrainingDataArguments,
 )
 from ..runs.config import describe, script, set_defaults
+from ..runs.models import ALL_CLASSES
 from .trainer import (
     EncoderFinetuningArguments,
     EncoderFinetuningTrainer,
@@ -60,6 +61,8 @@ from .trainer import (
 )
 
 logger = logging.getLogger(__name__)
+
+FRESH_WEIGHTS = ("classifier.", "vision_model.norm.")
 
 
 @dataclass(kw_only=True)
@@ -167,7 +170,11 @@ def collate_boxed_clips(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def build_detector(args: DetectionModelArguments, names: list[str]) -> Any:
-    """The detector in the asked mode; `id2label` is set from the class names."""
+    """The detector in the asked mode; `id2label` is set from the class names.
+
+    Raises:
+        ValueError: If the start is not a UMT model, or lacks weights of its encoder.
+    """
     fields: dict[str, Any] = {"drop_path_rate": args.drop_path_rate, **build_label_maps(names)}
     for name in ("num_frames", "image_size"):
         if (value := getattr(args, name)) is not None:
@@ -182,11 +189,12 @@ def build_detector(args: DetectionModelArguments, names: list[str]) -> Any:
         loaded = load_with_report(
             UMTVideoForActionDetection,
             args.model_name_or_path,
-            ignore_mismatched_sizes=True,
+            ALL_CLASSES,
             dtype=torch.float32,
             attn_implementation=args.attn_implementation,
             **fields,
         )
+        require_weights(loaded, args.model_name_or_path, FRESH_WEIGHTS)
         model = loaded.model
         logger.info("Fresh weights: %s.", ", ".join(loaded.fresh) or "none")
     return add_adapters(model, args.mode, args.lora_rank, ["vision_model.norm", "classifier"])

@@ -24,6 +24,7 @@ from ..data.annotations import (
 from ..evaluation.multiple_choice import compute_choice_accuracy, score_choices
 from ..evaluation.retrieval import evaluate_retrieval
 from ..inference.loading import load_complete_model
+from ..inference.starts import require_start
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import CaptionArguments, CropArguments, RerankingArguments, TextLengthArguments
@@ -102,12 +103,13 @@ def load_retrieval_model(args: FinetunedModelArguments, data: RetrievalDataArgum
     """The model of a stage-2 or fine-tuned folder, in float32.
 
     Raises:
-        ValueError: If the folder lacks a part of it.
+        ValueError: If it is another kind of folder, or lacks a part of the model.
     """
-    assert args.model_name_or_path is not None, "The parser requires it."
+    folder = require(args.model_name_or_path, "model_name_or_path")
+    require_start(folder, UMTVideoTextForRetrieval.__name__)  # before its configuration is read as one of these
     return load_complete_model(
         UMTVideoTextForRetrieval,
-        require(args.model_name_or_path, "model_name_or_path"),
+        folder,
         config=load_config(args, data),
         dtype=torch.float32,
         attn_implementation=args.attn_implementation,

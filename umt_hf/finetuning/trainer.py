@@ -26,6 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from ..data.sources import get_source
 from ..data.unreadable import UnreadableVideos, read_first_readable, sample_replacements
+from ..inference.loading import load_video_text_processor
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.clips import read_clip
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
@@ -48,7 +49,7 @@ from ..runs.arguments import (
 from ..runs.config import REQUIRED, describe, dump_changes, require, set_defaults
 from ..runs.folder import RECIPE_FILE, VERSIONS_FILE, collect_versions
 from ..training.background_push import HubPush, build_hub_push
-from ..training.checkpointing import list_checkpoints
+from ..training.checkpointing import list_checkpoints, require_own_weights
 from ..training.clips import build_generator
 from ..training.metric_meter import MetricMeter
 from ..training.optimization import Schedule, build_parameter_groups, scale_learning_rate
@@ -323,6 +324,12 @@ class FinetuningTrainer(Trainer):
         self.meter.update({name: outputs[name] for name in LOGGED_LOSSES if outputs.get(name) is not None})
         return (loss, outputs) if return_outputs else loss
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self.args.should_save and isinstance(model, PreTrainedModel):
+            require_own_weights(Path(output_dir or require(self.args.output_dir, "output_dir")), model)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and with the training loss each of its parts and the unreadable videos of all processes."""
         if "loss" in logs:
@@ -424,7 +431,7 @@ def build_processor(
 
     Frames are resized straight to the model's square (bicubic, aspect ratio not kept).
     """
-    processor = UMTVideoTextProcessor.from_pretrained(require(name_or_path, "model_name_or_path"))
+    processor = load_video_text_processor(require(name_or_path, "model_name_or_path"))
     if max_tokens is not None:
         processor.tokenizer.model_max_length = max_tokens
     processor.video_processor = UMTVideoProcessor.from_model_config(

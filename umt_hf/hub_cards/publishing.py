@@ -23,7 +23,6 @@ from transformers.models.auto import modeling_auto
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import (
-    ADAPTER_CONFIG_FILE,
     CARD_FILE,
     CONFIG_FILE,
     LOSS_PICTURE,
@@ -31,11 +30,9 @@ from ..runs.folder import (
     STATE_FOLDER,
     TRAINER_ARGUMENTS_FILE,
     VIDEO_PROCESSOR_FILE,
-    WEIGHTS_FILE,
-    WEIGHTS_INDEX_FILE,
 )
-from ..runs.models import MODEL_TYPES
 from .card import write_model_card
+from .model_info import require_stored_weights
 
 logger = logging.getLogger(__name__)
 
@@ -158,23 +155,14 @@ def check_model_folder(folder: Path) -> None:
     """Refuse what is not a complete model of this package.
 
     Raises:
-        ValueError: Says what is missing.
+        ValueError: Says what the folder is, or what is missing.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder.")
-    if not (folder / CONFIG_FILE).is_file():
-        hint = " It holds adapters only: push the folder of the run, where they are merged into the model."
-        hint = hint if (folder / ADAPTER_CONFIG_FILE).is_file() else ""
-        raise ValueError(f"{folder} is not a model folder: it has no {CONFIG_FILE}.{hint}")
-    model_type = json.loads((folder / CONFIG_FILE).read_text()).get("model_type")
-    if model_type not in MODEL_TYPES:
-        raise ValueError(f"{folder} is a {model_type!r}; expected one of {', '.join(MODEL_TYPES)}.")
-    index = folder / WEIGHTS_INDEX_FILE
-    weights = [WEIGHTS_FILE]
-    if index.is_file():
-        weights = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    if missing := [name for name in weights if not (folder / name).is_file()]:
-        raise ValueError(f"{folder} is not a finished model folder: {', '.join(missing)} is missing.")
+    if not folder.exists():
+        raise ValueError(f"{folder}: no such folder.")
+    try:
+        require_stored_weights(folder)
+    except OSError as error:
+        raise ValueError(str(error)) from error
 
 
 def check_destination(repo_id: str, token: str | None) -> None:

@@ -47,6 +47,7 @@ from .loading import (
     load_video_processor,
     place_model,
 )
+from .starts import require_start
 
 FeatureLevel = Literal["frame", "clip", "tubelet"]
 FeatureFormat = Literal["safetensors", "dataset"]
@@ -321,9 +322,10 @@ def load_encoder(model: str | os.PathLike) -> tuple[UMTVideoModel, UMTVideoProce
         The encoder in evaluation mode, float32, and the processor.
 
     Raises:
-        ValueError: If the folder lacks weights of the encoder.
+        ValueError: If it is another kind of folder or model, or lacks weights of the encoder.
         OSError: If it has no model or no processor.
     """
+    require_start(model, UMTVideoModel.__name__)
     processor = load_video_processor(model)
     return load_complete_model(_VideoEncoder, model, dtype=torch.float32).eval(), processor
 

@@ -40,6 +40,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_umt_video_text import UMTTextConfig
+from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import IGNORED_LABEL
 from .modeling_umt_video import UMTVideoMLP, eager_attention_forward
 
@@ -249,6 +250,11 @@ class UMTTextPreTrainedModel(PreTrainedModel):
         "attentions": UMTTextSelfAttention,
         "cross_attentions": UMTTextCrossAttention,
     }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        watch_fresh_head(self, module)
 
 
 class UMTTextModel(UMTTextPreTrainedModel):

@@ -36,6 +36,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_umt_video import UMTVideoConfig
+from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import normalize_features, uta_loss
 from .masking_umt_video import compute_visible_indices
 
@@ -447,6 +448,7 @@ class UMTVideoPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.query, std=self.config.initializer_range)
         elif isinstance(module, UMTVideoResidual) and module.layer_scale is not None:
             init.constant_(module.layer_scale, self.config.layer_scale_init_value)
+        watch_fresh_head(self, module)
 
 
 class UMTVideoModel(UMTVideoPreTrainedModel):

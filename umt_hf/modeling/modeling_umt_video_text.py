@@ -33,6 +33,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConfig, build_decoder_config
+from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import (
     IGNORED_LABEL,
     average_video_embeds,
@@ -172,6 +173,7 @@ class UMTVideoTextPreTrainedModel(PreTrainedModel):
             init.xavier_uniform_(module.dense.weight)
         elif isinstance(module, UMTVideoTextModel):
             init.constant_(module.temperature, self.config.temperature_init_value)
+        watch_fresh_head(self, module)
 
     def get_input_embeddings(self) -> nn.Module:
         """The text tower's table of word embeddings."""
@@ -687,13 +689,19 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
         """
         # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
         source, info = UMTVideoTextForPreTraining.from_pretrained(
-            pretrained_model_name_or_path, output_loading_info=True, **kwargs
+            pretrained_model_name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-        parts = {name.split(".")[0] for name in info["missing_keys"]} & {"vision_model", "text_model", "mlm_head"}
-        if parts:
+        if info["mismatched_keys"]:
+            name, stored, needed = min(info["mismatched_keys"])
             raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {', '.join(sorted(parts))} or parts of it: give the folder of "
-                "a UMTVideoTextForPreTraining."
+                f"{pretrained_model_name_or_path} holds {name} in shape {tuple(stored)}, which should be "
+                f"{tuple(needed)}."
+            )
+        parts = ("vision_model.", "text_model.", "mlm_head.")
+        if missing := sorted(name for name in info["missing_keys"] if name.startswith(parts)):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks {', '.join(missing[:5])}: give the complete folder of a "
+                "UMTVideoTextForPreTraining."
             )
         text_config = source.config.text_config
         if text_config.encoder_width != text_config.hidden_size:

@@ -81,9 +81,9 @@ def load_video_tower(
     config = UMTVideoConfig.from_pretrained(source, **fields)
     # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
     model, info = UMTVideoForPreTraining.from_pretrained(
-        source, config=config, dtype=torch.float32, output_loading_info=True
+        source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
-    _check_tower(source, [name for name in info["missing_keys"] if name.startswith("vision_model.")])
+    _check_tower(source, info, r"vision_model\.")
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in info["missing_keys"]}
     return state, config
 
@@ -115,8 +115,10 @@ def load_bert_tower(
     config = UMTTextConfig(**shared | fields)
 
     # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
-    model, info = BertForPreTraining.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    _check_tower(source, [name for name in info["missing_keys"] if re.match(r"bert\.(?!pooler\.)", name)])
+    model, info = BertForPreTraining.from_pretrained(
+        source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    _check_tower(source, info, r"bert\.(?!pooler\.)")
     state = {
         rename_bert_weight(name): tensor
         for name, tensor in model.state_dict().items()
@@ -125,9 +127,13 @@ def load_bert_tower(
     return state, config
 
 
-def _check_tower(source: str | os.PathLike, missing: list[str]) -> None:
-    if missing:
-        raise ValueError(f"{source} lacks {len(missing)} weights of its tower: {', '.join(sorted(missing)[:5])} ...")
+def _check_tower(source: str | os.PathLike, info: dict[str, Any], tower: str) -> None:
+    """Refuse a tower that lacks weights whose names match `tower`, or any of another shape."""
+    if missing := sorted(name for name in info["missing_keys"] if re.match(tower, name)):
+        raise ValueError(f"{source} lacks {len(missing)} weights of its tower: {', '.join(missing[:5])} ...")
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, stored, needed = mismatched[0]
+        raise ValueError(f"{source} holds {name} in shape {tuple(stored)}, which should be {tuple(needed)}.")
 
 
 def rename_bert_weight(name: str) -> str:

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 import typer
 from tqdm import tqdm
-from transformers import AutoModel, AutoVideoProcessor
+from transformers import AutoModel
 
+from ..inference.loading import load_complete_model, load_video_processor
 from ..modeling.masking_umt_video import sample_attention_mask
+from ..modeling.modeling_umt_video import UMTVideoModel
 from ..plots import plot_losses, plot_masks
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import LOSS_PICTURE, METRICS_FILE
@@ -55,8 +57,8 @@ def measure_probes(folder: Path, probe_steps: int = PROBE_STEPS) -> None:
         probe_steps: Optimizer steps of a probe.
     """
     torch.manual_seed(0)
-    processor = AutoVideoProcessor.from_pretrained(folder / "student")
-    student = AutoModel.from_pretrained(folder / "student").eval()
+    processor = load_video_processor(folder / "student")
+    student = load_complete_model(UMTVideoModel, folder / "student").eval()
     untrained = AutoModel.from_config(student.config).eval()
     teacher = UMTTeacher.from_pretrained(str(folder / "teacher"), num_aligned_layers=1)
 

@@ -113,8 +113,13 @@ class UMTTeacher(nn.Module):
         if model_type not in CLIP_TYPES:
             raise ValueError(f"{name_or_path} holds a model of type {model_type!r}; the teacher must be a CLIP.")
         # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
-        tower, info = CLIPVisionModelWithProjection.from_pretrained(name_or_path, **kwargs, output_loading_info=True)
+        tower, info = CLIPVisionModelWithProjection.from_pretrained(
+            name_or_path, **kwargs, output_loading_info=True, ignore_mismatched_sizes=True
+        )
         # Transformers only warns and draws them at random, and a student would be aligned with that.
+        if info["mismatched_keys"]:
+            name, stored, needed = min(info["mismatched_keys"])
+            raise ValueError(f"{name_or_path} holds {name} in shape {tuple(stored)}, which should be {tuple(needed)}.")
         if missing := sorted(info["missing_keys"]):
             raise ValueError(
                 f"{name_or_path} is not a complete CLIP vision tower with projection: "

@@ -12,14 +12,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from ..runs.folder import RECIPE_FILE, STATE_FOLDER, UNFINISHED_SUFFIX, VERSIONS_FILE, collect_versions
 
 logger = logging.getLogger(__name__)
+
+COMPILED_PART = "_orig_mod."  # what `torch.compile` puts into the names of a compiled module's weights
 
 
 def save_checkpoint(
@@ -117,13 +122,60 @@ def export_run(
         processor: Of the model.
         recipe: From `dump_config`.
         folder: For `from_pretrained`.
+
+    Raises:
+        RuntimeError: If what is written is not the model's weights.
     """
     # All processes take part in collecting shards; one of them writes.
     state_dict = accelerator.get_state_dict(model)
     if not accelerator.is_main_process:
         return
     exported: Any = accelerator.unwrap_model(model, keep_torch_compile=False)
-    exported.save_pretrained(folder, state_dict=state_dict)
+    exported.save_pretrained(folder, state_dict=take_own_names(state_dict, exported))
+    require_own_weights(folder, exported)
     processor.save_pretrained(folder)
     (folder / RECIPE_FILE).write_text(recipe)
     (folder / VERSIONS_FILE).write_text(json.dumps(collect_versions(), indent=2) + "\n")
+
+
+def take_own_names(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights under a model's own names, without the parts that `torch.compile` puts into them.
+
+    Raises:
+        RuntimeError: If they are not the model's weights, each once.
+    """
+    renamed = {name.replace(COMPILED_PART, ""): tensor for name, tensor in state_dict.items()}
+    own = {name.replace(COMPILED_PART, "") for name in model.state_dict()}
+    if renamed.keys() != own or len(renamed) != len(state_dict):
+        raise RuntimeError(
+            f"The weights to be saved are not those of the {type(model).__name__}, first: "
+            f"{', '.join(sorted(renamed.keys() ^ own)[:5])}. Nothing was written; report this as a bug."
+        )
+    return renamed
+
+
+def require_own_weights(folder: Path, model: PreTrainedModel | nn.Module) -> None:
+    """Make sure that the safetensors files of a folder hold the weights of a model, by name and shape.
+
+    Args:
+        folder: As `save_pretrained` wrote it.
+        model: What was saved; weights that share memory are stored once.
+
+    Raises:
+        RuntimeError: If a weight is missing, unknown or of another shape; the first of them are named.
+    """
+    weights = model.state_dict(keep_vars=True)
+    needed = {name.replace(COMPILED_PART, ""): tensor for name, tensor in weights.items()}
+    stored = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as content:
+            stored |= {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+    found = {id(needed[name]) for name in stored if name in needed}
+    lost = [name for name, tensor in needed.items() if id(tensor) not in found]
+    wrong = [name for name, shape in stored.items() if name not in needed or shape != tuple(needed[name].shape)]
+    if lost or wrong:
+        raise RuntimeError(
+            f"{folder} does not hold the weights of the {type(model).__name__}: "
+            f"{len(lost)} missing and {len(wrong)} unknown or of another shape, first "
+            f"{', '.join([*lost, *wrong][:5])}. Do not use it; report this as a bug."
+        )

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..data.loaders import build_loader
 from ..data.sources import load_videos
+from ..inference.loading import load_complete_model
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
 from ..processing.train_transforms import PretrainingTransform
@@ -182,14 +183,17 @@ def build_student(
     """A student from scratch, or one that goes on from a folder; its config records the run's mask and teacher.
 
     Raises:
-        ValueError: If student and teacher do not divide a frame into the same grid.
+        ValueError: If student and teacher do not divide a frame into the same grid, or the folder to go on from is not
+            a complete stage-1 model.
     """
     recorded = describe_alignment(teacher, mask, teacher_tower)
     if model.model_name_or_path:
-        student = UMTVideoForPreTraining.from_pretrained(
+        student = load_complete_model(
+            UMTVideoForPreTraining,
             model.model_name_or_path,
             attn_implementation=model.attn_implementation,
             drop_path_rate=model.drop_path_rate,
+            hint="Its alignment heads must fit the run's teacher, num_aligned_layers and alignment_interval.",
             **recorded,
         )
     else:
