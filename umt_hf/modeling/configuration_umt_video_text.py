@@ -68,6 +68,15 @@ class UMTTextConfig(PreTrainedConfig):
     model_type = "umt_text"
     base_config_key = "text_config"
     attribute_map = {"cls_token_id": "bos_token_id", "sep_token_id": "eos_token_id"}
+    base_model_tp_plan = {
+        f"layers.*.{part}": style
+        for parts, style in (
+            (("attention.q_proj", "attention.k_proj", "attention.v_proj"), "colwise"),
+            (("cross_attention.q_proj", "cross_attention.k_proj", "cross_attention.v_proj", "mlp.fc1"), "colwise"),
+            (("attention.o_proj", "cross_attention.o_proj", "mlp.fc2"), "rowwise"),
+        )
+        for part in parts
+    }
     base_model_fsdp_plan = {"embeddings": "free_full_weight", "layers.*": "free_full_weight"}
 
     vocab_size: int = 30522
