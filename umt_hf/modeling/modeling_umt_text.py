@@ -78,7 +78,9 @@ def count_layers_that_run(forward: Callable) -> Callable:
         mode = kwargs.get("mode", args[MODE_PLACE] if len(args) > MODE_PLACE else "text")
         num_states = len(self._select_layers(mode)) + 1  # the first layer's input, too
         indices = [wanted] if isinstance(wanted, int) else wanted
-        kwargs["output_hidden_states"] = [index + num_states if index < 0 else index for index in indices]
+        nothing = self.config.num_hidden_layers + 1  # one past every state
+        counted_up = [index if index >= 0 else index + num_states for index in indices]
+        kwargs["output_hidden_states"] = [index if index >= 0 else nothing for index in counted_up]
         return forward(self, *args, **kwargs)
 
     return counted
