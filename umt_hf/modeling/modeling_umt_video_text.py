@@ -193,7 +193,11 @@ class UMTVideoTextPreTrainedModel(UMTQuantizationMixin, PreTrainedModel):
 
 
 class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
-    """UMT dual encoder: videos and texts as vectors of one space, whose cosine measures how well they fit."""
+    """UMT dual encoder: videos and texts as vectors of one space, whose cosine measures how well they fit.
+
+    It keeps the fusion layers of the text tower, which only the heads use. So plain DDP needs
+    `find_unused_parameters=True` where this class itself is trained; the `Trainer` sets it, and the heads need it not.
+    """
 
     _keep_in_fp32_modules_strict = ["temperature"]
     _keys_to_ignore_on_load_unexpected = [r"^alignment_heads\.", r"^mlm_head\.", r"^matching_head\."]
