@@ -41,7 +41,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_umt_video_text import UMTTextConfig
 from .losses_umt import IGNORED_LABEL
-from .modeling_umt_video import UMTFloatLinear, UMTQuantizationMixin, UMTVideoMLP, eager_attention_forward
+from .modeling_umt_video import UMTVideoMLP, eager_attention_forward
+from .quantization_umt import UMTFloatLinear, UMTQuantizationMixin
 
 # What Transformers calls the keys and values of earlier tokens, in arguments and outputs: `cache` from 5.24 on.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithCrossAttentions.__dataclass_fields__ else "past_key_values"
@@ -325,8 +326,8 @@ class UMTTextModel(UMTTextPreTrainedModel):
             position_ids: Places of the tokens `(B, L)`; by default counted from each text's first token.
             cache: Keys and values of earlier tokens, in a decoder.
             use_cache: Whether a decoder returns keys and values; by default as configured.
-            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention. Indices
-                of hidden states count the layers that run in the mode.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
+                Indices of hidden states count the layers that run in the mode.
 
         Returns:
             `last_hidden_state (B, L, H)` and `pooler_output (B, H)`, the state of each text's first token as it is.
@@ -346,8 +347,8 @@ class UMTTextModel(UMTTextPreTrainedModel):
         if mode == "text" and not (encoder_hidden_states is None and encoder_attention_mask is None):
             raise ValueError(
                 "mode='text', the default, runs the layers below fusion_layer, which cannot attend to "
-                "encoder_hidden_states: give mode='multi_modal' for input_ids, or mode='fusion' for the states of text "
-                "mode."
+                "encoder_hidden_states: give mode='multi_modal' for input_ids, or mode='fusion' for the states of "
+                "text mode."
             )
         use_cache = self.config.is_decoder and (self.config.use_cache if use_cache is None else use_cache)
         if self.gradient_checkpointing and self.training:

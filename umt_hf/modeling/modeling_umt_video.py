@@ -38,29 +38,12 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_umt_video import UMTVideoConfig
 from .losses_umt import normalize_features, uta_loss
 from .masking_umt_video import compute_visible_indices
+from .quantization_umt import UMTFloatLinear, UMTQuantizationMixin, match_precision
 
 if is_torchvision_available():
     from torchvision.ops import roi_align
 
 ROI_SIZE = 7  # rows and columns of the grid that a box is read on, as published
-
-# Linear layers that stay in floating point when a model is quantised, as patterns over the complete names of modules:
-# the first layer, which sees pixels, and the last ones, whose outputs users read.
-NEVER_QUANTIZED = tuple(
-    rf"(?:.*\.)?{name}"
-    for name in (
-        r"patch_embeddings\.projection",
-        r"classifier",
-        r"alignment_heads\.\d+\.dense",
-        r"video_projection",
-        r"text_projection",
-        r"matching_head",
-        r"mlm_head\.decoder",
-        r"lm_head\.decoder",
-    )
-)
-# Numbers that a layer computes with; others (integers, 8-bit floats) only store what a quantised layer unpacks.
-COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Before PyTorch 2.7 nothing says whether a graph is exported or compiled: there, exported shapes are fixed.
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
@@ -115,44 +98,7 @@ class UMTVideoForActionDetectionOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class UMTFloatLinear(nn.Linear):
-    """Linear layer that quantisers leave in floating point: they go by type, or by the models' list of names."""
-
-
-class UMTQuantizationMixin:
-    """Base of all our models: says which layers quantised loads keep in floating point.
-
-    Transformers hands `_keep_in_fp32_modules` to every quantiser as modules that are not converted, beside those that
-    the caller names. Its other effect, float32 for these layers in a float16 load, is undone here.
-    """
-
-    _keep_in_fp32_modules: Any = NEVER_QUANTIZED
-
-    def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
-        plan = super()._get_dtype_plan(dtype)  # pyrefly: ignore[missing-attribute]  of PreTrainedModel
-        return {name: kept for name, kept in plan.items() if name not in NEVER_QUANTIZED}
-
-
-def match_precision(states: torch.Tensor, layer: nn.Module) -> torch.Tensor:
-    """Bring states to the precision in which a linear layer holds its numbers.
-
-    Args:
-        states: Any shape.
-        layer: Linear layer; a quantised one may hold packed bits, or functions instead of tensors.
-
-    Returns:
-        The states in the precision of the weight, or of the bias where the weight is quantised. As they are, where
-        both are: such layers cast by themselves.
-    """
-    for parameter in (layer.weight, layer.bias):
-        if isinstance(parameter, torch.Tensor) and parameter.dtype in COMPUTE_DTYPES:
-            return states.to(parameter.dtype)
-    return states
-
-
-def compute_sinusoid_table(
-    num_positions: int, width: int, device: str | torch.device | None = "cpu"
-) -> torch.Tensor:
+def compute_sinusoid_table(num_positions: int, width: int, device: str | torch.device | None = "cpu") -> torch.Tensor:
     """Sinusoids over the flat token index: `sin` on even and `cos` on odd channels of `n / 10000^(2i / width)`.
 
     Args:
@@ -327,7 +273,7 @@ class UMTVideoEmbeddings(nn.Module):
     def _get_fresh_table(self, num_positions: int) -> torch.Tensor:
         """Sinusoids of a token count, `(1, N, D)`, in the precision and on the device of the stored table.
 
-        The stored table grows to the largest count seen and serves all smaller ones. It is no part of saved files.
+        The stored table grows to the largest count seen and serves all smaller ones. It is not saved.
         """
         table = self.sinusoid_table
         if is_exporting() or (num_positions > table.shape[1] and torch.compiler.is_compiling()):

@@ -54,8 +54,6 @@ from .modeling_umt_text import (
     build_cache,
 )
 from .modeling_umt_video import (
-    UMTFloatLinear,
-    UMTQuantizationMixin,
     UMTVideoAlignmentHead,
     UMTVideoModel,
     UMTVideoModelOutput,
@@ -63,12 +61,16 @@ from .modeling_umt_video import (
     require_tensor,
     select_targets,
 )
-from .towers_umt_video_text import load_bert_tower, load_video_tower
+from .quantization_umt import UMTFloatLinear, UMTQuantizationMixin
+from .towers_umt_video_text import (
+    PLACEMENT_ARGUMENTS,
+    copy_for_question_answering,
+    load_bert_tower,
+    load_video_tower,
+    require_complete,
+)
 
 logger = logging.get_logger(__name__)
-
-# Arguments of `from_pretrained` that say where weights go and how they are stored there.
-PLACEMENT_ARGUMENTS = ("device_map", "max_memory", "offload_folder", "offload_buffers", "quantization_config")
 
 
 @dataclass
@@ -679,27 +681,12 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
         outputs.mlm_loss = mlm_loss(outputs.mlm_logits, mlm_labels)
 
 
-def copy_for_question_answering(source: UMTVideoTextForPreTraining) -> dict[str, torch.Tensor]:
-    """Weights of a question-answering model: the towers, and a decoder of the fusion layers and the language head."""
-    state = {
-        name: tensor
-        for name, tensor in source.state_dict().items()
-        if name.startswith(("vision_model.", "text_model."))
-    }
-    first = source.config.text_config.fusion_layer
-    parts = {"text_model.embeddings": source.text_model.embeddings, "lm_head": source.mlm_head}
-    parts["text_model.layers"] = source.text_model.layers[first:]
-    for part, module in parts.items():
-        state |= {f"answer_decoder.{part}.{name}": tensor for name, tensor in module.state_dict().items()}
-    return state
-
-
 class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
     """UMT video question answering: a question looks at the video, and a decoder turns its states into an answer."""
 
     main_input_name = "pixel_values"
-    # The decoder stays on one device: automatic device maps of Accelerate and Transformers match names within names, take
-    # `text_model` for `answer_decoder.text_model`, and fail once they have split the decoder.
+    # The decoder stays on one device: automatic device maps take `text_model` for `answer_decoder.text_model`, since they
+    # search names within names, and fail once they have split the decoder, whose weights are tied.
     _no_split_modules = ["UMTVideoLayer", "UMTTextLayer", "UMTTextLMHeadModel"]
 
     def __init__(self, config: UMTVideoTextConfig):
@@ -738,24 +725,16 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
                 f"{pretrained_model_name_or_path} lacks {', '.join(sorted(parts))} or parts of it: give the folder of "
                 "a UMTVideoTextForPreTraining."
             )
-        text_config = source.config.text_config
-        if text_config.encoder_width != text_config.hidden_size:
-            raise ValueError(
-                f"The fusion layers of {pretrained_model_name_or_path} attend to width {text_config.encoder_width}, "
-                f"questions have {text_config.hidden_size}: the decoder cannot be copied from them."
-            )
         # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
         model, info = cls.from_pretrained(
             None,
             config=source.config,
-            state_dict=copy_for_question_answering(source),
+            state_dict=copy_for_question_answering(source, pretrained_model_name_or_path),
             dtype=source.dtype,
             output_loading_info=True,
             **placement,
         )
-        # A name or shape that differs is an error.
-        if differing := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
-            raise ValueError(f"{pretrained_model_name_or_path} does not give each weight: {', '.join(differing[:5])}.")
+        require_complete(pretrained_model_name_or_path, info)
         return model
 
     @can_return_tuple

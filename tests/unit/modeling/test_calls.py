@@ -11,13 +11,14 @@ from packaging.version import Version
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.utils import ModelOutput
 
-from umt_hf import UMTTextModel, UMTTeacher, UMTVideoProcessor, UMTVideoTextForQuestionAnswering, UMTVideoTextModel
+from umt_hf import UMTTeacher, UMTTextModel, UMTVideoProcessor, UMTVideoTextForQuestionAnswering, UMTVideoTextModel
 from umt_hf.modeling.modeling_umt_text import MODE_PLACE
 
 from .tiny_models import ALL_CLASSES, PIXEL_CLASSES, VIDEO_TEXT_CLASSES, build_inputs, build_model
 
 SELECTS_STATES = pytest.mark.skipif(
-    Version(transformers.__version__) < Version("5.24"), reason="Transformers 5.24 is the first to select hidden states"
+    Version(transformers.__version__) < Version("5.24"),
+    reason="Transformers 5.24 is the first to select hidden states",
 )
 
 

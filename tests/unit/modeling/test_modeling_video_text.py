@@ -246,7 +246,10 @@ def test_modes_continue_one_another(inputs):
         ({"input_ids": ids, "mode": "both"}, "mode"),
         ({}, "input_ids"),
         ({"input_ids": ids.repeat(1, 3)}, "21 tokens"),
-        ({"input_ids": ids, "encoder_hidden_states": video}, "give mode='multi_modal' for input_ids, or mode='fusion'"),
+        (
+            {"input_ids": ids, "encoder_hidden_states": video},
+            "give mode='multi_modal' for input_ids, or mode='fusion'",
+        ),
         ({"input_ids": ids, "encoder_attention_mask": torch.ones(4, 5)}, "mode='multi_modal'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""The towers over two processes: tensor-parallel plans, sharded weights, and replicas whose weights are partly unused."""
+"""The towers over two processes: tensor-parallel plans, sharded weights, and replicas with unused weights."""
 
 import fnmatch
 from pathlib import Path

@@ -146,8 +146,13 @@ def test_an_exported_model_takes_any_shape(kind, model, clip):
 @pytest.mark.slow
 @torch.no_grad()
 def test_longer_clips_cost_what_their_pixels_cost():
-    """Width of L/16, processor time; 2.1 x where the table is computed at each call, on one thread of a busy machine."""
-    fresh = {"hidden_size": 1024, "num_attention_heads": 16, "position_embedding_frames": None, "position_embedding_image_size": None}
+    """Width of L/16, processor time of one thread; 2.1 x where the table is computed at each call."""
+    fresh = {
+        "hidden_size": 1024,
+        "num_attention_heads": 16,
+        "position_embedding_frames": None,
+        "position_embedding_image_size": None,
+    }
     grown, stored = (UMTVideoEmbeddings(UMTVideoConfig(**fresh, num_frames=frames)).eval() for frames in (4, 32))
     video = torch.randn(1, 32, 3, 224, 224)
     seconds: dict[UMTVideoEmbeddings, list[float]] = {grown: [], stored: []}

@@ -6,6 +6,7 @@ The figures in docs/precision.md are what `pytest tests/unit/modeling/test_quant
 import importlib.util
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,12 +94,31 @@ def list_float_layers(model: nn.Module) -> set[str]:
     }
 
 
+class Recorder(HfQuantizer):
+    """Takes the way of every quantiser of Transformers, up to the names that it skips."""
+
+    def __init__(self, own: list[str] | None):
+        self.own, self.pre_quantized = own, False
+        self.quantization_config = SimpleNamespace(quant_method="recorder")
+
+    def _process_model_before_weight_loading(self, model, **kwargs) -> None:
+        self.patterns = self.get_modules_to_not_convert(model, self.own, model._keep_in_fp32_modules)
+
+    def is_serializable(self) -> bool:
+        return False
+
+    is_trainable = False
+
+
 @pytest.mark.parametrize("model_class", ALL_CLASSES)
 @pytest.mark.parametrize("own", [None, [], ["layers.0.mlp.fc1"]])
-def test_quantisers_are_told_to_leave_first_and_last_layers(model_class, own):
-    """By Transformers' way from a model to the names that a quantiser skips, whatever the caller names."""
-    model = build_model(model_class)
-    patterns = HfQuantizer.get_modules_to_not_convert(model, own, model._keep_in_fp32_modules)
+def test_quantisers_leave_first_and_last_layers(model_class, own):
+    """Whatever names the caller gives."""
+    model, recorder = build_model(model_class), Recorder(own)
+    assert not set(model._keep_in_fp32_modules) and not model.is_quantized  # nothing changes in other loads
+    recorder.preprocess_model(model)
+    patterns = recorder.patterns
+    assert model.is_quantized
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for suffix in ("", ".weight"):  # bitsandbytes asks for modules, torchao for parameters
         skipped = {name for name in linear if not should_convert_module(name + suffix, patterns)}
@@ -110,7 +130,7 @@ def test_quantisers_are_told_to_leave_first_and_last_layers(model_class, own):
 
 @pytest.mark.parametrize("model_class", ALL_CLASSES)
 def test_first_and_last_layers_follow_the_precision_asked_for(model_class, tmp_path):
-    """The list that quantisers read also means float32 in a float16 load, elsewhere."""
+    """The list that quantisers read means float32 in a float16 load, for other models."""
     build_model(model_class).save_pretrained(tmp_path)
     for dtype in (torch.float16, torch.bfloat16):
         model = model_class.from_pretrained(tmp_path, dtype=dtype)
@@ -218,7 +238,9 @@ def test_qlora_trains_and_its_adapter_loads_again(model_class, head, tmp_path):
         optimizer.step()
         optimizer.zero_grad()
     now = dict(model.named_parameters())
-    assert all(not torch.equal(now[name], before) for name, before in trained.items() if "lora_" in name or head in name)
+    assert all(
+        not torch.equal(now[name], before) for name, before in trained.items() if "lora_" in name or head in name
+    )
 
     with torch.no_grad():
         expected = list_features(model.eval()(**inputs))
@@ -272,6 +294,8 @@ def test_a_trained_model_keeps_its_features(method, trained):
     features, pooled = (m.vision_model(clips).pooler_output for m in (model, quantized))
     cosine = F.cosine_similarity(pooled, features).min().item()
     error = compute_relative_error(pooled, features)
-    print(f"{method}: relative error {error:.4f}, least cosine {cosine:.4f}, {accuracy:.3f} -> {quantized_accuracy:.3f}")
+    print(
+        f"{method}: relative error {error:.4f}, least cosine {cosine:.4f}, {accuracy:.3f} -> {quantized_accuracy:.3f}"
+    )
     assert cosine > 0.98 and quantized_accuracy > accuracy - 0.05
     assert error < (0.05 if method != FOUR_BITS else 0.2)
