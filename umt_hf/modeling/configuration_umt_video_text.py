@@ -68,15 +68,6 @@ class UMTTextConfig(PreTrainedConfig):
     model_type = "umt_text"
     base_config_key = "text_config"
     attribute_map = {"cls_token_id": "bos_token_id", "sep_token_id": "eos_token_id"}
-    base_model_tp_plan = {
-        f"layers.*.{part}": style
-        for parts, style in (
-            (("attention.q_proj", "attention.k_proj", "attention.v_proj"), "colwise"),
-            (("cross_attention.q_proj", "cross_attention.k_proj", "cross_attention.v_proj", "mlp.fc1"), "colwise"),
-            (("attention.o_proj", "cross_attention.o_proj", "mlp.fc2"), "rowwise"),
-        )
-        for part in parts
-    }
     base_model_fsdp_plan = {"embeddings": "free_full_weight", "layers.*": "free_full_weight"}
 
     vocab_size: int = 30522
@@ -100,6 +91,17 @@ class UMTTextConfig(PreTrainedConfig):
     eos_token_id: int = 102
     mask_token_id: int = 103
     tie_word_embeddings: bool = True
+
+    # pyrefly: ignore[bad-override]  a plan for every configuration in the base class
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """How tensor parallelism splits the layers; without fusion layers there is no cross-attention to name."""
+        attentions = ("attention", "cross_attention") if self.fusion_layer < self.num_hidden_layers else ("attention",)
+        plan = {"layers.*.mlp.fc1": "colwise", "layers.*.mlp.fc2": "rowwise"}
+        for attention in attentions:
+            plan |= {f"layers.*.{attention}.{name}": "colwise" for name in ("q_proj", "k_proj", "v_proj")}
+            plan[f"layers.*.{attention}.o_proj"] = "rowwise"
+        return plan
 
     def validate_architecture(self) -> None:
         """Check how the fields fit together."""

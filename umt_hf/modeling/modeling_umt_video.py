@@ -283,8 +283,8 @@ class UMTVideoEmbeddings(nn.Module):
         if num_positions > table.shape[1]:
             with torch.inference_mode(False):  # a table that was made for inference serves training as well
                 table = compute_sinusoid_table(num_positions, table.shape[-1]).to(table)
-            if type(table) is torch.Tensor:  # not a stand-in without values, from a mode that only counts
-                self.sinusoid_table = table
+                if type(table) is torch.Tensor:  # not a stand-in without values, from a mode that only counts
+                    self.sinusoid_table = nn.Buffer(table, persistent=False)
         return table[:, :num_positions]
 
     def forward(
@@ -476,7 +476,8 @@ class UMTVideoPreTrainedModel(UMTQuantizationMixin, PreTrainedModel):
         elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
         elif isinstance(module, UMTVideoEmbeddings):
-            init.copy_(module.sinusoid_table, compute_sinusoid_table(*module.sinusoid_table.shape[1:]))
+            _, num_positions, width = module.sinusoid_table.shape
+            init.copy_(module.sinusoid_table, compute_sinusoid_table(num_positions, width))
             if module.position_embeddings is not None:
                 init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
         elif isinstance(module, UMTVideoAttentivePooling):

@@ -685,8 +685,8 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
     """UMT video question answering: a question looks at the video, and a decoder turns its states into an answer."""
 
     main_input_name = "pixel_values"
-    # The decoder stays on one device: automatic device maps take `text_model` for `answer_decoder.text_model`, since they
-    # search names within names, and fail once they have split the decoder, whose weights are tied.
+    # The decoder stays on one device: automatic device maps search names within names, take `text_model` for
+    # `answer_decoder.text_model`, and fail once they have split the decoder, whose weights are tied.
     _no_split_modules = ["UMTVideoLayer", "UMTTextLayer", "UMTTextLMHeadModel"]
 
     def __init__(self, config: UMTVideoTextConfig):

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_umt_video import UMTVideoConfig
 from .configuration_umt_video_text import UMTTextConfig, UMTVideoTextConfig
@@ -133,7 +132,7 @@ def _check_tower(source: str | os.PathLike, missing: list[str]) -> None:
         raise ValueError(f"{source} lacks {len(missing)} weights of its tower: {', '.join(sorted(missing)[:5])} ...")
 
 
-def copy_for_question_answering(source: PreTrainedModel, name: str | os.PathLike) -> dict[str, torch.Tensor]:
+def copy_for_question_answering(source: Any, name: str | os.PathLike) -> dict[str, torch.Tensor]:
     """Weights of a question-answering model: both towers, and a decoder of the fusion layers and the language head.
 
     Args:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 
 from tests.processes import run_ranks
@@ -19,7 +20,7 @@ from umt_hf import (
     UMTVideoTextModel,
 )
 
-from .tiny_models import build_inputs, build_model, list_features
+from .tiny_models import TEXT, build_inputs, build_model, list_features
 
 SHARDED_CLASSES = (
     UMTVideoModel,
@@ -39,7 +40,14 @@ def test_plans_name_layers_that_exist(model_class):
     linear = linear or {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     covered = {name for name in linear if any(fnmatch.fnmatch(name, pattern) for pattern in model._tp_plan)}
     assert covered == linear and linear
-    assert set(UMTTextConfig.base_model_tp_plan.values()) == {"colwise", "rowwise"}
+    assert set(model._tp_plan.values()) == {"colwise", "rowwise"}
+
+
+def test_a_tower_without_fusion_layers_names_none():
+    text = UMTTextConfig(**TEXT | {"fusion_layer": 4})
+    assert not [name for name in text.base_model_tp_plan if "cross" in name]
+    assert [name for name in UMTTextConfig(**TEXT).base_model_tp_plan if "cross" in name]
+    assert "tp_plan" not in text.to_json_string()
 
 
 @torch.no_grad()
@@ -121,5 +129,8 @@ def grow_sharded_table() -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.7"), reason="PyTorch 2.6 shards on accelerators alone, not on a CPU"
+)
 def test_the_position_table_grows_beside_sharded_weights():
     assert run_ranks(grow_sharded_table).stdout.count("grown table agrees") == 2
