@@ -92,8 +92,8 @@ class UMTTextConfig(PreTrainedConfig):
     mask_token_id: int = 103
     tie_word_embeddings: bool = True
 
-    # pyrefly: ignore[bad-override]  a plan for every configuration in the base class
     @property
+    # pyrefly: ignore[bad-override]  one plan for all configurations in the base class
     def base_model_tp_plan(self) -> dict[str, str]:
         """How tensor parallelism splits the layers; without fusion layers there is no cross-attention to name."""
         attentions = ("attention", "cross_attention") if self.fusion_layer < self.num_hidden_layers else ("attention",)
