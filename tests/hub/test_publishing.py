@@ -160,6 +160,7 @@ VIDEO_FILES = {
     "frame_folders.py",
     "media_files.py",
     "modeling_umt_video.py",
+    "quantization_umt.py",
     "resizing.py",
     "sampling.py",
     "video_processing_umt_video.py",
