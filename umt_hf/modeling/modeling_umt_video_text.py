@@ -13,8 +13,8 @@
 # limitations under the License.
 """The models that join the UMT video encoder with its text tower: dual encoder, matching, stage 2, questions.
 
-Legend: B videos or texts, T frames, V video tokens, P vectors per video, L text tokens, H text width, D projection
-width, S tokens of a question, A answers of all questions.
+Legend: B videos or texts, T frames (of tubelets, where these are longer than a frame), V video tokens, P vectors per
+video, L text tokens, H text width, D projection width, S tokens of a question, A answers of all questions.
 """
 
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
+from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
@@ -35,7 +36,6 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConfig, build_decoder_config
 from .losses_umt import (
     IGNORED_LABEL,
-    average_video_embeds,
     compute_negative_weights,
     find_true_pairs,
     mlm_loss,
@@ -67,6 +67,20 @@ logger = logging.get_logger(__name__)
 
 
 @dataclass
+class UMTVideoFeaturesOutput(UMTVideoModelOutput):
+    """Output of `get_video_features`.
+
+    Args:
+        pooler_output: One vector per video, `(B, D)`, float32: the mean of its frames' unit vectors, or a single unit
+            vector. Its inner product with a text's unit vector is their score; normalising it again changes scores.
+        frame_embeds: The frames' unit vectors `(B, T, D)`, float32; `None` where the video is pooled as one, which is
+            with a mask or without `pool_per_frame`.
+    """
+
+    frame_embeds: torch.Tensor | None = None
+
+
+@dataclass
 class UMTVideoTextOutput(ModelOutput):
     """Output of [`UMTVideoTextModel`].
 
@@ -75,9 +89,10 @@ class UMTVideoTextOutput(ModelOutput):
         vtc_loss: Video-text contrast, without its weight.
         logits_per_video: Similarities over temperature, `(videos, texts)`, float32.
         logits_per_text: The same, `(texts, videos)`.
-        video_embeds: Projected videos of unit length, `(B, P, D)`, float32.
+        video_embeds: One vector per video, `(B, D)`, float32: the `pooler_output` of `vision_model_output`, which has
+            the frames' unit vectors as well.
         text_embeds: Projected texts of unit length, `(B, D)`, float32.
-        vision_model_output: Tokens of the videos, `(B, V, width)`.
+        vision_model_output: What `get_video_features` returns.
         text_model_output: Tokens of the texts, `(B, L, H)`.
     """
 
@@ -87,7 +102,7 @@ class UMTVideoTextOutput(ModelOutput):
     logits_per_text: torch.Tensor | None = None
     video_embeds: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
-    vision_model_output: UMTVideoModelOutput | None = None
+    vision_model_output: UMTVideoFeaturesOutput | None = None
     text_model_output: BaseModelOutputWithPoolingAndCrossAttentions | None = None
 
     def to_tuple(self) -> tuple[Any, ...]:
@@ -107,6 +122,23 @@ class UMTVideoTextForRetrievalOutput(UMTVideoTextOutput):
 
     vtm_loss: torch.Tensor | None = None
     matching_logits: torch.Tensor | None = None
+
+
+@dataclass
+class UMTVideoTextMatchingOutput(ModelOutput):
+    """Output of `match`, when it is asked for hidden states or attentions.
+
+    Args:
+        logits: Raw logits `(B, 2)`, class 1 = match.
+        hidden_states: Input and output of every fusion layer, `(B, L, H)` each.
+        attentions: Attention probabilities among the words, one `(B, heads, L, L)` per fusion layer.
+        cross_attentions: Attention probabilities from the words to the video, one `(B, heads, L, V)` per fusion layer.
+    """
+
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -135,12 +167,33 @@ class UMTVideoTextForQuestionAnsweringOutput(ModelOutput):
         answer_loss: Cross entropy of each answer, summed over its tokens, `(A,)`.
         logits: Of the answers' next tokens, `(A, answer tokens, vocabulary)`.
         last_hidden_state: States of the questions after looking at the videos, `(B, S, H)`.
+        hidden_states: Embeddings and every layer's output of the questions, when asked for.
+        attentions: Attention probabilities among a question's words, one `(B, heads, S, S)` per layer, when asked for
+            (`attn_implementation="eager"`), as all that follow.
+        cross_attentions: From a question's words to the video, one `(B, heads, S, V)` per fusion layer.
+        decoder_hidden_states: Embeddings and every layer's output of the answers, `(A, answer tokens, H)` each.
+        decoder_attentions: Among an answer's words, one `(A, heads, answer tokens, answer tokens)` per decoder layer.
+        decoder_cross_attentions: From an answer's words to the question, one `(A, heads, answer tokens, S)` per
+            decoder layer.
+        video_outputs: What the video encoder returns: tokens, hidden states and attentions; `None` if neither of the
+            last two was asked for.
     """
 
     loss: torch.Tensor | None = None
     answer_loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
+    decoder_cross_attentions: tuple[torch.Tensor, ...] | None = None
+    video_outputs: UMTVideoModelOutput | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Fields that are set, the video encoder's output as a tuple too."""
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 class UMTVideoTextPreTrainedModel(PreTrainedModel):
@@ -211,7 +264,7 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         visible_indices: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> UMTVideoModelOutput:
+    ) -> UMTVideoFeaturesOutput:
         """Encode and project videos; an image is a video of one frame.
 
         Args:
@@ -221,19 +274,21 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
             **kwargs: As for [`UMTVideoModel`].
 
         Returns:
-            `last_hidden_state (B, V, width)`, the tokens that texts attend to, and `pooler_output (B, P, D)`,
-            projected but not normalised: P = T vectors without a mask, if `pool_per_frame`, else 1.
+            `last_hidden_state (B, V, width)`, the tokens that texts attend to; `pooler_output (B, D)`, one vector per
+            video, whose inner product with a text's unit vector is their score; and, without a mask and with
+            `pool_per_frame`, `frame_embeds (B, T, D)`, the unit vectors whose mean that is.
         """
         outputs = self.vision_model(pixel_values, bool_masked_pos, visible_indices, **kwargs, return_dict=True)
-        num_vectors = 1
         # CODEPATH: all released video-text checkpoints pool per frame; one vector per clip is for models trained anew.
-        if self.config.pool_per_frame and bool_masked_pos is None and visible_indices is None:
-            num_vectors = pixel_values.shape[1] // self.config.vision_config.tubelet_size
-        outputs.pooler_output = self.project_video(outputs.last_hidden_state, num_vectors)
-        return outputs
+        per_frame = self.config.pool_per_frame and bool_masked_pos is None and visible_indices is None
+        num_vectors = pixel_values.shape[1] // self.config.vision_config.tubelet_size if per_frame else 1
+        vectors = normalize_features(self.project_video(outputs.last_hidden_state, num_vectors))
+        pooled = UMTVideoFeaturesOutput(**outputs, frame_embeds=vectors if per_frame else None)
+        pooled.pooler_output = vectors.mean(dim=1)
+        return pooled
 
     def project_video(self, video_tokens: torch.Tensor, num_vectors: int) -> torch.Tensor:
-        """Pool tokens in P equal parts, in order, and project: `(B, V, width)` -> `(B, P, D)`."""
+        """Pool tokens in P equal parts, in order, and project: `(B, V, width)` -> `(B, P, D)`, of any length."""
         pooled = video_tokens.unflatten(1, (num_vectors, -1)).mean(dim=2)
         return self.video_projection(self.video_norm(pooled))
 
@@ -295,13 +350,13 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         pixel_values: torch.Tensor,
         video_options: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> tuple[UMTVideoModelOutput, BaseModelOutputWithPoolingAndCrossAttentions]:
+    ) -> tuple[UMTVideoFeaturesOutput, BaseModelOutputWithPoolingAndCrossAttentions]:
         video = self.get_video_features(pixel_values, **(video_options or {}), **kwargs, return_dict=True)
         return video, self.get_text_features(input_ids, attention_mask, **kwargs, return_dict=True)
 
     def _contrast(
         self,
-        video: UMTVideoModelOutput,
+        video: UMTVideoFeaturesOutput,
         text: BaseModelOutputWithPoolingAndCrossAttentions,
         pair_ids: torch.Tensor | None,
         return_loss: bool,
@@ -310,12 +365,12 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         if return_loss:
             # Through `.data`, so that a second forward before backward does not look like a change of the graph.
             self.temperature.data.clamp_(*self.config.temperature_bounds)
-        video_vectors = require_tensor(video.pooler_output, "pooler_output")
+        video_embeds = require_tensor(video.pooler_output, "pooler_output")
         text_vectors = require_tensor(text.pooler_output, "pooler_output")
-        with torch.autocast(video_vectors.device.type, enabled=False):
+        with torch.autocast(video_embeds.device.type, enabled=False):
             temperature = self.temperature.float()
-            video_embeds, text_embeds = normalize_features(video_vectors), normalize_features(text_vectors)
-            logits = average_video_embeds(video_embeds) @ text_embeds.T / temperature
+            text_embeds = normalize_features(text_vectors)
+            logits = video_embeds @ text_embeds.T / temperature
         loss = None
         # CODEPATH: stage-2 and retrieval checkpoints have the contrast; weight 0 leaves it out in runs without it.
         if return_loss and self.config.vtc_loss_weight > 0:
@@ -411,17 +466,19 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
         text_tokens: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | UMTVideoTextMatchingOutput:
         """Judge pairs of encoded videos and texts by the fusion layers.
 
         Args:
             video_tokens: `last_hidden_state` of `get_video_features`, `(B, V, width)`.
             text_tokens: `last_hidden_state` of `get_text_features`, `(B, L, H)`.
             attention_mask: 1 at the texts' tokens and 0 at padding, `(B, L)`.
-            **kwargs: As for [`UMTTextModel`].
+            **kwargs: As for [`UMTTextModel`]; with `output_attentions=True` (`attn_implementation="eager"`) or
+                `output_hidden_states=True` more than the logits is returned.
 
         Returns:
-            Raw logits `(B, 2)`, class 1 = match.
+            Raw logits `(B, 2)`, class 1 = match; or [`UMTVideoTextMatchingOutput`], whose `cross_attentions` say where
+            in the video each word looks.
         """
         outputs = self.text_model(
             attention_mask=attention_mask,
@@ -431,7 +488,15 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
             **kwargs,
             return_dict=True,
         )
-        return self.matching_head(outputs.pooler_output)
+        logits = self.matching_head(outputs.pooler_output)
+        if not (kwargs.get("output_attentions") or kwargs.get("output_hidden_states")):
+            return logits
+        return UMTVideoTextMatchingOutput(
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
 
     @can_return_tuple
     def forward(
@@ -474,7 +539,7 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
     def _add_matching(
         self,
         outputs: UMTVideoTextForRetrievalOutput,
-        video: UMTVideoModelOutput,
+        video: UMTVideoFeaturesOutput,
         text: BaseModelOutputWithPoolingAndCrossAttentions,
         attention_mask: torch.Tensor | None,
         pair_ids: torch.Tensor | None,
@@ -608,7 +673,7 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
     def _add_alignment(
         self,
         outputs: UMTVideoTextForPreTrainingOutput,
-        video: UMTVideoModelOutput,
+        video: UMTVideoFeaturesOutput,
         targets: torch.Tensor,
         visible_indices: torch.Tensor | None,
         grid: tuple[int, int, int],
@@ -629,7 +694,7 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
     def _add_language_modelling(
         self,
         outputs: UMTVideoTextForPreTrainingOutput,
-        video: UMTVideoModelOutput,
+        video: UMTVideoFeaturesOutput,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         mlm_input_ids: torch.Tensor | None,
@@ -656,7 +721,7 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
         outputs.mlm_loss = mlm_loss(outputs.mlm_logits, mlm_labels)
 
 
-class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
+class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMixin):
     """UMT video question answering: a question looks at the video, and a decoder turns its states into an answer."""
 
     main_input_name = "pixel_values"
@@ -667,6 +732,23 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
         self.text_model = UMTTextModel(config.text_config)
         self.answer_decoder = UMTTextLMHeadModel(build_decoder_config(config.text_config))
         self.post_init()
+
+    @property
+    def generation_config(self) -> GenerationConfig | None:
+        """How answers are generated: number of tokens, beams ...; saved and loaded with the model."""
+        return self.answer_decoder.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig | None) -> None:
+        # Transformers sets one before there is a decoder, which then comes with its own.
+        if "answer_decoder" in self._modules:
+            self.answer_decoder.generation_config = value
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Give questions and answers a vocabulary of another size, as Transformers' method of that name does."""
+        resized = super().resize_token_embeddings(*args, **kwargs)
+        self.answer_decoder.resize_token_embeddings(*args, **kwargs)
+        return resized
 
     @classmethod
     def from_pretraining(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
@@ -736,19 +818,26 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
             labels: Answers `[CLS] ... [SEP]` `(A, tokens)`, -100 on padding; shifted inside.
             answer_weights: Weight of each answer's loss, `(A,)`; by default 1.
             answers_per_question: How many of the answers, in order, belong to each question, `(B,)`; by default one.
-            **kwargs: As for both towers.
+            **kwargs: As for both towers; `output_hidden_states` and `output_attentions` ask the decoder as well.
 
         Returns:
-            [`UMTVideoTextForQuestionAnsweringOutput`]; without answers the questions' states alone.
+            [`UMTVideoTextForQuestionAnsweringOutput`]; without answers nothing of the decoder.
 
         Raises:
             ValueError: If the number of answers does not fit the questions.
 
         Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4; Li et al., "Align before Fuse", 2021, section 5.
         """
-        states = self._encode_questions(pixel_values, input_ids, attention_mask, **kwargs)
+        video, question = self._encode_questions(pixel_values, input_ids, attention_mask, **kwargs)
+        states = require_tensor(question.last_hidden_state, "last_hidden_state")
         num_questions = states.shape[0]
-        outputs = UMTVideoTextForQuestionAnsweringOutput(last_hidden_state=states)
+        outputs = UMTVideoTextForQuestionAnsweringOutput(
+            last_hidden_state=states,
+            hidden_states=question.hidden_states,
+            attentions=question.attentions,
+            cross_attentions=question.cross_attentions,
+            video_outputs=None if video.hidden_states is None and video.attentions is None else video,
+        )
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = labels.masked_fill(labels == IGNORED_LABEL, self.config.text_config.pad_token_id)
         if decoder_input_ids is None:
@@ -764,14 +853,19 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
                 f"Got {decoder_input_ids.shape[0]} answers, expected {states.shape[0]}: one per question, or as "
                 "many as answers_per_question gives."
             )
-        outputs.logits = self.answer_decoder(
+        answer = self.answer_decoder(
             decoder_input_ids,
             decoder_attention_mask,
             encoder_hidden_states=states,
             encoder_attention_mask=attention_mask,
             use_cache=False,
             return_dict=True,
-        ).logits
+            **{name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs},
+        )
+        outputs.logits = answer.logits
+        outputs.decoder_hidden_states = answer.hidden_states
+        outputs.decoder_attentions = answer.attentions
+        outputs.decoder_cross_attentions = answer.cross_attentions
         if labels is not None:
             outputs.answer_loss = compute_answer_loss(outputs.logits, labels)
             weighted = outputs.answer_loss if answer_weights is None else outputs.answer_loss * answer_weights
@@ -784,17 +878,17 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
         input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         **kwargs: Any,
-    ) -> torch.Tensor:
-        video_tokens = self.vision_model(pixel_values, **kwargs, return_dict=True).last_hidden_state
-        outputs = self.text_model(
+    ) -> tuple[UMTVideoModelOutput, BaseModelOutputWithPoolingAndCrossAttentions]:
+        video = self.vision_model(pixel_values, **kwargs, return_dict=True)
+        question = self.text_model(
             input_ids,
             attention_mask,
-            encoder_hidden_states=video_tokens,
+            encoder_hidden_states=video.last_hidden_state,
             mode="multi_modal",
             **kwargs,
             return_dict=True,
         )
-        return outputs.last_hidden_state
+        return video, question
 
     @torch.no_grad()
     def generate(
@@ -810,14 +904,18 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
             pixel_values: Normalised videos `(B, T, channels, height, width)`.
             input_ids: Questions `(B, S)`, `[CLS]` first and no `[SEP]`.
             attention_mask: 1 at the questions' tokens and 0 at padding, `(B, S)`.
-            **kwargs: As for Transformers' `generate`: `max_new_tokens`, `num_beams`, `do_sample` ...
+            **kwargs: As for Transformers' `generate`: `max_new_tokens`, `num_beams`, `do_sample` ...; by default as the
+                model's `generation_config` says.
 
         Returns:
             Token ids `(B, tokens)` with `[CLS]` and `[SEP]`, padded, or what `return_dict_in_generate` asks for.
         """
-        states = self._encode_questions(pixel_values, input_ids, attention_mask)
+        _, question = self._encode_questions(pixel_values, input_ids, attention_mask)
+        states = require_tensor(question.last_hidden_state, "last_hidden_state")
         config = self.answer_decoder.config
-        if kwargs.get("use_cache", config.use_cache) and not {CACHE_NAME, "cache_implementation"} & set(kwargs):
+        asked = (kwargs.get("generation_config") or self.generation_config).to_dict() | kwargs
+        uses_cache = config.use_cache if asked.get("use_cache") is None else asked["use_cache"]
+        if uses_cache and CACHE_NAME not in kwargs and asked.get("cache_implementation") is None:
             kwargs[CACHE_NAME] = build_cache(config)
         start = torch.full((states.shape[0], 1), config.cls_token_id, device=states.device)
         return self.answer_decoder.generate(
@@ -863,7 +961,8 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
         """
         if top_k > answer_input_ids.shape[0]:
             raise ValueError(f"top_k={top_k} exceeds the list of {answer_input_ids.shape[0]} answers.")
-        states = self._encode_questions(pixel_values, input_ids, attention_mask)
+        _, question = self._encode_questions(pixel_values, input_ids, attention_mask)
+        states = require_tensor(question.last_hidden_state, "last_hidden_state")
         start = answer_input_ids[:1, :1].expand(states.shape[0], 1)
         decode = partial(self.answer_decoder, use_cache=False, return_dict=True)
         start_logits = decode(start, encoder_hidden_states=states, encoder_attention_mask=attention_mask).logits[:, 0]
