@@ -220,13 +220,14 @@ class UMTVideoTextModelTest(modeling_tests.ModelTesterMixin, unittest.TestCase):
 class UMTVideoTextForQuestionAnsweringTester(UMTVideoTextModelTester):
     """The same with answers for the decoder, which are longer than the questions."""
 
+    batch_size = 7  # the common tests fill a smaller batch up with random ids, padding among them
     num_hidden_states_types = 2  # of the questions and of the answers
     decoder_seq_length = 9
 
     def prepare_config_and_inputs_for_common(self) -> tuple[UMTVideoTextConfig, dict[str, torch.Tensor]]:
         config, inputs = super().prepare_config_and_inputs_for_common()
         shape = [self.batch_size, self.decoder_seq_length]
-        inputs["decoder_input_ids"] = modeling_tests.ids_tensor(shape, 120)
+        inputs["decoder_input_ids"] = modeling_tests.ids_tensor(shape, 119) + 1  # without padding, as answers begin
         inputs["decoder_attention_mask"] = torch.ones(shape, dtype=torch.long)
         return config, inputs
 
