@@ -218,6 +218,16 @@ class UMTVideoTextPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    def __init__(self, config: UMTVideoTextConfig, *args: Any, **kwargs: Any):
+        if config.model_type != UMTVideoTextConfig.model_type:
+            known = ", ".join(config.architectures or ()) or "the class of its kind"
+            raise ValueError(
+                f"{type(self).__name__} needs a configuration of type {UMTVideoTextConfig.model_type!r}, with video and "
+                f"text; {config.name_or_path or 'this one'} is of type {config.model_type!r}, without text: load it "
+                f"with {known}."
+            )
+        super().__init__(config, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
