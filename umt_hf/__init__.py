@@ -79,9 +79,13 @@ AutoProcessor.register(UMTVideoTextConfig, UMTVideoTextProcessor)
 
 # Folders of the other kind, past `register`, which wants a class of that very configuration: a classifier takes the
 # video encoder of a folder with text, and classes with text say which class a folder without one needs.
-MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING.register(UMTVideoTextConfig, UMTVideoForVideoClassification)
-MODEL_FOR_VISUAL_QUESTION_ANSWERING_MAPPING.register(UMTVideoConfig, UMTVideoTextForQuestionAnswering)
-MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING.register(UMTVideoConfig, UMTVideoTextModel)
+OTHER_KIND: tuple[tuple[Any, type, type], ...] = (
+    (MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING, UMTVideoTextConfig, UMTVideoForVideoClassification),
+    (MODEL_FOR_VISUAL_QUESTION_ANSWERING_MAPPING, UMTVideoConfig, UMTVideoTextForQuestionAnswering),
+    (MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING, UMTVideoConfig, UMTVideoTextModel),
+)
+for _mapping, _config_class, _model_class in OTHER_KIND:
+    _mapping.register(_config_class, _model_class)
 
 __all__ = [
     "ActionDetector",

@@ -17,7 +17,6 @@ Legend: B videos or texts, T frames (of tubelets, where these are longer than a 
 video, L text tokens, H text width, D projection width, S tokens of a question, A answers of all questions.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConfig, build_decoder_config
@@ -61,139 +60,17 @@ from .modeling_umt_video import (
     require_tensor,
     select_targets,
 )
+from .outputs_umt_video_text import (
+    UMTVideoFeaturesOutput,
+    UMTVideoTextForPreTrainingOutput,
+    UMTVideoTextForQuestionAnsweringOutput,
+    UMTVideoTextForRetrievalOutput,
+    UMTVideoTextMatchingOutput,
+    UMTVideoTextOutput,
+)
 from .towers_umt_video_text import load_bert_tower, load_video_tower
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass
-class UMTVideoFeaturesOutput(UMTVideoModelOutput):
-    """Output of `get_video_features`.
-
-    Args:
-        pooler_output: One vector per video, `(B, D)`, float32: the mean of its frames' unit vectors, or a single unit
-            vector. Its inner product with a text's unit vector is their score; normalising it again changes scores.
-        frame_embeds: The frames' unit vectors `(B, T, D)`, float32; `None` where the video is pooled as one, which is
-            with a mask or without `pool_per_frame`.
-    """
-
-    frame_embeds: torch.Tensor | None = None
-
-
-@dataclass
-class UMTVideoTextOutput(ModelOutput):
-    """Output of [`UMTVideoTextModel`].
-
-    Args:
-        loss: Weighted sum of the losses, with `return_loss=True`.
-        vtc_loss: Video-text contrast, without its weight.
-        logits_per_video: Similarities over temperature, `(videos, texts)`, float32.
-        logits_per_text: The same, `(texts, videos)`.
-        video_embeds: One vector per video, `(B, D)`, float32: the `pooler_output` of `vision_model_output`, which has
-            the frames' unit vectors as well.
-        text_embeds: Projected texts of unit length, `(B, D)`, float32.
-        vision_model_output: What `get_video_features` returns.
-        text_model_output: Tokens of the texts, `(B, L, H)`.
-    """
-
-    loss: torch.Tensor | None = None
-    vtc_loss: torch.Tensor | None = None
-    logits_per_video: torch.Tensor | None = None
-    logits_per_text: torch.Tensor | None = None
-    video_embeds: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    vision_model_output: UMTVideoFeaturesOutput | None = None
-    text_model_output: BaseModelOutputWithPoolingAndCrossAttentions | None = None
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        """Fields that are set, the towers' outputs as tuples too."""
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
-
-
-@dataclass
-class UMTVideoTextForRetrievalOutput(UMTVideoTextOutput):
-    """Output of [`UMTVideoTextForRetrieval`].
-
-    Args:
-        vtm_loss: Video-text matching, without its weight.
-        matching_logits: Raw logits `(3 * B, 2)`, class 1 = match: B true pairs, B negative videos with the texts, B
-            negative texts with the videos.
-    """
-
-    vtm_loss: torch.Tensor | None = None
-    matching_logits: torch.Tensor | None = None
-
-
-@dataclass
-class UMTVideoTextMatchingOutput(ModelOutput):
-    """Output of `match`, when it is asked for hidden states or attentions.
-
-    Args:
-        logits: Raw logits `(B, 2)`, class 1 = match.
-        hidden_states: Input and output of every fusion layer, `(B, L, H)` each.
-        attentions: Attention probabilities among the words, one `(B, heads, L, L)` per fusion layer.
-        cross_attentions: Attention probabilities from the words to the video, one `(B, heads, L, V)` per fusion layer.
-    """
-
-    logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class UMTVideoTextForPreTrainingOutput(UMTVideoTextForRetrievalOutput):
-    """Output of [`UMTVideoTextForPreTraining`].
-
-    Args:
-        uta_loss: Alignment with the teacher, without its weight.
-        mlm_loss: Masked language modelling, without its weight.
-        mlm_logits: `(B, L, vocabulary)` for the corrupted texts.
-        aligned_features: Projected and normalised student features `(K, B, V, C)`, shallowest layer first, float32.
-    """
-
-    uta_loss: torch.Tensor | None = None
-    mlm_loss: torch.Tensor | None = None
-    mlm_logits: torch.Tensor | None = None
-    aligned_features: torch.Tensor | None = None
-
-
-@dataclass
-class UMTVideoTextForQuestionAnsweringOutput(ModelOutput):
-    """Output of [`UMTVideoTextForQuestionAnswering`].
-
-    Args:
-        loss: Sum of the weighted answer losses over the number of questions, with `labels`.
-        answer_loss: Cross entropy of each answer, summed over its tokens, `(A,)`.
-        logits: Of the answers' next tokens, `(A, answer tokens, vocabulary)`.
-        last_hidden_state: States of the questions after looking at the videos, `(B, S, H)`.
-        hidden_states: Embeddings and every layer's output of the questions, when asked for.
-        attentions: Attention probabilities among a question's words, one `(B, heads, S, S)` per layer, when asked for
-            (`attn_implementation="eager"`), as all that follow.
-        cross_attentions: From a question's words to the video, one `(B, heads, S, V)` per fusion layer.
-        decoder_hidden_states: Embeddings and every layer's output of the answers, `(A, answer tokens, H)` each.
-        decoder_attentions: Among an answer's words, one `(A, heads, answer tokens, answer tokens)` per decoder layer.
-        decoder_cross_attentions: From an answer's words to the question, one `(A, heads, answer tokens, S)` per
-            decoder layer.
-        video_outputs: What the video encoder returns: tokens, hidden states and attentions; `None` if neither of the
-            last two was asked for.
-    """
-
-    loss: torch.Tensor | None = None
-    answer_loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    last_hidden_state: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
-    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
-    decoder_attentions: tuple[torch.Tensor, ...] | None = None
-    decoder_cross_attentions: tuple[torch.Tensor, ...] | None = None
-    video_outputs: UMTVideoModelOutput | None = None
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        """Fields that are set, the video encoder's output as a tuple too."""
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 class UMTVideoTextPreTrainedModel(PreTrainedModel):
@@ -222,9 +99,9 @@ class UMTVideoTextPreTrainedModel(PreTrainedModel):
         if config.model_type != UMTVideoTextConfig.model_type:
             known = ", ".join(config.architectures or ()) or "the class of its kind"
             raise ValueError(
-                f"{type(self).__name__} needs a configuration of type {UMTVideoTextConfig.model_type!r}, with video and "
-                f"text; {config.name_or_path or 'this one'} is of type {config.model_type!r}, without text: load it "
-                f"with {known}."
+                f"{type(self).__name__} needs a configuration of type {UMTVideoTextConfig.model_type!r}, with video "
+                f"and text; {config.name_or_path or 'this one'} is of type {config.model_type!r}, without text: load "
+                f"it with {known}."
             )
         super().__init__(config, *args, **kwargs)
 
@@ -476,7 +353,7 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
         text_tokens: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor | UMTVideoTextMatchingOutput:
+    ) -> Any:
         """Judge pairs of encoded videos and texts by the fusion layers.
 
         Args:
@@ -487,7 +364,7 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
                 `output_hidden_states=True` more than the logits is returned.
 
         Returns:
-            Raw logits `(B, 2)`, class 1 = match; or [`UMTVideoTextMatchingOutput`], whose `cross_attentions` say where
+            A tensor, the raw logits `(B, 2)`, class 1 = match; or [`UMTVideoTextMatchingOutput`], whose `cross_attentions` say where
             in the video each word looks.
         """
         outputs = self.text_model(
@@ -744,20 +621,22 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
         self.post_init()
 
     @property
-    def generation_config(self) -> GenerationConfig | None:
+    def generation_config(self) -> GenerationConfig:  # pyrefly: ignore[bad-override-mutable-attribute]
         """How answers are generated: number of tokens, beams ...; saved and loaded with the model."""
         return self.answer_decoder.generation_config
 
     @generation_config.setter
-    def generation_config(self, value: GenerationConfig | None) -> None:
+    def generation_config(self, value: GenerationConfig) -> None:
         # Transformers sets one before there is a decoder, which then comes with its own.
         if "answer_decoder" in self._modules:
             self.answer_decoder.generation_config = value
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
         """Give questions and answers a vocabulary of another size, as Transformers' method of that name does."""
-        resized = super().resize_token_embeddings(*args, **kwargs)
-        self.answer_decoder.resize_token_embeddings(*args, **kwargs)
+        resized = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.answer_decoder.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         return resized
 
     @classmethod
@@ -914,8 +793,8 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
             pixel_values: Normalised videos `(B, T, channels, height, width)`.
             input_ids: Questions `(B, S)`, `[CLS]` first and no `[SEP]`.
             attention_mask: 1 at the questions' tokens and 0 at padding, `(B, S)`.
-            **kwargs: As for Transformers' `generate`: `max_new_tokens`, `num_beams`, `do_sample` ...; by default as the
-                model's `generation_config` says.
+            **kwargs: As for Transformers' `generate`: `max_new_tokens`, `num_beams`, `do_sample` ...; default: those
+                of the model's `generation_config`.
 
         Returns:
             Token ids `(B, tokens)` with `[CLS]` and `[SEP]`, padded, or what `return_dict_in_generate` asks for.

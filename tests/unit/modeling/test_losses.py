@@ -70,7 +70,9 @@ def test_negatives_are_never_true_pairs_at_any_allowed_temperature(temperature, 
     generator = torch.Generator().manual_seed(0)
     is_pair = find_true_pairs(8, torch.tensor(ids), "cpu")
     cosines = torch.rand(8, 8, generator=generator) * 0.01 + 0.9 * is_pair
-    for weights, rows in zip(compute_negative_weights(cosines / temperature, is_pair), (cosines.T, cosines), strict=True):
+    for weights, rows in zip(
+        compute_negative_weights(cosines / temperature, is_pair), (cosines.T, cosines), strict=True
+    ):
         draws = torch.stack([sample_negatives(weights, generator) for _ in range(200)])
         assert not is_pair[torch.arange(8).expand(200, 8), draws].any()
         # The distribution by an independent way: each row's negatives alone, in double precision.

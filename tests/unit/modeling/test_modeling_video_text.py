@@ -750,7 +750,9 @@ def test_another_vocabulary_survives_saving(tmp_path, cls, config, inputs, size)
     }
     torch.testing.assert_close(reloaded.get_input_embeddings().weight[:kept], words)
     with torch.no_grad():
-        for ours, theirs in zip(reloaded(**inputs, return_dict=False), model(**inputs, return_dict=False), strict=True):
+        for ours, theirs in zip(
+            reloaded(**inputs, return_dict=False), model(**inputs, return_dict=False), strict=True
+        ):
             if torch.is_tensor(ours):
                 torch.testing.assert_close(ours, theirs)
     if cls is UMTVideoTextForQuestionAnswering:
@@ -761,7 +763,10 @@ def test_another_vocabulary_survives_saving(tmp_path, cls, config, inputs, size)
 
 def test_generation_settings_travel_with_the_folder(tmp_path, question_answering, inputs):
     model = question_answering
-    assert model.can_generate() and (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (102, 0)
+    assert model.can_generate() and (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (
+        102,
+        0,
+    )
     with torch.no_grad():
         model.answer_decoder.lm_head.decoder.bias[102] = -1e3  # answers do not end by themselves
     today = model.generate(**inputs)
@@ -779,7 +784,9 @@ def test_generation_settings_travel_with_the_folder(tmp_path, question_answering
         assert expected.shape == (4, 5) and torch.equal(loaded.generate(**inputs), expected)
         greedy = loaded.generate(**inputs, max_new_tokens=2, num_beams=1, no_repeat_ngram_size=0)
         assert torch.equal(greedy, today[:, :3])  # what a call says goes first
-        given = GenerationConfig(max_new_tokens=3, do_sample=False, num_beams=1, no_repeat_ngram_size=0, use_cache=False)
+        given = GenerationConfig(
+            max_new_tokens=3, do_sample=False, num_beams=1, no_repeat_ngram_size=0, use_cache=False
+        )
         assert torch.equal(loaded.generate(**inputs, generation_config=given), today[:, :4])
     (tmp_path / "generation_config.json").unlink()  # a folder from before
     older = UMTVideoTextForQuestionAnswering.from_pretrained(tmp_path)
