@@ -168,6 +168,7 @@ VIDEO_TEXT_FILES = VIDEO_FILES | {
     "modeling_umt_text.py",
     "modeling_umt_video_text.py",
     "processing_umt_video_text.py",
+    "outputs_umt_video_text.py",
     "towers_umt_video_text.py",
 }
 PUSHED_FILES = {

@@ -428,7 +428,8 @@ def select_vision_config(config: Any, options: dict[str, Any]) -> tuple[Any, dic
     for name in ("dtype", "problem_type", "quantization_config"):
         if getattr(config, name, None) is not None:
             setattr(vision, name, getattr(config, name))
-    if config.id2label != UMTVideoConfig().id2label:  # otherwise the encoder's own, if it comes from a classifier
+    # CODEPATH: stage-2 folders have no labels but what a caller gives, and an encoder from a classifier keeps its own.
+    if config.id2label != UMTVideoConfig().id2label:
         vision.id2label, vision.label2id = config.id2label, config.label2id
     vision.name_or_path = config.name_or_path
     known = type(vision).__dataclass_fields__.keys() - {"dtype"}  # which may be "auto", as loading understands it

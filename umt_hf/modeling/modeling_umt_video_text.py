@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.modeling_utils import PreTrainedModel
@@ -95,16 +96,6 @@ class UMTVideoTextPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
-    def __init__(self, config: UMTVideoTextConfig, *args: Any, **kwargs: Any):
-        if config.model_type != UMTVideoTextConfig.model_type:
-            known = ", ".join(config.architectures or ()) or "the class of its kind"
-            raise ValueError(
-                f"{type(self).__name__} needs a configuration of type {UMTVideoTextConfig.model_type!r}, with video "
-                f"and text; {config.name_or_path or 'this one'} is of type {config.model_type!r}, without text: load "
-                f"it with {known}."
-            )
-        super().__init__(config, *args, **kwargs)
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -122,6 +113,21 @@ class UMTVideoTextPreTrainedModel(PreTrainedModel):
         self.text_model.set_input_embeddings(value)
 
 
+def require_text(config: PreTrainedConfig, model_class: type) -> None:
+    """Refuse a configuration without text, which Auto classes hand over for a folder without it.
+
+    Raises:
+        ValueError: If it is not a [`UMTVideoTextConfig`]; the message names the folder's class.
+    """
+    if config.model_type != UMTVideoTextConfig.model_type:
+        known = ", ".join(config.architectures or ()) or "the class of its kind"
+        raise ValueError(
+            f"{model_class.__name__} needs a configuration of type {UMTVideoTextConfig.model_type!r}, with video and "
+            f"text; {config.name_or_path or 'this one'} is of type {config.model_type!r}, without text: load it with "
+            f"{known}."
+        )
+
+
 class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
     """UMT dual encoder: videos and texts as vectors of one space, whose cosine measures how well they fit."""
 
@@ -129,6 +135,7 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^alignment_heads\.", r"^mlm_head\.", r"^matching_head\."]
 
     def __init__(self, config: UMTVideoTextConfig):
+        require_text(config, type(self))
         super().__init__(config)
         vision_config, text_config = config.vision_config, config.text_config
         self.vision_model = UMTVideoModel(vision_config)
@@ -364,8 +371,8 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
                 `output_hidden_states=True` more than the logits is returned.
 
         Returns:
-            A tensor, the raw logits `(B, 2)`, class 1 = match; or [`UMTVideoTextMatchingOutput`], whose `cross_attentions` say where
-            in the video each word looks.
+            A tensor, the raw logits `(B, 2)`, class 1 = match; or [`UMTVideoTextMatchingOutput`], whose
+            `cross_attentions` say where in the video each word looks.
         """
         outputs = self.text_model(
             attention_mask=attention_mask,
@@ -614,6 +621,7 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
     main_input_name = "pixel_values"
 
     def __init__(self, config: UMTVideoTextConfig):
+        require_text(config, type(self))
         super().__init__(config)
         self.vision_model = UMTVideoModel(config.vision_config)
         self.text_model = UMTTextModel(config.text_config)
@@ -621,7 +629,7 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
         self.post_init()
 
     @property
-    def generation_config(self) -> GenerationConfig:  # pyrefly: ignore[bad-override-mutable-attribute]
+    def generation_config(self) -> GenerationConfig:  # pyrefly: ignore[bad-override-mutable-attribute]  the decoder's
         """How answers are generated: number of tokens, beams ...; saved and loaded with the model."""
         return self.answer_decoder.generation_config
 
