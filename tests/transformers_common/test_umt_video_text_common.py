@@ -206,10 +206,6 @@ class UMTVideoTextModelTest(modeling_tests.ModelTesterMixin, unittest.TestCase):
     def test_retain_grad_hidden_states_attentions(self) -> None:
         pass
 
-    @unittest.skip("Hidden states are in the outputs of the towers, as in CLIP.")
-    def test_can_capture_specific_layers_hidden_states(self) -> None:
-        pass
-
     def test_config(self) -> None:
         tester = configuration_tests.ConfigTester(
             self, config_class=UMTVideoTextConfig, has_text_modality=False, common_properties=["projection_dim"]

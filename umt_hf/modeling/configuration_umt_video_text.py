@@ -92,6 +92,17 @@ class UMTTextConfig(PreTrainedConfig):
     mask_token_id: int = 103
     tie_word_embeddings: bool = True
 
+    # pyrefly: ignore[bad-override]  a plan for every configuration in the base class
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """How tensor parallelism splits the layers; without fusion layers there is no cross-attention to name."""
+        attentions = ("attention", "cross_attention") if self.fusion_layer < self.num_hidden_layers else ("attention",)
+        plan = {"layers.*.mlp.fc1": "colwise", "layers.*.mlp.fc2": "rowwise"}
+        for attention in attentions:
+            plan |= {f"layers.*.{attention}.{name}": "colwise" for name in ("q_proj", "k_proj", "v_proj")}
+            plan[f"layers.*.{attention}.o_proj"] = "rowwise"
+        return plan
+
     def validate_architecture(self) -> None:
         """Check how the fields fit together."""
         if self.hidden_size % self.num_attention_heads:

@@ -69,12 +69,19 @@ from .outputs_umt_video_text import (
     UMTVideoTextMatchingOutput,
     UMTVideoTextOutput,
 )
-from .towers_umt_video_text import load_bert_tower, load_video_tower
+from .quantization_umt import UMTFloatLinear, UMTQuantizationMixin
+from .towers_umt_video_text import (
+    PLACEMENT_ARGUMENTS,
+    copy_for_question_answering,
+    load_bert_tower,
+    load_video_tower,
+    require_complete,
+)
 
 logger = logging.get_logger(__name__)
 
 
-class UMTVideoTextPreTrainedModel(PreTrainedModel):
+class UMTVideoTextPreTrainedModel(UMTQuantizationMixin, PreTrainedModel):
     """What Transformers needs to know about the models with both towers.
 
     Every one of them has `vision_model` and `text_model` at top level, where [`UMTVideoModel`] and [`UMTTextModel`]
@@ -90,11 +97,16 @@ class UMTVideoTextPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # Losses are means over pairs, so the Trainer averages over accumulated batches itself.
     accepts_loss_kwargs = False
-    _no_split_modules = ["UMTVideoAlignmentHead", "UMTTextLMHead"]
+    _no_split_modules = ["UMTVideoLayer", "UMTTextLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the towers. The first parameter, the temperature, always stays in float32."""
+        return self.vision_model.dtype
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -129,7 +141,11 @@ def require_text(config: PreTrainedConfig, model_class: type) -> None:
 
 
 class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
-    """UMT dual encoder: videos and texts as vectors of one space, whose cosine measures how well they fit."""
+    """UMT dual encoder: videos and texts as vectors of one space, whose cosine measures how well they fit.
+
+    It keeps the fusion layers of the text tower, which only the heads use. So plain DDP needs
+    `find_unused_parameters=True` where this class itself is trained; the `Trainer` sets it, and the heads need it not.
+    """
 
     _keep_in_fp32_modules_strict = ["temperature"]
     _keys_to_ignore_on_load_unexpected = [r"^alignment_heads\.", r"^mlm_head\.", r"^matching_head\."]
@@ -141,8 +157,8 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         self.vision_model = UMTVideoModel(vision_config)
         self.text_model = UMTTextModel(text_config)
         self.video_norm = nn.LayerNorm(vision_config.hidden_size, eps=vision_config.layer_norm_eps)
-        self.video_projection = nn.Linear(vision_config.hidden_size, config.projection_dim)
-        self.text_projection = nn.Linear(text_config.hidden_size, config.projection_dim)
+        self.video_projection = UMTFloatLinear(vision_config.hidden_size, config.projection_dim)
+        self.text_projection = UMTFloatLinear(text_config.hidden_size, config.projection_dim)
         # One element instead of a scalar, which FSDP2 cannot shard.
         self.temperature = nn.Parameter(torch.full((1,), float(config.temperature_init_value), dtype=torch.float32))
         self.build_heads(config)
@@ -296,6 +312,8 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         vision_fields: dict[str, Any] | None = None,
         text_fields: dict[str, Any] | None = None,
         output_loading_info: bool = False,
+        dtype: torch.dtype | str = torch.float32,
+        device_map: Any = None,
         **fields: Any,
     ) -> "UMTVideoTextModel | tuple[UMTVideoTextModel, dict[str, Any]]":
         """Join a UMT video encoder and a BERT, as stage 2 starts.
@@ -308,10 +326,12 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
             text_fields: Fields of the text configuration to change. `fusion_layer` is 9 for 12 layers and 19 for 24 by
                 default; special ids are those of BERT's published vocabulary.
             output_loading_info: Whether to return also which weights are fresh and which are left over.
+            dtype: Precision of the model; its temperature stays in float32.
+            device_map: As for `from_pretrained`.
             **fields: Fields of [`UMTVideoTextConfig`].
 
         Returns:
-            The model in float32; with `output_loading_info`, also `from_pretrained`'s report, which is logged in any
+            The model; with `output_loading_info`, also `from_pretrained`'s report, which is logged in any
             case: `missing_keys` are the weights that start fresh (cross attention, projections, matching head ...),
             `unexpected_keys` those that have no place here.
 
@@ -325,7 +345,12 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         config = UMTVideoTextConfig(vision_config=vision_config, text_config=text_config, **fields)
         # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
         model, info = cls.from_pretrained(
-            None, config=config, state_dict=vision_state | text_state, output_loading_info=True
+            None,
+            config=config,
+            state_dict=vision_state | text_state,
+            output_loading_info=True,
+            dtype=dtype,
+            device_map=device_map,
         )
         return (model, info) if output_loading_info else model
 
@@ -352,7 +377,7 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
 
     def build_heads(self, config: UMTVideoTextConfig) -> None:
         """Add the matching head."""
-        self.matching_head = nn.Linear(config.text_config.hidden_size, 2)
+        self.matching_head = UMTFloatLinear(config.text_config.hidden_size, 2)
 
     def match(
         self,
@@ -619,6 +644,9 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
     """UMT video question answering: a question looks at the video, and a decoder turns its states into an answer."""
 
     main_input_name = "pixel_values"
+    # The decoder stays on one device: automatic device maps search names within names, take `text_model` for
+    # `answer_decoder.text_model`, and fail once they have split the decoder, whose weights are tied.
+    _no_split_modules = ["UMTVideoLayer", "UMTTextLayer", "UMTTextLMHeadModel"]
 
     def __init__(self, config: UMTVideoTextConfig):
         require_text(config, type(self))
@@ -664,6 +692,8 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
 
         Source: published fine-tuning code's hand-over rule.
         """
+        # Where weights go and in what form concerns the model that is returned; the source is only read.
+        placement = {name: kwargs.pop(name) for name in PLACEMENT_ARGUMENTS if name in kwargs}
         # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
         source, info = UMTVideoTextForPreTraining.from_pretrained(
             pretrained_model_name_or_path, output_loading_info=True, **kwargs
@@ -674,22 +704,17 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
                 f"{pretrained_model_name_or_path} lacks {', '.join(sorted(parts))} or parts of it: give the folder of "
                 "a UMTVideoTextForPreTraining."
             )
-        text_config = source.config.text_config
-        if text_config.encoder_width != text_config.hidden_size:
-            raise ValueError(
-                f"The fusion layers of {pretrained_model_name_or_path} attend to width {text_config.encoder_width}, "
-                f"questions have {text_config.hidden_size}: the decoder cannot be copied from them."
-            )
-        # Copied weight by weight, so that a name or shape that differs is an error.
-        model = cls(source.config).to(source.dtype)
-        model.vision_model.load_state_dict(source.vision_model.state_dict())
-        model.text_model.load_state_dict(source.text_model.state_dict())
-        decoder = model.answer_decoder
-        decoder.text_model.embeddings.load_state_dict(source.text_model.embeddings.state_dict())
-        fusion_layers = source.text_model.layers[text_config.fusion_layer :]
-        decoder.text_model.layers.load_state_dict(fusion_layers.state_dict())
-        decoder.lm_head.load_state_dict(source.mlm_head.state_dict())
-        return model.eval()
+        # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
+        model, info = cls.from_pretrained(
+            None,
+            config=source.config,
+            state_dict=copy_for_question_answering(source, pretrained_model_name_or_path),
+            dtype=source.dtype,
+            output_loading_info=True,
+            **placement,
+        )
+        require_complete(pretrained_model_name_or_path, info)
+        return model
 
     @can_return_tuple
     def forward(

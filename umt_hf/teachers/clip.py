@@ -15,7 +15,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ..modeling.configuration_umt_video import select_aligned_layers
 from ..modeling.losses_umt import normalize_features
-from ..modeling.modeling_umt_video import gather_tokens, interpolate_position_table
+from ..modeling.modeling_umt_video import gather_tokens, interpolate_position_table, require_normalized
 
 CLIP_TYPES = ("clip", "clip_vision_model")
 
@@ -152,7 +152,11 @@ class UMTTeacher(nn.Module):
 
         Returns:
             Hidden states of the aligned layers, each `(B * T, 1 + P, D)`, and the saliency `(B * T, P)`.
+
+        Raises:
+            ValueError: If the video holds raw integers.
         """
+        require_normalized(pixel_values)
         frames = pixel_values.flatten(0, 1)
         if frames.shape[-2:] != (self.image_size, self.image_size):
             frames = F.interpolate(

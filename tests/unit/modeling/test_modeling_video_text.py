@@ -233,7 +233,7 @@ def test_padding_has_no_influence_on_either_side(config, inputs):
 def test_modes_continue_one_another(inputs):
     model = UMTTextModel(UMTTextConfig(**TINY_TEXT)).eval()
     ids, mask, video = inputs["input_ids"], inputs["attention_mask"], torch.randn(4, 5, 32)
-    states = model(ids, mask, encoder_hidden_states=video).last_hidden_state
+    states = model(ids, mask).last_hidden_state
     fused = model(inputs_embeds=states, attention_mask=mask, encoder_hidden_states=video, mode="fusion")
     both = model(ids, mask, encoder_hidden_states=video, mode="multi_modal", output_hidden_states=True)
     torch.testing.assert_close(fused.last_hidden_state, both.last_hidden_state)
@@ -247,6 +247,11 @@ def test_modes_continue_one_another(inputs):
         ({"input_ids": ids, "mode": "both"}, "mode"),
         ({}, "input_ids"),
         ({"input_ids": ids.repeat(1, 3)}, "21 tokens"),
+        (
+            {"input_ids": ids, "encoder_hidden_states": video},
+            "give mode='multi_modal' for input_ids, or mode='fusion'",
+        ),
+        ({"input_ids": ids, "encoder_attention_mask": torch.ones(4, 5)}, "mode='multi_modal'"),
     ):
         with pytest.raises(ValueError, match=message):
             model(**arguments)
