@@ -159,6 +159,7 @@ VIDEO_FILES = {
     "masking_umt_video.py",
     "media_files.py",
     "modeling_umt_video.py",
+    "quantization_umt.py",
     "resizing.py",
     "sampling.py",
     "video_processing_umt_video.py",
