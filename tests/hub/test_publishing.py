@@ -135,6 +135,7 @@ def test_auto_map_names_every_class_and_each_of_its_files_travels(folders):
         "AutoModel": "modeling_umt_video_text.UMTVideoTextModel",
         "AutoModelForPreTraining": "modeling_umt_video_text.UMTVideoTextForPreTraining",
         "AutoModelForVisualQuestionAnswering": "modeling_umt_video_text.UMTVideoTextForQuestionAnswering",
+        "AutoModelForZeroShotImageClassification": "modeling_umt_video_text.UMTVideoTextModel",
     }
     settings = json.loads(code["processor_config.json"])
     assert settings["auto_map"] == {"AutoProcessor": "processing_umt_video_text.UMTVideoTextProcessor"}
@@ -170,6 +171,7 @@ VIDEO_TEXT_FILES = VIDEO_FILES | {
     "modeling_umt_text.py",
     "modeling_umt_video_text.py",
     "processing_umt_video_text.py",
+    "outputs_umt_video_text.py",
     "towers_umt_video_text.py",
 }
 PUSHED_FILES = {

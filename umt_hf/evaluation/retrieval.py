@@ -20,7 +20,7 @@ from accelerate import Accelerator
 
 from ..data.annotations import RetrievalSet, load_retrieval_set
 from ..inference.held_out import evaluation_mode, load_video_batches, plan_shard, share_rows
-from ..modeling.losses_umt import average_video_embeds, normalize_features
+from ..modeling.losses_umt import normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval, UMTVideoTextModel
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import (
@@ -188,7 +188,7 @@ def encode_retrieval_set(
         num_read = 0
         for batch, pixels in load_video_batches(videos, batches, processor.video_processor, accelerator, num_workers):
             states = model.get_video_features(pixels)
-            video_embeds[batch.start : batch.stop] = average_video_embeds(states.pooler_output).cpu()
+            video_embeds[batch.start : batch.stop] = states.pooler_output.cpu()
             if keep_tokens:
                 tokens = states.last_hidden_state.to(dtype)
                 if video_tokens is None:

@@ -249,11 +249,16 @@ def build_remote_code(folder: Path) -> dict[str, bytes]:
 
 
 def find_auto_classes(config: PreTrainedConfig) -> dict[str, type]:
-    """Auto class -> class of this package that it loads for a configuration."""
+    """Auto class -> class of this package that it loads for a configuration.
+
+    Those that take a part of the configuration, or refuse it, are left out: Transformers cannot register them for it
+    where this package is not installed.
+    """
     found = {}
     for name, auto_class in vars(modeling_auto).items():
         mapping = getattr(auto_class, "_model_mapping", None) if name.startswith("AutoModel") else None
-        if mapping is not None and type(config) in mapping:  # its truth value would import all of Transformers
+        # The mapping's truth value would import all of Transformers.
+        if mapping is not None and type(config) in mapping and mapping[type(config)].config_class is type(config):
             found[name] = mapping[type(config)]
     return found
 

@@ -321,8 +321,6 @@ def write_and_verify(
     model: Any = load_converted_model(converted, config, task).eval()
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     processor.save_pretrained(folder)
-    if task == "question_answering":
-        model.answer_decoder.generation_config.save_pretrained(folder)
     # Computed before reloading, so that only one copy of a large model is held at a time.
     before = compute_trial_outputs(model, task)
     del model

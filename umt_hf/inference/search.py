@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers.video_utils import VideoInput, VideoMetadata
 
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
-from ..modeling.losses_umt import average_video_embeds, normalize_features
+from ..modeling.losses_umt import normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.decoding import VideoDecodingError
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
@@ -171,7 +171,7 @@ class VideoTextEncoder:
             `(B, V, width)` that the matching head looks at.
         """
         outputs = self.model.get_video_features(pixel_values.to(self.device))
-        return average_video_embeds(outputs.pooler_output), outputs.last_hidden_state
+        return outputs.pooler_output, outputs.last_hidden_state
 
     def encode_text(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode a text.

@@ -452,6 +452,30 @@ class UMTVideoClassifier(UMTFloatLinear):
     """Linear head whose initial weights are near zero, so that all classes start equal (as published)."""
 
 
+def select_vision_config(config: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The video encoder's part of a configuration with text, and the options that are not fields of it.
+
+    Auto classes hand over the configuration of the folder. Labels, precision and quantisation, which they set on it,
+    go on to its part; any other configuration, path or `None` stays as it is.
+    """
+    vision = getattr(config, "vision_config", None)
+    if vision is None:
+        return config, options
+    vision = copy.deepcopy(vision)
+    for name in ("dtype", "problem_type", "quantization_config"):
+        if getattr(config, name, None) is not None:
+            setattr(vision, name, getattr(config, name))
+    # CODEPATH: stage-2 folders have no labels but what a caller gives, and an encoder from a classifier keeps its own.
+    if config.id2label != UMTVideoConfig().id2label:
+        vision.id2label, vision.label2id = config.id2label, config.label2id
+    vision.name_or_path = config.name_or_path
+    known = type(vision).__dataclass_fields__.keys() - {"dtype"}  # which may be "auto", as loading understands it
+    fields = {name: value for name, value in options.items() if name in known}
+    for name, value in fields.items():
+        setattr(vision, name, value)
+    return vision, {name: value for name, value in options.items() if name not in fields}
+
+
 class UMTVideoPreTrainedModel(UMTQuantizationMixin, PreTrainedModel):
     """Weight initialisation and what Transformers needs to know about the family."""
 
@@ -468,6 +492,19 @@ class UMTVideoPreTrainedModel(UMTQuantizationMixin, PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": UMTVideoLayer, "attentions": UMTVideoAttention}
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any
+    ) -> Any:
+        """Load a model as Transformers does; the configuration may be that of a model with text."""
+        config, kwargs = select_vision_config(config, kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        config, kwargs = select_vision_config(config, kwargs)
+        return super()._from_config(config, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
