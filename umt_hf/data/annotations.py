@@ -8,12 +8,12 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
 
-from .sources import load_videos
+from .labels import UNLABELLED
+from .sources import load_videos, read_text
 
 CaptionMode = Literal["single", "each", "paragraph"]
 
@@ -50,7 +50,7 @@ def load_pairs(source: str, captions: CaptionMode = "single", **options: Any) ->
     Raises:
         ValueError: If there are no captions, or one is a list where a single one is expected.
     """
-    table = load_videos(source, **options)
+    table = load_videos(source, needs_labels=False, **options)
     _require_columns(table, source, ["caption"])
     return table.map(
         _expand_captions, batched=True, fn_kwargs={"captions": captions, "source": source}, desc="reading captions"
@@ -78,7 +78,7 @@ def load_retrieval_set(
 
     Source: the published evaluation's ground truth.
     """
-    rows = load_videos(source, **options)
+    rows = load_videos(source, needs_labels=False, **options)
     _require_columns(rows, source, ["caption"])
     video_index: dict[str, int] = {}
     text_index: dict[str, int] = {}
@@ -117,7 +117,7 @@ def load_questions(source: str, **options: Any) -> Dataset:
     Raises:
         ValueError: If there are no questions.
     """
-    table = load_videos(source, **options)
+    table = load_videos(source, needs_labels=False, **options)
     _require_columns(table, source, ["question"])
 
     def describe(row: dict[str, Any], number: int) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def load_choices(source: str, **options: Any) -> Dataset:
     Raises:
         ValueError: If a row's answer is none of its options.
     """
-    table = load_videos(source, **options)
+    table = load_videos(source, needs_labels=False, **options)
     _require_columns(table, source, ["caption", "answer"])
     for number, row in enumerate(table):
         if not isinstance(row["caption"], list) or not 0 <= int(row["answer"]) < len(row["caption"]):
@@ -219,7 +219,7 @@ def load_answers(path: str) -> list[str]:
         ValueError: If the file holds no JSON list of texts.
     """
     try:
-        answers = json.loads(Path(path).read_text(encoding="utf-8"))
+        answers = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
@@ -233,7 +233,7 @@ def load_class_names(path: str) -> list[str]:
     Raises:
         ValueError: If the file is neither.
     """
-    names = json.loads(Path(path).read_text(encoding="utf-8"))
+    names = json.loads(read_text(path))
     if isinstance(names, dict) and sorted(names) == sorted(str(i) for i in range(len(names))):
         names = [names[str(i)] for i in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
@@ -249,5 +249,10 @@ def check_labels(source: str, table: Dataset, names: list[str]) -> None:
     """
     if "label" not in table.column_names:
         raise ValueError(f"{source}: no labels; give a CSV (path,label) or one sub-folder for each class.")
-    if max(table["label"]) >= len(names):
-        raise ValueError(f"{source}: label {max(table['label'])} is too high for {len(names)} classes {names[:5]}.")
+    lists = [label if isinstance(label, list) else [label] for label in table["label"]]
+    labels = {label for items in lists for label in items}
+    if labels & {None, UNLABELLED}:
+        row = next(row for row, items in enumerate(lists) if {None, UNLABELLED} & set(items))
+        raise ValueError(f"{source}: row {row} has no label. Leave such rows out.")
+    if max(labels, default=0) >= len(names):
+        raise ValueError(f"{source}: label {max(labels)} is too high for {len(names)} classes {names[:5]}.")

@@ -16,7 +16,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 
 from .ava_labels import AVA_LABELS
-from .sources import VIDEO_SUFFIXES
+from .folders import VIDEO_SUFFIXES
 
 FEATURES = Features(
     {
