@@ -47,6 +47,16 @@ def save_splits(folder: Path, videos: dict[str, list[tuple[str, str]]], names: t
     return folder
 
 
+def save_text_splits(folder: Path, rows: dict[str, list[dict]], root: Path) -> Path:
+    """`datasets` dataset of rows with a `video` below `root` and texts, by split."""
+    splits = {
+        split: Dataset.from_list([{**row, "video": str(root / row["video"])} for row in own])
+        for split, own in rows.items()
+    }
+    DatasetDict(splits).save_to_disk(folder)
+    return folder
+
+
 def write_tags(path: Path, rows: list[tuple[str, str]]) -> Path:
     """JSON list with the colour of each video and, of all but green ones, a second label."""
     tags = {"blue": ["blue", "cold"], "green": ["green"], "red": ["red", "warm"]}

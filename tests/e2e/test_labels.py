@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 from typer.testing import CliRunner
 
@@ -305,3 +306,28 @@ def test_a_start_of_several_labels_is_trained_on_single_ones_with_a_softmax(vide
     assert AutoConfig.from_pretrained(tmp_path / "run").problem_type != "multi_label_classification"
     probabilities = [scored.probability for scored in VideoClassifier(tmp_path / "run").classify(videos["test"][0][0])]
     assert np.sum(probabilities) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("problem_type", [None, "multi_label_classification"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_classifier_that_gives_nan_classifies_nothing(videos, tmp_path, value, problem_type):
+    """Neither a test, nor a training run's, nor the object, nor the command gives a figure that looks right."""
+    model = save_classifier(tmp_path / "model", problem_type=problem_type)
+    tensors = load_file(model / "model.safetensors")
+    tensors["classifier.bias"][1] = value
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    data, video = save_splits(tmp_path / "data", videos), videos["test"][0][0]
+    with pytest.raises(
+        ValueError, match=r"model: what it computes for 3 of 3 videos is NaN or infinite \(.*test_0.mp4"
+    ):
+        evaluate_classification.main(build_test_flags(model, data, tmp_path / "test"))
+    assert not (tmp_path / "test").exists()
+    with pytest.raises(ValueError, match="is NaN or infinite"):
+        VideoClassifier(model).classify(video)
+    result = CliRunner().invoke(app, ["classify", video, "--model", str(model), "--num-workers", "0"])
+    assert result.exit_code == 1 and "not finite" in result.stdout
+    if problem_type is None and np.isnan(value):
+        flags = build_flags(model, tmp_path / "run", train_data=data, validation_split="test")
+        with pytest.raises((ValueError, RuntimeError), match="(?i)nan|finite"):
+            finetune_classification.main(flags)
+        assert not (tmp_path / "run" / "model.safetensors").exists()

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from .sources import SQLITE_SUFFIXES
+from .sources import JSON_SUFFIXES, SQLITE_SUFFIXES, TEXT_SUFFIXES
 
 
 def has_splits(source: str) -> bool:
@@ -13,7 +13,7 @@ def has_splits(source: str) -> bool:
         if (path / "dataset_info.json").is_file() and not (path / "dataset_dict.json").is_file():
             return False  # a single table, as `Dataset.save_to_disk` writes it
         return (path / "dataset_dict.json").is_file() or any(path.rglob("*.parquet"))
-    return not path.is_file() and path.suffix.lower() not in {".csv", ".json", *SQLITE_SUFFIXES}
+    return not path.is_file() and path.suffix.lower() not in TEXT_SUFFIXES | JSON_SUFFIXES | SQLITE_SUFFIXES
 
 
 def require_split(source: str, split: str | None, default: str, flag: str = "split") -> str:
@@ -53,7 +53,7 @@ def select_data(arguments: Any, role: Literal["train", "validation", "test"]) ->
     """
     source, split = getattr(arguments, f"{role}_data"), getattr(arguments, f"{role}_split")
     flag = f"{role}_split"
-    if source is None and split is not None:
+    if source is None and split is not None and role != "train":
         source = getattr(arguments, "train_data", None)
         if source is None or not has_splits(source):
             raise ValueError(f"{flag}={split}: {source or 'the run'} has no such split. Set {role}_data as well.")

@@ -40,7 +40,7 @@ from ..runs.arguments import (
 from ..runs.config import script
 from ..runs.folder import CONFUSION_PICTURE
 from .metrics.accuracy import TopKAccuracy, compute_confusion_matrix
-from .metrics.labels import THRESHOLD, compute_average_precisions, compute_f1
+from .metrics.labels import THRESHOLD, compute_f1, compute_ranking_precisions
 from .report import describe_run, write_report
 from .setup import override_settings, require_names
 
@@ -159,7 +159,7 @@ class TaggedVideos(ScoredVideos):
         """Average precision of each class; `None` for one that no video shows."""
         scores = self.scores.astype(np.float64)
         scores[list(self.unreadable)] = np.nan
-        return compute_average_precisions(scores, self.labels)
+        return compute_ranking_precisions(scores, self.labels)
 
 
 def list_metric_names(num_classes: int, many_labels: bool) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from umt_hf.evaluation.classification import ClassifiedVideos, TaggedVideos, list_metric_names
-from umt_hf.evaluation.metrics.labels import compute_average_precision, compute_average_precisions, compute_f1
+from umt_hf.evaluation.metrics.labels import compute_f1, compute_ranking_precision, compute_ranking_precisions
 
 
 def count_average_precision(scores: list[float], truth: list[bool]) -> float:
@@ -22,9 +22,9 @@ def count_average_precision(scores: list[float], truth: list[bool]) -> float:
 def test_average_precision_by_hand():
     """Ranked: true, false, true, false; precision 1 at the first step of recall, 2/3 at the second."""
     scores, truth = np.array([0.9, 0.8, 0.7, 0.1]), np.array([True, False, True, False])
-    assert compute_average_precision(scores, truth) == pytest.approx((1 + 2 / 3) / 2)
-    assert compute_average_precision(-scores, truth) == pytest.approx((1 / 2 + 2 / 4) / 2)
-    assert compute_average_precision(scores, ~truth & False) is None
+    assert compute_ranking_precision(scores, truth) == pytest.approx((1 + 2 / 3) / 2)
+    assert compute_ranking_precision(-scores, truth) == pytest.approx((1 / 2 + 2 / 4) / 2)
+    assert compute_ranking_precision(scores, ~truth & False) is None
 
 
 def test_average_precision_equals_its_definition_with_ties():
@@ -33,17 +33,17 @@ def test_average_precision_equals_its_definition_with_ties():
         scores = rng.integers(0, 5, 12) / 4
         truth = rng.random(12) < 0.4
         if truth.any():
-            found = compute_average_precision(scores, truth)
+            found = compute_ranking_precision(scores, truth)
             assert found == pytest.approx(count_average_precision(scores.tolist(), truth.tolist()))
             order = rng.permutation(12)
-            assert compute_average_precision(scores[order], truth[order]) == pytest.approx(found)
+            assert compute_ranking_precision(scores[order], truth[order]) == pytest.approx(found)
 
 
 def test_a_video_that_was_never_scored_is_never_found():
     scores, truth = np.array([0.9, np.nan, 0.1]), np.array([True, True, False])
-    assert compute_average_precision(scores, truth) == pytest.approx(1 / 2)
-    assert compute_average_precision(np.full(3, np.nan), truth) == 0
-    assert compute_average_precisions(np.stack([scores, scores], 1), np.stack([truth, ~truth], 1)) == pytest.approx(
+    assert compute_ranking_precision(scores, truth) == pytest.approx(1 / 2)
+    assert compute_ranking_precision(np.full(3, np.nan), truth) == 0
+    assert compute_ranking_precisions(np.stack([scores, scores], 1), np.stack([truth, ~truth], 1)) == pytest.approx(
         [1 / 2, 1 / 2]
     )
 

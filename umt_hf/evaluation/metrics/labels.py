@@ -27,7 +27,7 @@ def compute_f1(predicted: np.ndarray, true: np.ndarray) -> tuple[float, float]:
     return float(2 * hits.sum() / both.sum()), float((2 * hits[occurs] / both[occurs]).mean())
 
 
-def compute_average_precision(scores: np.ndarray, is_true: np.ndarray) -> float | None:
+def compute_ranking_precision(scores: np.ndarray, is_true: np.ndarray) -> float | None:
     """Area under the curve of precision over recall of one class: the sum of precision times each step of recall.
 
     Videos of equal scores are found together, so that their order does not matter.
@@ -54,6 +54,6 @@ def compute_average_precision(scores: np.ndarray, is_true: np.ndarray) -> float 
     return float((steps * precision).sum() / is_true.sum())
 
 
-def compute_average_precisions(scores: np.ndarray, true: np.ndarray) -> list[float | None]:
-    """Average precision of each class of `(V, C)`; see `compute_average_precision`."""
-    return [compute_average_precision(*columns) for columns in zip(scores.T, true.T, strict=True)]
+def compute_ranking_precisions(scores: np.ndarray, true: np.ndarray) -> list[float | None]:
+    """Average precision of each class of `(V, C)`; see `compute_ranking_precision`."""
+    return [compute_ranking_precision(*columns) for columns in zip(scores.T, true.T, strict=True)]
