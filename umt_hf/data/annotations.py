@@ -5,15 +5,16 @@ is the processor's job.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from datasets import Dataset
 
-from .sources import load_videos, read_text
+from .sources import load_videos
+from .text_files import read_json_file
 
+HASH_BYTES = 16
 CaptionMode = Literal["single", "each", "paragraph"]
 
 
@@ -175,10 +176,22 @@ def compute_pair_id(corpus: int, key: str) -> int:
     return int.from_bytes(digest, "little") >> 1  # a signed 64-bit tensor must hold it
 
 
-def identify_video(video: str | dict[str, Any] | None, number: int) -> str:
-    """What identifies a video: its path, or its place in the table where it has none."""
-    path = video if isinstance(video, str) else (video or {}).get("path")
-    return path or f"row {number}"
+def identify_video(video: str | bytes | dict[str, Any] | None, number: int) -> str:
+    """What identifies a video: a hash of its bytes, else its path; its place in the table where it has neither.
+
+    The path of a row with bytes is often a mere file name, which videos of several folders share.
+    """
+    content = video.get("bytes") if isinstance(video, dict) else video
+    if content and not isinstance(content, str):
+        return f"bytes {hashlib.blake2b(content, digest_size=HASH_BYTES).hexdigest()}"
+    path = video.get("path") if isinstance(video, dict) else video
+    return str(path or f"row {number}")
+
+
+def name_video(video: str | bytes | dict[str, Any] | None, number: int) -> str:
+    """What a report calls a video: its path, or else what identifies it."""
+    path = video.get("path") if isinstance(video, dict) else None
+    return path or identify_video(video, number)
 
 
 def _expand_captions(batch: dict[str, list], captions: CaptionMode, source: str) -> dict[str, list]:
@@ -217,10 +230,7 @@ def load_answers(path: str) -> list[str]:
     Raises:
         ValueError: If the file holds no JSON list of texts.
     """
-    try:
-        answers = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    answers = read_json_file(path)
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{path}: expected a JSON list of answers.")
     return answers

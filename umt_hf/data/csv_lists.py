@@ -15,7 +15,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,36 @@ def read_csv(
         path, len(rows), SEPARATORS.get(separator, repr(separator)), f", with {', '.join(kept)}" if kept else "",
     )  # fmt: skip
     return rows
+
+
+def split_table(path: Path, headers: Sequence[set[str]]) -> Iterator[tuple[int, list[str]]]:
+    """Lines of a table in a fixed order of columns, such as AVA's, in any encoding and with any separator.
+
+    Args:
+        path: The file.
+        headers: What a first line may call the first columns; such a line is passed over.
+
+    Yields:
+        Number of a line, and its columns without outer spaces and empty last ones.
+
+    Raises:
+        ValueError: If the file cannot be split; it names file and line.
+    """
+    number = 0
+    with path.open(newline="", encoding=_choose_encoding(path)) as file:
+        try:
+            lines = list(file)
+            first = next((line for line in lines if line.strip()), "")
+            separator = max(SEPARATORS, key=first.count)
+            for position, (number, columns) in enumerate(_split(lines, separator)):
+                columns = [column.strip() for column in columns]
+                names = [column.lower() for column in columns]
+                if position or not all(name in known for name, known in zip(names, headers, strict=False)):
+                    yield number, columns
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: is not UTF-8 text ({error.reason}). Save it with that encoding.") from error
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {number + 1}: cannot be split into columns ({error}).") from error
 
 
 def _choose_encoding(path: Path) -> str:

@@ -1,6 +1,5 @@
 """Annotation files, folders and `datasets` datasets as one kind of table: rows with a `video` and its labels."""
 
-import json
 import logging
 import sqlite3
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from .csv_lists import read_csv
 from .folders import read_folder
 from .labels import LABEL, align_labels, encode_labels
 from .paths import join_root
+from .text_files import parse_json, read_json_file, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -176,29 +176,14 @@ def read_json(path: Path, data_root: str | None = None, video_column: str = "vid
 
 
 def _read_objects(path: Path) -> list[Any]:
-    text = read_text(path)
-    try:
-        if path.suffix.lower() == ".json":
-            content = json.loads(text)
-        else:
-            content = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if path.suffix.lower() == ".json":
+        content = read_json_file(path)
+    else:
+        lines = enumerate(read_text(path).split("\n"), start=1)
+        content = [parse_json(f"{path}, line {number}", line) for number, line in lines if line.strip()]
     if not isinstance(content, list):
         raise ValueError(f"{path}: expected a JSON list of objects, got {type(content).__name__}.")
     return content
-
-
-def read_text(path: str | Path) -> str:
-    """Read a text file in UTF-8, with or without a byte-order mark.
-
-    Raises:
-        ValueError: If it has another encoding.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text ({error.reason}). Save it with that encoding.") from error
 
 
 def read_sqlite(path: Path, data_root: str | None = None) -> list[dict[str, Any]]:

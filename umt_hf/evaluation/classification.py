@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from ..data.annotations import identify_video
+from ..data.annotations import name_video
 from ..data.sources import load_videos
 from ..data.targets import fit_labels
 from ..data.unreadable import UnreadableVideos
@@ -211,7 +211,7 @@ def classify_videos(
     )
     reasons = list(unreadable.values())
     UnreadableVideos().count(len(videos), reasons, max_skipped_ratio, kind="held-out videos", error=ValueError)
-    require_finite(model, torch.from_numpy(scores), "videos", lambda row: identify_video(videos[row], row))
+    require_finite(model, torch.from_numpy(scores), "videos", lambda row: name_video(videos[row], row))
     if not has_many_labels(model.config):
         return ClassifiedVideos(scores, np.asarray(labels), unreadable)
     shown = np.zeros(scores.shape, dtype=bool)
@@ -240,7 +240,7 @@ def list_predictions(table: Dataset, found: ClassifiedVideos | TaggedVideos, nam
     rows = []
     if isinstance(found, TaggedVideos):
         for row, (video, labels) in enumerate(zip(table["video"], table["label"], strict=True)):
-            entry = {"row": row, "video": identify_video(video, row), "labels": [names[label] for label in labels]}
+            entry = {"row": row, "video": name_video(video, row), "labels": [names[label] for label in labels]}
             if row in found.unreadable:
                 rows.append({**entry, "error": found.unreadable[row]})
             else:
@@ -248,7 +248,7 @@ def list_predictions(table: Dataset, found: ClassifiedVideos | TaggedVideos, nam
                 rows.append({**entry, "predictions": [dataclasses.asdict(scored) for scored in ranked]})
         return rows
     for row, (video, label, best) in enumerate(zip(table["video"], table["label"], found.predictions, strict=True)):
-        entry = {"row": row, "video": identify_video(video, row), "label": names[label]}
+        entry = {"row": row, "video": name_video(video, row), "label": names[label]}
         if row in found.unreadable:
             rows.append({**entry, "error": found.unreadable[row]})
         else:

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from ..data.annotations import identify_video, load_choices
+from ..data.annotations import load_choices, name_video
 from ..inference.held_out import (
     evaluation_mode,
     group_by_video,
@@ -80,7 +80,7 @@ def score_choices(
             for row, row_scores in zip(batch, batch_scores, strict=True):
                 scores[row, : counts[row]] = row_scores.cpu()
     share_rows(scores, accelerator)
-    require_finite(model, scores, "rows", lambda row: identify_video(videos[row], row))
+    require_finite(model, scores, "rows", lambda row: name_video(videos[row], row))
     return [row[:count].tolist() for row, count in zip(scores, counts, strict=True)]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ..data.annotations import RetrievalSet, identify_video, load_retrieval_set
+from ..data.annotations import RetrievalSet, load_retrieval_set, name_video
 from ..inference.held_out import evaluation_mode, load_video_batches, plan_shard, require_finite, share_rows
 from ..modeling.losses_umt import average_video_embeds, normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval, UMTVideoTextModel
@@ -199,7 +199,7 @@ def encode_retrieval_set(
     for shared in (text_embeds, video_embeds, text_tokens):
         if shared is not None:
             share_rows(shared, accelerator)
-    require_finite(model, video_embeds, "videos", lambda row: identify_video(videos[row], row))
+    require_finite(model, video_embeds, "videos", lambda row: name_video(videos[row], row))
     require_finite(model, text_embeds, "texts", lambda row: repr(texts[row]))
     return RetrievalFeatures(video_embeds, text_embeds, batches, video_tokens, text_tokens, mask)
 

@@ -5,6 +5,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from ..data.text_files import read_text
+
 
 def read_label_names(path: str | Path, num_labels: int | None = None) -> list[str]:
     """Names of a model's classes, by index.
@@ -19,8 +21,7 @@ def read_label_names(path: str | Path, num_labels: int | None = None) -> list[st
         ValueError: If the file has another form, other indices than 0 to `num_labels - 1`, or a name twice.
     """
     path = Path(path)
-    # Spreadsheets write a byte-order mark, which would become part of the first name.
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path)
     try:
         names = _parse_json(json.loads(text)) if path.suffix.lower() == ".json" else _parse_lines(text)
     except ValueError as error:

@@ -40,7 +40,8 @@ def holds_frames(folder: str | os.PathLike) -> bool:
         return False
     # The last number counts: `cam2_0001.jpg`.
     kinds = {tuple(re.split(r"\d+(?=\D*$)", os.path.splitext(name)[0])) for name in names}
-    return len(kinds) == 1 and len(next(iter(kinds))) == 2
+    suffixes = {os.path.splitext(name)[1].lower() for name in names}
+    return len(kinds) == len(suffixes) == 1 and len(next(iter(kinds))) == 2
 
 
 def _is_picture(name: str) -> bool:
