@@ -192,7 +192,7 @@ def _join_spaces(columns: list[str]) -> list[str]:
 
 def _parse(path: Path, lines: Iterable[str], separator: str, video_column: str, root: str) -> Iterator[dict[str, Any]]:
     header: dict[int, str] | None = None
-    number = 0
+    number, position = 0, 0
     try:
         for position, (number, columns) in enumerate(_split(lines, separator)):
             if position == 0 and (header := _find_header(columns, video_column)) is not None:
@@ -225,7 +225,7 @@ def read_form(columns: list[str], separator: str) -> CSVRow:
     line = separator.join(columns).strip()
     if not columns[0].strip():
         raise _UnknownForm(f"{line!r} has no path. Write `path{separator}label`.")
-    if len(columns) == 1 and (_has_suffix(line) or is_url(line) or not re.search(r"[\s,;]", line)):
+    if len(columns) == 1 and (_has_suffix(line) or is_url(line) or not re.search(r"[\s,;|]", line)):
         return CSVRow(line)
     integers = [INTEGER.fullmatch(column.strip()) is not None for column in columns]
     path, label = separator.join(columns[:-1]).strip(), columns[-1].strip()

@@ -130,17 +130,19 @@ def _encode_column(
         raise ValueError(f"{source}: has labels that are texts; a streamed dataset needs numbers or a `ClassLabel`.")
     rows = [{"video": f"row {number}", LABEL: label} for number, label in enumerate(table[LABEL])]
     feature = encode_labels(rows, source, class_names)
+    others: Any = table.remove_columns(LABEL)
     if feature is None:
-        return table.remove_columns(LABEL)
+        return others
     # Added anew, not mapped: a map would write all rows, with the bytes of their videos, once more.
-    return table.remove_columns(LABEL).add_column(LABEL, [row[LABEL] for row in rows], feature=feature)
+    return others.add_column(LABEL, [row[LABEL] for row in rows], feature=feature)
 
 
 def _replace_labels(table: Dataset | IterableDataset, change: Any, feature: Any) -> Dataset | IterableDataset:
     assert table.features is not None, "Its labels were looked up there."
     if isinstance(table, Dataset):
         changed = [change(label) for label in table[LABEL]]
-        return table.remove_columns(LABEL).add_column(LABEL, changed, feature=feature)
+        others: Any = table.remove_columns(LABEL)
+        return others.add_column(LABEL, changed, feature=feature)
     features = Features({**table.features, LABEL: feature})
     return table.map(lambda row: {LABEL: change(row[LABEL])}, features=features)
 

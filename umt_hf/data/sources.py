@@ -263,7 +263,8 @@ def _undecoded(
         table = table.rename_column(named[0], LABEL)
         logger.info("%s: the labels are those of the column %r, the one of type ClassLabel.", source, named[0])
     if data_root is not None and isinstance(feature, Value) and feature.dtype == "string":
-        table = table.map(_join_roots, fn_kwargs={"root": data_root}, batched=True)
+        joined: Any = table.map(_join_roots, fn_kwargs={"root": data_root}, batched=True)
+        return joined
     return table
 
 

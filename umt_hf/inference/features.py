@@ -423,7 +423,7 @@ def _save_video(
 
 def name_features(folder: str | os.PathLike, video: str) -> Path:
     """File of a video's features: the video's name, and a digest of its path, since others may have the same name."""
-    path = str(video) if is_url(str(video)) else os.path.abspath(video)
+    path = video if is_url(video) else os.path.abspath(video)
     digest = hashlib.blake2b(path.encode(), digest_size=4).hexdigest()
     # What follows the name in a URL may hold keys, and characters that a file system does not take.
     name = urlsplit(path).path if is_url(path) else path

@@ -531,7 +531,7 @@ def _read_decoder(decoder: Any, choose_frames: Callable | None) -> tuple[torch.T
         duration=getattr(decoder.metadata, "duration_seconds", None),
         video_backend="torchcodec",
     )
-    indices = np.arange(total) if choose_frames is None else choose_frames(metadata=metadata)
+    indices: Any = np.arange(total) if choose_frames is None else choose_frames(metadata=metadata)
     LIMITS.check_num_frames(name, len(indices))
     try:
         frames = decoder.get_frames_at(indices=[int(index) for index in indices]).data
