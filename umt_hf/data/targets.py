@@ -72,4 +72,5 @@ def fit_labels(source: str, table: Dataset, names: Sequence[str], many_labels: b
     fitted: list[Any] = [sorted(set(own)) if many_labels else own[0] for own in labels]
     feature = List(Value("int64")) if many_labels else Value("int64")
     # Added anew, not mapped: a map would write all rows, with the bytes of their videos, once more.
-    return table.remove_columns(LABEL).add_column(LABEL, fitted, feature=feature)
+    others: Any = table.remove_columns(LABEL)
+    return others.add_column(LABEL, fitted, feature=feature)

@@ -238,21 +238,17 @@ SECTIONS = {"model": EvaluatedModelArguments, "data": LabelledDataArguments, "ev
 def list_predictions(table: Dataset, found: ClassifiedVideos | TaggedVideos, names: list[str]) -> list[dict[str, Any]]:
     """The prediction for each video, in the order of the data; with several labels all of 0.5 or more, best first."""
     rows = []
-    if isinstance(found, TaggedVideos):
-        for row, (video, labels) in enumerate(zip(table["video"], table["label"], strict=True)):
-            entry = {"row": row, "video": name_video(video, row), "labels": [names[label] for label in labels]}
-            if row in found.unreadable:
-                rows.append({**entry, "error": found.unreadable[row]})
-            else:
-                ranked = rank_labels(found.scores[row], names)[: int(found.predictions[row].sum())]
-                rows.append({**entry, "predictions": [dataclasses.asdict(scored) for scored in ranked]})
-        return rows
-    for row, (video, label, best) in enumerate(zip(table["video"], table["label"], found.predictions, strict=True)):
-        entry = {"row": row, "video": name_video(video, row), "label": names[label]}
-        if row in found.unreadable:
-            rows.append({**entry, "error": found.unreadable[row]})
+    for row, (video, label) in enumerate(zip(table["video"], table["label"], strict=True)):
+        entry: dict[str, Any] = {"row": row, "video": name_video(video, row)}
+        if isinstance(found, TaggedVideos):
+            entry["labels"] = [names[one] for one in label]
+            ranked = rank_labels(found.scores[row], names)[: int(found.predictions[row].sum())]
+            answer: dict[str, Any] = {"predictions": [dataclasses.asdict(scored) for scored in ranked]}
         else:
-            rows.append({**entry, "prediction": names[best], "probability": round(float(found.scores[row, best]), 6)})
+            entry["label"] = names[label]
+            best = found.predictions[row]
+            answer = {"prediction": names[best], "probability": round(float(found.scores[row, best]), 6)}
+        rows.append(entry | ({"error": found.unreadable[row]} if row in found.unreadable else answer))
     return rows
 
 
