@@ -128,6 +128,16 @@ def test_labels_that_the_model_does_not_have_are_refused(videos, tmp_path):
     assert not (tmp_path / "test" / REPORT_FILE).exists()
 
 
+def test_a_model_without_names_is_compared_by_number_and_it_is_said(videos, tmp_path, caplog):
+    """Names of a `ClassLabel` alone: those of folders and spreadsheets have no numbers of their maker's."""
+    model = save_classifier(tmp_path / "model", tuple(f"LABEL_{number}" for number in range(3)))
+    evaluate_classification.main(build_test_flags(model, save_splits(tmp_path / "data", videos), tmp_path / "test"))
+    assert "the model has none: labels are compared by number" in caplog.text
+    (tmp_path / "test.csv").write_text("\n".join(f"{path},{name}" for path, name in videos["test"]))
+    with pytest.raises(ValueError, match="blue.*not classes"):
+        evaluate_classification.main(build_test_flags(model, tmp_path / "test.csv", tmp_path / "test"))
+
+
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_several_labels_per_video_from_training_to_pipeline(videos, start, tmp_path, mode):
     metrics = finetune_classification.main(
