@@ -192,7 +192,7 @@ def _join_spaces(columns: list[str]) -> list[str]:
 
 def _parse(path: Path, lines: Iterable[str], separator: str, video_column: str, root: str) -> Iterator[dict[str, Any]]:
     header: dict[int, str] | None = None
-    number, position = 0, 0
+    number = position = 0
     try:
         for position, (number, columns) in enumerate(_split(lines, separator)):
             if position == 0 and (header := _find_header(columns, video_column)) is not None:
