@@ -148,9 +148,13 @@ def load_choices(source: str, **options: Any) -> Dataset:
     """
     table = load_videos(source, needs_labels=False, **options)
     _require_columns(table, source, ["caption", "answer"])
-    for number, row in enumerate(table):
-        if not isinstance(row["caption"], list) or not 0 <= int(row["answer"]) < len(row["caption"]):
-            raise ValueError(f"{source}, object {number}: answer {row['answer']!r} is not an index of its captions.")
+    for number, (captions, answer) in enumerate(zip(table["caption"], table["answer"], strict=True)):
+        is_index = str(answer).isdecimal() and isinstance(captions, list) and int(answer) < len(captions)
+        if not is_index:
+            raise ValueError(f"{source}, object {number}: answer {answer!r} is not an index of its captions.")
+    if table.features["answer"].dtype == "string":  # as a program may have written them
+        numbers = [int(answer) for answer in table["answer"]]
+        return table.remove_columns("answer").add_column("answer", numbers)
     return table
 
 

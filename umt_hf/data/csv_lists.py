@@ -193,6 +193,7 @@ def _join_spaces(columns: list[str]) -> list[str]:
 def _parse(path: Path, lines: Iterable[str], separator: str, video_column: str, root: str) -> Iterator[dict[str, Any]]:
     header: dict[int, str] | None = None
     number = position = 0
+    is_first_file = False
     try:
         for position, (number, columns) in enumerate(_split(lines, separator)):
             if position == 0 and (header := _find_header(columns, video_column)) is not None:
@@ -201,7 +202,9 @@ def _parse(path: Path, lines: Iterable[str], separator: str, video_column: str, 
                 row, others = _read_named(columns, header)
             else:
                 row, others = read_form(columns, separator), {}
-            is_file = header is not None or _has_suffix(row.path) or is_url(row.path)
+            # Asked of the others only where the first line does not name a file, as an unknown header.
+            is_file = header is not None or is_first_file or _has_suffix(row.path) or is_url(row.path)
+            is_first_file = is_file if position == 0 else is_first_file
             yield {"line": number, "is_file": is_file, "video": _locate(row, root), "label": row.label, **others}
     except csv.Error as error:
         raise ValueError(
@@ -222,6 +225,8 @@ def read_form(columns: list[str], separator: str) -> CSVRow:
     Raises:
         ValueError: If it has none of the known forms.
     """
+    if len(columns) == 2 and columns[0] and columns[1].isdecimal():  # nearly all lines of long lists
+        return CSVRow(columns[0].strip(), columns[1])
     line = separator.join(columns).strip()
     if not columns[0].strip():
         raise _UnknownForm(f"{line!r} has no path. Write `path{separator}label`.")
@@ -294,7 +299,9 @@ def _unify_labels(path: Path, rows: list[dict[str, Any]], places: list[int]) -> 
     """Make labels integers where all are; refuse a mixture. -1 in all of them means that there are none."""
     labels = [row["label"] for row in rows]
     present = [label is not None for label in labels]
-    integers = [label is not None and INTEGER.fullmatch(label) is not None for label in labels]
+    texts = {label for label in labels if label is not None}
+    numbers_of = {text: int(float(text)) for text in texts if INTEGER.fullmatch(text)}
+    integers = [label in numbers_of for label in labels]
     for name, kinds in (("a label", present), ("a number as label", integers)):
         if len(set(kinds)) > 1:
             usual = sum(kinds) * 2 > len(kinds) or kinds[0] and sum(kinds) * 2 == len(kinds)
@@ -307,8 +314,8 @@ def _unify_labels(path: Path, rows: list[dict[str, Any]], places: list[int]) -> 
         for row in rows:
             del row["label"]
     elif all(integers):
-        numbers = [int(float(label)) for label in labels if label is not None]
-        if set(numbers) == {-1}:
+        numbers = [numbers_of[str(label)] for label in labels]
+        if set(numbers_of.values()) == {-1}:
             for row in rows:
                 del row["label"]
             return

@@ -91,7 +91,7 @@ def list_folder(path: str | os.PathLike) -> FolderListing:
             frames += [video for video, is_file in found if not is_file]
             if not found:
                 listing.empty.append(entry.name)
-    listing.videos = sorted(files or frames, key=lambda video: Path(video.path))
+    listing.videos = sorted(files or frames, key=lambda video: video.path.split(os.sep))
     if files and frames:
         listing.left_out[PICTURES] += len(frames)
     return listing

@@ -47,11 +47,16 @@ def encode_labels(rows: list[dict[str, Any]], source: str, class_names: Sequence
         return None
     is_list = any(isinstance(label, list) for label in labels)
     lists = [label if isinstance(label, list) else [label] for label in labels]
-    for row, items in zip(rows, lists, strict=True):
-        if wrong := [item for item in items if isinstance(item, bool) or not isinstance(item, int | str)]:
-            raise ValueError(
-                f"{source}: the label of {row['video']} is {wrong[0]!r}; expected a number, a name, or a list of them."
-            )
+    if {type(item) for items in lists for item in items} - {int, str}:
+        row, item = next(
+            (row, item)
+            for row, items in zip(rows, lists, strict=True)
+            for item in items
+            if type(item) not in (int, str)
+        )
+        raise ValueError(
+            f"{source}: the label of {row['video']} is {item!r}; expected a number, a name, or a list of them."
+        )
     names, numbers = _number_labels(lists, source, class_names)
     for row, items in zip(rows, numbers, strict=True):
         row[LABEL] = items if is_list else items[0]
@@ -70,7 +75,7 @@ def _number_labels(
         number, name = next(item for item in found if not isinstance(item, str)), next(iter(texts))
         raise ValueError(f"{source}: some labels are numbers ({number}) and others names ({name!r}); use one kind.")
     if not texts:
-        return None, [[int(item) for item in items] for items in lists]
+        return None, lists  # pyrefly: ignore[bad-return]  none of them is a text
     known = sorted(set(texts.values())) if class_names is None else [normalize_name(name) for name in class_names]
     unknown = sorted(set(texts.values()) - set(known))
     # Tables that were written by a program may have numbers as texts; names that are digits are names all the same.
@@ -175,13 +180,15 @@ def warn_of_split_folders(source: str, names: Sequence[str]) -> None:
 def _warn_of_odd_labels(
     rows: list[dict[str, Any]], numbers: list[list[int]], source: str, names: list[str] | None, is_held_out: bool
 ) -> None:
+    videos = [str(row.get("identity", row["video"])) for row in rows]
     labels_of_video: dict[str, set[int]] = {}
-    for row, items in zip(rows, numbers, strict=True):
-        labels_of_video.setdefault(str(row.get("identity", row["video"])), set()).update(items)
-    alone = Counter({video: len(labels) for video, labels in labels_of_video.items()})
-    # Several labels in one row are meant; several rows of one video with a label each seldom are.
-    listed = Counter(str(row.get("identity", row["video"])) for row in rows)
-    if twice := [video for video, count in alone.items() if count > 1 and listed[video] > 1]:
+    if len(set(videos)) < len(videos):
+        # Several labels in one row are meant; several rows of one video with a label each seldom are.
+        listed = Counter(videos)
+        for video, items in zip(videos, numbers, strict=True):
+            if listed[video] > 1:
+                labels_of_video.setdefault(video, set()).update(items)
+    if twice := [video for video, labels in labels_of_video.items() if len(labels) > 1]:
         shown = sorted(labels_of_video[twice[0]])
         logger.warning(
             "%s: %d videos have several labels in different rows, such as %s (%s). Keep one row of each.",

@@ -8,7 +8,7 @@ URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # more than one letter
 
 def is_url(path: str) -> bool:
     """Whether a path says how to fetch it, such as `https://...`."""
-    return URL.match(path) is not None
+    return "://" in path and URL.match(path) is not None
 
 
 def join_root(root: str | os.PathLike, path: str) -> str:

@@ -254,6 +254,12 @@ def _undecoded(
     feature = features[video_column]
     # Bytes stay bytes: our readers decode the frames of a clip alone, `datasets` would decode all of them.
     if not isinstance(feature, Value):
+        if not isinstance(feature, Image | Video) and not (
+            isinstance(feature, dict) and {"bytes", "path"} & set(feature)
+        ):
+            raise ValueError(
+                f"{source}: the column {video_column!r} holds {feature}; expected paths, bytes or `Video`."
+            )
         kind = Image if isinstance(feature, Image) else Video
         table = table.cast_column(video_column, kind(decode=False))
     if video_column != "video":

@@ -156,3 +156,11 @@ def test_tables_with_a_header_and_byte_order_marks(tmp_path):
     assert load_answers(str(tmp_path / "answers.json")) == ["ja", "né"]
     (tmp_path / "list.json").write_text(json.dumps([{"video": "a.mp4", "caption": "x"}]), encoding="utf-8-sig")
     assert load_pairs(str(tmp_path / "list.json"))["caption"][:] == ["x"]
+
+
+def test_an_answer_may_be_written_as_text(tmp_path):
+    rows = [{"video": "a.mp4", "caption": ["x", "y"], "answer": "1"}]
+    assert load_choices(write(tmp_path, rows))["answer"][:] == [1]
+    for answer in ("2", "y", -1, None):
+        with pytest.raises(ValueError, match="object 0: answer .* is not an index"):
+            load_choices(write(tmp_path, [{**rows[0], "answer": answer}]))

@@ -163,3 +163,9 @@ def test_broken_lines_are_named(tmp_path):
     (tmp_path / "list.jsonl").write_text('{"video": "a.mp4"}\n\n{"video"\n')
     with pytest.raises(ValueError, match=r"list\.jsonl, line 3 is not valid JSON"):
         load_videos(str(tmp_path / "list.jsonl"))
+
+
+def test_a_column_that_holds_no_videos_is_named(tmp_path):
+    Dataset.from_dict({"video": [[1, 2]]}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="the column 'video' holds List"):
+        load_videos(str(tmp_path / "saved"))
