@@ -108,7 +108,7 @@ def test_class_names_of_a_csv(colors, tmp_path, name, content):
     (tmp_path / "train.csv").write_text(f"{video},1\n")
     (tmp_path / name).write_text(content, encoding="utf-8")
 
-    def load(**changes) -> finetune_classification.LabelledVideos:
+    def load(**changes) -> finetune_classification.ClassificationData:
         source = str(tmp_path / "train.csv")
         return finetune_classification.load_labelled_videos(
             finetune_classification.ClassificationDataArguments(train_data=source, validation_data=source, **changes)

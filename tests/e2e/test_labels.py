@@ -16,6 +16,7 @@ from umt_hf import UMTVideoForVideoClassification, UMTVideoProcessor, VideoClass
 from umt_hf.cli import app
 from umt_hf.evaluation import classification as evaluate_classification
 from umt_hf.finetuning import classification as finetune_classification
+from umt_hf.hub_cards.card import build_model_card
 from umt_hf.moving_shapes.render import write_video
 from umt_hf.runs.config import parse_config
 from umt_hf.runs.folder import CONFUSION_PICTURE, PREDICTIONS_FILE, REPORT_FILE
@@ -80,7 +81,7 @@ def test_held_out_names_are_matched_by_name(videos, start, tmp_path):
     train = save_splits(tmp_path / "train", videos)
     other = save_splits(tmp_path / "other", videos, ("red", "green", "blue"))
 
-    def load(validation: Path) -> finetune_classification.LabelledVideos:
+    def load(validation: Path) -> finetune_classification.ClassificationData:
         flags = build_flags(start, tmp_path / "run", train_data=train, validation_data=validation)
         return finetune_classification.load_labelled_videos(parse_config(finetune_classification.SECTIONS, flags)[1])
 
@@ -169,6 +170,9 @@ def test_several_labels_per_video_from_training_to_pipeline(videos, start, tmp_p
     assert report["average_precision"].keys() == set(CLASSES) and report["view_merging"] == "mean of sigmoids"
     assert not (tmp_path / "report" / CONFUSION_PICTURE).exists()
     assert rows[0]["labels"] == ["blue", "cold"] and rows[1]["labels"] == ["green"]
+
+    card = build_model_card(tmp_path / "run").content
+    assert "each of its 5 classes a probability for itself" in card and "| mAP |" in card and "| micro F1 |" in card
 
     model = UMTVideoForVideoClassification.from_pretrained(tmp_path / "run").eval()
     processor = UMTVideoProcessor.from_pretrained(tmp_path / "run")

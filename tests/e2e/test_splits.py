@@ -43,7 +43,7 @@ def model(tmp_path_factory) -> Path:
     return save_classifier(tmp_path_factory.mktemp("model"))
 
 
-def load_labelled(*, train_data: Path, **changes) -> finetune_classification.LabelledVideos:
+def load_labelled(*, train_data: Path, **changes) -> finetune_classification.ClassificationData:
     flags = to_flags(model_name_or_path="start", train_data=train_data, **changes)
     return finetune_classification.load_labelled_videos(parse_config(finetune_classification.SECTIONS, flags)[1])
 
@@ -165,6 +165,7 @@ def test_a_card_names_the_splits_of_its_figures(data, model, tmp_path):
     for result in card.data.eval_results:
         splits[result.metric_name].append(result.dataset_split)
         assert result.dataset_name == "colors"
+    assert "It answers with one of its 3 classes whatever the video shows" in card.content
     assert splits["top-1 accuracy"][:2] == ["test", "train"]
     (viewed,) = [value for name, value in splits.items() if name.startswith("top-1 accuracy, ")]
     assert viewed == ["validation"] and "| colors | validation | top-1 accuracy |" in card.content

@@ -125,7 +125,7 @@ class ClassificationDataArguments(
 
 
 @dataclass
-class LabelledVideos:
+class ClassificationData:
     """Videos of a run, whose labels are indices into the classes' names.
 
     Args:
@@ -406,7 +406,7 @@ def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationMo
         model.classifier.bias.copy_(start.classifier.bias[rows])
 
 
-def load_labelled_videos(args: ClassificationDataArguments) -> LabelledVideos:
+def load_labelled_videos(args: ClassificationDataArguments) -> ClassificationData:
     """Read training and held-out videos, whose labels are those of the training classes.
 
     Raises:
@@ -427,7 +427,7 @@ def load_labelled_videos(args: ClassificationDataArguments) -> LabelledVideos:
     if validation is None:
         raise ValueError("Set validation_data; or validation_split, if train_data is a `datasets` dataset of splits.")
     logger.info("%d classes, %s per video", len(names), "a list of labels" if many_labels else "one label")
-    return LabelledVideos(
+    return ClassificationData(
         fit_labels(source, train, names, many_labels),
         fit_labels(*validation, names, many_labels),
         None if test is None else fit_labels(*test, names, many_labels),
@@ -477,7 +477,7 @@ def build_accuracy_test(
     return test
 
 
-def check_training_options(training: ClassificationTrainingArguments, videos: LabelledVideos) -> None:
+def check_training_options(training: ClassificationTrainingArguments, videos: ClassificationData) -> None:
     """Refuse, before anything is loaded or trained, options that these labels give no meaning to.
 
     Raises:
