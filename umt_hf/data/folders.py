@@ -27,6 +27,7 @@ MEDIA_SUFFIXES = VIDEO_SUFFIXES | {".npy"} | FRAME_SUFFIXES
 # Folders that file systems, archives and network disks put beside one's own.
 SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
 HIDDEN_FILES, HIDDEN_FOLDERS, STRAY = "hidden files", "hidden or system folders", "videos beside the class folders"
+UNNAMEABLE = "names that are not UTF-8"
 PICTURES, OTHERS, LOOPS = "folders of pictures beside videos", "other files", "links back to a folder above"
 
 
@@ -84,7 +85,7 @@ def list_folder(path: str | os.PathLike) -> FolderListing:
         entries = sorted(entries, key=lambda entry: entry.name)
     files += _list_files(entries, (), top, listing)
     for entry in entries:
-        if entry.is_dir() and not _is_left_out(entry, listing):
+        if _is_folder(entry) and not _is_left_out(entry, listing):
             # Folders are known for each class by itself: two classes may link to one folder, which is warned of.
             found = list(_walk(entry.path, (entry.name,), {top}, listing))
             files += [video for video, is_file in found if is_file]
@@ -118,8 +119,15 @@ def _walk(
         yield FoundVideo(path, parts, real), False
         return
     for entry in entries:
-        if entry.is_dir() and not _is_left_out(entry, listing):
+        if _is_folder(entry) and not _is_left_out(entry, listing):
             yield from _walk(entry.path, (*parts, entry.name), visited, listing)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _list_files(
@@ -128,12 +136,14 @@ def _list_files(
     videos = []
     for entry in entries:
         suffix = os.path.splitext(entry.name)[1].lower()
-        if entry.is_dir():
+        if _is_folder(entry):
             continue
         if suffix not in VIDEO_SUFFIXES:
             listing.left_out[OTHERS] += suffix not in FRAME_SUFFIXES
         elif entry.name.startswith("."):
             listing.left_out[HIDDEN_FILES] += 1
+        elif not _is_text(entry.name):
+            listing.left_out[UNNAMEABLE] += 1
         else:
             identity = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
             videos.append(FoundVideo(entry.path, (*parts, entry.name), identity))
@@ -142,8 +152,19 @@ def _list_files(
 
 def _is_left_out(entry: os.DirEntry[str], listing: FolderListing) -> bool:
     is_hidden = entry.name.startswith(".") or entry.name.casefold() in SYSTEM_FOLDERS
+    is_text = _is_text(entry.name)
     listing.left_out[HIDDEN_FOLDERS] += is_hidden
-    return is_hidden
+    listing.left_out[UNNAMEABLE] += not is_text
+    return is_hidden or not is_text
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8; Linux allows any bytes, and a table does not."""
+    try:
+        name.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
 
 
 def read_folder(

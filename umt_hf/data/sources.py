@@ -134,6 +134,8 @@ def _load_from_hub(source: str, config_name: str | None, split: str, streaming: 
         return load_dataset(source, config_name, split=split, streaming=streaming)
     except (ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(f"{source}: no such file or folder, and no dataset of that name ({error}).") from error
+    except ValueError as error:  # an unknown split or configuration, which the message lists
+        raise ValueError(f"{source}: {error}") from error
 
 
 def get_source(video: str | bytes | dict[str, Any] | None) -> str | bytes:
@@ -246,11 +248,12 @@ def _undecoded(
     if features is None:
         return table if video_column == "video" else table.rename_column(video_column, "video")
     if video_column not in features:
-        typed = [name for name, feature in features.items() if isinstance(feature, Video)]
-        if video_column != "video" or len(typed) != 1:
-            raise ValueError(f"The dataset has no column {video_column!r}; it has {sorted(features)}.")
+        kind = {"video": Video, "image": Image}.get(video_column, ())
+        typed = [name for name, feature in features.items() if isinstance(feature, kind)]
+        if len(typed) != 1:
+            raise ValueError(f"{source}: the dataset has no column {video_column!r}; it has {sorted(features)}.")
+        logger.info("%s: each %s is in the column %r, the only one of that type.", source, video_column, typed[0])
         video_column = typed[0]
-        logger.info("%s: the videos are those of the column %r, the one of type Video.", source, video_column)
     feature = features[video_column]
     # Bytes stay bytes: our readers decode the frames of a clip alone, `datasets` would decode all of them.
     if not isinstance(feature, Value):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, List, Value, Video
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, List, Value, Video
 
 from tests.unit.video_files import write_video
 from umt_hf.data.labels import get_label_names
@@ -55,6 +55,20 @@ def test_splits(sources):
     assert load_videos(sources["splits"], split="validation")["label"][:] == [1]
     with pytest.raises(ValueError, match=r"splits: has no split 'test'; it has \['train', 'validation'\]"):
         load_videos(sources["splits"], split="test")
+
+
+def test_images_are_found_by_type_and_mistakes_are_named(sources, tmp_path):
+    rows = {"picture": [{"path": None, "bytes": b"png"}], "caption": ["a cat"]}
+    Dataset.from_dict(rows, features=Features({"picture": Image(), "caption": Value("string")})).save_to_disk(
+        tmp_path / "images"
+    )
+    assert load_videos(str(tmp_path / "images"), video_column="image")["video"][:][0]["bytes"] == b"png"
+    with pytest.raises(
+        ValueError, match=r"images: the dataset has no column 'video'; it has \['caption', 'picture'\]"
+    ):
+        load_videos(str(tmp_path / "images"))
+    with pytest.raises(ValueError, match="parquet: .*test"):
+        load_videos(sources["parquet"], split="test")
 
 
 def test_streamed_rows_are_the_same(sources):

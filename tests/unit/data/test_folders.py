@@ -61,6 +61,8 @@ def test_links_to_class_folders_are_followed_and_circles_end(tmp_path, caplog):
     (subset / "broken").symlink_to(tmp_path / "nowhere")
     (subset / "jump" / "d.mp4").symlink_to(source / "run" / "a.mp4")
     (subset / "top").symlink_to(subset)
+    (subset / "itself").symlink_to("itself")
+    (subset / "run.mp4").symlink_to("run.mp4")
     assert read(subset) == {
         "jump/c.mp4": "jump",
         "jump/d.mp4": "jump",
@@ -140,3 +142,13 @@ def test_urls_are_listed_as_they_are(tmp_path):
         ("https://host/b.mp4?x=1", 0),
     ]
     assert not missing
+
+
+def test_a_name_that_is_not_text_is_left_out(tmp_path, caplog):
+    touch(tmp_path, "run/a.mp4", "run/名前 é.mp4", "jump/b.mp4")
+    try:
+        touch(tmp_path, "run/" + os.fsdecode(b"\xff.mp4"), os.fsdecode(b"\xfe") + "/c.mp4")
+    except OSError:
+        pytest.skip("this file system has UTF-8 names alone")
+    assert set(read(tmp_path)) == {"run/a.mp4", "run/名前 é.mp4", "jump/b.mp4"}
+    assert "2 names that are not UTF-8" in caplog.text
