@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 from typer.testing import CliRunner
@@ -261,6 +262,27 @@ def test_the_loss_of_several_labels_is_that_of_the_model(videos, start, tmp_path
 def test_what_several_labels_give_no_meaning_to_is_refused(videos, start, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         finetune_classification.main(build_flags(start, tmp_path / "run", **tag(videos, tmp_path), **changes))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[1, 0, 1], [0, 0, 1], [1, 1, 1]], r"row 0: its label \[1, 0, 1\] names a class twice.*not a 0 or 1"),
+        ([[True, False], [False, False], [True, True]], r"row 0: its label is \[True, False\]"),
+        ([0.5, 1.0, 2.0], "row 0: its label is 0.5"),
+        ([0, None, 1], "row 1: its label is None"),
+        ([0, -1, 1], "row 1: its label is -1"),
+        ([0, 0, 0], "all videos are of one class, 'LABEL_0'"),
+    ],
+)
+def test_labels_of_other_kinds_are_refused_by_row(videos, start, tmp_path, labels, message):
+    """One-hot vectors, scores, gaps and secret labels: numbers that would pass for classes."""
+    rows = {"video": [path for path, _ in videos["test"]], "label": labels}
+    Dataset.from_dict(rows).save_to_disk(tmp_path / "data")
+    data = {"train_data": tmp_path / "data", "validation_data": tmp_path / "data"}
+    with pytest.raises(ValueError, match=message):
+        finetune_classification.main(build_flags(start, tmp_path / "run", **data))
     assert not (tmp_path / "run").exists()
 
 

@@ -25,7 +25,7 @@ def list_labels(source: str, table: Dataset) -> list[list[int]]:
         table: As `load_videos` gives it.
 
     Raises:
-        ValueError: If a video has no label.
+        ValueError: If a video has no label, or a class twice.
     """
     if LABEL not in table.column_names:
         raise ValueError(
@@ -39,6 +39,11 @@ def list_labels(source: str, table: Dataset) -> list[list[int]]:
             raise ValueError(
                 f"{source}, row {row}: its label is {label!r}, which is not a class or a list of classes. Leave such "
                 "rows out, or choose a split with labels."
+            )
+        if len(set(labels)) < len(labels):
+            raise ValueError(
+                f"{source}, row {row}: its label {label!r} names a class twice. A list holds the numbers or names of "
+                "the video's classes, not a 0 or 1 for each class."
             )
         found.append(labels)
     return found

@@ -410,8 +410,8 @@ def load_labelled_videos(args: ClassificationDataArguments) -> ClassificationDat
     """Read training and held-out videos, whose labels are those of the training classes.
 
     Raises:
-        ValueError: If there is no held-out data, videos have no labels, or labels that the classes do not have, or
-            held-out videos have several labels and training videos one.
+        ValueError: If there is no held-out data or a single class, videos have no labels, or labels that the classes
+            do not have, or held-out videos have several labels and training videos one.
     """
     given = None if args.class_names is None else read_label_names(args.class_names)
     if (found := args.load("train", given)) is None:
@@ -423,6 +423,8 @@ def load_labelled_videos(args: ClassificationDataArguments) -> ClassificationDat
         highest = max((label for own in labels for label in own), default=-1)
         names = [f"LABEL_{i}" for i in range(args.num_classes or highest + 1)]
     many_labels = has_label_lists(train)
+    if len(names) == 1 and not many_labels:
+        raise ValueError(f"{source}: all videos are of one class, {names[0]!r}, so that there is nothing to learn.")
     validation, test = args.load("validation", names), args.load("test", names)
     if validation is None:
         raise ValueError("Set validation_data; or validation_split, if train_data is a `datasets` dataset of splits.")
