@@ -191,17 +191,19 @@ def _join_spaces(columns: list[str]) -> list[str]:
 
 
 def _parse(path: Path, lines: Iterable[str], separator: str, video_column: str, root: str) -> Iterator[dict[str, Any]]:
+    """Rows with `line`, their number, and `is_file`, whether the name of the video is that of a file."""
     header: dict[int, str] | None = None
-    number = position = 0
     is_first_file = False
+    number = 0
     try:
         for position, (number, columns) in enumerate(_split(lines, separator)):
             if position == 0 and (header := _find_header(columns, video_column)) is not None:
                 continue
-            if header is not None:
-                row, others = _read_named(columns, header)
-            else:
-                row, others = read_form(columns, separator), {}
+            try:
+                row, others = (read_form(columns, separator), {}) if header is None else _read_named(columns, header)
+            except _UnknownForm as error:
+                hint = "" if position else " If the line names the columns, call that of the videos `video`."
+                raise ValueError(f"{path}, line {number}: {error}{hint}") from error
             # Asked of the others only where the first line does not name a file, as an unknown header.
             is_file = header is not None or is_first_file or _has_suffix(row.path) or is_url(row.path)
             is_first_file = is_file if position == 0 else is_first_file
@@ -210,9 +212,6 @@ def _parse(path: Path, lines: Iterable[str], separator: str, video_column: str, 
         raise ValueError(
             f"{path}, line {number + 1}: cannot be split into columns ({error}). Check the quotes from there on."
         ) from error
-    except _UnknownForm as error:
-        hint = "" if position else " If the line names the columns, call that of the videos `video`."
-        raise ValueError(f"{path}, line {number}: {error}{hint}") from error
 
 
 class _UnknownForm(ValueError):

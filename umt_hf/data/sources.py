@@ -93,6 +93,9 @@ def load_videos(
     """
     path = Path(source)
     suffix = path.suffix.lower()
+    if suffix in TEXT_SUFFIXES | JSON_SUFFIXES and not path.is_file():
+        kind = "is a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{source}: {kind}; a list of videos is expected there. Check the path.")
     if suffix in TEXT_SUFFIXES:
         return _build_table(read_csv(path, data_root, csv_separator, video_column), source, class_names, needs_labels)
     if suffix in JSON_SUFFIXES:

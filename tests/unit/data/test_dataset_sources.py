@@ -173,6 +173,15 @@ def test_other_objects_are_refused_by_name(tmp_path, rows, message):
         load_videos(write_json(tmp_path, rows))
 
 
+@pytest.mark.parametrize("name", ["list.csv", "list.txt", "list.json", "list.jsonl"])
+def test_a_list_that_is_missing_is_named(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=rf"{name}: no such file; a list of videos is expected there"):
+        load_videos(str(tmp_path / name))
+    (tmp_path / name).mkdir()
+    with pytest.raises(FileNotFoundError, match=rf"{name}: is a folder"):
+        load_videos(str(tmp_path / name))
+
+
 def test_broken_lines_are_named(tmp_path):
     (tmp_path / "list.jsonl").write_text('{"video": "a.mp4"}\n\n{"video"\n')
     with pytest.raises(ValueError, match=r"list\.jsonl, line 3 is not valid JSON"):
