@@ -173,12 +173,12 @@ def test_a_card_names_the_splits_of_its_figures(data, model, tmp_path):
 
 
 def test_a_split_that_is_not_there_is_never_guessed(tmp_path):
-    table = Dataset.from_dict({"video": ["a.mp4"], "label": [0]})
+    table = Dataset.from_dict({"video": ["a.mp4", "b.mp4"], "label": [0, 1]})
     DatasetDict({"train": table, "val": concatenate_datasets([table, table])}).save_to_disk(tmp_path / "data")
     source = str(tmp_path / "data")
     with pytest.raises(ValueError, match="no split 'validation'; it has .*train.*val"):
         load_labelled(train_data=source, validation_data=source)
-    assert len(load_labelled(train_data=source, validation_split="val").validation) == 2
+    assert len(load_labelled(train_data=source, validation_split="val").validation) == 4
 
 
 def test_rules_of_splits(data):
