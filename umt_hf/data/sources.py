@@ -274,10 +274,13 @@ def _undecoded(
     if LABEL not in features and len(named) == 1:
         table = table.rename_column(named[0], LABEL)
         logger.info("%s: the labels are those of the column %r, the one of type ClassLabel.", source, named[0])
-    if data_root is not None and isinstance(feature, Value) and feature.dtype == "string":
-        joined: Any = table.map(_join_roots, fn_kwargs={"root": data_root}, batched=True)
-        return joined
-    return table
+    if data_root is None:
+        return table
+    if not isinstance(feature, Value) or feature.dtype != "string":
+        logger.warning("%s: data_root=%s is not used, since the videos are not given as texts.", source, data_root)
+        return table
+    joined: Any = table.map(_join_roots, fn_kwargs={"root": data_root}, batched=True)
+    return joined
 
 
 def _join_roots(batch: dict[str, list], root: str) -> dict[str, list]:

@@ -111,7 +111,9 @@ def test_labels_that_are_texts_lists_or_missing(tmp_path):
             fit_labels("hidden", hidden, NAMES, False)
 
 
-def test_paths_of_a_dataset_start_at_the_root(tmp_path):
+def test_paths_of_a_dataset_start_at_the_root(tmp_path, sources, caplog):
+    load_videos(sources["parquet"], data_root="/videos")
+    assert "data_root=/videos is not used" in caplog.text
     Dataset.from_dict({"video": ["a.mp4", "/b.mp4", "https://host/c.mp4"]}).save_to_disk(tmp_path / "saved")
     table = load_videos(str(tmp_path / "saved"), data_root="/videos")
     assert table["video"][:] == ["/videos/a.mp4", "/b.mp4", "https://host/c.mp4"]

@@ -16,6 +16,7 @@ from umt_hf.processing.clips import read_clip
 from umt_hf.processing.decoding import VideoDecodingError, open_video
 from umt_hf.processing.frame_folders import holds_frames, list_frames
 from umt_hf.processing.images import read_image
+from umt_hf.processing.key_clips import read_key_clip
 from umt_hf.processing.video_processing_umt_video import UMTVideoProcessor
 
 
@@ -197,3 +198,15 @@ def test_accents_may_be_composed_or_not(video, tmp_path):
     decomposed.write_bytes(video.read_bytes())
     with open_video(str(tmp_path / unicodedata.normalize("NFC", "é.mp4"))) as reader:
         assert reader.num_frames > 1
+
+
+def test_a_key_frame_in_a_folder_of_frames(tmp_path):
+    """AVA's frames are often on disk; a folder of files of one second each stays what it was."""
+    folder = write_frames(tmp_path / "movie", [f"movie_{number:06d}.jpg" for number in range(1, 7)])
+    frames = read_key_clip(str(folder), [-2, 0, 9], key_frame=3)
+    assert frames[:, 0, 0, 0].tolist() == [10, 30, 50]
+    with pytest.raises(VideoDecodingError, match="movie: has no frame rate"):
+        read_key_clip(str(folder), [0], key_seconds=1)
+    (tmp_path / "seconds").mkdir()
+    with pytest.raises(VideoDecodingError, match=r"seconds: has no file 1\.mp4"):
+        read_key_clip(str(tmp_path / "seconds"), [0], key_seconds=1)
