@@ -10,6 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
 
+from tests.e2e.labelled import save_text_splits
 from tests.e2e.runs import FINE_TUNING, assert_same_weights, to_flags
 from tests.processes import run_ranks
 from umt_hf import UMTVideoModel, UMTVideoProcessor, UMTVideoTextProcessor
@@ -335,3 +336,41 @@ def test_two_processes_equal_one_with_both_batches(flags, stage2, tmp_path):
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], abs=1e-4)
     assert [line["grad_norm"] for line in one] == pytest.approx([line["grad_norm"] for line in two], rel=1e-3)
     assert_same_weights(tmp_path / "one", tmp_path / "two", atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_a_split_for_training_and_one_for_each_test(flags, shapes, tmp_path, monkeypatch, task):
+    """The defaults, others by name, one of the training data, one that is missing, and one of a file."""
+    kind = "captions" if task == "retrieval" else "questions"
+    counts = {"train": 8, "validation": 4, "test": 2}
+    rows = {
+        split: json.loads((shapes / f"{split}_{kind}.json").read_text())[:count] for split, count in counts.items()
+    }
+    source = save_text_splits(tmp_path / "data", rows, shapes)
+    reader = "load_retrieval_set" if task == "retrieval" else "load_questions"
+    seen, load = [], getattr(SCRIPTS[task], reader)
+
+    def record(*given, **options):
+        seen.append(options["split"])
+        return load(*given, **options)
+
+    monkeypatch.setattr(SCRIPTS[task], reader, record)
+    few = {"max_steps": 1, "per_device_train_batch_size": 2, "train_data": source}
+    fine_tune(flags(task, **few, validation_data=source, test_split="train"), task)
+    assert seen[-2:] == ["validation", "train"]
+    held_out = {"validation_data": source, "validation_split": "test", "output_dir": tmp_path / "other"}
+    fine_tune(flags(task, **few, **held_out), task)
+    assert seen[-1] == "test"
+    for name in ("train_split", "validation_split", "test_split"):
+        with pytest.raises(ValueError, match="no split 'val'; it has"):
+            fine_tune(flags(task, **few, **{name: "val"}), task)
+        with pytest.raises(ValueError, match=f"{name}=val"):
+            fine_tune(flags(task, **{name: "val"}), task)
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_a_wrong_name_of_the_best_figure_lists_what_there_is(flags, tmp_path, task):
+    known = "dual_text_to_video_r1, .*reranked_mean_recall" if task == "retrieval" else "but accuracy"
+    with pytest.raises(ValueError, match=f"metric_for_best_model=eval_top1: .*{known}"):
+        fine_tune(flags(task, metric_for_best_model="eval_top1"), task)
+    assert not (tmp_path / "run").exists()

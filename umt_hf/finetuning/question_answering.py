@@ -27,6 +27,7 @@ from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import AnswerArguments, AnswerLengthArguments, CropArguments
 from ..runs.config import describe, require, script
 from ..runs.models import TRAINED_BY
+from .best_metric import check_best_metric
 from .trainer import (
     Evaluation,
     FinetunedModelArguments,
@@ -167,6 +168,7 @@ def main(
     Returns:
         Metrics on the held-out questions.
     """
+    check_best_metric(training, ["accuracy"])
     set_seed(training.seed)  # before the model is built, which may have fresh weights
     table = load_training_questions(data)
     model = load_question_model(args, data)

@@ -25,6 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ..data.sources import get_source
+from ..data.splits import select_data
 from ..data.unreadable import UnreadableVideos, read_first_readable, sample_replacements
 from ..inference.loading import load_video_text_processor
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
@@ -40,8 +41,8 @@ from ..runs.arguments import (
     ScaledScheduleArguments,
     SkippingArguments,
     SourceArguments,
-    SplitArguments,
     TestDataArguments,
+    TestSplitArguments,
     TrainedPartArguments,
     TrainingDataArguments,
     WarmupArguments,
@@ -69,34 +70,29 @@ class FinetunedModelArguments(ModelSourceArguments, DropPathArguments, TrainedPa
 
 
 @dataclass(kw_only=True)
-@set_defaults(num_frames=12, validation_split="validation", decoder="pyav")
+@set_defaults(num_frames=12, decoder="pyav")
 class VideoTextDataArguments(
     TrainingDataArguments,
     TestDataArguments,
     SourceArguments,
-    SplitArguments,
+    TestSplitArguments,
     ClipSpanArguments,
     SkippingArguments,
 ):
     """Where videos with texts come from and how they are read."""
 
-    test_split: str = describe("test", "Split of `test_data`, where that is a `datasets` dataset.")
-
-    def select_source(self, split: Literal["train", "validation", "test"]) -> tuple[str, dict[str, Any]]:
+    def select_source(self, role: Literal["train", "validation", "test"]) -> tuple[str, dict[str, Any]]:
         """What to call `load_pairs` and its like with.
 
         Raises:
-            ValueError: If there is no such data.
+            ValueError: If there is no such data, or a split is asked of data without splits.
         """
-        source = getattr(self, f"{split}_data")
-        if source is None:
-            raise ValueError(f"Set {split}_data: a JSON file, or the name of a dataset.")
+        selected = select_data(self, role)
+        if selected is None:
+            raise ValueError(f"Set {role}_data: a JSON file, or the name of a dataset.")
+        source, split = selected
         options = {"data_root": self.data_root, "config_name": self.dataset_config_name}
-        return source, {
-            **options,
-            "split": getattr(self, f"{split}_split") or split,
-            "video_column": self.video_column,
-        }
+        return source, {**options, "split": split, "video_column": self.video_column}
 
 
 @dataclass(kw_only=True)
@@ -540,11 +536,8 @@ def build_evaluations(
     Raises:
         ValueError: If evaluations are asked for, and there is no validation data.
     """
-    if training.eval_strategy != "no" and data.validation_data is None:
+    roles: dict[str, Literal["validation", "test"]] = {"eval": "validation", "test": "test"}
+    named = {prefix: role for prefix, role in roles.items() if select_data(data, role) is not None}
+    if training.eval_strategy != "no" and "eval" not in named:
         raise ValueError("eval_strategy needs validation_data: a JSON file, or the name of a dataset.")
-    splits: dict[str, Literal["validation", "test"]] = {"eval": "validation", "test": "test"}
-    return {
-        prefix: build(*data.select_source(split))
-        for prefix, split in splits.items()
-        if getattr(data, f"{split}_data") is not None
-    }
+    return {prefix: build(*data.select_source(role)) for prefix, role in named.items()}

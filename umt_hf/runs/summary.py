@@ -18,7 +18,13 @@ PRIVATE_SETTINGS = re.compile(
 NO_FIGURES = ("runtime", "samples_per_second", "steps_per_second", "epoch", "videos")
 RANKS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "mean_recall": "mean recall", "median_rank": "median rank"}
 SCORES = {"dual": "dual encoder", "reranked": "re-ranked", "dual_softmax": "dual softmax"}
-SPLITS = {"eval": ("validation", "validation_data"), "test": ("test", "test_data")}
+LABEL_FIGURES = {
+    "map": ("mAP", "mean_average_precision"),
+    "map50": ("frame mAP at IoU 0.5", "mean_average_precision"),
+    "micro_f1": ("micro F1", "f1"),
+    "macro_f1": ("macro F1", "f1"),
+}
+ROLES = {"eval": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,10 @@ def read_evaluations(folder: Path, settings: dict[str, dict[str, Any]]) -> list[
     Where there are none, the held-out losses at the end of the run's log.
     """
     found = []
-    for prefix, (split, key) in SPLITS.items():
+    for prefix, role in ROLES.items():
         name = f"{prefix}_results.json"
-        data_set = _name_data(find_setting(settings, key)) or split
+        data_set, split = _find_data(settings, role)
+        data_set = data_set or split
         for metric, value in read_optional_json(folder / name).items():
             found += _evaluate(metric.removeprefix(f"{prefix}_"), value, data_set, split, None, name)
     for path in sorted([*folder.glob(REPORT_FILE), *folder.glob(f"*/{REPORT_FILE}")]):
@@ -100,12 +107,22 @@ def read_evaluations(folder: Path, settings: dict[str, dict[str, Any]]) -> list[
     # Pre-training writes no results file: its last held-out losses are its figures.
     if not found:
         lines = [line for line in read_metrics(folder / METRICS_FILE) if any(k.startswith("eval_") for k in line)]
-        data_set = _name_data(find_setting(settings, "validation_data")) or "held out"
+        data_set, split = _find_data(settings, "validation")
+        data_set = data_set or "held out"
         for metric, value in (lines[-1] if lines else {}).items():
             if metric.startswith("eval_"):
                 name = metric.removeprefix("eval_")
-                found += _evaluate(name, value, data_set, "validation", None, METRICS_FILE)
+                found += _evaluate(name, value, data_set, split, None, METRICS_FILE)
     return found
+
+
+def _find_data(settings: dict[str, dict[str, Any]], role: str) -> tuple[str | None, str]:
+    """Name of the data that a run has measured itself on, where it is recorded, and its split."""
+    split = find_setting(settings, f"{role}_split")
+    source = find_setting(settings, f"{role}_data")
+    if source is None and split is not None:  # then it is a split of the training data
+        source = find_setting(settings, "train_data")
+    return _name_data(source), split or role
 
 
 def _name_data(source: str | None) -> str | None:
@@ -143,6 +160,8 @@ def name_metric(name: str) -> tuple[str, str]:
                 if name == "_".join(part for part in (key, direction, end) if part):
                     words = f"{direction.replace('_', ' ')} {rank}".strip()
                     return f"{words}, {score}", "median_rank" if end == "median_rank" else "recall"
+    if name in LABEL_FIGURES:
+        return LABEL_FIGURES[name]
     if name.startswith("top") and name.endswith("_accuracy"):
         return f"top-{name[3:-9]} accuracy", "accuracy"
     return name.replace("_", " "), "accuracy" if name.endswith("accuracy") else name

@@ -25,6 +25,7 @@ from ..runs.arguments import (
     TextLengthArguments,
     TrainingDataArguments,
     ValidationDataArguments,
+    ValidationSplitArguments,
     WorkerArguments,
 )
 from ..runs.config import describe, set_defaults
@@ -111,6 +112,7 @@ class LossArguments:
 @set_defaults(decoder="pyav")
 class CorpusArguments(
     ValidationDataArguments,
+    ValidationSplitArguments,
     CaptionArguments,
     ReadingArguments,
     RerankingArguments,
@@ -122,6 +124,7 @@ class CorpusArguments(
     train_corpora: list[str] = describe([], "JSON or SQLite lists, or `datasets` names, with captions.")
     media_types: list[str] = describe(["video"], "What a corpus holds: video or image.")
     data_roots: list[str] = describe([], "Folders that relative paths start from; default: the annotations' folders.")
+    train_splits: list[str] = describe(["train"], "Splits to train on, of corpora that are `datasets` datasets.")
     batch_sizes: list[int] = describe(
         [],
         "Rows that a process takes at a time; default: per_device_train_batch_size. Corpora of one kind and size mix.",
@@ -139,9 +142,9 @@ class CorpusArguments(
     def __post_init__(self) -> None:
         if not self.train_corpora:
             raise ValueError("Set train_corpora: JSON or SQLite lists, or names of datasets, with captions.")
-        for name in ("media_types", "data_roots", "batch_sizes"):
+        for name in ("media_types", "train_splits", "data_roots", "batch_sizes"):
             if len(getattr(self, name)) not in (1, len(self.train_corpora)) and (
-                name == "media_types" or getattr(self, name)
+                name in ("media_types", "train_splits") or getattr(self, name)
             ):
                 raise ValueError(
                     f"{name} has {len(getattr(self, name))} values for {len(self.train_corpora)} corpora: give one "

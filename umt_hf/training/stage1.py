@@ -17,6 +17,7 @@ from torch import nn
 
 from ..data.loaders import build_loader
 from ..data.sources import load_videos
+from ..data.splits import select_data
 from ..inference.loading import load_complete_model
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
@@ -215,9 +216,9 @@ def load_tables(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset
     """Training rows and held-out rows.
 
     Raises:
-        ValueError: If there is no training data.
+        ValueError: If there is no training data, or a split is asked of data without splits.
     """
-    if data.train_data is None:
+    if (train := select_data(data, "train")) is None:
         raise ValueError("Set train_data: a CSV file, JSON file, folder of videos, or name of a dataset.")
     common: dict[str, Any] = {
         "data_root": data.data_root,
@@ -226,11 +227,13 @@ def load_tables(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset
         "config_name": data.dataset_config_name,
         "video_column": data.video_column,
     }
-    training = load_videos(data.train_data, split=data.train_split, streaming=data.streaming, **common)
-    source = data.validation_data or (data.train_data if data.validation_split else None)
-    if source is None:
+    source, split = train
+    training = load_videos(source, split=split, streaming=data.streaming, **common)
+    validation = select_data(data, "validation")
+    if validation is None:
         return training, None
-    held_out = load_videos(source, split=data.validation_split or "validation", **common)
+    source, split = validation
+    held_out = load_videos(source, split=split, **common)
     if data.max_eval_samples is not None:
         held_out = held_out.select(range(min(data.max_eval_samples, len(held_out))))
     return training, held_out

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
 from ..data.loaders import build_loader
+from ..data.splits import require_split, select_data
 from ..evaluation.retrieval import evaluate_retrieval
 from ..inference.loading import load_complete_model
 from ..inference.starts import require_other_model, require_start, require_tokenizer
@@ -213,7 +214,11 @@ def load_corpora(data: CorpusArguments, training: PretrainingArguments) -> list[
         media_type = data.get_corpus("media_types", number)
         size = data.get_corpus("batch_sizes", number) or training.per_device_train_batch_size
         rows = load_pairs(
-            source, data.captions, data_root=data.get_corpus("data_roots", number), video_column=media_type
+            source,
+            data.captions,
+            data_root=data.get_corpus("data_roots", number),
+            split=require_split(source, data.get_corpus("train_splits", number), "train", "train_splits"),
+            video_column=media_type,
         )
         # The number becomes a part of the pair ids, see `PairDataset`.
         table: Any = rows.select_columns(["video", "caption"])
@@ -315,12 +320,14 @@ def main(
     accelerator = build_accelerator(training, find_unused_parameters=0 in weights)
     corpora = load_corpora(data, training)
     held_out = None
-    if data.validation_data is not None:
+    if (validation := select_data(data, "validation")) is not None:
+        source, split = validation
         held_out = load_retrieval_set(
-            data.validation_data,
+            source,
             data.validation_captions,
             data.multiple_videos_per_text,
             data_root=data.validation_root,
+            split=split,
         )
     teacher, recorded = None, {}
     if loss_args.uta_loss_weight > 0:
