@@ -45,6 +45,8 @@ EXCLUDED = (
     "checkpoint-*",
     "last-checkpoint",
     "*.unfinished",
+    "*.deleted",
+    "*.replaced",
     "optimizer*",
     "scheduler*",
     "scaler*",

@@ -36,7 +36,7 @@ def take_step(norm: float, has_scaler: bool, was_skipped: bool = False, limit: f
     )
     optimizer, state = FakeOptimizer(), TrainState()
     model = torch.nn.Linear(1, 1)
-    _step_if_finite(accelerator, model, optimizer, PretrainingArguments(max_grad_norm=limit), state)
+    _step_if_finite(accelerator, model, optimizer, limit, state, 20)
     return optimizer.steps, state.nonfinite_steps, limits[0]
 
 
@@ -100,12 +100,15 @@ def test_log_is_cut_back_to_the_checkpoint_and_forgives_a_cut_line(tmp_path):
 def test_only_whole_checkpoints_count(tmp_path):
     for name in ("checkpoint-10", "checkpoint-9", "checkpoint-11.unfinished"):
         (tmp_path / name / "training_state").mkdir(parents=True)
+        (tmp_path / name / "model.safetensors").touch()
     (tmp_path / "checkpoint-12").mkdir()
+    (tmp_path / "checkpoint-13" / "training_state").mkdir(parents=True)  # its weights went first
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
     assert find_checkpoint("auto", tmp_path).name == "checkpoint-10"
     assert find_checkpoint("auto", tmp_path / "new") is None
     assert find_checkpoint(str(tmp_path / "checkpoint-9"), tmp_path).name == "checkpoint-9"
-    with pytest.raises(FileNotFoundError, match="checkpoint-12"):
-        find_checkpoint(str(tmp_path / "checkpoint-12"), tmp_path)
+    for name, reason in (("12", "has no training_state"), ("13", "has no weights"), ("11.unfinished", "killed run")):
+        with pytest.raises(FileNotFoundError, match=f"checkpoint-{name} is not a complete checkpoint: .*{reason}"):
+            find_checkpoint(str(tmp_path / f"checkpoint-{name}"), tmp_path)
     with pytest.raises(FileExistsError, match="checkpoint-10"):
         find_checkpoint(None, tmp_path)
