@@ -283,7 +283,7 @@ class _AveragingCallback(TrainerCallback):
         self.trainer.averaged = AveragedModel(self.trainer.model, multi_avg_fn=average)
         if self.trainer.resumed_from:
             file = Path(self.trainer.resumed_from) / AVERAGE_FILE
-            self.averaged.load_state_dict(torch.load(file, map_location=args.device, weights_only=True))
+            self.averaged.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
         self.averaged.update_parameters(self.trainer.model)

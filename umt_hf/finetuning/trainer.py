@@ -446,6 +446,8 @@ class FinetuningTrainer(Trainer):
             skipped = sum_skipped_videos(self.videos, self.accelerator)
             counts = {"skipped_videos": skipped, "nonfinite_steps": self.bad_steps.nonfinite_steps}
             logs = {**logs, **self.meter.flush(), **counts}
+            # The base class subtracts the sum from itself, so that one NaN would stay for ever.
+            self._tr_loss.zero_()
         super().log(logs, start_time)
 
     def evaluate(

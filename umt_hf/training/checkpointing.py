@@ -125,7 +125,7 @@ def find_checkpoint(
 
 def is_complete(checkpoint: Path, state: str = STATE_FOLDER) -> bool:
     """Whether a folder has the state of a run, and weights beside it or in it."""
-    patterns = ("*.safetensors", "*.bin", "*/*.safetensors", "*/*.bin", "*fsdp*", "global_step*")
+    patterns = ("*.safetensors", "*/*.safetensors", "*_model*", "*/*_model*", "global_step*")
     return (checkpoint / state).exists() and any(next(checkpoint.glob(pattern), None) for pattern in patterns)
 
 
