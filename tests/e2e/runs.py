@@ -1,17 +1,21 @@
 """Command lines of tiny runs, the folder they start from, and what they leave behind."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import START_METHOD
 from umt_hf import UMTVideoConfig, UMTVideoForPreTraining, UMTVideoProcessor, UMTVideoTextProcessor
 from umt_hf.modeling.configuration_umt_video_text import UMTVideoTextConfig
 from umt_hf.modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
 from umt_hf.processing.processing_umt_video_text import build_tokenizer, clean_caption
 from umt_hf.runs.folder import read_metrics
 
+# Whether loaders start workers is seen where workers are not forked.
+NUM_WORKERS = 1 if os.environ.get(START_METHOD) else 0
 # What both stages of pre-training set so that a run is short and exact.
 PRETRAINING = {
     "num_frames": 4,
@@ -22,7 +26,7 @@ PRETRAINING = {
     "scale_learning_rate": False,
     "warmup_steps": 2,
     "max_steps": 4,
-    "dataloader_num_workers": 0,
+    "dataloader_num_workers": NUM_WORKERS,
     "logging_steps": 1,
     "save_steps": 1000,
     "report_to": "none",
@@ -30,7 +34,7 @@ PRETRAINING = {
 }
 # What every fine-tuning script takes from the `Trainer`.
 FINE_TUNING = {
-    "dataloader_num_workers": 0,
+    "dataloader_num_workers": NUM_WORKERS,
     "save_strategy": "no",
     "report_to": "none",
     "use_cpu": True,

@@ -181,3 +181,10 @@ def test_a_bad_video_ends_both_processes(commands, data, shapes, tmp_path):
     finished = run_ranks(evaluate_retrieval.main, words, exit_code=1)
     assert "broken.mp4" in finished.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_workers_that_are_not_forked(commands, forkserver, name):
+    words = commands("none")[name]
+    workers = [*commands("workers")[name], "--dataloader_num_workers", "1"]
+    assert SCRIPTS[name].main(workers) == SCRIPTS[name].main(words) != {}

@@ -8,16 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.e2e.runs import FINE_TUNING, assert_same_weights, save_video_text_model, to_flags
-from tests.processes import run_and_kill, run_ranks
+from tests.e2e.runs import FINE_TUNING, PRETRAINING, assert_same_weights, save_video_text_model, to_flags
+from tests.processes import START_METHOD, run_and_kill, run_ranks
+from umt_hf.evaluation import classification as evaluate_classification
+from umt_hf.evaluation import detection as evaluate_detection
 from umt_hf.finetuning import classification, detection, question_answering, retrieval
 from umt_hf.finetuning.trainer import FinetuningTrainer
 from umt_hf.runs.disk import put_folder, remove_folder
+from umt_hf.training import stage1
+from umt_hf.training import stage2 as stage2_script
 from umt_hf.training import trainer as pretraining
 from umt_hf.training.checkpointing import list_checkpoints, remove_unfinished
+
+from .conftest import TINY
 
 STATE = "trainer_state.json"
 SCRIPTS = {
@@ -305,3 +312,49 @@ def test_replacing_and_deleting_leave_nothing_behind(tmp_path):
     remove_folder(tmp_path / "final")
     remove_folder(tmp_path / "final")
     assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------------- workers
+EVALUATIONS = {"classification": evaluate_classification, "detection": evaluate_detection}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_workers_that_are_not_forked(flags, shapes, colors, forkserver, tmp_path, script):
+    """Over two epochs, with validation and, where the model has one, its evaluation script."""
+    main, fields = SCRIPTS[script].main, {"num_train_epochs": 2, "max_steps": -1, "per_device_train_batch_size": 8}
+    if script in ("retrieval", "question_answering"):
+        kind = "captions" if script == "retrieval" else "questions"
+        fields["validation_data"] = shapes / f"validation_{kind}.json"
+    found = [
+        main(flags(script, **fields, output_dir=tmp_path / name, dataloader_num_workers=count))
+        for name, count in (("workers", 1), ("none", 0))
+    ]
+    assert found[0] == found[1]
+    assert_same_weights(tmp_path / "workers", tmp_path / "none")
+    if script in EVALUATIONS:
+        data = colors / "few_validation.csv" if script == "classification" else shapes / "train_boxes.json"
+        options = {"label_keys": ["color", "shape"]} if script == "detection" else {"num_clips": 1, "num_crops": 1}
+        options |= {"model_name_or_path": tmp_path / "workers", "data": data, "dataloader_num_workers": 1}
+        assert EVALUATIONS[script].main(to_flags(**options, output_dir=tmp_path / "report"))
+
+
+def run_one_after_the_other(commands: list[list[str]]) -> None:
+    for main, arguments in zip((stage1.main, stage2_script.main, retrieval.main), commands, strict=True):
+        main(arguments)
+        AcceleratorState._reset_state()
+
+
+@pytest.mark.slow
+def test_two_processes_with_workers_that_are_not_forked(flags, shapes, teacher, stage2, tmp_path):
+    """Both stages and a fine-tuning: workers of ranks belong to no process group."""
+    short = PRETRAINING | {"max_steps": 2, "num_frames": 2, "dataloader_num_workers": 1, "num_aligned_layers": 1}
+    short |= {"teacher_name_or_path": teacher}
+    stage1_fields = {**short, **TINY, "train_data": shapes / "train.csv"}
+    stage2_fields = {**short, "train_corpora": shapes / "train_captions.json", "model_name_or_path": stage2}
+    commands = [
+        to_flags(**stage1_fields, output_dir=tmp_path / "stage1"),
+        to_flags(**stage2_fields, output_dir=tmp_path / "stage2"),
+        flags("retrieval", max_steps=2, dataloader_num_workers=1, output_dir=tmp_path / "retrieval"),
+    ]
+    run_ranks(run_one_after_the_other, commands, environment={START_METHOD: "forkserver"})
+    assert all((tmp_path / name / "config.json").is_file() for name in ("stage1", "stage2", "retrieval"))

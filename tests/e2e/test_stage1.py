@@ -274,3 +274,10 @@ def test_streamed_parquet(flags, shapes, tmp_path, monkeypatch):
 def test_folder_of_videos(flags, shapes, tmp_path):
     state = stage1.main(flags(train_data=shapes / "videos" / "train", max_steps=1))
     assert state.step == 1
+
+
+def test_workers_that_are_not_forked(flags, forkserver, tmp_path):
+    """The clips of a run, and held-out ones, are those that this process reads."""
+    stage1.main(flags(output_dir=tmp_path / "workers", max_steps=3, dataloader_num_workers=2))
+    stage1.main(flags(output_dir=tmp_path / "none", max_steps=3, dataloader_num_workers=0))
+    assert read_losses(tmp_path / "workers") == read_losses(tmp_path / "none")

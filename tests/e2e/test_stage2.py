@@ -294,3 +294,11 @@ def test_its_last_state_reaches_a_hub_that_failed(hub, flags, tmp_path):
     assert type(AutoProcessor.from_pretrained("me/stage2")) is UMTVideoTextProcessor
     for name, tensor in load_file(tmp_path / "run" / "model.safetensors").items():
         assert torch.equal(pulled[name], tensor), name
+
+
+def test_workers_that_are_not_forked(flags, shapes, images, forkserver, tmp_path):
+    """They get the processor, not the stage with its models; held-out videos are read by workers, too."""
+    fields = {**with_images(shapes, images), "validation_data": shapes / "test_captions.json", "max_steps": 3}
+    stage2.main(flags(output_dir=tmp_path / "workers", dataloader_num_workers=1, **fields))
+    stage2.main(flags(output_dir=tmp_path / "none", dataloader_num_workers=0, **fields))
+    assert read_losses(tmp_path / "workers") == read_losses(tmp_path / "none")

@@ -525,7 +525,7 @@ class _StartCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
         trainer = self.trainer
-        start = getattr(trainer.model, "name_or_path", "") or "The model to start from"
+        start = str(getattr(trainer.model, "name_or_path", "") or "The model to start from")
         resumed = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         refuse_nonfinite_weights(trainer.model, trainer.accelerator, resumed if state.global_step else start)
 

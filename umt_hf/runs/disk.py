@@ -7,7 +7,7 @@ a rename fails with `PermissionError` while another program holds one of the fil
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -114,7 +114,7 @@ def clear_leftovers(parent: Path, patterns: Sequence[str]) -> None:
 
 
 @contextmanager
-def fill_folder(folder: Path) -> Iterator[Path]:
+def fill_folder(folder: Path) -> Generator[Path, None, None]:
     """Write the files of a model that come to stand in a folder beside other things.
 
     They go to a folder in it first and are moved when all are there, `config.json` last: until then `from_pretrained`

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -161,7 +161,7 @@ def scale_learning_rate(learning_rate: float, total_batch_size: int, repeated_au
 
 
 @contextmanager
-def keep_group_settings(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def keep_group_settings(optimizer: torch.optim.Optimizer) -> Generator[None, None, None]:
     """Keep rates, decays and betas of an optimizer while a state is loaded into it: only its moments change."""
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     yield
