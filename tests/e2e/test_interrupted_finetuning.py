@@ -341,7 +341,7 @@ def test_workers_that_are_not_forked(flags, shapes, colors, forkserver, tmp_path
 def run_one_after_the_other(commands: list[list[str]]) -> None:
     for main, arguments in zip((stage1.main, stage2_script.main, retrieval.main), commands, strict=True):
         main(arguments)
-        AcceleratorState._reset_state()
+        AcceleratorState._reset_state(reset_partial_state=True)  # a stage ends with its process group
 
 
 @pytest.mark.slow

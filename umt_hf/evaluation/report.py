@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import EvaluatedModelArguments
+from ..runs.disk import write_text
 from ..runs.folder import PREDICTIONS_FILE, REPORT_FILE, collect_versions, hash_source
 
 logger = logging.getLogger(__name__)
@@ -73,9 +74,9 @@ def write_report(
         return
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
+    write_text(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
     if predictions is not None:
-        (folder / PREDICTIONS_FILE).write_text(json.dumps(predictions, indent=2) + "\n")
+        write_text(folder / PREDICTIONS_FILE, json.dumps(predictions, indent=2) + "\n")
     lines = [f"  {name:<36} {value:10.4f}" for name, value in report["metrics"].items()]
     logger.info("%s on %s:\n%s", report["model"], report["data"], "\n".join(lines))
     logger.info("Report: %s", folder / REPORT_FILE)

@@ -327,7 +327,11 @@ def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationMo
     """
     num_classes = model.classifier.out_features
     head_rows, folder = args.head_rows or "first", require(args.model_name_or_path, "model_name_or_path")
-    rows = list(range(num_classes)) if head_rows == "first" else json.loads(Path(head_rows).read_text())
+    rows = (
+        list(range(num_classes))
+        if head_rows == "first"
+        else json.loads(Path(head_rows).read_text(encoding="utf-8-sig"))
+    )
     num_rows = UMTVideoConfig.from_pretrained(folder).num_labels or 0
     if len(rows) != num_classes or not all(isinstance(row, int) and 0 <= row < num_rows for row in rows):
         raise ValueError(

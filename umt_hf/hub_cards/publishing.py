@@ -168,13 +168,13 @@ def check_model_folder(folder: Path) -> None:
         hint = " It holds adapters only: push the folder of the run, where they are merged into the model."
         hint = hint if (folder / ADAPTER_CONFIG_FILE).is_file() else ""
         raise ValueError(f"{folder} is not a model folder: it has no {CONFIG_FILE}.{hint}")
-    model_type = json.loads((folder / CONFIG_FILE).read_text()).get("model_type")
+    model_type = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8-sig")).get("model_type")
     if model_type not in MODEL_TYPES:
         raise ValueError(f"{folder} is a {model_type!r}; expected one of {', '.join(MODEL_TYPES)}.")
     index = folder / WEIGHTS_INDEX_FILE
     weights = [WEIGHTS_FILE]
     if index.is_file():
-        weights = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        weights = sorted(set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()))
     if missing := [name for name in weights if not (folder / name).is_file()]:
         raise ValueError(f"{folder} is not a finished model folder: {', '.join(missing)} is missing.")
 
@@ -274,7 +274,7 @@ def find_auto_classes(config: PreTrainedConfig) -> dict[str, type]:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     """A configuration without the `auto_map` of a repository that it came from."""
-    settings = json.loads(path.read_text())
+    settings = json.loads(path.read_text(encoding="utf-8-sig"))
     settings.pop("auto_map", None)
     return settings
 

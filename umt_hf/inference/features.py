@@ -10,6 +10,7 @@ Legend: N frames, T frames of a window, S time steps (tubelets) of a video, W wi
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.modeling_umt_video import UMTVideoModel
 from ..processing.decoding import VideoDecodingError, open_video
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.disk import put_file, put_folder, remove_folder, write_text
 from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
 from .loading import (
     PIXEL_SETTINGS,
@@ -44,6 +46,7 @@ FeatureLevel = Literal["frame", "clip", "tubelet"]
 FeatureFormat = Literal["safetensors", "dataset"]
 
 NAME_BYTES = 200  # of a video's name in that of its features; file systems allow 255 for the complete name
+FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 
 
 @dataclass(frozen=True)
@@ -406,9 +409,12 @@ def _save_video(
 
 
 def name_features(folder: str | os.PathLike, video: str) -> Path:
-    """File of a video's features: the video's name, and a digest of its path, since others may have the same name."""
-    digest = hashlib.blake2b(os.path.abspath(video).encode(), digest_size=4).hexdigest()
-    stem = Path(video).stem.encode()[:NAME_BYTES].decode(errors="ignore")
+    """File of a video's features: the video's name, and a digest of its path, since others may have the same name.
+
+    Characters that Windows forbids in names are replaced.
+    """
+    digest = hashlib.blake2b(os.path.abspath(video).encode(errors="surrogateescape"), digest_size=4).hexdigest()
+    stem = FORBIDDEN.sub("_", Path(video).stem).encode(errors="surrogateescape")[:NAME_BYTES].decode(errors="ignore")
     return Path(folder) / f"{stem}-{digest}.safetensors"
 
 
@@ -456,7 +462,7 @@ def _write_features(folder: Path, file: VideoFile, found: VideoFeatures, setting
     final = name_features(folder, file.path)
     unfinished = final.with_name(final.name + UNFINISHED_SUFFIX)
     save_file(arrays, unfinished, metadata)
-    os.replace(unfinished, final)
+    put_file(unfinished, final)
 
 
 def _write_dataset(folder: Path) -> None:
@@ -466,7 +472,7 @@ def _write_dataset(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        shutil.rmtree(final, ignore_errors=True)
+        remove_folder(final)
         return
     with safe_open(files[0], "np") as stored:
         shape = stored.get_slice("features").get_shape()
@@ -481,8 +487,7 @@ def _write_dataset(folder: Path) -> None:
         _iterate_rows, features=columns, cache_dir=str(cache), gen_kwargs={"files": [str(file) for file in files]}
     )
     table.save_to_disk(unfinished)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(unfinished, final)
+    put_folder(unfinished, final)
     del table
     shutil.rmtree(cache)
 
@@ -497,9 +502,7 @@ def _iterate_rows(files: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    unfinished = path.with_name(path.name + UNFINISHED_SUFFIX)
-    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 __all__ = ["FeatureReport", "VideoFeatures", "extract_features", "load_encoder", "save_features"]

@@ -1,5 +1,6 @@
 """The loop's smaller parts: non-finite steps with and without a loss scaler, averages, lengths of runs."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from umt_hf.runs.folder import MetricLog, read_metrics
 from umt_hf.training.arguments import PretrainingArguments
 from umt_hf.training.checkpointing import find_checkpoint, list_checkpoints
 from umt_hf.training.metric_meter import MetricMeter
-from umt_hf.training.trainer import TrainState, _step_if_finite, build_schedule
+from umt_hf.training.trainer import TrainState, _step_if_finite, build_schedule, limit_nonfinite_steps
 
 
 class FakeOptimizer:
@@ -50,6 +51,32 @@ def test_a_loss_scaler_sees_every_step():
     """Else it never lowers its scale: it skips the step by itself."""
     assert take_step(float("inf"), has_scaler=True, was_skipped=True)[:2] == (1, 1)
     assert take_step(1.0, has_scaler=True)[:2] == (1, 0)
+
+
+def test_counters_are_json(tmp_path):
+    """A state of an older version, whose counters are a pickle, is refused without opening it."""
+    state = TrainState(step=3, micro_step=6, nonfinite_steps=1, skipped_videos=2)
+    state.save(tmp_path)
+    loaded = TrainState()
+    loaded.load(tmp_path)
+    assert loaded == state and json.loads((tmp_path / "counters.json").read_text())["micro_step"] == 6
+    (tmp_path / "counters.json").unlink()
+    (tmp_path / "custom_checkpoint_0.pkl").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    with pytest.raises(FileNotFoundError, match="no counters.json: it is from an older version; start anew"):
+        TrainState().load(tmp_path)
+
+
+def test_bad_steps_in_a_row():
+    counted = TrainState()
+    for step, is_finite in enumerate([False, False, True, False, False]):
+        counted.count_step(is_finite, step, limit=2)
+    assert (counted.nonfinite_steps, counted.nonfinite_in_a_row) == (4, 2)
+    with pytest.raises(RuntimeError, match="^3 steps in a row had NaN or Inf gradients: lower learning_rate, "):
+        counted.count_step(False, 5, limit=2)
+    # Half of a short run, but for the loss scaler, which skips a few first steps as it should.
+    assert [
+        limit_nonfinite_steps(20, total, has_scaler) for total, has_scaler in ((6, False), (6, True), (99, False))
+    ] == [3, 20, 20]
 
 
 def test_clipping_uses_the_limit():
