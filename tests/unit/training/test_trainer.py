@@ -42,6 +42,38 @@ def take_step(norm: float, has_scaler: bool, was_skipped: bool = False, limit: f
 
 
 def test_bad_gradients_do_not_reach_the_optimizer():
+    assert take_step(1.0, has_scaler=False) == (1, 0, float("inf"))
+    assert take_step(float("nan"), has_scaler=False)[:2] == (0, 1)
+    assert take_step(float("inf"), has_scaler=False)[:2] == (0, 1)
+
+
+def test_a_loss_scaler_sees_every_step():
+    """Else it never lowers its scale: it skips the step by itself."""
+    assert take_step(float("inf"), has_scaler=True, was_skipped=True)[:2] == (1, 1)
+    assert take_step(1.0, has_scaler=True)[:2] == (1, 0)
+
+
+def test_counters_are_json(tmp_path):
+    """A state of an older version, whose counters are a pickle, is refused without opening it."""
+    state = TrainState(step=3, micro_step=6, nonfinite_steps=1, skipped_videos=2)
+    state.save(tmp_path)
+    loaded = TrainState()
+    loaded.load(tmp_path)
+    assert loaded == state and json.loads((tmp_path / "counters.json").read_text())["micro_step"] == 6
+    (tmp_path / "counters.json").unlink()
+    (tmp_path / "custom_checkpoint_0.pkl").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    with pytest.raises(FileNotFoundError, match="no counters.json: it is from an older version; start anew"):
+        TrainState().load(tmp_path)
+
+
+def test_bad_steps_in_a_row():
+    counted = TrainState()
+    for step, is_finite in enumerate([False, False, True, False, False]):
+        counted.count_step(is_finite, step, limit=2)
+    assert (counted.nonfinite_steps, counted.nonfinite_in_a_row) == (4, 2)
+    with pytest.raises(RuntimeError, match="^3 steps in a row had NaN or Inf gradients: lower learning_rate, "):
+        counted.count_step(False, 5, limit=2)
+    # Half of a short run, but for the loss scaler, which skips a few first steps as it should.
     assert limit_nonfinite_steps(20, 6, has_scaler=False) == 3
     assert limit_nonfinite_steps(20, 6, has_scaler=True) == limit_nonfinite_steps(20, 99, has_scaler=False) == 20
 
