@@ -146,7 +146,9 @@ def refuse_nonfinite_weights(model: nn.Module, accelerator: Accelerator, found_i
         ValueError: With the names of the tensors.
     """
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    bad = [name for name, tensor in tensors if tensor.is_floating_point() and not _is_finite(tensor)]
+    # Of one byte are quantised ones, whose values say nothing by themselves.
+    numbers = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point() and tensor.element_size() > 1]
+    bad = [name for name, tensor in numbers if not _is_finite(tensor)]
     # All stop together, also where the bad part is another's.
     total = accelerator.reduce(torch.tensor(len(bad), device=accelerator.device), reduction="sum")
     if int(total):
