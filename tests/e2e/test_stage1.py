@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset, Features, Value
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoVideoProcessor
 
 from tests.e2e.runs import assert_same_weights, read_losses
 from tests.processes import run_and_kill, run_ranks
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
+from umt_hf.processing.decoding import open_video
 from umt_hf.processing.video_processing_umt_video import UMTVideoProcessor
 from umt_hf.runs.config import parse_config
 from umt_hf.runs.folder import read_metrics
@@ -50,6 +52,24 @@ def test_run_exports_a_folder_that_auto_classes_load(flags, shapes, tmp_path):
     assert again[0].hidden_size == 32 and again[5].max_steps == 4
     # The teacher is in no file of the run.
     assert not [name for name in load_file(run / "model.safetensors") if "teacher" in name or "tower" in name]
+
+
+def test_null_rows_and_empty_bytes_of_parquet_are_counted_skips(flags, shapes, tmp_path, caplog):
+    """A run on a table whose rows partly hold no video ends with all its steps, and says how many rows it left out."""
+    good = [{"bytes": path.read_bytes(), "path": None} for path in sorted((shapes / "videos" / "train").iterdir())[:8]]
+    bad = [None, {"bytes": b"", "path": None}, {"bytes": None, "path": None}, {"bytes": b"text", "path": None}]
+    video = {"bytes": Value("binary"), "path": Value("string")}
+    table = Dataset.from_dict({"video": [*bad, *good]}, features=Features({"video": video}))
+    (tmp_path / "data").mkdir()
+    table.to_parquet(tmp_path / "data" / "train.parquet")
+    state = stage1.main(flags(train_data=tmp_path / "data", max_steps=6, max_skipped_ratio=0.9))
+    # 6 steps of 4 videos are two epochs of 12 rows; a row drawn in place of a bad one may be bad too, and counts.
+    num_said = sum(record.getMessage().startswith("Skipped, since it cannot be read") for record in caplog.records)
+    assert state.step == 6 and state.videos == 24 and state.skipped_videos == num_said >= 2 * len(bad)
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "skipped_videos" in line]
+    assert lines[-1]["skipped_videos"] == num_said
+    assert "has neither a path nor bytes" in caplog.text and "<video of 4 bytes>: cannot be decoded" in caplog.text
+    assert UMTVideoForPreTraining.from_pretrained(tmp_path / "run").config.hidden_size == 32
 
 
 def test_loss_falls(flags, tmp_path):
@@ -292,6 +312,28 @@ def test_streamed_parquet(flags, shapes, tmp_path, monkeypatch):
     assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "whole")
     with pytest.raises(ValueError, match="max_steps"):
         stage1.main(flags(output_dir=tmp_path / "epochs", **common | {"max_steps": -1}))
+
+
+def test_saved_rows_and_folders_of_frames(flags, shapes, tmp_path):
+    """A saved table with a column of type Video, and frames on disk, as folder and as published list."""
+    from datasets import Dataset, Features, Video
+    from PIL import Image
+
+    files = sorted((shapes / "videos" / "train").iterdir())
+    table = Dataset.from_dict({"clip": [str(file) for file in files]}, features=Features({"clip": Video()}))
+    table.save_to_disk(tmp_path / "saved")
+    lines = []
+    for file in files[:8]:
+        folder = tmp_path / "frames" / file.stem
+        folder.mkdir(parents=True)
+        with open_video(file) as reader:
+            for number, frame in enumerate(reader.get_frames(range(reader.num_frames))):
+                Image.fromarray(frame).save(folder / f"img_{number + 1:05d}.jpg")
+            lines.append(f"frames/{file.stem} {reader.num_frames} 7")
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    for name in ("saved", "frames", "list.txt"):
+        state = stage1.main(flags(train_data=tmp_path / name, max_steps=1, output_dir=tmp_path / f"run_{name}"))
+        assert state.step == 1 and state.skipped_videos == 0, name
 
 
 def test_folder_of_videos(flags, shapes, tmp_path):

@@ -181,15 +181,24 @@ def compute_negative_weights(
         hard: Whether similar ones are likelier; otherwise all are alike.
 
     Returns:
-        Weights of the videos for each text, and of the texts for each video, both `(B, B)` and without gradient. Rows
-        do not sum to 1, and are 0 where the batch has no negative.
+        Weights of the videos for each text, and of the texts for each video, both `(B, B)` and without gradient. A row
+        need not sum to 1; it is 0 only where the batch has no negative.
 
     Source: Li et al., "Align before Fuse", 2021, section 3.2, hard negatives.
     """
     # Detached: which negatives are drawn is a choice, through which no gradient flows.
     logits = logits.detach() if hard else torch.zeros_like(logits)
-    is_negative = (~is_pair).to(logits.dtype)
-    return logits.T.softmax(dim=1) * is_negative, logits.softmax(dim=1) * is_negative
+    return _weigh_negatives(logits.T, is_pair.T), _weigh_negatives(logits, is_pair)
+
+
+def _weigh_negatives(logits: torch.Tensor, is_pair: torch.Tensor) -> torch.Tensor:
+    """The published weights of a row; its softmax without the pairs where these leave hardly any weight to others.
+
+    Both give the same distribution, but at low temperatures the first one underflows to a row of zeros.
+    """
+    published = logits.softmax(dim=1).masked_fill(is_pair, 0)
+    among_negatives = logits.masked_fill(is_pair, -torch.inf).softmax(dim=1).masked_fill(is_pair, 0)
+    return torch.where(published.sum(dim=1, keepdim=True) > 1e-6, published, among_negatives)
 
 
 def sample_negatives(weights: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:

@@ -548,7 +548,7 @@ def resolve_visible_indices(
     """Bring a mask or indices to `(B, V)` indices; neither of them means that all tokens are visible.
 
     Raises:
-        ValueError: If both are given, a shape does not fit the clip, or rows hide different counts.
+        ValueError: If both are given, a shape or an index does not fit the clip, or rows hide different counts.
     """
     if bool_masked_pos is not None and visible_indices is not None:
         raise ValueError("Give bool_masked_pos or visible_indices, not both.")
@@ -557,6 +557,14 @@ def resolve_visible_indices(
             raise ValueError(
                 f"visible_indices must be ({batch_size}, visible tokens), got {tuple(visible_indices.shape)}."
             )
+        # On other devices reading a value would wait for them; there only what is too large is noticed.
+        if visible_indices.device.type == "cpu" and not torch.compiler.is_compiling():
+            outside = visible_indices[(visible_indices < 0) | (visible_indices >= num_tokens)]
+            if outside.numel():
+                raise ValueError(
+                    f"visible_indices must be from 0 to {num_tokens - 1}, the tokens of this clip, got "
+                    f"{outside.unique().tolist()}."
+                )
         return visible_indices
     if bool_masked_pos is None:
         return None

@@ -16,6 +16,7 @@
 Legend: B videos, T frames of a clip, C channels, H height, W width.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,7 @@ from transformers.video_utils import VideoInput, VideoMetadata
 
 from .decoding import DecoderName, VideoSource, open_video
 from .images import convert_image
-from .media_files import LIMITS
+from .media_files import LIMITS, VideoDecodingError
 from .resizing import is_extreme, resize_part
 from .sampling import SamplingStrategy, place_crops, sample_frame_indices, trim_num_frames
 
@@ -77,8 +78,10 @@ class UMTVideoProcessorKwargs(VideosKwargs, total=False):
 class UMTVideoProcessor(BaseVideoProcessor):
     r"""Turn videos into the `pixel_values` of the UMT models.
 
-    A video is a path, an http(s) or file URL, the bytes of a file, a binary file object, an array or tensor
-    `(T, H, W, C)` or `(T, C, H, W)`, or a list of frames (PIL images, or arrays `(H, W)`, `(H, W, C)` or `(C, H, W)`).
+    A video is a path (of a file, or of a folder of numbered pictures), an http(s) or file URL, the bytes of a file, a
+    binary file object, what a `Video` column of `datasets` gives (a torchcodec `VideoDecoder`, or `{"path", "bytes"}`
+    with one of them), an array or tensor `(T, H, W, C)` or `(T, C, H, W)`, or a list of frames (PIL images, or arrays
+    `(H, W)`, `(H, W, C)` or `(C, H, W)`).
     Videos come singly or in a list, and may differ in kind and size. Grey frames become RGB; what is transparent
     becomes white.
 
@@ -302,7 +305,11 @@ class UMTVideoProcessor(BaseVideoProcessor):
         if _is_file(source):
             frames, metadata = _read_file(source, self._setting("decoder", kwargs), choose_frames)
             return torch.from_numpy(frames).permute(0, 3, 1, 2), metadata
+        if _is_decoder(source):
+            return _read_decoder(source, choose_frames)
 
+        if not len(source):
+            raise _MalformedVideo("is empty: it has no frames.")
         if choose_frames is not None and kwargs.get("num_frames", 0) > len(source):
             raise _MalformedVideo(
                 f"has {len(source)} frames and the call asks for num_frames={kwargs['num_frames']}. Ask for fewer, or "
@@ -320,6 +327,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
             indices = choose_frames(metadata)
         if metadata.frames_indices is None or choose_frames is not None:
             metadata.frames_indices = indices
+        source = _widen(source)
         frames = source[indices] if not isinstance(source, list) else [source[i] for i in indices]
         frames = _stack_frames(frames, self._setting("input_data_format", kwargs))
         metadata.height, metadata.width = frames.shape[-2:]
@@ -460,13 +468,15 @@ def split_videos(videos: Any) -> list:
     """
     if _is_file(videos):
         return [videos]
+    if _is_decoder(videos):
+        return [_find_encoded(videos) or videos]
     if is_pil_image(videos):
         return [[videos]]
     if isinstance(videos, np.ndarray | torch.Tensor):
         return _split_array(videos)
     if not isinstance(videos, list | tuple):
         raise ValueError(
-            "A video is a path, URL, bytes, file object, array, tensor or list of frames, got "
+            "A video is a path, URL, bytes, file object, row of a `Video` column, array, tensor or frames, got "
             f"{type(videos).__name__}."
         )
     if not videos:
@@ -481,6 +491,8 @@ def split_videos(videos: Any) -> list:
 
 def _split_array(videos: np.ndarray | torch.Tensor) -> list:
     if videos.ndim == 5:
+        if not len(videos):
+            raise ValueError(f"Got an empty batch where videos were expected: its shape is {tuple(videos.shape)}.")
         return list(videos)
     if videos.ndim == 4:
         return [videos]
@@ -495,9 +507,46 @@ def _split_array(videos: np.ndarray | torch.Tensor) -> list:
 def _is_file(video: Any) -> bool:
     return (
         isinstance(video, str | bytes | bytearray | memoryview)
+        or (isinstance(video, dict) and not video.keys().isdisjoint(("path", "bytes")))
         or hasattr(video, "__fspath__")
         or hasattr(video, "read")
     )
+
+
+def _is_decoder(video: Any) -> bool:
+    """Whether an object is torchcodec's `VideoDecoder`, or has its interface."""
+    return hasattr(video, "get_frames_at") and hasattr(video, "metadata") and hasattr(video, "__len__")
+
+
+def _find_encoded(video: Any) -> dict[str, Any] | None:
+    """The file that `datasets` made a decoder from: read by us, it gives the frames that its path gives."""
+    encoded = getattr(video, "_hf_encoded", None)
+    if not isinstance(encoded, dict):
+        return None
+    path = encoded.get("path")
+    return encoded if encoded.get("bytes") or (isinstance(path, str) and os.path.isfile(path)) else None
+
+
+def _read_decoder(decoder: Any, choose_frames: Callable | None) -> tuple[torch.Tensor, VideoMetadata]:
+    """Frames of a decoder object that `choose_frames(metadata=...)` names, by default all, `(T, C, H, W)`."""
+    name, total = "<video decoder>", len(decoder)
+    metadata = VideoMetadata(
+        total_num_frames=total,
+        fps=getattr(decoder.metadata, "average_fps", None),
+        duration=getattr(decoder.metadata, "duration_seconds", None),
+        video_backend="torchcodec",
+    )
+    indices: Any = np.arange(total) if choose_frames is None else choose_frames(metadata=metadata)
+    LIMITS.check_num_frames(name, len(indices))
+    try:
+        frames = decoder.get_frames_at(indices=[int(index) for index in indices]).data
+    except (RuntimeError, IndexError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise VideoDecodingError(f"{name}: cannot be decoded ({reason}). Replace it or leave it out.") from error
+    frames = _stack_frames(frames.cpu(), None)
+    metadata.frames_indices = indices
+    metadata.height, metadata.width = frames.shape[-2:]
+    return frames, metadata
 
 
 def _read_file(
@@ -511,7 +560,10 @@ def _read_file(
             duration=reader.duration_seconds,
             video_backend=decoder,
         )
-        indices: Any = np.arange(reader.num_frames) if choose_frames is None else choose_frames(metadata=metadata)
+        try:
+            indices: Any = np.arange(reader.num_frames) if choose_frames is None else choose_frames(metadata=metadata)
+        except VideoDecodingError as error:  # its rate and `fps` ask for too many frames
+            raise VideoDecodingError(f"{reader.name}: {error}") from error
         frames = reader.get_frames(indices)
     metadata.frames_indices = indices
     metadata.height, metadata.width = frames.shape[1:3]
@@ -553,7 +605,13 @@ def _frame_to_tensor(frame: Any) -> torch.Tensor:
             return torch.from_numpy(convert_image(frame))
         except ValueError as error:
             raise _MalformedVideo(f"has a frame that cannot be used: {error}.") from error
-    return _array_to_tensor(frame) if isinstance(frame, np.ndarray) else frame
+    return _widen(_array_to_tensor(frame) if isinstance(frame, np.ndarray) else frame)
+
+
+def _widen(video: Any) -> Any:
+    """Make signed integers of unsigned ones of more than 8 bits, for which PyTorch has hardly any operation."""
+    is_wide = isinstance(video, torch.Tensor) and video.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    return video.long() if is_wide else video
 
 
 def _array_to_tensor(array: np.ndarray) -> torch.Tensor:
@@ -566,11 +624,13 @@ def _check_values(video: torch.Tensor) -> torch.Tensor:
     if video.dtype == torch.uint8:
         return video
     if video.is_floating_point():
+        video = video.float()  # first, since a large number of 64 bits becomes infinite in it
         if not video.isfinite().all():
             raise _MalformedVideo("holds NaN or infinite pixels. Clean or leave out this video.")
-        return video.float()
+        return video
     if video.is_complex() or video.dtype == torch.bool:
         raise _MalformedVideo(f"has pixels of type {video.dtype}; they are uint8 or floating-point.")
+    video = video.long()  # 255 does not fit some types, and cannot be compared with them
     if video.min() < 0 or video.max() > 255:
         raise _MalformedVideo(f"has pixels from {video.min()} to {video.max()}; integers are in 0..255.")
     return video.to(torch.uint8)
