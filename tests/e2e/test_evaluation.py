@@ -258,3 +258,10 @@ def poison(folder: Path, copy: Path, weight: str, value: float) -> Path:
     tensors[name].view(-1)[-1] = value
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
     return copy
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_workers_that_are_not_forked(commands, forkserver, name):
+    words = commands("none")[name]
+    workers = [*commands("workers")[name], "--dataloader_num_workers", "1"]
+    assert SCRIPTS[name].main(workers) == SCRIPTS[name].main(words) != {}

@@ -11,68 +11,28 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
 
 from tests.e2e.labelled import save_text_splits
-from tests.e2e.runs import FINE_TUNING, assert_same_weights, to_flags
+from tests.e2e.runs import FINE_TUNING, assert_same_weights, save_video_text_model, to_flags
 from tests.processes import run_ranks
-from umt_hf import UMTVideoModel, UMTVideoProcessor, UMTVideoTextProcessor
+from umt_hf import UMTVideoModel
 from umt_hf.data.annotations import load_pairs
 from umt_hf.evaluation import question_answering as evaluate_question_answering
 from umt_hf.evaluation import retrieval as evaluate_retrieval
 from umt_hf.finetuning import question_answering as finetune_question_answering
 from umt_hf.finetuning import retrieval as finetune_retrieval
 from umt_hf.finetuning.trainer import VideoTextClips
-from umt_hf.modeling.configuration_umt_video_text import UMTVideoTextConfig
 from umt_hf.modeling.modeling_umt_video_text import (
-    UMTVideoTextForPreTraining,
     UMTVideoTextForQuestionAnswering,
     UMTVideoTextForRetrieval,
 )
-from umt_hf.processing.processing_umt_video_text import build_tokenizer, clean_caption
 from umt_hf.runs.arguments import CropArguments
 from umt_hf.runs.config import parse_config
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-TINY_CONFIG = {
-    "vision_config": {
-        "image_size": 64,
-        "num_frames": 2,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-        "num_aligned_layers": 1,
-        "teacher_hidden_size": 12,
-    },
-    "text_config": {
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-        "fusion_layer": 2,
-        "encoder_width": 32,
-        "max_position_embeddings": 40,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-        "mask_token_id": 4,
-    },
-    "projection_dim": 16,
-}
 SCRIPTS = {"retrieval": finetune_retrieval, "question_answering": finetune_question_answering}
 
 
 @pytest.fixture(scope="module")
 def stage2(shapes, tmp_path_factory) -> Path:
-    """An untrained stage-2 model with a tokenizer that knows the words of the moving shapes."""
-    captions = [row["caption"] for row in json.loads((shapes / "train_captions.json").read_text())]
-    questions = [row["question"] for row in json.loads((shapes / "train_questions.json").read_text())]
-    answers = json.loads((shapes / "answers.json").read_text())
-    words = sorted({word for text in captions + questions + answers for word in clean_caption(text).split()})
-    torch.manual_seed(0)
-    config = UMTVideoTextConfig(**TINY_CONFIG)
-    config.text_config.vocab_size = len(SPECIAL) + len(words)
-    folder = tmp_path_factory.mktemp("stage2")
-    UMTVideoTextForPreTraining(config).save_pretrained(folder)
-    UMTVideoTextProcessor(UMTVideoProcessor(num_frames=2), build_tokenizer(SPECIAL + words)).save_pretrained(folder)
-    return folder
+    return save_video_text_model(tmp_path_factory.mktemp("stage2"), shapes)
 
 
 @pytest.fixture

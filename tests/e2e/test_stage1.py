@@ -133,6 +133,29 @@ def test_killed_run_resumes_to_the_same_losses(flags, tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path / "killed")] == ["checkpoint-29", "checkpoint-30"]
 
 
+@pytest.mark.parametrize("moment", ["checkpoint-*.unfinished/training_state/counters.json", "checkpoint-*.deleted"])
+def test_kills_during_saves_and_deletions(flags, tmp_path, moment):
+    """What is left beside complete checkpoints is gone after the next start."""
+    run, common = tmp_path / "run", {"max_steps": 12, "save_steps": 1, "save_total_limit": 1}
+    stage1.main(flags(output_dir=tmp_path / "whole", **common))
+    run_and_kill(lambda: next(run.glob(moment), None) is not None, stage1.main, flags(**common))
+    for checkpoint in list_checkpoints(run):
+        UMTVideoForPreTraining.from_pretrained(checkpoint)
+    stage1.main(flags(**common, resume_from_checkpoint="auto"))
+    assert read_losses(run) == read_losses(tmp_path / "whole")
+    assert [path.name for path in run.glob("*checkpoint*")] == ["checkpoint-12"]
+
+
+def test_a_nan_in_the_start_folder_is_named_before_the_first_step(flags, tmp_path):
+    stage1.main(flags(max_steps=1, output_dir=tmp_path / "start"))
+    weights = load_file(tmp_path / "start" / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    save_file(weights, tmp_path / "start" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"The model to start from: weights are NaN or infinite"):
+        stage1.main(flags(max_steps=1, model_name_or_path=tmp_path / "start"))
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_half_written_checkpoint_is_ignored_and_removed(flags, tmp_path):
     stage1.main(flags(max_steps=4, save_steps=2))
     run = tmp_path / "run"
@@ -363,3 +386,10 @@ def test_weights_that_are_not_the_models_are_not_exported(tmp_path):
         save_file(state, tmp_path / name / "model.safetensors")
         with pytest.raises(RuntimeError, match="does not hold the weights of the Sequential: 1 missing and"):
             require_own_weights(tmp_path / name, model)
+
+
+def test_workers_that_are_not_forked(flags, forkserver, tmp_path):
+    """The clips of a run, and held-out ones, are those that this process reads."""
+    stage1.main(flags(output_dir=tmp_path / "workers", max_steps=3, dataloader_num_workers=2))
+    stage1.main(flags(output_dir=tmp_path / "none", max_steps=3, dataloader_num_workers=0))
+    assert read_losses(tmp_path / "workers") == read_losses(tmp_path / "none")

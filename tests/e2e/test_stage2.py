@@ -311,3 +311,11 @@ def test_compiled_runs_export_the_models_own_weights_and_resume(flags, shapes, t
     run_ranks(stage2.main, flags(output_dir=resumed, resume_from_checkpoint="auto", **common), **options)
     assert read_losses(resumed) == read_losses(run)
     assert_same_weights(run, resumed)
+
+
+def test_workers_that_are_not_forked(flags, shapes, images, forkserver, tmp_path):
+    """They get the processor, not the stage with its models; held-out videos are read by workers, too."""
+    fields = {**with_images(shapes, images), "validation_data": shapes / "test_captions.json", "max_steps": 3}
+    stage2.main(flags(output_dir=tmp_path / "workers", dataloader_num_workers=1, **fields))
+    stage2.main(flags(output_dir=tmp_path / "none", dataloader_num_workers=0, **fields))
+    assert read_losses(tmp_path / "workers") == read_losses(tmp_path / "none")

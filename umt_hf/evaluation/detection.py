@@ -42,6 +42,7 @@ from ..runs.arguments import (
     WorkerArguments,
 )
 from ..runs.config import describe, script
+from ..runs.disk import name_unfinished, put_file
 from ..runs.folder import BOX_PICTURE, BOX_RESULTS_FILE
 from .metrics.frame_map import compute_frame_map
 from .report import describe_run, write_report
@@ -312,13 +313,15 @@ def list_truth(
 
 def write_results(data: DetectionData, found: DetectedActions, path: str | Path) -> None:
     """Write every (box, class) pair in AVA's result format: name, moment, box, class from 1 on, score."""
-    with Path(path).open("w", newline="") as file:
+    path = Path(path)
+    with name_unfinished(path).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         for frame, detection in zip(data.frames, list_detections(data, found), strict=True):
             for box, scores in zip(detection["boxes"], detection["scores"], strict=True):
                 edges = [f"{value:.5f}" for value in box]
                 for label, score in enumerate(scores, start=1):
                     writer.writerow([frame.name, frame.moment, *edges, label, f"{score:.5f}"])
+    put_file(name_unfinished(path), path)
 
 
 @dataclass(kw_only=True)

@@ -17,6 +17,7 @@ from ..data.video_files import describe_file
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import EvaluatedModelArguments
+from ..runs.disk import write_text
 from ..runs.folder import PREDICTIONS_FILE, REPORT_FILE, collect_versions, hash_source
 
 logger = logging.getLogger(__name__)
@@ -102,9 +103,9 @@ def write_report(
         return
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
+    write_text(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
     if predictions is not None:
-        (folder / PREDICTIONS_FILE).write_text(json.dumps(predictions, indent=2) + "\n")
+        write_text(folder / PREDICTIONS_FILE, json.dumps(predictions, indent=2) + "\n")
     lines = [f"  {name:<36} {value:10.4f}" for name, value in report["metrics"].items()]
     split = "" if report["split"] is None else f", split {report['split']}"
     logger.info("%s on %s%s:\n%s", report["model"], report["data"], split, "\n".join(lines))

@@ -75,6 +75,7 @@ logger = logging.getLogger(__name__)
 
 FRESH_WEIGHTS = ("classifier.", "fc_norm.", "attentive_pooling.")
 PROBE_POOLING = {"linear_probe": "mean", "attentive_probe": "attentive"}
+AVERAGE_FILE = "averaged_weights.pt"
 MIX_KEY = -2  # keeps the draw of a batch's mixing apart from those of its clips
 
 
@@ -307,6 +308,12 @@ class ClassificationTrainer(EncoderFinetuningTrainer):
         )
         return (loss, outputs) if return_outputs else loss
 
+    def complete_checkpoint(self, folder: Path) -> None:
+        """Add the average to a checkpoint."""
+        super().complete_checkpoint(folder)
+        if self.averaged is not None:
+            torch.save(self.averaged.state_dict(), folder / AVERAGE_FILE)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Metrics, of the averaged weights where there are any."""
         with self._averaged_model():
@@ -324,9 +331,7 @@ class ClassificationTrainer(EncoderFinetuningTrainer):
 
 
 class _AveragingCallback(TrainerCallback):
-    """Averages weights after every step, and keeps the average in checkpoints."""
-
-    FILE = "averaged_weights.pt"
+    """Averages weights after every step."""
 
     def __init__(self, trainer: ClassificationTrainer):
         self.trainer = trainer
@@ -340,16 +345,11 @@ class _AveragingCallback(TrainerCallback):
         average = get_ema_multi_avg_fn(args.ema_decay)
         self.trainer.averaged = AveragedModel(self.trainer.model, multi_avg_fn=average)
         if self.trainer.resumed_from:
-            file = Path(self.trainer.resumed_from) / self.FILE
-            self.averaged.load_state_dict(torch.load(file, map_location=args.device, weights_only=True))
+            file = Path(self.trainer.resumed_from) / AVERAGE_FILE
+            self.averaged.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
         self.averaged.update_parameters(self.trainer.model)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            torch.save(self.averaged.state_dict(), folder / self.FILE)
 
 
 def build_classifier(args: ClassificationModelArguments, names: list[str], many_labels: bool = False) -> Any:
@@ -394,7 +394,11 @@ def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationMo
     """
     num_classes = model.classifier.out_features
     head_rows, folder = args.head_rows or "first", require(args.model_name_or_path, "model_name_or_path")
-    rows = list(range(num_classes)) if head_rows == "first" else json.loads(Path(head_rows).read_text())
+    rows = (
+        list(range(num_classes))
+        if head_rows == "first"
+        else json.loads(Path(head_rows).read_text(encoding="utf-8-sig"))
+    )
     num_rows = UMTVideoConfig.from_pretrained(folder).num_labels or 0
     if len(rows) != num_classes or not all(isinstance(row, int) and 0 <= row < num_rows for row in rows):
         raise ValueError(

@@ -18,6 +18,7 @@ from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..plots import STAGE_1_CURVES, STAGE_2_CURVES, plot_curves
 from ..runs.config import load_recipe
+from ..runs.disk import write_text
 from ..runs.folder import (
     CARD_FILE,
     CONVERSION_FILE,
@@ -61,7 +62,7 @@ def write_model_card(folder: str | Path, zoo_entry: ZooEntry | None = None, repo
     folder = Path(folder)
     card = build_model_card(folder, zoo_entry, repo_id)
     path = folder / CARD_FILE
-    card.save(path)
+    write_text(path, str(card))
     return path
 
 

@@ -42,6 +42,8 @@ EXCLUDED = (
     "checkpoint-*",
     "last-checkpoint",
     "*.unfinished",
+    "*.deleted",
+    "*.replaced",
     "optimizer*",
     "scheduler*",
     "scaler*",
@@ -265,7 +267,7 @@ def find_auto_classes(config: PreTrainedConfig) -> dict[str, type]:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     """A configuration without the `auto_map` of a repository that it came from."""
-    settings = json.loads(path.read_text())
+    settings = json.loads(path.read_text(encoding="utf-8-sig"))
     settings.pop("auto_map", None)
     return settings
 

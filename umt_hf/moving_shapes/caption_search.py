@@ -100,7 +100,7 @@ def measure_caption_search(folder: Path, seed: int, num_quartets: int = NUM_QUAR
     chance = statistics.mean(len(videos) for videos in clips.videos_of_text) / len(clips.videos)
     chance = {"all": chance, "motion": 1 / 4, "appearance": 1 / 36}
     results = {"recall": recall, "chance": chance, "num_clips": len(clips.videos)}
-    (folder / "results_stage2.json").write_text(json.dumps(results, indent=2) + "\n")
+    (folder / "results_stage2.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     plot_losses(folder / "video_text" / METRICS_FILE, folder / "losses_stage2.png", STAGE_2_CURVES, "loss")
     draw_found(folder, processor, clips, features)
 

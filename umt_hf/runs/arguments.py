@@ -378,6 +378,21 @@ class AnswerArguments:
 
 # ------------------------------------------------------------------------------------------------------- the training
 @dataclass(kw_only=True)
+class DivergenceArguments:
+    """When a run that diverges stops."""
+
+    max_nonfinite_steps: int = describe(
+        20,
+        "Steps in a row with NaN or Inf gradients after which the run stops, or half of its steps if that is fewer; "
+        "such steps change no weight.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_nonfinite_steps < 0:
+            raise ValueError(f"max_nonfinite_steps must be at least 0, got {self.max_nonfinite_steps}.")
+
+
+@dataclass(kw_only=True)
 class WarmupArguments:
     """Length of the warm-up."""
 

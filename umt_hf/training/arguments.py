@@ -7,6 +7,7 @@ from ..runs.arguments import (
     CaptionArguments,
     ClipSizeArguments,
     CSVArguments,
+    DivergenceArguments,
     DropPathArguments,
     EncoderSizeArguments,
     FlipArguments,
@@ -186,7 +187,7 @@ class PretrainingAugmentationArguments(FlipArguments, RepeatArguments):
 
 @dataclass(kw_only=True)
 @set_defaults(min_learning_rate=1e-5, warmup_start_learning_rate=0.0, scale_learning_rate=True, warmup_epochs=40)
-class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments):
+class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments, DivergenceArguments):
     """Optimisation, logging and saving; names follow Transformers' `TrainingArguments`."""
 
     output_dir: str = describe("outputs/stage1", "Folder of the run: final model, checkpoints, log.")
@@ -208,7 +209,6 @@ class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments):
     adam_beta2: float = describe(0.95, "AdamW second moment.")
     adam_epsilon: float = describe(1e-8, "AdamW epsilon.")
     max_grad_norm: float | None = describe(None, "Norm to which gradients are clipped; default: off.")
-    max_nonfinite_steps: int = describe(20, "Steps in a row with NaN or Inf gradients after which the run stops.")
     logging_steps: int = describe(10, "Steps between log lines.")
     eval_steps: int = describe(-1, "Steps between held-out losses; -1: only at the end.")
     save_steps: int = describe(1000, "Steps between checkpoints.")
@@ -229,6 +229,7 @@ class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments):
     hub_revision: str | None = describe(None, "Branch, created if it does not exist; default: main.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

@@ -141,15 +141,11 @@ class Stage2:
             MixedCorpora(parts),
             plan,
             self.data.dataloader_num_workers,
-            collate_fn=PairCollator(transform, accelerator.device.type == "cpu", self.tokenize),
+            collate_fn=PairCollator(transform, accelerator.device.type == "cpu", self.processor),
             pin_memory=accelerator.device.type == "cuda",
         )
         for batch in loader:
             yield finish_batch(batch, transform, accelerator.device)
-
-    def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """Cleaned texts to `input_ids` and `attention_mask`."""
-        return dict(self.processor(text=texts, return_tensors="pt"))
 
     def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The four losses, each named by the kind of media, which the log keeps apart."""
