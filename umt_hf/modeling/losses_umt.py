@@ -84,20 +84,21 @@ def average_video_embeds(video_embeds: torch.Tensor) -> torch.Tensor:
     """Mean of a video's unit vectors; its product with a unit text vector is the mean of their cosines.
 
     Args:
-        video_embeds: `(B, P, D)`, or `(B, D)` for a single vector per video; any length.
+        video_embeds: P vectors of any length per video, `(B, P, D)`; or that mean, `(B, D)`, which is returned as it
+            is: made to unit length once more, it would give other scores.
 
     Returns:
         Float32 `(B, D)`, shorter than 1 where the vectors differ.
     """
-    vectors = normalize_features(video_embeds)
-    return vectors.mean(dim=1) if vectors.ndim == 3 else vectors
+    return normalize_features(video_embeds).mean(dim=1) if video_embeds.ndim == 3 else video_embeds.float()
 
 
 def compute_similarity(video_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
     """Cosine of each video with each text, averaged over the video's vectors.
 
     Args:
-        video_embeds: `(videos, P, D)` or `(videos, D)`; any length.
+        video_embeds: One vector per video, `(videos, D)`, as `get_video_features` pools them; or several, of any
+            length, `(videos, P, D)`.
         text_embeds: `(texts, D)`; any length.
 
     Returns:
@@ -139,7 +140,8 @@ def vtc_loss(
     """Video-text contrast over the batches of all processes, both ways, with soft targets for repeated ids.
 
     Args:
-        video_embeds: Projected videos `(B, P, D)` or `(B, D)`, any length; row i belongs to text i.
+        video_embeds: One vector per video, `(B, D)`, as `get_video_features` pools them; or several, of any length,
+            `(B, P, D)`. Row i belongs to text i.
         text_embeds: Projected texts `(B, D)`, any length.
         temperature: Positive divisor of the similarities.
         pair_ids: `(B,)`; equal ids are true pairs, between which a target is spread evenly. default: all distinct.

@@ -22,6 +22,7 @@ from typing import Any
 
 import typer
 
+from ..runs.disk import write_text
 from ..runs.folder import CONFIG_FILE, LOSS_PICTURE
 from . import caption_search, probes
 from .render import write_moving_shapes
@@ -172,8 +173,8 @@ def run_steps(seed: int, steps: dict[str, Step], results: Path) -> dict[str, Any
             subprocess.run([str(part) for part in step], check=True, env={**os.environ, **ENVIRONMENT})
         seconds[name] = round(time.perf_counter() - started, 1)
     typer.echo("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
-    content = json.loads(results.read_text()) | {"seconds": seconds}
-    results.write_text(json.dumps(content, indent=2) + "\n")
+    content = json.loads(results.read_text(encoding="utf-8")) | {"seconds": seconds}
+    write_text(results, json.dumps(content, indent=2) + "\n")
     return content
 
 

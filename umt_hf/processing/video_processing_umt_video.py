@@ -310,6 +310,9 @@ class UMTVideoProcessor(BaseVideoProcessor):
 
         if not len(source):
             raise _MalformedVideo("is empty: it has no frames.")
+        if isinstance(source, np.ndarray | torch.Tensor) and source.ndim == 4 and 0 not in source.shape:
+            # Before frames are chosen, so that the error names the shape that was given.
+            _find_layout(source, self._setting("input_data_format", kwargs))
         if choose_frames is not None and kwargs.get("num_frames", 0) > len(source):
             raise _MalformedVideo(
                 f"has {len(source)} frames and the call asks for num_frames={kwargs['num_frames']}. Ask for fewer, or "
@@ -586,17 +589,25 @@ def _stack_frames(video: Any, input_data_format: str | ChannelDimension | None) 
         video, input_data_format = video.unsqueeze(1), ChannelDimension.FIRST
     if 0 in video.shape:
         raise _MalformedVideo(f"is empty: its shape is {tuple(video.shape)}.")
+    if _find_layout(video, input_data_format) == ChannelDimension.LAST:
+        video = video.permute(0, 3, 1, 2)
+    return _check_values(video)
+
+
+def _find_layout(video: Any, input_data_format: str | ChannelDimension | None) -> ChannelDimension:
+    """Whether an array of four dimensions is `(T, C, H, W)` or `(T, H, W, C)`."""
+    shape = tuple(video.shape)
     try:
         layout = ChannelDimension(input_data_format or infer_channel_dimension_format(video, num_channels=(1, 3, 4)))
     except ValueError as error:
+        cure = " (C, T, H, W) needs its first two axes swapped." if shape[0] in (1, 3, 4) else ""
         raise _MalformedVideo(
-            f"has shape {tuple(video.shape)}, which is neither (T, H, W, C) nor (T, C, H, W) with 1, 3 or 4 channels."
+            f"has shape {shape}, which is neither (T, H, W, C) nor (T, C, H, W) with 1, 3 or 4 channels.{cure}"
         ) from error
-    if layout == ChannelDimension.LAST:
-        video = video.permute(0, 3, 1, 2)
-    if video.shape[1] not in (1, 3, 4):
-        raise _MalformedVideo(f"has {video.shape[1]} channels ({layout.value}); frames have 1, 3 or 4.")
-    return _check_values(video)
+    num_channels = shape[1] if layout == ChannelDimension.FIRST else shape[-1]
+    if num_channels not in (1, 3, 4):
+        raise _MalformedVideo(f"has {num_channels} channels ({layout.value}); frames have 1, 3 or 4.")
+    return layout
 
 
 def _frame_to_tensor(frame: Any) -> torch.Tensor:

@@ -461,7 +461,9 @@ def _read_sections(name_or_path: str, sections: dict[str, type]) -> dict[str, di
 
 def dump_config(sections: dict[str, Any]) -> str:
     """Resolved sections as a recipe that `--config` reads again, without tokens."""
-    return yaml.safe_dump({name: _without_tokens(values) for name, values in sections.items()}, sort_keys=False)
+    return yaml.safe_dump(
+        {name: _without_tokens(values) for name, values in sections.items()}, sort_keys=False, allow_unicode=True
+    )
 
 
 def flatten_config(sections: Sequence[Any]) -> dict[str, Any]:
@@ -484,7 +486,13 @@ def dump_changes(sections: dict[str, Any]) -> str:
             is_said = isinstance(value, bool | int | float | str | list) or (value is None and own.name in optional)
             if is_said and value not in (default, []):
                 recipe.setdefault(name, {})[own.name] = value
-    return yaml.safe_dump(recipe, sort_keys=False)
+    return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+
+
+def flatten_recipe(text: str) -> dict[str, Any]:
+    """Every value of a dumped recipe in one table."""
+    sections = yaml.safe_load(text) or {}
+    return {name: value for section in sections.values() for name, value in section.items()}
 
 
 def _without_tokens(section: Any) -> dict[str, Any]:
