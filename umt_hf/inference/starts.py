@@ -104,7 +104,7 @@ def read_model_fields(name_or_path: str | os.PathLike, **options: Any) -> dict[s
             raise ValueError(_describe_adapter(folder))
         if not (folder / CONFIG_FILE).is_file():
             raise FileNotFoundError(_describe_contents(folder))
-        return read_json(folder / CONFIG_FILE)
+        return read_json_object(folder / CONFIG_FILE)
     if looks_like_path(name):
         raise FileNotFoundError(_describe_missing(name))
     if name in load_zoo():
@@ -177,7 +177,7 @@ def require_weight_files(folder: Path, variant: str | None = None, are_pickles_r
         return
     files = [folder / WEIGHTS_FILE]
     if not files[0].is_file() and (folder / WEIGHTS_INDEX_FILE).is_file():
-        shards: dict[str, str] = read_json(folder / WEIGHTS_INDEX_FILE).get("weight_map") or {}
+        shards: dict[str, str] = read_json_object(folder / WEIGHTS_INDEX_FILE).get("weight_map") or {}
         files = [folder / name for name in sorted(set(shards.values()))]
         for file in files:
             if not file.is_file():
@@ -260,7 +260,7 @@ def require_processor(name_or_path: str | os.PathLike, with_tokenizer: bool = Fa
             raise FileNotFoundError(_describe_missing(str(name_or_path)))
         return
     names = (PROCESSOR_FILE, VIDEO_PROCESSOR_FILE, IMAGE_PROCESSOR_FILE)
-    found = {name: read_json(folder / name) for name in names if (folder / name).is_file()}
+    found = {name: read_json_object(folder / name) for name in names if (folder / name).is_file()}
     if not found:
         raise FileNotFoundError(
             f"{folder} has no video processor ({', '.join(names[:2])}): save the one that the model was trained with "
@@ -290,14 +290,14 @@ def require_tokenizer(name_or_path: str | os.PathLike) -> None:
         raise FileNotFoundError(f"{folder} has no tokenizer: {names} is missing; copy it there.")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """Content of a JSON file that holds an object.
 
     Raises:
         ValueError: If it is something else; the file is named.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # of UTF-8 and of JSON alike
         raise ValueError(f"{path} is damaged: it cannot be read as JSON ({error}).") from error
     if not isinstance(content, dict):
@@ -343,7 +343,7 @@ def _describe_file(path: Path) -> str:
 
 
 def _describe_adapter(folder: Path) -> str:
-    base = read_json(folder / ADAPTER_CONFIG_FILE).get("base_model_name_or_path")
+    base = read_json_object(folder / ADAPTER_CONFIG_FILE).get("base_model_name_or_path")
     advice = "merge it with its base (`merge_and_unload`, `save_pretrained`) and give that folder"
     if (folder.parent / CONFIG_FILE).is_file() and (folder.parent / WEIGHTS_FILE).is_file():
         advice = f"give {folder.parent}, which holds the merged model"
