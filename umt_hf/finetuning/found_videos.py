@@ -14,7 +14,6 @@ from ..data.annotations import name_video
 logger = logging.getLogger(__name__)
 
 MAX_NAMED_CLASSES = 10
-SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 DOMINANT_SHARE = 0.9
 NAMED_FILES = 3
 
@@ -28,7 +27,7 @@ def describe_found(train: Dataset, validation: Dataset, test: Dataset | None, na
         test: Videos of the last test, if any.
         names: Of the classes.
     """
-    counts = count_labels(train["label"])
+    counts = count_videos_of_classes(train["label"])
     listed = [f"{name} ({counts[index]})" for index, name in enumerate(names[:MAX_NAMED_CLASSES])]
     rest = f" and {len(names) - MAX_NAMED_CLASSES} more" if len(names) > MAX_NAMED_CLASSES else ""
     tests = "" if test is None else f" and {len(test):,} test"
@@ -47,12 +46,7 @@ def list_doubts(train: Dataset, held_out: dict[str, Dataset], names: Sequence[st
         names: Of the classes.
     """
     doubts = []
-    if names and {name.lower() for name in names} <= SPLIT_NAMES:
-        doubts.append(
-            f"The classes are called {', '.join(names)}: give the folder of one split as the data, not the folder "
-            "above the splits."
-        )
-    counts = count_labels(train["label"])
+    counts = count_videos_of_classes(train["label"])
     most, count = counts.most_common(1)[0]
     if len(names) > 1 and count > DOMINANT_SHARE * len(train):
         doubts.append(
@@ -98,7 +92,7 @@ def hold_out(table: Dataset, ratio: float, seed: int) -> tuple[Dataset, Dataset]
     )
 
 
-def count_labels(labels: Iterable[Any]) -> Counter[int]:
+def count_videos_of_classes(labels: Iterable[Any]) -> Counter[int]:
     """Videos of each class."""
     return Counter(label for own in labels for label in ([own] if isinstance(own, int) else own))
 
