@@ -261,7 +261,7 @@ def test_commands_to_try_next_work(demo_folder, tmp_path, monkeypatch, capsys):
     result = runner.invoke(app, page[1:], catch_exceptions=False)
     assert result.exit_code == 0 and str(TOUR_FOLDER) in result.output
     models = load_demo_models(shown[0])
-    assert models.teacher is not None and models.searcher is not None
+    assert models.viewer is not None and models.searcher is not None
     # Elsewhere the page gets the same by its options.
     *_, other = tour.list_next_commands(Path("other") / "folder")
     place.rename(tmp_path / "elsewhere")
