@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoVideoProcessor
 from tests.e2e.runs import assert_same_weights, read_losses
 from tests.processes import run_and_kill, run_ranks
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
+from umt_hf.processing.decoding import open_video
 from umt_hf.processing.video_processing_umt_video import UMTVideoProcessor
 from umt_hf.runs.config import parse_config
 from umt_hf.runs.folder import read_metrics
@@ -269,6 +270,28 @@ def test_streamed_parquet(flags, shapes, tmp_path, monkeypatch):
     assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "whole")
     with pytest.raises(ValueError, match="max_steps"):
         stage1.main(flags(output_dir=tmp_path / "epochs", **common | {"max_steps": -1}))
+
+
+def test_saved_rows_and_folders_of_frames(flags, shapes, tmp_path):
+    """A saved table with a column of type Video, and frames on disk, as folder and as published list."""
+    from datasets import Dataset, Features, Video
+    from PIL import Image
+
+    files = sorted((shapes / "videos" / "train").iterdir())
+    table = Dataset.from_dict({"clip": [str(file) for file in files]}, features=Features({"clip": Video()}))
+    table.save_to_disk(tmp_path / "saved")
+    lines = []
+    for file in files[:8]:
+        folder = tmp_path / "frames" / file.stem
+        folder.mkdir(parents=True)
+        with open_video(file) as reader:
+            for number, frame in enumerate(reader.get_frames(range(reader.num_frames))):
+                Image.fromarray(frame).save(folder / f"img_{number + 1:05d}.jpg")
+            lines.append(f"frames/{file.stem} {reader.num_frames} 7")
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    for name in ("saved", "frames", "list.txt"):
+        state = stage1.main(flags(train_data=tmp_path / name, max_steps=1, output_dir=tmp_path / f"run_{name}"))
+        assert state.step == 1 and state.skipped_videos == 0, name
 
 
 def test_folder_of_videos(flags, shapes, tmp_path):

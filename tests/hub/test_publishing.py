@@ -157,6 +157,7 @@ VIDEO_FILES = {
     "images.py",
     "losses_umt.py",
     "masking_umt_video.py",
+    "frame_folders.py",
     "media_files.py",
     "modeling_umt_video.py",
     "resizing.py",

@@ -1,10 +1,14 @@
 """`umt-hf classify` and `umt-hf ask`: what they print is what the models say, and mistakes have their exit codes."""
 
+import functools
 import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoProcessor
 from typer.testing import CliRunner
 
@@ -20,6 +24,7 @@ from umt_hf import (
 from umt_hf.cli import app
 from umt_hf.inference.classification import merge_views
 from umt_hf.moving_shapes.render import write_video
+from umt_hf.processing.decoding import open_video
 
 runner = CliRunner()
 NAMES = ("running", "jumping", "standing")
@@ -85,6 +90,31 @@ def test_classes_are_those_of_the_views_merged(classifier, videos):
         assert [scored["probability"] for scored in video["labels"]] == pytest.approx(
             expected[best].tolist(), abs=1e-6
         )
+
+
+def test_urls_frames_and_odd_suffixes_are_classified(classifier, videos, tmp_path):
+    """A URL, a folder of frames and what a phone or a Mac leaves, as arguments and in a folder."""
+    for name in ("B.MP4", "c.3gp", "d.mts", "e f.mp4"):
+        (tmp_path / name).write_bytes((videos / "a.mp4").read_bytes())
+    (tmp_path / "._a.mp4").write_bytes(b"twin")
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    with open_video(videos / "a.mp4") as reader:
+        for number, frame in enumerate(reader.get_frames(range(reader.num_frames))):
+            Image.fromarray(frame).save(frames / f"{number}.png")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(videos))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.mp4"
+        result = classify(address, tmp_path, frames, "--model", classifier, "--json")
+        gone = classify(f"{address}.gone", "--model", classifier, "--json")
+        server.shutdown()
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    paths = [str(tmp_path / name) for name in ("B.MP4", "c.3gp", "d.mts", "e f.mp4", "frames")]
+    assert [video["path"] for video in report["videos"]] == [*paths, address] and report["skipped"] == []
+    assert len({json.dumps(video["labels"]) for video in report["videos"]}) == 1  # all show the same
+    assert gone.exit_code == 1 and "404" in json.loads(gone.stdout)["skipped"][0]["reason"]
 
 
 def test_classes_for_people(classifier, videos):

@@ -5,16 +5,17 @@ is the processor's job.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
 
+from .labels import UNLABELLED
 from .sources import load_videos
+from .text_files import read_json_file
 
+HASH_BYTES = 16
 CaptionMode = Literal["single", "each", "paragraph"]
 
 
@@ -50,7 +51,7 @@ def load_pairs(source: str, captions: CaptionMode = "single", **options: Any) ->
     Raises:
         ValueError: If there are no captions, or one is a list where a single one is expected.
     """
-    table = load_videos(source, **options)
+    table = load_videos(source, needs_labels=False, **options)
     _require_columns(table, source, ["caption"])
     return table.map(
         _expand_captions, batched=True, fn_kwargs={"captions": captions, "source": source}, desc="reading captions"
@@ -78,7 +79,7 @@ def load_retrieval_set(
 
     Source: the published evaluation's ground truth.
     """
-    rows = load_videos(source, **options)
+    rows = load_videos(source, needs_labels=False, **options)
     _require_columns(rows, source, ["caption"])
     video_index: dict[str, int] = {}
     text_index: dict[str, int] = {}
@@ -117,7 +118,7 @@ def load_questions(source: str, **options: Any) -> Dataset:
     Raises:
         ValueError: If there are no questions.
     """
-    table = load_videos(source, **options)
+    table = load_videos(source, needs_labels=False, **options)
     _require_columns(table, source, ["question"])
 
     def describe(row: dict[str, Any], number: int) -> dict[str, Any]:
@@ -146,11 +147,15 @@ def load_choices(source: str, **options: Any) -> Dataset:
     Raises:
         ValueError: If a row's answer is none of its options.
     """
-    table = load_videos(source, **options)
+    table = load_videos(source, needs_labels=False, **options)
     _require_columns(table, source, ["caption", "answer"])
-    for number, row in enumerate(table):
-        if not isinstance(row["caption"], list) or not 0 <= int(row["answer"]) < len(row["caption"]):
-            raise ValueError(f"{source}, object {number}: answer {row['answer']!r} is not an index of its captions.")
+    for number, (captions, answer) in enumerate(zip(table["caption"], table["answer"], strict=True)):
+        is_index = str(answer).isdecimal() and isinstance(captions, list) and int(answer) < len(captions)
+        if not is_index:
+            raise ValueError(f"{source}, object {number}: answer {answer!r} is not an index of its captions.")
+    if table.features["answer"].dtype == "string":  # as a program may have written them
+        numbers = [int(answer) for answer in table["answer"]]
+        return table.remove_columns("answer").add_column("answer", numbers)
     return table
 
 
@@ -176,10 +181,22 @@ def compute_pair_id(corpus: int, key: str) -> int:
     return int.from_bytes(digest, "little") >> 1  # a signed 64-bit tensor must hold it
 
 
-def identify_video(video: str | dict[str, Any] | None, number: int) -> str:
-    """What identifies a video: its path, or its place in the table where it has none."""
-    path = video if isinstance(video, str) else (video or {}).get("path")
-    return path or f"row {number}"
+def identify_video(video: str | bytes | dict[str, Any] | None, number: int) -> str:
+    """What identifies a video: a hash of its bytes, else its path; its place in the table where it has neither.
+
+    The path of a row with bytes is often a mere file name, which videos of several folders share.
+    """
+    content = video.get("bytes") if isinstance(video, dict) else video
+    if content and not isinstance(content, str):
+        return f"bytes {hashlib.blake2b(content, digest_size=HASH_BYTES).hexdigest()}"
+    path = video.get("path") if isinstance(video, dict) else video
+    return str(path or f"row {number}")
+
+
+def name_video(video: str | bytes | dict[str, Any] | None, number: int) -> str:
+    """What a report calls a video: its path, or else what identifies it."""
+    path = video.get("path") if isinstance(video, dict) else None
+    return path or identify_video(video, number)
 
 
 def _expand_captions(batch: dict[str, list], captions: CaptionMode, source: str) -> dict[str, list]:
@@ -218,10 +235,7 @@ def load_answers(path: str) -> list[str]:
     Raises:
         ValueError: If the file holds no JSON list of texts.
     """
-    try:
-        answers = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    answers = read_json_file(path)
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{path}: expected a JSON list of answers.")
     return answers
@@ -233,7 +247,7 @@ def load_class_names(path: str) -> list[str]:
     Raises:
         ValueError: If the file is neither.
     """
-    names = json.loads(Path(path).read_text(encoding="utf-8"))
+    names = read_json_file(path)
     if isinstance(names, dict) and sorted(names) == sorted(str(i) for i in range(len(names))):
         names = [names[str(i)] for i in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
@@ -249,5 +263,10 @@ def check_labels(source: str, table: Dataset, names: list[str]) -> None:
     """
     if "label" not in table.column_names:
         raise ValueError(f"{source}: no labels; give a CSV (path,label) or one sub-folder for each class.")
-    if max(table["label"]) >= len(names):
-        raise ValueError(f"{source}: label {max(table['label'])} is too high for {len(names)} classes {names[:5]}.")
+    lists = [label if isinstance(label, list) else [label] for label in table["label"]]
+    labels = {label for items in lists for label in items}
+    if labels & {None, UNLABELLED}:
+        row = next(row for row, items in enumerate(lists) if {None, UNLABELLED} & set(items))
+        raise ValueError(f"{source}: row {row} has no label. Leave such rows out.")
+    if max(labels, default=0) >= len(names):
+        raise ValueError(f"{source}: label {max(labels)} is too high for {len(names)} classes {names[:5]}.")

@@ -4,9 +4,6 @@ Boxes keep the units of their file, x1, y1, x2, y2 with x2 and y2 just behind th
 what is 1: the frame size that pixels are stated for, 1 for shares of the frame, 0 for the video's own pixels.
 """
 
-import csv
-import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +13,16 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 
 from .ava_labels import AVA_LABELS
-from .sources import VIDEO_SUFFIXES
+from .csv_lists import split_table
+from .folders import VIDEO_SUFFIXES
+from .paths import join_root
+from .text_files import read_json_file, read_text
+
+# What a first line may call the movie and the second; AVA's own files have none.
+AVA_HEADERS = (
+    {"movie", "video", "video_id", "movie_id", "video_name"},
+    {"second", "seconds", "timestamp", "middle_frame_timestamp", "time", "frame_timestamp", "key_seconds"},
+)
 
 FEATURES = Features(
     {
@@ -108,10 +114,7 @@ def load_key_frames(
     if path.suffix == ".csv":
         frames, names = read_ava_csv(path, root), list(class_names or AVA_LABELS)
     else:
-        try:
-            content = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
+        content = read_json_file(path)
         if isinstance(content, dict) and "images" in content:
             frames, names = read_ava_json(content, path, root), list(class_names or AVA_LABELS)
         else:
@@ -137,27 +140,23 @@ def read_ava_csv(path: Path, root: Path) -> list[KeyFrame]:
     """
     frames: dict[tuple[str, str], KeyFrame] = {}
     find_video = _VideoFinder(root)
-    with path.open(newline="") as file:
-        for number, columns in enumerate(csv.reader(file), start=1):
-            columns = [column.strip() for column in columns]
-            if not any(columns):
-                continue
-            try:
-                movie, second = columns[0], float(columns[1])
-                box = [float(value) for value in columns[2:6]] if any(columns[2:]) else None
-                labels = [int(columns[6]) - 1] if box else []  # AVA counts actions from 1
-                if box is not None and (len(box) != 4 or labels[0] < 0):
-                    raise ValueError(columns)
-            except (ValueError, IndexError) as error:
-                raise ValueError(
-                    f"{path}, line {number}: expected `movie,second,x1,y1,x2,y2,action` with an action from 1 on, got "
-                    f"{','.join(columns)!r}."
-                ) from error
-            # AVA's boxes are shares of the frame: a frame of 1 x 1 keeps them as they are.
-            frame = KeyFrame(find_video(movie), movie, _name_second(second), key_seconds=second, width=1, height=1)
-            frame = frames.setdefault(frame.key, frame)
-            if box is not None:
-                frame.add(box, labels)
+    for number, columns in split_table(path, AVA_HEADERS):
+        try:
+            movie, second = columns[0], float(columns[1])
+            box = [float(value) for value in columns[2:6]] if any(columns[2:]) else None
+            labels = [int(columns[6]) - 1] if box else []  # AVA counts actions from 1
+            if len(columns) > 8 or box is not None and (len(box) != 4 or labels[0] < 0):
+                raise ValueError(columns)
+        except (ValueError, IndexError) as error:
+            raise ValueError(
+                f"{path}, line {number}: expected `movie,second,x1,y1,x2,y2,action` with an action from 1 on, and "
+                f"perhaps a person, got {','.join(columns)!r}."
+            ) from error
+        # AVA's boxes are shares of the frame: a frame of 1 x 1 keeps them as they are.
+        frame = KeyFrame(find_video(movie), movie, _name_second(second), key_seconds=second, width=1, height=1)
+        frame = frames.setdefault(frame.key, frame)
+        if box is not None:
+            frame.add(box, labels)
     return list(frames.values())
 
 
@@ -252,7 +251,7 @@ def _read_entry(entry: dict[str, Any], root: Path, label_keys: Sequence[str]) ->
     moment = f"frame {key_frame}" if key_seconds is None else f"{key_seconds:g}"
     video = entry["video"]
     frame = KeyFrame(
-        os.path.join(root, video), video, moment, key_seconds, key_frame, entry.get("width", 0), entry.get("height", 0)
+        join_root(root, video), video, moment, key_seconds, key_frame, entry.get("width", 0), entry.get("height", 0)
     )
     named = []
     for item in objects:
@@ -283,11 +282,11 @@ def load_detections(
         ValueError: If the file is malformed, names key frames that there are not, or nothing is left.
     """
     path = Path(source)
-    content = json.loads(path.read_text())
+    content = read_json_file(path)
     if isinstance(content, list) and content and "image_id" in content[0]:
         if Path(images).suffix != ".json":
             raise ValueError(f"{source}: these boxes have image ids, so the key frames must be in AVA's JSON form.")
-        ids = [image["id"] for image in json.loads(Path(images).read_text())["images"]]
+        ids = [image["id"] for image in read_json_file(images)["images"]]
         # Copies: the annotated boxes of `frames` are still needed as the truth.
         found = {i: _without_boxes(frame) for i, frame in zip(ids, frames, strict=True)}
         for detection in content:
@@ -320,9 +319,19 @@ def load_detections(
 
 
 def read_exclusions(path: str | Path) -> set[tuple[str, str]]:
-    """Read AVA's list of key frames that are not evaluated: `movie,second` a line."""
-    with Path(path).open(newline="") as file:
-        return {(row[0].strip(), _name_second(float(row[1]))) for row in csv.reader(file) if row}
+    """Read AVA's list of key frames that are not evaluated: `movie,second` a line.
+
+    Raises:
+        ValueError: If a line is malformed, naming file and line.
+    """
+    excluded = set()
+    for number, columns in split_table(Path(path), AVA_HEADERS):
+        try:
+            movie, second = columns
+            excluded.add((movie, _name_second(float(second))))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: expected `movie,second`, got {','.join(columns)!r}.") from error
+    return excluded
 
 
 def read_label_map(path: str | Path) -> list[int]:
@@ -331,7 +340,7 @@ def read_label_map(path: str | Path) -> list[int]:
     Raises:
         ValueError: If it holds none.
     """
-    ids = [int(number) - 1 for number in re.findall(r"\b(?:label_)?id\s*:\s*(\d+)", Path(path).read_text())]
+    ids = [int(number) - 1 for number in re.findall(r"\b(?:label_)?id\s*:\s*(\d+)", read_text(path))]
     if not ids:
         raise ValueError(f"{path}: no `id` or `label_id` found; expected a label map such as AVA's .pbtxt.")
     return ids
@@ -388,7 +397,7 @@ def read_boxes(path: Path) -> list[list[float]]:
         ValueError: If it is something else; it names the file.
     """
     try:
-        boxes = json.loads(path.read_text(encoding="utf-8"))
+        boxes = read_json_file(path)
         return [[float(edge) for edge in box] for box in boxes]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected a JSON list of boxes, [[x1, y1, x2, y2], ...].") from error

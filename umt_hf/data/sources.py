@@ -1,31 +1,40 @@
 """Annotation files, folders and `datasets` datasets as one kind of table: rows with a `video` and its labels."""
 
-import csv
-import json
-import os
+import logging
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from datasets import Dataset, Image, IterableDataset, Value, Video, load_dataset, load_from_disk
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, Video, load_dataset, load_from_disk
 
 from ..processing.media_files import VideoDecodingError
+from .csv_lists import read_csv
+from .folders import read_folder
+from .labels import LABEL, align_labels, encode_labels
+from .paths import join_root
+from .text_files import parse_json, read_json_file, read_text
 
-VIDEO_SUFFIXES = {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+logger = logging.getLogger(__name__)
+
 SQLITE_SUFFIXES = {".db", ".sqlite", ".sqlite3"}
+TEXT_SUFFIXES = {".csv", ".tsv", ".txt", ".lst"}
+JSON_SUFFIXES = {".json", ".jsonl", ".ndjson"}
 
 
 @overload
 def load_videos(
     source: str,
     data_root: str | None = None,
-    csv_separator: str = ",",
+    csv_separator: str | None = None,
     config_name: str | None = None,
     split: str = "train",
     video_column: str = "video",
     streaming: Literal[False] = False,
-    class_names: list[str] | None = None,
+    class_names: Sequence[str] | None = None,
+    needs_labels: bool = True,
 ) -> Dataset: ...
 
 
@@ -33,116 +42,119 @@ def load_videos(
 def load_videos(
     source: str,
     data_root: str | None = None,
-    csv_separator: str = ",",
+    csv_separator: str | None = None,
     config_name: str | None = None,
     split: str = "train",
     video_column: str = "video",
     streaming: bool = False,
-    class_names: list[str] | None = None,
+    class_names: Sequence[str] | None = None,
+    needs_labels: bool = True,
 ) -> Dataset | IterableDataset: ...
 
 
 def load_videos(
     source: str,
     data_root: str | None = None,
-    csv_separator: str = ",",
+    csv_separator: str | None = None,
     config_name: str | None = None,
     split: str = "train",
     video_column: str = "video",
     streaming: bool = False,
-    class_names: list[str] | None = None,
+    class_names: Sequence[str] | None = None,
+    needs_labels: bool = True,
 ) -> Dataset | IterableDataset:
     """Read a list of videos from any of the supported forms.
 
     Args:
-        source: CSV file without header (`path,label`; a name without a suffix gets `.mp4`), JSON list of objects with
-            a `video` key, SQLite base with a table `annos` (id, file name, caption), folder of videos (sub-folders are
-            classes), folder written by `Dataset.save_to_disk`, folder of Parquet files, or name of a dataset on the
-            Hub.
+        source: CSV file (`.csv`, `.tsv`, `.txt`; see `csv_lists` for its forms), JSON list of objects, or JSON lines,
+            with a `video` key, SQLite base with a table `annos` (id, file name, caption), folder of videos
+            (sub-folders are classes; see `folders`), folder written by `Dataset.save_to_disk`, Parquet file or folder
+            of such files, or name of a dataset on the Hub.
         data_root: Folder that relative paths start from; `None` = that of the annotation file.
-        csv_separator: Separator of CSV columns.
+        csv_separator: Separator of CSV columns; `None` = found.
         config_name: Configuration of a Hub dataset.
         split: Split of a dataset.
-        video_column: Column that holds the video.
+        video_column: Column that holds the video. A dataset without a column `video` may have a single one of type
+            `Video`.
         streaming: Whether a dataset of the Hub, or of Parquet files, is streamed.
-        class_names: Names of a folder's classes in the order of their labels; `None` = its sub-folders, sorted. Give a
-            held-out folder the training folder's, so that labels agree.
+        class_names: Names of the classes in the order of their labels; `None` = those of the source. Give held-out
+            data the names of the training data: labels that have names then get the numbers of `class_names`.
+        needs_labels: Whether the labels matter: of a folder, a few videos beside class folders are then left out. If
+            not, lists come without labels.
 
     Returns:
-        Rows with a `video` (path, or `{"path", "bytes"}`) and, where known, `label` (int) or the source's own columns.
+        Rows with a `video` (path, or `{"path", "bytes"}`), where known a `label` (int, or list of ints), and the
+        source's own columns. Where the classes have names, the feature of `label` is a `ClassLabel`, or a `List` of
+        one (see `labels.get_label_names`).
 
     Raises:
         FileNotFoundError: If a file or folder does not exist.
         ValueError: If it holds no videos or a line cannot be read; the message names file and line.
     """
     path = Path(source)
-    if path.suffix == ".csv":
-        return _keep_paths(read_csv(path, data_root, csv_separator), path)
-    if path.suffix == ".json":
-        return _keep_paths(read_json(path, data_root, video_column), path)
-    if path.suffix in SQLITE_SUFFIXES and path.is_file():
-        return _keep_paths(read_sqlite(path, data_root), path)
+    suffix = path.suffix.lower()
+    if suffix in TEXT_SUFFIXES | JSON_SUFFIXES and not path.is_file():
+        kind = "is a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{source}: {kind}; a list of videos is expected there. Check the path.")
+    if suffix in TEXT_SUFFIXES:
+        return _build_table(read_csv(path, data_root, csv_separator, video_column), source, class_names, needs_labels)
+    if suffix in JSON_SUFFIXES:
+        return _build_table(read_json(path, data_root, video_column), source, class_names, needs_labels)
+    if suffix in SQLITE_SUFFIXES and path.is_file():
+        return _build_table(read_sqlite(path, data_root), source, class_names, needs_labels)
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-        table = load_from_disk(source)
-        table = table[split] if isinstance(table, dict) else table
-        return _undecoded(table, video_column)
-    if path.is_dir() and not any(path.rglob("*.parquet")):
-        return _keep_paths(read_folder(path, class_names), path)
+        table = _choose_split(source, load_from_disk(source), split)
+    elif suffix == ".parquet" and path.is_file():
+        table = load_dataset("parquet", data_files=source, split="train", streaming=streaming)
+    elif path.is_dir() and not any(path.rglob("*.parquet")):
+        return _with_feature(*read_folder(path, class_names, needs_labels))
+    else:
+        table = _load_from_hub(source, config_name, split, streaming)
+    table = _undecoded(table, source, video_column, data_root)
+    return align_labels(table, source, class_names) if needs_labels else table
+
+
+def _choose_split(source: str, table: Any, split: str) -> Dataset:
+    if not isinstance(table, dict):
+        return table
+    if split not in table:
+        raise ValueError(f"{source}: has no split {split!r}; it has {sorted(table)}.")
+    return table[split]
+
+
+def _load_from_hub(source: str, config_name: str | None, split: str, streaming: bool) -> Dataset | IterableDataset:
+    """A dataset of the Hub, or a folder of Parquet files."""
+    path = Path(source)
     if path.is_file():
-        raise ValueError(f"{source}: expected a .csv, .json or .sqlite file, a folder, or the name of a dataset.")
+        raise ValueError(
+            f"{source}: expected a .csv, .json, .jsonl, .parquet or .sqlite file, a folder, or the name of a dataset."
+        )
     # Ids of the Hub have one slash at most: anything else is meant as a path, and reported as missing like one.
     looks_local = path.is_absolute() or source.startswith((".", "~")) or source.endswith("/") or source.count("/") > 1
     if not path.exists() and looks_local:
         raise FileNotFoundError(f"{source}: no such file or folder.")
     try:
-        table = load_dataset(source, config_name, split=split, streaming=streaming)
+        return load_dataset(source, config_name, split=split, streaming=streaming)
     except (ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(f"{source}: no such file or folder, and no dataset of that name ({error}).") from error
-    return _undecoded(table, video_column)
+    except ValueError as error:  # an unknown split or configuration, which the message lists
+        raise ValueError(f"{source}: {error}") from error
 
 
-def get_source(video: str | dict[str, Any] | None) -> str | bytes:
+def get_source(video: str | bytes | dict[str, Any] | None) -> str | bytes:
     """What a reader opens of a row's `video`: its path, or the bytes that a data set holds.
 
     Raises:
         VideoDecodingError: If the row has neither.
     """
-    source = video if isinstance(video, str) else (video or {}).get("bytes") or (video or {}).get("path")
+    source = (video.get("bytes") or video.get("path")) if isinstance(video, dict) else video
     if not source:
         raise VideoDecodingError("<row without a video>: has neither a path nor bytes. Fill it in or leave it out.")
     return source
 
 
-def read_csv(path: Path, data_root: str | None = None, separator: str = ",") -> list[dict[str, Any]]:
-    """Read `path<separator>label` lines.
-
-    A path that itself contains the separator is understood if it is quoted, or if the label is the last column.
-
-    Raises:
-        ValueError: If a line has no integer label, naming file and line.
-    """
-    root = Path(data_root) if data_root is not None else path.parent
-    rows = []
-    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
-        for number, columns in enumerate(csv.reader(file, delimiter=separator), start=1):
-            columns = [column for column in columns if column]
-            if not columns:
-                continue
-            # Published files may carry further columns behind the label, and paths may contain the separator.
-            has_label_second = len(columns) > 1 and columns[1].strip().isdigit()
-            name, label = (columns[0], columns[1]) if has_label_second else (separator.join(columns[:-1]), columns[-1])
-            if not name or not label.strip().isdigit():
-                raise ValueError(
-                    f"{path}, line {number}: expected `path{separator}label` with an integer label, got "
-                    f"{separator.join(columns)!r}."
-                )
-            name = name if "." in os.path.basename(name) else name + ".mp4"
-            rows.append({"video": os.path.join(root, name), "label": int(label)})
-    return rows
-
-
 def read_json(path: Path, data_root: str | None = None, video_column: str = "video") -> list[dict[str, Any]]:
-    """Read a JSON list of objects with a `video` key (and whatever else, `caption` for example).
+    """Read a JSON list, or lines, of objects with a `video` key (and whatever else, `caption` for example).
 
     An object with a list of videos gives a row for each. Where a key holds a list in one object and a single value in
     another, the value becomes a list of one.
@@ -150,22 +162,33 @@ def read_json(path: Path, data_root: str | None = None, video_column: str = "vid
     Raises:
         ValueError: If it is not a list, or an object has no video, naming file and position.
     """
-    root = Path(data_root) if data_root is not None else path.parent
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, list):
-        raise ValueError(f"{path}: expected a JSON list of objects, got {type(content).__name__}.")
+    root = data_root if data_root is not None else str(path.parent)
     rows = []
-    for number, row in enumerate(content):
-        videos = row.get(video_column) if isinstance(row, dict) else None
+    for number, row in enumerate(_read_objects(path)):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, object {number}: expected an object with {video_column!r}, got {row!r}.")
+        if video_column not in row:
+            raise ValueError(
+                f"{path}, object {number}: expected a string under {video_column!r}; its keys are {sorted(row)}."
+            )
+        videos = row[video_column]
         videos = [videos] if isinstance(videos, str) else videos
-        if not isinstance(videos, list) or not all(isinstance(video, str) for video in videos):
+        if not isinstance(videos, list) or not all(isinstance(video, str) and video for video in videos):
             raise ValueError(f"{path}, object {number}: expected a string under {video_column!r}.")
         others = {name: value for name, value in row.items() if name != video_column}
-        rows += [{**others, "video": os.path.join(root, video)} for video in videos]
+        rows += [{**others, "video": join_root(root, video)} for video in videos]
     return _unify_lists(rows)
+
+
+def _read_objects(path: Path) -> list[Any]:
+    if path.suffix.lower() == ".json":
+        content = read_json_file(path)
+    else:
+        lines = enumerate(read_text(path).split("\n"), start=1)
+        content = [parse_json(f"{path}, line {number}", line) for number, line in lines if line.strip()]
+    if not isinstance(content, list):
+        raise ValueError(f"{path}: expected a JSON list of objects, got {type(content).__name__}.")
+    return content
 
 
 def read_sqlite(path: Path, data_root: str | None = None) -> list[dict[str, Any]]:
@@ -174,7 +197,7 @@ def read_sqlite(path: Path, data_root: str | None = None) -> list[dict[str, Any]
     Raises:
         ValueError: If there is no such table.
     """
-    root = Path(data_root) if data_root is not None else path.parent
+    root = data_root if data_root is not None else str(path.parent)
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as base:
             # Sorted: without it the order of rows, and so the order of training, is up to SQLite.
@@ -183,7 +206,7 @@ def read_sqlite(path: Path, data_root: str | None = None) -> list[dict[str, Any]
         raise ValueError(
             f"{path}: not an SQLite base with a table `annos` (id, file name, caption): {error}"
         ) from error
-    return [{"video": os.path.join(root, name), "caption": caption} for _, name, caption in rows]
+    return [{"video": join_root(root, name), "caption": caption} for _, name, caption in rows]
 
 
 def _unify_lists(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -196,38 +219,69 @@ def _unify_lists(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def read_folder(path: Path, class_names: list[str] | None = None) -> list[dict[str, Any]]:
-    """List the videos below a folder in order of name; where all lie in sub-folders, these are their classes.
-
-    Raises:
-        ValueError: If there are no videos, or `class_names` lacks a sub-folder's name.
-    """
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES)
-    if not files:
-        raise ValueError(f"{path}: no videos found; known suffixes are {', '.join(sorted(VIDEO_SUFFIXES))}.")
-    if any(file.parent == path for file in files):
-        return [{"video": str(file)} for file in files]
-    classes = [file.relative_to(path).parts[0] for file in files]
-    names = sorted(set(classes)) if class_names is None else class_names
-    if unknown := sorted(set(classes) - set(names)):
-        raise ValueError(f"{path}: the sub-folders {unknown} are not classes; the classes are {names}.")
-    return [{"video": str(file), "label": names.index(name)} for file, name in zip(files, classes, strict=True)]
-
-
-def _keep_paths(rows: list[dict[str, Any]], source: Path) -> Dataset:
+def _build_table(
+    rows: list[dict[str, Any]], source: str, class_names: Sequence[str] | None, needs_labels: bool
+) -> Dataset:
     if not rows:
         raise ValueError(f"{source} lists no videos.")
-    return Dataset.from_list(rows)
+    if not needs_labels:
+        for row in rows:
+            row.pop(LABEL, None)
+    feature = encode_labels(rows, source, class_names)
+    try:
+        return _with_feature(rows, feature)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"{source}: a key has values of several kinds ({error}). Use one kind for each.") from error
 
 
-def _undecoded(table: Dataset | IterableDataset, video_column: str) -> Dataset | IterableDataset:
+def _with_feature(rows: list[dict[str, Any]], feature: Any) -> Dataset:
+    """A table whose labels have a feature; numbers are stored as they are, so that nothing is cast."""
+    table = Dataset.from_list(rows)
+    if feature is None or table.features[LABEL] == feature:
+        return table
+    features = Features({**table.features, LABEL: feature})
+    return Dataset.from_list(rows, features=features)
+
+
+def _undecoded(
+    table: Dataset | IterableDataset, source: str, video_column: str, data_root: str | None
+) -> Dataset | IterableDataset:
+    """Name the columns `video` and `label`, and leave the videos as they are stored."""
     features = table.features
-    if features is not None:
-        if video_column not in features:
-            raise ValueError(f"The dataset has no column {video_column!r}; it has {sorted(features)}.")
-        feature = features[video_column]
-        # Bytes stay bytes: our readers decode the frames of a clip alone, `datasets` would decode all of them.
-        if not isinstance(feature, Value):
-            kind = Image if isinstance(feature, Image) else Video
-            table = table.cast_column(video_column, kind(decode=False))
-    return table if video_column == "video" else table.rename_column(video_column, "video")
+    if features is None:
+        return table if video_column == "video" else table.rename_column(video_column, "video")
+    if video_column not in features:
+        kind = {"video": Video, "image": Image}.get(video_column, ())
+        typed = [name for name, feature in features.items() if isinstance(feature, kind)]
+        if len(typed) != 1:
+            raise ValueError(f"{source}: the dataset has no column {video_column!r}; it has {sorted(features)}.")
+        logger.info("%s: each %s is in the column %r, the only one of that type.", source, video_column, typed[0])
+        video_column = typed[0]
+    feature = features[video_column]
+    # Bytes stay bytes: our readers decode the frames of a clip alone, `datasets` would decode all of them.
+    if not isinstance(feature, Value):
+        if not isinstance(feature, Image | Video) and not (
+            isinstance(feature, dict) and {"bytes", "path"} & set(feature)
+        ):
+            raise ValueError(
+                f"{source}: the column {video_column!r} holds {feature}; expected paths, bytes or `Video`."
+            )
+        kind = Image if isinstance(feature, Image) else Video
+        table = table.cast_column(video_column, kind(decode=False))
+    if video_column != "video":
+        table = table.rename_column(video_column, "video")
+    named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if LABEL not in features and len(named) == 1:
+        table = table.rename_column(named[0], LABEL)
+        logger.info("%s: the labels are those of the column %r, the one of type ClassLabel.", source, named[0])
+    if data_root is None:
+        return table
+    if not isinstance(feature, Value) or feature.dtype != "string":
+        logger.warning("%s: data_root=%s is not used, since the videos are not given as texts.", source, data_root)
+        return table
+    joined: Any = table.map(_join_roots, fn_kwargs={"root": data_root}, batched=True)
+    return joined
+
+
+def _join_roots(batch: dict[str, list], root: str) -> dict[str, list]:
+    return {"video": [path and join_root(root, path) for path in batch["video"]]}

@@ -3,9 +3,10 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from .sources import read_folder
+from ..processing.frame_folders import list_frames
+from .folders import VIDEO_SUFFIXES, list_folder
+from .paths import is_url
 
 
 @dataclass(frozen=True)
@@ -29,25 +30,51 @@ def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVi
     """Find video files.
 
     Args:
-        sources: Files, and folders, which are searched for videos with all their sub-folders.
+        sources: Files, URLs, folders of frames, and folders, which are searched for videos with all their sub-folders.
 
     Returns:
-        Each file once, in order of its absolute path; and the sources that do not exist.
+        Each video once, in order of its absolute path or URL; and the sources that do not exist.
 
     Raises:
         ValueError: If a folder holds no videos.
     """
-    # A set: a file may be given by itself and with its folder.
+    # By path: a file may be given by itself and with its folder.
     paths: set[str] = set()
     # A single path would otherwise be taken for the list of its letters, `/` among them.
     for source in [sources] if isinstance(sources, str | os.PathLike) else sources:
-        path = Path(os.path.abspath(os.path.expanduser(source)))
-        paths.update([row["video"] for row in read_folder(path)] if path.is_dir() else [str(path)])
+        if is_url(str(source)):
+            paths.add(str(source))
+            continue
+        path = os.path.abspath(os.path.expanduser(source))
+        if not os.path.isdir(path):
+            paths.add(path)
+            continue
+        listing = list_folder(path)
+        listing.say(path)
+        if not listing.videos:
+            raise ValueError(
+                f"{path}: no videos found; known suffixes are {', '.join(sorted(VIDEO_SUFFIXES))}, and numbered "
+                "pictures are the frames of a video."
+            )
+        paths.update(video.path for video in listing.videos)
     found, missing = [], []
     for path in sorted(paths):
         try:
-            status = os.stat(path)
-            found.append(VideoFile(path, status.st_size, status.st_mtime_ns))
+            found.append(describe_file(path))
         except OSError as error:
             missing.append(SkippedVideo(path, f"{error.strerror}."))
     return found, missing
+
+
+def describe_file(path: str) -> VideoFile:
+    """Size and time of a video; of a folder of frames, the sum and the newest of its pictures'; of a URL, zeros.
+
+    Raises:
+        OSError: If there is no such file.
+    """
+    if is_url(path):  # nothing is fetched to list it
+        return VideoFile(path, 0, 0)
+    statuses = [os.stat(file) for file in (list_frames(path) if os.path.isdir(path) else [path])]
+    return VideoFile(
+        path, sum(status.st_size for status in statuses), max((status.st_mtime_ns for status in statuses), default=0)
+    )

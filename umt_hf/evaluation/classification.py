@@ -15,7 +15,7 @@ import numpy as np
 from accelerate import Accelerator
 from datasets import Dataset
 
-from ..data.annotations import check_labels, identify_video
+from ..data.annotations import check_labels, name_video
 from ..data.sources import load_videos
 from ..data.unreadable import UnreadableVideos
 from ..inference.classification import VideoClassifier, score_videos
@@ -160,7 +160,7 @@ def list_predictions(table: Dataset, found: ClassifiedVideos, names: list[str]) 
     """The prediction for each video, in the order of the data."""
     rows = []
     for row, (video, label, best) in enumerate(zip(table["video"], table["label"], found.predictions, strict=True)):
-        entry = {"row": row, "video": identify_video(video, row), "label": names[label]}
+        entry = {"row": row, "video": name_video(video, row), "label": names[label]}
         if row in found.unreadable:
             rows.append({**entry, "error": found.unreadable[row]})
         else:

@@ -1,7 +1,9 @@
 """The report of an evaluation: what a number depends on, and the files it is written to."""
 
+import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
+from ..data.folders import list_folder
+from ..data.video_files import describe_file
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import EvaluatedModelArguments
@@ -38,7 +42,8 @@ def describe_run(
     record = {
         "model": model_args.model_name_or_path,
         "data": data.data,
-        "data_sha256": hash_source(data.data),
+        # One process writes the report, and need alone look at the files.
+        "data_sha256": fingerprint_data(data.data) if accelerator.is_main_process else None,
         "num_frames": video.num_frames,
         "frame_sampling": video.sampling_strategy,
         "frame_size": dict(video.crop_size if video.do_center_crop else video.size),
@@ -60,6 +65,29 @@ def describe_run(
             "clean_text": processor.clean_text,
         }
     return record
+
+
+def fingerprint_data(source: str) -> str | None:
+    """SHA-256 that changes with the data: of a file its bytes, of a folder names, sizes and times.
+
+    The bytes of videos are not read: they are many times those of a test, and would be read in vain.
+
+    Args:
+        source: What `load_videos` takes.
+
+    Returns:
+        `None` for a dataset of the Hub.
+    """
+    if not os.path.isdir(source):
+        return hash_source(source)
+    walked = [os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names]
+    is_table = any(path.endswith((".parquet", ".arrow")) for path in walked)
+    paths = sorted(walked) if is_table else [video.path for video in list_folder(source).videos]
+    digest = hashlib.sha256()
+    for path in paths:
+        file = describe_file(path)
+        digest.update(f"{os.path.relpath(path, source)}\0{file.size_bytes}\0{file.modified_ns}\0".encode())
+    return digest.hexdigest()
 
 
 def write_report(

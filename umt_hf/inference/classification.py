@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers.video_utils import VideoInput
 
-from ..data.annotations import identify_video
+from ..data.annotations import name_video
 from ..data.loaders import build_loader
 from ..data.sources import get_source
 from ..data.video_files import SkippedVideo, list_videos
@@ -51,7 +51,7 @@ class VideoViews(Dataset):
         try:
             return index, self.processor(get_source(video), **options)["pixel_values"], ""
         except VideoDecodingError as error:
-            name, reason = identify_video(video, index), str(error)
+            name, reason = name_video(video, index), str(error)
             return index, None, reason if name in reason else f"{name}: {reason}"
 
 

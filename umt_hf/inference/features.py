@@ -17,6 +17,7 @@ from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -27,9 +28,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from ..data.paths import is_url
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.modeling_umt_video import UMTVideoModel
-from ..processing.decoding import VideoDecodingError, open_video
+from ..processing.decoding import (
+    DecodedFramesReader,
+    FrameFolderReader,
+    VideoDecodingError,
+    VideoReader,
+    open_video,
+)
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
 from .loading import (
@@ -74,7 +82,8 @@ class VideoFeatures:
         features: Float32; `(N, D)` for frames, `(W, D)` for clips, `(S, rows, columns, D)` for tubelets.
         first_frame: Number of the first frame of a row, int64.
         last_frame: Number of the last one.
-        start_seconds: Time of the first frame, counted from the first of the video, float64.
+        start_seconds: Time of the first frame, counted from the first of the video, float64; NaN where the video is a
+            folder of pictures or an array, which have no times.
         end_seconds: Time of the last one.
         num_padded_frames: Times that the last frame was repeated; see `WindowPlan`.
     """
@@ -205,7 +214,7 @@ def extract_features(
     window, stride = resolve_windows(model, window, stride, fps)
     tubelet = model.config.tubelet_size
     with open_video(video, processor.decoder) as reader:
-        plan = plan_windows(reader.compute_timestamps(), window, stride, tubelet, fps)
+        plan = plan_windows(_read_times(reader, fps), window, stride, tubelet, fps)
         windows = _slide(_read_frames(reader.iterate_frames(plan.frames.tolist()), plan, processor), plan)
         merge = _collect_clips if level == "clip" else _average_steps
         features = merge(_encode(windows, plan, model, batch_size, level), plan, tubelet)
@@ -215,6 +224,13 @@ def extract_features(
     return VideoFeatures(
         features, plan.frames[first], plan.frames[last], plan.seconds[first], plan.seconds[last], plan.num_padded
     )
+
+
+def _read_times(reader: VideoReader, fps: float | None) -> np.ndarray:
+    """Times of all frames; NaN where these are pictures or an array, which have none."""
+    if fps is None and isinstance(reader, FrameFolderReader | DecodedFramesReader):
+        return np.full(reader.num_frames, np.nan)
+    return reader.compute_timestamps()
 
 
 def _read_frames(
@@ -407,8 +423,11 @@ def _save_video(
 
 def name_features(folder: str | os.PathLike, video: str) -> Path:
     """File of a video's features: the video's name, and a digest of its path, since others may have the same name."""
-    digest = hashlib.blake2b(os.path.abspath(video).encode(), digest_size=4).hexdigest()
-    stem = Path(video).stem.encode()[:NAME_BYTES].decode(errors="ignore")
+    path = video if is_url(video) else os.path.abspath(video)
+    digest = hashlib.blake2b(path.encode(), digest_size=4).hexdigest()
+    # What follows the name in a URL may hold keys, and characters that a file system does not take.
+    name = urlsplit(path).path if is_url(path) else path
+    stem = Path(name).stem.encode()[:NAME_BYTES].decode(errors="ignore")
     return Path(folder) / f"{stem}-{digest}.safetensors"
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers.video_utils import VideoInput
 
-from ..data.annotations import identify_video
+from ..data.annotations import identify_video, name_video
 from ..data.loaders import build_loader
 from ..data.sources import get_source
 from ..processing.decoding import VideoDecodingError, VideoSource
@@ -65,7 +65,6 @@ def group_by_video(videos: Iterable[Any]) -> tuple[list, list[list[int]]]:
     places: dict[str, int] = {}
     distinct, rows_of_video = [], []
     for row, video in enumerate(videos):
-        # Rows of bytes have no path and count as distinct.
         place = places.setdefault(identify_video(video, row), len(distinct))
         if place == len(distinct):
             distinct.append(video)
@@ -99,7 +98,7 @@ class HeldOutVideos(Dataset):
             return read_middle_frames(self.processor, get_source(video))
         # The processor also raises ValueError for files that no decoder refuses, such as one without frames.
         except ValueError as error:
-            name = identify_video(video, index)
+            name = name_video(video, index)
             message = str(error) if name in str(error) else f"{name}: {error}"
             raise VideoDecodingError(message) from error
 

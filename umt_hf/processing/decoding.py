@@ -20,8 +20,8 @@
 - `decord`: what the published code reads with; the kinds of file that it reads wrong are refused.
 - `torchcodec`: needs the FFmpeg libraries of the system; as for decord, what it reads wrong is refused.
 
-A `.npy` file of decoded frames is read directly, whatever the decoder: training that reads short clips repeatedly need
-not decode them each time.
+A `.npy` file of decoded frames and a folder of numbered pictures are read directly, whatever the decoder: training
+that reads short clips repeatedly need not decode them each time.
 
 Readers are cheap to open. Open them in the worker that uses them: they cannot be shared between processes.
 """
@@ -56,7 +56,17 @@ from .containers import (
     pad_limit,
     read_orientation,
 )
-from .media_files import LIMITS, MediaFile, VideoDecodingError, VideoSource, open_source
+from .frame_folders import holds_frames, list_frames
+from .images import read_image
+from .media_files import (
+    LIMITS,
+    MediaFile,
+    VideoDecodingError,
+    VideoSource,
+    find_file,
+    open_source,
+    unwrap_row,
+)
 
 DecoderName = Literal["pyav", "decord", "torchcodec"]
 
@@ -210,9 +220,9 @@ def open_video(source: VideoSource, decoder: DecoderName = "pyav") -> VideoReade
     suffix. How much a file may ask for is bounded by `media_files.LIMITS`.
 
     Args:
-        source: A path, an http(s) or file URL, the bytes of a file, or a binary file object (read from its start). An
-            http(s) video is downloaded into memory first. A path that ends in `.npy` is a file of decoded frames,
-            uint8 RGB `(T, H, W, 3)`.
+        source: A path, an http(s) or file URL, the bytes of a file, a binary file object (read from its start), or a
+            row `{"path", "bytes"}`. An http(s) video is downloaded into memory first. A path that ends in `.npy` is a
+            file of decoded frames, uint8 RGB `(T, H, W, 3)`; one of a folder of numbered pictures is a video too.
         decoder: Library that decodes.
 
     Raises:
@@ -223,6 +233,9 @@ def open_video(source: VideoSource, decoder: DecoderName = "pyav") -> VideoReade
     """
     if decoder not in READERS:
         raise ValueError(f"decoder must be one of {sorted(READERS)}, got {decoder!r}.")
+    source = unwrap_row(source)
+    if isinstance(source, str | os.PathLike) and os.path.isdir(folder := find_file(os.fsdecode(source))):
+        return FrameFolderReader(folder)
     media = open_source(source)
     try:
         if media.path is not None and media.path.endswith(".npy"):
@@ -265,6 +278,34 @@ class DecodedFramesReader(VideoReader):
     def close(self) -> None:
         """Drop the map; the frames given out are copies."""
         self._frames = np.empty((0, 0, 0, 3), np.uint8)
+
+
+class FrameFolderReader(VideoReader):
+    """A folder of numbered pictures of one size, a frame each in the order of their numbers, with no frame rate."""
+
+    fps = None
+
+    def __init__(self, folder: str):
+        self.name = folder
+        self._paths = list_frames(folder)
+        if not self._paths:
+            raise self._error("is not a file, nor a folder of numbered pictures. Check the path.")
+        if len(self._paths) > 1 and not holds_frames(folder):
+            raise self._error(
+                "has pictures whose names differ in more than one number, so that their order is not known. Number "
+                "them (frame_0001.jpg, ...), all with one suffix, and keep other pictures elsewhere."
+            )
+        self.num_frames = len(self._paths)
+
+    def _decode(self, indices: list[int]) -> np.ndarray:
+        frames = [read_image(self._paths[index])[0].permute(1, 2, 0).numpy() for index in indices]
+        if len({frame.shape for frame in frames}) > 1:
+            sizes = sorted({f"{frame.shape[1]} x {frame.shape[0]}" for frame in frames})
+            raise self._error(f"has pictures of different sizes: {', '.join(sizes)}. Resize them to one size.")
+        return np.stack(frames)
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 class PyAVReader(VideoReader):

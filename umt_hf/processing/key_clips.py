@@ -9,6 +9,7 @@ from itertools import accumulate
 import numpy as np
 
 from .decoding import DecoderName, VideoDecodingError, VideoReader, VideoSource, open_video
+from .frame_folders import holds_frames
 
 SECOND_NAMES = ("{}.mp4", "{:04d}.mp4")
 
@@ -24,8 +25,9 @@ def read_key_clip(
     """Read frames around a key frame; past the ends of the video its first or last frame takes their place.
 
     Args:
-        source: A video, or a folder of files of one second each, `<second>.mp4`; the key frame is the first of its
-            second, and the neighbouring files join without a gap.
+        source: A video, or a folder of numbered pictures, which needs `key_frame`; or a folder of files of one second
+            each, `<second>.mp4`: the key frame is the first of its second, and the neighbouring files join without a
+            gap.
         offsets: Distances from the key frame, in frames (see `compute_key_frame_offsets`).
         key_seconds: When the key frame is shown: the first frame at or after that time. A folder needs an integer.
         key_frame: Number of the key frame instead.
@@ -40,7 +42,7 @@ def read_key_clip(
     """
     if (key_seconds is None) == (key_frame is None):
         raise ValueError("Give key_seconds or key_frame, one of them.")
-    if isinstance(source, str | os.PathLike) and os.path.isdir(source):
+    if isinstance(source, str | os.PathLike) and os.path.isdir(source) and not holds_frames(source):
         if key_seconds is None or key_seconds != int(key_seconds):
             raise ValueError(f"{source}: a folder of files of one second needs key_seconds, an integer.")
         return _read_seconds(os.fspath(source), int(key_seconds), offsets, decoder)

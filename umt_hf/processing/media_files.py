@@ -26,13 +26,15 @@ import re
 import socket
 import struct
 import threading
+import unicodedata
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
-VideoSource = str | os.PathLike | bytes | BinaryIO
+# A dictionary is a row of a `datasets` column: its `bytes`, or else its `path`.
+VideoSource = str | os.PathLike | bytes | BinaryIO | dict[str, Any]
 
 DOWNLOAD_TIMEOUT_SECONDS = 60  # without a byte
 DOWNLOAD_BLOCK = 1 << 20
@@ -156,7 +158,33 @@ def open_source(source: VideoSource, kind: str = "video") -> MediaFile:
     return media
 
 
+def unwrap_row(source: Any) -> Any:
+    """The path of a row of a `datasets` column, `{"path", "bytes"}`, that holds no bytes; anything else as it is.
+
+    Raises:
+        VideoDecodingError: If the row has neither.
+    """
+    if not isinstance(source, dict) or source.get("bytes"):
+        return source
+    if not source.get("path"):
+        raise VideoDecodingError("<row without a video>: has neither a path nor bytes. Fill it in or leave it out.")
+    return source["path"]
+
+
+def find_file(path: str) -> str:
+    """The path under which a file exists: macOS may have decomposed the accents of its name, and a list may not."""
+    if os.path.exists(path):
+        return path
+    others = (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
+    return next((other for other in others if os.path.exists(other)), path)
+
+
 def _resolve_source(source: VideoSource, kind: str) -> MediaFile:
+    source = unwrap_row(source)
+    if isinstance(source, dict):
+        return MediaFile(
+            str(source.get("path") or f"<{kind} of {len(source['bytes'])} bytes>"), io.BytesIO(source["bytes"])
+        )
     if isinstance(source, bytes | bytearray | memoryview):
         return MediaFile(f"<{kind} of {len(source)} bytes>", io.BytesIO(source))
     if hasattr(source, "read"):
@@ -164,7 +192,10 @@ def _resolve_source(source: VideoSource, kind: str) -> MediaFile:
         name = str(getattr(file, "name", "<file object>"))
         return MediaFile(name, file if file.seekable() else io.BytesIO(file.read()))
     if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"A {kind} is a path, a URL, bytes or a binary file object, got {type(source).__name__}.")
+        raise TypeError(
+            f"A {kind} is a path, a URL, bytes, a row with one of them, or a binary file object, got "
+            f"{type(source).__name__}."
+        )
     name = path = os.fsdecode(source)
     if scheme := URL_START.match(name):
         if scheme[1].lower() != "file":
@@ -173,6 +204,7 @@ def _resolve_source(source: VideoSource, kind: str) -> MediaFile:
             path = urllib.request.url2pathname(urlparse(name).path)
         except ValueError as error:
             raise VideoDecodingError(f"{name}: is not a valid URL ({error}). Check it.") from error
+    path = find_file(path)
     if not os.path.isfile(path):
         raise VideoDecodingError(
             f"{name}: {'is not a file' if os.path.exists(path) else 'no such file'}. Check the path."

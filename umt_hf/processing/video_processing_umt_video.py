@@ -16,6 +16,7 @@
 Legend: B videos, T frames of a clip, C channels, H height, W width.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,7 @@ from transformers.video_utils import VideoInput, VideoMetadata
 
 from .decoding import DecoderName, VideoSource, open_video
 from .images import convert_image
-from .media_files import LIMITS
+from .media_files import LIMITS, VideoDecodingError
 from .resizing import is_extreme, resize_part
 from .sampling import SamplingStrategy, place_crops, sample_frame_indices, trim_num_frames
 
@@ -77,8 +78,10 @@ class UMTVideoProcessorKwargs(VideosKwargs, total=False):
 class UMTVideoProcessor(BaseVideoProcessor):
     r"""Turn videos into the `pixel_values` of the UMT models.
 
-    A video is a path, an http(s) or file URL, the bytes of a file, a binary file object, an array or tensor
-    `(T, H, W, C)` or `(T, C, H, W)`, or a list of frames (PIL images, or arrays `(H, W)`, `(H, W, C)` or `(C, H, W)`).
+    A video is a path (of a file, or of a folder of numbered pictures), an http(s) or file URL, the bytes of a file, a
+    binary file object, what a `Video` column of `datasets` gives (a torchcodec `VideoDecoder`, or `{"path", "bytes"}`
+    with one of them), an array or tensor `(T, H, W, C)` or `(T, C, H, W)`, or a list of frames (PIL images, or arrays
+    `(H, W)`, `(H, W, C)` or `(C, H, W)`).
     Videos come singly or in a list, and may differ in kind and size. Grey frames become RGB; what is transparent
     becomes white.
 
@@ -302,6 +305,8 @@ class UMTVideoProcessor(BaseVideoProcessor):
         if _is_file(source):
             frames, metadata = _read_file(source, self._setting("decoder", kwargs), choose_frames)
             return torch.from_numpy(frames).permute(0, 3, 1, 2), metadata
+        if _is_decoder(source):
+            return _read_decoder(source, choose_frames)
 
         if choose_frames is not None and kwargs.get("num_frames", 0) > len(source):
             raise _MalformedVideo(
@@ -460,13 +465,15 @@ def split_videos(videos: Any) -> list:
     """
     if _is_file(videos):
         return [videos]
+    if _is_decoder(videos):
+        return [_find_encoded(videos) or videos]
     if is_pil_image(videos):
         return [[videos]]
     if isinstance(videos, np.ndarray | torch.Tensor):
         return _split_array(videos)
     if not isinstance(videos, list | tuple):
         raise ValueError(
-            "A video is a path, URL, bytes, file object, array, tensor or list of frames, got "
+            "A video is a path, URL, bytes, file object, row of a `Video` column, array, tensor or frames, got "
             f"{type(videos).__name__}."
         )
     if not videos:
@@ -495,9 +502,46 @@ def _split_array(videos: np.ndarray | torch.Tensor) -> list:
 def _is_file(video: Any) -> bool:
     return (
         isinstance(video, str | bytes | bytearray | memoryview)
+        or (isinstance(video, dict) and not video.keys().isdisjoint(("path", "bytes")))
         or hasattr(video, "__fspath__")
         or hasattr(video, "read")
     )
+
+
+def _is_decoder(video: Any) -> bool:
+    """Whether an object is torchcodec's `VideoDecoder`, or has its interface."""
+    return hasattr(video, "get_frames_at") and hasattr(video, "metadata") and hasattr(video, "__len__")
+
+
+def _find_encoded(video: Any) -> dict[str, Any] | None:
+    """The file that `datasets` made a decoder from: read by us, it gives the frames that its path gives."""
+    encoded = getattr(video, "_hf_encoded", None)
+    if not isinstance(encoded, dict):
+        return None
+    path = encoded.get("path")
+    return encoded if encoded.get("bytes") or (isinstance(path, str) and os.path.isfile(path)) else None
+
+
+def _read_decoder(decoder: Any, choose_frames: Callable | None) -> tuple[torch.Tensor, VideoMetadata]:
+    """Frames of a decoder object that `choose_frames(metadata=...)` names, by default all, `(T, C, H, W)`."""
+    name, total = "<video decoder>", len(decoder)
+    metadata = VideoMetadata(
+        total_num_frames=total,
+        fps=getattr(decoder.metadata, "average_fps", None),
+        duration=getattr(decoder.metadata, "duration_seconds", None),
+        video_backend="torchcodec",
+    )
+    indices: Any = np.arange(total) if choose_frames is None else choose_frames(metadata=metadata)
+    LIMITS.check_num_frames(name, len(indices))
+    try:
+        frames = decoder.get_frames_at(indices=[int(index) for index in indices]).data
+    except (RuntimeError, IndexError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise VideoDecodingError(f"{name}: cannot be decoded ({reason}). Replace it or leave it out.") from error
+    frames = _stack_frames(frames.cpu(), None)
+    metadata.frames_indices = indices
+    metadata.height, metadata.width = frames.shape[-2:]
+    return frames, metadata
 
 
 def _read_file(

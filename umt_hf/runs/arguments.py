@@ -180,7 +180,9 @@ class WorkerArguments:
 class CSVArguments:
     """How CSV files are written."""
 
-    csv_separator: str = describe(",", "Separator of CSV columns, one character.")
+    csv_separator: str | None = describe(
+        None, "Separator of CSV columns, one character; default: found among comma, tab, semicolon and space."
+    )
 
 
 @dataclass(kw_only=True)

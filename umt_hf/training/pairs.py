@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 
-from ..data.annotations import compute_pair_id, identify_video
+from ..data.annotations import compute_pair_id, identify_video, name_video
 from ..processing.images import read_image
 from ..processing.media_files import VideoDecodingError
 from ..processing.train_transforms import ResizedCropTransform
@@ -58,7 +58,7 @@ class PairDataset(ClipDataset):
 
     def _read_clips(self, row: dict[str, Any], key: tuple[int, ...]) -> list[Clip]:
         if not isinstance(row["caption"], str):
-            raise VideoDecodingError(f"{identify_video(row['video'], key[-1])}: has no caption. Fill it in.")
+            raise VideoDecodingError(f"{name_video(row['video'], key[-1])}: has no caption. Fill it in.")
         # The corpus is a part of the id: equal captions in two corpora are not known to mean the same.
         name = row["caption"] if self.pair_by == "caption" else identify_video(row["video"], key[-1])
         pair_id = compute_pair_id(row["corpus"], name)

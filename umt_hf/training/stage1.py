@@ -218,6 +218,7 @@ def load_tables(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset
     common: dict[str, Any] = {
         "data_root": data.data_root,
         "csv_separator": data.csv_separator,
+        "needs_labels": False,
         "config_name": data.dataset_config_name,
         "video_column": data.video_column,
     }

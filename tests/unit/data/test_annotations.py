@@ -10,11 +10,14 @@ from datasets import Dataset
 
 from umt_hf.data.annotations import (
     compute_pair_id,
+    identify_video,
+    load_answers,
     load_choices,
     load_pairs,
     load_questions,
     load_retrieval_set,
     merge_answers,
+    name_video,
 )
 from umt_hf.processing.processing_umt_video_text import clean_caption
 
@@ -118,3 +121,46 @@ def test_choices_are_checked(tmp_path):
     assert load_choices(write(tmp_path, rows))[0]["answer"] == 1
     with pytest.raises(ValueError, match="object 0: answer 2"):
         load_choices(write(tmp_path, [{**rows[0], "answer": 2}]))
+
+
+def test_bytes_identify_a_video():
+    first, second = {"path": None, "bytes": b"one"}, {"path": None, "bytes": b"two"}
+    assert identify_video(first, 0) == identify_video(dict(first), 7) == identify_video(b"one", 3)
+    assert identify_video(first, 0) != identify_video(second, 0)
+    # Rows with bytes often keep a file name, which videos of two folders share.
+    assert identify_video({**first, "path": "1.mp4"}, 0) != identify_video({**second, "path": "1.mp4"}, 0)
+    assert identify_video({**first, "path": "1.mp4"}, 0) == identify_video({**first, "path": "2.mp4"}, 0)
+    assert identify_video("a.mp4", 0) == identify_video({"path": "a.mp4", "bytes": None}, 3) == "a.mp4"
+    assert identify_video(None, 3) == identify_video({"path": None, "bytes": b""}, 3) == "row 3"
+    assert name_video({**first, "path": "1.mp4"}, 0) == "1.mp4"
+    assert name_video(first, 0) == identify_video(first, 0) and name_video(first, 0).startswith("bytes ")
+
+
+def test_captions_of_one_video_in_bytes_are_texts_of_one_video(tmp_path):
+    rows = [
+        {"video": {"path": None, "bytes": content}, "caption": f"text {i}"}
+        for i, content in enumerate([b"a", b"b", b"a"])
+    ]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    found = load_retrieval_set(str(tmp_path / "saved"))
+    assert found.texts_of_video == [[0, 2], [1]] and found.videos_of_text == [[0], [1], [0]]
+
+
+def test_tables_with_a_header_and_byte_order_marks(tmp_path):
+    (tmp_path / "list.csv").write_text("video;caption\na.mp4;a cat\nhttps://h/b.mp4;a dog\n", encoding="utf-8-sig")
+    pairs = load_pairs(str(tmp_path / "list.csv"))
+    assert pairs["caption"][:] == ["a cat", "a dog"] and pairs["video"][:][1] == "https://h/b.mp4"
+    (tmp_path / "list.csv").write_text("question,video,answer,label\nwhat?,a.mp4,cat,x\n")
+    assert load_questions(str(tmp_path / "list.csv"))["answers"][:] == [["cat"]]
+    (tmp_path / "answers.json").write_text('["ja", "né"]', encoding="utf-8-sig")
+    assert load_answers(str(tmp_path / "answers.json")) == ["ja", "né"]
+    (tmp_path / "list.json").write_text(json.dumps([{"video": "a.mp4", "caption": "x"}]), encoding="utf-8-sig")
+    assert load_pairs(str(tmp_path / "list.json"))["caption"][:] == ["x"]
+
+
+def test_an_answer_may_be_written_as_text(tmp_path):
+    rows = [{"video": "a.mp4", "caption": ["x", "y"], "answer": "1"}]
+    assert load_choices(write(tmp_path, rows))["answer"][:] == [1]
+    for answer in ("2", "y", -1, None):
+        with pytest.raises(ValueError, match="object 0: answer .* is not an index"):
+            load_choices(write(tmp_path, [{**rows[0], "answer": answer}]))

@@ -255,3 +255,30 @@ def test_processor_has_the_published_normalisation():
     assert [255 * value for value in processor.image_mean] == pytest.approx(published["mean"])
     assert [255 * value for value in processor.image_std] == pytest.approx(published["std"])
     assert dict(processor.size)["shortest_edge"] == row["short_side"] and not processor.do_center_crop
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_csv_of_ava_as_other_programs_write_it(ava, separator, encoding):
+    expected, _ = load_key_frames(ava / "train.csv")
+    header = "video_id,middle_frame_timestamp,x1,y1,x2,y2,action_id,person_id\n"
+    text = (header + CSV).replace("\n", ",,\r\n").replace(",", separator)
+    (ava / "export.csv").write_bytes(text.encode(encoding))
+    assert load_key_frames(ava / "export.csv")[0] == expected
+    (ava / "export.csv").write_text("abc,0902,0.1,0.2,0.5,0.8,12,0,7\n")
+    with pytest.raises(ValueError, match=r"export\.csv, line 1: expected `movie,second"):
+        load_key_frames(ava / "export.csv")
+
+
+def test_lists_with_byte_order_marks_and_urls(tmp_path):
+    rows = [{"video": "https://h/a.mp4", "key_frame": 3, "objects": [{"box": [1, 2, 3, 4], "labels": "été"}]}]
+    (tmp_path / "list.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8-sig")
+    [frame], names = load_key_frames(tmp_path / "list.json", data_root="/videos")
+    assert frame.video == "https://h/a.mp4" and names == ["été"]
+    (tmp_path / "excluded.csv").write_text("video_id,timestamp\nabc,0902\n", encoding="utf-8-sig")
+    assert read_exclusions(tmp_path / "excluded.csv") == {("abc", "0902")}
+    (tmp_path / "excluded.csv").write_text("abc,0902\nabc\n")
+    with pytest.raises(ValueError, match=r"excluded\.csv, line 2: expected `movie,second`"):
+        read_exclusions(tmp_path / "excluded.csv")
+    (tmp_path / "map.pbtxt").write_text("item { id: 1 }", encoding="utf-8-sig")
+    assert read_label_map(tmp_path / "map.pbtxt") == [0]

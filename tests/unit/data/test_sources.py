@@ -27,7 +27,6 @@ def shapes(tmp_path_factory):
         (",", '"a,1,b.mp4",3', "a,1,b.mp4", 3),
         (" ", "clip.webm 17", "clip.webm", 17),
         (" ", "my clip.webm 17", "my clip.webm", 17),
-        (",", "a.mp4,3,120,extra", "a.mp4", 3),
         (",", "name_without_suffix,0", "name_without_suffix.mp4", 0),
     ],
 )
@@ -44,7 +43,7 @@ def test_absolute_paths_win(tmp_path):
     assert load_videos(str(tmp_path / "list.csv"), data_root="/videos")[0]["video"] == "/elsewhere/a.mp4"
 
 
-@pytest.mark.parametrize("line", ["only_a_path.mp4", "a.mp4,label", ",3"])
+@pytest.mark.parametrize("line", ["only_a_path.mp4", "a.mp4,label", ",3", "a.mp4,3,120,extra", "a.mp4,3,120"])
 def test_csv_errors_name_file_and_line(tmp_path, line):
     (tmp_path / "list.csv").write_text(f"fine.mp4,0\n{line}\n")
     with pytest.raises(ValueError, match=r"list\.csv, line 2"):
@@ -90,7 +89,9 @@ def test_folders(tmp_path):
     with pytest.raises(ValueError, match=r"\['run'\] are not classes"):
         load_videos(str(tmp_path), class_names=["jump"])
     (tmp_path / "stray.mp4").touch()
-    assert len(load_videos(str(tmp_path))) == 4 and "label" not in load_videos(str(tmp_path))[0]
+    assert [row["label"] for row in load_videos(str(tmp_path))] == [0, 0, 1]
+    everything = load_videos(str(tmp_path), needs_labels=False)
+    assert len(everything) == 4 and "label" not in everything[0]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no videos"):
         load_videos(str(tmp_path / "empty"))
@@ -99,7 +100,10 @@ def test_folders(tmp_path):
             load_videos(missing)
     with pytest.raises(FileNotFoundError, match="my videos: no such file or folder, and no dataset of that name"):
         load_videos("my videos")
-    with pytest.raises(ValueError, match=r"notes\.txt: expected a \.csv"):
+    (tmp_path / "run" / "notes.doc").touch()
+    with pytest.raises(ValueError, match=r"notes\.doc: expected a \.csv"):
+        load_videos(str(tmp_path / "run" / "notes.doc"))
+    with pytest.raises(ValueError, match=r"notes\.txt lists no videos"):
         load_videos(str(tmp_path / "run" / "notes.txt"))
 
 

@@ -279,3 +279,12 @@ def test_video_damaged_midway_leaves_nothing(folder, encoder, tmp_path):
     out = tmp_path / "out"
     assert "cannot be decoded" in run(video, "--model", folder, "--out", out, exit_code=1).output
     assert sorted(path.name for path in out.iterdir()) == ["settings.json", "skipped.json"]
+
+
+def test_features_of_a_url_have_a_file_name():
+    names = [
+        name_features("out", url).name
+        for url in ("https://h/a/clip.mp4?key=x/y", "https://h/b/clip.mp4", "https://h/")
+    ]
+    assert len(set(names)) == 3 and all(name.startswith("clip-") for name in names[:2])
+    assert not any(set("?/:") & set(name) for name in names)

@@ -12,6 +12,7 @@ from datasets import Dataset
 from PIL import Image
 
 from umt_hf.data.annotations import compute_pair_id
+from umt_hf.finetuning.retrieval import CaptionCollator
 from umt_hf.moving_shapes.render import write_moving_shapes
 from umt_hf.processing.decoding import VideoDecodingError
 from umt_hf.processing.train_transforms import ResizedCropTransform
@@ -112,6 +113,27 @@ def test_pair_ids_by_media_and_by_caption(shapes):
     assert ids[0] == ids[1] != ids[2] and ids[0] == compute_pair_id(3, names[0])
     ids = [build_dataset(table, pair_by="caption")[ClipRequest(i, (0, i))][0][0].pair_id for i in range(3)]
     assert ids[0] == ids[2] != ids[1]
+
+
+def test_captions_of_one_image_in_bytes_are_true_pairs(tmp_path):
+    """Five captions of an image whose rows hold bytes: none is a negative of another, in either wing of training."""
+    content = []
+    for grey in (10, 200):
+        file = io.BytesIO()
+        Image.new("RGB", (40, 24), (grey, grey, grey)).save(file, "PNG")
+        content.append(file.getvalue())
+    rows = [
+        {"video": {"path": None, "bytes": content[number // 5]}, "caption": f"text {number}", "corpus": 2}
+        for number in range(10)
+    ]
+    images = build_dataset(Dataset.from_list(rows), "image")
+    ids = [images[ClipRequest(number, (0, 0, number))][0][0].pair_id for number in range(10)]
+    assert len(set(ids[:5])) == len(set(ids[5:])) == 1 and ids[0] != ids[5]
+    # A streamed row carries itself, and its number is that of the stream.
+    assert images[ClipRequest(rows[7], (0, 0, 3, 1))][0][0].pair_id == ids[5]
+    collator = CaptionCollator(processor=None, pair_by_caption=False)
+    ids = [collator.identify({"row": row, "number": number}) for number, row in enumerate(rows)]
+    assert len(set(ids[:5])) == len(set(ids[5:])) == 1 and ids[0] != ids[5]
 
 
 def test_images_are_clips_of_one_frame(tmp_path):

@@ -1,0 +1,226 @@
+"""Folders of videos: what in them is a video, what its class is, and what is left out.
+
+A video is a file with a known suffix, or, where a tree has no such files, a folder of numbered pictures.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel
+
+from ..processing.frame_folders import FRAME_SUFFIXES, holds_frames
+from .labels import encode_labels, normalize_name, shorten, warn_of_split_folders
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = {
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4",
+    ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv",
+}  # fmt: skip
+# What a list may name and a folder may not: clips decoded before, which lie beside their videos.
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | {".npy"} | FRAME_SUFFIXES
+# Folders that file systems, archives and network disks put beside one's own.
+SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
+HIDDEN_FILES, HIDDEN_FOLDERS, STRAY = "hidden files", "hidden or system folders", "videos beside the class folders"
+UNNAMEABLE = "names that are not UTF-8"
+PICTURES, OTHERS, LOOPS = "folders of pictures beside videos", "other files", "links back to a folder above"
+
+
+@dataclass(frozen=True)
+class FoundVideo:
+    """A video in a tree.
+
+    Args:
+        path: The file, or its folder of frames.
+        parts: Names of the folders from the top to it, and its own.
+        identity: Its path without links.
+    """
+
+    path: str
+    parts: tuple[str, ...]
+    identity: str
+
+
+@dataclass
+class FolderListing:
+    """The videos of a tree and how much was left out, by reason.
+
+    Args:
+        videos: In order of their paths.
+        left_out: How many, by reason.
+        empty: Folders at the top without a video.
+    """
+
+    videos: list[FoundVideo] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    empty: list[str] = field(default_factory=list)
+
+    def say(self, source: str | os.PathLike) -> None:
+        """Log what was left out, in one line: a warning where videos may be among it."""
+        counts = {reason: count for reason, count in self.left_out.items() if count}
+        if counts:
+            level = logging.INFO if set(counts) <= {OTHERS} else logging.WARNING
+            shown = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+            logger.log(level, "%s: %d videos; left out: %s.", source, len(self.videos), shown)
+
+
+def list_folder(path: str | os.PathLike) -> FolderListing:
+    """Find the videos below a folder, through links too.
+
+    Hidden files and folders (a name that begins with a dot, as macOS' `._clip.mp4`) and those of systems are left out.
+
+    Returns:
+        Videos in order of their paths; numbered pictures are frames only in a tree without video files.
+    """
+    files, frames, listing = [], [], FolderListing()
+    top = os.path.realpath(path)
+    if holds_frames(path):
+        return FolderListing([FoundVideo(os.fspath(path), (os.path.basename(top),), top)])
+    with os.scandir(path) as entries:
+        entries = sorted(entries, key=lambda entry: entry.name)
+    files += _list_files(entries, (), top, listing)
+    for entry in entries:
+        if _is_folder(entry) and not _is_left_out(entry, listing):
+            # Folders are known for each class by itself: two classes may link to one folder, which is warned of.
+            found = list(_walk(entry.path, (entry.name,), {top}, listing))
+            files += [video for video, is_file in found if is_file]
+            frames += [video for video, is_file in found if not is_file]
+            if not found:
+                listing.empty.append(entry.name)
+    listing.videos = sorted(files or frames, key=lambda video: video.path.split(os.sep))
+    if files and frames:
+        listing.left_out[PICTURES] += len(frames)
+    return listing
+
+
+def _walk(
+    path: str, parts: tuple[str, ...], visited: set[str], listing: FolderListing
+) -> Iterator[tuple[FoundVideo, bool]]:
+    """Videos below a folder, and whether each is a file."""
+    real = os.path.realpath(path)
+    if real in visited:
+        listing.left_out[LOOPS] += 1
+        return
+    visited.add(real)
+    try:
+        with os.scandir(path) as entries:
+            entries = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        listing.left_out[f"folders that cannot be read ({error.strerror})"] += 1
+        return
+    videos = _list_files(entries, parts, real, listing)
+    yield from ((video, True) for video in videos)
+    if not videos and holds_frames(path):
+        yield FoundVideo(path, parts, real), False
+        return
+    for entry in entries:
+        if _is_folder(entry) and not _is_left_out(entry, listing):
+            yield from _walk(entry.path, (*parts, entry.name), visited, listing)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _list_files(
+    entries: Sequence[os.DirEntry[str]], parts: tuple[str, ...], real: str, listing: FolderListing
+) -> list[FoundVideo]:
+    videos = []
+    for entry in entries:
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if _is_folder(entry):
+            continue
+        if suffix not in VIDEO_SUFFIXES:
+            listing.left_out[OTHERS] += suffix not in FRAME_SUFFIXES
+        elif entry.name.startswith("."):
+            listing.left_out[HIDDEN_FILES] += 1
+        elif not _is_text(entry.name):
+            listing.left_out[UNNAMEABLE] += 1
+        else:
+            identity = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
+            videos.append(FoundVideo(entry.path, (*parts, entry.name), identity))
+    return videos
+
+
+def _is_left_out(entry: os.DirEntry[str], listing: FolderListing) -> bool:
+    is_hidden = entry.name.startswith(".") or entry.name.casefold() in SYSTEM_FOLDERS
+    is_text = _is_text(entry.name)
+    listing.left_out[HIDDEN_FOLDERS] += is_hidden
+    listing.left_out[UNNAMEABLE] += not is_text
+    return is_hidden or not is_text
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8; Linux allows any bytes, and a table does not."""
+    try:
+        name.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
+def read_folder(
+    path: Path, class_names: Sequence[str] | None = None, needs_labels: bool = True
+) -> tuple[list[dict[str, Any]], ClassLabel | None]:
+    """List the videos below a folder in order of name; where they are in sub-folders, these are their classes.
+
+    Args:
+        path: The folder.
+        class_names: Names of the classes by number; `None` = its sub-folders, sorted.
+        needs_labels: Whether a few videos beside class folders are left out, so that the others have labels.
+
+    Returns:
+        Rows with `video` and, where there are classes, `label`; and the feature of the labels.
+
+    Raises:
+        ValueError: If there are no videos, or `class_names` lacks a sub-folder's name.
+    """
+    listing = list_folder(path)
+    if not listing.videos:
+        listing.say(path)
+        raise ValueError(
+            f"{path}: no videos found; known suffixes are {', '.join(sorted(VIDEO_SUFFIXES))}, and numbered pictures "
+            "are the frames of a video."
+        )
+    inside = [video for video in listing.videos if len(video.parts) > 1]
+    num_strays = len(listing.videos) - len(inside)
+    is_labelled = inside and (not num_strays or needs_labels and num_strays < len(inside))
+    if not is_labelled:
+        listing.say(path)
+        return [{"video": video.path} for video in listing.videos], None
+    listing.videos = inside
+    listing.left_out[STRAY] += num_strays
+    listing.say(path)
+    if not needs_labels:
+        return [{"video": video.path} for video in inside], None
+    if listing.empty:
+        logger.warning("%s: the sub-folders %s have no videos and are not classes.", path, listing.empty)
+    rows = [
+        {"video": video.path, "label": normalize_name(video.parts[0]), "identity": video.identity} for video in inside
+    ]
+    warn_of_split_folders(str(path), sorted({row["label"] for row in rows}))
+    feature = _encode(rows, str(path), class_names)
+    for row in rows:
+        del row["identity"]
+    return rows, feature
+
+
+def _encode(rows: list[dict[str, Any]], source: str, class_names: Sequence[str] | None) -> ClassLabel:
+    found = sorted({row["label"] for row in rows})
+    names = found if class_names is None else list(class_names)
+    if unknown := sorted(set(found) - {normalize_name(name) for name in names}):
+        raise ValueError(
+            f"{source}: the sub-folders {shorten(unknown)} are not classes; the classes are {shorten(names)}."
+        )
+    # The names of folders are names, though they may be digits.
+    feature = encode_labels(rows, source, names)
+    assert isinstance(feature, ClassLabel), "Every video has a folder."
+    return feature
