@@ -34,7 +34,7 @@ def list_statements(results: Mapping[str, Any]) -> list[Statement]:
     """The statements on one seed, as far as its results go.
 
     Args:
-        results: Content of `results.json` and `results_stage2.json`, by the keys "stage1" and "stage2", or one of them.
+        results: Content of `results.json` by the key "stage1", of `results_stage2.json` by "stage2", or one of them.
     """
     found = []
     if (stage1 := results.get("stage1")) is not None:

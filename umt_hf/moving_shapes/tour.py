@@ -6,8 +6,8 @@
     python -m umt_hf.moving_shapes.tour --output_dir outputs/look --quick
 
 Training and evaluation each run in a new process, by the script that a user would start. A tour that was stopped goes
-on where it was: the clips, the teacher and the checkpoints that exist are used again. The exit code is 1 if a statement
-that the last table makes does not hold.
+on where it was: the clips, the teacher and the checkpoints that exist are used again. At the end it says what to look
+at; the exit code is 1 if one of the statements there does not hold.
 """
 
 import argparse
@@ -75,7 +75,13 @@ BUDGETS = {
     "full": Budget(num_clips=(3000, 600, 900), teacher_steps=1600, recipes="moving_shapes"),
 }
 # What `--quick` leaves of a budget.
-QUICK = {"num_clips": (48, 12, 12), "teacher_steps": 4, "max_steps": 2, "probe_steps": 50, "num_quartets": 2}
+QUICK: dict[str, Any] = {
+    "num_clips": (48, 12, 12),
+    "teacher_steps": 4,
+    "max_steps": 2,
+    "probe_steps": 50,
+    "num_quartets": 2,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
