@@ -194,7 +194,7 @@ def test_tour_runs_both_stages_of_every_seed(started, tmp_path, capsys, budget):
     assert "| seed 4, search in a new process | 2 | 3 |" in printed and "What to look at" not in printed
 
 
-@pytest.mark.parametrize(("budget", "steps"), [("short", (300, 350)), ("full", (1000, 700))])
+@pytest.mark.parametrize(("budget", "steps"), [("short", (300, 300)), ("full", (1000, 700))])
 def test_budgets_have_their_own_recipes(budget, steps, tmp_path):
     """The full one is that of the recorded tables."""
     found = tour.plan_steps(tmp_path, 0, tour.BUDGETS[budget], (1, 2))

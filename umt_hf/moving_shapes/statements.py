@@ -49,13 +49,14 @@ def list_statements(results: Mapping[str, Any]) -> list[Statement]:
         text = "stage 1: the frames' features, in order, tell the motion"
         found.append(Statement(text, motion, 1 / 4, "chance", is_beyond_chance(motion, 1 / 4, num_clips)))
     if (stage2 := results.get("stage2")) is not None:
-        recall, chance = stage2["recall"]["dual"], stage2["chance"]
-        for column, count, text in (
-            ("all", stage2["num_texts"], "stage 2: a caption finds one of its clips first among all held-out ones"),
-            ("appearance", stage2["num_clips"], "stage 2: a clip finds its colour and shape first among 36 captions"),
+        recall, chance = stage2["recall"], stage2["chance"]
+        for row, column, count, text in (
+            ("reranked", "all", stage2["num_texts"], "a caption finds one of its clips first among all, re-ranked"),
+            ("dual", "appearance", stage2["num_clips"], "a clip finds its colour and shape first among 36 captions"),
         ):
-            holds = is_beyond_chance(recall[column], chance[column], count)
-            found.append(Statement(text, recall[column], chance[column], "chance", holds))
+            measured = recall[row][column]
+            holds = is_beyond_chance(measured, chance[column], count)
+            found.append(Statement(f"stage 2: {text}", measured, chance[column], "chance", holds))
     return found
 
 
