@@ -7,7 +7,7 @@ SOURCES = umt_hf umt_hf_launcher.py tests benchmarks examples docs
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-oldest faults quality workflows style bench check-zoo docs docs-serve dist clean
+.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-oldest faults quality workflows style bench check-zoo docs docs-serve dist clean
 
 # Minutes on two cores.
 demo: $(VENV)/.installed
@@ -35,6 +35,10 @@ test: quality
 # For daily work: leaves out the runs from end to end, the browser, and what takes over 5 seconds by itself.
 test-fast: $(VENV)/.installed
 	$(BIN)/python $(PYTEST) -m "not slow" --ignore tests/e2e --ignore tests/demo
+
+# Loader workers start as from Python 3.14 on, in every run from end to end.
+test-forkserver: $(VENV)/.installed
+	UMT_HF_TEST_START_METHOD=forkserver $(BIN)/python -m pytest tests/e2e -n $(WORKERS) --dist worksteal
 
 test-oldest:
 	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt .venv-oldest/.installed

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -110,6 +109,7 @@ def run_in_new_process(module: str, job: Mapping[str, Any], environment: Mapping
         env=os.environ | {"PYTHONPATH": path} | dict(environment or {}),
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     if process.returncode:
         raise RuntimeError(f"{module} failed with {job}:\n{process.stderr}")
@@ -120,7 +120,9 @@ def read_peak_resident_memory() -> int:
     """Largest resident memory of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux's getrusage counts the peak of the parent process in
-        return int(re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)[1]) * 1024
+        return int(re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(encoding="utf-8"), re.MULTILINE)[1]) * 1024
+    import resource  # on POSIX systems alone
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

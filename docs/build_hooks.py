@@ -55,7 +55,7 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         ValueError: If the comments lack a title, a source or a command.
     """
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     lines = [line.removeprefix("#").strip() for line in re.match(r"(#.*\n)*", text)[0].splitlines()]
     start = next((i for i, line in enumerate(lines) if line.startswith("Command: ")), len(lines))
     command = " ".join(line.removesuffix("\\").strip() for line in lines[start:]).removeprefix("Command: ")

@@ -31,8 +31,8 @@ def main() -> None:
     vectors = normalize(vectors.unflatten(0, (len(args.classes), -1)).mean(dim=1), dim=-1)
     for video in args.videos:
         inputs = processor(videos=[video], return_tensors="pt")
-        frames = normalize(model.get_video_features(**inputs).pooler_output, dim=-1)  # one vector per frame
-        similarity = frames[0].mean(dim=0) @ vectors.T
+        # The mean of the frames' unit vectors, which is not normalised again.
+        similarity = model.get_video_features(**inputs).pooler_output[0] @ vectors.T
         print(video)
         for score, name in sorted(zip((similarity / model.temperature).softmax(dim=0), args.classes, strict=True))[
             ::-1

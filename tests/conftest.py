@@ -9,7 +9,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+from tests.processes import set_start_method
+
 torch.set_num_threads(1)
+set_start_method()
 
 
 def pytest_collection_modifyitems(items):

@@ -25,6 +25,8 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]
 GRACE_SECONDS = 20
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.preloaded"])
+# How loader workers start (fork, forkserver, spawn), here and in the ranks; default: the system's own way.
+START_METHOD = "UMT_HF_TEST_START_METHOD"
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,14 @@ def work(function: Callable, arguments: tuple, environment: dict[str, str], outp
         os.dup2(opened, descriptor)
         os.close(opened)
     sys.stdin = io.StringIO(stdin)
+    set_start_method()
     function(*arguments)
+
+
+def set_start_method() -> None:
+    """Start the workers of loaders as the environment says."""
+    if method := os.environ.get(START_METHOD):
+        multiprocessing.set_start_method(method, force=True)
 
 
 def wait_for(processes: list[BaseProcess], exit_code: int, timeout: float) -> None:

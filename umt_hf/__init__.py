@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING,
+    MODEL_FOR_VISUAL_QUESTION_ANSWERING_MAPPING,
+    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING,
     AutoModel,
     AutoModelForPreTraining,
     AutoModelForVideoClassification,
     AutoModelForVisualQuestionAnswering,
+    AutoModelForZeroShotImageClassification,
 )
 from transformers.models.auto.processing_auto import AutoProcessor
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
@@ -69,8 +73,19 @@ AutoConfig.register(UMTVideoTextConfig.model_type, UMTVideoTextConfig)
 AutoModel.register(UMTVideoTextConfig, UMTVideoTextModel)
 AutoModelForPreTraining.register(UMTVideoTextConfig, UMTVideoTextForPreTraining)
 AutoModelForVisualQuestionAnswering.register(UMTVideoTextConfig, UMTVideoTextForQuestionAnswering)
+AutoModelForZeroShotImageClassification.register(UMTVideoTextConfig, UMTVideoTextModel)
 AutoVideoProcessor.register(UMTVideoTextConfig, UMTVideoProcessor)
 AutoProcessor.register(UMTVideoTextConfig, UMTVideoTextProcessor)
+
+# Folders of the other kind, past `register`, which wants a class of that very configuration: a classifier takes the
+# video encoder of a folder with text, and classes with text say which class a folder without one needs.
+OTHER_KIND: tuple[tuple[Any, type, type], ...] = (
+    (MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING, UMTVideoTextConfig, UMTVideoForVideoClassification),
+    (MODEL_FOR_VISUAL_QUESTION_ANSWERING_MAPPING, UMTVideoConfig, UMTVideoTextForQuestionAnswering),
+    (MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING, UMTVideoConfig, UMTVideoTextModel),
+)
+for _mapping, _config_class, _model_class in OTHER_KIND:
+    _mapping.register(_config_class, _model_class)
 
 __all__ = [
     "ActionDetector",

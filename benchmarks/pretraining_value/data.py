@@ -29,14 +29,20 @@ def prepare_data(folder: Path, budget: Budget) -> None:
             ("curve", "validation", curve),
             ("test_intact", "test", budget.num_corrupted_clips),
         ):
-            lines = (folder / "finetune" / "frames" / f"{split}_{task}.csv").read_text().splitlines(keepends=True)
-            (folder / "finetune" / "frames" / f"{name}_{task}.csv").write_text("".join(lines[:count]))
+            lines = (
+                (folder / "finetune" / "frames" / f"{split}_{task}.csv")
+                .read_text(encoding="utf-8")
+                .splitlines(keepends=True)
+            )
+            (folder / "finetune" / "frames" / f"{name}_{task}.csv").write_text(
+                "".join(lines[:count]), encoding="utf-8"
+            )
 
 
 def decode_split(data: Path, frames: Path, split: str) -> None:
     """Write the frames of every clip of a split, and `<split>_<task>.csv` that name them."""
     for task in settings.TASKS:
-        with (data / f"{split}_{task}.csv").open() as annotation:
+        with (data / f"{split}_{task}.csv").open(encoding="utf-8") as annotation:
             rows = list(csv.reader(annotation))
         for name, _ in rows:
             target = (frames / name).with_suffix(".npy")
@@ -47,4 +53,4 @@ def decode_split(data: Path, frames: Path, split: str) -> None:
                 np.save(target.with_suffix(".part.npy"), clip)
                 target.with_suffix(".part.npy").rename(target)
         lines = [f"{Path(name).with_suffix('.npy')},{label}\n" for name, label in rows]
-        (frames / f"{split}_{task}.csv").write_text("".join(lines))
+        (frames / f"{split}_{task}.csv").write_text("".join(lines), encoding="utf-8")

@@ -69,7 +69,7 @@ def build_pool(num_processes: int, folder: Path) -> Executor:
 def start_worker(folder: Path) -> None:
     """One thread, and all that the scripts say in a file."""
     torch.set_num_threads(1)
-    log = (folder / f"log_{os.getpid()}.txt").open("a", buffering=1)
+    log = (folder / f"log_{os.getpid()}.txt").open("a", buffering=1, encoding="utf-8")
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
 
@@ -78,7 +78,7 @@ def start_run(output: Path, **settings: Any) -> dict[str, Any] | None:
     """An emptied folder and the result to fill in, or `None` if the run is already done with the same settings."""
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     file = output / "result.json"
-    if file.exists() and json.loads(file.read_text())["settings"] == settings:
+    if file.exists() and json.loads(file.read_text(encoding="utf-8"))["settings"] == settings:
         return None
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
@@ -95,4 +95,4 @@ def measure(result: dict[str, Any]):
 
 def finish_run(output: Path, result: dict[str, Any]) -> None:
     """Write `result.json`, which says that the run is done."""
-    (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    (output / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

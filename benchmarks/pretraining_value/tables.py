@@ -14,16 +14,18 @@ def report(folder: Path, seeds: Sequence[int], jobs: Sequence[str]) -> None:
     """Print the tables, write them to `tables.md`, and draw `accuracy.png`."""
     names = list(dict.fromkeys(name.partition("/")[2] for name in jobs if name != "teacher"))
     results = {
-        name: [json.loads((folder / f"seed_{seed}" / name / "result.json").read_text()) for seed in seeds]
+        name: [
+            json.loads((folder / f"seed_{seed}" / name / "result.json").read_text(encoding="utf-8")) for seed in seeds
+        ]
         for name in names
     }
     parts = [format_results(results, "full"), format_results(results, "low"), format_corrupted(results)]
     tables = "\n\n".join(parts) + "\n"
     print(tables)
-    (folder / "tables.md").write_text(tables)
+    (folder / "tables.md").write_text(tables, encoding="utf-8")
     panels = []
     sizes = {
-        data: len((folder / "frames" / f"{split}_motion.csv").read_text().splitlines())
+        data: len((folder / "frames" / f"{split}_motion.csv").read_text(encoding="utf-8").splitlines())
         for data, split in settings.SPLITS.items()
     }
     for data in settings.SPLITS:

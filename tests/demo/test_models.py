@@ -12,7 +12,7 @@ from transformers import pipeline
 from typer.testing import CliRunner
 
 from tests.e2e.conftest import PIPELINE_TAKES_VIDEOS
-from umt_hf import cli
+from umt_hf import UMTVideoForVideoClassification, UMTVideoProcessor, cli
 from umt_hf.demo import space as publishing
 from umt_hf.demo.models import FolderSearcher, TeacherViewer, choose_examples, describe_problem, load_demo_models
 from umt_hf.demo.settings import DemoSettings
@@ -28,6 +28,20 @@ def test_labels_are_those_of_the_pipeline(models, settings, clips):
     found = models.classifier.classify(video, top_k=2)
     assert [scored.label for scored in found] == [row["label"] for row in expected]
     assert [scored.probability for scored in found] == pytest.approx([row["score"] for row in expected], abs=1e-5)
+
+
+def test_labels_that_do_not_exclude_each_other_have_a_sigmoid_each(settings, clips, tmp_path):
+    """As the pipeline has it, by `problem_type`; the page shows what the object answers."""
+    model = UMTVideoForVideoClassification.from_pretrained(
+        settings.classifier, problem_type="multi_label_classification"
+    )
+    model.save_pretrained(tmp_path)
+    UMTVideoProcessor.from_pretrained(settings.classifier).save_pretrained(tmp_path)
+    found = load_demo_models(DemoSettings(classifier=str(tmp_path))).classifier.classify(str(clips / "00000.mp4"))
+    inputs = UMTVideoProcessor.from_pretrained(tmp_path)(str(clips / "00000.mp4"), return_tensors="pt")
+    expected = model(**inputs).logits[0].sigmoid().sort(descending=True).values.tolist()
+    assert [scored.probability for scored in found] == pytest.approx(expected, abs=1e-5)
+    assert abs(sum(expected) - 1) > 0.05
 
 
 def test_what_is_visible_grows_as_the_mask_shrinks(models, clips, monkeypatch):
@@ -111,11 +125,13 @@ def test_examples_are_spread_and_readable(models):
 
 
 def test_models_of_another_kind_are_refused(settings):
-    with pytest.raises(ValueError, match="classifier"):
+    with pytest.raises(ValueError, match="is a stage-1 pre-training folder .* needs a video classification folder"):
         load_demo_models(DemoSettings(classifier=settings.student))
-    with pytest.raises(ValueError, match="answer_decoder|decoder"):
+    with pytest.raises(
+        ValueError, match=r"\(UMTVideoTextFor\w+\), and this step needs a video question answering folder"
+    ):
         load_demo_models(DemoSettings(question_answering=settings.video_text))
-    with pytest.raises(ValueError, match="alignment_heads"):
+    with pytest.raises(ValueError, match="is a video classification folder .* needs a stage-1 pre-training folder"):
         load_demo_models(DemoSettings(teacher=settings.teacher, student=settings.classifier))
     with pytest.raises(ValueError, match="no such"):
         load_demo_models(DemoSettings(videos="missing"))

@@ -1,7 +1,10 @@
 """A few rendered videos and an untrained teacher: enough for whole runs that take seconds."""
 
 import inspect
+import multiprocessing
+import multiprocessing.reduction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from accelerate.state import AcceleratorState
 from transformers import AutoVideoProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection, Pipeline, pipeline
 
 from tests.e2e.runs import PRETRAINING, save_student, to_flags
+from tests.processes import start_server
 from umt_hf.moving_shapes.render import render_clip, sample_clip, write_moving_shapes, write_video
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +83,31 @@ def fresh_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def forkserver(monkeypatch):
+    """Workers of loaders start as from Python 3.14 on: they get a copy of what they need, without weights."""
+    started: list[int] = []
+
+    def refuse(module: torch.nn.Module, protocol: int) -> Any:
+        assert not list(module.parameters()), f"A worker gets a copy of {type(module).__name__}."
+        return object.__reduce_ex__(module, protocol)
+
+    def dump(process: Any, file: Any, protocol: int | None = None) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.Module, "__reduce_ex__", refuse)
+            original(process, file, protocol)
+        started.append(file.tell())
+
+    start_server()
+    method = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    original = multiprocessing.reduction.dump
+    monkeypatch.setattr(multiprocessing.reduction, "dump", dump)
+    yield started
+    multiprocessing.set_start_method(method, force=True)
+    assert started and max(started) < 500_000
 
 
 @pytest.fixture

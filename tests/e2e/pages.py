@@ -7,6 +7,7 @@ cannot run here, add it to `NOT_RUN` with the reason.
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import json
 import os
@@ -73,6 +74,11 @@ WRITTEN_BY = {
 # of targets, extras and imports looked up all the same.
 _LOOPBACK = "needs a Hub; tests/hub runs it on the loopback Hub"
 _SERVED = "serves a page until it is interrupted; tests/space drives it in a browser"
+_WITHOUT_BITSANDBYTES = {
+    f"import torch\nimport umt_hf\nfrom {library}": "needs bitsandbytes"
+    for library in ("transformers import AutoModel, BitsAndBytesConfig", "peft")
+    if not importlib.util.find_spec("bitsandbytes")
+}
 NOT_RUN = {
     "any page": {
         "git clone": "needs a network",
@@ -90,6 +96,7 @@ NOT_RUN = {
     "docs/detection.md": {
         "accelerate launch -m umt_hf.finetuning.detection --config detection_ava": "needs AVA's files",
     },
+    "docs/precision.md": _WITHOUT_BITSANDBYTES,
     "docs/hub.md": {
         "umt-hf push": _LOOPBACK,
         "hf download": _LOOPBACK,

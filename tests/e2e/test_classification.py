@@ -80,8 +80,8 @@ def test_held_out_classes_are_the_training_classes(colors, tmp_path):
             )
         )
 
-    _, validation, names = load("some")
-    assert names == ["blue", "red"] and set(validation["label"]) == {1}
+    found = load("some")
+    assert found.names == ["blue", "red"] and set(found.validation["label"]) == {1}
     with pytest.raises(ValueError, match="green"):
         load("other")
 
@@ -92,16 +92,42 @@ def test_videos_without_labels(colors, student, tmp_path):
         fine_tune(colors, student, tmp_path, **red)
 
 
-def test_class_names_of_a_csv(colors, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("names.json", '{"0": "blue", "1": "red"}'),
+        ("names.json", '{"red": 1, "blue": 0}'),
+        ("names.json", '["blue", "red"]'),
+        ("names.csv", "\ufeffid,name\n1,red\n0,blue\n"),
+        ("names.csv", "name,id\nred,1\nblue,0\n"),
+        ("names.txt", "blue\nred\n"),
+    ],
+)
+def test_class_names_of_a_csv(colors, tmp_path, name, content):
     video = next(colors.rglob("*.mp4"))
     (tmp_path / "train.csv").write_text(f"{video},1\n")
-    (tmp_path / "names.json").write_text(json.dumps({"0": "blue", "1": "red"}))
-    arguments = finetune_classification.ClassificationDataArguments(
-        train_data=str(tmp_path / "train.csv"),
-        validation_data="unused",
-        class_names=str(tmp_path / "names.json"),
+    (tmp_path / name).write_text(content, encoding="utf-8")
+
+    def load(**changes) -> finetune_classification.ClassificationData:
+        source = str(tmp_path / "train.csv")
+        return finetune_classification.load_labelled_videos(
+            finetune_classification.ClassificationDataArguments(train_data=source, validation_data=source, **changes)
+        )
+
+    found = load(class_names=str(tmp_path / name))
+    assert found.names == ["blue", "red"] and found.train["label"][:] == [1]
+    assert load().names == ["LABEL_0", "LABEL_1"]
+
+
+def test_class_names_decide_the_numbers_of_class_folders(colors, tmp_path):
+    """In another order than that of the folders: labels follow the names."""
+    (tmp_path / "names.txt").write_text("red\nblue\n")
+    found = finetune_classification.load_labelled_videos(
+        finetune_classification.ClassificationDataArguments(
+            train_data=str(colors / "train"),
+            validation_data=str(colors / "validation"),
+            class_names=str(tmp_path / "names.txt"),
+        )
     )
-    table = finetune_classification.load_videos(arguments.train_data)
-    assert finetune_classification.choose_class_names(arguments, table) == ["blue", "red"]
-    arguments.class_names = None
-    assert finetune_classification.choose_class_names(arguments, table) == ["LABEL_0", "LABEL_1"]
+    for table in (found.train, found.validation):
+        assert all(found.names[row["label"]] == Path(row["video"]).parent.name for row in table)

@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForVideoClassification
 
-from tests.e2e.runs import FINE_TUNING, to_flags
+from tests.e2e.runs import FINE_TUNING, assert_complete, to_flags
 from tests.hub.server import TOKEN
 from tests.processes import run_ranks
 from umt_hf import UMTVideoForVideoClassification, UMTVideoProcessor
@@ -213,3 +213,38 @@ def test_whole_checkpoints_go_up_with_what_callbacks_add(hub, fine_tune):
     found = {path.split("/")[1] for path in hub.list_files("me/run") if path.startswith("last-checkpoint/")}
     assert {"model.safetensors", "optimizer.pt", "trainer_state.json", "averaged_weights.pt"} <= found
     assert "training_args.bin" not in found
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.5}, {"mode": "lora", "lora_rank": 2}])
+def test_compiled_runs_export_the_models_own_weights(fine_tune, tmp_path, changes):
+    """Final folder, checkpoints, averaged weights, merged adapters."""
+    compiled = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    common = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "drop_path_rate": 0.0, **changes}
+    fine_tune("compiled", **compiled, **common)
+    fine_tune("plain", **common)
+    folders = [tmp_path / "compiled"]
+    if "mode" not in changes:  # those of adapters hold adapters alone
+        folders += [tmp_path / "compiled" / f"checkpoint-{step}" for step in (1, 2)]
+    for folder in folders:
+        assert_complete(folder, UMTVideoForVideoClassification)
+    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("compiled", "plain"))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_compiled_runs_of_two_processes_export_the_models_own_weights(colors, student, tmp_path):
+    fields = FINE_TUNING | {
+        "model_name_or_path": student,
+        "train_data": colors / "few_train.csv",
+        "validation_data": colors / "few_validation.csv",
+        "output_dir": tmp_path / "run",
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "torch_compile": True,
+        "torch_compile_backend": "aot_eager",
+    }
+    run_ranks(finetune_classification.main, to_flags(**fields))
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-1"):
+        assert_complete(folder, UMTVideoForVideoClassification)

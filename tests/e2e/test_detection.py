@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tests.e2e.runs import FINE_TUNING, save_student, to_flags
@@ -234,3 +234,38 @@ def test_commands_of_the_guide_run(shapes, student, tmp_path, monkeypatch, capsy
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(code, {})
     assert re.fullmatch(r"((run|stand) 0\.\d+\n){2}", capsys.readouterr().out)
+
+
+def test_a_detector_that_gives_nan_detects_nothing(fine_tune, shapes, tmp_path):
+    fine_tune("run", max_steps=1)
+    tensors = load_file(tmp_path / "run" / "model.safetensors")
+    tensors["classifier.bias"][1] = float("inf")
+    save_file(tensors, tmp_path / "run" / "model.safetensors", {"format": "pt"})
+    flags = {"data": shapes / "train_boxes.json", "label_keys": ["color", "shape"], "dataloader_num_workers": 0}
+    flags |= {"model_name_or_path": tmp_path / "run", "output_dir": tmp_path / "test"}
+    with pytest.raises(ValueError, match=r"run: what it computes for \d+ of \d+ boxes is NaN or infinite \(a box of "):
+        evaluate_detection.main(to_flags(**flags))
+    assert not (tmp_path / "test").exists()
+    row = json.loads((shapes / "train_boxes.json").read_text())[0]
+    video = str(shapes / row["video"])
+    with pytest.raises(ValueError, match=r"boxes is NaN or infinite \(box \[2, 2"):
+        ActionDetector(tmp_path / "run").detect(video, [[2, 2, 30, 30]], key_frame=2)
+    command = ["detect", video, "--model", str(tmp_path / "run"), "--boxes", "2,2,30,30", "--frame", "2"]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 2 and "NaN" in result.stderr and result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("names.txt", "red\nblue\n"), ("names.json", '{"blue": 1, "red": 0}'), ("n.csv", "1,blue\n0,red")],
+)
+def test_class_names_of_detection_take_every_form(shapes, student, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    fields = {"model_name_or_path": student, "train_data": shapes / "train_boxes.json", "class_names": tmp_path / name}
+    fields |= {"validation_data": shapes / "train_boxes.json", "label_keys": ["color"], "output_dir": tmp_path / "run"}
+    with pytest.raises(
+        ValueError, match="green|yellow|not .*class"
+    ):  # names were read: other colours are not among them
+        finetune_detection.main(to_flags(**FINE_TUNING, **fields))
+    with pytest.raises(ValueError, match="metric_for_best_model=eval_map: .*map50"):
+        finetune_detection.main(to_flags(**FINE_TUNING, **fields, metric_for_best_model="eval_map"))

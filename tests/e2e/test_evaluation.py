@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from tests.e2e.labelled import save_text_splits
 from tests.parity.multi_modality import load_table
 from tests.processes import run_ranks
 from tests.unit.modeling.test_modeling_video_text import TINY
-from umt_hf import UMTVideoProcessor, UMTVideoTextConfig, UMTVideoTextProcessor
+from umt_hf import UMTVideoProcessor, UMTVideoTextConfig, UMTVideoTextProcessor, VideoAnswerer, cli
 from umt_hf.evaluation import multiple_choice as evaluate_multiple_choice
 from umt_hf.evaluation import question_answering as evaluate_question_answering
 from umt_hf.evaluation import retrieval as evaluate_retrieval
@@ -161,7 +165,7 @@ def test_config_and_settings_of_the_processor(commands, models, tmp_path):
 def test_missing_weights_and_answers(commands, models, data, tmp_path):
     words = commands("run")
     dual = [word.replace("stage2", "dual") for word in words["retrieval"]]
-    with pytest.raises(ValueError, match=r"lacks matching_head"):
+    with pytest.raises(ValueError, match="is a video and text features folder .* needs a video-text retrieval folder"):
         evaluate_retrieval.main(dual)
     with pytest.raises(ValueError, match="Set data"):
         evaluate_multiple_choice.main(words["multiple_choice"][:2])
@@ -181,3 +185,83 @@ def test_a_bad_video_ends_both_processes(commands, data, shapes, tmp_path):
     finished = run_ranks(evaluate_retrieval.main, words, exit_code=1)
     assert "broken.mp4" in finished.stderr
     assert not (tmp_path / "run").exists()
+
+
+FILES = {"retrieval": "ret", "question_answering": "qa", "multiple_choice": "mc"}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_dataset_is_tested_on_the_split_that_the_report_names(commands, data, shapes, tmp_path, name):
+    """Its test split by default; a split that is missing is refused with those there are, and one of a file too."""
+    rows = json.loads((data / f"{FILES[name]}.json").read_text())
+    if name == "retrieval":  # a table has lists in all rows or in none
+        rows = [
+            {**row, "caption": [row["caption"]] if isinstance(row["caption"], str) else row["caption"]} for row in rows
+        ]
+    splits = {"train": rows, "validation": rows[:3], "test": rows[:2]}
+    source = save_text_splits(tmp_path / "data", splits, shapes)
+    words = commands("run")[name]
+    for split, flags in (("test", []), ("validation", ["--split", "validation"])):
+        SCRIPTS[name].main([*words, "--data", str(source), *flags])
+        report, _ = read(tmp_path / "run" / name)
+        assert report["split"] == split and report["num_videos"] == len({row["video"] for row in splits[split]})
+    for split in ("val", "eval", "dev"):
+        with pytest.raises(ValueError, match=f"split '{split}'.*test.*train.*validation"):
+            SCRIPTS[name].main([*words, "--data", str(source), "--split", split])
+    with pytest.raises(ValueError, match=r"split=validation: .*\.json has no splits"):
+        SCRIPTS[name].main([*words, "--split", "validation"])
+    SCRIPTS[name].main([*words, "--split", "test"])
+    assert read(tmp_path / "run" / name)[0]["split"] is None
+
+
+# Of each model a weight that every test of it uses, early and late.
+POISONED = [
+    ("retrieval", "stage2", "vision_model.layers.0.attention.q_proj.weight", "videos is NaN"),
+    ("retrieval", "stage2", "text_projection.weight", "texts is NaN"),
+    ("retrieval", "stage2", "matching_head.weight", "pairs is NaN"),
+    ("multiple_choice", "stage2", "vision_model.layers.0.attention.q_proj.weight", "rows is NaN"),
+    ("multiple_choice", "stage2", "matching_head.weight", "rows is NaN"),
+    ("question_answering", "qa", "vision_model.layers.0.attention.q_proj.weight", "questions is NaN"),
+    ("question_answering", "qa", "answer_decoder.lm_head.norm.weight", "questions is NaN"),
+]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("name", "folder", "weight", "message"), POISONED)
+def test_a_model_that_gives_nan_has_no_report(commands, models, tmp_path, name, folder, weight, message, value):
+    poisoned = poison(models / folder, tmp_path / "poisoned", weight, value)
+    words = [*commands("run")[name], "--model_name_or_path", str(poisoned)]
+    ways = [words]
+    if name == "question_answering":  # in the model's own words too
+        ways.append([*words, "--answers", "none", "--top_k", "none"])
+    for way in ways:
+        with pytest.raises(ValueError, match=f"poisoned: .*{message}"):
+            SCRIPTS[name].main(way)
+    assert not (tmp_path / "run" / name).exists()
+
+
+def test_nobody_is_answered_by_a_model_that_gives_nan(models, data, shapes, tmp_path):
+    poisoned = poison(models / "qa", tmp_path / "poisoned", "answer_decoder.lm_head.norm.weight", float("nan"))
+    video = str(shapes / json.loads((data / "qa.json").read_text())[0]["video"])
+    for answers in (None, ANSWERS):
+        with pytest.raises(ValueError, match="poisoned: .*is NaN"):
+            VideoAnswerer(poisoned, device="cpu").answer(video, "what color is the man", answers)
+    result = CliRunner().invoke(cli.app, ["ask", video, "what color is the man", "--model", str(poisoned)])
+    assert result.exit_code == 2 and "NaN" in result.stderr and result.stdout == ""
+
+
+def poison(folder: Path, copy: Path, weight: str, value: float) -> Path:
+    """A copy of a model folder in which one number of a weight is not finite."""
+    shutil.copytree(folder, copy)
+    tensors = load_file(copy / "model.safetensors")
+    (name,) = [name for name in tensors if name.endswith(weight)]
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    return copy
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_workers_that_are_not_forked(commands, forkserver, name):
+    words = commands("none")[name]
+    workers = [*commands("workers")[name], "--dataloader_num_workers", "1"]
+    assert SCRIPTS[name].main(workers) == SCRIPTS[name].main(words) != {}

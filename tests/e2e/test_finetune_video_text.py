@@ -10,68 +10,29 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
 
-from tests.e2e.runs import FINE_TUNING, assert_same_weights, to_flags
+from tests.e2e.labelled import save_text_splits
+from tests.e2e.runs import FINE_TUNING, assert_same_weights, save_video_text_model, to_flags
 from tests.processes import run_ranks
-from umt_hf import UMTVideoModel, UMTVideoProcessor, UMTVideoTextProcessor
+from umt_hf import UMTVideoModel
 from umt_hf.data.annotations import load_pairs
 from umt_hf.evaluation import question_answering as evaluate_question_answering
 from umt_hf.evaluation import retrieval as evaluate_retrieval
 from umt_hf.finetuning import question_answering as finetune_question_answering
 from umt_hf.finetuning import retrieval as finetune_retrieval
 from umt_hf.finetuning.trainer import VideoTextClips
-from umt_hf.modeling.configuration_umt_video_text import UMTVideoTextConfig
 from umt_hf.modeling.modeling_umt_video_text import (
-    UMTVideoTextForPreTraining,
     UMTVideoTextForQuestionAnswering,
     UMTVideoTextForRetrieval,
 )
-from umt_hf.processing.processing_umt_video_text import build_tokenizer, clean_caption
 from umt_hf.runs.arguments import CropArguments
 from umt_hf.runs.config import parse_config
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-TINY_CONFIG = {
-    "vision_config": {
-        "image_size": 64,
-        "num_frames": 2,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-        "num_aligned_layers": 1,
-        "teacher_hidden_size": 12,
-    },
-    "text_config": {
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-        "fusion_layer": 2,
-        "encoder_width": 32,
-        "max_position_embeddings": 40,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-        "mask_token_id": 4,
-    },
-    "projection_dim": 16,
-}
 SCRIPTS = {"retrieval": finetune_retrieval, "question_answering": finetune_question_answering}
 
 
 @pytest.fixture(scope="module")
 def stage2(shapes, tmp_path_factory) -> Path:
-    """An untrained stage-2 model with a tokenizer that knows the words of the moving shapes."""
-    captions = [row["caption"] for row in json.loads((shapes / "train_captions.json").read_text())]
-    questions = [row["question"] for row in json.loads((shapes / "train_questions.json").read_text())]
-    answers = json.loads((shapes / "answers.json").read_text())
-    words = sorted({word for text in captions + questions + answers for word in clean_caption(text).split()})
-    torch.manual_seed(0)
-    config = UMTVideoTextConfig(**TINY_CONFIG)
-    config.text_config.vocab_size = len(SPECIAL) + len(words)
-    folder = tmp_path_factory.mktemp("stage2")
-    UMTVideoTextForPreTraining(config).save_pretrained(folder)
-    UMTVideoTextProcessor(UMTVideoProcessor(num_frames=2), build_tokenizer(SPECIAL + words)).save_pretrained(folder)
-    return folder
+    return save_video_text_model(tmp_path_factory.mktemp("stage2"), shapes)
 
 
 @pytest.fixture
@@ -265,7 +226,9 @@ def test_data_that_is_missing(flags, shapes, tmp_path):
 def test_folder_without_the_parts(flags, tmp_path):
     """An answering model has no projections to start retrieval from."""
     fine_tune(flags("question_answering", max_steps=1), "question_answering")
-    with pytest.raises(ValueError, match="matching_head"):
+    with pytest.raises(
+        ValueError, match="is a video question answering folder .* needs a video-text retrieval folder"
+    ):
         fine_tune(flags("retrieval", model_name_or_path=tmp_path / "run"), "retrieval")
 
 
@@ -333,3 +296,41 @@ def test_two_processes_equal_one_with_both_batches(flags, stage2, tmp_path):
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], abs=1e-4)
     assert [line["grad_norm"] for line in one] == pytest.approx([line["grad_norm"] for line in two], rel=1e-3)
     assert_same_weights(tmp_path / "one", tmp_path / "two", atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_a_split_for_training_and_one_for_each_test(flags, shapes, tmp_path, monkeypatch, task):
+    """The defaults, others by name, one of the training data, one that is missing, and one of a file."""
+    kind = "captions" if task == "retrieval" else "questions"
+    counts = {"train": 8, "validation": 4, "test": 2}
+    rows = {
+        split: json.loads((shapes / f"{split}_{kind}.json").read_text())[:count] for split, count in counts.items()
+    }
+    source = save_text_splits(tmp_path / "data", rows, shapes)
+    reader = "load_retrieval_set" if task == "retrieval" else "load_questions"
+    seen, load = [], getattr(SCRIPTS[task], reader)
+
+    def record(*given, **options):
+        seen.append(options["split"])
+        return load(*given, **options)
+
+    monkeypatch.setattr(SCRIPTS[task], reader, record)
+    few = {"max_steps": 1, "per_device_train_batch_size": 2, "train_data": source}
+    fine_tune(flags(task, **few, validation_data=source, test_split="train"), task)
+    assert seen[-2:] == ["validation", "train"]
+    held_out = {"validation_data": source, "validation_split": "test", "output_dir": tmp_path / "other"}
+    fine_tune(flags(task, **few, **held_out), task)
+    assert seen[-1] == "test"
+    for name in ("train_split", "validation_split", "test_split"):
+        with pytest.raises(ValueError, match="no split 'val'; it has"):
+            fine_tune(flags(task, **few, **{name: "val"}), task)
+        with pytest.raises(ValueError, match=f"{name}=val"):
+            fine_tune(flags(task, **{name: "val"}), task)
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_a_wrong_name_of_the_best_figure_lists_what_there_is(flags, tmp_path, task):
+    known = "dual_text_to_video_r1, .*reranked_mean_recall" if task == "retrieval" else "but accuracy"
+    with pytest.raises(ValueError, match=f"metric_for_best_model=eval_top1: .*{known}"):
+        fine_tune(flags(task, metric_for_best_model="eval_top1"), task)
+    assert not (tmp_path / "run").exists()

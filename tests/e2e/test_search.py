@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from tests.processes import run_and_kill, run_ranks
 from tests.unit.inference.test_search import QUERY, save_model
 from umt_hf import cli
+from umt_hf.inference.search import embed_videos
 from umt_hf.inference.video_index import VideoIndex
 
 pytest.importorskip("faiss")
@@ -187,3 +188,9 @@ def test_two_processes_equal_one(model, videos, tmp_path):
     assert_same_vectors(tmp_path / "one", tmp_path / "two")
     skipped = [(tmp_path / name / "skipped.json").read_text() for name in ("one", "two")]
     assert skipped[0] == skipped[1]
+
+
+def test_workers_that_are_not_forked(model, videos, forkserver, tmp_path):
+    embed_videos([str(videos)], model, tmp_path / "workers", num_workers=1)
+    embed_videos([str(videos)], model, tmp_path / "none", num_workers=0)
+    assert_same_vectors(tmp_path / "workers", tmp_path / "none")

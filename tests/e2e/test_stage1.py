@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from datasets import Dataset, Features, Value
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoVideoProcessor
 
-from tests.e2e.runs import assert_same_weights, read_losses
+from tests.e2e.runs import assert_complete, assert_same_weights, read_losses
 from tests.processes import run_and_kill, run_ranks
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.processing.decoding import open_video
@@ -17,7 +18,7 @@ from umt_hf.processing.video_processing_umt_video import UMTVideoProcessor
 from umt_hf.runs.config import parse_config
 from umt_hf.runs.folder import read_metrics
 from umt_hf.training import stage1
-from umt_hf.training.checkpointing import list_checkpoints
+from umt_hf.training.checkpointing import list_checkpoints, require_own_weights, take_own_names
 
 
 def test_run_exports_a_folder_that_auto_classes_load(flags, shapes, tmp_path):
@@ -51,6 +52,24 @@ def test_run_exports_a_folder_that_auto_classes_load(flags, shapes, tmp_path):
     assert again[0].hidden_size == 32 and again[5].max_steps == 4
     # The teacher is in no file of the run.
     assert not [name for name in load_file(run / "model.safetensors") if "teacher" in name or "tower" in name]
+
+
+def test_null_rows_and_empty_bytes_of_parquet_are_counted_skips(flags, shapes, tmp_path, caplog):
+    """A run on a table whose rows partly hold no video ends with all its steps, and says how many rows it left out."""
+    good = [{"bytes": path.read_bytes(), "path": None} for path in sorted((shapes / "videos" / "train").iterdir())[:8]]
+    bad = [None, {"bytes": b"", "path": None}, {"bytes": None, "path": None}, {"bytes": b"text", "path": None}]
+    video = {"bytes": Value("binary"), "path": Value("string")}
+    table = Dataset.from_dict({"video": [*bad, *good]}, features=Features({"video": video}))
+    (tmp_path / "data").mkdir()
+    table.to_parquet(tmp_path / "data" / "train.parquet")
+    state = stage1.main(flags(train_data=tmp_path / "data", max_steps=6, max_skipped_ratio=0.9))
+    # 6 steps of 4 videos are two epochs of 12 rows; a row drawn in place of a bad one may be bad too, and counts.
+    num_said = sum(record.getMessage().startswith("Skipped, since it cannot be read") for record in caplog.records)
+    assert state.step == 6 and state.videos == 24 and state.skipped_videos == num_said >= 2 * len(bad)
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "skipped_videos" in line]
+    assert lines[-1]["skipped_videos"] == num_said
+    assert "has neither a path nor bytes" in caplog.text and "<video of 4 bytes>: cannot be decoded" in caplog.text
+    assert UMTVideoForPreTraining.from_pretrained(tmp_path / "run").config.hidden_size == 32
 
 
 def test_loss_falls(flags, tmp_path):
@@ -112,6 +131,29 @@ def test_killed_run_resumes_to_the_same_losses(flags, tmp_path):
     assert read_losses(tmp_path / "killed") == read_losses(tmp_path / "whole")
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
     assert [path.name for path in list_checkpoints(tmp_path / "killed")] == ["checkpoint-29", "checkpoint-30"]
+
+
+@pytest.mark.parametrize("moment", ["checkpoint-*.unfinished/training_state/counters.json", "checkpoint-*.deleted"])
+def test_kills_during_saves_and_deletions(flags, tmp_path, moment):
+    """What is left beside complete checkpoints is gone after the next start."""
+    run, common = tmp_path / "run", {"max_steps": 12, "save_steps": 1, "save_total_limit": 1}
+    stage1.main(flags(output_dir=tmp_path / "whole", **common))
+    run_and_kill(lambda: next(run.glob(moment), None) is not None, stage1.main, flags(**common))
+    for checkpoint in list_checkpoints(run):
+        UMTVideoForPreTraining.from_pretrained(checkpoint)
+    stage1.main(flags(**common, resume_from_checkpoint="auto"))
+    assert read_losses(run) == read_losses(tmp_path / "whole")
+    assert [path.name for path in run.glob("*checkpoint*")] == ["checkpoint-12"]
+
+
+def test_a_nan_in_the_start_folder_is_named_before_the_first_step(flags, tmp_path):
+    stage1.main(flags(max_steps=1, output_dir=tmp_path / "start"))
+    weights = load_file(tmp_path / "start" / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    save_file(weights, tmp_path / "start" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"The model to start from: weights are NaN or infinite"):
+        stage1.main(flags(max_steps=1, model_name_or_path=tmp_path / "start"))
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_half_written_checkpoint_is_ignored_and_removed(flags, tmp_path):
@@ -297,3 +339,57 @@ def test_saved_rows_and_folders_of_frames(flags, shapes, tmp_path):
 def test_folder_of_videos(flags, shapes, tmp_path):
     state = stage1.main(flags(train_data=shapes / "videos" / "train", max_steps=1))
     assert state.step == 1
+
+
+COMPILED = {"ACCELERATE_DYNAMO_BACKEND": "aot_eager"}
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_compiled_runs_export_the_models_own_weights_and_resume(flags, tmp_path, num_processes):
+    common = {
+        "max_steps": 4,
+        "save_steps": 2,
+        "drop_path_rate": 0.2,
+        "per_device_train_batch_size": 4 // num_processes,
+    }
+    options = {"num_processes": num_processes}
+    for name, environment in (("plain", {}), ("compiled", COMPILED)):
+        arguments = flags(output_dir=tmp_path / name, **common)
+        run_ranks(stage1.main, arguments, environment=environment, **options)
+    run = tmp_path / "compiled"
+    folders = [run, run / "checkpoint-2", run / "checkpoint-4"]
+    early, *_ = [assert_complete(folder, UMTVideoForPreTraining) for folder in folders[1:]]
+    final = assert_complete(run, UMTVideoForPreTraining)
+    assert any(not torch.equal(tensor, early[name]) for name, tensor in final.items())
+    assert read_losses(run) == pytest.approx(read_losses(tmp_path / "plain"), abs=1e-5)
+
+    resumed = tmp_path / "resumed"
+    shutil.copytree(run, resumed)
+    shutil.rmtree(resumed / "checkpoint-4")
+    arguments = flags(output_dir=resumed, resume_from_checkpoint="auto", **common)
+    run_ranks(stage1.main, arguments, environment=COMPILED, **options)
+    assert read_losses(resumed) == read_losses(run)
+    assert_same_weights(run, resumed)
+
+
+def test_weights_that_are_not_the_models_are_not_exported(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    compiled = torch.compile(model, backend="aot_eager")
+    assert take_own_names(compiled.state_dict(), model).keys() == model.state_dict().keys()
+    with pytest.raises(RuntimeError, match="not those of the Sequential, first: 0.bias"):
+        take_own_names({"0.weight": torch.zeros(2, 2)}, model)
+    for name, state in (
+        ("lost", {"0.weight": torch.zeros(2, 2)}),
+        ("wrong", {"0.weight": torch.zeros(1), "x": torch.ones(1)}),
+    ):
+        (tmp_path / name).mkdir()
+        save_file(state, tmp_path / name / "model.safetensors")
+        with pytest.raises(RuntimeError, match="does not hold the weights of the Sequential: 1 missing and"):
+            require_own_weights(tmp_path / name, model)
+
+
+def test_workers_that_are_not_forked(flags, forkserver, tmp_path):
+    """The clips of a run, and held-out ones, are those that this process reads."""
+    stage1.main(flags(output_dir=tmp_path / "workers", max_steps=3, dataloader_num_workers=2))
+    stage1.main(flags(output_dir=tmp_path / "none", max_steps=3, dataloader_num_workers=0))
+    assert read_losses(tmp_path / "workers") == read_losses(tmp_path / "none")

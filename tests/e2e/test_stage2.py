@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
 
-from tests.e2e.runs import PRETRAINING, assert_same_weights, read_losses, to_flags
+from tests.e2e.runs import PRETRAINING, assert_complete, assert_same_weights, read_losses, to_flags
 from tests.processes import run_and_kill, run_ranks
 from umt_hf import (
     UMTVideoConfig,
@@ -294,3 +294,28 @@ def test_its_last_state_reaches_a_hub_that_failed(hub, flags, tmp_path):
     assert type(AutoProcessor.from_pretrained("me/stage2")) is UMTVideoTextProcessor
     for name, tensor in load_file(tmp_path / "run" / "model.safetensors").items():
         assert torch.equal(pulled[name], tensor), name
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_compiled_runs_export_the_models_own_weights_and_resume(flags, shapes, tmp_path, num_processes):
+    """With held-out data, which is searched by the model inside the compiled one."""
+    common = {"max_steps": 2, "save_steps": 1, "per_device_train_batch_size": 4 // num_processes}
+    common["validation_data"] = shapes / "test_captions.json"
+    options = {"num_processes": num_processes, "environment": {"ACCELERATE_DYNAMO_BACKEND": "aot_eager"}}
+    run, resumed = tmp_path / "compiled", tmp_path / "resumed"
+    run_ranks(stage2.main, flags(output_dir=run, **common), **options)
+    for folder in (run, run / "checkpoint-1", run / "checkpoint-2"):
+        assert_complete(folder, UMTVideoTextForPreTraining)
+    shutil.copytree(run, resumed)
+    shutil.rmtree(resumed / "checkpoint-2")
+    run_ranks(stage2.main, flags(output_dir=resumed, resume_from_checkpoint="auto", **common), **options)
+    assert read_losses(resumed) == read_losses(run)
+    assert_same_weights(run, resumed)
+
+
+def test_workers_that_are_not_forked(flags, shapes, images, forkserver, tmp_path):
+    """They get the processor, not the stage with its models; held-out videos are read by workers, too."""
+    fields = {**with_images(shapes, images), "validation_data": shapes / "test_captions.json", "max_steps": 3}
+    stage2.main(flags(output_dir=tmp_path / "workers", dataloader_num_workers=1, **fields))
+    stage2.main(flags(output_dir=tmp_path / "none", dataloader_num_workers=0, **fields))
+    assert read_losses(tmp_path / "workers") == read_losses(tmp_path / "none")

@@ -31,6 +31,7 @@ from tests.faults.check import (
     write_file,
 )
 from tests.faults.files import LISTENING_PORT, HostileFile, make_files
+from tests.faults.second import print_comparison
 from umt_hf.processing.decoding import VideoDecodingError, open_video
 
 MARK = "/umt_hf_faults_mark/"
@@ -212,6 +213,7 @@ def main() -> int:
         if not is_port_free(LISTENING_PORT):
             faults += 1
             print(f"UDP port {LISTENING_PORT} is taken.")
+        faults += print_comparison(files, folder)
         foreign = trace(folder, args.seed)
         print("strace: " + ("not installed" if foreign is None else f"{len(foreign)} other files or sockets"))
         for line in (foreign or [])[:20]:

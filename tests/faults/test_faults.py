@@ -6,9 +6,16 @@ import av
 import numpy as np
 import pytest
 
-from tests.faults import run
-from tests.faults.check import FAULTS, Watch, check_file
-from tests.faults.files import HostileFile, encode, make_files
+from tests.faults import run, second
+from tests.faults.check import (
+    FAULTS,
+    Watch,
+    _is_equal_where_written,
+    _is_right,
+    check_file,
+    decode_reference,
+)
+from tests.faults.files import MEDIA, HostileFile, encode, make_files
 from umt_hf.processing import decoding
 
 FILES_PER_KIND = 12
@@ -127,3 +134,43 @@ def test_a_hang_and_a_crash_are_findings(folder, monkeypatch):
 def test_the_secret_is_known_by_its_colour(files, folder):
     with decoding.open_video(folder / "secret" / "secret.ts") as reader:
         assert run.MARK and np.abs(reader.get_frames([3]).astype(int) - (200, 30, 160)).mean() < 20
+
+
+def test_of_a_damaged_vp8_picture_what_the_decoder_wrote_is_compared():
+    """Where it wrote nothing there is an earlier picture, or zeros: by how many pictures its caller holds on to.
+
+    Measured on this file: 1152 of the 4608 values of the last picture are those of the picture 12 before it, whose
+    buffer it took over, or all 0 where the caller holds on to every picture.
+    """
+    file = HostileFile("flipped bits", "k.webm", (MEDIA / "k_vp8_unwritten.webm").read_bytes(), "either")
+    plain, held = decode_reference(file), decode_reference(file, holds=True)
+    differ = [number for number, (a, b) in enumerate(zip(plain, held, strict=True)) if (a != b).any()]
+    assert differ == [29] and len(plain) == 30
+    unwritten = (plain[29] != held[29]).any(-1)
+    assert 0.2 < unwritten.mean() < 0.7 and unwritten[:28].sum() == 0
+    assert _is_equal_where_written(held[29], plain[29], held[29])
+    changed = held[29].copy()
+    changed[5, 5] += 1
+    assert not _is_equal_where_written(changed, plain[29], held[29])
+    with decoding.open_video(MEDIA / "k_vp8_unwritten.webm") as reader:
+        for request in ([29], [0, 29], list(range(30))):
+            for frame, index in zip(reader.get_frames(request), request, strict=True):
+                assert _is_right(file, frame, index, plain, tolerance=0), (index, request)
+
+
+@pytest.mark.skipif(second.find_command() is None, reason="the ffmpeg command is not installed")
+def test_the_ffmpeg_command_shows_the_same_frames(files, folder, monkeypatch):
+    """A second reference, which shares neither build nor caller; see docs/reliability.md for all files."""
+    undamaged = [file for file in files if file.expected == "right" and file.source is None][::12]
+    found = [second.compare_with_command(file, folder, second.find_command()) for file in undamaged]
+    outcomes = [comparison.outcome for comparison in found if comparison is not None]
+    assert len(outcomes) >= 10 and set(outcomes) <= {"equal", "close"}, list(zip(undamaged, found, strict=True))
+    plain = HostileFile("codecs and containers", "plain.mp4", encode())
+    monkeypatch.setitem(decoding.READERS, "pyav", OffByOne)
+    assert second.compare_with_command(plain, folder, second.find_command()).outcome == "pixels"
+
+
+def test_without_the_ffmpeg_command_the_reason_is_printed(files, folder, monkeypatch, capsys):
+    monkeypatch.setattr(second.shutil, "which", lambda _: None)
+    assert second.print_comparison(files, folder) == 0
+    assert "ffmpeg command: not installed" in capsys.readouterr().out

@@ -136,6 +136,7 @@ def test_auto_map_names_every_class_and_each_of_its_files_travels(folders):
         "AutoModel": "modeling_umt_video_text.UMTVideoTextModel",
         "AutoModelForPreTraining": "modeling_umt_video_text.UMTVideoTextForPreTraining",
         "AutoModelForVisualQuestionAnswering": "modeling_umt_video_text.UMTVideoTextForQuestionAnswering",
+        "AutoModelForZeroShotImageClassification": "modeling_umt_video_text.UMTVideoTextModel",
     }
     settings = json.loads(code["processor_config.json"])
     assert settings["auto_map"] == {"AutoProcessor": "processing_umt_video_text.UMTVideoTextProcessor"}
@@ -155,11 +156,13 @@ VIDEO_FILES = {
     "containers.py",
     "decoding.py",
     "images.py",
+    "fresh_heads_umt.py",
     "losses_umt.py",
     "masking_umt_video.py",
     "frame_folders.py",
     "media_files.py",
     "modeling_umt_video.py",
+    "quantization_umt.py",
     "resizing.py",
     "sampling.py",
     "video_processing_umt_video.py",
@@ -169,6 +172,7 @@ VIDEO_TEXT_FILES = VIDEO_FILES | {
     "modeling_umt_text.py",
     "modeling_umt_video_text.py",
     "processing_umt_video_text.py",
+    "outputs_umt_video_text.py",
     "towers_umt_video_text.py",
 }
 PUSHED_FILES = {
@@ -404,13 +408,18 @@ def test_errors_say_what_to_do(hub, folders, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no config.json"):
         push_folder(tmp_path, "me/model")
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="adapters only"):
+    with pytest.raises(ValueError, match="is an adapter, not a complete model: merge it"):
         push_folder(tmp_path, "me/model")
+    (tmp_path / "adapter_config.json").unlink()
     shutil.copy(folder / "config.json", tmp_path)
-    with pytest.raises(ValueError, match="model.safetensors is missing"):
+    with pytest.raises(ValueError, match="has no weights: there is no model.safetensors"):
+        push_folder(tmp_path, "me/model")
+    stored = load_file(folder / "model.safetensors")
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in stored.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"is not a complete UMTVideo\w+: it lacks .*and holds _orig_mod\."):
         push_folder(tmp_path, "me/model")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="is a 'bert'"):
+    with pytest.raises(ValueError, match="is not a UMT model: .* of type 'bert'"):
         push_folder(tmp_path, "me/model")
     shutil.copytree(folder, tmp_path / "card")
     (tmp_path / "card" / "README.md").write_text("---\na: [\n---\n")

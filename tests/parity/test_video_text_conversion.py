@@ -12,6 +12,7 @@ from umt_hf.hub_cards.convert_umt_checkpoint import (
     convert_checkpoint,
     convert_state_dict,
 )
+from umt_hf.modeling.losses_umt import normalize_features
 from umt_hf.modeling.modeling_umt_video import UMTVideoModel
 from umt_hf.modeling.modeling_umt_video_text import (
     UMTVideoTextForPreTraining,
@@ -84,8 +85,11 @@ def test_checkpoint_folder_serves_every_use(tmp_path):
     for cls in (UMTVideoTextForPreTraining, UMTVideoTextForRetrieval):
         model, loading = cls.from_pretrained(tmp_path / "model", output_loading_info=True)
         assert not loading["missing_keys"] and not loading["unexpected_keys"]
-        features = model.get_video_features(video, mask).pooler_output
-        torch.testing.assert_close(features, data["outputs"]["vision_proj"], atol=1e-5, rtol=1e-5)
+        features, projected = model.get_video_features(video, mask), data["outputs"]["vision_proj"]
+        vectors = model.project_video(features.last_hidden_state, projected.shape[1])
+        torch.testing.assert_close(vectors, projected, atol=1e-5, rtol=1e-5)
+        pooled = normalize_features(projected).mean(dim=1)
+        torch.testing.assert_close(features.pooler_output, pooled, atol=1e-5, rtol=1e-5)
 
 
 def rename(published: str) -> list[str]:

@@ -47,6 +47,14 @@ def check_negative_weights(outputs, data: dict, draws: str = "") -> None:
     assert not videos[is_pair].any() and not texts[is_pair].any()
 
 
+def check_video_vectors(model, outputs, published: dict[str, torch.Tensor]) -> None:
+    """The published projections, and the mean of their unit vectors, which is what a video's vector is."""
+    projected, video = published["vision_proj"], outputs.vision_model_output
+    assert_equal(model.project_video(video.last_hidden_state, projected.shape[1]), projected, "vision_proj")
+    assert_equal(video.pooler_output, normalize_features(projected).mean(dim=1), "pooler_output")
+    assert torch.equal(outputs.video_embeds, video.pooler_output)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", ["umt_pretrain_video", "umt_pretrain_image"])
 def test_pretraining_losses_and_gradients(name, attention):
@@ -57,7 +65,7 @@ def test_pretraining_losses_and_gradients(name, attention):
     outputs = model(**read_inputs(data), teacher_features=published["teacher_features"])
 
     assert_equal(outputs.vision_model_output.last_hidden_state, published["vision_embeds"], "vision_embeds")
-    assert_equal(outputs.vision_model_output.pooler_output, published["vision_proj"], "vision_proj")
+    check_video_vectors(model, outputs, published)
     assert_equal(outputs.text_model_output.last_hidden_state, published["text_embeds"], "text_embeds")
     assert_equal(outputs.text_model_output.pooler_output, published["text_proj"], "text_proj")
     assert_equal(outputs.logits_per_video, published["sim_v2t"], "sim_v2t")
@@ -98,7 +106,8 @@ def test_tube_masks_with_one_vector_a_frame():
     published = {key.removeprefix("tube/"): t for key, t in data["outputs"].items() if key.startswith("tube/")}
     with torch.no_grad():
         outputs = model(**read_inputs(data, "tube/"), teacher_features=data["outputs"]["teacher_features"])
-        assert outputs.video_embeds.shape[1] == 1
+        assert outputs.video_embeds.shape == (len(outputs.text_embeds), outputs.text_embeds.shape[1])
+        assert outputs.vision_model_output.frame_embeds is None
         assert outputs.uta_loss.item() == pytest.approx(published["loss_uta"].item(), rel=2e-5)
         assert outputs.vtm_loss.item() == pytest.approx(published["loss_vtm"].item(), rel=2e-5)
         assert outputs.mlm_loss.item() == pytest.approx(published["loss_mlm"].item(), rel=2e-5)
@@ -130,7 +139,7 @@ def test_retrieval_losses_and_gradients(attention):
         return_loss=True,
     )
     assert_equal(outputs.vision_model_output.last_hidden_state, published["vision_embeds"], "vision_embeds")
-    assert_equal(outputs.vision_model_output.pooler_output, published["vision_proj"], "vision_proj")
+    check_video_vectors(model, outputs, published)
     assert_equal(outputs.text_model_output.last_hidden_state, published["text_embeds"], "text_embeds")
     assert_equal(outputs.text_model_output.pooler_output, published["text_proj"], "text_proj")
     assert_equal(outputs.logits_per_video, published["sim_v2t"], "sim_v2t")

@@ -124,14 +124,15 @@ def test_visible_tokens_and_pooled_vectors(mask_type, media, num_frames):
     model = build_tiny()
     outputs = model.get_video_features(torch.randn(2, num_frames, 3, 64, 64), bool_masked_pos=mask)
     assert list(outputs.last_hidden_state.shape) == expected["vision_embeds"]
-    assert outputs.pooler_output.shape[1] == expected["pooled"][1]
+    assert expected["pooled"][1] == 1 and outputs.pooler_output.shape == (2, 16) and outputs.frame_embeds is None
 
 
 def test_unmasked_videos_pool_per_frame():
     expected = BEHAVIOURS["test_time_shapes"]["value"]
     outputs = build_tiny().get_video_features(torch.randn(2, 4, 3, 64, 64))
     assert list(outputs.last_hidden_state.shape) == expected["vision_embeds"]
-    assert outputs.pooler_output.shape[1] == expected["pooled_keep_temporal_true"][1]
+    assert outputs.frame_embeds.shape == (2, expected["pooled_keep_temporal_true"][1], 16)
+    assert outputs.pooler_output.shape == (2, 16)
 
 
 @pytest.mark.parametrize("case,pair_ids", [("pretrain_batch_of_one", [5]), ("pretrain_all_ids_equal", [5, 5])])

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
-from .labels import UNLABELLED
 from .sources import load_videos
 from .text_files import read_json_file
 
@@ -239,34 +238,3 @@ def load_answers(path: str) -> list[str]:
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{path}: expected a JSON list of answers.")
     return answers
-
-
-def load_class_names(path: str) -> list[str]:
-    """Read the names of classes, by index: a JSON list, or an object of indices and names.
-
-    Raises:
-        ValueError: If the file is neither.
-    """
-    names = read_json_file(path)
-    if isinstance(names, dict) and sorted(names) == sorted(str(i) for i in range(len(names))):
-        names = [names[str(i)] for i in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f'{path}: expected a JSON list of names, or an object such as {{"0": "run", "1": "jump"}}.')
-    return names
-
-
-def check_labels(source: str, table: Dataset, names: list[str]) -> None:
-    """Refuse videos without labels, or with labels that the classes do not have.
-
-    Raises:
-        ValueError: Which of the two it is.
-    """
-    if "label" not in table.column_names:
-        raise ValueError(f"{source}: no labels; give a CSV (path,label) or one sub-folder for each class.")
-    lists = [label if isinstance(label, list) else [label] for label in table["label"]]
-    labels = {label for items in lists for label in items}
-    if labels & {None, UNLABELLED}:
-        row = next(row for row, items in enumerate(lists) if {None, UNLABELLED} & set(items))
-        raise ValueError(f"{source}: row {row} has no label. Leave such rows out.")
-    if max(labels, default=0) >= len(names):
-        raise ValueError(f"{source}: label {max(labels)} is too high for {len(names)} classes {names[:5]}.")

@@ -32,7 +32,7 @@ PICTURES, OTHERS, LOOPS = "folders of pictures beside videos", "other files", "l
 
 
 @dataclass(frozen=True)
-class FoundVideo:
+class FolderVideo:
     """A video in a tree.
 
     Args:
@@ -56,7 +56,7 @@ class FolderListing:
         empty: Folders at the top without a video.
     """
 
-    videos: list[FoundVideo] = field(default_factory=list)
+    videos: list[FolderVideo] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     empty: list[str] = field(default_factory=list)
 
@@ -80,7 +80,7 @@ def list_folder(path: str | os.PathLike) -> FolderListing:
     files, frames, listing = [], [], FolderListing()
     top = os.path.realpath(path)
     if holds_frames(path):
-        return FolderListing([FoundVideo(os.fspath(path), (os.path.basename(top),), top)])
+        return FolderListing([FolderVideo(os.fspath(path), (os.path.basename(top),), top)])
     with os.scandir(path) as entries:
         entries = sorted(entries, key=lambda entry: entry.name)
     files += _list_files(entries, (), top, listing)
@@ -100,7 +100,7 @@ def list_folder(path: str | os.PathLike) -> FolderListing:
 
 def _walk(
     path: str, parts: tuple[str, ...], visited: set[str], listing: FolderListing
-) -> Iterator[tuple[FoundVideo, bool]]:
+) -> Iterator[tuple[FolderVideo, bool]]:
     """Videos below a folder, and whether each is a file."""
     real = os.path.realpath(path)
     if real in visited:
@@ -116,7 +116,7 @@ def _walk(
     videos = _list_files(entries, parts, real, listing)
     yield from ((video, True) for video in videos)
     if not videos and holds_frames(path):
-        yield FoundVideo(path, parts, real), False
+        yield FolderVideo(path, parts, real), False
         return
     for entry in entries:
         if _is_folder(entry) and not _is_left_out(entry, listing):
@@ -132,7 +132,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _list_files(
     entries: Sequence[os.DirEntry[str]], parts: tuple[str, ...], real: str, listing: FolderListing
-) -> list[FoundVideo]:
+) -> list[FolderVideo]:
     videos = []
     for entry in entries:
         suffix = os.path.splitext(entry.name)[1].lower()
@@ -146,7 +146,7 @@ def _list_files(
             listing.left_out[UNNAMEABLE] += 1
         else:
             identity = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
-            videos.append(FoundVideo(entry.path, (*parts, entry.name), identity))
+            videos.append(FolderVideo(entry.path, (*parts, entry.name), identity))
     return videos
 
 

@@ -1,5 +1,6 @@
 """Labels of videos: numbers, or names that become numbers, one per video or several."""
 
+import itertools
 import logging
 import unicodedata
 from collections import Counter
@@ -162,9 +163,9 @@ def normalize_name(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip()
 
 
-def shorten(names: Sequence[str]) -> str:
-    """The first of some names, for a message."""
-    more = len(names) - SHOWN
+def shorten(names: Sequence[str], total: int | None = None) -> str:
+    """The first of some names, for a message; `total` is how many there are, where not all are given."""
+    more = (len(names) if total is None else total) - SHOWN
     return f"{list(names[:SHOWN])}" + (f" and {more} more" if more > 0 else "")
 
 
@@ -196,10 +197,14 @@ def _warn_of_odd_labels(
         )  # fmt: skip
     used = {item for items in numbers for item in items}
     # A held-out list need not show every class.
-    if names is None and not is_held_out and (missing := sorted(set(range(max(used, default=-1) + 1)) - used)):
+    last = max(used, default=-1)
+    num_missing = last + 1 - sum(number >= 0 for number in used)
+    if names is None and not is_held_out and num_missing:
+        # Not a list of all, which a single wrong label would make longer than memory.
+        first = itertools.islice((str(number) for number in range(last) if number not in used), SHOWN)
         logger.warning(
             "%s: the labels go up to %d, and %d numbers have no video: %s. Labels count from 0 without gaps.",
-            source, max(used), len(missing), shorten([str(number) for number in missing]),
+            source, last, num_missing, shorten([*first], num_missing),
         )  # fmt: skip
 
 

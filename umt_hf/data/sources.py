@@ -230,8 +230,10 @@ def _build_table(
     feature = encode_labels(rows, source, class_names)
     try:
         return _with_feature(rows, feature)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"{source}: a key has values of several kinds ({error}). Use one kind for each.") from error
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        raise ValueError(
+            f"{source}: a key has values of several kinds, or one that no table holds ({error}). Use one kind."
+        ) from error
 
 
 def _with_feature(rows: list[dict[str, Any]], feature: Any) -> Dataset:

@@ -51,7 +51,7 @@ class DemoSettings:
             environment: Variables; default: the process's own. Empty ones do not count.
         """
         environment = os.environ if environment is None else environment
-        saved = json.loads(file.read_text()) if file is not None and file.is_file() else {}
+        saved = json.loads(file.read_text(encoding="utf-8-sig")) if file is not None and file.is_file() else {}
         variables = {field.name: environment.get(name_variable(field.name)) for field in fields(cls)}
         return cls(**{**saved, **{name: value for name, value in variables.items() if value}})
 
@@ -75,7 +75,7 @@ class DemoSettings:
     def save(self, file: Path) -> None:
         """Write them as a JSON object."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        file.write_text(json.dumps(given, indent=2) + "\n")
+        file.write_text(json.dumps(given, indent=2) + "\n", encoding="utf-8")
 
 
 def name_variable(field_name: str) -> str:

@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from ..data.annotations import check_labels, name_video
+from ..data.annotations import name_video
 from ..data.sources import load_videos
+from ..data.targets import fit_labels
 from ..data.unreadable import UnreadableVideos
 from ..inference.classification import VideoClassifier, score_videos
+from ..inference.held_out import require_finite
+from ..inference.scored_labels import has_many_labels, rank_labels
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..plots import plot_confusion_matrix
 from ..processing.video_processing_umt_video import UMTVideoProcessor
@@ -29,29 +33,50 @@ from ..runs.arguments import (
     ReportArguments,
     SkippingArguments,
     SourceArguments,
+    TestedSplitArguments,
     ViewArguments,
     WorkerArguments,
 )
 from ..runs.config import script
 from ..runs.folder import CONFUSION_PICTURE
 from .metrics.accuracy import TopKAccuracy, compute_confusion_matrix
+from .metrics.labels import THRESHOLD, compute_f1, compute_ranking_precisions
 from .report import describe_run, write_report
 from .setup import override_settings, require_names
 
 
 @dataclass
-class ClassifiedVideos:
+class ScoredVideos:
     """Scores of a held-out set, the same in every process.
 
     Args:
         scores: Class probabilities `(videos, classes)`, the mean over a video's views; 0 where it was unreadable.
-        labels: Class indices `(videos,)`.
+        labels: What the videos show: class indices `(videos,)`, or boolean `(videos, classes)`.
         unreadable: Row of each video that could not be read -> reason.
     """
 
     scores: np.ndarray
     labels: np.ndarray
     unreadable: dict[int, str]
+
+    def mark_readable(self) -> np.ndarray:
+        """Which videos could be read, boolean `(videos,)`.
+
+        Raises:
+            ValueError: If not one could.
+        """
+        is_read = np.ones(len(self.labels), dtype=bool)
+        is_read[list(self.unreadable)] = False
+        if not is_read.any():
+            raise ValueError(
+                f"Not one held-out video could be read. The first: {next(iter(self.unreadable.values()))}"
+            )
+        return is_read
+
+
+@dataclass
+class ClassifiedVideos(ScoredVideos):
+    """Scores of a held-out set whose videos have one label each."""
 
     @property
     def predictions(self) -> np.ndarray:
@@ -62,17 +87,14 @@ class ClassifiedVideos:
         return best
 
     def compute_metrics(self) -> dict[str, float]:
-        """Top-1 and top-5 accuracy, where an unreadable video counts as wrong; their number; accuracy without them.
+        """Top-1 and top-5 accuracy, its mean over classes and macro F1; the number of unreadable videos.
+
+        An unreadable video counts as wrong; where there are any, top-1 without them comes too.
 
         Raises:
             ValueError: If no video at all could be read.
         """
-        is_read = np.ones(len(self.labels), dtype=bool)
-        is_read[list(self.unreadable)] = False
-        if not is_read.any():
-            raise ValueError(
-                f"Not one held-out video could be read. The first: {next(iter(self.unreadable.values()))}"
-            )
+        is_read = self.mark_readable()
         figures = TopKAccuracy().compute(
             predictions=self.scores[is_read].tolist(), references=self.labels[is_read].tolist()
         )
@@ -80,6 +102,12 @@ class ClassifiedVideos:
         # Unreadable videos count as wrong: leaving them out would make a damaged set easier.
         share = float(is_read.mean())
         metrics = {name: value * share for name, value in found.items()}
+        metrics["mean_class_accuracy"] = float(
+            np.mean([own for own in self.compute_class_accuracies() if own is not None])
+        )
+        classes = np.arange(self.scores.shape[1])
+        said, shown = (numbers[:, None] == classes for numbers in (self.predictions, self.labels))
+        metrics["macro_f1"] = compute_f1(said, shown)[1]
         metrics["unreadable_videos"] = float(len(self.unreadable))
         if self.unreadable:
             metrics["top1_accuracy_of_readable"] = found["top1_accuracy"]
@@ -98,11 +126,54 @@ class ClassifiedVideos:
         return compute_confusion_matrix(self.predictions[is_read], self.labels[is_read], self.scores.shape[1])
 
 
+@dataclass
+class TaggedVideos(ScoredVideos):
+    """Scores of a held-out set whose videos may have several labels each, or none."""
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """Classes that are said of each video, boolean `(videos, classes)`: those of a probability of 0.5 or more."""
+        return self.scores >= THRESHOLD
+
+    def compute_metrics(self) -> dict[str, float]:
+        """Mean average precision over the classes that a video shows, and micro and macro F1 at a probability of 0.5.
+
+        An unreadable video counts as wrong: of its classes not one is found.
+
+        Raises:
+            ValueError: If no video at all could be read, or no video shows a class.
+        """
+        self.mark_readable()
+        found = [value for value in self.compute_class_precisions() if value is not None]
+        if not found:
+            raise ValueError("No held-out video has a label: there is nothing to find.")
+        micro, macro = compute_f1(self.predictions, self.labels)
+        return {
+            "map": float(np.mean(found)),
+            "micro_f1": micro,
+            "macro_f1": macro,
+            "unreadable_videos": float(len(self.unreadable)),
+        }
+
+    def compute_class_precisions(self) -> list[float | None]:
+        """Average precision of each class; `None` for one that no video shows."""
+        scores = self.scores.astype(np.float64)
+        scores[list(self.unreadable)] = np.nan
+        return compute_ranking_precisions(scores, self.labels)
+
+
+def list_metric_names(num_classes: int, many_labels: bool) -> list[str]:
+    """Names of the figures that a test always gives, for classes of that number."""
+    if many_labels:
+        return ["map", "micro_f1", "macro_f1"]
+    return ["top1_accuracy", *["top5_accuracy"][: num_classes > 5], "mean_class_accuracy", "macro_f1"]
+
+
 def classify_videos(
     model: UMTVideoForVideoClassification,
     processor: UMTVideoProcessor,
     videos: Sequence[Any],
-    labels: Sequence[int],
+    labels: Sequence[int] | Sequence[Sequence[int]],
     accelerator: Accelerator,
     *,
     batch_size: int,
@@ -110,14 +181,14 @@ def classify_videos(
     num_crops: int = 1,
     num_workers: int = 0,
     max_skipped_ratio: float = 0.05,
-) -> ClassifiedVideos:
+) -> ClassifiedVideos | TaggedVideos:
     """Score every video once, whatever the number of processes; a video is known by its row, not by its name.
 
     Args:
         model: Classifier, on the accelerator's device.
         processor: Of the model.
         videos: Path, or `{"path", "bytes"}`, of each.
-        labels: Their classes.
+        labels: Their classes; of a model for several labels per video a list for each.
         accelerator: Of the run; all processes must call this.
         batch_size: Views that a process classifies at a time.
         num_clips: Clips per video.
@@ -126,7 +197,7 @@ def classify_videos(
         max_skipped_ratio: Share of unreadable videos above which there is no result.
 
     Raises:
-        ValueError: If more videos than that could not be read; it names the first of them.
+        ValueError: If more videos than that could not be read, or scores are NaN or infinite; it names the first.
     """
     scores, unreadable = score_videos(
         model,
@@ -140,12 +211,20 @@ def classify_videos(
     )
     reasons = list(unreadable.values())
     UnreadableVideos().count(len(videos), reasons, max_skipped_ratio, kind="held-out videos", error=ValueError)
-    return ClassifiedVideos(scores, np.asarray(labels), unreadable)
+    require_finite(model, torch.from_numpy(scores), "videos", lambda row: name_video(videos[row], row))
+    if not has_many_labels(model.config):
+        return ClassifiedVideos(scores, np.asarray(labels), unreadable)
+    shown = np.zeros(scores.shape, dtype=bool)
+    for row, own in enumerate(cast("Sequence[Sequence[int]]", labels)):
+        shown[row, list(own)] = True
+    return TaggedVideos(scores, shown, unreadable)
 
 
 @dataclass(kw_only=True)
-class LabelledDataArguments(NamedDataArguments, SourceArguments, CSVArguments, WorkerArguments, SkippingArguments):
-    """Held-out videos: a CSV (path,label), or a folder with a sub-folder for each class."""
+class LabelledDataArguments(
+    NamedDataArguments, SourceArguments, TestedSplitArguments, CSVArguments, WorkerArguments, SkippingArguments
+):
+    """Held-out videos: a CSV (path,label), a folder with a sub-folder for each class, or a `datasets` dataset."""
 
 
 @dataclass(kw_only=True)
@@ -156,15 +235,20 @@ class ViewReportArguments(ReportArguments, ViewArguments):
 SECTIONS = {"model": EvaluatedModelArguments, "data": LabelledDataArguments, "evaluation": ViewReportArguments}
 
 
-def list_predictions(table: Dataset, found: ClassifiedVideos, names: list[str]) -> list[dict[str, Any]]:
-    """The prediction for each video, in the order of the data."""
+def list_predictions(table: Dataset, found: ClassifiedVideos | TaggedVideos, names: list[str]) -> list[dict[str, Any]]:
+    """The prediction for each video, in the order of the data; with several labels all of 0.5 or more, best first."""
     rows = []
-    for row, (video, label, best) in enumerate(zip(table["video"], table["label"], found.predictions, strict=True)):
-        entry = {"row": row, "video": name_video(video, row), "label": names[label]}
-        if row in found.unreadable:
-            rows.append({**entry, "error": found.unreadable[row]})
+    for row, (video, label) in enumerate(zip(table["video"], table["label"], strict=True)):
+        entry: dict[str, Any] = {"row": row, "video": name_video(video, row)}
+        if isinstance(found, TaggedVideos):
+            entry["labels"] = [names[one] for one in label]
+            ranked = rank_labels(found.scores[row], names)[: int(found.predictions[row].sum())]
+            answer: dict[str, Any] = {"predictions": [dataclasses.asdict(scored) for scored in ranked]}
         else:
-            rows.append({**entry, "prediction": names[best], "probability": round(float(found.scores[row, best]), 6)})
+            entry["label"] = names[label]
+            best = found.predictions[row]
+            answer = {"prediction": names[best], "probability": round(float(found.scores[row, best]), 6)}
+        rows.append(entry | ({"error": found.unreadable[row]} if row in found.unreadable else answer))
     return rows
 
 
@@ -172,18 +256,20 @@ def list_predictions(table: Dataset, found: ClassifiedVideos, names: list[str]) 
 def main(
     model_args: EvaluatedModelArguments, data: LabelledDataArguments, args: ViewReportArguments
 ) -> dict[str, float]:
-    """Load, classify, report; also a picture of the confusion matrix.
+    """Load, classify, report; also a picture of the confusion matrix where videos have one label.
 
     Returns:
-        Top-1 and top-5 accuracy, and the number of unreadable videos.
+        Metrics; see `ClassifiedVideos.compute_metrics` and `TaggedVideos.compute_metrics`.
     """
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
     name, source = require_names(model_args, data)
     # It refuses a model without a trained head, which gives a number too.
     classifier = VideoClassifier(name, accelerator.device, model_args.attn_implementation)
     override_settings(classifier.processor, data, ("decoder",))
-    table = load_videos(source, data.data_root, data.csv_separator, class_names=classifier.labels)
-    check_labels(source, table, classifier.labels)
+    table = load_videos(
+        source, data.data_root, data.csv_separator, **data.dataset_options(), class_names=classifier.labels
+    )
+    table = fit_labels(source, table, classifier.labels, classifier.many_labels)
     found = classify_videos(
         classifier.model,
         classifier.processor,
@@ -201,18 +287,26 @@ def main(
         report = {
             "task": "classification",
             "metrics": metrics,
-            "class_accuracy": dict(zip(classifier.labels, found.compute_class_accuracies(), strict=True)),
+            **describe_classes(found, classifier.labels),
             "unreadable": list(found.unreadable.values()),
             "num_videos": len(table),
-            "view_merging": "mean of softmax",
+            "view_merging": "mean of sigmoids" if classifier.many_labels else "mean of softmax",
             **describe_run(classifier.model, classifier.processor, accelerator, model_args, data),
             **dataclasses.asdict(args),
         }
         write_report(accelerator, args.output_dir, report, list_predictions(table, found, classifier.labels))
-        draw_confusion(found, classifier.labels, args.output_dir)
+        if isinstance(found, ClassifiedVideos):
+            draw_confusion(found, classifier.labels, args.output_dir)
     # The others would otherwise end, and a launcher take that for the end of the run.
     accelerator.wait_for_everyone()
     return metrics
+
+
+def describe_classes(found: ClassifiedVideos | TaggedVideos, names: list[str]) -> dict[str, dict[str, float | None]]:
+    """The figure of each class, for the report."""
+    if isinstance(found, TaggedVideos):
+        return {"average_precision": dict(zip(names, found.compute_class_precisions(), strict=True))}
+    return {"class_accuracy": dict(zip(names, found.compute_class_accuracies(), strict=True))}
 
 
 def draw_confusion(found: ClassifiedVideos, names: list[str], output_dir: str) -> None:

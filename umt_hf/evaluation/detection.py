@@ -24,7 +24,7 @@ from ..data.key_frames import KeyFrame, load_detections, load_key_frames, read_e
 from ..data.loaders import build_loader
 from ..data.unreadable import UnreadableVideos
 from ..inference.detection import ActionDetector, pad_boxes, read_frames, to_shares
-from ..inference.held_out import evaluation_mode, plan_shard, share_rows
+from ..inference.held_out import evaluation_mode, mark_nonfinite, plan_shard, require_finite, share_rows
 from ..inference.loading import list_class_names
 from ..modeling.modeling_umt_video import UMTVideoForActionDetection
 from ..plots import PicturedFrame, plot_detections
@@ -42,6 +42,7 @@ from ..runs.arguments import (
     WorkerArguments,
 )
 from ..runs.config import describe, script
+from ..runs.disk import name_unfinished, put_file
 from ..runs.folder import BOX_PICTURE, BOX_RESULTS_FILE
 from .metrics.frame_map import compute_frame_map
 from .report import describe_run, write_report
@@ -202,7 +203,7 @@ def detect_actions(
         max_skipped_ratio: Share of unreadable key frames past which there is no result.
 
     Raises:
-        ValueError: If more key frames than that could not be read; it names the first of them.
+        ValueError: If more key frames than that could not be read, or scores are NaN or infinite; it names the first.
     """
     starts = np.cumsum([0, *(len(frame.boxes) for frame in frames)])
     scores = torch.zeros(int(starts[-1]), len(list_class_names(model.config)))
@@ -218,17 +219,23 @@ def detect_actions(
                 batch = pad_boxes([sample["boxes"] for sample in group])
                 batch["pixel_values"] = torch.stack([sample["pixel_values"] for sample in group])
                 batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-                found = model(**batch).logits.float().sigmoid().cpu()
+                found = mark_nonfinite(model(**batch).logits).sigmoid().cpu()
                 for sample, own in zip(group, found, strict=True):
                     index, start = sample["index"], int(starts[sample["index"]])
                     scores[start : start + len(sample["boxes"])] = own[: len(sample["boxes"])]
                     sizes[index] = torch.tensor(sample["size"])
     share_rows(scores, accelerator)
     share_rows(sizes, accelerator)
+    require_finite(model, scores, "boxes", lambda row: _name_box(frames, starts, row))
     unreadable = dict(sorted(gather_object(failures)))
     reasons = list(unreadable.values())
     UnreadableVideos().count(len(frames), reasons, max_skipped_ratio, kind="held-out key frames", error=ValueError)
     return DetectedActions(scores.numpy(), sizes.numpy().astype(int), unreadable)
+
+
+def _name_box(frames: Sequence[KeyFrame], starts: np.ndarray, row: int) -> str:
+    frame = frames[int(np.searchsorted(starts, row, side="right")) - 1]
+    return f"a box of {frame.name}, {frame.moment}"
 
 
 def _group_by_size(samples: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -306,13 +313,15 @@ def list_truth(
 
 def write_results(data: DetectionData, found: DetectedActions, path: str | Path) -> None:
     """Write every (box, class) pair in AVA's result format: name, moment, box, class from 1 on, score."""
-    with Path(path).open("w", newline="") as file:
+    path = Path(path)
+    with name_unfinished(path).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         for frame, detection in zip(data.frames, list_detections(data, found), strict=True):
             for box, scores in zip(detection["boxes"], detection["scores"], strict=True):
                 edges = [f"{value:.5f}" for value in box]
                 for label, score in enumerate(scores, start=1):
                     writer.writerow([frame.name, frame.moment, *edges, label, f"{score:.5f}"])
+    put_file(name_unfinished(path), path)
 
 
 @dataclass(kw_only=True)

@@ -13,8 +13,16 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from ..data.annotations import load_choices
-from ..inference.held_out import evaluation_mode, group_by_video, load_video_batches, plan_shard, share_rows
+from ..data.annotations import load_choices, name_video
+from ..inference.held_out import (
+    evaluation_mode,
+    group_by_video,
+    load_video_batches,
+    mark_nonfinite,
+    plan_shard,
+    require_finite,
+    share_rows,
+)
 from ..modeling.losses_umt import compute_similarity
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
@@ -52,6 +60,7 @@ def score_choices(
 
     Raises:
         VideoDecodingError: If a video cannot be read; it names the file.
+        ValueError: If a score is NaN or infinite; it names the model and the video.
 
     Source: the published multiple-choice test.
     """
@@ -71,6 +80,7 @@ def score_choices(
             for row, row_scores in zip(batch, batch_scores, strict=True):
                 scores[row, : counts[row]] = row_scores.cpu()
     share_rows(scores, accelerator)
+    require_finite(model, scores, "rows", lambda row: name_video(videos[row], row))
     return [row[:count].tolist() for row, count in zip(scores, counts, strict=True)]
 
 
@@ -98,7 +108,7 @@ def compute_choice_scores(
     similarities = compute_similarity(video.pooler_output, text.pooler_output) / model.temperature.float()
     similarities = similarities[video_of_option, torch.arange(len(input_ids), device=input_ids.device)]
     logits = model.match(video.last_hidden_state[video_of_option], text.last_hidden_state, attention_mask)
-    matching = logits.float().softmax(dim=1)[:, 1]
+    matching = mark_nonfinite(logits).softmax(dim=1)[:, 1]
     # The softmax runs over a video's own options, the matching head sees each alone.
     blended = zip(matching.split(counts), similarities.split(counts), strict=True)
     return [MATCHING_SHARE * match + (1 - MATCHING_SHARE) * similar.softmax(dim=0) for match, similar in blended]

@@ -12,10 +12,12 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from ..data.folders import list_folder
+from ..data.splits import has_splits
 from ..data.video_files import describe_file
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import EvaluatedModelArguments
+from ..runs.disk import write_text
 from ..runs.folder import PREDICTIONS_FILE, REPORT_FILE, collect_versions, hash_source
 
 logger = logging.getLogger(__name__)
@@ -35,13 +37,14 @@ def describe_run(
         processor: Its processor, with the settings of the run.
         accelerator: Of the run.
         model_args: Arguments that name the model.
-        data: Arguments that name the data; `split` is recorded where they have one.
+        data: Arguments that name the data; `split` is recorded where the data has splits.
     """
     video = processor if isinstance(processor, UMTVideoProcessor) else processor.video_processor
     # Enough to repeat the number: another decoder, precision or attention gives another one.
     record = {
         "model": model_args.model_name_or_path,
         "data": data.data,
+        "split": data.split if hasattr(data, "split") and has_splits(data.data) else None,
         # One process writes the report, and need alone look at the files.
         "data_sha256": fingerprint_data(data.data) if accelerator.is_main_process else None,
         "num_frames": video.num_frames,
@@ -57,7 +60,6 @@ def describe_run(
     }
     if isinstance(processor, UMTVideoTextProcessor):
         record |= {
-            "split": None if Path(data.data).is_file() else data.split,
             "frame_sampling": "middle",  # of models of video and text, whatever the processor's own strategy
             "frame_size": dict(video.crop_size),
             "first_seconds": video.first_seconds,
@@ -101,9 +103,10 @@ def write_report(
         return
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
+    write_text(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
     if predictions is not None:
-        (folder / PREDICTIONS_FILE).write_text(json.dumps(predictions, indent=2) + "\n")
+        write_text(folder / PREDICTIONS_FILE, json.dumps(predictions, indent=2) + "\n")
     lines = [f"  {name:<36} {value:10.4f}" for name, value in report["metrics"].items()]
-    logger.info("%s on %s:\n%s", report["model"], report["data"], "\n".join(lines))
+    split = "" if report["split"] is None else f", split {report['split']}"
+    logger.info("%s on %s%s:\n%s", report["model"], report["data"], split, "\n".join(lines))
     logger.info("Report: %s", folder / REPORT_FILE)

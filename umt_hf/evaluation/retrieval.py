@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ..data.annotations import RetrievalSet, load_retrieval_set
-from ..inference.held_out import evaluation_mode, load_video_batches, plan_shard, share_rows
-from ..modeling.losses_umt import average_video_embeds, normalize_features
+from ..data.annotations import RetrievalSet, load_retrieval_set, name_video
+from ..inference.held_out import evaluation_mode, load_video_batches, plan_shard, require_finite, share_rows
+from ..modeling.losses_umt import normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval, UMTVideoTextModel
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import (
@@ -31,7 +31,7 @@ from ..runs.arguments import (
     RerankingArguments,
 )
 from ..runs.config import describe, script, set_defaults
-from .metrics.ranks import RetrievalRecall, compute_ranks, mark_right_items
+from .metrics.ranks import RECALL_AT, RetrievalRecall, compute_ranks, mark_right_items
 from .report import describe_run, write_report
 from .setup import load_model_and_processor
 
@@ -165,6 +165,7 @@ def encode_retrieval_set(
 
     Raises:
         VideoDecodingError: If a video cannot be read; it names the file.
+        ValueError: If a vector is NaN or infinite.
         OSError: If the folder has too little room.
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, model.dtype)
@@ -188,7 +189,7 @@ def encode_retrieval_set(
         num_read = 0
         for batch, pixels in load_video_batches(videos, batches, processor.video_processor, accelerator, num_workers):
             states = model.get_video_features(pixels)
-            video_embeds[batch.start : batch.stop] = average_video_embeds(states.pooler_output).cpu()
+            video_embeds[batch.start : batch.stop] = states.pooler_output.cpu()
             if keep_tokens:
                 tokens = states.last_hidden_state.to(dtype)
                 if video_tokens is None:
@@ -198,6 +199,8 @@ def encode_retrieval_set(
     for shared in (text_embeds, video_embeds, text_tokens):
         if shared is not None:
             share_rows(shared, accelerator)
+    require_finite(model, video_embeds, "videos", lambda row: name_video(videos[row], row))
+    require_finite(model, text_embeds, "texts", lambda row: repr(texts[row]))
     return RetrievalFeatures(video_embeds, text_embeds, batches, video_tokens, text_tokens, mask)
 
 
@@ -289,6 +292,9 @@ def match_candidates(
 
     Returns:
         Raw logits of class "match", in the candidates' shapes, float32.
+
+    Raises:
+        ValueError: If a logit is NaN or infinite.
     """
     if features.text_tokens is None:
         raise ValueError("The matching head needs the tokens of videos and texts: encode them with keep_tokens=True.")
@@ -315,6 +321,12 @@ def match_candidates(
                 )
                 logits[rows] = pair_logits[:, 1].float().cpu()
     share_rows(logits, accelerator)
+    require_finite(
+        model,
+        logits,
+        "pairs",
+        lambda row: f"that of video {keys[row] // num_texts} and text {keys[row] % num_texts}, counted from 0,",
+    )
     return logits[torch.searchsorted(keys, text_keys)], logits[torch.searchsorted(keys, video_keys)]
 
 
@@ -383,6 +395,13 @@ def _multiply_in_blocks(
     for block in plan_shard(len(rows), max(1, BLOCK_SCORES // columns.shape[1]), accelerator):
         place = slice(block.start, block.stop)
         yield place, (rows[place].to(device).double() @ columns).float()
+
+
+def list_figure_names(rerank: bool) -> list[str]:
+    """Names of the figures that `evaluate_retrieval` gives without dual softmax."""
+    figures = [*(f"r{k}" for k in RECALL_AT), "mean_recall", "median_rank"]
+    own = [*(f"{way}_{figure}" for way in ("text_to_video", "video_to_text") for figure in figures), "mean_recall"]
+    return [f"{scores}_{name}" for scores in ("dual", *["reranked"] * rerank) for name in own]
 
 
 def _summarize(scores: str, text_ranks: torch.Tensor, video_ranks: torch.Tensor) -> dict[str, float]:

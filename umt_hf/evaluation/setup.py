@@ -4,6 +4,7 @@ from typing import Any, Protocol, TypeVar
 
 from transformers import PreTrainedModel
 
+from ..data.splits import require_split
 from ..inference.loading import load_complete_model, load_video_text_processor
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments
@@ -21,11 +22,13 @@ def require_names(model: EvaluatedModelArguments, data: NamesData) -> tuple[str,
     """Names of model and data.
 
     Raises:
-        ValueError: If one of them is not given.
+        ValueError: If one of them is not given, or the data has no splits and another than the default is asked for.
     """
     for name, value in (("model_name_or_path", model.model_name_or_path), ("data", data.data)):
         if value is None:
             raise ValueError(f"Set {name}.")
+    # Key frames of detection are files, whose script has no such flag.
+    require_split(str(data.data), getattr(data, "split", None), "test")
     return str(model.model_name_or_path), str(data.data)
 
 

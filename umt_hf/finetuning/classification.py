@@ -2,6 +2,8 @@
 
     accelerate launch -m umt_hf.finetuning.classification --model_name_or_path outputs/umt-vit-b16 \
         --train_data videos/train --validation_data videos/validation --output_dir outputs/classifier
+    accelerate launch -m umt_hf.finetuning.classification --model_name_or_path outputs/umt-vit-b16 \
+        --train_data my_dataset --validation_split validation --output_dir outputs/classifier
     accelerate launch -m umt_hf.finetuning.classification --config classification_k400:b16 \
         --data_root videos/k400
 
@@ -24,10 +26,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback, set_seed
 
-from ..data.annotations import check_labels, load_class_names
+from ..data.labels import get_label_names
 from ..data.sources import get_source, load_videos
-from ..evaluation.classification import classify_videos
-from ..inference.loading import load_with_report
+from ..data.splits import select_data
+from ..data.targets import fit_labels, has_label_lists, list_labels
+from ..evaluation.classification import classify_videos, list_metric_names
+from ..hub_cards.label_names import read_label_names
+from ..inference.loading import load_complete_model, load_with_report
+from ..inference.scored_labels import MULTI_LABEL
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.classification_transforms import ClassificationTransform, ClipMix
@@ -45,13 +51,16 @@ from ..runs.arguments import (
     SkippingArguments,
     SourceArguments,
     TestDataArguments,
+    TestSplitArguments,
     TrainedPartArguments,
     TrainingDataArguments,
     ViewArguments,
 )
 from ..runs.config import REQUIRED, describe, require, script, set_defaults
+from ..runs.models import ALL_CLASSES
 from ..training.clips import build_generator
 from ..training.trainer import count_videos
+from .best_metric import check_best_metric
 from .trainer import (
     EncoderFinetuningArguments,
     EncoderFinetuningTrainer,
@@ -64,7 +73,9 @@ from .trainer import (
 
 logger = logging.getLogger(__name__)
 
+FRESH_WEIGHTS = ("classifier.", "fc_norm.", "attentive_pooling.")
 PROBE_POOLING = {"linear_probe": "mean", "attentive_probe": "attentive"}
+AVERAGE_FILE = "averaged_weights.pt"
 MIX_KEY = -2  # keeps the draw of a batch's mixing apart from those of its clips
 
 
@@ -82,21 +93,57 @@ class ClassificationModelArguments(ModelSourceArguments, ClipSizeArguments, Drop
 
 
 @dataclass(kw_only=True)
-@set_defaults(train_data=REQUIRED, validation_data=REQUIRED, decoder="pyav", sampling_strategy="uniform")
+@set_defaults(train_data=REQUIRED, decoder="pyav", sampling_strategy="uniform")
 class ClassificationDataArguments(
     TrainingDataArguments,
     TestDataArguments,
     ClassNameArguments,
     SourceArguments,
+    TestSplitArguments,
     CSVArguments,
     SamplingArguments,
     SkippingArguments,
 ):
-    """Labelled videos: a CSV (path,label), or a folder with a sub-folder for each class."""
+    """Labelled videos: a CSV (path,label), a folder with a sub-folder for each class, or a `datasets` dataset."""
 
-    num_classes: int | None = describe(
-        None, "Classes of a CSV without names; default: the highest training label + 1."
-    )
+    num_classes: int | None = describe(None, "Classes of data without names; default: the highest training label + 1.")
+
+    def load(
+        self, role: Literal["train", "validation", "test"], names: list[str] | None = None
+    ) -> tuple[str, Dataset] | None:
+        """Source and rows of a role's data, `None` where there is none; with `names` labels are numbered by them."""
+        if (selected := select_data(self, role)) is None:
+            return None
+        source, split = selected
+        table = load_videos(
+            source,
+            self.data_root,
+            self.csv_separator,
+            config_name=self.dataset_config_name,
+            split=split,
+            video_column=self.video_column,
+            class_names=names,
+        )
+        return source, table
+
+
+@dataclass
+class ClassificationData:
+    """Videos of a run, whose labels are indices into the classes' names.
+
+    Args:
+        train: To train on.
+        validation: Held out during training.
+        test: Held out for the last test, if any.
+        names: Of the classes.
+        many_labels: Whether each video has a list of labels.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset | None
+    names: list[str]
+    many_labels: bool
 
 
 @dataclass(kw_only=True)
@@ -177,21 +224,32 @@ class LabelledClipCollator:
 
     Args:
         mix: MixUp and CutMix, or `None`.
+        num_classes: Number of classes, where videos have lists of labels; `None` = each has one.
     """
 
-    def __init__(self, mix: ClipMix | None = None):
-        self.mix = mix
+    def __init__(self, mix: ClipMix | None = None, num_classes: int | None = None):
+        self.mix, self.num_classes = mix, num_classes
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """`pixel_values`, `labels` (indices, or soft targets if mixed), `num_videos` and `failures`."""
+        """`pixel_values`, `labels` (indices, or targets of each class), `num_videos` and `failures`."""
         # The first clips of all videos, then the second ones: mixing pairs neighbours, which then show two videos.
         pixel_values = torch.stack([sample["pixel_values"] for sample in samples], dim=1).flatten(0, 1)
-        labels = torch.tensor([sample["row"]["label"] for sample in samples]).repeat(len(pixel_values) // len(samples))
+        repeats = len(pixel_values) // len(samples)
+        labels = torch.cat([self.encode([sample["row"]["label"] for sample in samples])] * repeats)
         if self.mix is not None:
             key = [part for sample in samples for part in sample["key"]]
             pixel_values, labels = self.mix(pixel_values, labels, build_generator(MIX_KEY, *key))
         failures = [line for sample in samples for line in sample["failures"]]
         return {"pixel_values": pixel_values, "labels": labels, "num_videos": len(samples), "failures": failures}
+
+    def encode(self, labels: Sequence[Any]) -> torch.Tensor:
+        """Class indices `(B,)`, or for lists of labels 1 where a class is shown, `(B, classes)`."""
+        if self.num_classes is None:
+            return torch.tensor(labels)
+        targets = torch.zeros(len(labels), self.num_classes)
+        for target, own in zip(targets, labels, strict=True):
+            target[own] = 1
+        return targets
 
 
 class ClassificationTrainer(EncoderFinetuningTrainer):
@@ -199,14 +257,15 @@ class ClassificationTrainer(EncoderFinetuningTrainer):
 
     Args:
         class_weights: Weight of each class in the loss, or `None`.
+        many_labels: Whether labels are targets of each class, from several labels per video.
         **kwargs: As for `EncoderFinetuningTrainer`.
     """
 
     args: ClassificationTrainingArguments  # pyrefly: ignore[bad-override-mutable-attribute]  narrower than in the base class
 
-    def __init__(self, *, class_weights: torch.Tensor | None = None, **kwargs: Any):
+    def __init__(self, *, class_weights: torch.Tensor | None = None, many_labels: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
-        self.class_weights = class_weights
+        self.class_weights, self.many_labels = class_weights, many_labels
         self.averaged: AveragedModel | None = None
         self.resumed_from: str | None = None
         if self.args.ema_decay:
@@ -231,6 +290,8 @@ class ClassificationTrainer(EncoderFinetuningTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Cross entropy with indices or soft targets, smoothed by `label_smoothing_factor`.
 
+        With several labels per video it is the binary cross entropy of each class, averaged over classes and clips.
+
         Raises:
             RuntimeError: If too many videos were unreadable.
         """
@@ -238,11 +299,20 @@ class ClassificationTrainer(EncoderFinetuningTrainer):
         # Not the model's own loss, which takes neither soft targets nor class weights nor smoothing.
         outputs = model(pixel_values=inputs["pixel_values"])
         logits = outputs.logits.float()
+        if self.many_labels:
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, inputs["labels"])
+            return (loss, outputs) if return_outputs else loss
         weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         loss = nn.functional.cross_entropy(
             logits, inputs["labels"], weight=weights, label_smoothing=self.args.label_smoothing_factor
         )
         return (loss, outputs) if return_outputs else loss
+
+    def complete_checkpoint(self, folder: Path) -> None:
+        """Add the average to a checkpoint."""
+        super().complete_checkpoint(folder)
+        if self.averaged is not None:
+            torch.save(self.averaged.state_dict(), folder / AVERAGE_FILE)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Metrics, of the averaged weights where there are any."""
@@ -261,9 +331,7 @@ class ClassificationTrainer(EncoderFinetuningTrainer):
 
 
 class _AveragingCallback(TrainerCallback):
-    """Averages weights after every step, and keeps the average in checkpoints."""
-
-    FILE = "averaged_weights.pt"
+    """Averages weights after every step."""
 
     def __init__(self, trainer: ClassificationTrainer):
         self.trainer = trainer
@@ -277,36 +345,35 @@ class _AveragingCallback(TrainerCallback):
         average = get_ema_multi_avg_fn(args.ema_decay)
         self.trainer.averaged = AveragedModel(self.trainer.model, multi_avg_fn=average)
         if self.trainer.resumed_from:
-            file = Path(self.trainer.resumed_from) / self.FILE
-            self.averaged.load_state_dict(torch.load(file, map_location=args.device, weights_only=True))
+            file = Path(self.trainer.resumed_from) / AVERAGE_FILE
+            self.averaged.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
         self.averaged.update_parameters(self.trainer.model)
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            torch.save(self.averaged.state_dict(), folder / self.FILE)
 
-
-def build_classifier(args: ClassificationModelArguments, names: list[str]) -> Any:
-    """The classifier in the asked mode; `id2label` is set from the class names.
+def build_classifier(args: ClassificationModelArguments, names: list[str], many_labels: bool = False) -> Any:
+    """The classifier in the asked mode; `id2label` is set from the class names, `problem_type` from the labels.
 
     Raises:
-        ValueError: If `head_rows` does not fit the classes or the start.
+        ValueError: If the start is not a UMT model or lacks weights of its encoder, or `head_rows` does not fit it.
     """
     is_frozen = args.mode in PROBE_POOLING
-    fields: dict[str, Any] = {"drop_path_rate": 0.0 if is_frozen else args.drop_path_rate}
+    # Not the start's problem type, which is that of other data.
+    fields: dict[str, Any] = {"problem_type": MULTI_LABEL if many_labels else None}
+    fields["drop_path_rate"] = 0.0 if is_frozen else args.drop_path_rate
     if is_frozen:
         fields["pooling_type"] = PROBE_POOLING[args.mode]
     for name in ("num_frames", "image_size"):
         if (value := getattr(args, name)) is not None:
             fields[name] = value
-    model = UMTVideoForVideoClassification.from_pretrained(
-        args.model_name_or_path,
+    model = load_complete_model(
+        UMTVideoForVideoClassification,
+        require(args.model_name_or_path, "model_name_or_path"),
+        allowed_fresh=FRESH_WEIGHTS,
+        accepted=ALL_CLASSES,
         id2label=dict(enumerate(names)),
         label2id={name: i for i, name in enumerate(names)},
-        ignore_mismatched_sizes=True,
         dtype=torch.float32,
         attn_implementation=args.attn_implementation,
         **fields,
@@ -327,14 +394,18 @@ def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationMo
     """
     num_classes = model.classifier.out_features
     head_rows, folder = args.head_rows or "first", require(args.model_name_or_path, "model_name_or_path")
-    rows = list(range(num_classes)) if head_rows == "first" else json.loads(Path(head_rows).read_text())
+    rows = (
+        list(range(num_classes))
+        if head_rows == "first"
+        else json.loads(Path(head_rows).read_text(encoding="utf-8-sig"))
+    )
     num_rows = UMTVideoConfig.from_pretrained(folder).num_labels or 0
     if len(rows) != num_classes or not all(isinstance(row, int) and 0 <= row < num_rows for row in rows):
         raise ValueError(
             f"head_rows={args.head_rows}: expected {num_classes} indices below {num_rows}, the rows of the head of "
             f"{args.model_name_or_path}; got {len(rows)}."
         )
-    loaded = load_with_report(UMTVideoForVideoClassification, folder)
+    loaded = load_with_report(UMTVideoForVideoClassification, folder, ALL_CLASSES)
     if any(name.startswith("classifier.") for name in loaded.fresh):
         raise ValueError(f"head_rows={args.head_rows}: {args.model_name_or_path} has no classifier to take rows of.")
     start = loaded.model
@@ -343,45 +414,36 @@ def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationMo
         model.classifier.bias.copy_(start.classifier.bias[rows])
 
 
-def load_labelled_videos(args: ClassificationDataArguments) -> tuple[Dataset, Dataset, list[str]]:
-    """Training videos, held-out videos with the same labels, and the names of the classes.
+def load_labelled_videos(args: ClassificationDataArguments) -> ClassificationData:
+    """Read training and held-out videos, whose labels are those of the training classes.
 
     Raises:
-        ValueError: If videos have no labels, or labels that the classes do not have.
+        ValueError: If there is no held-out data or a single class, videos have no labels, or labels that the classes
+            do not have, or held-out videos have several labels and training videos one.
     """
-    options: dict[str, Any] = {"data_root": args.data_root, "csv_separator": args.csv_separator}
-    source = require(args.train_data, "train_data")
-    train = load_videos(source, **options)
-    names = choose_class_names(args, train)
-    check_labels(source, train, names)
-    return train, load_held_out(require(args.validation_data, "validation_data"), names, **options), names
-
-
-def load_held_out(source: str, names: list[str], **options: Any) -> Dataset:
-    """Held-out videos whose labels are those of the training classes.
-
-    Raises:
-        ValueError: If videos have no labels, or labels that the classes do not have.
-    """
-    table = load_videos(source, class_names=names, **options)
-    check_labels(source, table, names)
-    return table
-
-
-def choose_class_names(args: ClassificationDataArguments, table: Dataset) -> list[str]:
-    """Names of the classes, by index: from `class_names`, else the sub-folders' names, else `LABEL_<i>`.
-
-    Raises:
-        ValueError: If the videos have no labels, or the file of names is not a list or an object of indices and names.
-    """
-    if "label" not in table.column_names:
-        raise ValueError(f"{args.train_data}: no labels; give a CSV (path,label) or one sub-folder for each class.")
-    if args.class_names is not None:
-        return load_class_names(args.class_names)
-    folder = Path(require(args.train_data, "train_data"))
-    if folder.is_dir():
-        return sorted({Path(video).relative_to(folder).parts[0] for video in table["video"]})
-    return [f"LABEL_{i}" for i in range(args.num_classes or max(table["label"]) + 1)]
+    given = None if args.class_names is None else read_label_names(args.class_names)
+    if (found := args.load("train", given)) is None:
+        raise ValueError("Set train_data: a CSV file, a folder of class folders, or a `datasets` dataset.")
+    source, train = found
+    labels = list_labels(source, train)
+    names = given or get_label_names(train.features)
+    if names is None:
+        highest = max((label for own in labels for label in own), default=-1)
+        names = [f"LABEL_{i}" for i in range(args.num_classes or highest + 1)]
+    many_labels = has_label_lists(train)
+    if len(names) == 1 and not many_labels:
+        raise ValueError(f"{source}: all videos are of one class, {names[0]!r}, so that there is nothing to learn.")
+    validation, test = args.load("validation", names), args.load("test", names)
+    if validation is None:
+        raise ValueError("Set validation_data; or validation_split, if train_data is a `datasets` dataset of splits.")
+    logger.info("%d classes, %s per video", len(names), "a list of labels" if many_labels else "one label")
+    return ClassificationData(
+        fit_labels(source, train, names, many_labels),
+        fit_labels(*validation, names, many_labels),
+        None if test is None else fit_labels(*test, names, many_labels),
+        names,
+        many_labels,
+    )
 
 
 def compute_class_weights(labels: Sequence[int], num_classes: int) -> torch.Tensor:
@@ -406,7 +468,7 @@ def build_accuracy_test(
     num_clips: int = 1,
     num_crops: int = 1,
 ) -> Evaluation:
-    """Accuracy on held-out videos, by one view or several."""
+    """Figures on held-out videos, by one view or several."""
 
     def test(model: UMTVideoForVideoClassification, accelerator: Accelerator) -> dict[str, float]:
         return classify_videos(
@@ -425,6 +487,20 @@ def build_accuracy_test(
     return test
 
 
+def check_training_options(training: ClassificationTrainingArguments, videos: ClassificationData) -> None:
+    """Refuse, before anything is loaded or trained, options that these labels give no meaning to.
+
+    Raises:
+        ValueError: Which option it is.
+    """
+    check_best_metric(training, list_metric_names(len(videos.names), videos.many_labels))
+    if videos.many_labels and (training.class_weighting != "none" or training.label_smoothing_factor):
+        raise ValueError(
+            "Videos have lists of labels, for which class_weighting=balanced and label_smoothing_factor are not "
+            "defined; leave them out. MixUp and CutMix are: they mix the targets of each class as they mix the clips."
+        )
+
+
 def build_classification_trainer(
     args: ClassificationModelArguments,
     data: ClassificationDataArguments,
@@ -433,8 +509,10 @@ def build_classification_trainer(
     training: ClassificationTrainingArguments,
 ) -> ClassificationTrainer:
     """Data, model, augmentation and tests of a run, put together."""
-    train, validation, names = load_labelled_videos(data)
-    model = build_classifier(args, names)
+    videos = load_labelled_videos(data)
+    names = videos.names
+    check_training_options(training, videos)
+    model = build_classifier(args, names, videos.many_labels)
     processor = UMTVideoProcessor.from_model_config(
         model.config, sampling_strategy=data.sampling_strategy, decoder=data.decoder
     )
@@ -451,23 +529,22 @@ def build_classification_trainer(
     mix = None
     if augmentation.mixup_alpha or augmentation.cutmix_alpha:
         mix = ClipMix(len(names), augmentation.mixup_alpha, augmentation.cutmix_alpha)
-    tests = {"eval": build_accuracy_test(validation, processor, data, training)}
-    if data.test_data is not None:
-        options = {"data_root": data.data_root, "csv_separator": data.csv_separator}
-        test = load_held_out(data.test_data, names, **options)
-        tests["test"] = build_accuracy_test(test, processor, data, training, views.num_clips, views.num_crops)
+    tests = {"eval": build_accuracy_test(videos.validation, processor, data, training)}
+    if videos.test is not None:
+        tests["test"] = build_accuracy_test(videos.test, processor, data, training, views.num_clips, views.num_crops)
     repeats = augmentation.repeated_augmentation
     is_balanced = training.class_weighting == "balanced"
     return ClassificationTrainer(
         model=model,
         args=training,
-        train_dataset=LabeledClips(train, processor, transform, training.seed, repeats),
-        data_collator=LabelledClipCollator(mix),
+        train_dataset=LabeledClips(videos.train, processor, transform, training.seed, repeats),
+        data_collator=LabelledClipCollator(mix, len(names) if videos.many_labels else None),
         processing_class=processor,
         evaluations=tests,
         max_skipped_ratio=data.max_skipped_ratio,
         layer_decay=training.layer_decay if args.mode == "full" else 1.0,
-        class_weights=compute_class_weights(train["label"], len(names)) if is_balanced else None,
+        class_weights=compute_class_weights(videos.train["label"], len(names)) if is_balanced else None,
+        many_labels=videos.many_labels,
         repeated_augmentation=repeats,
     )
 

@@ -19,7 +19,6 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import set_seed
 
-from ..data.annotations import load_class_names
 from ..data.key_frames import build_key_frame_table, load_key_frames
 from ..evaluation.detection import (
     DetectionData,
@@ -29,8 +28,9 @@ from ..evaluation.detection import (
     load_detection_data,
 )
 from ..hub_cards.convert_umt_checkpoint import build_label_maps
+from ..hub_cards.label_names import read_label_names
 from ..inference.detection import pad_boxes, read_frames, to_shares
-from ..inference.loading import load_with_report
+from ..inference.loading import load_with_report, require_weights
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForActionDetection
 from ..processing.detection_transforms import DetectionTransform
@@ -49,6 +49,8 @@ from ..runs.arguments import (
     TrainingDataArguments,
 )
 from ..runs.config import describe, script, set_defaults
+from ..runs.models import ALL_CLASSES
+from .best_metric import check_best_metric
 from .trainer import (
     EncoderFinetuningArguments,
     EncoderFinetuningTrainer,
@@ -60,6 +62,8 @@ from .trainer import (
 )
 
 logger = logging.getLogger(__name__)
+
+FRESH_WEIGHTS = ("classifier.", "vision_model.norm.")
 
 
 @dataclass(kw_only=True)
@@ -167,7 +171,11 @@ def collate_boxed_clips(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def build_detector(args: DetectionModelArguments, names: list[str]) -> Any:
-    """The detector in the asked mode; `id2label` is set from the class names."""
+    """The detector in the asked mode; `id2label` is set from the class names.
+
+    Raises:
+        ValueError: If the start is not a UMT model, or lacks weights of its encoder.
+    """
     fields: dict[str, Any] = {"drop_path_rate": args.drop_path_rate, **build_label_maps(names)}
     for name in ("num_frames", "image_size"):
         if (value := getattr(args, name)) is not None:
@@ -182,11 +190,12 @@ def build_detector(args: DetectionModelArguments, names: list[str]) -> Any:
         loaded = load_with_report(
             UMTVideoForActionDetection,
             args.model_name_or_path,
-            ignore_mismatched_sizes=True,
+            ALL_CLASSES,
             dtype=torch.float32,
             attn_implementation=args.attn_implementation,
             **fields,
         )
+        require_weights(loaded, args.model_name_or_path, FRESH_WEIGHTS)
         model = loaded.model
         logger.info("Fresh weights: %s.", ", ".join(loaded.fresh) or "none")
     return add_adapters(model, args.mode, args.lora_rank, ["vision_model.norm", "classifier"])
@@ -224,11 +233,13 @@ def build_detection_trainer(
     """Data, model, augmentation and test of a run, put together.
 
     Raises:
-        ValueError: If there is no training data, or none of its key frames has a box.
+        ValueError: If there is no training data, none of its key frames has a box, or `metric_for_best_model` is not
+            measured.
     """
     if data.train_data is None or data.validation_data is None:
         raise ValueError("Set train_data and validation_data: AVA's CSV or JSON, or a JSON list of key frames.")
-    class_names = None if data.class_names is None else load_class_names(data.class_names)
+    check_best_metric(training, ["map50"])
+    class_names = None if data.class_names is None else read_label_names(data.class_names)
     frames, names = load_key_frames(data.train_data, data.data_root, class_names, data.label_keys)
     frames = [frame for frame in frames if frame.boxes]
     if not frames:

@@ -18,12 +18,16 @@ from transformers import set_seed
 
 from ..data.annotations import load_answers, load_questions
 from ..evaluation.question_answering import compute_answer_accuracy
+from ..inference.loading import load_complete_model
 from ..inference.question_answering import answer_questions
+from ..inference.starts import require_start
 from ..modeling.losses_umt import IGNORED_LABEL
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import AnswerArguments, AnswerLengthArguments, CropArguments
 from ..runs.config import describe, require, script
+from ..runs.models import TRAINED_BY
+from .best_metric import check_best_metric
 from .trainer import (
     Evaluation,
     FinetunedModelArguments,
@@ -90,18 +94,21 @@ class QuestionCollator:
 def load_question_model(
     args: FinetunedModelArguments, data: QuestionDataArguments
 ) -> UMTVideoTextForQuestionAnswering:
-    """The model of a question-answering folder, or one whose decoder is copied from a stage-2 folder, in float32."""
+    """The model of a question-answering folder, or one whose decoder is copied from a stage-2 folder, in float32.
+
+    Raises:
+        ValueError: If it is another kind of folder, or lacks a part of the model.
+    """
+    folder = require(args.model_name_or_path, "model_name_or_path")
+    model_class = UMTVideoTextForQuestionAnswering
+    require_start(folder, model_class.__name__, TRAINED_BY[model_class.__name__][2])
     config = load_config(args, data)
-    is_finetuned = UMTVideoTextForQuestionAnswering.__name__ in (config.architectures or [])
-    load = UMTVideoTextForQuestionAnswering.from_pretrained
-    if not is_finetuned:
-        load = UMTVideoTextForQuestionAnswering.from_pretraining
-    return load(
-        require(args.model_name_or_path, "model_name_or_path"),
-        config=config,
-        dtype=torch.float32,
-        attn_implementation=args.attn_implementation,
-    )
+    options: dict[str, Any] = {
+        "config": config, "dtype": torch.float32, "attn_implementation": args.attn_implementation
+    }  # fmt: skip
+    if model_class.__name__ in (config.architectures or []):
+        return load_complete_model(model_class, folder, **options)
+    return model_class.from_pretraining(folder, **options)
 
 
 def load_training_questions(data: QuestionDataArguments) -> Dataset:
@@ -161,6 +168,7 @@ def main(
     Returns:
         Metrics on the held-out questions.
     """
+    check_best_metric(training, ["accuracy"])
     set_seed(training.seed)  # before the model is built, which may have fresh weights
     table = load_training_questions(data)
     model = load_question_model(args, data)

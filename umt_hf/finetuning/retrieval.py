@@ -22,12 +22,14 @@ from ..data.annotations import (
     load_retrieval_set,
 )
 from ..evaluation.multiple_choice import compute_choice_accuracy, score_choices
-from ..evaluation.retrieval import evaluate_retrieval
+from ..evaluation.retrieval import evaluate_retrieval, list_figure_names
 from ..inference.loading import load_complete_model
+from ..inference.starts import require_start
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import CaptionArguments, CropArguments, RerankingArguments, TextLengthArguments
 from ..runs.config import describe, require, script, set_defaults
+from .best_metric import check_best_metric
 from .trainer import (
     Evaluation,
     FinetunedModelArguments,
@@ -102,12 +104,13 @@ def load_retrieval_model(args: FinetunedModelArguments, data: RetrievalDataArgum
     """The model of a stage-2 or fine-tuned folder, in float32.
 
     Raises:
-        ValueError: If the folder lacks a part of it.
+        ValueError: If it is another kind of folder, or lacks a part of the model.
     """
-    assert args.model_name_or_path is not None, "The parser requires it."
+    folder = require(args.model_name_or_path, "model_name_or_path")
+    require_start(folder, UMTVideoTextForRetrieval.__name__)  # before its configuration is read as one of these
     return load_complete_model(
         UMTVideoTextForRetrieval,
-        require(args.model_name_or_path, "model_name_or_path"),
+        folder,
         config=load_config(args, data),
         dtype=torch.float32,
         attn_implementation=args.attn_implementation,
@@ -149,6 +152,11 @@ def build_retrieval_evaluation(
     return search
 
 
+def _list_figures(args: RetrievalEvaluationArguments) -> list[str]:
+    """Names of the figures on held-out data."""
+    return ["accuracy"] if args.task == "multiple_choice" else list_figure_names(args.rerank_top_k > 0)
+
+
 @script(SECTIONS)
 def main(
     args: FinetunedModelArguments,
@@ -162,6 +170,7 @@ def main(
     Returns:
         Metrics on the held-out videos.
     """
+    check_best_metric(training, _list_figures(evaluation))
     set_seed(training.seed)  # before the model is built, which may have fresh weights
     source, options = data.select_source("train")
     table = load_pairs(source, data.captions, **options)

@@ -4,13 +4,16 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4, and the published f
 """
 
 import copy
+import dataclasses
 import functools
 import json
 import logging
-import resource
+import math
+import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +25,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.sources import get_source
+from ..data.splits import select_data
 from ..data.unreadable import UnreadableVideos, read_first_readable, sample_replacements
+from ..inference.loading import load_video_text_processor
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.clips import read_clip
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
@@ -34,25 +39,45 @@ from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import (
     ClipSpanArguments,
     CropArguments,
+    DivergenceArguments,
     DropPathArguments,
     ModelSourceArguments,
     ScaledScheduleArguments,
     SkippingArguments,
     SourceArguments,
-    SplitArguments,
     TestDataArguments,
+    TestSplitArguments,
     TrainedPartArguments,
     TrainingDataArguments,
     WarmupArguments,
 )
-from ..runs.config import REQUIRED, describe, dump_changes, require, set_defaults
-from ..runs.folder import RECIPE_FILE, VERSIONS_FILE, collect_versions
+from ..runs.config import REQUIRED, describe, dump_changes, flatten_recipe, require, set_defaults
+from ..runs.disk import fill_folder, name_unfinished, put_folder, remove_folder, write_text
+from ..runs.folder import ADAPTER_FOLDER, FINAL_FOLDER, RECIPE_FILE, VERSIONS_FILE, collect_versions
 from ..training.background_push import HubPush, build_hub_push
-from ..training.checkpointing import list_checkpoints
+from ..training.checkpointing import (
+    find_checkpoint,
+    list_checkpoints,
+    refuse_nonfinite_weights,
+    remove_unfinished,
+    require_own_weights,
+)
 from ..training.clips import build_generator
 from ..training.metric_meter import MetricMeter
-from ..training.optimization import Schedule, build_parameter_groups, scale_learning_rate
-from ..training.trainer import count_videos, sum_skipped_videos
+from ..training.optimization import Schedule, build_parameter_groups, keep_group_settings, scale_learning_rate
+from ..training.trainer import (
+    NonfiniteSteps,
+    count_videos,
+    limit_nonfinite_steps,
+    read_former_settings,
+    sum_skipped_videos,
+    warn_of_changes,
+)
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 logger = logging.getLogger(__name__)
 
@@ -68,38 +93,33 @@ class FinetunedModelArguments(ModelSourceArguments, DropPathArguments, TrainedPa
 
 
 @dataclass(kw_only=True)
-@set_defaults(num_frames=12, validation_split="validation", decoder="pyav")
+@set_defaults(num_frames=12, decoder="pyav")
 class VideoTextDataArguments(
     TrainingDataArguments,
     TestDataArguments,
     SourceArguments,
-    SplitArguments,
+    TestSplitArguments,
     ClipSpanArguments,
     SkippingArguments,
 ):
     """Where videos with texts come from and how they are read."""
 
-    test_split: str = describe("test", "Split of `test_data`, where that is a `datasets` dataset.")
-
-    def select_source(self, split: Literal["train", "validation", "test"]) -> tuple[str, dict[str, Any]]:
+    def select_source(self, role: Literal["train", "validation", "test"]) -> tuple[str, dict[str, Any]]:
         """What to call `load_pairs` and its like with.
 
         Raises:
-            ValueError: If there is no such data.
+            ValueError: If there is no such data, or a split is asked of data without splits.
         """
-        source = getattr(self, f"{split}_data")
-        if source is None:
-            raise ValueError(f"Set {split}_data: a JSON file, or the name of a dataset.")
+        selected = select_data(self, role)
+        if selected is None:
+            raise ValueError(f"Set {role}_data: a JSON file, or the name of a dataset.")
+        source, split = selected
         options = {"data_root": self.data_root, "config_name": self.dataset_config_name}
-        return source, {
-            **options,
-            "split": getattr(self, f"{split}_split") or split,
-            "video_column": self.video_column,
-        }
+        return source, {**options, "split": split, "video_column": self.video_column}
 
 
 @dataclass(kw_only=True)
-class FinetuningArguments(WarmupArguments, TrainingArguments):
+class FinetuningArguments(WarmupArguments, DivergenceArguments, TrainingArguments):
     """`TrainingArguments` with the published schedule and defaults."""
 
     output_dir: str | None = describe("outputs/finetuned", "Folder of the run: final model, checkpoints, results.")
@@ -112,15 +132,17 @@ class FinetuningArguments(WarmupArguments, TrainingArguments):
     per_device_train_batch_size: int = describe(32, "Videos that a process takes at a time.")
     dataloader_drop_last: bool = describe(True, "Leave out the last batch of an epoch if it is not full.")
     remove_unused_columns: bool = describe(False, "Must stay off: batches are made of videos and texts here.")
+    logging_nan_inf_filter: bool = describe(False, "Whether NaN and infinite losses are logged as finite ones.")
 
     def __post_init__(self) -> None:
+        DivergenceArguments.__post_init__(self)
         # The reentrant kind finds no gradient where the layers below an adapter are frozen. The name is that of
         # Transformers from 5.24 on, or the one before.
         names = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
         known = [name for name in names if hasattr(self, name)]
         if all(getattr(self, name) is None for name in known):
             setattr(self, known[0], {"use_reentrant": False})
-        super().__post_init__()
+        TrainingArguments.__post_init__(self)
 
 
 @dataclass(kw_only=True)
@@ -247,6 +269,8 @@ class FinetuningTrainer(Trainer):
         # `Trainer` waits for the Hub and fails with it, and it pickles its arguments with the token in them.
         own = copy.copy(args)
         own.push_to_hub, own.hub_token = False, None
+        # It would delete old checkpoints bit by bit under their names.
+        self.save_total_limit, own.save_total_limit = args.save_total_limit, None
         # `Trainer` only asks whether there is something to evaluate on.
         eval_dataset: Any = list(evaluations) if "eval" in evaluations else None
         super().__init__(args=own, eval_dataset=eval_dataset, **kwargs)
@@ -256,7 +280,11 @@ class FinetuningTrainer(Trainer):
         self.layer_decay = layer_decay
         self.videos = UnreadableVideos()
         self.meter = MetricMeter(self.accelerator)
+        self.bad_steps = NonfiniteSteps()
+        self.recipe = ""  # what checkpoints record of the run's arguments
+        self._unfinished: Path | None = None
         self.add_callback(_EpochCallback(self.train_dataset))
+        self.add_callback(_StartCallback(self))
 
     @property
     def rate_scale(self) -> float:
@@ -323,11 +351,107 @@ class FinetuningTrainer(Trainer):
         self.meter.update({name: outputs[name] for name in LOGGED_LOSSES if outputs.get(name) is not None})
         return (loss, outputs) if return_outputs else loss
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self.args.should_save and isinstance(model, PreTrainedModel):
+            require_own_weights(Path(output_dir or require(self.args.output_dir, "output_dir")), model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Norm of a step's gradients; those of a bad step are dropped, so that it changes no weight.
+
+        The norm is that of all processes, so they all skip and stop together.
+
+        Raises:
+            RuntimeError: If too many steps in a row are bad.
+        """
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        is_finite = norm is None or math.isfinite(float(norm))
+        scaler = self.accelerator.scaler
+        # The loss scaler of fp16 must see every step: it skips bad ones itself and lowers its scale.
+        if not is_finite and scaler is None:
+            for parameter in model.parameters():
+                parameter.grad = None
+        limit = limit_nonfinite_steps(self.args.max_nonfinite_steps, self.state.max_steps, scaler is not None)
+        self.bad_steps.count_step(is_finite, self.state.global_step, limit)
+        return norm
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load moments and position; rates, decays and schedule are those of the arguments, which are recorded."""
+        if self.optimizer is None or self.lr_scheduler is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        rates = list(getattr(self.lr_scheduler, "base_lrs", []))
+        with keep_group_settings(self.optimizer):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        scheduler = self.lr_scheduler
+        if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            scheduler.base_lrs = rates
+            shares = [compute(scheduler.last_epoch) for compute in scheduler.lr_lambdas]
+            scheduler._last_lr = [rate * share for rate, share in zip(rates, shares, strict=True)]
+            for group, rate in zip(self.optimizer.param_groups, scheduler._last_lr, strict=True):
+                group["lr"] = rate
+        else:
+            for group, rate in zip(self.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """The run's folder; while a checkpoint is written, the folder that it is written in."""
+        return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint under another name, and rename it when it is complete; then delete old ones."""
+        run_dir = Path(super()._get_output_dir(trial))
+        final = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        # The base class makes its folder in this one.
+        unfinished = name_unfinished(final)
+        if self.args.should_save:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self._unfinished = unfinished
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._unfinished = None
+        written = unfinished / final.name
+        if self.state.best_model_checkpoint == str(written):
+            self.state.best_model_checkpoint = str(final)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.complete_checkpoint(written)
+            put_folder(written, final)
+            unfinished.rmdir()
+            self.remove_old_checkpoints(final)
+        self.accelerator.wait_for_everyone()
+
+    def complete_checkpoint(self, folder: Path) -> None:
+        """Add what the base class does not know of; called where checkpoints are written."""
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))  # with the name that the best checkpoint has
+        if self.recipe:
+            write_text(folder / RECIPE_FILE, self.recipe)
+
+    def remove_old_checkpoints(self, newest: Path | None) -> None:
+        """Delete the oldest checkpoints above `save_total_limit`, but neither the best nor `newest`."""
+        limit = self.save_total_limit
+        if not limit or limit < 0:
+            return
+        found = list_checkpoints(str(self.args.output_dir), TRAINER_STATE_NAME)
+        found.sort(key=lambda path: (path / TRAINER_STATE_NAME).stat().st_mtime_ns)
+        best = self.state.best_model_checkpoint
+        kept = {path.resolve() for path in (newest, best and Path(best)) if path}
+        surplus = len(found) - max(limit, len(kept))
+        for path in [path for path in found if path.resolve() not in kept][: max(surplus, 0)]:
+            remove_folder(path)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and with the training loss each of its parts and the unreadable videos of all processes."""
         if "loss" in logs:
             skipped = sum_skipped_videos(self.videos, self.accelerator)
-            logs = {**logs, **self.meter.flush(), "skipped_videos": skipped}
+            counts = {"skipped_videos": skipped, "nonfinite_steps": self.bad_steps.nonfinite_steps}
+            logs = {**logs, **self.meter.flush(), **counts}
+            # The base class subtracts the sum from itself, so that one NaN would stay for ever.
+            self._tr_loss.zero_()
         super().log(logs, start_time)
 
     def evaluate(
@@ -397,6 +521,19 @@ class _EpochCallback(TrainerCallback):
         self.clips.epoch = int(state.epoch or 0)
 
 
+class _StartCallback(TrainerCallback):
+    """Looks at the weights before the first step, when those of a checkpoint are loaded too."""
+
+    def __init__(self, trainer: FinetuningTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 (the base class's signature)
+        trainer = self.trainer
+        start = str(getattr(trainer.model, "name_or_path", "") or "The model to start from")
+        resumed = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        refuse_nonfinite_weights(trainer.model, trainer.accelerator, resumed if state.global_step else start)
+
+
 class _PushCallback(TrainerCallback):
     """Hands the run's saves to the Hub."""
 
@@ -424,7 +561,7 @@ def build_processor(
 
     Frames are resized straight to the model's square (bicubic, aspect ratio not kept).
     """
-    processor = UMTVideoTextProcessor.from_pretrained(require(name_or_path, "model_name_or_path"))
+    processor = load_video_text_processor(require(name_or_path, "model_name_or_path"))
     if max_tokens is not None:
         processor.tokenizer.model_max_length = max_tokens
     processor.video_processor = UMTVideoProcessor.from_model_config(
@@ -469,36 +606,27 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
 
     Raises:
         FileExistsError: If a run without `resume_from_checkpoint` would mix with an older one's checkpoints.
+        FileNotFoundError: If the checkpoint to resume from is not complete.
+        RuntimeError: If the run diverges.
+        ValueError: If weights are not finite, before the first step or after the last.
     """
     args = trainer.args
     output_dir = Path(require(args.output_dir, "output_dir"))
-    # `Trainer` itself would start anew and mix its checkpoints with these.
-    checkpoint = args.resume_from_checkpoint
-    newest = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
-    if checkpoint is None and newest is not None:
-        raise FileExistsError(
-            f"{output_dir} holds checkpoints of an earlier run ({Path(newest).name}). Add `--resume_from_checkpoint "
-            "auto` to go on with it, or choose another output_dir."
-        )
-    if checkpoint == "auto":
-        checkpoint = newest
+    is_main = trainer.is_world_process_zero()
+    if is_main:
+        remove_unfinished(output_dir)
+    trainer.accelerator.wait_for_everyone()
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, TRAINER_STATE_NAME)
+    trainer.recipe = dump_changes(sections)
+    if checkpoint is not None and is_main:
+        _name_changes(checkpoint, trainer.recipe, sections)
     if trainer.hub is not None:
         trainer.add_callback(_PushCallback(trainer.hub))  # the last one: what others add to a checkpoint goes up too
-    trainer.train(resume_from_checkpoint=checkpoint)
-    metrics: dict[str, float] = {}
-    for prefix in trainer.evaluations:
-        found = trainer.evaluate(metric_key_prefix=prefix)
-        trainer.save_metrics(prefix, found)
-        metrics |= found
-    if isinstance(trainer.model, PeftModel):  # one folder that needs no PEFT to load
-        if trainer.is_world_process_zero():
-            trainer.model.save_pretrained(str(output_dir / "adapter"))
-        trainer.model = trainer.model.merge_and_unload()
-    trainer.save_model()
-    trainer.save_state()
-    if trainer.is_world_process_zero():
-        (output_dir / RECIPE_FILE).write_text(dump_changes(sections))
-        (output_dir / VERSIONS_FILE).write_text(json.dumps(collect_versions(), indent=2) + "\n")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    refuse_nonfinite_weights(trainer.model, trainer.accelerator, "The trained model")
+    metrics = {name: value for prefix in trainer.evaluations for name, value in _test(trainer, prefix).items()}
+    _write_model(trainer, output_dir, metrics)
+    if is_main:
         figures = "".join(f"\n  {name:<36} {value:10.4f}" for name, value in metrics.items())
         logger.info("Wrote %s, which `from_pretrained` loads.%s", output_dir, figures)
     if trainer.hub is not None:
@@ -506,14 +634,62 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
     return metrics
 
 
+def _name_changes(checkpoint: Path, recipe: str, sections: dict[str, Any]) -> None:
+    """Warn of arguments that differ from those of the run that wrote a checkpoint."""
+    if not (checkpoint / RECIPE_FILE).is_file():
+        logger.warning("%s does not say with which settings it was made; those of this run are used.", checkpoint)
+        return
+    former, present = read_former_settings(checkpoint), flatten_recipe(recipe)
+    # A recipe leaves out defaults.
+    defaults = {
+        own.name: own.default if own.default_factory is dataclasses.MISSING else own.default_factory()
+        for section in sections.values()
+        for own in dataclasses.fields(section)
+    }
+    names = [name for name in (*present, *former) if name in defaults]
+    warn_of_changes(
+        {name: former.get(name, defaults[name]) for name in names},
+        {name: present.get(name, defaults[name]) for name in names},
+    )
+
+
+def _test(trainer: FinetuningTrainer, prefix: str) -> dict[str, float]:
+    """Metrics of an evaluation, which the run's folder keeps."""
+    found = trainer.evaluate(metric_key_prefix=prefix)
+    if trainer.is_world_process_zero():
+        folder = Path(require(trainer.args.output_dir, "output_dir"))
+        write_text(folder / f"{prefix}_results.json", json.dumps(found, indent=4, sort_keys=True))
+    return found
+
+
+def _write_model(trainer: FinetuningTrainer, output_dir: Path, metrics: dict[str, float]) -> None:
+    """Write the final model with its processor and records, all at once; called in all processes."""
+    is_main, folder = trainer.is_world_process_zero(), name_unfinished(output_dir / FINAL_FOLDER)
+    with fill_folder(output_dir) if trainer.args.should_save else nullcontext():
+        if isinstance(trainer.model, PeftModel):  # one folder that needs no PEFT to load
+            if is_main:
+                trainer.model.save_pretrained(str(folder / ADAPTER_FOLDER))
+            trainer.model = trainer.model.merge_and_unload()
+        trainer.save_model(str(folder))
+        if is_main:
+            trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+            write_text(folder / RECIPE_FILE, trainer.recipe)
+            write_text(folder / VERSIONS_FILE, json.dumps(collect_versions(), indent=2) + "\n")
+            if metrics:
+                write_text(folder / "all_results.json", json.dumps(metrics, indent=4, sort_keys=True))
+    trainer.remove_old_checkpoints(None)
+
+
 def log_peak_memory() -> None:
     """Log the peak memory of this process, on the accelerator if there is one."""
     if torch.cuda.is_available():
         place, peak = "GPU", torch.cuda.max_memory_allocated()
-    else:
+    elif resource is not None:
         # macOS counts bytes, Linux KiB.
         unit = 1 if sys.platform == "darwin" else 1024
         place, peak = "process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    else:
+        return
     logger.info("Peak memory of the %s: %.2f GiB.", place, peak / 2**30)
 
 
@@ -533,11 +709,8 @@ def build_evaluations(
     Raises:
         ValueError: If evaluations are asked for, and there is no validation data.
     """
-    if training.eval_strategy != "no" and data.validation_data is None:
+    roles: dict[str, Literal["validation", "test"]] = {"eval": "validation", "test": "test"}
+    named = {prefix: role for prefix, role in roles.items() if select_data(data, role) is not None}
+    if training.eval_strategy != "no" and "eval" not in named:
         raise ValueError("eval_strategy needs validation_data: a JSON file, or the name of a dataset.")
-    splits: dict[str, Literal["validation", "test"]] = {"eval": "validation", "test": "test"}
-    return {
-        prefix: build(*data.select_source(split))
-        for prefix, split in splits.items()
-        if getattr(data, f"{split}_data") is not None
-    }
+    return {prefix: build(*data.select_source(role)) for prefix, role in named.items()}

@@ -13,20 +13,21 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..inference.loading import list_class_names
+from ..inference.starts import read_model_fields, require_model_type
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..plots import STAGE_1_CURVES, STAGE_2_CURVES, plot_curves
 from ..runs.config import load_recipe
+from ..runs.disk import write_text
 from ..runs.folder import (
     CARD_FILE,
-    CONFIG_FILE,
     CONVERSION_FILE,
     LOSS_PICTURE,
     PROCESSOR_FILE,
     VERSIONS_FILE,
     VIDEO_PROCESSOR_FILE,
 )
-from ..runs.models import MODELS_BY_NAME, ModelClass
+from ..runs.models import MODEL_TYPES, MODELS_BY_NAME, ModelClass
 from ..runs.summary import (
     MeasuredFigure,
     find_setting,
@@ -61,7 +62,7 @@ def write_model_card(folder: str | Path, zoo_entry: ZooEntry | None = None, repo
     folder = Path(folder)
     card = build_model_card(folder, zoo_entry, repo_id)
     path = folder / CARD_FILE
-    card.save(path)
+    write_text(path, str(card))
     return path
 
 
@@ -121,13 +122,15 @@ def load_model_config(folder: Path) -> tuple[UMTVideoConfig | UMTVideoTextConfig
     Raises:
         ValueError: If it is none of ours.
     """
-    if not (folder / CONFIG_FILE).is_file():
-        raise ValueError(f"{folder} is not a model folder: it has no {CONFIG_FILE}.")
-    fields = read_optional_json(folder / CONFIG_FILE)
+    try:
+        fields = read_model_fields(folder)
+    except OSError as error:
+        raise ValueError(str(error)) from error
+    require_model_type(folder, fields, MODEL_TYPES, "a UMT model")
     classes = {cls.model_type: cls for cls in (UMTVideoConfig, UMTVideoTextConfig)}
     model_class = next(iter(fields.get("architectures") or []), None)
-    if fields.get("model_type") not in classes or model_class not in MODELS_BY_NAME:
-        raise ValueError(f"{folder} holds a {model_class or fields.get('model_type')}, which is not a UMT model.")
+    if model_class not in MODELS_BY_NAME:
+        raise ValueError(f"{folder} holds a {model_class}, which is not a UMT model.")
     return classes[fields["model_type"]].from_pretrained(folder), model_class
 
 

@@ -2,33 +2,41 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
+from ..data.text_files import read_text
 
-def read_label_names(path: str | Path, num_labels: int) -> list[str]:
+
+def read_label_names(path: str | Path, num_labels: int | None = None) -> list[str]:
     """Names of a model's classes, by index.
 
     Args:
         path: JSON (`["run", ...]`, `{"0": "run", ...}` or `{"run": 0, ...}`), CSV with a column of indices and one of
             names in either order, with or without header (Kinetics: `id,name`; Moments in Time: `name,id`), or text
             with one name per line. Indices count from 0.
-        num_labels: Classes of the model.
+        num_labels: Classes of the model; default: as many as the file names.
 
     Raises:
-        ValueError: If the file has another form, or other indices than 0 to `num_labels - 1`.
+        ValueError: If the file has another form, other indices than 0 to `num_labels - 1`, or a name twice.
     """
     path = Path(path)
-    # Spreadsheets write a byte-order mark, which would become part of the first name.
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path)
     try:
         names = _parse_json(json.loads(text)) if path.suffix.lower() == ".json" else _parse_lines(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if sorted(names) != list(range(num_labels)):
-        missing = sorted(set(range(num_labels)) - names.keys())[:5]
+    if not names:
+        raise ValueError(f"{path}: names no class.")
+    count = max(names) + 1 if num_labels is None else num_labels
+    if sorted(names) != list(range(count)):
+        missing = sorted(set(range(count)) - names.keys())[:5]
         detail = f"; no name for {missing} ..." if missing else ""
-        raise ValueError(f"{path} names {len(names)} classes, the model has {num_labels}, counted from 0{detail}.")
-    return [names[i] for i in range(num_labels)]
+        wanted = "its numbers make" if num_labels is None else "the model has"
+        raise ValueError(f"{path} names {len(names)} classes, {wanted} {count}, counted from 0{detail}.")
+    if twice := [name for name, times in Counter(names.values()).items() if times > 1]:
+        raise ValueError(f"{path}: two classes have the name {twice[0]!r}.")
+    return [names[i] for i in range(count)]
 
 
 def _parse_json(content: object) -> dict[int, str]:

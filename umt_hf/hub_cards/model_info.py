@@ -19,17 +19,25 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import get_safetensors_metadata, is_offline_mode, snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..inference.loading import get_model_class, list_class_names, load_video_processor
+from ..inference.starts import (
+    describe_bad_config,
+    looks_like_path,
+    read_model_fields,
+    require_model_type,
+    require_start,
+    require_weight_files,
+)
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.masking_umt_video import sample_random_mask, sample_tube_mask
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import (
-    CONFIG_FILE,
     IMAGE_PROCESSOR_FILE,
     PROCESSOR_FILE,
     RECIPE_FILE,
@@ -39,7 +47,8 @@ from ..runs.folder import (
     WEIGHTS_FILE,
     WEIGHTS_INDEX_FILE,
 )
-from ..runs.models import MODELS_BY_NAME, ModelClass
+from ..runs.models import MODEL_TYPES, MODELS_BY_NAME, ModelClass
+from ..zoo import load_zoo
 
 PARTS = {"vision_model": "vision", "text_model": "text", "answer_decoder": "answer_decoder"}
 SMALL_FILES = ["*.json", "*.yaml", "*.txt"]
@@ -191,14 +200,8 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
         ValueError: If it holds no UMT model.
     """
     folder = _find_folder(model)
-    if not (folder / CONFIG_FILE).is_file():
-        raise FileNotFoundError(f"{model} is not a model folder: it has no {CONFIG_FILE}.")
-    config = AutoConfig.from_pretrained(folder)
-    row = find_row(config, str(model))
-    # Shapes without memory, so that a model of any size is described at once.
-    with torch.device("meta"):
-        network: Any = get_model_class(row)(config).eval().requires_grad_(False)
-    network.to("meta")  # the position table too, which PyTorch before 2.7 leaves behind
+    require_model_type(model, read_model_fields(folder), MODEL_TYPES, "a UMT model folder")
+    config, row, network = _build_network(folder, str(model))
     vision_config: Any = getattr(config, "vision_config", config)
     processor = _load_processor(folder)
     num_frames, height, width = _find_clip_shape(processor, vision_config)
@@ -227,6 +230,39 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
         versions=_read(folder / VERSIONS_FILE, json.loads),
         run=_select_run_settings(_read(folder / RECIPE_FILE, yaml.safe_load)),
     )
+
+
+def _build_network(folder: Path, name: str) -> tuple[Any, ModelClass, Any]:
+    """A folder's configuration, what is known of its class, and its network on the meta device."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except StrictDataclassError as error:
+        raise ValueError(describe_bad_config(name, error)) from error
+    row = find_row(config, name)
+    # Shapes without memory, so that a model of any size is described at once.
+    with torch.device("meta"):
+        network: Any = get_model_class(row)(config).eval().requires_grad_(False)
+    network.to("meta")  # the position table too, which PyTorch before 2.7 leaves behind
+    return config, row, network
+
+
+def require_stored_weights(folder: Path) -> None:
+    """Make sure, without loading one, that a folder holds all weights of the model that it is said to be.
+
+    Raises:
+        OSError: If there is no such folder, or it has no weights.
+        ValueError: If it is not a UMT model, or lacks weights; the first of them are named.
+    """
+    require_start(folder, "any")
+    _, row, network = _build_network(folder, str(folder))
+    stored = compare_weights(network, _read_headers(folder, folder))
+    assert stored is not None, "There are weights."
+    if stored.missing:
+        found = f", and holds {stored.unexpected[0]}, which it should not" if stored.unexpected else ""
+        raise ValueError(
+            f"{folder} is not a complete {row.name}: it lacks {', '.join(stored.missing[:SHOWN_WEIGHTS])}"
+            f"{' ...' if len(stored.missing) > SHOWN_WEIGHTS else ''}{found}."
+        )
 
 
 def find_row(config: PreTrainedConfig, name: str) -> ModelClass:
@@ -353,8 +389,8 @@ def _find_folder(model: str | os.PathLike) -> Path:
     path, name = Path(model), str(model)
     if path.is_dir():
         return path
-    if path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1:
-        raise FileNotFoundError(f"{name}: no such folder.")
+    if path.exists() or looks_like_path(name) or name in load_zoo():
+        read_model_fields(name)  # says what is wrong with it
     try:
         return Path(snapshot_download(name, allow_patterns=SMALL_FILES))
     except (OSError, ValueError) as error:
@@ -364,6 +400,8 @@ def _find_folder(model: str | os.PathLike) -> Path:
 def _read_headers(folder: Path, model: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], str]] | None:
     """Shape and type of every stored tensor; of a Hub repository, over the network where it is not on this machine."""
     index = _read(folder / WEIGHTS_INDEX_FILE, json.loads)
+    if Path(model).is_dir() and (index or (folder / WEIGHTS_FILE).is_file()):
+        require_weight_files(folder)
     names = sorted(set(index["weight_map"].values())) if index else [WEIGHTS_FILE]
     files = [folder / name for name in names]
     if all(file.is_file() for file in files):
@@ -374,8 +412,6 @@ def _read_headers(folder: Path, model: str | os.PathLike) -> dict[str, tuple[tup
                     tensor = stored.get_slice(name)
                     headers[name] = (tuple(tensor.get_shape()), tensor.get_dtype())
         return headers
-    if index and Path(model).is_dir():
-        raise ValueError(f"{folder} lacks {next(file.name for file in files if not file.is_file())} of its weights.")
     # Only the Hub gives headers without the files.
     if Path(model).is_dir() or is_offline_mode():
         return None

@@ -38,13 +38,11 @@ from ..runs.folder import (
     TOKENIZER_FILE,
     TRAINER_ARGUMENTS_FILE,
     VIDEO_PROCESSOR_FILE,
-    WEIGHTS_FILE,
-    WEIGHTS_INDEX_FILE,
 )
-from ..runs.models import MODEL_TYPES
 from ..runs.privacy import hide_folders
 from ..runs.summary import list_bases, publish_settings
 from .card import write_model_card
+from .model_info import require_stored_weights
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +52,8 @@ EXCLUDED = (
     "checkpoint-*",
     "last-checkpoint",
     "*.unfinished",
+    "*.deleted",
+    "*.replaced",
     "optimizer*",
     "scheduler*",
     "scaler*",
@@ -190,23 +190,14 @@ def check_model_folder(folder: Path) -> None:
     """Refuse what is not a complete model of this package.
 
     Raises:
-        ValueError: Says what is missing.
+        ValueError: Says what the folder is, or what is missing.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder.")
-    if not (folder / CONFIG_FILE).is_file():
-        hint = " It holds adapters only: push the folder of the run, where they are merged into the model."
-        hint = hint if (folder / ADAPTER_CONFIG_FILE).is_file() else ""
-        raise ValueError(f"{folder} is not a model folder: it has no {CONFIG_FILE}.{hint}")
-    model_type = json.loads((folder / CONFIG_FILE).read_text()).get("model_type")
-    if model_type not in MODEL_TYPES:
-        raise ValueError(f"{folder} is a {model_type!r}; expected one of {', '.join(MODEL_TYPES)}.")
-    index = folder / WEIGHTS_INDEX_FILE
-    weights = [WEIGHTS_FILE]
-    if index.is_file():
-        weights = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    if missing := [name for name in weights if not (folder / name).is_file()]:
-        raise ValueError(f"{folder} is not a finished model folder: {', '.join(missing)} is missing.")
+    if not folder.exists():
+        raise ValueError(f"{folder}: no such folder.")
+    try:
+        require_stored_weights(folder)
+    except OSError as error:
+        raise ValueError(str(error)) from error
 
 
 def check_destination(repo_id: str, token: str | None) -> None:
@@ -312,18 +303,23 @@ def build_remote_code(folder: Path) -> dict[str, bytes]:
 
 
 def find_auto_classes(config: PreTrainedConfig) -> dict[str, type]:
-    """Auto class -> class of this package that it loads for a configuration."""
+    """Auto class -> class of this package that it loads for a configuration.
+
+    Those that take a part of the configuration, or refuse it, are left out: Transformers cannot register them for it
+    where this package is not installed.
+    """
     found = {}
     for name, auto_class in vars(modeling_auto).items():
         mapping = getattr(auto_class, "_model_mapping", None) if name.startswith("AutoModel") else None
-        if mapping is not None and type(config) in mapping:  # its truth value would import all of Transformers
+        # The mapping's truth value would import all of Transformers.
+        if mapping is not None and type(config) in mapping and mapping[type(config)].config_class is type(config):
             found[name] = mapping[type(config)]
     return found
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     """A configuration without the `auto_map` of a repository that it came from."""
-    settings = json.loads(path.read_text())
+    settings = json.loads(path.read_text(encoding="utf-8-sig"))
     settings.pop("auto_map", None)
     return settings
 

@@ -3,6 +3,7 @@
 Weights stay in the memory-mapped file until they are written, and the folder is complete or absent.
 """
 
+import glob
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.disk import clear_leftovers, put_folder, write_text
 from ..runs.folder import CONVERSION_FILE, UNFINISHED_SUFFIX, collect_versions, hash_source
 from ..runs.models import VIDEO_TEXT_TASKS
 from ..zoo import ZooEntry, find_entry
@@ -146,6 +148,7 @@ def convert_released_checkpoint(
     """
     entry, path = resolve_source(source, name)
     output = Path(output_dir or entry.name)
+    clear_leftovers(output.parent, (glob.escape(output.name),))  # of an interrupted conversion
     if output.exists() and not (output.is_dir() and (overwrite or not any(output.iterdir()))):
         raise FileExistsError(f"{output} exists: choose another folder with --output, or add --overwrite.")
     config, task = build_published_config(entry.name)
@@ -157,8 +160,6 @@ def convert_released_checkpoint(
     report = ConversionReport()
     converted = _convert_file(checkpoint.path, entry, config, task, report)
     unfinished = output.with_name(output.name + UNFINISHED_SUFFIX)
-    # What an interrupted conversion has left.
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         difference = write_and_verify(converted, config, task, processor, unfinished, max_shard_size)
         found = ConvertedFolder(
@@ -177,7 +178,7 @@ def convert_released_checkpoint(
         )
         _write_record(found, unfinished)
         write_model_card(unfinished, entry)
-        _replace_folder(unfinished, output)
+        put_folder(unfinished, output)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return found
@@ -202,7 +203,7 @@ def _convert_file(
 def _write_record(found: ConvertedFolder, folder: Path) -> None:
     # Without the folder's own place, which changes as soon as somebody moves or publishes it.
     record = {key: value for key, value in asdict(found).items() if key != "folder"}
-    (folder / CONVERSION_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    write_text(folder / CONVERSION_FILE, json.dumps(record, indent=2) + "\n")
 
 
 def resolve_source(source: str | os.PathLike, name: str | None) -> tuple[ZooEntry, Path | None]:
@@ -321,8 +322,6 @@ def write_and_verify(
     model: Any = load_converted_model(converted, config, task).eval()
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     processor.save_pretrained(folder)
-    if task == "question_answering":
-        model.answer_decoder.generation_config.save_pretrained(folder)
     # Computed before reloading, so that only one copy of a large model is held at a time.
     before = compute_trial_outputs(model, task)
     del model
@@ -398,13 +397,3 @@ def compute_trial_outputs(model: PreTrainedModel, task: str) -> dict[str, torch.
         keys += ["mlm_logits", "aligned_features"]
     outputs = model(**inputs)
     return {key: outputs[key] for key in keys}
-
-
-def _replace_folder(unfinished: Path, output: Path) -> None:
-    """Move a complete folder to its place; the old one goes first out of the way, then for good."""
-    old = output.with_name(output.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if output.exists():
-        os.replace(output, old)
-    os.replace(unfinished, output)
-    shutil.rmtree(old, ignore_errors=True)

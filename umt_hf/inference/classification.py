@@ -20,9 +20,9 @@ from ..data.video_files import SkippedVideo, list_videos
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.decoding import VideoDecodingError, VideoSource
 from ..processing.video_processing_umt_video import UMTVideoProcessor, split_videos
-from .held_out import evaluation_mode, plan_shard, share_rows
+from .held_out import evaluation_mode, mark_nonfinite, plan_shard, require_finite, share_rows
 from .loading import list_class_names, load_complete_model, load_video_processor, place_model, resolve_device
-from .scored_labels import ScoredLabel, rank_labels
+from .scored_labels import ScoredLabel, has_many_labels, rank_labels
 
 VIEWS_AT_A_TIME = 8
 
@@ -55,19 +55,23 @@ class VideoViews(Dataset):
             return index, None, reason if name in reason else f"{name}: {reason}"
 
 
-def merge_views(logits: torch.Tensor, num_views: int) -> torch.Tensor:
+def merge_views(logits: torch.Tensor, num_views: int, many_labels: bool = False) -> torch.Tensor:
     """Mean of the views' probabilities, as published.
 
     Args:
         logits: `(videos * num_views, classes)`, the views of a video next to each other.
         num_views: Views of each video.
+        many_labels: Whether a video may have several labels: then each class has a sigmoid, and the classes no
+            common softmax.
 
     Returns:
-        Probabilities `(videos, classes)`, float32.
+        Probabilities `(videos, classes)`, float32; NaN where a logit is NaN or infinite.
 
     Source: published evaluation code (mean of softmax, not of logits).
     """
-    return logits.float().softmax(dim=-1).unflatten(0, (-1, num_views)).mean(dim=1)
+    logits = mark_nonfinite(logits)
+    probabilities = logits.sigmoid() if many_labels else logits.softmax(dim=-1)
+    return probabilities.unflatten(0, (-1, num_views)).mean(dim=1)
 
 
 def score_videos(
@@ -96,10 +100,13 @@ def score_videos(
         show_progress: Whether the main process draws a bar of its share.
 
     Returns:
-        Probabilities `(videos, classes)`, float32, 0 where a video was unreadable; and row of each such video ->
-        reason.
+        Probabilities `(videos, classes)`, float32, 0 where a video was unreadable, NaN where a logit is not finite;
+        and row of each unreadable video -> reason.
+
+    Raises:
+        ValueError: If the head is for regression.
     """
-    num_views = num_clips * num_crops
+    num_views, many_labels = num_clips * num_crops, has_many_labels(model.config)
     # A batch counts views; those of a video stay in one batch, where they are merged.
     batches = plan_shard(len(videos), max(batch_size // num_views, 1), accelerator)
     views = VideoViews(videos, processor, num_clips, num_crops)
@@ -115,7 +122,7 @@ def score_videos(
                 # One video may have more views than a batch may hold: they are classified in parts.
                 parts = torch.cat(list(read.values())).split(batch_size)
                 logits = [model(part.to(model.device, model.dtype)).logits.float().cpu() for part in parts]
-                scores[list(read)] = merge_views(torch.cat(logits), num_views)
+                scores[list(read)] = merge_views(torch.cat(logits), num_views, many_labels)
             progress.update(len(samples))
     share_rows(scores, accelerator)
     return scores.numpy(), dict(sorted(gather_object(failures)))
@@ -154,6 +161,9 @@ class LabelReport:
 class VideoClassifier:
     """Names what videos show: loads a classifier once and answers often.
 
+    Probabilities are those of a softmax, or, by `config.problem_type`, a sigmoid of each class where a video may have
+    several labels.
+
     Args:
         model: Folder or Hub id of a classifier with its processor.
         device: Where the model runs; default: the process's accelerator, or CPU.
@@ -161,7 +171,8 @@ class VideoClassifier:
         dtype: Default: that of the stored weights.
 
     Raises:
-        ValueError: If the model lacks weights, such as those of the head: a random head gives answers too.
+        ValueError: If the model lacks weights, such as those of the head: a random head gives answers too; or if its
+            head is for regression.
         OSError: If there is no model, or no processor beside it.
 
     Example:
@@ -181,6 +192,7 @@ class VideoClassifier:
     ):
         options: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype}
         loaded = load_complete_model(UMTVideoForVideoClassification, model, **options)
+        self.many_labels = has_many_labels(loaded.config)
         self.processor = load_video_processor(model)
         self.device = resolve_device(device)
         self.model = place_model(loaded, self.device)
@@ -214,7 +226,7 @@ class VideoClassifier:
 
         Raises:
             VideoDecodingError: If a video cannot be read.
-            ValueError: If `top_k` is below 1.
+            ValueError: If `top_k` is below 1, or the model gives NaN or infinite values.
         """
         views = {"num_clips": num_clips, "num_crops": num_crops}
         sources = split_videos(videos)
@@ -290,7 +302,9 @@ class VideoClassifier:
         # Published tests take 12 views per video, which may not fit at once.
         parts = pixel_values.to(self.device, self.model.dtype).split(VIEWS_AT_A_TIME)
         logits = torch.cat([self.model(pixel_values=part).logits.float() for part in parts])
-        return merge_views(logits, len(logits))[0].cpu().numpy()
+        probabilities = merge_views(logits, len(logits), self.many_labels)
+        require_finite(self.model, probabilities, "videos", lambda _: "this one")
+        return probabilities[0].cpu().numpy()
 
 
 def _load_batches(views: VideoViews, batches: list[range], num_workers: int) -> Iterator[list]:

@@ -17,6 +17,7 @@ from ..processing.detection_transforms import prepare_test_clip
 from ..processing.key_clips import read_key_clip
 from ..processing.sampling import compute_key_frame_offsets
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from .held_out import mark_nonfinite, require_finite
 from .loading import list_class_names, load_complete_model, load_video_processor, place_model, resolve_device
 from .scored_labels import ScoredLabel, rank_labels
 
@@ -109,8 +110,8 @@ class ActionDetector:
 
         Raises:
             VideoDecodingError: If the video cannot be read or does not have the key frame.
-            ValueError: If a box is not one, there are no boxes, or not exactly one of `key_seconds` and `key_frame` is
-                given.
+            ValueError: If a box is not one, there are no boxes, not exactly one of `key_seconds` and `key_frame` is
+                given, or the model gives NaN or infinite values.
         """
         # Before decoding, which takes longer than reading a mistake.
         check_boxes(boxes)
@@ -119,11 +120,12 @@ class ActionDetector:
         clip, prepared = prepare_test_clip(frames, shares, self.processor, self.model.config.patch_size)
         logits = self.model(clip[None].to(self.device, self.model.dtype), prepared[None].to(self.device)).logits[0]
         # Sigmoid, since actions do not exclude each other.
-        probabilities = logits.float().sigmoid().cpu().numpy()
+        probabilities = mark_nonfinite(logits).sigmoid().cpu()
+        require_finite(self.model, probabilities, "boxes", lambda number: f"box {list(boxes[number])}")
         return ActionReport(
             tuple(
                 DetectedBox(tuple(float(edge) for edge in box), rank_labels(row, self.labels, top_k))
-                for box, row in zip(boxes, probabilities, strict=True)
+                for box, row in zip(boxes, probabilities.numpy(), strict=True)
             )
         )
 

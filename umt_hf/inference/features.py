@@ -10,6 +10,7 @@ Legend: N frames, T frames of a window, S time steps (tubelets) of a video, W wi
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +40,7 @@ from ..processing.decoding import (
     open_video,
 )
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.disk import put_file, put_folder, remove_folder, write_text
 from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
 from .loading import (
     PIXEL_SETTINGS,
@@ -47,11 +49,13 @@ from .loading import (
     load_video_processor,
     place_model,
 )
+from .starts import require_start
 
 FeatureLevel = Literal["frame", "clip", "tubelet"]
 FeatureFormat = Literal["safetensors", "dataset"]
 
 NAME_BYTES = 200  # of a video's name in that of its features; file systems allow 255 for the complete name
+FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 
 
 @dataclass(frozen=True)
@@ -321,9 +325,10 @@ def load_encoder(model: str | os.PathLike) -> tuple[UMTVideoModel, UMTVideoProce
         The encoder in evaluation mode, float32, and the processor.
 
     Raises:
-        ValueError: If the folder lacks weights of the encoder.
+        ValueError: If it is another kind of folder or model, or lacks weights of the encoder.
         OSError: If it has no model or no processor.
     """
+    require_start(model, UMTVideoModel.__name__)
     processor = load_video_processor(model)
     return load_complete_model(_VideoEncoder, model, dtype=torch.float32).eval(), processor
 
@@ -422,12 +427,15 @@ def _save_video(
 
 
 def name_features(folder: str | os.PathLike, video: str) -> Path:
-    """File of a video's features: the video's name, and a digest of its path, since others may have the same name."""
+    """File of a video's features: the video's name, and a digest of its path, since others may have the same name.
+
+    Characters that Windows forbids in names are replaced.
+    """
     path = video if is_url(video) else os.path.abspath(video)
-    digest = hashlib.blake2b(path.encode(), digest_size=4).hexdigest()
+    digest = hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=4).hexdigest()
     # What follows the name in a URL may hold keys, and characters that a file system does not take.
-    name = urlsplit(path).path if is_url(path) else path
-    stem = Path(name).stem.encode()[:NAME_BYTES].decode(errors="ignore")
+    name = Path(urlsplit(path).path if is_url(path) else path).stem
+    stem = FORBIDDEN.sub("_", name).encode(errors="surrogateescape")[:NAME_BYTES].decode(errors="ignore")
     return Path(folder) / f"{stem}-{digest}.safetensors"
 
 
@@ -475,7 +483,7 @@ def _write_features(folder: Path, file: VideoFile, found: VideoFeatures, setting
     final = name_features(folder, file.path)
     unfinished = final.with_name(final.name + UNFINISHED_SUFFIX)
     save_file(arrays, unfinished, metadata)
-    os.replace(unfinished, final)
+    put_file(unfinished, final)
 
 
 def _write_dataset(folder: Path) -> None:
@@ -485,7 +493,7 @@ def _write_dataset(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        shutil.rmtree(final, ignore_errors=True)
+        remove_folder(final)
         return
     with safe_open(files[0], "np") as stored:
         shape = stored.get_slice("features").get_shape()
@@ -500,8 +508,7 @@ def _write_dataset(folder: Path) -> None:
         _iterate_rows, features=columns, cache_dir=str(cache), gen_kwargs={"files": [str(file) for file in files]}
     )
     table.save_to_disk(unfinished)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(unfinished, final)
+    put_folder(unfinished, final)
     del table
     shutil.rmtree(cache)
 
@@ -516,9 +523,7 @@ def _iterate_rows(files: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    unfinished = path.with_name(path.name + UNFINISHED_SUFFIX)
-    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 __all__ = ["FeatureReport", "VideoFeatures", "extract_features", "load_encoder", "save_features"]

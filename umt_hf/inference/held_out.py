@@ -3,7 +3,7 @@
 Batch b belongs to process b mod W. What is computed batch by batch is therefore what one process computes, bit by bit.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -44,6 +44,34 @@ def share_rows(rows: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
             values = part.float() if part.is_floating_point() else part
             part.copy_(accelerator.reduce(values.to(accelerator.device), reduction="sum"))
     return rows
+
+
+def mark_nonfinite(logits: torch.Tensor) -> torch.Tensor:
+    """Float32 logits with NaN for infinite ones too, which a sigmoid or softmax would turn into certain answers."""
+    logits = logits.float()
+    return logits.masked_fill(~torch.isfinite(logits), torch.nan)
+
+
+def require_finite(model: nn.Module, rows: torch.Tensor, kind: str, name_row: Callable[[int], str]) -> None:
+    """Refuse scores that are not numbers: sorted or compared, they give a figure that looks right.
+
+    Args:
+        model: What gave them; its folder is named.
+        rows: `(rows, ...)`.
+        kind: What a row is, in the plural.
+        name_row: Gives the name of a row.
+
+    Raises:
+        ValueError: If a score is NaN or infinite; it names the model and the first row.
+    """
+    bad = (~torch.isfinite(rows.reshape(len(rows), -1)).all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        name = getattr(model, "name_or_path", "") or type(model).__name__
+        raise ValueError(
+            f"{name}: what it computes for {len(bad)} of {len(rows)} {kind} is NaN or infinite ({name_row(bad[0])} is "
+            "the first). Its weights hold such values, or they overflow: try another checkpoint, or "
+            "mixed_precision=no."
+        )
 
 
 @contextmanager

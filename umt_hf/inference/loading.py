@@ -3,18 +3,21 @@
 import hashlib
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
 import torch
 from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..modeling import modeling_umt_video, modeling_umt_video_text
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.models import ModelClass
+from ..runs.folder import WEIGHTS_FILE
+from ..runs.models import MODELS_BY_NAME, ModelClass
+from .starts import describe_bad_config, require_processor, require_start
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 NAMED_WEIGHTS = 5
@@ -30,12 +33,14 @@ class LoadedModel(Generic[ModelT]):
         missing: Weights that the folder lacks; they are random.
         unexpected: Weights of the folder that the model does not have.
         mismatched: Weights that the folder holds in another shape; they are random.
+        shapes: Of each of those, the shape in the folder and the one that the model needs.
     """
 
     model: ModelT
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: tuple[str, ...]
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
 
     @property
     def fresh(self) -> tuple[str, ...]:
@@ -48,21 +53,41 @@ def get_model_class(row: ModelClass) -> type[PreTrainedModel]:
     return getattr(MODULES[row.module], row.name)
 
 
+def find_class_name(model_class: type[PreTrainedModel]) -> str:
+    """Name of the class in the table of classes; of one that is not there, that of its nearest base class in it."""
+    names = [base.__name__ for base in model_class.__mro__]
+    return next((name for name in names if name in MODELS_BY_NAME), names[0])
+
+
 def load_with_report(
-    model_class: type[ModelT], name_or_path: str | os.PathLike, **options: Any
+    model_class: type[ModelT], name_or_path: str | os.PathLike, accepted: Collection[str] | None = None, **options: Any
 ) -> LoadedModel[ModelT]:
     """Load a model, complete or not; see `load_complete_model`.
 
     Args:
         model_class: Class of the model.
         name_or_path: Folder or Hub id.
+        accepted: Classes whose folders will do; default: those that hold all of the model's weights.
         **options: Passed to `from_pretrained`, without those that are `None`.
+
+    Raises:
+        ValueError: If it is another kind of file, folder or model, or a file of it is damaged.
+        OSError: If there is no such folder or repository.
     """
     options = {name: value for name, value in options.items() if value is not None}
-    # Only with `output_loading_info` does it return a pair, which its signature leaves out.
-    model, info = cast("Any", model_class.from_pretrained(name_or_path, output_loading_info=True, **options))
+    require_start(name_or_path, find_class_name(model_class), accepted, **options)
+    # Wrong shapes are reported by name here; Transformers' own error for them names no weight.
+    options["ignore_mismatched_sizes"] = True
+    try:
+        # Only with `output_loading_info` does it return a pair, which its signature leaves out.
+        model, info = cast("Any", model_class.from_pretrained(name_or_path, output_loading_info=True, **options))
+    except StrictDataclassError as error:
+        raise ValueError(describe_bad_config(name_or_path, error)) from error
+    shapes = {
+        entry[0]: (tuple(entry[1]), tuple(entry[2])) for entry in info["mismatched_keys"] if not isinstance(entry, str)
+    }
     mismatched = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]
-    return LoadedModel(model, *map(_sort, (info["missing_keys"], info["unexpected_keys"], mismatched)))
+    return LoadedModel(model, *map(_sort, (info["missing_keys"], info["unexpected_keys"], mismatched)), shapes=shapes)
 
 
 def load_complete_model(
@@ -72,10 +97,14 @@ def load_complete_model(
     attn_implementation: str | None = None,
     dtype: torch.dtype | None = None,
     allowed_fresh: tuple[str, ...] = (),
+    accepted: Collection[str] | None = None,
     hint: str = "",
     **options: Any,
 ) -> ModelT:
     """Load a model with all its weights.
+
+    Anything else is refused by name: a file, another kind of folder, a model of another type or task, one with
+    a damaged file, and one that lacks weights or holds them in other shapes.
 
     Args:
         model_class: Class of the model.
@@ -83,15 +112,16 @@ def load_complete_model(
         attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
         dtype: Default: that of the stored weights.
         allowed_fresh: Beginnings of the names of weights that may start random.
+        accepted: Classes whose folders will do; default: those that hold all of the model's weights.
         hint: What to do about a folder that is not complete; ends the message.
         **options: Passed to `from_pretrained`.
 
     Raises:
-        ValueError: If the folder lacks weights; the first of them are named.
+        ValueError: If the folder lacks weights or is another kind of folder; the first of the weights are named.
         OSError: If there is no such folder or repository.
     """
     loaded = load_with_report(
-        model_class, name_or_path, attn_implementation=attn_implementation, dtype=dtype, **options
+        model_class, name_or_path, accepted, attn_implementation=attn_implementation, dtype=dtype, **options
     )
     require_weights(loaded, name_or_path, allowed_fresh, hint)
     return loaded.model
@@ -106,13 +136,29 @@ def require_weights(
         ValueError: If weights are fresh, but for those whose names begin with one of `allowed_fresh`.
     """
     # An empty tuple is not the beginning of any name.
-    fresh = [name for name in loaded.fresh if not name.startswith(allowed_fresh)]
-    if fresh:
-        rest = f" and {len(fresh) - NAMED_WEIGHTS} more weights" if len(fresh) > NAMED_WEIGHTS else ""
+    missing, mismatched = (
+        [name for name in names if not name.startswith(allowed_fresh)] for names in (loaded.missing, loaded.mismatched)
+    )
+    faults = []
+    if mismatched:
+        found = [f"{name}{_describe_shapes(loaded.shapes.get(name))}" for name in mismatched]
+        faults.append(f"its {WEIGHTS_FILE} holds in other shapes {_list_first(found)}")
+    if missing:
+        faults.append(f"it lacks {_list_first(missing)}")
+    if faults:
         raise ValueError(
-            f"{name_or_path} is not a complete {type(loaded.model).__name__.lstrip('_')}: it lacks "
-            f"{', '.join(fresh[:NAMED_WEIGHTS])}{rest}.{hint and f' {hint}'}"
+            f"{name_or_path} is not a complete {type(loaded.model).__name__.lstrip('_')}: {'; '.join(faults)}."
+            f"{hint and f' {hint}'}"
         )
+
+
+def _list_first(names: list[str]) -> str:
+    rest = f" and {len(names) - NAMED_WEIGHTS} more weights" if len(names) > NAMED_WEIGHTS else ""
+    return f"{', '.join(names[:NAMED_WEIGHTS])}{rest}"
+
+
+def _describe_shapes(shapes: tuple[tuple[int, ...], tuple[int, ...]] | None) -> str:
+    return "" if shapes is None else f" {shapes[0]}, which should be {shapes[1]}"
 
 
 def load_video_processor(name_or_path: str | os.PathLike) -> UMTVideoProcessor:
@@ -120,7 +166,9 @@ def load_video_processor(name_or_path: str | os.PathLike) -> UMTVideoProcessor:
 
     Raises:
         OSError: If it has none.
+        ValueError: If it is another model's.
     """
+    require_processor(name_or_path)
     return cast("UMTVideoProcessor", UMTVideoProcessor.from_pretrained(name_or_path))
 
 
@@ -129,7 +177,9 @@ def load_video_text_processor(name_or_path: str | os.PathLike) -> UMTVideoTextPr
 
     Raises:
         OSError: If it has none.
+        ValueError: If it is another model's.
     """
+    require_processor(name_or_path, with_tokenizer=True)
     return UMTVideoTextProcessor.from_pretrained(name_or_path)
 
 

@@ -14,7 +14,14 @@ from transformers.video_utils import VideoInput
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
 from ..processing.decoding import VideoSource
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from .held_out import evaluation_mode, group_by_video, load_video_batches, plan_shard, read_middle_frames
+from .held_out import (
+    evaluation_mode,
+    group_by_video,
+    load_video_batches,
+    plan_shard,
+    read_middle_frames,
+    require_finite,
+)
 from .loading import load_complete_model, load_video_text_processor, place_model, resolve_device
 
 PUBLISHED_TOP_K = 128
@@ -80,7 +87,7 @@ def answer_questions(
 
     Raises:
         VideoDecodingError: If a video cannot be read; it names the file.
-        ValueError: If `top_k` exceeds the list.
+        ValueError: If `top_k` exceeds the list, or scores are NaN or infinite; it names the model and the question.
 
     Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4; Li et al., "Align before Fuse", 2021, section 5.
     """
@@ -104,9 +111,10 @@ def answer_questions(
                 inputs = _encode_questions(processor, texts, accelerator.device)
                 inputs["pixel_values"] = pixels[list(places)]
                 if closed is None:
-                    replies = [{"answer": text} for text in _generate(model, processor, inputs, max_answer_tokens)]
+                    given = _generate(model, processor, inputs, texts, max_answer_tokens)
+                    replies = [{"answer": text} for text in given]
                 else:
-                    replies = [asdict(ranked[0]) for ranked in _rank(model, inputs, closed)]
+                    replies = [asdict(ranked[0]) for ranked in _rank(model, inputs, texts, closed)]
                 found += zip(rows, replies, strict=True)
     found = sorted(gather_object(found), key=lambda pair: pair[0])  # processes answer other videos each
     return [{"question_id": questions[row]["question_id"], **reply} for row, reply in found]
@@ -199,7 +207,8 @@ class VideoAnswerer:
 
         Raises:
             VideoDecodingError: If the video cannot be read.
-            ValueError: If the question or the list is empty, or `num_ranked` is below 1.
+            ValueError: If the question or the list is empty, `num_ranked` is below 1, or the model gives NaN or
+                infinite values.
         """
         if not question.strip():
             raise ValueError("The question is empty; ask what the video shows.")
@@ -215,11 +224,11 @@ class VideoAnswerer:
             **_encode_questions(self.processor, [question], self.device),
         }
         if answers is None:
-            return VideoAnswer(_generate(self.model, self.processor, inputs, max_answer_tokens)[0])
+            return VideoAnswer(_generate(self.model, self.processor, inputs, [question], max_answer_tokens)[0])
         closed = encode_answer_list(
             self.processor, answers, self.device, max_answer_tokens, max(num_ranked, PUBLISHED_TOP_K)
         )
-        ranked = _rank(self.model, inputs, closed)[0][:num_ranked]
+        ranked = _rank(self.model, inputs, [question], closed)[0][:num_ranked]
         return VideoAnswer(ranked[0].answer, tuple(ranked))
 
 
@@ -231,7 +240,10 @@ def _encode_questions(
 
 
 def _rank(
-    model: UMTVideoTextForQuestionAnswering, inputs: dict[str, torch.Tensor], closed: AnswerList
+    model: UMTVideoTextForQuestionAnswering,
+    inputs: dict[str, torch.Tensor],
+    questions: Sequence[str],
+    closed: AnswerList,
 ) -> list[list[RankedAnswer]]:
     """The `top_k` answers of a list for each question, best first."""
     indices, probabilities = model.rank_answers(
@@ -242,6 +254,7 @@ def _rank(
         answer_attention_mask=closed.attention_mask,
         top_k=closed.top_k,
     )
+    require_finite(model, probabilities, "questions", lambda row: repr(questions[row]))
     return [
         [RankedAnswer(closed.answers[index], share) for index, share in zip(best, shares, strict=True)]
         for best, shares in zip(indices.tolist(), probabilities.tolist(), strict=True)
@@ -252,8 +265,18 @@ def _generate(
     model: UMTVideoTextForQuestionAnswering,
     processor: UMTVideoTextProcessor,
     inputs: dict[str, torch.Tensor],
+    questions: Sequence[str],
     max_answer_tokens: int,
 ) -> list[str]:
     # [CLS], from which the decoder starts, is one of the tokens of an answer.
-    tokens = model.generate(**inputs, max_new_tokens=max_answer_tokens - 1, do_sample=False)
-    return processor.batch_decode(tokens, skip_special_tokens=True)
+    found = model.generate(
+        **inputs,
+        max_new_tokens=max_answer_tokens - 1,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    # Of NaN the best token is the first one of the vocabulary, and the answer an empty text.
+    for logits in found.logits:
+        require_finite(model, logits, "questions", lambda row: repr(questions[row]))
+    return processor.batch_decode(found.sequences, skip_special_tokens=True)

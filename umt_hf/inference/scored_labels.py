@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from transformers import PreTrainedConfig
+
+MULTI_LABEL = "multi_label_classification"
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,20 @@ class ScoredLabel:
     def format(self) -> str:
         """One line for people."""
         return f"{self.probability:6.4f}  {self.label}"
+
+
+def has_many_labels(config: PreTrainedConfig) -> bool:
+    """Whether a classifier gives each class a probability by itself (sigmoids), not all of them one (a softmax).
+
+    Raises:
+        ValueError: If its head is for regression, whose values are not probabilities of classes.
+    """
+    if config.problem_type == "regression":
+        raise ValueError(
+            f"{config._name_or_path or 'The model'}: problem_type is regression, whose values are not probabilities "
+            "of classes; call the model itself, or give a classifier."
+        )
+    return config.problem_type == MULTI_LABEL
 
 
 def rank_labels(probabilities: np.ndarray, names: Sequence[str], top_k: int | None = None) -> tuple[ScoredLabel, ...]:

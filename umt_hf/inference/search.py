@@ -24,22 +24,24 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AutoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata
 
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
-from ..modeling.losses_umt import average_video_embeds, normalize_features
+from ..modeling.losses_umt import normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.decoding import VideoDecodingError
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from ..runs.models import DUAL_ENCODERS
 from .loading import (
     PIXEL_SETTINGS,
     compute_fingerprint,
+    load_video_text_processor,
     load_with_report,
     place_model,
     require_weights,
     resolve_device,
 )
+from .starts import require_start
 from .video_index import VECTOR_COLUMN, VideoIndex, require_faiss
 
 RERANKED_VIDEOS = 32
@@ -122,9 +124,14 @@ class VideoTextEncoder:
         attn_implementation: str | None = None,
     ):
         self.name = os.path.abspath(model) if Path(model).is_dir() else str(model)
-        self.processor = _load_processor(self.name)
+        require_start(self.name, UMTVideoTextForRetrieval.__name__, DUAL_ENCODERS)
+        self.processor = load_video_text_processor(self.name)
         loaded = load_with_report(
-            UMTVideoTextForRetrieval, self.name, dtype=torch.float32, attn_implementation=attn_implementation
+            UMTVideoTextForRetrieval,
+            self.name,
+            DUAL_ENCODERS,
+            dtype=torch.float32,
+            attn_implementation=attn_implementation,
         )
         # Encoding does without the matching head, which only re-ranking needs.
         require_weights(loaded, model, MATCHING_HEAD, "Use a stage-2 or retrieval model.")
@@ -164,7 +171,7 @@ class VideoTextEncoder:
             `(B, V, width)` that the matching head looks at.
         """
         outputs = self.model.get_video_features(pixel_values.to(self.device))
-        return average_video_embeds(outputs.pooler_output), outputs.last_hidden_state
+        return outputs.pooler_output, outputs.last_hidden_state
 
     def encode_text(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode a text.
@@ -180,17 +187,6 @@ class VideoTextEncoder:
         inputs = self.processor(text=[text], padding=True, return_tensors="pt").to(self.device)
         outputs = self.model.get_text_features(**inputs)
         return normalize_features(outputs.pooler_output), outputs.last_hidden_state
-
-
-def _load_processor(model: str) -> UMTVideoTextProcessor:
-    message = f"{model} has no UMTVideoTextProcessor: give a stage-2 or retrieval folder, saved with its processor."
-    try:
-        processor = AutoProcessor.from_pretrained(model)
-    except ValueError as error:  # Transformers' own message speaks of tokenizer libraries
-        raise ValueError(message) from error
-    if not isinstance(processor, UMTVideoTextProcessor):
-        raise ValueError(message)
-    return processor
 
 
 @torch.inference_mode()

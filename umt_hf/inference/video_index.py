@@ -22,6 +22,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from filelock import FileLock, Timeout
 
 from ..data.video_files import SkippedVideo, VideoFile
+from ..runs.disk import put_folder, write_text
 from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
 
 VECTOR_COLUMN = "vector"
@@ -131,7 +132,7 @@ class VideoIndex:
         final = self._shards / uuid.uuid4().hex
         unfinished = _name_unfinished(final)
         Dataset.from_list(rows, features=features).save_to_disk(unfinished)
-        os.replace(unfinished, final)
+        put_folder(unfinished, final)
 
     def merge(self, skipped: Sequence[SkippedVideo]) -> int:
         """Put all shards into the table and index it anew.
@@ -206,7 +207,7 @@ class VideoIndex:
             # A kill between the two renames leaves the former table, which `_find_table` falls back to.
             os.replace(self._table, self._previous)
         if len(rows):
-            os.replace(unfinished, self._table)
+            put_folder(unfinished, self._table)
         if self._previous.is_dir():
             _remove(self._previous)
 
@@ -246,6 +247,4 @@ def _remove(folder: Path) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    unfinished = _name_unfinished(path)
-    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -13,10 +13,17 @@
 # limitations under the License.
 """Configuration of the UMT video encoder: fields, checks and the grid sizes derived from them."""
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
+
+SIZES = (
+    "image_size", "patch_size", "num_channels", "num_frames", "tubelet_size", "hidden_size", "num_hidden_layers",
+    "num_attention_heads", "intermediate_size", "position_embedding_frames", "position_embedding_image_size",
+    "num_aligned_layers", "teacher_hidden_size", "teacher_image_size",
+)  # fmt: skip
 
 
 @strict
@@ -64,7 +71,7 @@ class UMTVideoConfig(PreTrainedConfig):
         teacher_image_size: Side of the frames the teacher sees, in pixels (196 for CLIP-L/14, so that grids agree).
 
     Raises:
-        ValueError: If sizes do not divide one another, or a rate or choice is outside its range.
+        ValueError: If a size, rate or choice is outside its range, or sizes do not divide one another.
 
     Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3; published recipes for the values.
 
@@ -123,7 +130,17 @@ class UMTVideoConfig(PreTrainedConfig):
     teacher_image_size: int = 224
 
     def validate_architecture(self) -> None:
-        """Check how the fields fit together."""
+        """Check the range of each field, and how they fit together."""
+        check_ranges(
+            self,
+            sizes=SIZES,
+            shares=(
+                "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "mask_ratio",
+                "image_mask_ratio",
+            ),
+            positive=("layer_norm_eps", "alignment_norm_eps", "alignment_interval"),
+            not_negative=("initializer_range", "layer_scale_init_value"),
+        )  # fmt: skip
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
@@ -143,9 +160,6 @@ class UMTVideoConfig(PreTrainedConfig):
                 f"position_embedding_frames={frames} and position_embedding_image_size={size} are not multiples of "
                 f"tubelet_size={self.tubelet_size} and patch_size={self.patch_size}."
             )
-        for name in ("mask_ratio", "image_mask_ratio", "drop_path_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
 
     @property
     def position_embedding_grid(self) -> tuple[int, int, int]:
@@ -162,6 +176,39 @@ class UMTVideoConfig(PreTrainedConfig):
             ValueError: If the interval leads below the first layer.
         """
         return select_aligned_layers(self.num_hidden_layers, self.num_aligned_layers, self.alignment_interval)
+
+
+def check_ranges(
+    config: Any,
+    sizes: tuple[str, ...] = (),
+    shares: tuple[str, ...] = (),
+    positive: tuple[str, ...] = (),
+    not_negative: tuple[str, ...] = (),
+) -> None:
+    """Check fields of a configuration one by one.
+
+    Args:
+        config: Has the fields.
+        sizes: Names of those that are 1 or more, or `None`.
+        shares: Of those in [0, 1).
+        positive: Of those above 0.
+        not_negative: Of those that are 0 or more.
+
+    Raises:
+        ValueError: If one is outside its range, infinite or NaN.
+    """
+    for name in sizes:
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}.")
+    for name in shares:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}.")
+    for name in positive:
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}.")
+    for name in not_negative:
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be 0 or more, got {getattr(config, name)}.")
 
 
 def select_aligned_layers(num_hidden_layers: int, num_aligned_layers: int, interval: float) -> list[int]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_umt_video import UMTVideoConfig
+from .configuration_umt_video import UMTVideoConfig, check_ranges
 
 # What the encoder of a video-text model has that differs from a stage-1 encoder, as published.
 STAGE2_VISION_FIELDS: dict[str, Any] = {
@@ -92,8 +92,31 @@ class UMTTextConfig(PreTrainedConfig):
     mask_token_id: int = 103
     tie_word_embeddings: bool = True
 
+    @property
+    # pyrefly: ignore[bad-override]  one plan for all configurations in the base class
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """How tensor parallelism splits the layers; without fusion layers there is no cross-attention to name."""
+        attentions = ("attention", "cross_attention") if self.fusion_layer < self.num_hidden_layers else ("attention",)
+        plan = {"layers.*.mlp.fc1": "colwise", "layers.*.mlp.fc2": "rowwise"}
+        for attention in attentions:
+            plan |= {f"layers.*.{attention}.{name}": "colwise" for name in ("q_proj", "k_proj", "v_proj")}
+            plan[f"layers.*.{attention}.o_proj"] = "rowwise"
+        return plan
+
     def validate_architecture(self) -> None:
-        """Check how the fields fit together."""
+        """Check the range of each field, and how they fit together."""
+        check_ranges(
+            self,
+            sizes=(
+                "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+                "max_position_embeddings", "type_vocab_size", "encoder_width",
+            ),
+            shares=("hidden_dropout_prob", "attention_probs_dropout_prob"),
+            positive=("layer_norm_eps",),
+            not_negative=("initializer_range", "bos_token_id", "eos_token_id", "mask_token_id"),
+        )  # fmt: skip
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"pad_token_id={self.pad_token_id} must be in [0, vocab_size={self.vocab_size}).")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
@@ -175,7 +198,14 @@ class UMTVideoTextConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
-        """Check how the fields fit together."""
+        """Check the range of each field, and how they fit together."""
+        check_ranges(
+            self,
+            sizes=("projection_dim",),
+            not_negative=(
+                "uta_loss_weight", "vtc_loss_weight", "vtm_loss_weight", "mlm_loss_weight", "initializer_range",
+            ),
+        )  # fmt: skip
         vision_width, encoder_width = self.vision_config.hidden_size, self.text_config.encoder_width
         if vision_width != encoder_width:
             raise ValueError(
@@ -184,6 +214,8 @@ class UMTVideoTextConfig(PreTrainedConfig):
             )
         if self.text_config.is_decoder:
             raise ValueError("text_config.is_decoder must be False: texts are encoded with attention both ways.")
+        if len(self.temperature_bounds) != 2:
+            raise ValueError(f"temperature_bounds are a lower and an upper limit, got {self.temperature_bounds}.")
         lowest, highest = self.temperature_bounds
         if not 0 < lowest <= self.temperature_init_value <= highest:
             raise ValueError(

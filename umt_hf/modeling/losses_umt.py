@@ -84,20 +84,21 @@ def average_video_embeds(video_embeds: torch.Tensor) -> torch.Tensor:
     """Mean of a video's unit vectors; its product with a unit text vector is the mean of their cosines.
 
     Args:
-        video_embeds: `(B, P, D)`, or `(B, D)` for a single vector per video; any length.
+        video_embeds: P vectors of any length per video, `(B, P, D)`; or that mean, `(B, D)`, which is returned as it
+            is: made to unit length once more, it would give other scores.
 
     Returns:
         Float32 `(B, D)`, shorter than 1 where the vectors differ.
     """
-    vectors = normalize_features(video_embeds)
-    return vectors.mean(dim=1) if vectors.ndim == 3 else vectors
+    return normalize_features(video_embeds).mean(dim=1) if video_embeds.ndim == 3 else video_embeds.float()
 
 
 def compute_similarity(video_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
     """Cosine of each video with each text, averaged over the video's vectors.
 
     Args:
-        video_embeds: `(videos, P, D)` or `(videos, D)`; any length.
+        video_embeds: One vector per video, `(videos, D)`, as `get_video_features` pools them; or several, of any
+            length, `(videos, P, D)`.
         text_embeds: `(texts, D)`; any length.
 
     Returns:
@@ -139,7 +140,8 @@ def vtc_loss(
     """Video-text contrast over the batches of all processes, both ways, with soft targets for repeated ids.
 
     Args:
-        video_embeds: Projected videos `(B, P, D)` or `(B, D)`, any length; row i belongs to text i.
+        video_embeds: One vector per video, `(B, D)`, as `get_video_features` pools them; or several, of any length,
+            `(B, P, D)`. Row i belongs to text i.
         text_embeds: Projected texts `(B, D)`, any length.
         temperature: Positive divisor of the similarities.
         pair_ids: `(B,)`; equal ids are true pairs, between which a target is spread evenly. default: all distinct.
@@ -181,15 +183,24 @@ def compute_negative_weights(
         hard: Whether similar ones are likelier; otherwise all are alike.
 
     Returns:
-        Weights of the videos for each text, and of the texts for each video, both `(B, B)` and without gradient. Rows
-        do not sum to 1, and are 0 where the batch has no negative.
+        Weights of the videos for each text, and of the texts for each video, both `(B, B)` and without gradient. A row
+        need not sum to 1; it is 0 only where the batch has no negative.
 
     Source: Li et al., "Align before Fuse", 2021, section 3.2, hard negatives.
     """
     # Detached: which negatives are drawn is a choice, through which no gradient flows.
     logits = logits.detach() if hard else torch.zeros_like(logits)
-    is_negative = (~is_pair).to(logits.dtype)
-    return logits.T.softmax(dim=1) * is_negative, logits.softmax(dim=1) * is_negative
+    return _weigh_negatives(logits.T, is_pair.T), _weigh_negatives(logits, is_pair)
+
+
+def _weigh_negatives(logits: torch.Tensor, is_pair: torch.Tensor) -> torch.Tensor:
+    """The published weights of a row; its softmax without the pairs where these leave hardly any weight to others.
+
+    Both give the same distribution, but at low temperatures the first one underflows to a row of zeros.
+    """
+    published = logits.softmax(dim=1).masked_fill(is_pair, 0)
+    among_negatives = logits.masked_fill(is_pair, -torch.inf).softmax(dim=1).masked_fill(is_pair, 0)
+    return torch.where(published.sum(dim=1, keepdim=True) > 1e-6, published, among_negatives)
 
 
 def sample_negatives(weights: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:

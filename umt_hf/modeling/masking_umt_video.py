@@ -206,7 +206,7 @@ def compute_visible_indices(bool_masked_pos: torch.Tensor, num_visible: int) -> 
 def _split_frames(saliency: torch.Tensor, num_frames: int | None) -> torch.Tensor:
     """Saliency as `(batch, frames, patches)`."""
     if saliency.ndim == 2:
-        if num_frames is None or saliency.shape[0] % num_frames:
+        if num_frames is None or num_frames < 1 or saliency.shape[0] % num_frames:
             raise ValueError(
                 f"saliency of shape {tuple(saliency.shape)} needs num_frames, a divisor of its first dimension, "
                 f"got {num_frames}."

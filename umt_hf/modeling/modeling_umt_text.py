@@ -40,11 +40,16 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_umt_video_text import UMTTextConfig
+from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import IGNORED_LABEL
 from .modeling_umt_video import UMTVideoMLP, eager_attention_forward
+from .quantization_umt import UMTFloatLinear, UMTQuantizationMixin
 
 # What Transformers calls the keys and values of earlier tokens, in arguments and outputs: `cache` from 5.24 on.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithCrossAttentions.__dataclass_fields__ else "past_key_values"
+
+
+MODE_PLACE = 5  # of `mode` among the arguments of `UMTTextModel.forward`, without `self`
 
 
 def takes_past_key_values(forward: Callable) -> Callable:
@@ -61,6 +66,28 @@ def takes_past_key_values(forward: Callable) -> Callable:
     return renamed
 
 
+def count_layers_that_run(forward: Callable) -> Callable:
+    """Let negative entries of `output_hidden_states=[...]` count from the last layer that runs in the mode asked for.
+
+    Transformers counts from the last layer of the configuration, and so would keep nothing for -1 in text mode.
+    """
+
+    @wraps(forward)
+    def counted(self: "UMTTextModel", *args: Any, **kwargs: Any) -> Any:
+        wanted = kwargs.get("output_hidden_states", getattr(self.config, "output_hidden_states", None))
+        if wanted is None or isinstance(wanted, bool):
+            return forward(self, *args, **kwargs)
+        mode = kwargs.get("mode", args[MODE_PLACE] if len(args) > MODE_PLACE else "text")
+        num_states = len(self._select_layers(mode)) + 1  # the first layer's input, too
+        indices = [wanted] if isinstance(wanted, int) else wanted
+        nothing = self.config.num_hidden_layers + 1  # one past every state
+        counted_up = [index if index >= 0 else index + num_states for index in indices]
+        kwargs["output_hidden_states"] = [index if index >= 0 else nothing for index in counted_up]
+        return forward(self, *args, **kwargs)
+
+    return counted
+
+
 class UMTTextEmbeddings(nn.Module):
     """Word, position and segment embeddings; every token is of the first segment."""
 
@@ -75,8 +102,10 @@ class UMTTextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, words: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        embeddings = words + self.position_embeddings(position_ids) + self.token_type_embeddings.weight[0]
-        return self.dropout(self.norm(embeddings))
+        # Through the modules, whose hooks bring offloaded weights back; each part may be placed on another device.
+        positions = self.position_embeddings(position_ids).to(words.device)
+        segments = self.token_type_embeddings(torch.zeros_like(position_ids)).to(words.device)
+        return self.dropout(self.norm(words + positions + segments))
 
 
 class UMTTextAttention(nn.Module):
@@ -224,13 +253,13 @@ class UMTTextLMHead(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation_fn = ACT2FN[config.hidden_act]
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder: nn.Module = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder: nn.Module = UMTFloatLinear(config.hidden_size, config.vocab_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.norm(self.activation_fn(self.dense(hidden_states))))
 
 
-class UMTTextPreTrainedModel(PreTrainedModel):
+class UMTTextPreTrainedModel(UMTQuantizationMixin, PreTrainedModel):
     """What Transformers needs to know about the text tower."""
 
     config: UMTTextConfig  # pyrefly: ignore[bad-override-mutable-attribute]  how a model names its configuration's class
@@ -238,7 +267,7 @@ class UMTTextPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ["text"]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["UMTTextEmbeddings", "UMTTextLayer"]
+    _no_split_modules = ["UMTTextLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -249,6 +278,11 @@ class UMTTextPreTrainedModel(PreTrainedModel):
         "attentions": UMTTextSelfAttention,
         "cross_attentions": UMTTextCrossAttention,
     }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        watch_fresh_head(self, module)
 
 
 class UMTTextModel(UMTTextPreTrainedModel):
@@ -270,6 +304,7 @@ class UMTTextModel(UMTTextPreTrainedModel):
         self.embeddings.word_embeddings = value
 
     @takes_past_key_values
+    @count_layers_that_run
     @capture_outputs
     def forward(
         self,
@@ -291,13 +326,14 @@ class UMTTextModel(UMTTextPreTrainedModel):
             attention_mask: 1 at tokens and 0 at padding, on either side, `(B, L)`; with a cache, `(B, past + L)`.
             inputs_embeds: Instead of `input_ids`: word embeddings `(B, L, H)`, or in fusion mode the states that text
                 mode gave.
-            encoder_hidden_states: What the fusion layers attend to, `(B, V, encoder_width)`.
+            encoder_hidden_states: What the fusion layers attend to, `(B, V, encoder_width)`; not in text mode.
             encoder_attention_mask: 1 at its tokens and 0 at its padding, `(B, V)`; by default it has no padding.
             mode: "text" runs the layers below `fusion_layer`, "fusion" the others on given states, "multi_modal" all.
             position_ids: Places of the tokens `(B, L)`; by default counted from each text's first token.
             cache: Keys and values of earlier tokens, in a decoder.
             use_cache: Whether a decoder returns keys and values; by default as configured.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
+                Indices of hidden states count the layers that run in the mode.
 
         Returns:
             `last_hidden_state (B, L, H)` and `pooler_output (B, H)`, the state of each text's first token as it is.
@@ -314,6 +350,12 @@ class UMTTextModel(UMTTextPreTrainedModel):
             raise ValueError("mode='fusion' continues from the states of mode='text': give them as inputs_embeds.")
         if mode != "text" and encoder_hidden_states is None:
             raise ValueError(f"mode={mode!r} needs encoder_hidden_states, the tokens that its layers attend to.")
+        if mode == "text" and not (encoder_hidden_states is None and encoder_attention_mask is None):
+            raise ValueError(
+                "mode='text', the default, runs the layers below fusion_layer, which cannot attend to "
+                "encoder_hidden_states: give mode='multi_modal' for input_ids, or mode='fusion' for the states of "
+                "text mode."
+            )
         use_cache = self.config.is_decoder and (self.config.use_cache if use_cache is None else use_cache)
         if self.gradient_checkpointing and self.training:
             use_cache, cache = False, None  # a layer that runs twice would add its keys twice

@@ -36,13 +36,17 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_umt_video import UMTVideoConfig
+from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import normalize_features, uta_loss
 from .masking_umt_video import compute_visible_indices
+from .quantization_umt import UMTFloatLinear, UMTQuantizationMixin, match_precision
 
 if is_torchvision_available():
     from torchvision.ops import roi_align
 
 ROI_SIZE = 7  # rows and columns of the grid that a box is read on, as published
+# Before PyTorch 2.7 nothing says whether a graph is exported or compiled: there, exported shapes are fixed.
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 @dataclass
@@ -95,21 +99,22 @@ class UMTVideoForActionDetectionOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-def compute_sinusoid_table(num_positions: int, width: int) -> torch.Tensor:
+def compute_sinusoid_table(num_positions: int, width: int, device: str | torch.device | None = "cpu") -> torch.Tensor:
     """Sinusoids over the flat token index: `sin` on even and `cos` on odd channels of `n / 10000^(2i / width)`.
 
     Args:
         num_positions: Rows of the table.
         width: Channels; pair `i` holds channels `2i` and `2i + 1`.
+        device: Where to compute it; it must know float64.
 
     Returns:
-        Float32 table `(1, num_positions, width)` on the CPU.
+        Float32 table `(1, num_positions, width)` on that device.
 
     Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.5, over flattened space-time positions.
     """
     # In float64, since angles grow with the token count.
-    positions = torch.arange(num_positions, dtype=torch.float64, device="cpu")
-    channels = torch.arange(width, dtype=torch.float64, device="cpu")
+    positions = torch.arange(num_positions, dtype=torch.float64, device=device)
+    channels = torch.arange(width, dtype=torch.float64, device=device)
     angles = positions[:, None] / 10000 ** (2 * (channels // 2) / width)
     return torch.where(channels % 2 == 0, angles.sin(), angles.cos()).float()[None]
 
@@ -127,15 +132,17 @@ def interpolate_position_table(
     Returns:
         `(1, T' * H' * W', D)` in the precision of `table`.
     """
-    if grid == new_grid:
+    # An exported graph serves every shape, so no comparison may depend on that of the example; the result is the same.
+    is_any_shape = is_exporting()
+    if not is_any_shape and grid == new_grid:
         return table
     (num_frames, *space), (new_frames, *new_space) = grid, new_grid
     width = table.shape[-1]
-    if space != new_space:
+    if is_any_shape or space != new_space:
         frames = table.reshape(num_frames, *space, width).permute(0, 3, 1, 2)
         frames = F.interpolate(frames, size=tuple(new_space), mode="bicubic", align_corners=False)
         table = frames.permute(0, 2, 3, 1).reshape(1, -1, width)
-    if num_frames != new_frames:
+    if is_any_shape or num_frames != new_frames:
         lines = table.reshape(num_frames, -1).T[None]
         lines = F.interpolate(lines, size=new_frames, mode="linear", align_corners=False)
         table = lines[0].T.reshape(1, -1, width)
@@ -151,6 +158,19 @@ def require_tensor(value: torch.Tensor | None, name: str) -> torch.Tensor:
     if value is None:
         raise ValueError(f"The output lacks {name}.")
     return value
+
+
+def require_normalized(pixel_values: torch.Tensor) -> None:
+    """Refuse raw pixels, which a model would read as if they were normalised.
+
+    Raises:
+        ValueError: If they are not floating-point numbers.
+    """
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values are {pixel_values.dtype}, raw pixels, where the model needs normalised floating-point "
+            "numbers; pass the video through the processor first (AutoVideoProcessor or AutoProcessor)."
+        )
 
 
 def gather_tokens(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -169,20 +189,21 @@ class UMTVideoPatchEmbeddings(nn.Module):
         self.patch_size = config.patch_size
         # A convolution whose stride is its kernel is a linear map of patches; weights are ordered channel, time, y, x.
         num_inputs = config.num_channels * config.tubelet_size * config.patch_size**2
-        self.projection = nn.Linear(num_inputs, config.hidden_size)
+        self.projection = UMTFloatLinear(num_inputs, config.hidden_size)
 
     def compute_grid(self, pixel_values: torch.Tensor) -> tuple[int, int, int]:
         """Time, rows and columns of the token grid of a video.
 
         Raises:
-            ValueError: If the video has another layout than `(batch, frames, channels, height, width)`, or the patch
-                grid does not divide it.
+            ValueError: If the video has another layout than `(batch, frames, channels, height, width)`, holds raw
+                integers, or the patch grid does not divide it.
         """
         if pixel_values.ndim != 5 or pixel_values.shape[2] != self.num_channels:
             raise ValueError(
                 f"pixel_values must be (batch, frames, {self.num_channels} channels, height, width), got shape "
                 f"{tuple(pixel_values.shape)}."
             )
+        require_normalized(pixel_values)
         num_frames, _, height, width = pixel_values.shape[1:]
         if num_frames % self.tubelet_size or height % self.patch_size or width % self.patch_size or not num_frames:
             raise ValueError(
@@ -210,7 +231,7 @@ class UMTVideoPatchEmbeddings(nn.Module):
             patch_index = visible_indices % (rows * columns)
             frame_index = visible_indices // (rows * columns)
             patches = patches[batch_index, frame_index, patch_index // columns, patch_index % columns].flatten(2)
-        return self.projection(patches.to(self.projection.weight.dtype))
+        return self.projection(match_precision(patches, self.projection))
 
 
 class UMTVideoEmbeddings(nn.Module):
@@ -247,11 +268,25 @@ class UMTVideoEmbeddings(nn.Module):
         if self.is_interpolated:
             table = interpolate_position_table(table, self.grid, grid)
         else:
-            num_positions = grid[0] * grid[1] * grid[2]
-            if num_positions > table.shape[1]:
-                table = compute_sinusoid_table(num_positions, table.shape[-1]).to(table)
-            table = table[:, :num_positions]
+            table = self._get_fresh_table(grid[0] * grid[1] * grid[2])
         return table if visible_indices is None else table[0][visible_indices]
+
+    def _get_fresh_table(self, num_positions: int) -> torch.Tensor:
+        """Sinusoids of a token count, `(1, N, D)`, in the precision and on the device of the stored table.
+
+        The stored table grows to the largest count seen and serves all smaller ones. It is not saved.
+        """
+        table = self.sinusoid_table
+        if is_exporting() or (num_positions > table.shape[1] and torch.compiler.is_compiling()):
+            # Within the graph: an exported one serves any count, and what a compiled one makes is not its to keep.
+            device = "cpu" if table.device.type == "mps" else table.device  # MPS lacks float64
+            return compute_sinusoid_table(num_positions, table.shape[-1], device).to(table)
+        if num_positions > table.shape[1]:
+            with torch.inference_mode(False):  # a table that was made for inference serves training as well
+                table = compute_sinusoid_table(num_positions, table.shape[-1]).to(table)
+                if type(table) is torch.Tensor:  # not a stand-in without values, from a mode that only counts
+                    self.sinusoid_table = nn.Buffer(table, persistent=False)
+        return table[:, :num_positions]
 
     def forward(
         self,
@@ -263,8 +298,10 @@ class UMTVideoEmbeddings(nn.Module):
             grid = self.patch_embeddings.compute_grid(pixel_values)
         embeddings = self.patch_embeddings(pixel_values, visible_indices, grid)
         positions = self.compute_position_embeddings(grid, visible_indices)
-        # In the parameters' precision, so that under autocast the residual stream stays float32, as published.
-        return self.dropout(embeddings + positions.to(self.patch_embeddings.projection.bias.dtype))
+        # In the parameters' precision, so that under autocast the residual stream stays float32, as published. To the
+        # device of the patches, since a device map may place the table elsewhere.
+        positions = match_precision(positions, self.patch_embeddings.projection).to(embeddings.device)
+        return self.dropout(embeddings + positions)
 
 
 def eager_attention_forward(
@@ -378,7 +415,7 @@ class UMTVideoAlignmentHead(nn.Module):
 
     def __init__(self, config: UMTVideoConfig):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.teacher_hidden_size)
+        self.dense = UMTFloatLinear(config.hidden_size, config.teacher_hidden_size)
         self.norm = nn.LayerNorm(config.teacher_hidden_size, eps=config.alignment_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -411,11 +448,35 @@ class UMTVideoAttentivePooling(nn.Module):
         return self.dense(pooled.flatten(1))
 
 
-class UMTVideoClassifier(nn.Linear):
+class UMTVideoClassifier(UMTFloatLinear):
     """Linear head whose initial weights are near zero, so that all classes start equal (as published)."""
 
 
-class UMTVideoPreTrainedModel(PreTrainedModel):
+def select_vision_config(config: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The video encoder's part of a configuration with text, and the options that are not fields of it.
+
+    Auto classes hand over the configuration of the folder. Labels, precision and quantisation, which they set on it,
+    go on to its part; any other configuration, path or `None` stays as it is.
+    """
+    vision = getattr(config, "vision_config", None)
+    if vision is None:
+        return config, options
+    vision = copy.deepcopy(vision)
+    for name in ("dtype", "problem_type", "quantization_config"):
+        if getattr(config, name, None) is not None:
+            setattr(vision, name, getattr(config, name))
+    # CODEPATH: stage-2 folders have no labels but what a caller gives, and an encoder from a classifier keeps its own.
+    if config.id2label != UMTVideoConfig().id2label:
+        vision.id2label, vision.label2id = config.id2label, config.label2id
+    vision.name_or_path = config.name_or_path
+    known = type(vision).__dataclass_fields__.keys() - {"dtype"}  # which may be "auto", as loading understands it
+    fields = {name: value for name, value in options.items() if name in known}
+    for name, value in fields.items():
+        setattr(vision, name, value)
+    return vision, {name: value for name, value in options.items() if name not in fields}
+
+
+class UMTVideoPreTrainedModel(UMTQuantizationMixin, PreTrainedModel):
     """Weight initialisation and what Transformers needs to know about the family."""
 
     config: UMTVideoConfig  # pyrefly: ignore[bad-override-mutable-attribute]  how a model names its configuration's class
@@ -423,7 +484,7 @@ class UMTVideoPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["video"]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["UMTVideoEmbeddings", "UMTVideoLayer", "UMTVideoAlignmentHead"]
+    _no_split_modules = ["UMTVideoLayer"]
     _input_embed_layer = "patch_embeddings"
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -431,6 +492,19 @@ class UMTVideoPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": UMTVideoLayer, "attentions": UMTVideoAttention}
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any
+    ) -> Any:
+        """Load a model as Transformers does; the configuration may be that of a model with text."""
+        config, kwargs = select_vision_config(config, kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        config, kwargs = select_vision_config(config, kwargs)
+        return super()._from_config(config, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -440,13 +514,15 @@ class UMTVideoPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
         elif isinstance(module, UMTVideoEmbeddings):
-            init.copy_(module.sinusoid_table, compute_sinusoid_table(*module.sinusoid_table.shape[1:]))
+            _, num_positions, width = module.sinusoid_table.shape
+            init.copy_(module.sinusoid_table, compute_sinusoid_table(num_positions, width))
             if module.position_embeddings is not None:
                 init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
         elif isinstance(module, UMTVideoAttentivePooling):
             init.trunc_normal_(module.query, std=self.config.initializer_range)
         elif isinstance(module, UMTVideoResidual) and module.layer_scale is not None:
             init.constant_(module.layer_scale, self.config.layer_scale_init_value)
+        watch_fresh_head(self, module)
 
 
 class UMTVideoModel(UMTVideoPreTrainedModel):
@@ -548,7 +624,7 @@ def resolve_visible_indices(
     """Bring a mask or indices to `(B, V)` indices; neither of them means that all tokens are visible.
 
     Raises:
-        ValueError: If both are given, a shape does not fit the clip, or rows hide different counts.
+        ValueError: If both are given, a shape or an index does not fit the clip, or rows hide different counts.
     """
     if bool_masked_pos is not None and visible_indices is not None:
         raise ValueError("Give bool_masked_pos or visible_indices, not both.")
@@ -557,6 +633,14 @@ def resolve_visible_indices(
             raise ValueError(
                 f"visible_indices must be ({batch_size}, visible tokens), got {tuple(visible_indices.shape)}."
             )
+        # On other devices reading a value would wait for them; there only what is too large is noticed.
+        if visible_indices.device.type == "cpu" and not torch.compiler.is_compiling():
+            outside = visible_indices[(visible_indices < 0) | (visible_indices >= num_tokens)]
+            if outside.numel():
+                raise ValueError(
+                    f"visible_indices must be from 0 to {num_tokens - 1}, the tokens of this clip, got "
+                    f"{outside.unique().tolist()}."
+                )
         return visible_indices
     if bool_masked_pos is None:
         return None
@@ -653,7 +737,12 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
             )
         grid, visible_indices = self.vision_model.resolve_tokens(pixel_values, bool_masked_pos, visible_indices)
         outputs = self.vision_model(
-            pixel_values, visible_indices=visible_indices, output_aligned_states=True, token_grid=grid, **kwargs
+            pixel_values,
+            visible_indices=visible_indices,
+            output_aligned_states=True,
+            token_grid=grid,
+            **kwargs,
+            return_dict=True,
         )
         positions = self.vision_model.embeddings.compute_position_embeddings(grid, visible_indices, fixed=True)
         features = project_aligned_states(
@@ -721,7 +810,7 @@ class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
 
         Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4 (fine-tuning).
         """
-        outputs = self.vision_model(pixel_values, **kwargs)
+        outputs = self.vision_model(pixel_values, **kwargs, return_dict=True)
         pooled = outputs.pooler_output
         if self.attentive_pooling is not None:
             pooled = self.attentive_pooling(outputs.last_hidden_state)
@@ -785,12 +874,12 @@ class UMTVideoForActionDetection(UMTVideoPreTrainedModel):
         """
         self._check_boxes(pixel_values, boxes, boxes_mask, labels)
         grid, _ = self.vision_model.resolve_tokens(pixel_values)
-        outputs = self.vision_model(pixel_values, token_grid=grid, **kwargs)
+        outputs = self.vision_model(pixel_values, token_grid=grid, **kwargs, return_dict=True)
         feature_map = outputs.last_hidden_state.unflatten(1, grid).mean(dim=1).permute(0, 3, 1, 2)
         if boxes_mask is not None:
             boxes = boxes.masked_fill(~boxes_mask.bool()[..., None], 0)
         pooled = pool_boxes(feature_map, boxes, 1 / self.config.patch_size)
-        logits = self.classifier(pooled.to(self.classifier.weight.dtype))
+        logits = self.classifier(match_precision(pooled, self.classifier))
         if boxes_mask is not None:
             logits = logits.masked_fill(~boxes_mask.bool()[..., None], 0)
         loss = None

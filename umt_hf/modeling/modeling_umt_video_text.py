@@ -13,11 +13,10 @@
 # limitations under the License.
 """The models that join the UMT video encoder with its text tower: dual encoder, matching, stage 2, questions.
 
-Legend: B videos or texts, T frames, V video tokens, P vectors per video, L text tokens, H text width, D projection
-width, S tokens of a question, A answers of all questions.
+Legend: B videos or texts, T frames (of tubelets, where these are longer than a frame), V video tokens, P vectors per
+video, L text tokens, H text width, D projection width, S tokens of a question, A answers of all questions.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConfig, build_decoder_config
+from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import (
     IGNORED_LABEL,
-    average_video_embeds,
     compute_negative_weights,
     find_true_pairs,
     mlm_loss,
@@ -61,89 +62,27 @@ from .modeling_umt_video import (
     require_tensor,
     select_targets,
 )
-from .towers_umt_video_text import load_bert_tower, load_video_tower
+from .outputs_umt_video_text import (
+    UMTVideoFeaturesOutput,
+    UMTVideoTextForPreTrainingOutput,
+    UMTVideoTextForQuestionAnsweringOutput,
+    UMTVideoTextForRetrievalOutput,
+    UMTVideoTextMatchingOutput,
+    UMTVideoTextOutput,
+)
+from .quantization_umt import UMTFloatLinear, UMTQuantizationMixin
+from .towers_umt_video_text import (
+    PLACEMENT_ARGUMENTS,
+    copy_for_question_answering,
+    load_bert_tower,
+    load_video_tower,
+    require_complete,
+)
 
 logger = logging.get_logger(__name__)
 
 
-@dataclass
-class UMTVideoTextOutput(ModelOutput):
-    """Output of [`UMTVideoTextModel`].
-
-    Args:
-        loss: Weighted sum of the losses, with `return_loss=True`.
-        vtc_loss: Video-text contrast, without its weight.
-        logits_per_video: Similarities over temperature, `(videos, texts)`, float32.
-        logits_per_text: The same, `(texts, videos)`.
-        video_embeds: Projected videos of unit length, `(B, P, D)`, float32.
-        text_embeds: Projected texts of unit length, `(B, D)`, float32.
-        vision_model_output: Tokens of the videos, `(B, V, width)`.
-        text_model_output: Tokens of the texts, `(B, L, H)`.
-    """
-
-    loss: torch.Tensor | None = None
-    vtc_loss: torch.Tensor | None = None
-    logits_per_video: torch.Tensor | None = None
-    logits_per_text: torch.Tensor | None = None
-    video_embeds: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    vision_model_output: UMTVideoModelOutput | None = None
-    text_model_output: BaseModelOutputWithPoolingAndCrossAttentions | None = None
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        """Fields that are set, the towers' outputs as tuples too."""
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
-
-
-@dataclass
-class UMTVideoTextForRetrievalOutput(UMTVideoTextOutput):
-    """Output of [`UMTVideoTextForRetrieval`].
-
-    Args:
-        vtm_loss: Video-text matching, without its weight.
-        matching_logits: Raw logits `(3 * B, 2)`, class 1 = match: B true pairs, B negative videos with the texts, B
-            negative texts with the videos.
-    """
-
-    vtm_loss: torch.Tensor | None = None
-    matching_logits: torch.Tensor | None = None
-
-
-@dataclass
-class UMTVideoTextForPreTrainingOutput(UMTVideoTextForRetrievalOutput):
-    """Output of [`UMTVideoTextForPreTraining`].
-
-    Args:
-        uta_loss: Alignment with the teacher, without its weight.
-        mlm_loss: Masked language modelling, without its weight.
-        mlm_logits: `(B, L, vocabulary)` for the corrupted texts.
-        aligned_features: Projected and normalised student features `(K, B, V, C)`, shallowest layer first, float32.
-    """
-
-    uta_loss: torch.Tensor | None = None
-    mlm_loss: torch.Tensor | None = None
-    mlm_logits: torch.Tensor | None = None
-    aligned_features: torch.Tensor | None = None
-
-
-@dataclass
-class UMTVideoTextForQuestionAnsweringOutput(ModelOutput):
-    """Output of [`UMTVideoTextForQuestionAnswering`].
-
-    Args:
-        loss: Sum of the weighted answer losses over the number of questions, with `labels`.
-        answer_loss: Cross entropy of each answer, summed over its tokens, `(A,)`.
-        logits: Of the answers' next tokens, `(A, answer tokens, vocabulary)`.
-        last_hidden_state: States of the questions after looking at the videos, `(B, S, H)`.
-    """
-
-    loss: torch.Tensor | None = None
-    answer_loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    last_hidden_state: torch.Tensor | None = None
-
-
-class UMTVideoTextPreTrainedModel(PreTrainedModel):
+class UMTVideoTextPreTrainedModel(UMTQuantizationMixin, PreTrainedModel):
     """What Transformers needs to know about the models with both towers.
 
     Every one of them has `vision_model` and `text_model` at top level, where [`UMTVideoModel`] and [`UMTTextModel`]
@@ -159,11 +98,16 @@ class UMTVideoTextPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # Losses are means over pairs, so the Trainer averages over accumulated batches itself.
     accepts_loss_kwargs = False
-    _no_split_modules = ["UMTVideoAlignmentHead", "UMTTextLMHead"]
+    _no_split_modules = ["UMTVideoLayer", "UMTTextLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the towers. The first parameter, the temperature, always stays in float32."""
+        return self.vision_model.dtype
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -172,6 +116,7 @@ class UMTVideoTextPreTrainedModel(PreTrainedModel):
             init.xavier_uniform_(module.dense.weight)
         elif isinstance(module, UMTVideoTextModel):
             init.constant_(module.temperature, self.config.temperature_init_value)
+        watch_fresh_head(self, module)
 
     def get_input_embeddings(self) -> nn.Module:
         """The text tower's table of word embeddings."""
@@ -182,20 +127,40 @@ class UMTVideoTextPreTrainedModel(PreTrainedModel):
         self.text_model.set_input_embeddings(value)
 
 
+def require_text(config: PreTrainedConfig, model_class: type) -> None:
+    """Refuse a configuration without text, which Auto classes hand over for a folder without it.
+
+    Raises:
+        ValueError: If it is not a [`UMTVideoTextConfig`]; the message names the folder's class.
+    """
+    if config.model_type != UMTVideoTextConfig.model_type:
+        known = ", ".join(config.architectures or ()) or "the class of its kind"
+        raise ValueError(
+            f"{model_class.__name__} needs a configuration of type {UMTVideoTextConfig.model_type!r}, with video and "
+            f"text; {config.name_or_path or 'this one'} is of type {config.model_type!r}, without text: load it with "
+            f"{known}."
+        )
+
+
 class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
-    """UMT dual encoder: videos and texts as vectors of one space, whose cosine measures how well they fit."""
+    """UMT dual encoder: videos and texts as vectors of one space, whose cosine measures how well they fit.
+
+    It keeps the fusion layers of the text tower, which only the heads use. So plain DDP needs
+    `find_unused_parameters=True` where this class itself is trained; the `Trainer` sets it, and the heads need it not.
+    """
 
     _keep_in_fp32_modules_strict = ["temperature"]
     _keys_to_ignore_on_load_unexpected = [r"^alignment_heads\.", r"^mlm_head\.", r"^matching_head\."]
 
     def __init__(self, config: UMTVideoTextConfig):
+        require_text(config, type(self))
         super().__init__(config)
         vision_config, text_config = config.vision_config, config.text_config
         self.vision_model = UMTVideoModel(vision_config)
         self.text_model = UMTTextModel(text_config)
         self.video_norm = nn.LayerNorm(vision_config.hidden_size, eps=vision_config.layer_norm_eps)
-        self.video_projection = nn.Linear(vision_config.hidden_size, config.projection_dim)
-        self.text_projection = nn.Linear(text_config.hidden_size, config.projection_dim)
+        self.video_projection = UMTFloatLinear(vision_config.hidden_size, config.projection_dim)
+        self.text_projection = UMTFloatLinear(text_config.hidden_size, config.projection_dim)
         # One element instead of a scalar, which FSDP2 cannot shard.
         self.temperature = nn.Parameter(torch.full((1,), float(config.temperature_init_value), dtype=torch.float32))
         self.build_heads(config)
@@ -211,7 +176,7 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         visible_indices: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> UMTVideoModelOutput:
+    ) -> UMTVideoFeaturesOutput:
         """Encode and project videos; an image is a video of one frame.
 
         Args:
@@ -221,19 +186,21 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
             **kwargs: As for [`UMTVideoModel`].
 
         Returns:
-            `last_hidden_state (B, V, width)`, the tokens that texts attend to, and `pooler_output (B, P, D)`,
-            projected but not normalised: P = T vectors without a mask, if `pool_per_frame`, else 1.
+            `last_hidden_state (B, V, width)`, the tokens that texts attend to; `pooler_output (B, D)`, one vector per
+            video, whose inner product with a text's unit vector is their score; and, without a mask and with
+            `pool_per_frame`, `frame_embeds (B, T, D)`, the unit vectors whose mean that is.
         """
         outputs = self.vision_model(pixel_values, bool_masked_pos, visible_indices, **kwargs, return_dict=True)
-        num_vectors = 1
         # CODEPATH: all released video-text checkpoints pool per frame; one vector per clip is for models trained anew.
-        if self.config.pool_per_frame and bool_masked_pos is None and visible_indices is None:
-            num_vectors = pixel_values.shape[1] // self.config.vision_config.tubelet_size
-        outputs.pooler_output = self.project_video(outputs.last_hidden_state, num_vectors)
-        return outputs
+        per_frame = self.config.pool_per_frame and bool_masked_pos is None and visible_indices is None
+        num_vectors = pixel_values.shape[1] // self.config.vision_config.tubelet_size if per_frame else 1
+        vectors = normalize_features(self.project_video(outputs.last_hidden_state, num_vectors))
+        pooled = UMTVideoFeaturesOutput(**outputs, frame_embeds=vectors if per_frame else None)
+        pooled.pooler_output = vectors.mean(dim=1)
+        return pooled
 
     def project_video(self, video_tokens: torch.Tensor, num_vectors: int) -> torch.Tensor:
-        """Pool tokens in P equal parts, in order, and project: `(B, V, width)` -> `(B, P, D)`."""
+        """Pool tokens in P equal parts, in order, and project: `(B, V, width)` -> `(B, P, D)`, of any length."""
         pooled = video_tokens.unflatten(1, (num_vectors, -1)).mean(dim=2)
         return self.video_projection(self.video_norm(pooled))
 
@@ -295,13 +262,13 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         pixel_values: torch.Tensor,
         video_options: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> tuple[UMTVideoModelOutput, BaseModelOutputWithPoolingAndCrossAttentions]:
+    ) -> tuple[UMTVideoFeaturesOutput, BaseModelOutputWithPoolingAndCrossAttentions]:
         video = self.get_video_features(pixel_values, **(video_options or {}), **kwargs, return_dict=True)
         return video, self.get_text_features(input_ids, attention_mask, **kwargs, return_dict=True)
 
     def _contrast(
         self,
-        video: UMTVideoModelOutput,
+        video: UMTVideoFeaturesOutput,
         text: BaseModelOutputWithPoolingAndCrossAttentions,
         pair_ids: torch.Tensor | None,
         return_loss: bool,
@@ -310,12 +277,12 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         if return_loss:
             # Through `.data`, so that a second forward before backward does not look like a change of the graph.
             self.temperature.data.clamp_(*self.config.temperature_bounds)
-        video_vectors = require_tensor(video.pooler_output, "pooler_output")
+        video_embeds = require_tensor(video.pooler_output, "pooler_output")
         text_vectors = require_tensor(text.pooler_output, "pooler_output")
-        with torch.autocast(video_vectors.device.type, enabled=False):
+        with torch.autocast(video_embeds.device.type, enabled=False):
             temperature = self.temperature.float()
-            video_embeds, text_embeds = normalize_features(video_vectors), normalize_features(text_vectors)
-            logits = average_video_embeds(video_embeds) @ text_embeds.T / temperature
+            text_embeds = normalize_features(text_vectors)
+            logits = video_embeds @ text_embeds.T / temperature
         loss = None
         # CODEPATH: stage-2 and retrieval checkpoints have the contrast; weight 0 leaves it out in runs without it.
         if return_loss and self.config.vtc_loss_weight > 0:
@@ -347,6 +314,8 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         vision_fields: dict[str, Any] | None = None,
         text_fields: dict[str, Any] | None = None,
         output_loading_info: bool = False,
+        dtype: torch.dtype | str = torch.float32,
+        device_map: Any = None,
         **fields: Any,
     ) -> "UMTVideoTextModel | tuple[UMTVideoTextModel, dict[str, Any]]":
         """Join a UMT video encoder and a BERT, as stage 2 starts.
@@ -359,10 +328,12 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
             text_fields: Fields of the text configuration to change. `fusion_layer` is 9 for 12 layers and 19 for 24 by
                 default; special ids are those of BERT's published vocabulary.
             output_loading_info: Whether to return also which weights are fresh and which are left over.
+            dtype: Precision of the model; its temperature stays in float32.
+            device_map: As for `from_pretrained`.
             **fields: Fields of [`UMTVideoTextConfig`].
 
         Returns:
-            The model in float32; with `output_loading_info`, also `from_pretrained`'s report, which is logged in any
+            The model; with `output_loading_info`, also `from_pretrained`'s report, which is logged in any
             case: `missing_keys` are the weights that start fresh (cross attention, projections, matching head ...),
             `unexpected_keys` those that have no place here.
 
@@ -376,7 +347,12 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         config = UMTVideoTextConfig(vision_config=vision_config, text_config=text_config, **fields)
         # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
         model, info = cls.from_pretrained(
-            None, config=config, state_dict=vision_state | text_state, output_loading_info=True
+            None,
+            config=config,
+            state_dict=vision_state | text_state,
+            output_loading_info=True,
+            dtype=dtype,
+            device_map=device_map,
         )
         return (model, info) if output_loading_info else model
 
@@ -403,7 +379,7 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
 
     def build_heads(self, config: UMTVideoTextConfig) -> None:
         """Add the matching head."""
-        self.matching_head = nn.Linear(config.text_config.hidden_size, 2)
+        self.matching_head = UMTFloatLinear(config.text_config.hidden_size, 2)
 
     def match(
         self,
@@ -411,17 +387,19 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
         text_tokens: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
+    ) -> Any:
         """Judge pairs of encoded videos and texts by the fusion layers.
 
         Args:
             video_tokens: `last_hidden_state` of `get_video_features`, `(B, V, width)`.
             text_tokens: `last_hidden_state` of `get_text_features`, `(B, L, H)`.
             attention_mask: 1 at the texts' tokens and 0 at padding, `(B, L)`.
-            **kwargs: As for [`UMTTextModel`].
+            **kwargs: As for [`UMTTextModel`]; with `output_attentions=True` (`attn_implementation="eager"`) or
+                `output_hidden_states=True` more than the logits is returned.
 
         Returns:
-            Raw logits `(B, 2)`, class 1 = match.
+            A tensor, the raw logits `(B, 2)`, class 1 = match; or [`UMTVideoTextMatchingOutput`], whose
+            `cross_attentions` say where in the video each word looks.
         """
         outputs = self.text_model(
             attention_mask=attention_mask,
@@ -431,7 +409,15 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
             **kwargs,
             return_dict=True,
         )
-        return self.matching_head(outputs.pooler_output)
+        logits = self.matching_head(outputs.pooler_output)
+        if not (kwargs.get("output_attentions") or kwargs.get("output_hidden_states")):
+            return logits
+        return UMTVideoTextMatchingOutput(
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
 
     @can_return_tuple
     def forward(
@@ -474,7 +460,7 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
     def _add_matching(
         self,
         outputs: UMTVideoTextForRetrievalOutput,
-        video: UMTVideoModelOutput,
+        video: UMTVideoFeaturesOutput,
         text: BaseModelOutputWithPoolingAndCrossAttentions,
         attention_mask: torch.Tensor | None,
         pair_ids: torch.Tensor | None,
@@ -608,7 +594,7 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
     def _add_alignment(
         self,
         outputs: UMTVideoTextForPreTrainingOutput,
-        video: UMTVideoModelOutput,
+        video: UMTVideoFeaturesOutput,
         targets: torch.Tensor,
         visible_indices: torch.Tensor | None,
         grid: tuple[int, int, int],
@@ -629,7 +615,7 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
     def _add_language_modelling(
         self,
         outputs: UMTVideoTextForPreTrainingOutput,
-        video: UMTVideoModelOutput,
+        video: UMTVideoFeaturesOutput,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         mlm_input_ids: torch.Tensor | None,
@@ -656,17 +642,40 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
         outputs.mlm_loss = mlm_loss(outputs.mlm_logits, mlm_labels)
 
 
-class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
+class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMixin):
     """UMT video question answering: a question looks at the video, and a decoder turns its states into an answer."""
 
     main_input_name = "pixel_values"
+    # The decoder stays on one device: automatic device maps search names within names, take `text_model` for
+    # `answer_decoder.text_model`, and fail once they have split the decoder, whose weights are tied.
+    _no_split_modules = ["UMTVideoLayer", "UMTTextLayer", "UMTTextLMHeadModel"]
 
     def __init__(self, config: UMTVideoTextConfig):
+        require_text(config, type(self))
         super().__init__(config)
         self.vision_model = UMTVideoModel(config.vision_config)
         self.text_model = UMTTextModel(config.text_config)
         self.answer_decoder = UMTTextLMHeadModel(build_decoder_config(config.text_config))
         self.post_init()
+
+    @property
+    def generation_config(self) -> GenerationConfig:  # pyrefly: ignore[bad-override-mutable-attribute]  the decoder's
+        """How answers are generated: number of tokens, beams ...; saved and loaded with the model."""
+        return self.answer_decoder.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        # Transformers sets one before there is a decoder, which then comes with its own.
+        if "answer_decoder" in self._modules:
+            self.answer_decoder.generation_config = value
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Give questions and answers a vocabulary of another size, as Transformers' method of that name does."""
+        resized = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.answer_decoder.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        return resized
 
     @classmethod
     def from_pretraining(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
@@ -685,32 +694,35 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
 
         Source: published fine-tuning code's hand-over rule.
         """
+        # Where weights go and in what form concerns the model that is returned; the source is only read.
+        placement = {name: kwargs.pop(name) for name in PLACEMENT_ARGUMENTS if name in kwargs}
         # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
         source, info = UMTVideoTextForPreTraining.from_pretrained(
-            pretrained_model_name_or_path, output_loading_info=True, **kwargs
+            pretrained_model_name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-        parts = {name.split(".")[0] for name in info["missing_keys"]} & {"vision_model", "text_model", "mlm_head"}
-        if parts:
+        if info["mismatched_keys"]:
+            name, stored, needed = min(info["mismatched_keys"])
             raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {', '.join(sorted(parts))} or parts of it: give the folder of "
-                "a UMTVideoTextForPreTraining."
+                f"{pretrained_model_name_or_path} holds {name} in shape {tuple(stored)}, which should be "
+                f"{tuple(needed)}."
             )
-        text_config = source.config.text_config
-        if text_config.encoder_width != text_config.hidden_size:
+        parts = ("vision_model.", "text_model.", "mlm_head.")
+        if missing := sorted(name for name in info["missing_keys"] if name.startswith(parts)):
             raise ValueError(
-                f"The fusion layers of {pretrained_model_name_or_path} attend to width {text_config.encoder_width}, "
-                f"questions have {text_config.hidden_size}: the decoder cannot be copied from them."
+                f"{pretrained_model_name_or_path} lacks {', '.join(missing[:5])}: give the complete folder of a "
+                "UMTVideoTextForPreTraining."
             )
-        # Copied weight by weight, so that a name or shape that differs is an error.
-        model = cls(source.config).to(source.dtype)
-        model.vision_model.load_state_dict(source.vision_model.state_dict())
-        model.text_model.load_state_dict(source.text_model.state_dict())
-        decoder = model.answer_decoder
-        decoder.text_model.embeddings.load_state_dict(source.text_model.embeddings.state_dict())
-        fusion_layers = source.text_model.layers[text_config.fusion_layer :]
-        decoder.text_model.layers.load_state_dict(fusion_layers.state_dict())
-        decoder.lm_head.load_state_dict(source.mlm_head.state_dict())
-        return model.eval()
+        # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
+        model, info = cls.from_pretrained(
+            None,
+            config=source.config,
+            state_dict=copy_for_question_answering(source, pretrained_model_name_or_path),
+            dtype=source.dtype,
+            output_loading_info=True,
+            **placement,
+        )
+        require_complete(pretrained_model_name_or_path, info)
+        return model
 
     @can_return_tuple
     def forward(
@@ -736,19 +748,26 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
             labels: Answers `[CLS] ... [SEP]` `(A, tokens)`, -100 on padding; shifted inside.
             answer_weights: Weight of each answer's loss, `(A,)`; by default 1.
             answers_per_question: How many of the answers, in order, belong to each question, `(B,)`; by default one.
-            **kwargs: As for both towers.
+            **kwargs: As for both towers; `output_hidden_states` and `output_attentions` ask the decoder as well.
 
         Returns:
-            [`UMTVideoTextForQuestionAnsweringOutput`]; without answers the questions' states alone.
+            [`UMTVideoTextForQuestionAnsweringOutput`]; without answers nothing of the decoder.
 
         Raises:
             ValueError: If the number of answers does not fit the questions.
 
         Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4; Li et al., "Align before Fuse", 2021, section 5.
         """
-        states = self._encode_questions(pixel_values, input_ids, attention_mask, **kwargs)
+        video, question = self._encode_questions(pixel_values, input_ids, attention_mask, **kwargs)
+        states = require_tensor(question.last_hidden_state, "last_hidden_state")
         num_questions = states.shape[0]
-        outputs = UMTVideoTextForQuestionAnsweringOutput(last_hidden_state=states)
+        outputs = UMTVideoTextForQuestionAnsweringOutput(
+            last_hidden_state=states,
+            hidden_states=question.hidden_states,
+            attentions=question.attentions,
+            cross_attentions=question.cross_attentions,
+            video_outputs=None if video.hidden_states is None and video.attentions is None else video,
+        )
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = labels.masked_fill(labels == IGNORED_LABEL, self.config.text_config.pad_token_id)
         if decoder_input_ids is None:
@@ -764,14 +783,19 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
                 f"Got {decoder_input_ids.shape[0]} answers, expected {states.shape[0]}: one per question, or as "
                 "many as answers_per_question gives."
             )
-        outputs.logits = self.answer_decoder(
+        answer = self.answer_decoder(
             decoder_input_ids,
             decoder_attention_mask,
             encoder_hidden_states=states,
             encoder_attention_mask=attention_mask,
             use_cache=False,
             return_dict=True,
-        ).logits
+            **{name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs},
+        )
+        outputs.logits = answer.logits
+        outputs.decoder_hidden_states = answer.hidden_states
+        outputs.decoder_attentions = answer.attentions
+        outputs.decoder_cross_attentions = answer.cross_attentions
         if labels is not None:
             outputs.answer_loss = compute_answer_loss(outputs.logits, labels)
             weighted = outputs.answer_loss if answer_weights is None else outputs.answer_loss * answer_weights
@@ -784,17 +808,17 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
         input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         **kwargs: Any,
-    ) -> torch.Tensor:
-        video_tokens = self.vision_model(pixel_values, **kwargs, return_dict=True).last_hidden_state
-        outputs = self.text_model(
+    ) -> tuple[UMTVideoModelOutput, BaseModelOutputWithPoolingAndCrossAttentions]:
+        video = self.vision_model(pixel_values, **kwargs, return_dict=True)
+        question = self.text_model(
             input_ids,
             attention_mask,
-            encoder_hidden_states=video_tokens,
+            encoder_hidden_states=video.last_hidden_state,
             mode="multi_modal",
             **kwargs,
             return_dict=True,
         )
-        return outputs.last_hidden_state
+        return video, question
 
     @torch.no_grad()
     def generate(
@@ -810,14 +834,18 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
             pixel_values: Normalised videos `(B, T, channels, height, width)`.
             input_ids: Questions `(B, S)`, `[CLS]` first and no `[SEP]`.
             attention_mask: 1 at the questions' tokens and 0 at padding, `(B, S)`.
-            **kwargs: As for Transformers' `generate`: `max_new_tokens`, `num_beams`, `do_sample` ...
+            **kwargs: As for Transformers' `generate`: `max_new_tokens`, `num_beams`, `do_sample` ...; default: those
+                of the model's `generation_config`.
 
         Returns:
             Token ids `(B, tokens)` with `[CLS]` and `[SEP]`, padded, or what `return_dict_in_generate` asks for.
         """
-        states = self._encode_questions(pixel_values, input_ids, attention_mask)
+        _, question = self._encode_questions(pixel_values, input_ids, attention_mask)
+        states = require_tensor(question.last_hidden_state, "last_hidden_state")
         config = self.answer_decoder.config
-        if kwargs.get("use_cache", config.use_cache) and not {CACHE_NAME, "cache_implementation"} & set(kwargs):
+        asked = (kwargs.get("generation_config") or self.generation_config).to_dict() | kwargs
+        uses_cache = config.use_cache if asked.get("use_cache") is None else asked["use_cache"]
+        if uses_cache and CACHE_NAME not in kwargs and asked.get("cache_implementation") is None:
             kwargs[CACHE_NAME] = build_cache(config)
         start = torch.full((states.shape[0], 1), config.cls_token_id, device=states.device)
         return self.answer_decoder.generate(
@@ -863,7 +891,8 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel):
         """
         if top_k > answer_input_ids.shape[0]:
             raise ValueError(f"top_k={top_k} exceeds the list of {answer_input_ids.shape[0]} answers.")
-        states = self._encode_questions(pixel_values, input_ids, attention_mask)
+        _, question = self._encode_questions(pixel_values, input_ids, attention_mask)
+        states = require_tensor(question.last_hidden_state, "last_hidden_state")
         start = answer_input_ids[:1, :1].expand(states.shape[0], 1)
         decode = partial(self.answer_decoder, use_cache=False, return_dict=True)
         start_logits = decode(start, encoder_hidden_states=states, encoder_attention_mask=attention_mask).logits[:, 0]

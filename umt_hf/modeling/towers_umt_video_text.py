@@ -24,6 +24,8 @@ from .configuration_umt_video import UMTVideoConfig
 from .configuration_umt_video_text import UMTTextConfig, UMTVideoTextConfig
 from .modeling_umt_video import UMTVideoForPreTraining
 
+# Arguments of `from_pretrained` that say where weights go and how they are stored there.
+PLACEMENT_ARGUMENTS = ("device_map", "max_memory", "offload_folder", "offload_buffers", "quantization_config")
 PUBLISHED_FUSION_LAYERS = {12: 9, 24: 19}  # layers of the BERT -> first layer that fuses
 BERT_FIELDS = (
     "vocab_size",
@@ -81,9 +83,9 @@ def load_video_tower(
     config = UMTVideoConfig.from_pretrained(source, **fields)
     # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
     model, info = UMTVideoForPreTraining.from_pretrained(
-        source, config=config, dtype=torch.float32, output_loading_info=True
+        source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
-    _check_tower(source, [name for name in info["missing_keys"] if name.startswith("vision_model.")])
+    _check_tower(source, info, r"vision_model\.")
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in info["missing_keys"]}
     return state, config
 
@@ -115,8 +117,10 @@ def load_bert_tower(
     config = UMTTextConfig(**shared | fields)
 
     # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
-    model, info = BertForPreTraining.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    _check_tower(source, [name for name in info["missing_keys"] if re.match(r"bert\.(?!pooler\.)", name)])
+    model, info = BertForPreTraining.from_pretrained(
+        source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    _check_tower(source, info, r"bert\.(?!pooler\.)")
     state = {
         rename_bert_weight(name): tensor
         for name, tensor in model.state_dict().items()
@@ -125,9 +129,51 @@ def load_bert_tower(
     return state, config
 
 
-def _check_tower(source: str | os.PathLike, missing: list[str]) -> None:
-    if missing:
-        raise ValueError(f"{source} lacks {len(missing)} weights of its tower: {', '.join(sorted(missing)[:5])} ...")
+def _check_tower(source: str | os.PathLike, info: dict[str, Any], tower: str) -> None:
+    """Refuse a tower that lacks weights whose names match `tower`, or any of another shape."""
+    if missing := sorted(name for name in info["missing_keys"] if re.match(tower, name)):
+        raise ValueError(f"{source} lacks {len(missing)} weights of its tower: {', '.join(missing[:5])} ...")
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, stored, needed = mismatched[0]
+        raise ValueError(f"{source} holds {name} in shape {tuple(stored)}, which should be {tuple(needed)}.")
+
+
+def copy_for_question_answering(source: Any, name: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Weights of a question-answering model: both towers, and a decoder of the fusion layers and the language head.
+
+    Args:
+        source: A [`UMTVideoTextForPreTraining`].
+        name: Where it comes from, for messages.
+
+    Raises:
+        ValueError: If video and text differ in width, so that the copied cross-attention cannot attend to questions.
+    """
+    config = source.config.text_config
+    if config.encoder_width != config.hidden_size:
+        raise ValueError(
+            f"The fusion layers of {name} attend to width {config.encoder_width}, questions have "
+            f"{config.hidden_size}: the decoder cannot be copied from them."
+        )
+    towers = ("vision_model.", "text_model.")
+    state = {weight: tensor for weight, tensor in source.state_dict().items() if weight.startswith(towers)}
+    parts: dict[str, Any] = {
+        "text_model.embeddings": source.text_model.embeddings,
+        "text_model.layers": source.text_model.layers[config.fusion_layer :],
+        "lm_head": source.mlm_head,
+    }
+    for part, module in parts.items():
+        state |= {f"answer_decoder.{part}.{weight}": tensor for weight, tensor in module.state_dict().items()}
+    return state
+
+
+def require_complete(source: str | os.PathLike, info: dict[str, Any]) -> None:
+    """Refuse a load that left a weight of the model fresh, or had no place for one of its source.
+
+    Raises:
+        ValueError: If a name differs.
+    """
+    if differing := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
+        raise ValueError(f"{source} does not give each weight: {', '.join(differing[:5])}.")
 
 
 def rename_bert_weight(name: str) -> str:
@@ -137,4 +183,11 @@ def rename_bert_weight(name: str) -> str:
     return name
 
 
-__all__ = ["load_bert_tower", "load_video_tower", "rename_bert_weight"]
+__all__ = [
+    "PLACEMENT_ARGUMENTS",
+    "copy_for_question_answering",
+    "load_bert_tower",
+    "load_video_tower",
+    "rename_bert_weight",
+    "require_complete",
+]

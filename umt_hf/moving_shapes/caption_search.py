@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import typer
 from accelerate import Accelerator
-from transformers import AutoProcessor
 
 from ..data.annotations import RetrievalSet, load_retrieval_set
 from ..evaluation.retrieval import (
@@ -28,6 +27,7 @@ from ..evaluation.retrieval import (
     rerank_candidates,
 )
 from ..inference.held_out import HeldOutVideos
+from ..inference.loading import load_complete_model, load_video_text_processor
 from ..modeling.losses_umt import compute_similarity
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..plots import STAGE_2_CURVES, FoundVideo, plot_found_videos, plot_losses
@@ -72,8 +72,8 @@ def measure_caption_search(folder: Path, seed: int, num_quartets: int = NUM_QUAR
     """
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
-    processor = AutoProcessor.from_pretrained(folder / "video_text")
-    after = UMTVideoTextForRetrieval.from_pretrained(folder / "video_text").eval()
+    after = load_complete_model(UMTVideoTextForRetrieval, folder / "video_text").eval()
+    processor = load_video_text_processor(folder / "video_text")
     text_config = after.config.text_config
     names = ("fusion_layer", "pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id")
     before = UMTVideoTextForRetrieval.from_vision_text_pretrained(
@@ -100,7 +100,7 @@ def measure_caption_search(folder: Path, seed: int, num_quartets: int = NUM_QUAR
     chance = statistics.mean(len(videos) for videos in clips.videos_of_text) / len(clips.videos)
     chance = {"all": chance, "motion": 1 / 4, "appearance": 1 / 36}
     results = {"recall": recall, "chance": chance, "num_clips": len(clips.videos), "num_texts": len(clips.texts)}
-    (folder / "results_stage2.json").write_text(json.dumps(results, indent=2) + "\n")
+    (folder / "results_stage2.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     plot_losses(folder / "video_text" / METRICS_FILE, folder / "losses_stage2.png", STAGE_2_CURVES, "loss")
     draw_found(folder, processor, clips, features)
 

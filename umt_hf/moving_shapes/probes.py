@@ -15,9 +15,11 @@ from typing import Any
 import torch
 import typer
 from tqdm import tqdm
-from transformers import AutoModel, AutoVideoProcessor
+from transformers import AutoModel
 
+from ..inference.loading import load_complete_model, load_video_processor
 from ..modeling.masking_umt_video import sample_attention_mask
+from ..modeling.modeling_umt_video import UMTVideoModel
 from ..plots import plot_losses, plot_masks
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import LOSS_PICTURE, METRICS_FILE
@@ -55,8 +57,8 @@ def measure_probes(folder: Path, probe_steps: int = PROBE_STEPS) -> None:
         probe_steps: Optimizer steps of a probe.
     """
     torch.manual_seed(0)
-    processor = AutoVideoProcessor.from_pretrained(folder / "student")
-    student = AutoModel.from_pretrained(folder / "student").eval()
+    processor = load_video_processor(folder / "student")
+    student = load_complete_model(UMTVideoModel, folder / "student").eval()
     untrained = AutoModel.from_config(student.config).eval()
     teacher = UMTTeacher.from_pretrained(str(folder / "teacher"), num_aligned_layers=1)
 
@@ -84,7 +86,7 @@ def measure_probes(folder: Path, probe_steps: int = PROBE_STEPS) -> None:
                 row[column] = fit_probe(features, PROBES[probe], probe_steps)
             typer.echo(f"  {network}, {POOLINGS[pooling]}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
     results = {"accuracy": accuracy, "num_clips": len(splits["test"][MOTIONS])}
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     plot_losses(folder / "student" / METRICS_FILE, folder / LOSS_PICTURE)
     draw_masks(folder, processor, teacher, student.config.mask_ratio)
 
@@ -106,8 +108,11 @@ def embed_split(
     Returns:
         The features of all clips by name, and the labels by the name of their task.
     """
-    rows = [line.rsplit(",", 1) for line in (data / f"{split}_motion.csv").read_text().splitlines()]
-    appearances = [line.rsplit(",", 1)[1] for line in (data / f"{split}_appearance.csv").read_text().splitlines()]
+    rows, appearances = (
+        [line.rsplit(",", 1) for line in (data / f"{split}_{task}.csv").read_text(encoding="utf-8").splitlines()]
+        for task in ("motion", "appearance")
+    )
+    appearances = [label for _, label in appearances]
     parts = []
     for start in tqdm(range(0, len(rows), 50), desc=f"embedding {split}", unit="batch"):
         videos = [str(data / name) for name, _ in rows[start : start + 50]]
@@ -167,7 +172,7 @@ def fit_probe(
 
 def draw_masks(folder: Path, processor: UMTVideoProcessor, teacher: UMTTeacher, mask_ratio: float) -> None:
     """Saliency and visible patches over the frames of a held-out clip."""
-    caption = json.loads((folder / "data" / "test_captions.json").read_text())[0]
+    caption = json.loads((folder / "data" / "test_captions.json").read_text(encoding="utf-8"))[0]
     clip = processor(str(folder / "data" / caption["video"]), return_tensors="pt")["pixel_values"]
     saliency = teacher(clip).saliency
     mask = sample_attention_mask(saliency, mask_ratio, clip.shape[1], torch.Generator().manual_seed(0))

@@ -210,7 +210,7 @@ def read_settings(directory: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{directory}: no moving shapes there; `umt-hf data moving-shapes {directory}` makes them."
         )
-    return json.loads((directory / _SETTINGS_FILE).read_text())
+    return json.loads((directory / _SETTINGS_FILE).read_text(encoding="utf-8"))
 
 
 def _claim_directory(directory: Path, settings: dict[str, Any]) -> bool:
@@ -221,7 +221,7 @@ def _claim_directory(directory: Path, settings: dict[str, Any]) -> bool:
     """
     settings = {**settings, "frame_size": FRAME_SIZE, "num_frames": NUM_FRAMES}
     settings_path = directory / _SETTINGS_FILE
-    if settings_path.exists() and (found := json.loads(settings_path.read_text())) != settings:
+    if settings_path.exists() and (found := json.loads(settings_path.read_text(encoding="utf-8"))) != settings:
         raise FileExistsError(
             f"{directory} holds moving shapes of other settings ({found}, wanted {settings}): "
             "delete it or choose another folder."
@@ -250,7 +250,8 @@ def write_annotations(directory: Path, split: str, rows: list[tuple[str, ClipDes
     motions = [(name, list(MOTIONS).index(clip.motion)) for name, clip, _ in rows]
     appearances = [(name, APPEARANCES.index(clip.appearance)) for name, clip, _ in rows]
     for suffix, labels in (("", motions), ("_motion", motions), ("_appearance", appearances)):
-        (directory / f"{split}{suffix}.csv").write_text("".join(f"{name},{label}\n" for name, label in labels))
+        lines = "".join(f"{name},{label}\n" for name, label in labels)
+        (directory / f"{split}{suffix}.csv").write_text(lines, encoding="utf-8")
     _write_json(
         directory / f"{split}_captions.json", [{"video": name, "caption": clip.caption} for name, clip, _ in rows]
     )
@@ -282,7 +283,7 @@ def _describe_boxes(name: str, clip: ClipDescription, boxes: np.ndarray) -> dict
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _compute_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:

@@ -139,7 +139,7 @@ def _start(context: Any, name: str, step: Step, num_lanes: int, logs: Path) -> _
 def _run(step: Step, log: Path | None, sender: Connection) -> None:
     """What the new process does."""
     if log is not None:
-        with log.open("w", buffering=1) as file:
+        with log.open("w", buffering=1, encoding="utf-8") as file:
             os.dup2(file.fileno(), sys.stdout.fileno())
             os.dup2(file.fileno(), sys.stderr.fileno())
     if step.num_threads is not None:

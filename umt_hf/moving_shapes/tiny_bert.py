@@ -60,7 +60,7 @@ def collect_words(data: Path) -> list[str]:
     for name in ("train_captions.json", "train_questions.json", "answers.json"):
         if not (data / name).is_file():
             raise FileNotFoundError(f"{data / name}: no moving shapes there; `umt-hf data moving-shapes {data}`.")
-        texts.append((data / name).read_text())
+        texts.append((data / name).read_text(encoding="utf-8"))
     values = [value for text in texts for row in json.loads(text) for value in _list_texts(row)]
     return sorted({word for value in values for word in re.findall(r"\w+", value.lower())})
 

@@ -139,7 +139,7 @@ def load_frames(data: Path, split: str, num_clips: int) -> LabeledFrames:
         raise FileNotFoundError(
             f"{annotation}: no moving shapes there; `umt-hf data moving-shapes {data}` makes them."
         )
-    annotations = json.loads(annotation.read_text())[:num_clips]
+    annotations = json.loads(annotation.read_text(encoding="utf-8"))[:num_clips]
     for clip in tqdm(annotations, desc=f"decoding {split} frames", unit="clip"):
         (shape,) = clip["objects"]
         indices = range(0, len(shape["boxes"]), 2)  # neighbouring frames are all but the same

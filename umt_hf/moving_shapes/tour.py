@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 import typer
 
+from ..runs.disk import write_text
 from ..runs.folder import CONFIG_FILE, LOSS_PICTURE
 from ..runs.mistakes import end_in_one_line
 from ..training import stage1, stage2
@@ -222,11 +223,11 @@ def add_seconds(folder: Path, stage: int, costs: Mapping[str, Cost]) -> dict[str
     """
     file = folder / RESULTS[f"stage{stage}"]
     own = {name: cost for name, cost in costs.items() if (name in STEPS_OF_STAGE_2) == (stage == 2)}
-    content = json.loads(file.read_text()) | {
+    content = json.loads(file.read_text(encoding="utf-8")) | {
         "seconds": {name: cost.wall for name, cost in own.items()},
         "cpu_seconds": {name: cost.cpu for name, cost in own.items()},
     }
-    file.write_text(json.dumps(content, indent=2) + "\n")
+    write_text(file, json.dumps(content, indent=2) + "\n")
     return content
 
 

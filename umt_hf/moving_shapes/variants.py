@@ -120,7 +120,7 @@ def write_corrupted_test(
         raise ValueError(f"{directory} has {available} test clips, {num_clips} corrupted ones were asked for.")
     last = directory / f"{split}_boxes.json"  # the last file written
     annotation = directory / f"{split}.csv"
-    if last.exists() and len(annotation.read_text().splitlines()) == num_clips:
+    if last.exists() and len(annotation.read_text(encoding="utf-8").splitlines()) == num_clips:
         logger.info("%s already holds %s.", directory, split)
         return directory
     (directory / "videos" / split).mkdir(parents=True, exist_ok=True)

@@ -70,6 +70,8 @@ H264_IDR, H264_NOTES, RECOVERY_POINT = 5, 6, 6  # types of units, and of a note 
 
 VOP_START = b"\x00\x00\x01\xb6"  # MPEG-4 part 2: a picture; the next two bits are its type
 INTRA_VOP, PREDICTED_VOP, BIDIRECTIONAL_VOP = 0, 1, 2
+MPEG_PICTURE_START, MPEG_SEQUENCE_START = b"\x00\x00\x01\x00", b"\x00\x00\x01\xb3"  # MPEG-1 and MPEG-2
+MPEG_INTRA, MPEG_PREDICTED, MPEG_BIDIRECTIONAL = 1, 2, 3
 VOL_STARTS = tuple(b"\x00\x00\x01" + bytes([kind]) for kind in range(0x20, 0x30))  # the header of the stream
 
 
@@ -251,7 +253,7 @@ class PacketIndex:
 
 
 def build_packet_index(packets: Iterable[Any], format_name: str, codec: Any) -> PacketIndex | None:
-    """Number the frames of a stream by its packets alone, in MPEG-TS, VP8 and AVI.
+    """Number the frames of a stream by its packets alone, in MPEG-TS, MPEG-PS, VP8 and AVI.
 
     Returns:
         `None` for files of other kinds, and where packets and frames do not go together one by one: damage, a cut
@@ -264,6 +266,8 @@ def build_packet_index(packets: Iterable[Any], format_name: str, codec: Any) -> 
         return _index_vp8(packets)
     if is_ts and codec.name in ("h264", "hevc"):
         return _index_by_key_flags(packets, is_reordered=True)
+    if format_name == "mpeg" and codec.name in ("mpeg1video", "mpeg2video"):
+        return _index_mpeg_ps(packets)
     if is_avi and codec.name == "mpeg4":
         return _index_mpeg4(packets, bytes(codec.extradata or b""))
     if is_avi and codec.name in ("h264", "mjpeg") and not getattr(codec, "has_b_frames", 1):
@@ -344,21 +348,55 @@ def _index_mpeg4(packets: Iterable[Any], header: bytes) -> PacketIndex | None:
             pts.append(packet.pts)
     except _NotInOrder:
         return None
-    if kinds[:1] != [INTRA_VOP] or set(kinds) - {INTRA_VOP, PREDICTED_VOP, BIDIRECTIONAL_VOP}:
+    if set(kinds) - {INTRA_VOP, PREDICTED_VOP, BIDIRECTIONAL_VOP}:
         return None
     keys = [number for number, kind in enumerate(kinds) if kind == INTRA_VOP]
-    if BIDIRECTIONAL_VOP not in kinds:
-        return PacketIndex(list(range(len(kinds))), keys, pts)
-    if BIDIRECTIONAL_VOP in kinds[:2]:
+    is_bidirectional = [kind == BIDIRECTIONAL_VOP for kind in kinds]
+    frames = _order_references(is_bidirectional, keys)
+    if frames is None:
+        return None
+    return PacketIndex(frames, keys, [None] * len(kinds) if any(is_bidirectional) else pts)
+
+
+def _index_mpeg_ps(packets: Iterable[Any]) -> PacketIndex | None:
+    """MPEG-1 and MPEG-2 with one picture per packet, in the order of MPEG-4; decoding begins at a sequence header."""
+    is_bidirectional, keys, pts = [], [], []
+    try:
+        for number, packet in enumerate(_sound_packets(packets)):
+            content = bytes(packet)
+            if content.count(MPEG_PICTURE_START) != 1:
+                return None
+            kind = content[content.index(MPEG_PICTURE_START) + 5] >> 3 & 7
+            if kind not in (MPEG_INTRA, MPEG_PREDICTED, MPEG_BIDIRECTIONAL):
+                return None
+            if kind == MPEG_INTRA and MPEG_SEQUENCE_START in content:
+                keys.append(number)
+            is_bidirectional.append(kind == MPEG_BIDIRECTIONAL)
+            pts.append(packet.pts)
+    except (_NotInOrder, IndexError):
+        return None
+    frames = _order_references(is_bidirectional, keys)
+    if frames is None:
+        return None
+    packet_of_frame = sorted(range(len(frames)), key=lambda number: frames[number] or 0)
+    return PacketIndex(frames, keys, [pts[number] for number in packet_of_frame])
+
+
+def _order_references(is_bidirectional: list[bool], keys: list[int]) -> list[int | None] | None:
+    """The frame that each packet shows, where a picture that others refer to is shown just before the next such one.
+
+    Returns:
+        `None` where the stream does not begin with a key and another such picture.
+    """
+    if keys[:1] != [0] or any(is_bidirectional[:2]):
         return None
     frames: list[int | None] = []
-    next_reference = len(kinds)
-    for number in range(len(kinds) - 1, -1, -1):
-        is_reference = kinds[number] != BIDIRECTIONAL_VOP
-        frames.append(next_reference - 1 if is_reference else number - 1)
-        if is_reference:
+    next_reference = len(is_bidirectional)
+    for number in range(len(is_bidirectional) - 1, -1, -1):
+        frames.append(number - 1 if is_bidirectional[number] else next_reference - 1)
+        if not is_bidirectional[number]:
             next_reference = number
-    return PacketIndex(frames[::-1], keys, [None] * len(kinds))
+    return frames[::-1]
 
 
 class _Bits:

@@ -313,8 +313,8 @@ class PyAVReader(VideoReader):
 
     One pass over the packets, without decoding, gives the timestamp of every frame. A frame is then reached by seeking
     to the key frame before it and decoding from there; frames in between that no other frame refers to are left out.
-    Where the timestamps cannot be trusted (see `INDEXED_CONTAINERS`) but packets can be counted (MPEG-TS, VP8, AVI),
-    packets are passed over up to that key frame; the rest is decoded from its start. One thread decodes.
+    Where the timestamps cannot be trusted (see `INDEXED_CONTAINERS`) but packets can be counted (MPEG-TS, MPEG-PS,
+    VP8, AVI), packets are passed over up to that key frame; the rest is decoded from its start. One thread decodes.
 
     Damaged pictures raise an error in H.264 and MPEG-4, whose decoders notice. Those of HEVC, VP8 and VP9 mostly do
     not: of 12 files with one bit flipped, 8 gave a damaged picture, as the `ffmpeg` command does.

@@ -206,7 +206,7 @@ def build_tokenizer(source: str | os.PathLike | Sequence[str], max_length: int =
 
 
 def _read_words(path: str | os.PathLike) -> list[str]:
-    return Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")  # a word may hold other line breaks
+    return Path(path).read_text(encoding="utf-8-sig").rstrip("\n").split("\n")  # a word may hold other line breaks
 
 
 def _build_backend(words: Sequence[str]) -> Tokenizer:

@@ -16,11 +16,16 @@
 Legend: N frames in the video, n frames wanted, C clips, c the clip's number.
 """
 
+import math
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 import numpy as np
 import torch
+
+from .media_files import LIMITS
+
+MANY = 10**18  # stands for any number of frames that is too large for an integer
 
 SamplingStrategy = Literal["uniform", "segments", "middle", "dense", "fps"]
 
@@ -69,7 +74,8 @@ def sample_frame_indices(
         Frame numbers from 0 to `num_video_frames - 1`, rising (repeats allowed).
 
     Raises:
-        ValueError: If an argument is out of range or missing for the strategy.
+        ValueError: If an argument is out of range or missing for the strategy, or `fps` asks for more frames than
+            `LIMITS` allows.
 
     Source: the published data sets of UMT (Kinetics, Something-Something, stage 1) and of VindLU (video with text).
     """
@@ -132,13 +138,13 @@ def trim_num_frames(num_video_frames: int, video_fps: float | None, first_second
         A number from 1 to `num_video_frames`.
 
     Raises:
-        ValueError: If the rate is not known or the length not positive.
+        ValueError: If the rate is not known, or one of the two is not positive and finite.
     """
-    if not video_fps or first_seconds <= 0:
+    if not _is_positive(video_fps) or not _is_positive(first_seconds):
         raise ValueError(
             f"first_seconds must be positive and needs the video's frame rate, got {first_seconds} and {video_fps}."
         )
-    return max(1, min(num_video_frames, int(first_seconds * video_fps)))
+    return max(1, int(min(num_video_frames, first_seconds * video_fps)))
 
 
 def compute_resized_size(height: int, width: int, size: int) -> tuple[int, int]:
@@ -225,6 +231,11 @@ def _check_clip(strategy: str, num_clips: int, clip_index: int, is_random: bool)
         raise ValueError("The 'fps' strategy has a single fixed clip: leave out generator and num_clips.")
 
 
+def _is_positive(rate: float | None) -> TypeGuard[float]:
+    """Whether a number is given, above 0 and finite (`nan` is not)."""
+    return rate is not None and 0 < rate < math.inf
+
+
 def _check_at_least_1(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
@@ -298,10 +309,14 @@ def _dense_from(start: int, total: int, n: int, stride: int) -> list[int]:
 
 
 def _fps_fixed(total: int, fps: float | None, video_fps: float | None) -> list[int]:
-    if not fps or not video_fps or fps < 0 or video_fps < 0:
+    if not _is_positive(fps) or not _is_positive(video_fps):
         raise ValueError(
             f"The 'fps' strategy needs fps and the video's own frame rate, both positive, got {fps} and {video_fps}."
         )
+    num_steps = total * fps / video_fps
+    LIMITS.check_num_frames(f"<video of {total} frames at {video_fps:g} per second>", int(min(num_steps, MANY)))
+    if num_steps < 0.4:  # the middle of the first step is past the end
+        return [(total - 1) // 2]
     step = 1 / fps
     duration = total / video_fps
     indices = np.round(np.arange(step / 2, duration + step / 2, step) * video_fps).astype(int)

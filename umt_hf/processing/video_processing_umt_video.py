@@ -308,6 +308,11 @@ class UMTVideoProcessor(BaseVideoProcessor):
         if _is_decoder(source):
             return _read_decoder(source, choose_frames)
 
+        if not len(source):
+            raise _MalformedVideo("is empty: it has no frames.")
+        if isinstance(source, np.ndarray | torch.Tensor) and source.ndim == 4 and 0 not in source.shape:
+            # Before frames are chosen, so that the error names the shape that was given.
+            _find_layout(source, self._setting("input_data_format", kwargs))
         if choose_frames is not None and kwargs.get("num_frames", 0) > len(source):
             raise _MalformedVideo(
                 f"has {len(source)} frames and the call asks for num_frames={kwargs['num_frames']}. Ask for fewer, or "
@@ -325,6 +330,7 @@ class UMTVideoProcessor(BaseVideoProcessor):
             indices = choose_frames(metadata)
         if metadata.frames_indices is None or choose_frames is not None:
             metadata.frames_indices = indices
+        source = _widen(source)
         frames = source[indices] if not isinstance(source, list) else [source[i] for i in indices]
         frames = _stack_frames(frames, self._setting("input_data_format", kwargs))
         metadata.height, metadata.width = frames.shape[-2:]
@@ -488,6 +494,8 @@ def split_videos(videos: Any) -> list:
 
 def _split_array(videos: np.ndarray | torch.Tensor) -> list:
     if videos.ndim == 5:
+        if not len(videos):
+            raise ValueError(f"Got an empty batch where videos were expected: its shape is {tuple(videos.shape)}.")
         return list(videos)
     if videos.ndim == 4:
         return [videos]
@@ -555,7 +563,10 @@ def _read_file(
             duration=reader.duration_seconds,
             video_backend=decoder,
         )
-        indices: Any = np.arange(reader.num_frames) if choose_frames is None else choose_frames(metadata=metadata)
+        try:
+            indices: Any = np.arange(reader.num_frames) if choose_frames is None else choose_frames(metadata=metadata)
+        except VideoDecodingError as error:  # its rate and `fps` ask for too many frames
+            raise VideoDecodingError(f"{reader.name}: {error}") from error
         frames = reader.get_frames(indices)
     metadata.frames_indices = indices
     metadata.height, metadata.width = frames.shape[1:3]
@@ -578,17 +589,25 @@ def _stack_frames(video: Any, input_data_format: str | ChannelDimension | None) 
         video, input_data_format = video.unsqueeze(1), ChannelDimension.FIRST
     if 0 in video.shape:
         raise _MalformedVideo(f"is empty: its shape is {tuple(video.shape)}.")
+    if _find_layout(video, input_data_format) == ChannelDimension.LAST:
+        video = video.permute(0, 3, 1, 2)
+    return _check_values(video)
+
+
+def _find_layout(video: Any, input_data_format: str | ChannelDimension | None) -> ChannelDimension:
+    """Whether an array of four dimensions is `(T, C, H, W)` or `(T, H, W, C)`."""
+    shape = tuple(video.shape)
     try:
         layout = ChannelDimension(input_data_format or infer_channel_dimension_format(video, num_channels=(1, 3, 4)))
     except ValueError as error:
+        cure = " (C, T, H, W) needs its first two axes swapped." if shape[0] in (1, 3, 4) else ""
         raise _MalformedVideo(
-            f"has shape {tuple(video.shape)}, which is neither (T, H, W, C) nor (T, C, H, W) with 1, 3 or 4 channels."
+            f"has shape {shape}, which is neither (T, H, W, C) nor (T, C, H, W) with 1, 3 or 4 channels.{cure}"
         ) from error
-    if layout == ChannelDimension.LAST:
-        video = video.permute(0, 3, 1, 2)
-    if video.shape[1] not in (1, 3, 4):
-        raise _MalformedVideo(f"has {video.shape[1]} channels ({layout.value}); frames have 1, 3 or 4.")
-    return _check_values(video)
+    num_channels = shape[1] if layout == ChannelDimension.FIRST else shape[-1]
+    if num_channels not in (1, 3, 4):
+        raise _MalformedVideo(f"has {num_channels} channels ({layout.value}); frames have 1, 3 or 4.")
+    return layout
 
 
 def _frame_to_tensor(frame: Any) -> torch.Tensor:
@@ -597,7 +616,13 @@ def _frame_to_tensor(frame: Any) -> torch.Tensor:
             return torch.from_numpy(convert_image(frame))
         except ValueError as error:
             raise _MalformedVideo(f"has a frame that cannot be used: {error}.") from error
-    return _array_to_tensor(frame) if isinstance(frame, np.ndarray) else frame
+    return _widen(_array_to_tensor(frame) if isinstance(frame, np.ndarray) else frame)
+
+
+def _widen(video: Any) -> Any:
+    """Make signed integers of unsigned ones of more than 8 bits, for which PyTorch has hardly any operation."""
+    is_wide = isinstance(video, torch.Tensor) and video.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    return video.long() if is_wide else video
 
 
 def _array_to_tensor(array: np.ndarray) -> torch.Tensor:
@@ -610,11 +635,13 @@ def _check_values(video: torch.Tensor) -> torch.Tensor:
     if video.dtype == torch.uint8:
         return video
     if video.is_floating_point():
+        video = video.float()  # first, since a large number of 64 bits becomes infinite in it
         if not video.isfinite().all():
             raise _MalformedVideo("holds NaN or infinite pixels. Clean or leave out this video.")
-        return video.float()
+        return video
     if video.is_complex() or video.dtype == torch.bool:
         raise _MalformedVideo(f"has pixels of type {video.dtype}; they are uint8 or floating-point.")
+    video = video.long()  # 255 does not fit some types, and cannot be compared with them
     if video.min() < 0 or video.max() > 255:
         raise _MalformedVideo(f"has pixels from {video.min()} to {video.max()}; integers are in 0..255.")
     return video.to(torch.uint8)

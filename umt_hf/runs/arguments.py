@@ -125,7 +125,7 @@ class SourceArguments(ReadingArguments):
 class NamedDataArguments:
     """The data of a script that reads one set."""
 
-    data: str | None = describe(None, "Data to read: annotation file (CSV, JSON), folder, or `datasets` name.")
+    data: str | None = describe(None, "Data to read: annotation file (CSV, JSON), folder, or `datasets` dataset.")
 
 
 @dataclass(kw_only=True)
@@ -133,7 +133,7 @@ class ValidationDataArguments:
     """Held-out data."""
 
     validation_data: str | None = describe(
-        None, "Held-out data during training: annotation file (CSV, JSON), folder, or `datasets` name."
+        None, "Held-out data during training: annotation file (CSV, JSON), folder, or `datasets` dataset."
     )
 
 
@@ -142,7 +142,7 @@ class TrainingDataArguments(ValidationDataArguments):
     """Data to train on, and held-out data."""
 
     train_data: str | None = describe(
-        None, "Data to train on: annotation file (CSV, JSON), folder, or `datasets` name."
+        None, "Data to train on: annotation file (CSV, JSON), folder, or `datasets` dataset."
     )
 
 
@@ -158,7 +158,9 @@ class ClassNameArguments:
     """Names of the classes."""
 
     class_names: str | None = describe(
-        None, "JSON file of the classes' names: a list, or an object index -> name; default: what the data say."
+        None,
+        "File of the classes' names: text (a name per line), CSV (index and name), or JSON (a list, index -> name or "
+        "name -> index); default: what the data say.",
     )
 
 
@@ -194,11 +196,43 @@ class DatasetArguments:
 
 
 @dataclass(kw_only=True)
-class SplitArguments(DatasetArguments):
+class ValidationSplitArguments:
+    """Which split of a `datasets` dataset is validated on."""
+
+    validation_split: str | None = describe(
+        None,
+        "Split of validation_data to validate on, where that is a `datasets` dataset; of train_data, where "
+        "validation_data is not given. Default: validation.",
+    )
+
+
+@dataclass(kw_only=True)
+class SplitArguments(DatasetArguments, ValidationSplitArguments):
     """Which splits of a `datasets` dataset are trained and validated on."""
 
-    train_split: str = describe("train", "Split of a `datasets` dataset to train on.")
-    validation_split: str | None = describe(None, "Split of a `datasets` dataset to validate on.")
+    train_split: str = describe("train", "Split of train_data to train on, where that is a `datasets` dataset.")
+
+
+@dataclass(kw_only=True)
+class TestSplitArguments(SplitArguments):
+    """Which splits of a `datasets` dataset are trained, validated and tested on."""
+
+    test_split: str | None = describe(
+        None,
+        "Split of test_data to test on, where that is a `datasets` dataset; of train_data, where test_data is not "
+        "given. Default: test.",
+    )
+
+
+@dataclass(kw_only=True)
+class TestedSplitArguments(DatasetArguments):
+    """Which split of a `datasets` dataset an evaluation reads."""
+
+    split: str = describe("test", "Split of data to test on, where that is a `datasets` dataset.")
+
+    def dataset_options(self) -> dict[str, Any]:
+        """Arguments of `load_videos` that choose the split."""
+        return {"config_name": self.dataset_config_name, "split": self.split, "video_column": self.video_column}
 
 
 @dataclass(kw_only=True)
@@ -267,20 +301,13 @@ class AnswerLengthArguments:
 
 @dataclass(kw_only=True)
 class EvaluationDataArguments(
-    NamedDataArguments, SourceArguments, DatasetArguments, ClipSpanArguments, TextLengthArguments, WorkerArguments
+    NamedDataArguments, SourceArguments, TestedSplitArguments, ClipSpanArguments, TextLengthArguments, WorkerArguments
 ):
     """Held-out videos with texts and how they are read; what is left out is taken from the model's processor."""
 
-    split: str = describe("test", "Split of a `datasets` dataset.")
-
     def source_options(self) -> dict[str, Any]:
         """Arguments of `load_videos`."""
-        return {
-            "data_root": self.data_root,
-            "config_name": self.dataset_config_name,
-            "split": self.split,
-            "video_column": self.video_column,
-        }
+        return {"data_root": self.data_root, **self.dataset_options()}
 
 
 # --------------------------------------------------------------------------------------------------- the augmentation
@@ -350,6 +377,21 @@ class AnswerArguments:
 
 
 # ------------------------------------------------------------------------------------------------------- the training
+@dataclass(kw_only=True)
+class DivergenceArguments:
+    """When a run that diverges stops."""
+
+    max_nonfinite_steps: int = describe(
+        20,
+        "Steps in a row with NaN or Inf gradients after which the run stops, or half of its steps if that is fewer; "
+        "such steps change no weight.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_nonfinite_steps < 0:
+            raise ValueError(f"max_nonfinite_steps must be at least 0, got {self.max_nonfinite_steps}.")
+
+
 @dataclass(kw_only=True)
 class WarmupArguments:
     """Length of the warm-up."""

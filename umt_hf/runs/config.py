@@ -102,7 +102,7 @@ def list_recipes() -> list[str]:
     return names
 
 
-def load_recipe(name_or_path: str) -> dict[str, dict[str, Any]]:
+def load_recipe(name_or_path: str, _inherited_by: tuple[Path, ...] = ()) -> dict[str, dict[str, Any]]:
     """Read a recipe, following its `inherits` key.
 
     Args:
@@ -113,7 +113,8 @@ def load_recipe(name_or_path: str) -> dict[str, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: If it is neither.
-        ValueError: If the recipe has variants and none is named, or the one that is named does not exist.
+        ValueError: If the recipe has variants and none is named, or the one that is named does not exist, or the file
+            is not YAML with keys in sections.
     """
     name, variant = name_or_path, ""
     if not Path(name).is_file() and ":" in name:
@@ -127,9 +128,11 @@ def load_recipe(name_or_path: str) -> dict[str, dict[str, Any]]:
         raise FileNotFoundError(
             f"{name_or_path!r} is neither a file nor a recipe{near or '; recipes: ' + ', '.join(known) + '.'}"
         )
+    if path in _inherited_by:
+        raise ValueError(f"{path}: the recipe inherits itself, by {', '.join(map(str, _inherited_by))}.")
     own = _read_recipe(path)
-    merged = load_recipe(own.pop("inherits")) if "inherits" in own else {}
-    variants = own.pop("variants", {})
+    merged = load_recipe(own.pop("inherits"), (*_inherited_by, path)) if "inherits" in own else {}
+    variants = own.pop("variants", None) or {}
     if variants and variant not in variants:
         choices = ", ".join(f"{name}:{known}" for known in variants)
         raise ValueError(f"{name_or_path!r}: name one of the recipe's variants: {choices}.")
@@ -161,14 +164,23 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         ValueError: If it is not YAML, or not sections of keys.
     """
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML that a recipe is made of: {' '.join(str(error).split())}.") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path} must hold sections with keys, as `mask:` and `mask_ratio: 0.7` below it.")
-    for section, values in recipe.items():
-        if section != "inherits" and not isinstance(values, dict | None):
-            raise ValueError(f"{path}: section {section!r} must hold keys with values, got {values!r}.")
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, ValueError) as error:  # also bytes that are not text, and dates that do not exist
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    recipe = {} if recipe is None else recipe
+    layers = [recipe]
+    if isinstance(recipe, dict):
+        variants = recipe.get("variants")
+        own = {name: values for name, values in recipe.items() if name not in ("inherits", "variants")}
+        layers = [own, *(variants.values() if isinstance(variants, dict) else [variants or {}])]
+    for layer in layers:
+        sections = list(layer.values()) if isinstance(layer, dict) else [layer]
+        if wrong := [values for values in sections if not isinstance(values, dict | None)]:
+            raise ValueError(
+                f"{path}: a recipe is sections of keys and values (`section: {{key: value}}`), got {wrong[0]!r}."
+            )
+    if not isinstance(recipe.get("inherits", ""), str):
+        raise ValueError(f"{path}: inherits takes the name of a recipe or file, got {recipe['inherits']!r}.")
     return recipe
 
 
@@ -186,14 +198,15 @@ def parse_config(
         Instances in the order of `sections`.
 
     Raises:
-        ValueError: If the recipe has a section or key that does not exist, or a flag does not exist or does not take
-            its value.
+        ValueError: If the recipe has a section or key that does not exist, or a flag or key does not take its value.
     """
     config, arguments = _split_config(list(arguments))
-    flags = [] if config is None else _recipe_to_flags(config, sections, entry)
     parser = ConfigParser(sections, entry)
+    if config is not None:
+        _require_own_recipe(config, entry)
+        parser.take_recipe(config, sections)
     parser.refuse_unknown_flags(arguments)
-    *parsed, rest = parser.parse_args_into_dataclasses([*flags, *arguments], True, look_for_args_file=False)
+    *parsed, rest = parser.parse_args_into_dataclasses(arguments, True, look_for_args_file=False)
     if rest:
         raise ValueError(f"{rest[0]!r} belongs to no flag.")
     return tuple(parsed[: len(sections)])
@@ -269,6 +282,47 @@ class ConfigParser(HfArgumentParser):
             if getattr(known, name, None) == [None]:
                 setattr(known, name, None)
         return known, rest
+
+    def take_recipe(self, name_or_path: str, sections: dict[str, type]) -> None:
+        """Make a recipe's values the defaults, each read as its flag would read it.
+
+        (As words of a command line, values that begin with a dash would be flags.)
+
+        Raises:
+            ValueError: If a section or key does not exist, or a key does not take its value.
+        """
+        actions = {action.dest: action for action in self._actions if f"--{action.dest}" in action.option_strings}
+        for section, values in _read_sections(name_or_path, sections).items():
+            for key, value in values.items():
+                if value == []:
+                    continue
+                action = actions[key]
+                try:
+                    action.default, action.required = _read_value(action, value), False
+                except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+                    raise ValueError(f"{name_or_path}: {key} in section {section!r} is {value!r}: {error}.") from error
+
+
+def _read_value(action: argparse.Action, value: Any) -> Any:
+    """A recipe's value as the flag of `action` reads it from words.
+
+    Raises:
+        ValueError: If it does not; or another error of the flag's type.
+    """
+    value = "none" if value is None else value
+    is_list = action.nargs in ("+", "*")
+    items = value if isinstance(value, list) else [value]
+    if len(items) > 1 and not is_list:
+        raise ValueError("it takes a single value")
+    if any(item is None or isinstance(item, dict | list) for item in items):
+        raise ValueError("it takes plain values")
+    read: Any = action.type or str
+    found = [read(str(item)) for item in items]
+    if action.choices is not None and (unknown := [item for item in found if item not in action.choices]):
+        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(map(str, action.choices))}")
+    if found == [None]:
+        return None
+    return found if is_list else found[0]
 
 
 def _describe_launch(entry: ScriptEntry) -> str:
@@ -371,15 +425,28 @@ def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return config, others
 
 
-def _recipe_to_flags(name_or_path: str, sections: dict[str, type], entry: ScriptEntry | None) -> list[str]:
-    flags: list[str] = []
+def _require_own_recipe(name_or_path: str, entry: ScriptEntry | None) -> None:
+    """Refuse a recipe of the package that another script takes.
+
+    Raises:
+        ValueError: Names that script.
+    """
     owner = find_script_of_recipe(name_or_path)
     is_ours = name_or_path in list_recipes() and not Path(name_or_path).is_file()
     if is_ours and entry is not None and owner is not None and owner != entry:
         raise ValueError(f"{name_or_path} is a recipe of `{owner.command}`, not of `{entry.command}`.")
+
+
+def _read_sections(name_or_path: str, sections: dict[str, type]) -> dict[str, dict[str, Any]]:
+    """A recipe whose sections and keys exist, and whose values are null only where they may be.
+
+    Raises:
+        ValueError: If one does not.
+    """
+    recipe = load_recipe(name_or_path)
     places = {own.name: name for name in sections for own in dataclasses.fields(sections[name])}
-    for section, values in load_recipe(name_or_path).items():
-        unknown = sorted(key for key in values if places.get(key) != section)
+    for section, values in recipe.items():
+        unknown = sorted((key for key in values if places.get(key) != section), key=str)
         hints = "".join(f" {key} belongs in section {places[key]!r}." for key in unknown if key in places)
         if section not in sections:
             raise ValueError(f"{name_or_path}: unknown section {section!r}; sections: {', '.join(sections)}.{hints}")
@@ -389,15 +456,14 @@ def _recipe_to_flags(name_or_path: str, sections: dict[str, type], entry: Script
         for key, value in values.items():
             if value is None and key not in optional:
                 raise ValueError(f"{name_or_path}: {key} in section {section!r} needs a value, got null.")
-            if value != []:
-                values_of_key = value if isinstance(value, list) else ["none" if value is None else value]
-                flags += [f"--{key}", *map(str, values_of_key)]
-    return flags
+    return recipe
 
 
 def dump_config(sections: dict[str, Any]) -> str:
     """Resolved sections as a recipe that `--config` reads again, without tokens."""
-    return yaml.safe_dump({name: _without_tokens(values) for name, values in sections.items()}, sort_keys=False)
+    return yaml.safe_dump(
+        {name: _without_tokens(values) for name, values in sections.items()}, sort_keys=False, allow_unicode=True
+    )
 
 
 def flatten_config(sections: Sequence[Any]) -> dict[str, Any]:
@@ -420,7 +486,13 @@ def dump_changes(sections: dict[str, Any]) -> str:
             is_said = isinstance(value, bool | int | float | str | list) or (value is None and own.name in optional)
             if is_said and value not in (default, []):
                 recipe.setdefault(name, {})[own.name] = value
-    return yaml.safe_dump(recipe, sort_keys=False)
+    return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+
+
+def flatten_recipe(text: str) -> dict[str, Any]:
+    """Every value of a dumped recipe in one table."""
+    sections = yaml.safe_load(text) or {}
+    return {name: value for section in sections.values() for name, value in section.items()}
 
 
 def _without_tokens(section: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ METRICS_FILE = "metrics.jsonl"
 TRAINER_STATE_FILE = "trainer_state.json"
 TRAINER_ARGUMENTS_FILE = "training_args.bin"
 STATE_FOLDER = "training_state"
+COUNTERS_FILE = "counters.json"
 CONVERSION_FILE = "conversion.json"
 # What people read.
 CARD_FILE = "README.md"
@@ -41,7 +42,12 @@ BOX_RESULTS_FILE = "results.csv"
 BOX_PICTURE = "detections.png"
 CONFUSION_PICTURE = "confusion.png"
 
+# Names that nothing takes for the finished thing.
 UNFINISHED_SUFFIX = ".unfinished"
+DELETED_SUFFIX = ".deleted"
+REPLACED_SUFFIX = ".replaced"
+FINAL_FOLDER = "final-model"
+ADAPTER_FOLDER = "adapter"
 
 
 def collect_versions() -> dict[str, str]:
@@ -69,14 +75,14 @@ class MetricLog:
         kept = [line for line in read_metrics(self.path) if line["step"] <= last_step] if last_step else []
         # Renamed into place, so that a kill never leaves half of a log.
         unfinished = self.path.with_name(self.path.name + UNFINISHED_SUFFIX)
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8", newline="\n")
         os.replace(unfinished, self.path)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append one line."""
         # JSON has no NaN or infinity.
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
 
 
@@ -85,7 +91,8 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def hash_source(source: str) -> str | None:

@@ -121,3 +121,23 @@ MODELS_BY_NAME = {row.name: row for row in MODEL_CLASSES}
 MODELS_BY_TASK = {row.task: row for row in MODEL_CLASSES if row.task is not None}
 MODEL_TYPES = tuple(dict.fromkeys(row.model_type for row in MODEL_CLASSES))
 VIDEO_TEXT_TASKS = tuple(task for task, row in MODELS_BY_TASK.items() if row.model_type == "umt_video_text")
+ALL_CLASSES = tuple(MODELS_BY_NAME)
+DUAL_ENCODERS = ("UMTVideoTextModel", "UMTVideoTextForPreTraining", "UMTVideoTextForRetrieval")
+# Class of a model -> classes whose folders hold all of its weights. Other classes: their own folders alone.
+COMPLETE_FOR = {
+    "UMTVideoModel": ALL_CLASSES,
+    "UMTVideoTextModel": DUAL_ENCODERS,
+    "UMTVideoTextForRetrieval": DUAL_ENCODERS[1:],
+}
+# Class of a model -> script that trains it, its flag for the start, and classes whose folders it starts from.
+TRAINED_BY = {
+    "UMTVideoForVideoClassification": ("umt_hf.finetuning.classification", "model_name_or_path", ALL_CLASSES),
+    "UMTVideoForActionDetection": ("umt_hf.finetuning.detection", "model_name_or_path", ALL_CLASSES),
+    "UMTVideoTextForPreTraining": ("umt_hf.training.stage2", "vision_name_or_path", ALL_CLASSES),
+    "UMTVideoTextForRetrieval": ("umt_hf.finetuning.retrieval", "model_name_or_path", DUAL_ENCODERS[1:]),
+    "UMTVideoTextForQuestionAnswering": (
+        "umt_hf.finetuning.question_answering",
+        "model_name_or_path",
+        ("UMTVideoTextForPreTraining", "UMTVideoTextForQuestionAnswering"),
+    ),
+}

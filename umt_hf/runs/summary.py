@@ -20,7 +20,13 @@ NO_FIGURES = ("runtime", "samples_per_second", "steps_per_second", "epoch", "vid
 RANKS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "mean_recall": "mean recall", "median_rank": "median rank"}
 SCORES = {"dual": "dual encoder", "reranked": "re-ranked", "dual_softmax": "dual softmax"}
 OWN_DATA = "own data"
-SPLITS = {"eval": ("validation", "validation_data"), "test": ("test", "test_data")}
+LABEL_FIGURES = {
+    "map": ("mAP", "mean_average_precision"),
+    "map50": ("frame mAP at IoU 0.5", "mean_average_precision"),
+    "micro_f1": ("micro F1", "f1"),
+    "macro_f1": ("macro F1", "f1"),
+}
+ROLES = {"eval": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,9 @@ def read_evaluations(folder: Path, settings: dict[str, dict[str, Any]]) -> list[
     Where there are none, the held-out losses at the end of the run's log.
     """
     found = []
-    for prefix, (split, key) in SPLITS.items():
+    for prefix, role in ROLES.items():
         name = f"{prefix}_results.json"
-        data_set = _name_data(find_setting(settings, key), folder)
+        data_set, split = _find_data(settings, role, folder)
         for metric, value in read_optional_json(folder / name).items():
             found += _evaluate(metric.removeprefix(f"{prefix}_"), value, data_set, split, None, name)
     for path in sorted([*folder.glob(REPORT_FILE), *folder.glob(f"*/{REPORT_FILE}")]):
@@ -110,12 +116,21 @@ def read_evaluations(folder: Path, settings: dict[str, dict[str, Any]]) -> list[
     # Pre-training writes no results file: its last held-out losses are its figures.
     if not found:
         lines = [line for line in read_metrics(folder / METRICS_FILE) if any(k.startswith("eval_") for k in line)]
-        data_set = _name_data(find_setting(settings, "validation_data"), folder)
+        data_set, split = _find_data(settings, "validation", folder)
         for metric, value in (lines[-1] if lines else {}).items():
             if metric.startswith("eval_"):
                 name = metric.removeprefix("eval_")
-                found += _evaluate(name, value, data_set, "validation", None, METRICS_FILE)
+                found += _evaluate(name, value, data_set, split, None, METRICS_FILE)
     return found
+
+
+def _find_data(settings: dict[str, dict[str, Any]], role: str, folder: Path) -> tuple[str, str]:
+    """Name of the data that a run has measured itself on, and its split."""
+    split = find_setting(settings, f"{role}_split")
+    source = find_setting(settings, f"{role}_data")
+    if source is None and split is not None:  # then it is a split of the training data
+        source = find_setting(settings, "train_data")
+    return _name_data(source, folder), split or role
 
 
 def _name_data(source: str | None, folder: Path) -> str:
@@ -154,6 +169,8 @@ def name_metric(name: str) -> tuple[str, str]:
                 if name == "_".join(part for part in (key, direction, end) if part):
                     words = f"{direction.replace('_', ' ')} {rank}".strip()
                     return f"{words}, {score}", "median_rank" if end == "median_rank" else "recall"
+    if name in LABEL_FIGURES:
+        return LABEL_FIGURES[name]
     if name.startswith("top") and name.endswith("_accuracy"):
         return f"top-{name[3:-9]} accuracy", "accuracy"
     return name.replace("_", " "), "accuracy" if name.endswith("accuracy") else name

@@ -15,7 +15,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ..modeling.configuration_umt_video import select_aligned_layers
 from ..modeling.losses_umt import normalize_features
-from ..modeling.modeling_umt_video import gather_tokens, interpolate_position_table
+from ..modeling.modeling_umt_video import gather_tokens, interpolate_position_table, require_normalized
 
 CLIP_TYPES = ("clip", "clip_vision_model")
 
@@ -113,8 +113,13 @@ class UMTTeacher(nn.Module):
         if model_type not in CLIP_TYPES:
             raise ValueError(f"{name_or_path} holds a model of type {model_type!r}; the teacher must be a CLIP.")
         # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
-        tower, info = CLIPVisionModelWithProjection.from_pretrained(name_or_path, **kwargs, output_loading_info=True)
+        tower, info = CLIPVisionModelWithProjection.from_pretrained(
+            name_or_path, **kwargs, output_loading_info=True, ignore_mismatched_sizes=True
+        )
         # Transformers only warns and draws them at random, and a student would be aligned with that.
+        if info["mismatched_keys"]:
+            name, stored, needed = min(info["mismatched_keys"])
+            raise ValueError(f"{name_or_path} holds {name} in shape {tuple(stored)}, which should be {tuple(needed)}.")
         if missing := sorted(info["missing_keys"]):
             raise ValueError(
                 f"{name_or_path} is not a complete CLIP vision tower with projection: "
@@ -152,7 +157,11 @@ class UMTTeacher(nn.Module):
 
         Returns:
             Hidden states of the aligned layers, each `(B * T, 1 + P, D)`, and the saliency `(B * T, P)`.
+
+        Raises:
+            ValueError: If the video holds raw integers.
         """
+        require_normalized(pixel_values)
         frames = pixel_values.flatten(0, 1)
         if frames.shape[-2:] != (self.image_size, self.image_size):
             frames = F.interpolate(

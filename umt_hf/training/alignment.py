@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ..inference.starts import require_other_model
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.masking_umt_video import (
     sample_attention_indices,
     sample_random_indices,
     sample_tube_indices,
 )
-from ..teachers.clip import UMTTeacher
+from ..teachers.clip import CLIP_TYPES, UMTTeacher
 from .arguments import MaskArguments, TeacherArguments
 
 
@@ -36,7 +37,13 @@ def build_grid(config: UMTVideoConfig, num_frames: int | None = None) -> TokenGr
 
 
 def load_teacher(args: TeacherArguments, attn_implementation: str, accelerator: Accelerator) -> UMTTeacher:
-    """The frozen teacher, on the run's device and in its precision."""
+    """The frozen teacher, on the run's device and in its precision.
+
+    Raises:
+        OSError: If there is no such folder or repository.
+        ValueError: If it is not a complete CLIP.
+    """
+    require_other_model(args.teacher_name_or_path, CLIP_TYPES, "a CLIP, which the teacher must be")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
     teacher = UMTTeacher.from_pretrained(
         args.teacher_name_or_path,

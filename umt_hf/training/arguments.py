@@ -7,6 +7,7 @@ from ..runs.arguments import (
     CaptionArguments,
     ClipSizeArguments,
     CSVArguments,
+    DivergenceArguments,
     DropPathArguments,
     EncoderSizeArguments,
     FlipArguments,
@@ -25,6 +26,7 @@ from ..runs.arguments import (
     TextLengthArguments,
     TrainingDataArguments,
     ValidationDataArguments,
+    ValidationSplitArguments,
     WorkerArguments,
 )
 from ..runs.config import describe, set_defaults
@@ -111,6 +113,7 @@ class LossArguments:
 @set_defaults(decoder="pyav")
 class CorpusArguments(
     ValidationDataArguments,
+    ValidationSplitArguments,
     CaptionArguments,
     ReadingArguments,
     RerankingArguments,
@@ -122,6 +125,7 @@ class CorpusArguments(
     train_corpora: list[str] = describe([], "JSON or SQLite lists, or `datasets` names, with captions.")
     media_types: list[str] = describe(["video"], "What a corpus holds: video or image.")
     data_roots: list[str] = describe([], "Folders that relative paths start from; default: the annotations' folders.")
+    train_splits: list[str] = describe(["train"], "Splits to train on, of corpora that are `datasets` datasets.")
     batch_sizes: list[int] = describe(
         [],
         "Rows that a process takes at a time; default: per_device_train_batch_size. Corpora of one kind and size mix.",
@@ -139,9 +143,9 @@ class CorpusArguments(
     def __post_init__(self) -> None:
         if not self.train_corpora:
             raise ValueError("Set train_corpora: JSON or SQLite lists, or names of datasets, with captions.")
-        for name in ("media_types", "data_roots", "batch_sizes"):
+        for name in ("media_types", "train_splits", "data_roots", "batch_sizes"):
             if len(getattr(self, name)) not in (1, len(self.train_corpora)) and (
-                name == "media_types" or getattr(self, name)
+                name in ("media_types", "train_splits") or getattr(self, name)
             ):
                 raise ValueError(
                     f"{name} has {len(getattr(self, name))} values for {len(self.train_corpora)} corpora: give one "
@@ -183,7 +187,7 @@ class PretrainingAugmentationArguments(FlipArguments, RepeatArguments):
 
 @dataclass(kw_only=True)
 @set_defaults(min_learning_rate=1e-5, warmup_start_learning_rate=0.0, scale_learning_rate=True, warmup_epochs=40)
-class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments):
+class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments, DivergenceArguments):
     """Optimisation, logging and saving; names follow Transformers' `TrainingArguments`."""
 
     output_dir: str = describe("outputs/stage1", "Folder of the run: final model, checkpoints, log.")
@@ -205,7 +209,6 @@ class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments):
     adam_beta2: float = describe(0.95, "AdamW second moment.")
     adam_epsilon: float = describe(1e-8, "AdamW epsilon.")
     max_grad_norm: float | None = describe(None, "Norm to which gradients are clipped; default: off.")
-    max_nonfinite_steps: int = describe(20, "Steps in a row with NaN or Inf gradients after which the run stops.")
     logging_steps: int = describe(10, "Steps between log lines.")
     eval_steps: int = describe(-1, "Steps between held-out losses; -1: only at the end.")
     save_steps: int = describe(1000, "Steps between checkpoints.")
@@ -226,6 +229,7 @@ class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments):
     hub_revision: str | None = describe(None, "Branch, created if it does not exist; default: main.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

@@ -6,24 +6,46 @@ model folder that `from_pretrained` loads, with the state of the run in `trainin
 
 import json
 import logging
-import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from ..runs.folder import RECIPE_FILE, STATE_FOLDER, UNFINISHED_SUFFIX, VERSIONS_FILE, collect_versions
+from ..runs.disk import clear_leftovers, fill_folder, name_unfinished, put_folder, remove_folder, write_text
+from ..runs.folder import (
+    ADAPTER_FOLDER,
+    DELETED_SUFFIX,
+    FINAL_FOLDER,
+    RECIPE_FILE,
+    REPLACED_SUFFIX,
+    STATE_FOLDER,
+    UNFINISHED_SUFFIX,
+    VERSIONS_FILE,
+    collect_versions,
+)
 
 logger = logging.getLogger(__name__)
 
+COMPILED_PART = "_orig_mod."  # what `torch.compile` puts into the names of a compiled module's weights
+NAMED_TENSORS = 5
+
 
 def save_checkpoint(
-    accelerator: Accelerator, output_dir: str | Path, step: int, save_model: Any, limit: int | None
+    accelerator: Accelerator,
+    output_dir: str | Path,
+    step: int,
+    save_model: Callable[[Path], None],
+    limit: int | None,
+    save_counters: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `checkpoint-<step>` under another name, and rename it when it is complete.
 
@@ -33,12 +55,13 @@ def save_checkpoint(
         step: Optimizer steps taken.
         save_model: Called in all processes with the folder the model is to be exported to.
         limit: Checkpoints kept; the oldest go first. `None` = all.
+        save_counters: Called in the main process with the folder of the state.
 
     Returns:
         The checkpoint's folder.
     """
     final = Path(output_dir) / f"checkpoint-{step}"
-    unfinished = final.with_name(final.name + UNFINISHED_SUFFIX)
+    unfinished = name_unfinished(final)
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -48,38 +71,41 @@ def save_checkpoint(
     accelerator.save_state(str(unfinished / STATE_FOLDER))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        # A rename is atomic: a run that is killed here leaves no half-written folder of this name.
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(unfinished, final)
+        if save_counters is not None:
+            save_counters(unfinished / STATE_FOLDER)
+        put_folder(unfinished, final)
         if limit is not None:
             for old in list_checkpoints(output_dir)[:-limit]:
-                shutil.rmtree(old)
+                remove_folder(old)
     accelerator.wait_for_everyone()
     return final
 
 
 def list_checkpoints(output_dir: str | Path, state: str = STATE_FOLDER) -> list[Path]:
-    """Complete checkpoints of a run, which are those that have their `state`; oldest first."""
+    """Complete checkpoints of a run, which are those that have their `state` and weights; oldest first."""
     found = [
         (int(match[1]), path)
         for path in Path(output_dir).glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / state).exists()
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and is_complete(path, state)
     ]
     return [path for _, path in sorted(found)]
 
 
-def find_checkpoint(resume_from_checkpoint: str | None, output_dir: str | Path) -> Path | None:
+def find_checkpoint(
+    resume_from_checkpoint: str | None, output_dir: str | Path, state: str = STATE_FOLDER
+) -> Path | None:
     """The checkpoint to resume from, if any.
 
     Args:
         resume_from_checkpoint: A folder; "auto" for the newest of the run, if there is one; `None` for a new run.
         output_dir: Folder of the run.
+        state: File or folder that complete checkpoints have.
 
     Raises:
-        FileNotFoundError: If the folder is not a checkpoint.
+        FileNotFoundError: If the folder is not a checkpoint, or not a complete one.
         FileExistsError: If a run without `resume_from_checkpoint` would mix with an older one's checkpoints.
     """
-    existing = list_checkpoints(output_dir)
+    existing = list_checkpoints(output_dir, state)
     if resume_from_checkpoint is None:
         if existing:
             raise FileExistsError(
@@ -90,16 +116,53 @@ def find_checkpoint(resume_from_checkpoint: str | None, output_dir: str | Path) 
     if resume_from_checkpoint == "auto":
         return existing[-1] if existing else None
     path = Path(resume_from_checkpoint)
-    if not (path / STATE_FOLDER).is_dir():
-        raise FileNotFoundError(f"{path} is not a checkpoint: it has no {STATE_FOLDER} folder.")
+    if path.name.endswith((UNFINISHED_SUFFIX, DELETED_SUFFIX, REPLACED_SUFFIX)):
+        raise FileNotFoundError(f"{path} is not a complete checkpoint: a killed run has left it. Choose another one.")
+    if not is_complete(path, state):
+        missing = state if not (path / state).exists() else "weights"
+        raise FileNotFoundError(
+            f"{path} is not a complete checkpoint: it has no {missing}. Give another one, or `auto` for the newest."
+        )
     return path
 
 
+def is_complete(checkpoint: Path, state: str = STATE_FOLDER) -> bool:
+    """Whether a folder has the state of a run, and weights beside it or in it."""
+    patterns = ("*.safetensors", "*/*.safetensors", "*_model*", "*/*_model*", "global_step*")
+    return (checkpoint / state).exists() and any(next(checkpoint.glob(pattern), None) for pattern in patterns)
+
+
 def remove_unfinished(output_dir: str | Path) -> None:
-    """Delete unfinished checkpoints of a run that was killed."""
-    for path in Path(output_dir).glob(f"checkpoint-*{UNFINISHED_SUFFIX}"):
-        logger.warning("Removing %s, an unfinished checkpoint of a run that was killed.", path)
-        shutil.rmtree(path)
+    """Delete what a killed run has left of checkpoints and models; the main process calls it before a run."""
+    clear_leftovers(Path(output_dir), ("checkpoint-*", FINAL_FOLDER, ADAPTER_FOLDER))
+
+
+def refuse_nonfinite_weights(model: nn.Module, accelerator: Accelerator, found_in: str) -> None:
+    """Stop, in all processes, if a weight is NaN or infinite.
+
+    Args:
+        model: Each process may hold a part of it.
+        accelerator: Of the run.
+        found_in: Begins the message: where the weights are from.
+
+    Raises:
+        ValueError: With the names of the tensors.
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    # Of one byte are quantised ones, whose values say nothing by themselves.
+    numbers = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point() and tensor.element_size() > 1]
+    bad = [name for name, tensor in numbers if not _is_finite(tensor)]
+    # All stop together, also where the bad part is another's.
+    total = accelerator.reduce(torch.tensor(len(bad), device=accelerator.device), reduction="sum")
+    if int(total):
+        names = ", ".join(bad[:NAMED_TENSORS]) or "in another process"
+        more = f" and {len(bad) - NAMED_TENSORS} more" if len(bad) > NAMED_TENSORS else ""
+        raise ValueError(f"{found_in}: weights are NaN or infinite ({names}{more}). Start from a folder without them.")
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    local: Any = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local.is_meta or bool(torch.isfinite(local.detach()).all())
 
 
 def export_run(
@@ -117,13 +180,61 @@ def export_run(
         processor: Of the model.
         recipe: From `dump_config`.
         folder: For `from_pretrained`.
+
+    Raises:
+        RuntimeError: If what is written is not the model's weights.
     """
     # All processes take part in collecting shards; one of them writes.
     state_dict = accelerator.get_state_dict(model)
     if not accelerator.is_main_process:
         return
     exported: Any = accelerator.unwrap_model(model, keep_torch_compile=False)
-    exported.save_pretrained(folder, state_dict=state_dict)
-    processor.save_pretrained(folder)
-    (folder / RECIPE_FILE).write_text(recipe)
-    (folder / VERSIONS_FILE).write_text(json.dumps(collect_versions(), indent=2) + "\n")
+    with fill_folder(folder) as unfinished:
+        exported.save_pretrained(unfinished, state_dict=take_own_names(state_dict, exported))
+        require_own_weights(unfinished, exported)
+        processor.save_pretrained(unfinished)
+        write_text(unfinished / RECIPE_FILE, recipe)
+        write_text(unfinished / VERSIONS_FILE, json.dumps(collect_versions(), indent=2) + "\n")
+
+
+def take_own_names(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights under a model's own names, without the parts that `torch.compile` puts into them.
+
+    Raises:
+        RuntimeError: If they are not the model's weights, each once.
+    """
+    renamed = {name.replace(COMPILED_PART, ""): tensor for name, tensor in state_dict.items()}
+    own = {name.replace(COMPILED_PART, "") for name in model.state_dict()}
+    if renamed.keys() != own or len(renamed) != len(state_dict):
+        raise RuntimeError(
+            f"The weights to be saved are not those of the {type(model).__name__}, first: "
+            f"{', '.join(sorted(renamed.keys() ^ own)[:5])}. Nothing was written; report this as a bug."
+        )
+    return renamed
+
+
+def require_own_weights(folder: Path, model: PreTrainedModel | nn.Module) -> None:
+    """Make sure that the safetensors files of a folder hold the weights of a model, by name and shape.
+
+    Args:
+        folder: As `save_pretrained` wrote it.
+        model: What was saved; weights that share memory are stored once.
+
+    Raises:
+        RuntimeError: If a weight is missing, unknown or of another shape; the first of them are named.
+    """
+    weights = model.state_dict(keep_vars=True)
+    needed = {name.replace(COMPILED_PART, ""): tensor for name, tensor in weights.items()}
+    stored = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as content:
+            stored |= {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+    found = {id(needed[name]) for name in stored if name in needed}
+    lost = [name for name, tensor in needed.items() if id(tensor) not in found]
+    wrong = [name for name, shape in stored.items() if name not in needed or shape != tuple(needed[name].shape)]
+    if lost or wrong:
+        raise RuntimeError(
+            f"{folder} does not hold the weights of the {type(model).__name__}: "
+            f"{len(lost)} missing and {len(wrong)} unknown or of another shape, first "
+            f"{', '.join([*lost, *wrong][:5])}. Do not use it; report this as a bug."
+        )

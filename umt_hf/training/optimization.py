@@ -2,9 +2,12 @@
 
 import math
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 ScheduleType = Literal["cosine_to_minimum", "cosine_above_minimum"]
@@ -155,3 +158,12 @@ def compute_learning_rate_share(step: int, *, total_steps: int, warmup_steps: fl
 def scale_learning_rate(learning_rate: float, total_batch_size: int, repeated_augmentation: int = 1) -> float:
     """Published rule: rates are stated for 256 clips per step and scaled linearly with the real number."""
     return learning_rate * total_batch_size * repeated_augmentation / 256
+
+
+@contextmanager
+def keep_group_settings(optimizer: torch.optim.Optimizer) -> Generator[None, None, None]:
+    """Keep rates, decays and betas of an optimizer while a state is loaded into it: only its moments change."""
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    yield
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)

@@ -5,7 +5,7 @@ As in `clips`, every random choice for a row depends only on a key, so the numbe
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,11 +15,11 @@ from datasets import Dataset
 from ..data.annotations import compute_pair_id, identify_video, name_video
 from ..processing.images import read_image
 from ..processing.media_files import VideoDecodingError
+from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.train_transforms import ResizedCropTransform
 from .clips import Clip, ClipCollator, ClipDataset, ClipRequest, build_generator, count_batches, plan_batches
 
 MediaType = Literal["video", "image"]
-Tokenize = Callable[[list[str]], dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -76,16 +76,17 @@ class PairCollator(ClipCollator[PairedClip]):
     Args:
         transform: As for `ClipCollator`.
         use_worker: As for `ClipCollator`.
-        tokenize: Texts to `input_ids` and `attention_mask`.
+        processor: Makes `input_ids` and `attention_mask` of texts. Not a method of the stage: workers that are not
+            forked get a copy of all that it belongs to.
     """
 
-    def __init__(self, transform: ResizedCropTransform, use_worker: bool, tokenize: Tokenize):
+    def __init__(self, transform: ResizedCropTransform, use_worker: bool, processor: UMTVideoTextProcessor):
         super().__init__(transform, use_worker)
-        self.tokenize = tokenize
+        self.processor = processor
 
     def build_batch(self, clips: list[PairedClip]) -> dict[str, Any]:
         """What a batch holds of its clips, before pixels are finished."""
-        texts = self.tokenize([clip.caption for clip in clips])
+        texts = self.processor(text=[clip.caption for clip in clips], return_tensors="pt")
         pair_ids = torch.tensor([clip.pair_id for clip in clips])
         return {**super().build_batch(clips), **texts, "pair_ids": pair_ids}
 

@@ -17,6 +17,8 @@ from torch import nn
 
 from ..data.loaders import build_loader
 from ..data.sources import load_videos
+from ..data.splits import select_data
+from ..inference.loading import load_complete_model
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
 from ..processing.train_transforms import PretrainingTransform
@@ -182,14 +184,17 @@ def build_student(
     """A student from scratch, or one that goes on from a folder; its config records the run's mask and teacher.
 
     Raises:
-        ValueError: If student and teacher do not divide a frame into the same grid.
+        ValueError: If student and teacher do not divide a frame into the same grid, or the folder to go on from is not
+            a complete stage-1 model.
     """
     recorded = describe_alignment(teacher, mask, teacher_tower)
     if model.model_name_or_path:
-        student = UMTVideoForPreTraining.from_pretrained(
+        student = load_complete_model(
+            UMTVideoForPreTraining,
             model.model_name_or_path,
             attn_implementation=model.attn_implementation,
             drop_path_rate=model.drop_path_rate,
+            hint="Its alignment heads must fit the run's teacher, num_aligned_layers and alignment_interval.",
             **recorded,
         )
     else:
@@ -211,9 +216,9 @@ def load_tables(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset
     """Training rows and held-out rows.
 
     Raises:
-        ValueError: If there is no training data.
+        ValueError: If there is no training data, or a split is asked of data without splits.
     """
-    if data.train_data is None:
+    if (train := select_data(data, "train")) is None:
         raise ValueError("Set train_data: a CSV file, JSON file, folder of videos, or name of a dataset.")
     common: dict[str, Any] = {
         "data_root": data.data_root,
@@ -222,11 +227,13 @@ def load_tables(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset
         "config_name": data.dataset_config_name,
         "video_column": data.video_column,
     }
-    training = load_videos(data.train_data, split=data.train_split, streaming=data.streaming, **common)
-    source = data.validation_data or (data.train_data if data.validation_split else None)
-    if source is None:
+    source, split = train
+    training = load_videos(source, split=split, streaming=data.streaming, **common)
+    validation = select_data(data, "validation")
+    if validation is None:
         return training, None
-    held_out = load_videos(source, split=data.validation_split or "validation", **common)
+    source, split = validation
+    held_out = load_videos(source, split=split, **common)
     if data.max_eval_samples is not None:
         held_out = held_out.select(range(min(data.max_eval_samples, len(held_out))))
     return training, held_out

@@ -19,14 +19,19 @@ from transformers import PreTrainedTokenizerFast
 
 from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
 from ..data.loaders import build_loader
+from ..data.splits import require_split, select_data
 from ..evaluation.retrieval import evaluate_retrieval
+from ..inference.loading import load_complete_model
+from ..inference.starts import require_other_model, require_start, require_tokenizer
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
+from ..modeling.modeling_umt_video import UMTVideoModel
 from ..modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
 from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import CropArguments
 from ..runs.config import dump_config, flatten_config, script
+from ..runs.models import ALL_CLASSES
 from ..teachers.clip import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
 from .arguments import (
@@ -136,15 +141,11 @@ class Stage2:
             MixedCorpora(parts),
             plan,
             self.data.dataloader_num_workers,
-            collate_fn=PairCollator(transform, accelerator.device.type == "cpu", self.tokenize),
+            collate_fn=PairCollator(transform, accelerator.device.type == "cpu", self.processor),
             pin_memory=accelerator.device.type == "cuda",
         )
         for batch in loader:
             yield finish_batch(batch, transform, accelerator.device)
-
-    def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """Cleaned texts to `input_ids` and `attention_mask`."""
-        return dict(self.processor(text=texts, return_tensors="pt"))
 
     def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The four losses, each named by the kind of media, which the log keeps apart."""
@@ -209,7 +210,11 @@ def load_corpora(data: CorpusArguments, training: PretrainingArguments) -> list[
         media_type = data.get_corpus("media_types", number)
         size = data.get_corpus("batch_sizes", number) or training.per_device_train_batch_size
         rows = load_pairs(
-            source, data.captions, data_root=data.get_corpus("data_roots", number), video_column=media_type
+            source,
+            data.captions,
+            data_root=data.get_corpus("data_roots", number),
+            split=require_split(source, data.get_corpus("train_splits", number), "train", "train_splits"),
+            video_column=media_type,
         )
         # The number becomes a part of the pair ids, see `PairDataset`.
         table: Any = rows.select_columns(["video", "caption"])
@@ -233,19 +238,20 @@ def build_video_text_student(
         tokenizer: Of the BERT; its special ids are the text tower's.
 
     Raises:
-        ValueError: If neither a stage-1 nor a stage-2 folder is given.
+        ValueError: If neither a stage-1 nor a stage-2 folder is given, or a folder lacks weights of its part.
     """
     vision_fields = {**recorded, "drop_path_rate": model.drop_path_rate}
     if model.num_frames is not None:
         vision_fields["num_frames"] = model.num_frames
     fields = dataclasses.asdict(losses)
+    require_towers(model)
     if model.model_name_or_path:
         config = UMTVideoTextConfig.from_pretrained(model.model_name_or_path)
         for target, values in ((config, fields), (config.vision_config, vision_fields)):
             for name, value in values.items():
                 setattr(target, name, value)
-        student = UMTVideoTextForPreTraining.from_pretrained(model.model_name_or_path, config=config)
-    elif model.vision_name_or_path:
+        student = load_complete_model(UMTVideoTextForPreTraining, model.model_name_or_path, config=config)
+    else:
         text_fields = {
             "pad_token_id": tokenizer.pad_token_id,
             "bos_token_id": tokenizer.cls_token_id,
@@ -255,7 +261,7 @@ def build_video_text_student(
         if model.fusion_layer is not None:
             text_fields["fusion_layer"] = model.fusion_layer
         joined = UMTVideoTextForPreTraining.from_vision_text_pretrained(
-            model.vision_name_or_path,
+            str(model.vision_name_or_path),
             model.text_name_or_path,
             vision_fields=vision_fields,
             text_fields=text_fields,
@@ -263,10 +269,6 @@ def build_video_text_student(
             **fields,
         )
         student = cast(UMTVideoTextForPreTraining, joined)  # a pair only where a report is asked for
-    else:
-        raise ValueError(
-            "Set vision_name_or_path, a stage-1 folder, to start stage 2; or model_name_or_path to continue it."
-        )
     student.set_attn_implementation(model.attn_implementation)
     for tower, is_checkpointed in (
         (student.vision_model, model.vision_gradient_checkpointing),
@@ -275,6 +277,24 @@ def build_video_text_student(
         if is_checkpointed:
             tower.gradient_checkpointing_enable()
     return student
+
+
+def require_towers(model: VideoTextModelArguments) -> None:
+    """Refuse folders that stage 2 cannot start from, before anything of them is loaded.
+
+    Raises:
+        OSError: If there is no such folder or repository.
+        ValueError: If none is given, or one is another kind of folder or model.
+    """
+    if model.model_name_or_path:
+        require_start(model.model_name_or_path, UMTVideoTextForPreTraining.__name__)
+    elif model.vision_name_or_path:
+        require_start(model.vision_name_or_path, UMTVideoModel.__name__, ALL_CLASSES)
+        require_other_model(model.text_name_or_path, ("bert",), "a BERT, where the text tower starts")
+    else:
+        raise ValueError(
+            "Set vision_name_or_path, a stage-1 folder, to start stage 2; or model_name_or_path to continue it."
+        )
 
 
 @script(SECTIONS)
@@ -289,17 +309,21 @@ def main(
 ) -> TrainState:
     """Build and train."""
     parsed = (model_args, teacher_args, mask_args, loss_args, data, augmentation, training)
+    require_towers(model_args)
+    require_tokenizer(model_args.model_name_or_path or model_args.text_name_or_path)
     weights = [value for name, value in vars(loss_args).items() if name.endswith("_loss_weight")]
 
     accelerator = build_accelerator(training, find_unused_parameters=0 in weights)
     corpora = load_corpora(data, training)
     held_out = None
-    if data.validation_data is not None:
+    if (validation := select_data(data, "validation")) is not None:
+        source, split = validation
         held_out = load_retrieval_set(
-            data.validation_data,
+            source,
             data.validation_captions,
             data.multiple_videos_per_text,
             data_root=data.validation_root,
+            split=split,
         )
     teacher, recorded = None, {}
     if loss_args.uta_loss_weight > 0:

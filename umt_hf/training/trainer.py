@@ -4,6 +4,7 @@ A stage supplies the model, its data and `forward_step(batch) -> losses by name`
 precision, gradient accumulation, distribution and state.
 """
 
+import json
 import logging
 import math
 import time
@@ -13,38 +14,41 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.unreadable import UnreadableVideos
-from ..runs.folder import METRICS_FILE, RECIPE_FILE, STATE_FOLDER, MetricLog
+from ..runs.config import flatten_recipe
+from ..runs.disk import write_text
+from ..runs.folder import COUNTERS_FILE, METRICS_FILE, RECIPE_FILE, STATE_FOLDER, MetricLog
 from .arguments import PretrainingArguments
 from .background_push import build_hub_push
-from .checkpointing import find_checkpoint, list_checkpoints, remove_unfinished, save_checkpoint
+from .checkpointing import (
+    find_checkpoint,
+    list_checkpoints,
+    refuse_nonfinite_weights,
+    remove_unfinished,
+    save_checkpoint,
+)
 from .metric_meter import MetricMeter
-from .optimization import Schedule, build_parameter_groups, scale_learning_rate
+from .optimization import Schedule, build_parameter_groups, keep_group_settings, scale_learning_rate
 
 logger = logging.getLogger(__name__)
 
 MIN_SKIPS_TO_STOP = 20
-# What changes nothing in the course of a run.
+# What changes nothing in the course of a run: fields, and beginnings of fields of Transformers.
 FREE_TO_CHANGE = {
     "output_dir",
     "resume_from_checkpoint",
-    "dataloader_num_workers",
-    "logging_steps",
-    "save_steps",
-    "save_total_limit",
     "report_to",
     "push_to_hub",
-    "hub_model_id",
-    "hub_strategy",
-    "hub_private_repo",
-    "hub_revision",
+    "disable_tqdm",
+    "run_name",
+    "debug",
 }
+FREE_BEGINNINGS = ("dataloader_num", "dataloader_pin", "dataloader_pre", "log", "save_", "hub_", "ddp_")
 
 
 class Stage(Protocol):
@@ -69,21 +73,68 @@ class Stage(Protocol):
 
 
 @dataclass
-class TrainState(UnreadableVideos):
+class NonfiniteSteps:
+    """Steps whose gradients were NaN or infinite: all of them, and the last ones without another between them."""
+
+    nonfinite_steps: int = 0
+    nonfinite_in_a_row: int = 0
+
+    def count_step(self, is_finite: bool, step: int, limit: int) -> None:
+        """Count a step.
+
+        Args:
+            is_finite: Whether its gradients were; all processes must agree.
+            step: Its number.
+            limit: Bad steps in a row after which the run stops.
+
+        Raises:
+            RuntimeError: If there were more.
+        """
+        if is_finite:
+            self.nonfinite_in_a_row = 0
+            return
+        self.nonfinite_steps += 1
+        self.nonfinite_in_a_row += 1
+        logger.warning("Step %d skipped: its gradients are not finite.", step)
+        if self.nonfinite_in_a_row > limit:
+            raise RuntimeError(
+                f"{self.nonfinite_in_a_row} steps in a row had NaN or Inf gradients: lower learning_rate, set "
+                "max_grad_norm, or use bf16 instead of fp16."
+            )
+
+
+def limit_nonfinite_steps(max_nonfinite_steps: int, total_steps: int, has_scaler: bool) -> int:
+    """Bad steps in a row that a run may have.
+
+    A short run may not end in nothing but bad steps. The loss scaler of fp16 skips a few first ones as it should.
+    """
+    return max_nonfinite_steps if has_scaler else min(max_nonfinite_steps, total_steps // 2)
+
+
+@dataclass
+class TrainState(UnreadableVideos, NonfiniteSteps):
     """Counters of a run, saved with it; those of its videos included."""
 
     step: int = 0
     micro_step: int = 0
-    nonfinite_steps: int = 0
-    nonfinite_in_a_row: int = 0
 
-    def state_dict(self) -> dict[str, int]:
-        """For `Accelerator.register_for_checkpointing`."""
-        return asdict(self)
+    def save(self, folder: Path) -> None:
+        """Write the counters into the folder of a checkpoint's state."""
+        write_text(folder / COUNTERS_FILE, json.dumps(asdict(self), indent=2) + "\n")
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """For `Accelerator.register_for_checkpointing`."""
-        for name, value in state.items():
+    def load(self, folder: Path) -> None:
+        """Read them again.
+
+        Raises:
+            FileNotFoundError: If the checkpoint is from a version that pickled them.
+        """
+        file = folder / COUNTERS_FILE
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{folder} has no {COUNTERS_FILE}: it is from an older version; start anew from {folder.parent}, "
+                "which is a model folder, with `--model_name_or_path`."
+            )
+        for name, value in json.loads(file.read_text(encoding="utf-8")).items():
             setattr(self, name, value)
 
 
@@ -208,17 +259,23 @@ def train(
 
     Raises:
         RuntimeError: If too many steps in a row are not finite, or too many videos unreadable.
+        ValueError: If weights are not finite, before the first step or after the last.
         PublishingError: If the run is to be pushed and nobody is logged in; raised before the first step.
     """
+    if accelerator.is_main_process:
+        remove_unfinished(args.output_dir)
+    accelerator.wait_for_everyone()
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     set_seed(args.seed, device_specific=True)  # the weights were drawn alike everywhere; dropout is not to be
     optimizer = build_optimizer(stage.model, args, schedule.peak, accelerator.device)
     stage.model, optimizer = accelerator.prepare(stage.model, optimizer)
     state = TrainState()
-    # Before anything is loaded, else the counters of a resumed run would start at 0.
-    accelerator.register_for_checkpointing(state)
     if checkpoint is not None:
-        _resume(checkpoint, accelerator, state, run_config or {})
+        _resume(checkpoint, accelerator, optimizer, state, run_config or {})
+    refuse_nonfinite_weights(stage.model, accelerator, str(checkpoint or "The model to start from"))
+    limit = limit_nonfinite_steps(
+        args.max_nonfinite_steps, schedule.total_steps, has_scaler=accelerator.scaler is not None
+    )
     keeper = RunKeeper(stage, args, accelerator, state, schedule.total_steps, run_config or {})
     stage.model.train()
     is_over = state.step >= schedule.total_steps  # a finished run that is started again is only exported anew
@@ -233,7 +290,7 @@ def train(
             losses = _with_total(stage.forward_step(batch))
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
-                _step_if_finite(accelerator, stage.model, optimizer, args, state)
+                _step_if_finite(accelerator, stage.model, optimizer, args.max_grad_norm, state, limit)
                 optimizer.zero_grad()
         keeper.count(losses, len(batch["pixel_values"]))
         state.micro_step += 1
@@ -320,6 +377,7 @@ class RunKeeper:
     def finish_run(self) -> None:
         """Export the final model, and wait for what still goes up."""
         self.bar.close()
+        refuse_nonfinite_weights(self.stage.model, self.accelerator, "The trained model")
         self.stage.export(self.accelerator, self.output_dir)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
@@ -338,6 +396,7 @@ class RunKeeper:
             self.state.step,
             lambda folder: self.stage.export(self.accelerator, folder),
             self.args.save_total_limit,
+            self.state.save,
         )
         if self.hub is not None:
             self.hub.push_checkpoint(checkpoint)
@@ -388,28 +447,22 @@ def _with_total(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _step_if_finite(
-    accelerator: Accelerator, model: nn.Module, optimizer: Any, args: PretrainingArguments, state: TrainState
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    max_grad_norm: float | None,
+    state: TrainState,
+    limit: int,
 ) -> None:
     """Clip and step, or count the step as skipped if its gradients are not finite (on all processes alike)."""
-    limit = args.max_grad_norm if args.max_grad_norm else math.inf
-    norm = accelerator.clip_grad_norm_(model.parameters(), limit)
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
     # An engine that clips by itself (DeepSpeed) may not give its norm; it looks for bad steps by itself, too.
     norm = norm if isinstance(norm, torch.Tensor) else torch.tensor(float(norm or 0.0))
     is_finite = bool(torch.isfinite(norm))
     # The loss scaler of fp16 must see every step: it skips bad ones itself and lowers its scale.
     if is_finite or accelerator.scaler is not None:
         optimizer.step()
-    if is_finite and not accelerator.optimizer_step_was_skipped:
-        state.nonfinite_in_a_row = 0
-        return
-    state.nonfinite_steps += 1
-    state.nonfinite_in_a_row += 1
-    logger.warning("Step %d skipped: its gradients are not finite.", state.step)
-    if state.nonfinite_in_a_row > args.max_nonfinite_steps:
-        raise RuntimeError(
-            f"{state.nonfinite_in_a_row} steps in a row had NaN or Inf gradients. Lower learning_rate, set "
-            "max_grad_norm, or use mixed_precision bf16 instead of fp16."
-        )
+    state.count_step(is_finite and not accelerator.optimizer_step_was_skipped, state.step, limit)
 
 
 def count_videos(videos: UnreadableVideos, failures: list[str], batch_size: int, max_skipped_ratio: float) -> None:
@@ -442,28 +495,46 @@ def _start_logs(
     accelerator.init_trackers("umt_hf", config=config)
     if not accelerator.is_main_process:
         return None
-    remove_unfinished(output_dir)
     # Lines that a killed run wrote after its last checkpoint go: they will be written again.
     return MetricLog(output_dir / METRICS_FILE, state.step)
 
 
-def _resume(checkpoint: Path, accelerator: Accelerator, state: TrainState, run_config: dict[str, Any]) -> None:
-    accelerator.load_state(str(checkpoint / STATE_FOLDER))
+def _resume(
+    checkpoint: Path,
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    state: TrainState,
+    run_config: dict[str, Any],
+) -> None:
+    state.load(checkpoint / STATE_FOLDER)
+    # Rates and decays are those of the arguments, which `run.yaml` records.
+    with keep_group_settings(optimizer):
+        accelerator.load_state(str(checkpoint / STATE_FOLDER))
     logger.info("Resuming from %s at step %d.", checkpoint, state.step)
-    _warn_of_changes(checkpoint / RECIPE_FILE, run_config)
+    former = read_former_settings(checkpoint)
+    warn_of_changes({name: value for name, value in former.items() if name in run_config}, run_config)
 
 
-def _warn_of_changes(recipe: Path, run_config: dict[str, Any]) -> None:
-    """Name what is set otherwise than in the run that wrote the checkpoint."""
-    if not recipe.is_file():
-        return
-    former = {
-        name: value for section in yaml.safe_load(recipe.read_text()).values() for name, value in section.items()
-    }
+def read_former_settings(checkpoint: Path) -> dict[str, Any]:
+    """Arguments of the run that wrote a checkpoint, as its `run.yaml` has them; empty without one."""
+    recipe = checkpoint / RECIPE_FILE
+    return flatten_recipe(recipe.read_text(encoding="utf-8-sig")) if recipe.is_file() else {}
+
+
+def warn_of_changes(former: dict[str, Any], present: dict[str, Any]) -> None:
+    """Name, in one warning, what is set otherwise than in the run that is resumed.
+
+    Args:
+        former: Arguments of that run.
+        present: Arguments of this one; those that are not in `former` are left out.
+    """
     changed = [
         f"{name} {former[name]} -> {value}"
-        for name, value in run_config.items()
-        if name in former and former[name] != value and name not in FREE_TO_CHANGE
+        for name, value in present.items()
+        if name in former
+        and former[name] != value
+        and name not in FREE_TO_CHANGE
+        and not name.startswith(FREE_BEGINNINGS)
     ]
     if changed:
         logger.warning("Resuming with other settings than before: %s.", "; ".join(changed))

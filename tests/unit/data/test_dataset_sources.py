@@ -7,9 +7,9 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, List, Value, Video
 
 from tests.unit.video_files import write_video
-from umt_hf.data.annotations import check_labels
 from umt_hf.data.labels import get_label_names
 from umt_hf.data.sources import get_source, load_videos
+from umt_hf.data.targets import fit_labels, has_label_lists
 
 NAMES = ["run", "jump"]
 LABELS = [0, 1, 1, 0]
@@ -48,7 +48,7 @@ def test_every_form_has_videos_and_names(sources, files, form):
     assert [source if isinstance(source, bytes) else Path(source).read_bytes() for source in contents] == [
         Path(file).read_bytes() for file in files
     ]
-    check_labels(sources[form], table, NAMES)
+    assert fit_labels(sources[form], table, NAMES, False)["label"][:] == LABELS and not has_label_lists(table)
 
 
 def test_splits(sources):
@@ -100,13 +100,15 @@ def test_labels_that_are_texts_lists_or_missing(tmp_path):
     lists.save_to_disk(tmp_path / "lists")
     table = load_videos(str(tmp_path / "lists"), class_names=["jump", "run"])
     assert table["label"][:] == [[1, 0], []] and get_label_names(table.features) == ["jump", "run"]
-    check_labels("lists", table, NAMES)
+    assert has_label_lists(table) and fit_labels("lists", table, NAMES, True)["label"][:] == [[0, 1], []]
+    with pytest.raises(ValueError, match="lists, row 0: a video has 2 labels"):
+        fit_labels("lists", table, NAMES, False)
     with pytest.raises(ValueError, match="lists: label 1 is too high for 1 classes"):
-        check_labels("lists", table, NAMES[:1])
+        fit_labels("lists", table, NAMES[:1], True)
     for label in (-1, None):
         hidden = Dataset.from_dict({"video": ["a.mp4", "b.mp4"], "label": [0, label]})
-        with pytest.raises(ValueError, match="hidden: row 1 has no label"):
-            check_labels("hidden", hidden, NAMES)
+        with pytest.raises(ValueError, match=f"hidden, row 1: its label is {label}"):
+            fit_labels("hidden", hidden, NAMES, False)
 
 
 def test_paths_of_a_dataset_start_at_the_root(tmp_path, sources, caplog):

@@ -96,6 +96,8 @@ def test_unreadable_videos_are_wrong_and_listed():
     assert found.predictions.tolist() == [0, 1, -1, 0]
     assert found.compute_metrics() == {
         "top1_accuracy": pytest.approx(0.5),
+        "mean_class_accuracy": pytest.approx(0.5),
+        "macro_f1": pytest.approx((1 / 2 + 2 / 3) / 2),  # class 1: said once, shown twice
         "unreadable_videos": 1.0,
         "top1_accuracy_of_readable": pytest.approx(2 / 3),
     }

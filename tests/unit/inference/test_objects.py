@@ -237,16 +237,21 @@ def test_models_that_are_not_complete_are_refused(folders, tmp_path):
     config = tiny_config()
     UMTVideoForPreTraining(config).save_pretrained(tmp_path)
     UMTVideoProcessor.from_model_config(config).save_pretrained(tmp_path)
-    for kind in (VideoClassifier, ActionDetector):
-        with pytest.raises(ValueError, match="is not a complete UMTVideoFor.*: it lacks classifier.bias"):
+    for kind, script in ((VideoClassifier, "classification"), (ActionDetector, "detection")):
+        advice = (
+            f"is a stage-1 pre-training folder .*: fine-tune it with `accelerate launch -m umt_hf.finetuning.{script} "
+        )
+        with pytest.raises(ValueError, match=advice):
             kind(tmp_path)
-    loaded = load_with_report(UMTVideoForVideoClassification, tmp_path)
+    start = ("UMTVideoForPreTraining",)
+    loaded = load_with_report(UMTVideoForVideoClassification, tmp_path, start)
     assert set(loaded.fresh) >= {"classifier.bias", "classifier.weight"} and loaded.mismatched == ()
     allowed = tuple({name.split(".")[0] for name in loaded.fresh})
-    model = load_complete_model(UMTVideoForVideoClassification, tmp_path, dtype=torch.bfloat16, allowed_fresh=allowed)
+    options = {"dtype": torch.bfloat16, "accepted": start}
+    model = load_complete_model(UMTVideoForVideoClassification, tmp_path, allowed_fresh=allowed, **options)
     assert model.dtype == torch.bfloat16
-    with pytest.raises(ValueError, match="it lacks .*Use another"):
-        load_complete_model(UMTVideoForVideoClassification, tmp_path, hint="Use another.")
+    with pytest.raises(ValueError, match="is not a complete UMTVideoFor.*: it lacks classifier.bias, .*Use another"):
+        load_complete_model(UMTVideoForVideoClassification, tmp_path, hint="Use another.", **options)
 
 
 def test_half_precision_answers_alike(folders, clips):

@@ -27,7 +27,9 @@ def test_similarity_is_the_mean_of_the_frames_cosines():
     videos, texts = torch.randn(3, 4, 8), torch.randn(5, 8)
     expected = torch.cosine_similarity(videos[:, None], texts[None, :, None], dim=-1).mean(-1)
     torch.testing.assert_close(compute_similarity(videos, texts), expected)
-    assert compute_similarity(videos[:, 0], texts).shape == (3, 5)
+    pooled = torch.nn.functional.normalize(videos, dim=-1).mean(1)
+    torch.testing.assert_close(compute_similarity(pooled, texts), expected)  # not made to unit length once more
+    torch.testing.assert_close(vtc_loss(pooled, texts[:3], 0.1), vtc_loss(videos, texts[:3], 0.1))
 
 
 def test_numbers_stay_in_float32_under_autocast():
@@ -59,6 +61,39 @@ def test_negatives_are_never_true_pairs_and_prefer_the_similar():
     assert share == pytest.approx(torch.tensor([0.0, 0, 3]).softmax(0)[2].item(), abs=0.06)
     even, _ = compute_negative_weights(logits, is_pair, hard=False)
     assert len(even[even > 0].unique()) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.001, 0.005, 0.007, 0.01, 0.07, 0.5])
+@pytest.mark.parametrize("ids", [range(8), [0, 0, 1, 2, 3, 3, 3, 4], [0, 0, 0, 0, 0, 0, 0, 1]])
+def test_negatives_are_never_true_pairs_at_any_allowed_temperature(temperature, ids):
+    """Pairs far above all others leave these no weight in a softmax over all: 0.9 of cosine is 900 at 0.001."""
+    generator = torch.Generator().manual_seed(0)
+    is_pair = find_true_pairs(8, torch.tensor(ids), "cpu")
+    cosines = torch.rand(8, 8, generator=generator) * 0.01 + 0.9 * is_pair
+    for weights, rows in zip(
+        compute_negative_weights(cosines / temperature, is_pair), (cosines.T, cosines), strict=True
+    ):
+        draws = torch.stack([sample_negatives(weights, generator) for _ in range(200)])
+        assert not is_pair[torch.arange(8).expand(200, 8), draws].any()
+        # The distribution by an independent way: each row's negatives alone, in double precision.
+        for weight, row, pairs in zip(weights, rows, is_pair, strict=True):
+            expected = (row[~pairs].double() / temperature).softmax(0)
+            torch.testing.assert_close((weight / weight.sum())[~pairs].double(), expected, atol=1e-5, rtol=1e-3)
+            assert not weight[pairs].any()
+
+
+def test_published_weights_stay_as_they_are_to_the_last_bit():
+    logits, is_pair = torch.randn(6, 6) * 4, find_true_pairs(6, torch.tensor([0, 0, 1, 2, 2, 3]), "cpu")
+    videos, texts = compute_negative_weights(logits, is_pair)
+    assert torch.equal(videos, logits.T.softmax(1) * ~is_pair) and torch.equal(texts, logits.softmax(1) * ~is_pair)
+
+
+def test_a_row_of_pairs_alone_is_zero_beside_others_that_are_not():
+    is_pair = torch.eye(3, dtype=torch.bool)
+    is_pair[1] = is_pair[:, 1] = True
+    for temperature in (0.001, 0.5):
+        for weights in compute_negative_weights(torch.randn(3, 3) / temperature, is_pair):
+            assert weights.isfinite().all() and not weights[1].any() and (weights[[0, 2]].sum(1) > 0).all()
 
 
 def test_rows_without_negatives_still_draw():

@@ -122,3 +122,9 @@ def test_shapes_that_do_not_tell_the_frames():
         sample_attention_mask(torch.rand(7, 8), 0.5, num_frames=2)
     with pytest.raises(ValueError, match="batch, frames, patches"):
         sample_attention_mask(torch.rand(8), 0.5)
+
+
+@pytest.mark.parametrize("num_frames", [None, 0, -1, 4])
+def test_a_number_of_frames_that_does_not_divide_the_rows_is_named(num_frames):
+    with pytest.raises(ValueError, match=rf"needs num_frames, a divisor of its first dimension, got {num_frames}"):
+        sample_attention_mask(torch.rand(6, 16), 0.5, num_frames)

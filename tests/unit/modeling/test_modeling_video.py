@@ -497,3 +497,14 @@ def test_offloaded_layers_give_the_same(tmp_path, video, mask):
     assert loaded.layers[1].attention.q_proj.weight.is_meta
     with torch.no_grad():
         torch.testing.assert_close(loaded(video, mask).last_hidden_state, model(video, mask).last_hidden_state)
+
+
+@pytest.mark.parametrize("wrong", [-1, 64, 1000])
+@pytest.mark.parametrize("kind", [UMTVideoModel, UMTVideoForPreTraining])
+def test_indices_of_no_token_are_named(kind, wrong, video):
+    """Found by properties: -1, as padding is often written, was the last token in silence."""
+    model = kind(UMTVideoConfig(**TINY)).eval()
+    with pytest.raises(
+        ValueError, match=rf"visible_indices must be from 0 to 63, the tokens of this clip, got \[{wrong}\]"
+    ):
+        model(video, visible_indices=torch.tensor([[0, 1], [2, wrong]]))

@@ -14,6 +14,7 @@ from transformers import (
     BertConfig,
     BertForPreTraining,
     BertModel,
+    GenerationConfig,
 )
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 from transformers.utils import logging as transformers_logging
@@ -232,7 +233,7 @@ def test_padding_has_no_influence_on_either_side(config, inputs):
 def test_modes_continue_one_another(inputs):
     model = UMTTextModel(UMTTextConfig(**TINY_TEXT)).eval()
     ids, mask, video = inputs["input_ids"], inputs["attention_mask"], torch.randn(4, 5, 32)
-    states = model(ids, mask, encoder_hidden_states=video).last_hidden_state
+    states = model(ids, mask).last_hidden_state
     fused = model(inputs_embeds=states, attention_mask=mask, encoder_hidden_states=video, mode="fusion")
     both = model(ids, mask, encoder_hidden_states=video, mode="multi_modal", output_hidden_states=True)
     torch.testing.assert_close(fused.last_hidden_state, both.last_hidden_state)
@@ -246,6 +247,11 @@ def test_modes_continue_one_another(inputs):
         ({"input_ids": ids, "mode": "both"}, "mode"),
         ({}, "input_ids"),
         ({"input_ids": ids.repeat(1, 3)}, "21 tokens"),
+        (
+            {"input_ids": ids, "encoder_hidden_states": video},
+            "give mode='multi_modal' for input_ids, or mode='fusion'",
+        ),
+        ({"input_ids": ids, "encoder_attention_mask": torch.ones(4, 5)}, "mode='multi_modal'"),
     ):
         with pytest.raises(ValueError, match=message):
             model(**arguments)
@@ -282,7 +288,9 @@ def test_logits_of_unequal_numbers_of_videos_and_texts(config, inputs):
     model = UMTVideoTextModel(config).eval()
     outputs = model(inputs["input_ids"][:3], inputs["attention_mask"][:3], inputs["pixel_values"])
     assert outputs.logits_per_video.shape == (4, 3) and outputs.logits_per_text.shape == (3, 4)
-    torch.testing.assert_close(outputs.video_embeds.norm(dim=-1), torch.ones(4, 2))
+    frames = outputs.vision_model_output.frame_embeds
+    torch.testing.assert_close(frames.norm(dim=-1), torch.ones(4, 2))
+    assert torch.equal(outputs.video_embeds, frames.mean(dim=1))
     logits, videos = model(**inputs, return_dict=False)[:2]
     assert torch.is_tensor(logits) and logits.shape == (4, 4)
     with pytest.raises(ValueError, match="both input_ids and pixel_values"):
@@ -303,19 +311,50 @@ def test_tuples_by_configuration(cls, config, inputs):
 
 
 def test_images_and_pooling(config, batch):
-    """Unmasked videos give a vector a frame, images and masked videos one."""
+    """One vector per video in each case; unmasked videos have one per frame, too, whose mean it is."""
     model = UMTVideoTextForPreTraining(config).eval()
     videos = batch["pixel_values"]
-    assert model.get_video_features(videos).pooler_output.shape == (4, 2, 16)
-    assert model.get_video_features(videos[:, :1]).pooler_output.shape == (4, 1, 16)
-    assert model.get_video_features(videos.repeat(1, 3, 1, 1, 1)).pooler_output.shape == (4, 6, 16)
+    for clips, num_frames in ((videos, 2), (videos[:, :1], 1), (videos.repeat(1, 3, 1, 1, 1), 6)):
+        features = model.get_video_features(clips)
+        assert features.pooler_output.shape == (4, 16) and features.frame_embeds.shape == (4, num_frames, 16)
+        tokens = features.last_hidden_state.unflatten(1, (num_frames, 16))
+        by_hand = model.video_projection(model.video_norm(tokens.mean(2)))
+        by_hand = by_hand / by_hand.square().sum(-1, keepdim=True).sqrt()
+        torch.testing.assert_close(features.frame_embeds, by_hand)
+        torch.testing.assert_close(features.pooler_output, by_hand.mean(1))
     masked = model.get_video_features(videos, batch["bool_masked_pos"])
-    assert masked.pooler_output.shape == (4, 1, 16) and masked.last_hidden_state.shape == (4, 8, 32)
+    assert masked.pooler_output.shape == (4, 16) and masked.last_hidden_state.shape == (4, 8, 32)
+    assert masked.frame_embeds is None
+    torch.testing.assert_close(masked.pooler_output.norm(dim=-1), torch.ones(4))
     indices = compute_visible_indices(batch["bool_masked_pos"], 8)
     by_indices = model.get_video_features(videos, visible_indices=indices)
     assert torch.equal(by_indices.pooler_output, masked.pooler_output)
     model.config.pool_per_frame = False
-    assert model.get_video_features(videos).pooler_output.shape == (4, 1, 16)
+    pooled = model.get_video_features(videos)
+    assert pooled.pooler_output.shape == (4, 16) and pooled.frame_embeds is None
+    vector = model.video_projection(model.video_norm(pooled.last_hidden_state.mean(1)))
+    torch.testing.assert_close(pooled.pooler_output, torch.nn.functional.normalize(vector, dim=-1))
+
+
+@pytest.mark.parametrize("per_frame", [True, False])
+@pytest.mark.parametrize("cls", CLASSES[:3])
+def test_inner_products_with_unit_texts_are_the_scores(cls, per_frame, inputs):
+    """What a library computes that takes one vector per video and the inner product: for it, and in half precision."""
+    torch.manual_seed(0)
+    model = cls(UMTVideoTextConfig(**TINY, pool_per_frame=per_frame)).eval()
+    with torch.no_grad():
+        video = model.get_video_features(inputs["pixel_values"])
+        text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
+        outputs = model(**inputs)
+        scores = video.pooler_output @ torch.nn.functional.normalize(text.pooler_output, dim=-1).T
+        torch.testing.assert_close(scores / model.temperature, outputs.logits_per_video, atol=1e-6, rtol=1e-6)
+        if per_frame:  # the mean cosine, frame by frame
+            cosines = torch.cosine_similarity(video.frame_embeds[:, None], text.pooler_output[None, :, None], dim=-1)
+            torch.testing.assert_close(scores, cosines.mean(-1))
+        assert model.get_video_features(inputs["pixel_values"], return_dict=False)[1].shape == (4, 16)
+        half = model.to(torch.bfloat16).get_video_features(inputs["pixel_values"].to(torch.bfloat16))
+    assert half.pooler_output.dtype == torch.float32
+    torch.testing.assert_close(half.pooler_output, video.pooler_output, atol=0.03, rtol=0)
 
 
 def test_weights_choose_the_losses(batch):
@@ -477,7 +516,7 @@ def test_stage_2_folder_serves_retrieval_and_features(config, inputs, tmp_path):
     more = UMTVideoTextConfig.from_pretrained(tmp_path)
     more.vision_config.num_frames = 6
     longer = UMTVideoTextForRetrieval.from_pretrained(tmp_path, config=more)
-    assert longer.get_video_features(inputs["pixel_values"].repeat(1, 3, 1, 1, 1)).pooler_output.shape == (4, 6, 16)
+    assert longer.get_video_features(inputs["pixel_values"].repeat(1, 3, 1, 1, 1)).frame_embeds.shape == (4, 6, 16)
 
 
 @pytest.fixture
@@ -628,6 +667,135 @@ def test_generation_stops_at_the_end_of_an_answer(question_answering, inputs):
     assert answers.tolist() == [[101, 102]] * 4
     outputs = question_answering.generate(**inputs, max_new_tokens=2, return_dict_in_generate=True, output_scores=True)
     assert torch.equal(outputs.sequences, answers) and len(outputs.scores) == 1
+
+
+@pytest.mark.parametrize("kind", ["hidden_states", "attentions"])
+def test_question_answering_returns_what_is_asked_of_each_part(question_answering, inputs, kind):
+    model = question_answering
+    model.set_attn_implementation("eager")
+    labels = inputs["input_ids"][:, :5]
+    plain = model(**inputs, labels=labels)
+    asked = model(**inputs, labels=labels, **{f"output_{kind}": True})
+    torch.testing.assert_close(asked.logits, plain.logits)
+    expected = {
+        "hidden_states": {
+            "hidden_states": [(4, 7, 32)] * 5,
+            "decoder_hidden_states": [(4, 5, 32)] * 3,
+        },
+        "attentions": {
+            "attentions": [(4, 2, 7, 7)] * 4,
+            "cross_attentions": [(4, 2, 7, 32)] * 2,
+            "decoder_attentions": [(4, 2, 5, 5)] * 2,
+            "decoder_cross_attentions": [(4, 2, 5, 7)] * 2,
+        },
+    }[kind]
+    for name, shapes in expected.items():
+        assert [tuple(part.shape) for part in asked[name]] == shapes, name
+        assert name not in plain
+    if kind == "hidden_states":
+        torch.testing.assert_close(asked.hidden_states[-1], asked.last_hidden_state)
+    else:
+        for name in expected:
+            sums = torch.cat([part.sum(-1).flatten() for part in asked[name]])
+            torch.testing.assert_close(sums, torch.ones_like(sums))
+        assert not asked.decoder_attentions[0].triu(1).any()  # the decoder does not see later words
+        assert not asked.decoder_cross_attentions[0][0, :, :, 4:].any()  # the first question has four tokens
+    video = asked.video_outputs
+    assert "video_outputs" not in plain and len(video[kind]) == 3 + (kind == "hidden_states")
+    assert {*asked.keys()} - {*plain.keys()} == {*expected, "video_outputs"}
+    # Without answers, those of the question alone; as a tuple, the encoder's output is one, too.
+    question = model(**inputs, **{f"output_{kind}": True})
+    assert {*question.keys()} == {"last_hidden_state", "video_outputs"} | {n for n in expected if "decoder" not in n}
+    as_tuple = model(**inputs, **{f"output_{kind}": True}, return_dict=False)
+    assert isinstance(as_tuple[-1], tuple) and torch.equal(as_tuple[-1][0], video.last_hidden_state)
+
+
+def test_matching_says_where_each_word_looks(config, inputs):
+    model = UMTVideoTextForRetrieval(config).eval()
+    model.set_attn_implementation("eager")
+    video = model.get_video_features(inputs["pixel_values"]).last_hidden_state
+    text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).last_hidden_state
+    logits = model.match(video, text, inputs["attention_mask"])
+    assert torch.is_tensor(logits) and torch.equal(model.match(video, text, inputs["attention_mask"]), logits)
+    outputs = model.match(video, text, inputs["attention_mask"], output_attentions=True, output_hidden_states=True)
+    assert torch.equal(outputs.logits, logits)
+    assert [tuple(weights.shape) for weights in outputs.cross_attentions] == [(4, 2, 7, 32)] * 2
+    assert [tuple(weights.shape) for weights in outputs.attentions] == [(4, 2, 7, 7)] * 2
+    assert len(outputs.hidden_states) == 3 and torch.equal(outputs.hidden_states[0], text)
+    # By hand: queries of the words that left the first fusion layer's self-attention, keys of the video.
+    layer = model.text_model.layers[2]
+    words = layer.attention_norm(text + layer.attention(text, attention_bias(inputs), None)[0])
+    queries, keys = layer.cross_attention.q_proj(words), layer.cross_attention.k_proj(video)
+    scores = queries.unflatten(-1, (2, 16)).transpose(1, 2) @ keys.unflatten(-1, (2, 16)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(outputs.cross_attentions[0], (scores / 4).softmax(-1))
+    assert model.match(video, text, inputs["attention_mask"], output_attentions=False).shape == (4, 2)
+
+
+def attention_bias(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Added to scores: nothing at tokens, minus infinity at padding."""
+    return torch.zeros(4, 1, 1, 7).masked_fill(inputs["attention_mask"][:, None, None] == 0, -torch.inf)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("size", [210, 90])
+def test_another_vocabulary_survives_saving(tmp_path, cls, config, inputs, size):
+    model = cls(config).eval()
+    inputs["input_ids"] = inputs["input_ids"].clamp(max=size - 1)
+    if cls is UMTVideoTextForQuestionAnswering:
+        inputs["labels"] = inputs["input_ids"]
+    kept = min(size, 120)
+    words = model.get_input_embeddings().weight[:kept].clone()
+    assert model.resize_token_embeddings(size) is model.get_input_embeddings()
+    model.save_pretrained(tmp_path)
+    reloaded, info = cls.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert reloaded.config.text_config.vocab_size == size
+    assert {name: tensor.shape for name, tensor in reloaded.state_dict().items()} == {
+        name: tensor.shape for name, tensor in model.state_dict().items()
+    }
+    torch.testing.assert_close(reloaded.get_input_embeddings().weight[:kept], words)
+    with torch.no_grad():
+        for ours, theirs in zip(
+            reloaded(**inputs, return_dict=False), model(**inputs, return_dict=False), strict=True
+        ):
+            if torch.is_tensor(ours):
+                torch.testing.assert_close(ours, theirs)
+    if cls is UMTVideoTextForQuestionAnswering:
+        decoder = reloaded.answer_decoder
+        assert decoder.config.vocab_size == size and reloaded(**inputs).logits.shape[-1] == size
+        assert decoder.lm_head.decoder.weight is decoder.get_input_embeddings().weight
+
+
+def test_generation_settings_travel_with_the_folder(tmp_path, question_answering, inputs):
+    model = question_answering
+    assert model.can_generate() and (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (
+        102,
+        0,
+    )
+    with torch.no_grad():
+        model.answer_decoder.lm_head.decoder.bias[102] = -1e3  # answers do not end by themselves
+    today = model.generate(**inputs)
+    assert today.shape == (4, 20)  # as before: until the position table ends
+    model.generation_config.max_new_tokens, model.generation_config.num_beams = 4, 3
+    model.generation_config.no_repeat_ngram_size = 1
+    model.save_pretrained(tmp_path)
+    for loaded in (
+        UMTVideoTextForQuestionAnswering.from_pretrained(tmp_path),
+        AutoModelForVisualQuestionAnswering.from_pretrained(tmp_path),
+    ):
+        settings = loaded.generation_config
+        assert (settings.max_new_tokens, settings.num_beams, settings.no_repeat_ngram_size) == (4, 3, 1)
+        expected = model.generate(**inputs, max_new_tokens=4, num_beams=3, no_repeat_ngram_size=1)
+        assert expected.shape == (4, 5) and torch.equal(loaded.generate(**inputs), expected)
+        greedy = loaded.generate(**inputs, max_new_tokens=2, num_beams=1, no_repeat_ngram_size=0)
+        assert torch.equal(greedy, today[:, :3])  # what a call says goes first
+        given = GenerationConfig(
+            max_new_tokens=3, do_sample=False, num_beams=1, no_repeat_ngram_size=0, use_cache=False
+        )
+        assert torch.equal(loaded.generate(**inputs, generation_config=given), today[:, :4])
+    (tmp_path / "generation_config.json").unlink()  # a folder from before
+    older = UMTVideoTextForQuestionAnswering.from_pretrained(tmp_path)
+    assert torch.equal(older.generate(**inputs), today)
 
 
 def test_cross_attention_is_projected_once(question_answering, inputs):

@@ -67,7 +67,7 @@ def test_steps_run_in_processes_once_what_they_need_is_done(context, tmp_path, c
         "first": Step(function=note, arguments=(tmp_path, "first"), command="umt-hf first"),
     }
     costs = run_steps(plan, 1, tmp_path / "logs", "seed 0, ")
-    rows = [line.split() for line in (tmp_path / "order.txt").read_text().splitlines()]
+    rows = [line.split() for line in (tmp_path / "order.txt").read_text(encoding="utf-8").splitlines()]
     assert [name for name, _, _ in rows] == ["first", "second", "last"] and list(costs) == list(plan)
     assert len({process for _, process, _ in rows} | {str(os.getpid())}) == 4 and rows[1][2] == "1"
     assert "[seed 0, 1/3] first\n  umt-hf first\n[seed 0, 2/3] second\n" in capsys.readouterr().out
@@ -82,7 +82,7 @@ def test_two_lanes_run_side_by_side_and_the_second_one_writes_to_a_file(tmp_path
     run_steps(plan, 2, tmp_path / "logs")
     printed = capfd.readouterr().out
     assert "one met two" in printed and "two met one" not in printed
-    assert (tmp_path / "logs" / "two_of_them.txt").read_text() == "two met one\n"
+    assert (tmp_path / "logs" / "two_of_them.txt").read_text(encoding="utf-8") == "two met one\n"
 
 
 def test_seconds_count_processes_of_a_step(tmp_path):
@@ -108,7 +108,7 @@ def test_a_failure_is_named_and_stops_the_others(tmp_path, kind, code, said):
     }
     with pytest.raises(UserError, match=rf"'fails' failed with code {code}; it says why in .*fails\.txt"):
         run_steps(plan, 2, tmp_path / "logs")
-    spoken = (tmp_path / "logs" / "fails.txt").read_text()
+    spoken = (tmp_path / "logs" / "fails.txt").read_text(encoding="utf-8")
     assert spoken.endswith(said) and ("Traceback" in spoken) == (code == 1)
     assert not multiprocessing.active_children()
     assert not (tmp_path / "order.txt").exists() and not (tmp_path / "came_to_its_end").exists()

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from umt_hf.processing.sampling import compute_resized_size, compute_spatial_crops, place_crops, sample_frame_indices
+from umt_hf.processing.sampling import (
+    compute_resized_size,
+    compute_spatial_crops,
+    place_crops,
+    sample_frame_indices,
+    trim_num_frames,
+)
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 
@@ -190,3 +196,19 @@ def test_crops_that_do_not_fit_are_refused():
         compute_spatial_crops(240, 320, 224, 0)
     with pytest.raises(ValueError, match="got 256 and 1 crops"):
         compute_spatial_crops(240, 320, 224, crop_size=256)
+
+
+@pytest.mark.parametrize(("fps", "video_fps"), [(1.0, 1e-9), (1e9, 25.0), (1.0, 1e-300)])
+def test_a_rate_that_asks_for_too_many_frames_is_refused_before_they_are_listed(fps, video_fps):
+    """Found by properties: 745 GiB were asked for, and a file states its rate itself."""
+    with pytest.raises(ValueError, match=r"100 frames at .* per second>: \d+ frames are asked .* the limit of 10000"):
+        sample_frame_indices(100, 4, "fps", fps=fps, video_fps=video_fps)
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), 0.0, -1.0])
+def test_rates_that_are_no_rates_are_named(rate):
+    for fps, video_fps in ((rate, 25.0), (1.0, rate)):
+        with pytest.raises(ValueError, match="the video's own frame rate, both positive"):
+            sample_frame_indices(100, 4, "fps", fps=fps, video_fps=video_fps)
+        with pytest.raises(ValueError, match="first_seconds must be positive and needs the video's frame rate"):
+            trim_num_frames(100, video_fps, fps)

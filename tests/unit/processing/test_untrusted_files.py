@@ -393,10 +393,12 @@ def test_frames_asked_over_a_gap_of_hours_are_bounded():
         UMTVideoProcessor()(MEDIA / "d_gap.mp4", fps=5, num_frames=None)
 
 
-COUNTED = {"transport_stream", "mpeg4_avi", "vp8"}
+COUNTED = {"transport_stream", "mpeg4_avi", "mpeg2", "vp8"}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind][0] in (".ts", ".avi") or kind == "vp8"])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if KINDS[kind][0] in (".ts", ".avi", ".mpg") or kind == "vp8"]
+)
 def test_frames_are_counted_from_packets(kind, folder):
     path = write_kind(kind, folder)
     truth = decode_in_order(path)
@@ -414,7 +416,16 @@ def test_frames_are_counted_from_packets(kind, folder):
 @pytest.mark.parametrize("bframes", [0, 1, 2, 3])
 @pytest.mark.parametrize(
     ("codec", "suffix"),
-    [("mpeg4", ".avi"), ("mpeg4", ".ts"), ("libx264", ".avi"), ("libx264", ".ts"), ("libx265", ".ts")],
+    [
+        ("mpeg4", ".avi"),
+        ("mpeg4", ".ts"),
+        ("libx264", ".avi"),
+        ("libx264", ".ts"),
+        ("libx265", ".ts"),
+        ("mpeg1video", ".mpg"),
+        ("mpeg2video", ".mpg"),
+        ("mpeg2video", ".vob"),
+    ],
 )
 def test_packets_are_numbered_as_decoding_shows_them(codec, suffix, bframes, tmp_path):
     options = {"x265-params": f"log-level=none:bframes={bframes}:keyint=9"} if codec == "libx265" else {}

@@ -233,7 +233,7 @@ def spoiled(value: float) -> np.ndarray:
         (np.full((8, 32, 32, 3), 300), r"videos\[1\] has pixels from 300 to 300"),
         (np.zeros((8, 32, 32, 3), bool), r"videos\[1\] has pixels of type bool"),
         (np.zeros((8, 32, 32, 5), np.uint8), r"videos\[1\] has shape \(8, 32, 32, 5\)"),
-        (np.zeros((0, 32, 32, 3), np.uint8), r"num_video_frames must be at least 1"),
+        (np.zeros((0, 32, 32, 3), np.uint8), r"videos\[1\] is empty: it has no frames"),
         (np.zeros((8, 0, 32, 3), np.uint8), r"videos\[1\] is empty"),
         ([np.zeros((32, 32, 3), np.uint8), np.zeros((32, 30, 3), np.uint8)], r"videos\[1\] has frames of different"),
         (np.zeros((8, 32, 32, 4), np.float32), r"videos\[1\] has 4 floating-point channels"),
@@ -364,3 +364,35 @@ def test_older_pipeline_takes_the_processor_for_its_frames(classifier_folder, pa
     answer = classify(str(path), frame_sampling_rate=10, top_k=3)
     scores = expected_scores(classifier_folder, frames[np.linspace(0, 39, 4).astype(int)])
     assert {entry["label"]: entry["score"] for entry in answer} == pytest.approx(scores, abs=1e-5)
+
+
+def test_a_file_whose_rate_asks_for_too_many_frames_is_named(tmp_path):
+    path = write_video(tmp_path / "slow.mp4", num_frames=3)
+    with pytest.raises(VideoDecodingError, match=r"slow\.mp4: <video of 3 frames at 24 per second>: 125000 frames"):
+        UMTVideoProcessor(fps=1e6)(str(path))
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 8, 3), (0, 0, 0), (0, 8, 8), (0, 2, 8, 8, 3)])
+def test_videos_without_frames_are_named(shape):
+    """Found by properties: a list index out of range, and the name of an argument that nobody gave."""
+    with pytest.raises(ValueError, match="is empty|Got an empty batch"):
+        UMTVideoProcessor()(np.zeros(shape, np.uint8), return_tensors="pt")
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64", "int8", "int64"])
+def test_every_type_of_integers_is_read_or_named(dtype):
+    """Found by properties: PyTorch has no minimum of 16 unsigned bits, and said so."""
+    processor = UMTVideoProcessor(num_frames=2, size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
+    video = np.full((2, 8, 8, 3), 100)
+    expected = processor(video.astype(np.uint8), return_tensors="pt")["pixel_values"]
+    for form in (video.astype(dtype), torch.from_numpy(video.astype(dtype)), list(video.astype(dtype))):
+        torch.testing.assert_close(processor(form, return_tensors="pt")["pixel_values"], expected)
+    if dtype != "int8":
+        with pytest.raises(ValueError, match="has pixels from 300 to 300; integers are in 0..255"):
+            processor((3 * video).astype(dtype), return_tensors="pt")
+
+
+def test_a_number_that_float32_does_not_hold_is_not_a_pixel():
+    """Found by properties: 1e300 passed as finite and became infinite afterwards."""
+    with pytest.raises(ValueError, match="holds NaN or infinite pixels"):
+        UMTVideoProcessor(num_frames=2)(np.full((2, 8, 8, 3), 1e300), return_tensors="pt")

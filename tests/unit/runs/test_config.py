@@ -159,3 +159,53 @@ def test_unknown_recipe_and_impossible_values():
         parse_config(SECTIONS, ["--save_total_limit", "0"])
     with pytest.raises(ValueError, match="max_steps"):
         parse_config(SECTIONS, ["--max_steps", "0"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: 3", r"recipe\.yaml: a recipe is sections of keys and values .*, got 3"),
+        ("model: [1]", r"recipe\.yaml: a recipe is sections of keys and values .*, got \[1\]"),
+        ("[1]", r"recipe\.yaml: a recipe is sections of keys and values"),
+        ("text", r"recipe\.yaml: a recipe is sections of keys and values"),
+        ("variants: 3", r"recipe\.yaml: a recipe is sections of keys and values"),
+        ("variants: {a: {model: 3}}", r"recipe\.yaml: a recipe is sections of keys and values"),
+        ("inherits: 3", r"recipe\.yaml: inherits takes the name of a recipe or file, got 3"),
+        ("'", r"recipe\.yaml is not YAML: while scanning a quoted scalar"),
+        ("model: {num_frames: 2020-13-45}", r"recipe\.yaml is not YAML: month must be in 1\.\.12"),
+        ("model: {widht: 1, 3: 1}", r"recipe\.yaml: section 'model' has unknown keys \[3, 'widht'\]"),
+        ("model: {num_frames: x}", r"recipe\.yaml: num_frames in section 'model' is 'x': invalid literal for int"),
+        ("model: {num_frames: [1, 2]}", r"num_frames in section 'model' is \[1, 2\]: it takes a single value"),
+        ("training: {output_dir: {a: b}}", r"output_dir in section 'training' is {'a': 'b'}: it takes plain values"),
+        ("augmentation: {crop_scales: [1.0, null]}", r"crop_scales .* is \[1\.0, None\]: it takes plain values"),
+        ("mask: {mask_type: tub}", r"mask_type in section 'mask' is 'tub'"),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_named_with_its_file(text, message, tmp_path):
+    """Found by properties: errors of Python, or ones that named neither the file nor the key."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        parse_config(SECTIONS, ["--config", str(path)])
+
+
+def test_bytes_that_are_not_text_are_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes(b"\x80")
+    with pytest.raises(ValueError, match=r"recipe\.yaml is not YAML: 'utf-8' codec"):
+        parse_config(SECTIONS, ["--config", str(tmp_path / "recipe.yaml")])
+
+
+def test_a_recipe_that_inherits_itself_is_named(tmp_path):
+    (tmp_path / "a.yaml").write_text(f"inherits: {tmp_path / 'b.yaml'}", encoding="utf-8")
+    (tmp_path / "b.yaml").write_text(f"inherits: {tmp_path / 'a.yaml'}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.yaml: the recipe inherits itself, by .*b\.yaml"):
+        parse_config(SECTIONS, ["--config", str(tmp_path / "a.yaml")])
+
+
+@pytest.mark.parametrize("word", ["--help", "-1", "--config", "--max_steps=3", "-"])
+def test_a_value_of_a_recipe_is_never_a_flag(word, tmp_path):
+    """Found by properties: `output_dir: --help` printed the help, and a run did not read back its record."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"training: {{output_dir: '{word}'}}\ndata: {{train_corpora: ['{word}', b]}}", encoding="utf-8")
+    parsed = dict(zip(stage2.SECTIONS, parse_config(stage2.SECTIONS, ["--config", str(path)]), strict=True))
+    assert parsed["training"].output_dir == word and parsed["data"].train_corpora == [word, "b"]

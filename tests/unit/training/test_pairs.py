@@ -162,8 +162,8 @@ def test_batches_hold_one_kind_of_media(shapes, tmp_path):
     images = build_table([(str(tmp_path / "a.png"), f"image {i}") for i in range(4)], corpus=1)
     corpora = MixedCorpora([build_dataset(images, "image"), build_dataset(videos)])
 
-    def tokenize(texts: list[str]) -> dict[str, torch.Tensor]:
-        return {"input_ids": torch.tensor([[len(text)] for text in texts])}
+    def tokenize(text: list[str], return_tensors: str) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.tensor([[len(each)] for each in text])}
 
     collate = PairCollator(ResizedCropTransform(32), True, tokenize)
     shapes_of_kinds = {0: (2, 1, 3, 32, 32), 1: (3, 4, 3, 32, 32)}

@@ -1,5 +1,6 @@
 """The loop's smaller parts: non-finite steps with and without a loss scaler, averages, lengths of runs."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from umt_hf.runs.folder import MetricLog, read_metrics
 from umt_hf.training.arguments import PretrainingArguments
 from umt_hf.training.checkpointing import find_checkpoint, list_checkpoints
 from umt_hf.training.metric_meter import MetricMeter
-from umt_hf.training.trainer import TrainState, _step_if_finite, build_schedule
+from umt_hf.training.trainer import TrainState, _step_if_finite, build_schedule, limit_nonfinite_steps
 
 
 class FakeOptimizer:
@@ -36,7 +37,7 @@ def take_step(norm: float, has_scaler: bool, was_skipped: bool = False, limit: f
     )
     optimizer, state = FakeOptimizer(), TrainState()
     model = torch.nn.Linear(1, 1)
-    _step_if_finite(accelerator, model, optimizer, PretrainingArguments(max_grad_norm=limit), state)
+    _step_if_finite(accelerator, model, optimizer, limit, state, 20)
     return optimizer.steps, state.nonfinite_steps, limits[0]
 
 
@@ -50,6 +51,31 @@ def test_a_loss_scaler_sees_every_step():
     """Else it never lowers its scale: it skips the step by itself."""
     assert take_step(float("inf"), has_scaler=True, was_skipped=True)[:2] == (1, 1)
     assert take_step(1.0, has_scaler=True)[:2] == (1, 0)
+
+
+def test_counters_are_json(tmp_path):
+    """A state of an older version, whose counters are a pickle, is refused without opening it."""
+    state = TrainState(step=3, micro_step=6, nonfinite_steps=1, skipped_videos=2)
+    state.save(tmp_path)
+    loaded = TrainState()
+    loaded.load(tmp_path)
+    assert loaded == state and json.loads((tmp_path / "counters.json").read_text())["micro_step"] == 6
+    (tmp_path / "counters.json").unlink()
+    (tmp_path / "custom_checkpoint_0.pkl").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    with pytest.raises(FileNotFoundError, match="no counters.json: it is from an older version; start anew"):
+        TrainState().load(tmp_path)
+
+
+def test_bad_steps_in_a_row():
+    counted = TrainState()
+    for step, is_finite in enumerate([False, False, True, False, False]):
+        counted.count_step(is_finite, step, limit=2)
+    assert (counted.nonfinite_steps, counted.nonfinite_in_a_row) == (4, 2)
+    with pytest.raises(RuntimeError, match="^3 steps in a row had NaN or Inf gradients: lower learning_rate, "):
+        counted.count_step(False, 5, limit=2)
+    # Half of a short run, but for the loss scaler, which skips a few first steps as it should.
+    assert limit_nonfinite_steps(20, 6, has_scaler=False) == 3
+    assert limit_nonfinite_steps(20, 6, has_scaler=True) == limit_nonfinite_steps(20, 99, has_scaler=False) == 20
 
 
 def test_clipping_uses_the_limit():
@@ -97,15 +123,18 @@ def test_log_is_cut_back_to_the_checkpoint_and_forgives_a_cut_line(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
-def test_only_whole_checkpoints_count(tmp_path):
+def test_only_complete_checkpoints_count(tmp_path):
     for name in ("checkpoint-10", "checkpoint-9", "checkpoint-11.unfinished"):
         (tmp_path / name / "training_state").mkdir(parents=True)
+        (tmp_path / name / "model.safetensors").touch()
     (tmp_path / "checkpoint-12").mkdir()
+    (tmp_path / "checkpoint-13" / "training_state").mkdir(parents=True)  # its weights went first
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
     assert find_checkpoint("auto", tmp_path).name == "checkpoint-10"
     assert find_checkpoint("auto", tmp_path / "new") is None
     assert find_checkpoint(str(tmp_path / "checkpoint-9"), tmp_path).name == "checkpoint-9"
-    with pytest.raises(FileNotFoundError, match="checkpoint-12"):
-        find_checkpoint(str(tmp_path / "checkpoint-12"), tmp_path)
+    for name, reason in (("12", "has no training_state"), ("13", "has no weights"), ("11.unfinished", "killed run")):
+        with pytest.raises(FileNotFoundError, match=f"checkpoint-{name} is not a complete checkpoint: .*{reason}"):
+            find_checkpoint(str(tmp_path / f"checkpoint-{name}"), tmp_path)
     with pytest.raises(FileExistsError, match="checkpoint-10"):
         find_checkpoint(None, tmp_path)

@@ -1,0 +1,360 @@
+"""Fine-tuning that diverges, is killed, or is resumed otherwise, in all four scripts."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tests.e2e.runs import FINE_TUNING, PRETRAINING, assert_same_weights, save_video_text_model, to_flags
+from tests.processes import START_METHOD, run_and_kill, run_ranks
+from umt_hf.evaluation import classification as evaluate_classification
+from umt_hf.evaluation import detection as evaluate_detection
+from umt_hf.finetuning import classification, detection, question_answering, retrieval
+from umt_hf.finetuning.trainer import FinetuningTrainer
+from umt_hf.runs.disk import put_folder, remove_folder
+from umt_hf.training import stage1
+from umt_hf.training import stage2 as stage2_script
+from umt_hf.training import trainer as pretraining
+from umt_hf.training.checkpointing import list_checkpoints, remove_unfinished
+
+from .conftest import TINY
+
+STATE = "trainer_state.json"
+SCRIPTS = {
+    "classification": classification,
+    "detection": detection,
+    "retrieval": retrieval,
+    "question_answering": question_answering,
+}
+STUDENT = {"drop_path_rate": 0.0, "warmup_epochs": 0, "num_frames": 2}
+
+
+@pytest.fixture(scope="module")
+def stage2(shapes, tmp_path_factory) -> Path:
+    return save_video_text_model(tmp_path_factory.mktemp("stage2"), shapes)
+
+
+@pytest.fixture
+def flags(shapes, colors, student, stage2, tmp_path):
+    """Command line of a short run of a script; keyword arguments change it."""
+
+    def build(script: str, **changes) -> list[str]:
+        data = {
+            "classification": {
+                "train_data": colors / "few_train.csv",
+                "validation_data": colors / "few_validation.csv",
+                "model_name_or_path": student,
+            },
+            "detection": {
+                "train_data": shapes / "train_boxes.json",
+                "validation_data": shapes / "train_boxes.json",
+                "label_keys": ["color", "shape"],
+                "model_name_or_path": student,
+                "short_side": 64,
+            },
+            "retrieval": {"train_data": shapes / "train_captions.json", "model_name_or_path": stage2},
+            "question_answering": {"train_data": shapes / "train_questions.json", "model_name_or_path": stage2},
+        }
+        fields = {**FINE_TUNING, **STUDENT, **data[script], "output_dir": tmp_path / "run"}
+        fields |= {"per_device_train_batch_size": 4, "learning_rate": 1e-3, "max_steps": 4, "logging_steps": 1}
+        return to_flags(**fields | changes)
+
+    return build
+
+
+def assert_no_model(folder: Path) -> None:
+    assert not list(folder.glob("*.safetensors")) and not (folder / "config.json").exists()
+
+
+def read_log(folder: Path) -> list[dict]:
+    return [line for line in json.loads((folder / STATE).read_text())["log_history"] if "loss" in line]
+
+
+def poison(monkeypatch, calls: set[int]) -> None:
+    """Make the loss of some micro-batches NaN."""
+    original, numbers = FinetuningTrainer.training_step, iter(range(1000))
+
+    def training_step(self, model, inputs, *args):
+        if next(numbers) in calls:
+            inputs = inputs | {"pixel_values": inputs["pixel_values"] * float("nan")}
+        return original(self, model, inputs, *args)
+
+    monkeypatch.setattr(FinetuningTrainer, "training_step", training_step)
+
+
+def spoil(folder: Path, copy: Path) -> tuple[Path, str]:
+    """A copy of a model folder with a single NaN, and the name of its tensor."""
+    shutil.copytree(folder, copy)
+    weights = load_file(copy / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight") or "layers.1" in name)
+    weights[name].view(-1)[3] = float("nan")
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    return copy, name
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_divergence_stops_every_script(flags, tmp_path, monkeypatch, script):
+    """The loss is NaN from the second step on: no final folder, and one sentence."""
+    poison(monkeypatch, set(range(1, 1000)))
+    with pytest.raises(RuntimeError, match=r"^4 steps in a row had NaN or Inf gradients: lower learning_rate, "):
+        SCRIPTS[script].main(flags(script, max_steps=30, max_nonfinite_steps=3))
+    assert_no_model(tmp_path / "run")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_nan_in_the_start_folder_is_named_before_the_first_step(flags, student, stage2, tmp_path, script):
+    start = student if script in ("classification", "detection") else stage2
+    spoiled, name = spoil(start, tmp_path / "spoiled")
+    with pytest.raises(ValueError, match=rf"spoiled: weights are NaN or infinite \({name}"):
+        SCRIPTS[script].main(flags(script, model_name_or_path=spoiled))
+    assert_no_model(tmp_path / "run")
+
+
+def test_a_short_run_does_not_end_in_bad_steps(flags, tmp_path, monkeypatch):
+    """A rate of 1e30 ruins the weights in the first of 6 steps; 20 bad steps in a row never come."""
+    with pytest.raises(RuntimeError, match=r"^4 steps in a row"):
+        classification.main(flags("classification", max_steps=6, learning_rate=1e30))
+    assert_no_model(tmp_path / "run")
+
+
+def test_bad_steps_change_no_weight_and_are_shown(flags, tmp_path, monkeypatch):
+    """The second of 4 steps, each of two micro-batches: the log shows NaN, and weights stay finite."""
+    poison(monkeypatch, {2})
+    fields = {"gradient_accumulation_steps": 2, "ema_decay": 0.5, "mode": "lora", "max_grad_norm": 1.0}
+    classification.main(flags("classification", per_device_train_batch_size=2, **fields))
+    log = read_log(tmp_path / "run")
+    assert [line["loss"] == line["loss"] for line in log] == [True, False, True, True]
+    assert [line["nonfinite_steps"] for line in log] == [0, 1, 1, 1]
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def diverge_in_rank_1(arguments: list[str]) -> None:
+    """The clips of rank 1 are NaN from its second step on."""
+    original, numbers = FinetuningTrainer.training_step, iter(range(1000))
+
+    def training_step(self, model, inputs, *args):
+        if next(numbers) > 0 and self.args.process_index == 1:
+            inputs = inputs | {"pixel_values": inputs["pixel_values"] * float("nan")}
+        return original(self, model, inputs, *args)
+
+    FinetuningTrainer.training_step = training_step
+    with pytest.raises(RuntimeError, match="^3 steps in a row"):
+        classification.main(arguments)
+
+
+def test_two_processes_stop_together(flags, tmp_path):
+    arguments = flags("classification", max_steps=20, max_nonfinite_steps=2, per_device_train_batch_size=2)
+    run_ranks(diverge_in_rank_1, arguments)
+    assert_no_model(tmp_path / "run")
+
+
+def test_a_loss_scaler_sees_bad_steps_and_they_are_counted(tmp_path, monkeypatch):
+    """As in pre-training: gradients stay, so that it lowers its scale, and only a long row of them stops the run."""
+    from tests.unit.finetuning.test_trainer import build_trainer
+
+    trainer = build_trainer(tmp_path)
+    trainer.state.max_steps = 4
+    parameter = nn.Parameter(torch.ones(1))
+    model = nn.Module()
+    model.register_parameter("weight", parameter)
+    monkeypatch.setattr(type(trainer.accelerator), "scaler", object(), raising=False)
+    trainer.accelerator.scaler = object()
+    for _ in range(20):
+        parameter.grad = torch.full((1,), float("inf"))
+        trainer._get_grad_norm(model, torch.tensor(float("inf")))
+        assert parameter.grad is not None
+    with pytest.raises(RuntimeError, match="^21 steps in a row"):
+        trainer._get_grad_norm(model, torch.tensor(float("inf")))
+    assert pretraining.limit_nonfinite_steps(20, 4, has_scaler=False) == 2
+
+
+# -------------------------------------------------------------------------------------------------------- being killed
+def find_any(folder: Path, pattern: str) -> Callable[[], bool]:
+    return lambda: next(folder.glob(pattern), None) is not None
+
+
+MOMENTS = {
+    "folder": "checkpoint-2.unfinished/*",
+    "weights": "checkpoint-2.unfinished/*/model.safetensors",
+    "state": "checkpoint-2.unfinished/*/trainer_state.json",
+    "last_file": "checkpoint-2.unfinished/*/run.yaml",
+    "name": "checkpoint-2",
+    "deletion": "checkpoint-1.deleted",
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, Path]:
+    return {}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_during_a_save_never_bricks_auto(flags, tmp_path, tmp_path_factory, uninterrupted, moment):
+    changes = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "ema_decay": 0.5}
+    if not uninterrupted:
+        uninterrupted["run"] = tmp_path_factory.mktemp("uninterrupted")
+        classification.main(flags("classification", **changes, output_dir=uninterrupted["run"]))
+    run = tmp_path / "run"
+    arguments = flags("classification", **changes)
+    # The whole run counts as the moment, should it be too short to be seen.
+    run_and_kill(find_any(run, MOMENTS[moment]), classification.main, arguments)
+    for checkpoint in list_checkpoints(run, STATE):
+        assert {"model.safetensors", "optimizer.pt", "averaged_weights.pt", "run.yaml"} <= {
+            path.name for path in checkpoint.iterdir()
+        }
+    classification.main([*arguments, "--resume_from_checkpoint", "auto"])
+    assert_same_weights(uninterrupted["run"], run)
+    assert [path.name for path in sorted(run.glob("*checkpoint*"))] == ["checkpoint-4"]
+    assert not [path for path in run.rglob("*") if path.suffix in (".unfinished", ".deleted", ".replaced")]
+
+
+def test_an_incomplete_checkpoint_is_refused_by_name(flags, tmp_path):
+    run = tmp_path / "run"
+    classification.main(flags("classification", save_strategy="steps", save_steps=2))
+    for name, lost, missing in (
+        ("checkpoint-5", "trainer_state.json", "trainer_state.json"),
+        ("checkpoint-6", "model.safetensors", "weights"),
+    ):
+        shutil.copytree(run / "checkpoint-4", run / name)
+        (run / name / lost).unlink()
+        with pytest.raises(FileNotFoundError, match=f"{name} is not a complete checkpoint: it has no {missing}"):
+            classification.main(flags("classification", resume_from_checkpoint=run / name))
+    shutil.copytree(run / "checkpoint-4", run / "checkpoint-9.unfinished")
+    with pytest.raises(FileNotFoundError, match=r"checkpoint-9.unfinished is not a complete checkpoint"):
+        classification.main(flags("classification", resume_from_checkpoint=run / "checkpoint-9.unfinished"))
+    assert [path.name for path in list_checkpoints(run, STATE)] == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_the_best_checkpoint_outlives_rotation(flags, tmp_path):
+    """Its path in the state is the one that it has at the end, and it is what is tested and saved."""
+    changes = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "eval_strategy": "steps"}
+    changes |= {"eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "eval_top1_accuracy"}
+    classification.main(flags("classification", **changes))
+    run = tmp_path / "run"
+    best = Path(json.loads((run / STATE).read_text())["best_model_checkpoint"])
+    assert best.parent == run and [path.name for path in list_checkpoints(run, STATE)] == [best.name]
+    assert_same_weights(best, run)
+
+
+@pytest.mark.skipif(torch.__version__.startswith("2.6"), reason="Trainer asks for cpu:0, which PyTorch 2.6 refuses")
+def test_two_processes_save_and_resume(flags, tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2}
+    run_ranks(classification.main, flags("classification", **changes))
+    run = tmp_path / "run"
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in (run / "checkpoint-2").iterdir()}
+    shutil.copytree(run, tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoint-4")
+    resumed = flags("classification", **changes, output_dir=tmp_path / "resumed", resume_from_checkpoint="auto")
+    run_ranks(classification.main, resumed)
+    assert_same_weights(run, tmp_path / "resumed")
+
+
+# ------------------------------------------------------------------------------------------------------ other settings
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_settings_that_changed_are_named_used_and_recorded(flags, tmp_path, caplog, script, schedule):
+    common = {"lr_scheduler_type": schedule, "save_strategy": "steps", "save_steps": 2}
+    if script != "classification" and schedule == "cosine":
+        pytest.skip("the schedule is the same in all scripts")
+    main, run = SCRIPTS[script].main, tmp_path / "run"
+    main(flags(script, **common, max_steps=2))
+    caplog.clear()
+    changes = {"learning_rate": 1e-2, "weight_decay": 0.3, "max_steps": 4, "logging_steps": 1}
+    main(flags(script, **common | changes, resume_from_checkpoint="auto"))
+    (warning,) = [record.message for record in caplog.records if "other settings than before" in record.message]
+    named = {part.split(" ")[0] for part in warning.split(": ", 1)[1].split("; ")}
+    assert named == {"learning_rate", "weight_decay", "max_steps"}
+    assert "learning_rate 0.001 -> 0.01" in warning
+    rates = [line["learning_rate"] for line in read_log(run)]
+    largest = max(rates[2:])
+    assert rates[0] < 2e-3 and 2e-3 < largest <= 1e-2
+    recorded = yaml.safe_load((run / "run.yaml").read_text())["training"]
+    assert (recorded["learning_rate"], recorded["weight_decay"]) == (1e-2, 0.3)
+    groups = torch.load(run / "checkpoint-4" / "optimizer.pt", weights_only=True)["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.3}
+
+
+def test_the_same_settings_are_not_named(flags, tmp_path, caplog):
+    fields = {"save_strategy": "steps", "save_steps": 2}
+    classification.main(flags("classification", **fields))
+    caplog.clear()
+    changes = {"save_steps": 1, "dataloader_num_workers": 1, "logging_steps": 2, "save_total_limit": 3}
+    classification.main(flags("classification", **fields | changes, resume_from_checkpoint="auto"))
+    assert "other settings" not in caplog.text
+
+
+# --------------------------------------------------------------------------------------------------- files and folders
+def test_what_a_kill_leaves_of_folders_is_put_right(tmp_path):
+    """Between the two renames of a replacement the earlier checkpoint comes back; parts of folders go."""
+    for name in ("checkpoint-1.unfinished", "checkpoint-2.deleted", "checkpoint-3.replaced", "checkpoint-4.replaced"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").touch()
+    (tmp_path / "checkpoint-4").mkdir()
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-4"]
+    assert (tmp_path / "checkpoint-3" / "old").exists() and not (tmp_path / "checkpoint-4" / "old").exists()
+
+
+def test_replacing_and_deleting_leave_nothing_behind(tmp_path):
+    for name in ("final", "final.unfinished", "final.replaced", "final.replaced.deleted"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    put_folder(tmp_path / "final.unfinished", tmp_path / "final")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["final", "final.unfinished"]
+    remove_folder(tmp_path / "final")
+    remove_folder(tmp_path / "final")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------------- workers
+EVALUATIONS = {"classification": evaluate_classification, "detection": evaluate_detection}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_workers_that_are_not_forked(flags, shapes, colors, forkserver, tmp_path, script):
+    """Over two epochs, with validation and, where the model has one, its evaluation script."""
+    main, fields = SCRIPTS[script].main, {"num_train_epochs": 2, "max_steps": -1, "per_device_train_batch_size": 8}
+    if script in ("retrieval", "question_answering"):
+        kind = "captions" if script == "retrieval" else "questions"
+        fields["validation_data"] = shapes / f"validation_{kind}.json"
+    found = [
+        main(flags(script, **fields, output_dir=tmp_path / name, dataloader_num_workers=count))
+        for name, count in (("workers", 1), ("none", 0))
+    ]
+    assert found[0] == found[1]
+    assert_same_weights(tmp_path / "workers", tmp_path / "none")
+    if script in EVALUATIONS:
+        data = colors / "few_validation.csv" if script == "classification" else shapes / "train_boxes.json"
+        options = {"label_keys": ["color", "shape"]} if script == "detection" else {"num_clips": 1, "num_crops": 1}
+        options |= {"model_name_or_path": tmp_path / "workers", "data": data, "dataloader_num_workers": 1}
+        assert EVALUATIONS[script].main(to_flags(**options, output_dir=tmp_path / "report"))
+
+
+def run_one_after_the_other(commands: list[list[str]]) -> None:
+    for main, arguments in zip((stage1.main, stage2_script.main, retrieval.main), commands, strict=True):
+        main(arguments)
+        AcceleratorState._reset_state(reset_partial_state=True)  # a stage ends with its process group
+
+
+@pytest.mark.slow
+def test_two_processes_with_workers_that_are_not_forked(flags, shapes, teacher, stage2, tmp_path):
+    """Both stages and a fine-tuning: workers of ranks belong to no process group."""
+    short = PRETRAINING | {"max_steps": 2, "num_frames": 2, "dataloader_num_workers": 1, "num_aligned_layers": 1}
+    short |= {"teacher_name_or_path": teacher}
+    stage1_fields = {**short, **TINY, "train_data": shapes / "train.csv"}
+    stage2_fields = {**short, "train_corpora": shapes / "train_captions.json", "model_name_or_path": stage2}
+    commands = [
+        to_flags(**stage1_fields, output_dir=tmp_path / "stage1"),
+        to_flags(**stage2_fields, output_dir=tmp_path / "stage2"),
+        flags("retrieval", max_steps=2, dataloader_num_workers=1, output_dir=tmp_path / "retrieval"),
+    ]
+    run_ranks(run_one_after_the_other, commands, environment={START_METHOD: "forkserver"})
+    assert all((tmp_path / name / "config.json").is_file() for name in ("stage1", "stage2", "retrieval"))

@@ -1,0 +1,147 @@
+"""Files and folders that are complete or absent under their names, also after a kill or a power cut.
+
+What is written goes to another name, is flushed to the disk and renamed; what is deleted is renamed first. On Windows
+a rename fails with `PermissionError` while another program holds one of the files open.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .folder import (
+    CONFIG_FILE,
+    DELETED_SUFFIX,
+    FINAL_FOLDER,
+    REPLACED_SUFFIX,
+    UNFINISHED_SUFFIX,
+    WEIGHTS_INDEX_FILE,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def name_unfinished(path: Path) -> Path:
+    """Where something is written before it is renamed to `path`."""
+    return path.with_name(path.name + UNFINISHED_SUFFIX)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder with everything in it, is on the disk, where the system can say so."""
+    if path.is_dir():
+        for child in path.iterdir():
+            if not child.is_symlink():
+                flush(child)
+        _flush_entries(path)
+        return
+    # Windows flushes only what is open for writing.
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_entries(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk; only POSIX systems open folders."""
+    flag = getattr(os, "O_DIRECTORY", None)
+    if flag is None:
+        return
+    descriptor = os.open(folder, os.O_RDONLY | flag)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some network file systems cannot
+        logger.debug("%s was not flushed: %s", folder, error)
+    finally:
+        os.close(descriptor)
+
+
+def put_file(unfinished: Path, final: Path) -> None:
+    """Rename a complete file into place, over an earlier one."""
+    flush(unfinished)
+    os.replace(unfinished, final)
+    _flush_entries(final.parent)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file as UTF-8 with line feeds; a kill leaves the earlier file or the new one."""
+    path = Path(path)
+    unfinished = name_unfinished(path)
+    unfinished.write_text(text, encoding="utf-8", newline="\n")
+    put_file(unfinished, path)
+
+
+def put_folder(unfinished: Path, final: Path) -> None:
+    """Rename a complete folder into place; `clear_leftovers` brings an earlier one back if a kill comes in between."""
+    flush(unfinished)
+    replaced = final.with_name(final.name + REPLACED_SUFFIX)
+    if final.exists():
+        remove_folder(replaced)
+        os.replace(final, replaced)
+    os.replace(unfinished, final)
+    _flush_entries(final.parent)
+    remove_folder(replaced)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder, if there is one: its name goes first, so that a kill leaves no part of it under that name."""
+    deleted = folder.with_name(folder.name + DELETED_SUFFIX)
+    if deleted.exists():
+        shutil.rmtree(deleted)
+    if folder.exists():
+        os.replace(folder, deleted)
+        shutil.rmtree(deleted)
+
+
+def clear_leftovers(parent: Path, patterns: Sequence[str]) -> None:
+    """Delete what a killed program has left of folders, and bring back one that was about to be replaced.
+
+    Args:
+        parent: Where the folders are.
+        patterns: Their names, with `*` for any text.
+    """
+    for pattern in patterns:
+        for path in parent.glob(pattern + REPLACED_SUFFIX):
+            final = path.with_name(path.name.removesuffix(REPLACED_SUFFIX))
+            if final.exists():
+                remove_folder(path)
+            else:
+                logger.warning("Bringing back %s, which a killed run was about to replace.", final)
+                os.replace(path, final)
+        for suffix in (UNFINISHED_SUFFIX, DELETED_SUFFIX):
+            for path in parent.glob(pattern + suffix):
+                logger.warning("Removing %s, which a killed run has left.", path)
+                shutil.rmtree(path)
+
+
+@contextmanager
+def fill_folder(folder: Path) -> Generator[Path, None, None]:
+    """Write the files of a model that come to stand in a folder beside other things.
+
+    They go to a folder in it first and are moved when all are there, `config.json` last: until then `from_pretrained`
+    finds no new model in it. Files of weights that the new model does not have are deleted.
+
+    Args:
+        folder: Created if need be.
+    """
+    unfinished = name_unfinished(folder / FINAL_FOLDER)
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    flush(unfinished)
+    new = {path.name for path in unfinished.iterdir()}
+    stem = WEIGHTS_INDEX_FILE.split(".")[0]
+    if any(name.startswith(stem) for name in new):
+        # Without its configuration a half exchanged model cannot be loaded.
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
+        for path in folder.glob(f"{stem}*.safetensors*"):
+            if path.name not in new:
+                path.unlink()
+    for name in sorted(new, key=lambda name: (name == CONFIG_FILE, name)):
+        target = folder / name
+        if (unfinished / name).is_dir():
+            put_folder(unfinished / name, target)
+        else:
+            os.replace(unfinished / name, target)
+    _flush_entries(folder)
+    unfinished.rmdir()
