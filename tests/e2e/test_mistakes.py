@@ -1,15 +1,18 @@
 """A user's mistake is one line with its cure, and exit code 2, in every script."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.e2e.mistakes import fail, read_error, run_script
-from tests.e2e.runs import FINE_TUNING, read_losses, to_flags
+from tests.e2e.runs import read_losses
 from tests.processes import ROOT, Output, build_environment, find_free_port, read_output, run_ranks, start_process
 from umt_hf.training import stage1
 
@@ -20,13 +23,6 @@ EVALUATION = tuple(
     for task in ("classification", "detection", "retrieval", "multiple_choice", "question_answering")
 )
 SCRIPTS = (*PRETRAINING, *FINETUNING, *EVALUATION)
-
-
-def build_flags(script: str, **changes) -> list[str]:
-    """Flags that no run can do without."""
-    fields = {"model_name_or_path": "missing_model"} if script not in PRETRAINING else {}
-    fields |= FINE_TUNING if script in FINETUNING else {"dataloader_num_workers": 0}
-    return to_flags(**fields | changes)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -51,14 +47,118 @@ def test_the_script_of_another_recipe_is_named(script):
     )
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_missing_data_is_named(script, tmp_path):
-    name = "data" if script in EVALUATION else "train_data"
-    words = build_flags(script, **{name: tmp_path / "trian.csv"}, output_dir=tmp_path / "run")
-    if script == "training.stage2":
-        words = to_flags(train_corpora=[tmp_path / "trian.json"], media_types=["video"], output_dir=tmp_path / "run")
+def write_files(folder: Path, shapes: Path, student: Path) -> dict[str, Path]:
+    """What a user may give by mistake."""
+    files = {
+        "list.yaml": "- mask_ratio\n",
+        "broken.yaml": "mask: [\n",
+        "tagged.yaml": "mask: !!python/object/apply:os.getcwd []\n",
+        "section.yaml": "masks:\n  mask_ratio: 0.5\n",
+        "key.yaml": "training:\n  lerning_rate: 1\n",
+        "value.yaml": "training:\n  learning_rate: fast\n",
+        "notes.txt": "these are notes\n",
+        "weights.pth": "x",
+        "classes.json": '{"red": ["a"]}',
+        "empty.json": "[]",
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    (folder / "empty").mkdir()
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "config.json").write_text('{"model_type": "videomae", "architectures": ["VideoMAEModel"]}')
+    for kind in ("cut", "lacking", "misshapen"):
+        shutil.copytree(student, folder / kind)
+        path = folder / kind / "model.safetensors"
+        if kind == "cut":
+            path.write_bytes(path.read_bytes()[:-1000])
+            continue
+        weights = load_file(path)
+        (name,) = [name for name in weights if name.endswith("layers.0.mlp.fc1.bias")]
+        weights[name] = weights[name][:3].clone()
+        if kind == "lacking":
+            del weights[name]
+        save_file(weights, path, {"format": "pt"})
+    return {"F": folder, "S": shapes, "M": student}
+
+
+# Words of the command line, and words of the line that names the mistake. {F} is the folder above, {S} the rendered
+# clips, {M} a stage-1 folder, {T} a teacher.
+STAGE1 = "--train_data {S}/train.csv --teacher_name_or_path {T} --output_dir {F}/run --dataloader_num_workers 0"
+TINY = "--image_size 64 --hidden_size 32 --num_hidden_layers 2 --num_attention_heads 2 --intermediate_size 48"
+TINY += " --num_frames 4 --num_aligned_layers 2 --max_steps 2 --report_to none --per_device_train_batch_size 4"
+CLASSES = "--train_data {S}/train.csv --validation_data {S}/validation.csv --output_dir {F}/run --use_cpu true"
+STAGE2 = "--vision_name_or_path {M} --train_corpora {S}/train_captions.json --media_types video --output_dir {F}/run"
+TEXTS = "--train_data {S}/train_captions.json --validation_data {S}/train_captions.json --use_cpu true"
+STAGE1_FOLDER = "stage-1 pre-training folder"
+MISTAKES = [
+    ("training.stage1", "--config {F}/list.yaml", "list.yaml"),
+    ("training.stage1", "--config {F}/broken.yaml", "broken.yaml is not YAML"),
+    ("training.stage1", "--config {F}/tagged.yaml", "tagged.yaml is not YAML"),
+    ("training.stage1", "--config {F}/section.yaml", "mask_ratio belongs in section 'mask'"),
+    ("training.stage1", "--config {F}/key.yaml", "unknown keys ['lerning_rate']"),
+    ("training.stage1", "--config {F}/value.yaml", "learning_rate in section 'training' is 'fast'"),
+    ("training.stage1", "--config {F}/none.yaml", "neither a file nor a recipe"),
+    ("training.stage1", "--config stage2_umt_vit_b16_5m", "a recipe of `umt-hf pretrain stage2`"),
+    ("training.stage1", "", "Set train_data"),
+    ("training.stage1", "--mask_ratio", "expected one argument"),
+    ("training.stage1", "--mask_ratio 1.5", "mask_ratio must be in [0, 1)"),
+    ("training.stage1", "--mask_type atention", "invalid choice: 'atention'"),
+    ("training.stage1", "--save_steps 0", "save_steps"),
+    ("training.stage1", "words", "'words' belongs to no flag"),
+    ("training.stage1", STAGE1.replace("train.csv", "trian.csv"), "trian.csv: no such file"),
+    ("training.stage1", STAGE1.replace("{S}/train.csv", "{F}/empty"), "empty"),
+    ("training.stage1", STAGE1.replace("{S}/train.csv", "{F}/notes.txt"), "notes.txt"),
+    ("training.stage1", STAGE1.replace("{T}", "{F}/nobody"), "--teacher_name_or_path"),
+    ("training.stage1", STAGE1.replace("{T}", "{F}/foreign"), "of type 'videomae'"),
+    ("training.stage1", f"{STAGE1} {TINY} --patch_size 32", "patch"),
+    ("training.stage1", f"{STAGE1} {TINY} --hidden_size 33", "hidden_size"),
+    ("training.stage1", f"{STAGE1} {TINY} --model_name_or_path {{F}}/foreign", "of type 'videomae'"),
+    ("training.stage1", f"{STAGE1} {TINY} --model_name_or_path {{F}}/weights.pth", "umt-hf convert"),
+    ("training.stage1", f"{STAGE1} {TINY} --model_name_or_path {{F}}/cut", "model.safetensors is damaged"),
+    ("training.stage1", f"{STAGE1} {TINY} --model_name_or_path {{F}}/lacking", "layers.0.mlp.fc1.bias"),
+    ("training.stage1", f"{STAGE1} {TINY} --model_name_or_path umt-vit-b16", "umt-hf convert umt-vit-b16"),
+    ("training.stage1", f"{STAGE1} {TINY} --report_to wandb", "wandb"),
+    ("training.stage1", f"{STAGE1} {TINY} --report_to nothing", "nothing"),
+    ("training.stage1", f"{STAGE1} {TINY} --output_dir {{F}}/notes.txt", "notes.txt"),
+    ("training.stage1", f"{STAGE1} {TINY} --output_dir /proc/run", "/proc/run"),
+    ("training.stage1", f"{STAGE1} {TINY} --resume_from_checkpoint {{F}}/empty", "empty"),
+    ("training.stage1", f"{STAGE1} {TINY} --per_device_train_batch_size 1000", "batch"),
+    ("training.stage2", "", "Set train_corpora"),
+    ("training.stage2", STAGE2, "bert-base-uncased is not a folder here"),
+    ("training.stage2", STAGE2 + " --media_types video image", "media_types"),
+    ("training.stage2", STAGE2 + " --vision_name_or_path {F}/foreign", "of type 'videomae'"),
+    ("finetuning.classification", CLASSES, "Set --model_name_or_path"),
+    ("finetuning.classification", CLASSES + " --model_name_or_path {F}/misshapen", "layers.0.mlp.fc1.bias (3,)"),
+    (
+        "finetuning.classification",
+        CLASSES + " --model_name_or_path {M} --class_names {F}/classes.json",
+        "classes.json",
+    ),
+    ("finetuning.classification", CLASSES + " --model_name_or_path {M} --train_split x", "train_split"),
+    ("finetuning.classification", CLASSES + " --model_name_or_path {M} --mode lorra", "invalid choice: 'lorra'"),
+    ("finetuning.detection", "--model_name_or_path {M} --train_data {F}/empty.json", "validation_data"),
+    ("finetuning.retrieval", TEXTS + " --model_name_or_path {M}", STAGE1_FOLDER),
+    ("finetuning.question_answering", TEXTS + " --model_name_or_path {M} --mode linear_probe", "for classification"),
+    ("evaluation.classification", "--model_name_or_path {M} --data {S}/validation.csv", STAGE1_FOLDER),
+    ("evaluation.classification", "--model_name_or_path {F}/none --data {S}/validation.csv", "no such folder"),
+    ("evaluation.classification", "--data {S}/validation.csv", "model_name_or_path"),
+    ("evaluation.detection", "--model_name_or_path {M} --data {F}/empty.json", STAGE1_FOLDER),
+    ("evaluation.retrieval", "--model_name_or_path {M} --data {S}/train_captions.json", STAGE1_FOLDER),
+    ("evaluation.multiple_choice", "--model_name_or_path {F}/empty --data x", "it is empty"),
+    ("evaluation.question_answering", "--model_name_or_path {F}/foreign --data x", "of type 'videomae'"),
+]
+
+
+@pytest.fixture(scope="module")
+def places(shapes, student, teacher, tmp_path_factory) -> dict[str, Path]:
+    return write_files(tmp_path_factory.mktemp("mistakes"), shapes, student) | {"T": teacher}
+
+
+@pytest.mark.parametrize(("script", "line", "cure"), MISTAKES)
+def test_a_mistake_is_one_line_with_its_cure(script, line, cure, places):
+    words = [word.format(**places) for word in line.split()]
     error = read_error(fail(script, words))
-    print(script, error)
+    assert error.startswith("Error: ") and cure in error, error
 
 
 @pytest.mark.parametrize(

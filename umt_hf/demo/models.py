@@ -72,9 +72,8 @@ class TeacherViewer:
         self.device = accelerator.device
         self.student = None
         if student is None:
-            self.teacher = load_teacher(
-                TeacherArguments(teacher_name_or_path=teacher, num_aligned_layers=1), "sdpa", accelerator
-            )
+            chosen = TeacherArguments(teacher_name_or_path=teacher, num_aligned_layers=1)
+            self.teacher = load_teacher(chosen, "sdpa", accelerator, "--teacher")
             side = self.teacher.image_size
             self.config = UMTVideoConfig(image_size=side, patch_size=self.teacher.patch_size)
             self.processor = UMTVideoProcessor.from_model_config(self.config)
@@ -84,7 +83,8 @@ class TeacherViewer:
             self.config = self.student.config
             names = ("teacher_image_size", "num_aligned_layers", "alignment_interval", "alignment_norm")
             fields = {name: getattr(self.config, name) for name in names}
-            self.teacher = load_teacher(TeacherArguments(teacher_name_or_path=teacher, **fields), "sdpa", accelerator)
+            chosen = TeacherArguments(teacher_name_or_path=teacher, **fields)
+            self.teacher = load_teacher(chosen, "sdpa", accelerator, "--teacher")
             check_grids(self.config, self.teacher)
         # The teacher's pass takes longest and is the same for every mask.
         self._encode = functools.lru_cache(maxsize=REMEMBERED_CLIPS)(self._encode_clip)

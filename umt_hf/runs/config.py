@@ -19,6 +19,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .mistakes import TRACEBACK_FLAG, describe_checkpoints, end_in_one_line
+from .preflight import check_before_start
 from .scripts import SCRIPTS_BY_MODULE, ScriptEntry, find_script_of_recipe
 
 RECIPES = importlib.resources.files("umt_hf") / "recipes"
@@ -392,6 +393,7 @@ def script(sections: dict[str, type]) -> Callable[[Callable[..., Result]], Scrip
                 end_in_one_line(describe_interruption) if is_process and TRACEBACK_FLAG not in words else nullcontext()
             ):
                 parsed.extend(parse_config(sections, words, _find_entry(run)))
+                check_before_start(parsed)
                 return run(*parsed)
 
         # So that `main` pickles by name, as launchers of several processes need. The signature stays its own.

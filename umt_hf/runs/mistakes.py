@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
 TRACEBACK_FLAG = "--traceback"
@@ -18,7 +19,7 @@ MISTAKE_CODE = 2
 # A process that fails like the main one is stopped by the launcher before it speaks; one that fails alone is heard.
 SECONDS_TO_BE_STOPPED = 10.0
 # Errors of other libraries that mean: this input does not fit.
-MISTAKES = (ValueError, OSError, ImportError)
+MISTAKES = (ValueError, OSError, ImportError, StrictDataclassError)
 
 
 class Terminated(BaseException):
@@ -54,6 +55,9 @@ def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]
 
 def summarize(error: BaseException) -> str:
     """An error in one line."""
+    if isinstance(error, StrictDataclassError):
+        # The reason is in the last line, behind the class of the error that it was.
+        return str(error).strip().split("\n")[-1].strip().removeprefix("ValueError: ").removeprefix("TypeError: ")
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror.lower()}."
     return " ".join(str(error).split()) or type(error).__name__

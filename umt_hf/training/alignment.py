@@ -36,14 +36,25 @@ def build_grid(config: UMTVideoConfig, num_frames: int | None = None) -> TokenGr
     return TokenGrid((num_frames or config.num_frames) // config.tubelet_size, side * side)
 
 
-def load_teacher(args: TeacherArguments, attn_implementation: str, accelerator: Accelerator) -> UMTTeacher:
+def load_teacher(
+    args: TeacherArguments, attn_implementation: str, accelerator: Accelerator, flag: str = "--teacher_name_or_path"
+) -> UMTTeacher:
     """The frozen teacher, on the run's device and in its precision.
+
+    Args:
+        args: Which teacher, and which of its layers.
+        attn_implementation: Attention of its layers.
+        accelerator: Of the run.
+        flag: What a user sets it by, for errors.
 
     Raises:
         OSError: If there is no such folder or repository.
         ValueError: If it is not a complete CLIP.
     """
-    require_other_model(args.teacher_name_or_path, CLIP_TYPES, "a CLIP, which the teacher must be")
+    try:
+        require_other_model(args.teacher_name_or_path, CLIP_TYPES, "a CLIP, which the teacher must be")
+    except OSError as error:
+        raise FileNotFoundError(f"The teacher is missing, give a CLIP by {flag}: {error}") from error
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
     teacher = UMTTeacher.from_pretrained(
         args.teacher_name_or_path,

@@ -1,0 +1,71 @@
+"""What would end a run after minutes of loading is looked for before: folders to write, trackers to import."""
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+# Tracker, as Accelerate and Transformers call it -> packages, any of which it needs.
+TRACKER_PACKAGES = {
+    "aim": ("aim",),
+    "clearml": ("clearml",),
+    "comet_ml": ("comet_ml",),
+    "dvclive": ("dvclive",),
+    "mlflow": ("mlflow",),
+    "neptune": ("neptune",),
+    "swanlab": ("swanlab",),
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+}
+ALL_OR_NONE = ("all", "none")
+
+
+def check_before_start(sections: Iterable[Any]) -> None:
+    """Look at a run's arguments before anything is loaded.
+
+    Raises:
+        ValueError: If a tracker is unknown or not installed.
+        OSError: If the output folder cannot be written.
+    """
+    for section in sections:
+        trackers = getattr(section, "report_to", None) or []
+        for tracker in [trackers] if isinstance(trackers, str) else trackers:
+            require_tracker(tracker)
+        if getattr(section, "output_dir", None) and os.environ.get("RANK", "0") == "0":
+            require_writable(Path(section.output_dir))
+
+
+def require_tracker(name: str) -> None:
+    """Refuse a tracker without which a run would go on untracked.
+
+    Raises:
+        ValueError: If it is unknown or not installed.
+    """
+    if name in ALL_OR_NONE:
+        return
+    packages = TRACKER_PACKAGES.get(name)
+    if packages is None:
+        raise ValueError(f"report_to={name} is not a tracker; choose one of {', '.join(TRACKER_PACKAGES)}, or none.")
+    if not any(importlib.util.find_spec(package) for package in packages):
+        raise ValueError(f"report_to={name} needs a package: run `pip install {packages[0]}`, or report to none.")
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse an output folder that cannot be made or written; leaves nothing behind.
+
+    Raises:
+        OSError: Names it, and the reason.
+    """
+    try:
+        if folder.exists():
+            with tempfile.TemporaryFile(dir=folder):
+                return
+        first = next(path for path in (*reversed(folder.absolute().parents), folder.absolute()) if not path.exists())
+        first.mkdir()
+        first.rmdir()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OSError(f"output_dir={folder} cannot be written: {reason}. Choose another folder.") from error
