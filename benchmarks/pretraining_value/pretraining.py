@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import VideoMAEForPreTraining
+from transformers import CLIPVisionConfig, VideoMAEForPreTraining
 
-from umt_hf import UMTVideoConfig, UMTVideoModel, UMTVideoProcessor
+from umt_hf import UMTVideoConfig, UMTVideoForPreTraining, UMTVideoModel, UMTVideoProcessor
 from umt_hf.modeling.masking_umt_video import sample_tube_mask
 from umt_hf.moving_shapes import tiny_clip
 from umt_hf.runs.config import dump_config, parse_config
@@ -36,7 +36,10 @@ def pretrain(folder: Path, seed: int, start: str, budget: Budget) -> None:
         return
     with measure(result):
         scratch = output / "scratch" if start != "scratch" else output
-        build_student(seed).save_pretrained(scratch)
+        encoder = build_student(seed)
+        encoder.save_pretrained(scratch)
+        if start != "scratch":
+            save_stage1_start(encoder, scratch, folder / "teacher")
         flags = {
             "train_data": folder / "finetune" / "frames" / "train_motion.csv",
             "teacher_name_or_path": folder / "teacher",
@@ -67,6 +70,16 @@ def build_student(seed: int) -> UMTVideoModel:
             position_embedding_image_size=settings.STUDENT["image_size"],
         )
     )
+
+
+def save_stage1_start(encoder: UMTVideoModel, folder: Path, teacher: Path) -> None:
+    """The encoder with an alignment head for the teacher, as stage 1 goes on from."""
+    config = UMTVideoConfig.from_dict(encoder.config.to_dict())
+    config.num_aligned_layers = 1
+    config.teacher_hidden_size = CLIPVisionConfig.from_pretrained(teacher).projection_dim
+    student = UMTVideoForPreTraining(config)
+    student.vision_model.load_state_dict(encoder.state_dict())
+    student.save_pretrained(folder)
 
 
 def reconstruct_pixels(flags: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForVideoClassification
 from tests.e2e.runs import FINE_TUNING, to_flags
 from umt_hf.finetuning import classification as finetune_classification
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
+from umt_hf.runs.config import parse_config
 
 from .conftest import build_pipeline
 
@@ -131,3 +133,27 @@ def test_class_names_decide_the_numbers_of_class_folders(colors, tmp_path):
     )
     for table in (found.train, found.validation):
         assert all(found.names[row["label"]] == Path(row["video"]).parent.name for row in table)
+
+
+def test_held_out_videos_out_of_the_training_videos(colors, student, tmp_path, caplog):
+    """One folder of classes is enough, and the run says what it found."""
+    fields = {"train_data": colors / "few_train.csv", "model_name_or_path": student, "output_dir": tmp_path / "run"}
+    flags = to_flags(**FINE_TUNING | fields, max_steps=1, num_frames=2)
+    with pytest.raises(ValueError, match="validation_ratio, the share of the training videos to hold out"):
+        finetune_classification.main(flags)
+    with caplog.at_level("INFO"):
+        metrics = finetune_classification.main([*flags, "--validation_ratio", "0.25"])
+    assert "12 training, 4 validation videos of 2 classes: LABEL_0 (6), LABEL_1 (6)." in caplog.text
+    assert 4 * metrics["eval_top1_accuracy"] in range(5)
+    with pytest.raises(ValueError, match=r"validation_ratio must be in \[0, 1\), got 1.0"):
+        finetune_classification.main([*flags, "--validation_ratio", "1"])
+
+
+def test_doubts_about_the_data_are_said(colors, student, tmp_path, caplog):
+    """The folder above the splits has two classes called as they are, and each held-out video is a training video."""
+    fields = {"train_data": colors, "validation_data": colors, "model_name_or_path": student}
+    sections = parse_config(finetune_classification.SECTIONS, to_flags(**FINE_TUNING | fields, output_dir=tmp_path))
+    with caplog.at_level("WARNING"):
+        finetune_classification.load_labelled_videos(sections[1])
+    assert "the sub-folders ['train', 'validation']" in caplog.text
+    assert re.search(r"(\d+) of \1 validation videos are training videos", caplog.text)

@@ -200,7 +200,7 @@ def test_merged_adapters_reach_a_hub_that_failed(hub, fine_tune, tmp_path, caplo
     files = set(hub.list_files("me/classifier"))
     assert {"run.yaml", "versions.json", "video_preprocessor_config.json", "eval_results.json"} <= files
     assert not any("checkpoint" in file or file.endswith(".bin") for file in files)
-    assert "push_to_hub: true" in hub.read_file("me/classifier", "run.yaml").decode()
+    assert "mode: lora" in hub.read_file("me/classifier", "run.yaml").decode()
     pulled = AutoModelForVideoClassification.from_pretrained("me/classifier").state_dict()
     for name, tensor in load_file(tmp_path / "run" / "model.safetensors").items():
         assert torch.equal(pulled[name], tensor), name

@@ -79,7 +79,7 @@ def test_fine_tuning_reads_a_split_for_each_of_its_data(form, request):
     assert [len(part) for part in (found.train, found.validation, found.test)] == [3, 12, 6]
     found = load_labelled(train_data=source, validation_data=source)
     assert len(found.validation) == COUNTS["validation"] and found.test is None
-    with pytest.raises(ValueError, match="Set validation_data; or validation_split"):
+    with pytest.raises(ValueError, match="Set validation_data; or validation_ratio.*or validation_split"):
         load_labelled(train_data=source)
 
 
@@ -140,6 +140,8 @@ def test_stage_2_reads_a_split_of_each_corpus_and_validates_on_the_validation_sp
         CorpusArguments(train_corpora=[source, source], train_splits=["train"] * 3)
 
     held_out, load = [], stage2.load_retrieval_set
+    monkeypatch.setattr(stage2, "require_towers", lambda _: None)  # none is loaded here
+    monkeypatch.setattr(stage2, "require_tokenizer", lambda _: None)
 
     def stop(*given, **options):
         held_out.append(load(*given, **options))

@@ -57,10 +57,12 @@ from ..runs.arguments import (
     ViewArguments,
 )
 from ..runs.config import REQUIRED, describe, require, script, set_defaults
+from ..runs.mistakes import read_rank
 from ..runs.models import ALL_CLASSES
 from ..training.clips import build_generator
 from ..training.trainer import count_videos
 from .best_metric import check_best_metric
+from .found_videos import describe_found, hold_out, list_doubts
 from .trainer import (
     EncoderFinetuningArguments,
     EncoderFinetuningTrainer,
@@ -107,6 +109,13 @@ class ClassificationDataArguments(
     """Labelled videos: a CSV (path,label), a folder with a sub-folder for each class, or a `datasets` dataset."""
 
     num_classes: int | None = describe(None, "Classes of data without names; default: the highest training label + 1.")
+    validation_ratio: float = describe(
+        0.0, "Share of the training videos of each class held out where no validation data is given, in [0, 1)."
+    )
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.validation_ratio < 1.0:
+            raise ValueError(f"validation_ratio must be in [0, 1), got {self.validation_ratio}.")
 
     def load(
         self, role: Literal["train", "validation", "test"], names: list[str] | None = None
@@ -414,8 +423,12 @@ def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationMo
         model.classifier.bias.copy_(start.classifier.bias[rows])
 
 
-def load_labelled_videos(args: ClassificationDataArguments) -> ClassificationData:
-    """Read training and held-out videos, whose labels are those of the training classes.
+def load_labelled_videos(args: ClassificationDataArguments, seed: int = 0) -> ClassificationData:
+    """Read training and held-out videos, whose labels are those of the training classes; say what was found.
+
+    Args:
+        args: Where they are.
+        seed: Draws the videos that are held out where no validation data is given.
 
     Raises:
         ValueError: If there is no held-out data or a single class, videos have no labels, or labels that the classes
@@ -434,16 +447,23 @@ def load_labelled_videos(args: ClassificationDataArguments) -> ClassificationDat
     if len(names) == 1 and not many_labels:
         raise ValueError(f"{source}: all videos are of one class, {names[0]!r}, so that there is nothing to learn.")
     validation, test = args.load("validation", names), args.load("test", names)
-    if validation is None:
-        raise ValueError("Set validation_data; or validation_split, if train_data is a `datasets` dataset of splits.")
-    logger.info("%d classes, %s per video", len(names), "a list of labels" if many_labels else "one label")
-    return ClassificationData(
-        fit_labels(source, train, names, many_labels),
-        fit_labels(*validation, names, many_labels),
-        None if test is None else fit_labels(*test, names, many_labels),
-        names,
-        many_labels,
-    )
+    train = fit_labels(source, train, names, many_labels)
+    if validation is not None:
+        held_out = fit_labels(*validation, names, many_labels)
+    elif args.validation_ratio > 0:
+        train, held_out = hold_out(train, args.validation_ratio, seed)
+    else:
+        raise ValueError(
+            "Set validation_data; or validation_ratio, the share of the training videos to hold out; or "
+            "validation_split, if train_data is a `datasets` dataset of splits."
+        )
+    tested = None if test is None else fit_labels(*test, names, many_labels)
+    if read_rank() == 0:
+        logger.info(describe_found(train, held_out, tested, names))
+        roles = {"validation": held_out} | ({} if tested is None else {"test": tested})
+        for doubt in list_doubts(train, roles, names):
+            logger.warning(doubt)
+    return ClassificationData(train, held_out, tested, names, many_labels)
 
 
 def compute_class_weights(labels: Sequence[int], num_classes: int) -> torch.Tensor:
@@ -509,7 +529,7 @@ def build_classification_trainer(
     training: ClassificationTrainingArguments,
 ) -> ClassificationTrainer:
     """Data, model, augmentation and tests of a run, put together."""
-    videos = load_labelled_videos(data)
+    videos = load_labelled_videos(data, training.seed)
     names = videos.names
     check_training_options(training, videos)
     model = build_classifier(args, names, videos.many_labels)

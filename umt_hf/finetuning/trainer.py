@@ -615,6 +615,7 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
     is_main = trainer.is_world_process_zero()
     if is_main:
         remove_unfinished(output_dir)
+        logger.info("%s training rows.", f"{len(trainer.train_dataset):,}")
     trainer.accelerator.wait_for_everyone()
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, TRAINER_STATE_NAME)
     trainer.recipe = dump_changes(sections)

@@ -21,6 +21,7 @@ from .starts import describe_bad_config, require_processor, require_start
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 NAMED_WEIGHTS = 5
+LOADING_OPTIONS = ("attn_implementation", "device_map", "dtype", "quantization_config", "revision", "token")
 MODULES = {module.__name__.rsplit(".", 1)[-1]: module for module in (modeling_umt_video, modeling_umt_video_text)}
 
 
@@ -68,13 +69,14 @@ def load_with_report(
         model_class: Class of the model.
         name_or_path: Folder or Hub id.
         accepted: Classes whose folders will do; default: those that hold all of the model's weights.
-        **options: Passed to `from_pretrained`, without those that are `None`.
+        **options: Passed to `from_pretrained`, where `None` leaves a choice to it.
 
     Raises:
         ValueError: If it is another kind of file, folder or model, or a file of it is damaged.
         OSError: If there is no such folder or repository.
     """
-    options = {name: value for name, value in options.items() if value is not None}
+    # Of these, `None` is Transformers' own choice; of a field of the configuration it is a value.
+    options = {name: value for name, value in options.items() if value is not None or name not in LOADING_OPTIONS}
     require_start(name_or_path, find_class_name(model_class), accepted, **options)
     # Wrong shapes are reported by name here; Transformers' own error for them names no weight.
     options["ignore_mismatched_sizes"] = True

@@ -722,6 +722,7 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
             **placement,
         )
         require_complete(pretrained_model_name_or_path, info)
+        model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         return model
 
     @can_return_tuple

@@ -31,9 +31,10 @@ from .modeling_umt_video import UMTVideoModelOutput
 class UMTVideoFeaturesOutput(UMTVideoModelOutput):
     """Output of `get_video_features`.
 
+    `pooler_output` is one vector per video, `(B, D)`, float32: the mean of its frames' unit vectors, or a single unit
+    vector. Its inner product with a text's unit vector is their score; normalising it again changes scores.
+
     Args:
-        pooler_output: One vector per video, `(B, D)`, float32: the mean of its frames' unit vectors, or a single unit
-            vector. Its inner product with a text's unit vector is their score; normalising it again changes scores.
         frame_embeds: The frames' unit vectors `(B, T, D)`, float32; `None` where the video is pooled as one, which is
             with a mask or without `pool_per_frame`.
     """

@@ -162,7 +162,9 @@ def copy_for_question_answering(source: Any, name: str | os.PathLike) -> dict[st
         "lm_head": source.mlm_head,
     }
     for part, module in parts.items():
-        state |= {f"answer_decoder.{part}.{weight}": tensor for weight, tensor in module.state_dict().items()}
+        # Copies: weights that are loaded keep their memory, and towers that share it would be trained as one.
+        weights = {weight: tensor.clone() for weight, tensor in module.state_dict().items()}
+        state |= {f"answer_decoder.{part}.{weight}": tensor for weight, tensor in weights.items()}
     return state
 
 

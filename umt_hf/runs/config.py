@@ -28,6 +28,7 @@ KEPT_WORDS = {"report_to"}
 REQUIRED = dataclasses.MISSING
 # Similarity of two words from which on one is taken for the other with a letter mistyped.
 SURE_RATIO = 0.9
+NEAR_RATIO = 0.75
 
 Section = TypeVar("Section", bound=type)
 Result = TypeVar("Result")
@@ -152,7 +153,7 @@ def _list_recipe_files() -> list[Path]:
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """The words nearest to a mistyped one, as the end of a sentence; empty if none is near."""
-    near = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=2, cutoff=0.6)
+    near = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=2, cutoff=NEAR_RATIO)
     if near and difflib.SequenceMatcher(None, near[0], word).ratio() > SURE_RATIO:
         near = near[:1]
     return f": did you mean {' or '.join(near)}?" if near else ""
@@ -434,7 +435,7 @@ def _require_own_recipe(name_or_path: str, entry: ScriptEntry | None) -> None:
         ValueError: Names that script.
     """
     owner = find_script_of_recipe(name_or_path)
-    is_ours = name_or_path in list_recipes() and not Path(name_or_path).is_file()
+    is_ours = Path(str(RECIPES), f"{name_or_path.split(':')[0]}.yaml").is_file() and not Path(name_or_path).is_file()
     if is_ours and entry is not None and owner is not None and owner != entry:
         raise ValueError(f"{name_or_path} is a recipe of `{owner.command}`, not of `{entry.command}`.")
 

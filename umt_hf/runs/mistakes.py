@@ -46,7 +46,7 @@ def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]
     except KeyboardInterrupt:
         _end(f"Interrupted. {describe_interruption()}", 128 + signal.SIGINT)
     except Terminated:
-        if _read_rank() > 0:  # most often because the main process has failed, and has said so
+        if read_rank() > 0:  # most often because the main process has failed, and has said so
             os._exit(128 + signal.SIGTERM)
         _end(f"Terminated. {describe_interruption()}", 128 + signal.SIGTERM)
     except (*MISTAKES, UserError) as error:
@@ -85,12 +85,13 @@ def _build_handler(main_process: int) -> Callable[[int, FrameType | None], Any]:
     return handle
 
 
-def _read_rank() -> int:
+def read_rank() -> int:
+    """Number of this process among all of the run, before anything of PyTorch is set up."""
     return int(os.environ.get("RANK", "0"))
 
 
 def _end(message: str, code: int) -> None:
-    rank = _read_rank()
+    rank = read_rank()
     if rank > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(SECONDS_TO_BE_STOPPED)

@@ -239,6 +239,11 @@ def load_tables(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset
     return training, held_out
 
 
+def count_rows(table: Dataset | IterableDataset | None) -> str:
+    """Number of rows, in words where it is not known."""
+    return f"{len(table):,}" if isinstance(table, Dataset) else "none" if table is None else "a stream of"
+
+
 @script(SECTIONS)
 def main(
     model_args: ModelArguments,
@@ -253,6 +258,7 @@ def main(
     resolved = dict(zip(SECTIONS, parsed, strict=True))
     tables = load_tables(data)
     accelerator = build_accelerator(training)
+    logger.info("%s training videos, %s held out.", *map(count_rows, tables))
     teacher = load_teacher(teacher_args, model_args.attn_implementation, accelerator)
     student = build_student(model_args, teacher_args, mask_args, teacher)
     if tables[1] is not None and len(tables[1]) < accelerator.num_processes:

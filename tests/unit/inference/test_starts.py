@@ -148,7 +148,7 @@ def continue_stage1(folder, folders):
 
 
 def run_cli(*words):
-    result = runner.invoke(app, list(map(str, words)))
+    result = runner.invoke(app, list(map(str, words)), env={"COLUMNS": "500"})
     if result.exit_code:
         assert result.exit_code == 2 and result.stdout == "" and "Traceback" not in result.stderr, result.output
         raise ValueError(" ".join(result.stderr.replace("│", " ").split()))

@@ -589,6 +589,11 @@ def test_question_answering_starts_from_stage_2(config, inputs, tmp_path):
         assert torch.equal(decoder.lm_head.state_dict()[name], tensor), name
     assert decoder.lm_head.decoder.weight is decoder.text_model.embeddings.word_embeddings.weight
     assert decoder.lm_head.decoder.weight is not model.text_model.embeddings.word_embeddings.weight
+    # Towers that shared memory would be trained as one, and could not be saved.
+    places = [tensor.data_ptr() for tensor in model.parameters()]
+    assert len(set(places)) == len(places)
+    assert model.name_or_path == str(tmp_path)
+    model.save_pretrained(tmp_path / "saved")
     video = source.vision_model(inputs["pixel_values"]).last_hidden_state
     expected = source.text_model(
         inputs["input_ids"], inputs["attention_mask"], encoder_hidden_states=video, mode="multi_modal"

@@ -1,0 +1,106 @@
+"""What a run has found, in one line, and what looks wrong about it; and held-out videos out of the training videos."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from ..data.annotations import name_video
+
+logger = logging.getLogger(__name__)
+
+MAX_NAMED_CLASSES = 10
+DOMINANT_SHARE = 0.9
+NAMED_FILES = 3
+
+
+def describe_found(train: Dataset, validation: Dataset, test: Dataset | None, names: Sequence[str]) -> str:
+    """The numbers of videos, and the classes with their numbers of training videos.
+
+    Args:
+        train: With `label`: an index into `names`, or a list of them.
+        validation: Held-out videos.
+        test: Videos of the last test, if any.
+        names: Of the classes.
+    """
+    counts = count_videos_of_classes(train["label"])
+    listed = [f"{name} ({counts[index]})" for index, name in enumerate(names[:MAX_NAMED_CLASSES])]
+    rest = f" and {len(names) - MAX_NAMED_CLASSES} more" if len(names) > MAX_NAMED_CLASSES else ""
+    tests = "" if test is None else f" and {len(test):,} test"
+    return (
+        f"{len(train):,} training, {len(validation):,} validation{tests} videos of {len(names):,} classes: "
+        f"{', '.join(listed)}{rest}."
+    )
+
+
+def list_doubts(train: Dataset, held_out: dict[str, Dataset], names: Sequence[str]) -> list[str]:
+    """What a look at the data would make one doubt, a sentence for each.
+
+    Args:
+        train: Training videos.
+        held_out: Held-out videos by role.
+        names: Of the classes.
+    """
+    doubts = []
+    counts = count_videos_of_classes(train["label"])
+    most, count = counts.most_common(1)[0]
+    if len(names) > 1 and count > DOMINANT_SHARE * len(train):
+        doubts.append(
+            f"{names[most]!r} has {count} of {len(train)} training videos: a model that always says it scores well."
+        )
+    known = set(_list_places(train["video"]))
+    for role, table in held_out.items():
+        if shared := sorted(known.intersection(_list_places(table["video"]))):
+            named = ", ".join(shared[:NAMED_FILES]) + (" ..." if len(shared) > NAMED_FILES else "")
+            doubts.append(
+                f"{len(shared)} of {len(table)} {role} videos are training videos, so that their figures say nothing "
+                f"of new videos: {named}."
+            )
+    return doubts
+
+
+def hold_out(table: Dataset, ratio: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Training and held-out videos of a table, a share of each class, drawn by the seed.
+
+    Args:
+        table: With `label`; of a list of labels the first one decides.
+        ratio: Share of each class held out, in (0, 1); one video at least where a class has two.
+        seed: Of the run.
+
+    Raises:
+        ValueError: If nothing would be left on one side.
+    """
+    groups: dict[int, list[int]] = {}
+    for row, labels in enumerate(table["label"]):
+        groups.setdefault(labels if isinstance(labels, int) else next(iter(labels), -1), []).append(row)
+    generator = np.random.default_rng(seed)
+    chosen: list[int] = []
+    for label in sorted(groups):
+        rows = groups[label]
+        count = min(max(round(ratio * len(rows)), 1), len(rows) - 1)
+        chosen += generator.permutation(rows)[:count].tolist()
+    held_out = set(chosen)
+    if not held_out:
+        raise ValueError(f"validation_ratio={ratio}: no class has two videos, of which one could be held out.")
+    return (
+        table.select([row for row in range(len(table)) if row not in held_out]),
+        table.select(sorted(held_out)),
+    )
+
+
+def count_videos_of_classes(labels: Iterable[Any]) -> Counter[int]:
+    """Videos of each class."""
+    return Counter(label for own in labels for label in ([own] if isinstance(own, int) else own))
+
+
+def _list_places(videos: Iterable[Any]) -> list[str]:
+    """What identifies a video: its resolved path, or its bytes."""
+    found = []
+    for row, video in enumerate(videos):
+        place = name_video(video, row)
+        found.append(os.path.realpath(place) if os.path.exists(place) else place)
+    return found
