@@ -69,7 +69,6 @@ BUDGETS = {
         num_clips=(1200, 200, 400),
         teacher_steps=600,
         recipes="moving_shapes_short",
-        probe_steps=400,
         num_quartets=40,
         num_lanes=2,
     ),
