@@ -1,7 +1,7 @@
 """What stage 1 is worth when the encoder is fine-tuned, on the embedded data: against none and other pre-training.
 
-    python -m benchmarks.pretraining_value.run --output_dir outputs/moving_shapes
-    python -m benchmarks.pretraining_value.run --output_dir outputs/moving_shapes --seeds 10 11 12
+    python -m benchmarks.pretraining_value.run --output_dir outputs/moving_shapes_full
+    python -m benchmarks.pretraining_value.run --output_dir outputs/moving_shapes_full --seeds 10 11 12
 
 Every start has the same weights before pre-training, the same clips, and then the same fine-tuning: from scratch; UMT
 with semantic and with random masks; pixel reconstruction by Transformers' VideoMAE. Fine-tuning first fits the head on
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None, budget: Budget | None = None) -
         budget: How much of everything; `None` = the demo's.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/moving_shapes"))
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/moving_shapes_full"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12], help="Weights, order of clips, masks.")
     parser.add_argument("--num_processes", type=int, default=settings.NUM_PROCESSES, help="Of one thread each.")
     budget = budget or Budget()

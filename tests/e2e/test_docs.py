@@ -39,7 +39,7 @@ PRINTED = {
 }
 # Flags that pages name without the script that has them.
 OTHER_FLAGS = {
-    "docs/reproduction.md": {"--quick"},  # of the tour
+    "docs/reproduction.md": {"--quick", "--budget"},  # of the tour
     "docs/hub.md": {"--mode"},  # of every fine-tuning script, which it does not list
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -90,11 +91,17 @@ def test_tour_runs_from_the_wheel(run):
     printed = run(sys.executable, "-m", "umt_hf.moving_shapes.tour", "--output_dir", "look", "--quick")
     assert "| (a) student after stage 1, mean over all tokens |" in printed
     assert "| after stage 2, re-ranked by the matching head |" in printed
+    assert "| pre-train with text |" in printed and "| everything |" in printed
     look = run.folder / "look"
+    # What it prints to try next works on what it has made; the third command serves the page.
+    embed, search, page = map(shlex.split, printed[printed.index("To try next:") :].splitlines()[1:4])
+    assert str(look.relative_to(run.folder) / "teacher") in page
+    run("umt-hf", *embed[1:])
+    assert "videos/test/" in run("umt-hf", *search[1:])
     for picture in ("losses.png", "masks.png", "losses_stage2.png", "retrieval.png"):
         assert (look / picture).stat().st_size > 5000
     for folder in ("teacher", "student", "video_text"):
         assert (look / folder / "model.safetensors").is_file() and (look / folder / "config.json").is_file()
     for name, part in (("results.json", "accuracy"), ("results_stage2.json", "recall")):
         results = json.loads((look / name).read_text())
-        assert results[part] and results["seconds"]
+        assert results[part] and results["seconds"].keys() == results["cpu_seconds"].keys() != set()

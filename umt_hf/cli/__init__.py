@@ -265,8 +265,11 @@ def demo(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the Space a private one.")] = False,
 ) -> None:
-    """Serve a page to try models in the browser: labels, the teacher's saliency, search, questions."""
-    from ..demo.settings import DemoSettings
+    """Serve a page to try models in the browser: labels, the teacher's saliency, search, questions.
+
+    Without models and videos: those that `make demo` has left in outputs/moving_shapes, if it has.
+    """
+    from ..demo.settings import TOUR_FOLDER, DemoSettings
     from ..demo.space import push_space
     from ..hub_cards.publishing import PublishingError
 
@@ -283,6 +286,9 @@ def demo(
         if push is not None:
             typer.echo(f"Pushed {push_space(push, settings, private)}")
             return
+        if settings == DemoSettings() and (found := DemoSettings.find()) != settings:
+            typer.echo(f"Showing what `make demo` has left in {TOUR_FOLDER}; the options of this command show others.")
+            settings = found
         from ..demo.app import launch_demo  # says so where Gradio is missing
 
         launch_demo(settings, host, port, share)

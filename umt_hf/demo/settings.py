@@ -8,6 +8,9 @@ from pathlib import Path
 
 SETTINGS_FILE = "demo.json"
 ENVIRONMENT_PREFIX = "UMT_DEMO_"
+# Where `make demo` leaves its models.
+TOUR_FOLDER = Path("outputs/moving_shapes")
+CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,23 @@ class DemoSettings:
         saved = json.loads(file.read_text(encoding="utf-8-sig")) if file is not None and file.is_file() else {}
         variables = {field.name: environment.get(name_variable(field.name)) for field in fields(cls)}
         return cls(**{**saved, **{name: value for name, value in variables.items() if value}})
+
+    @classmethod
+    def find(cls, folder: Path = TOUR_FOLDER) -> "DemoSettings":
+        """Settings for what `make demo` has left: the models and the test clips that are in the folder.
+
+        Args:
+            folder: Output folder of the tour; it may be missing.
+        """
+        models = {
+            name: str(folder / name)
+            for name in ("teacher", "student", "video_text")
+            if (folder / name / CONFIG_FILE).is_file()
+        }
+        if "teacher" not in models:
+            models.pop("student", None)
+        videos = folder / "data" / "videos" / "test"
+        return cls(**models, videos=str(videos) if models and videos.is_dir() else None)
 
     def save(self, file: Path) -> None:
         """Write them as a JSON object."""

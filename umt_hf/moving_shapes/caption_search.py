@@ -99,7 +99,7 @@ def measure_caption_search(folder: Path, seed: int, num_quartets: int = NUM_QUAR
             typer.echo(f"  {ROWS[row]}: " + ", ".join(f"{k} {v:.3f}" for k, v in recall[row].items()))
     chance = statistics.mean(len(videos) for videos in clips.videos_of_text) / len(clips.videos)
     chance = {"all": chance, "motion": 1 / 4, "appearance": 1 / 36}
-    results = {"recall": recall, "chance": chance, "num_clips": len(clips.videos)}
+    results = {"recall": recall, "chance": chance, "num_clips": len(clips.videos), "num_texts": len(clips.texts)}
     (folder / "results_stage2.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     plot_losses(folder / "video_text" / METRICS_FILE, folder / "losses_stage2.png", STAGE_2_CURVES, "loss")
     draw_found(folder, processor, clips, features)

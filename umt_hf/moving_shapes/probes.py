@@ -85,7 +85,8 @@ def measure_probes(folder: Path, probe_steps: int = PROBE_STEPS) -> None:
                 features = [(pool(split[network], pooling), split[task]) for split in splits.values()]
                 row[column] = fit_probe(features, PROBES[probe], probe_steps)
             typer.echo(f"  {network}, {POOLINGS[pooling]}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
-    (folder / "results.json").write_text(json.dumps({"accuracy": accuracy}, indent=2) + "\n", encoding="utf-8")
+    results = {"accuracy": accuracy, "num_clips": len(splits["test"][MOTIONS])}
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     plot_losses(folder / "student" / METRICS_FILE, folder / LOSS_PICTURE)
     draw_masks(folder, processor, teacher, student.config.mask_ratio)
 
