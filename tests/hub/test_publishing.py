@@ -311,6 +311,16 @@ def test_no_folder_of_this_machine_goes_up(hub, folders, tmp_path):
     assert read_files(folder) == before
 
 
+def test_weights_that_are_not_finite_are_not_published(hub, folders, tmp_path):
+    shutil.copytree(folders["classifier"], tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["classifier.bias"][0] = float("nan")
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="model.safetensors is not fit to be published: classifier.bias is NaN"):
+        push_folder(tmp_path / "model", "me/model")
+    assert not hub.requests
+
+
 def test_a_folder_without_a_card_gets_one_on_the_hub_alone(hub, folders, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(folders["stage1"], folder)

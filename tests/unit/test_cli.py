@@ -105,3 +105,10 @@ def test_a_mistake_leaves_standard_output_empty():
     result = run_command("classify", "video.mp4", "--json", COLUMNS="80")
     assert result.returncode == 2 and result.stdout == ""
     assert "--model" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_the_command_is_a_module_too():
+    """As `accelerate launch -m umt_hf.cli` starts it."""
+    command = [sys.executable, "-m", "umt_hf.cli", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    assert result.stdout == f"umt-hf {umt_hf.__version__}\n", result.stderr

@@ -535,7 +535,3 @@ def doctor(
         Console().print(build_table(findings))
     if has_failed(findings):
         raise typer.Exit(1)
-
-
-if __name__ == "__main__":
-    app()

@@ -59,7 +59,7 @@ class LaunchOptions:
         flags += [] if self.num_machines is not None else ["--num_machines", "1"]
         flags += ["--multi_gpu"] if num_processes > 1 else []
         if num_accelerators == 0:
-            # Accelerate gives a process one thread; see docs/performance.md for what more of them bring.
+            # Accelerate gives a process one thread, whatever the machine has.
             flags += ["--num_cpu_threads_per_process", str(max(num_cores // per_machine, 1))]
         return flags
 

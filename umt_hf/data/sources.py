@@ -1,6 +1,7 @@
 """Annotation files, folders and `datasets` datasets as one kind of table: rows with a `video` and its labels."""
 
 import logging
+import re
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -122,6 +123,9 @@ def _choose_split(source: str, table: Any, split: str) -> Dataset:
     return table[split]
 
 
+HUB_NAME = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?")
+
+
 def _load_from_hub(source: str, config_name: str | None, split: str, streaming: bool) -> Dataset | IterableDataset:
     """A dataset of the Hub, or a folder of Parquet files."""
     path = Path(source)
@@ -131,6 +135,7 @@ def _load_from_hub(source: str, config_name: str | None, split: str, streaming: 
         )
     # Ids of the Hub have one slash at most: anything else is meant as a path, and reported as missing like one.
     looks_local = path.is_absolute() or source.startswith((".", "~")) or source.endswith("/") or source.count("/") > 1
+    looks_local = looks_local or not HUB_NAME.fullmatch(source)
     if not path.exists() and looks_local:
         raise FileNotFoundError(f"{source}: no such file or folder.")
     try:

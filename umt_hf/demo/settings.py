@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from ..runs.folder import CONFIG_FILE
+
 SETTINGS_FILE = "demo.json"
 ENVIRONMENT_PREFIX = "UMT_DEMO_"
 # Where `make demo` leaves its models.
 TOUR_FOLDER = Path("outputs/moving_shapes")
-CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4.
 """
 
 import dataclasses
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ from .report import describe_run, write_report
 from .setup import load_model_and_processor
 
 BLOCK_SCORES = 2**24  # similarities computed at a time
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -431,6 +434,18 @@ class RetrievalReportArguments(ReportArguments, CaptionArguments, RerankingArgum
 SECTIONS = {"model": EvaluatedModelArguments, "data": EvaluationDataArguments, "evaluation": RetrievalReportArguments}
 
 
+def warn_of_equal_texts(retrieval_set: RetrievalSet) -> None:
+    """Say that some texts are the same, of which only one counts as right for a video."""
+    num_distinct = len(set(retrieval_set.texts))
+    if num_distinct < len(retrieval_set.texts):
+        logger.warning(
+            "%d texts are %d different ones, and each counts as right for its own video alone; with "
+            "--multiple_videos_per_text true equal texts are one text with several videos.",
+            len(retrieval_set.texts),
+            num_distinct,
+        )
+
+
 @script(SECTIONS)
 def main(
     model_args: EvaluatedModelArguments, data: EvaluationDataArguments, args: RetrievalReportArguments
@@ -447,6 +462,7 @@ def main(
     retrieval_set = load_retrieval_set(
         str(data.data), args.captions, args.multiple_videos_per_text, **data.source_options()
     )
+    warn_of_equal_texts(retrieval_set)
     metrics = evaluate_retrieval(
         model.to(accelerator.device),
         processor,

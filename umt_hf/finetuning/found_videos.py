@@ -4,7 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from datasets import Dataset
@@ -86,10 +86,8 @@ def hold_out(table: Dataset, ratio: float, seed: int) -> tuple[Dataset, Dataset]
     held_out = set(chosen)
     if not held_out:
         raise ValueError(f"validation_ratio={ratio}: no class has two videos, of which one could be held out.")
-    return (
-        table.select([row for row in range(len(table)) if row not in held_out]),
-        table.select(sorted(held_out)),
-    )
+    kept = [row for row in range(len(table)) if row not in held_out]
+    return cast("Dataset", table.select(kept)), cast("Dataset", table.select(sorted(held_out)))
 
 
 def count_videos_of_classes(labels: Iterable[Any]) -> Counter[int]:

@@ -228,7 +228,9 @@ def dump_settings(settings: dict[str, dict[str, Any]]) -> str | None:
         name: {key: value for key, value in values.items() if key != "output_dir" and value not in (None, [])}
         for name, values in settings.items()
     }
-    return yaml.safe_dump(kept, sort_keys=False, width=100).rstrip() if any(kept.values()) else None
+    return (
+        yaml.safe_dump(kept, sort_keys=False, width=100, allow_unicode=True).rstrip() if any(kept.values()) else None
+    )
 
 
 def arrange_figures(entry: ZooEntry) -> list[tuple[str, str, float, str, str]]:

@@ -17,6 +17,7 @@ import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
+from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.models.auto import modeling_auto
@@ -136,6 +137,7 @@ def push_folder(
     """
     folder = Path(folder)
     check_model_folder(folder)
+    refuse_nonfinite_files(folder)
     check_destination(repo_id, token)
     # Bytes stand for files that are made for the Hub and not written to the folder.
     files: dict[str, Path | bytes] = dict(list_model_files(folder))
@@ -200,6 +202,20 @@ def check_model_folder(folder: Path) -> None:
         raise ValueError(str(error)) from error
 
 
+def refuse_nonfinite_files(folder: Path) -> None:
+    """Refuse weights that are NaN or infinite, with which no model answers.
+
+    Raises:
+        ValueError: Names the file and the first of them.
+    """
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as content:
+            for name in content.keys():  # noqa: SIM118
+                tensor = content.get_tensor(name)
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise ValueError(f"{file} is not fit to be published: {name} is NaN or infinite.")
+
+
 def check_destination(repo_id: str, token: str | None) -> None:
     """Refuse a bad name, and a missing token, without asking the Hub.
 
@@ -235,7 +251,9 @@ def hide_folders_of_file(name: str, content: Path | bytes, folder: Path) -> Path
         return content
     text = (content if isinstance(content, bytes) else content.read_bytes()).decode("utf-8-sig")
     if last == RECIPE_FILE:
-        return yaml.safe_dump(publish_settings(yaml.safe_load(text) or {}, folder), sort_keys=False).encode()
+        return yaml.safe_dump(
+            publish_settings(yaml.safe_load(text) or {}, folder), sort_keys=False, allow_unicode=True
+        ).encode()
     found = json.loads(text)
     hidden = hide_folders(found, list_bases(folder))
     return content if hidden == found else (json.dumps(hidden, indent=2) + "\n").encode()

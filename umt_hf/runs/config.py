@@ -29,6 +29,17 @@ REQUIRED = dataclasses.MISSING
 # Similarity of two words from which on one is taken for the other with a letter mistyped.
 SURE_RATIO = 0.9
 NEAR_RATIO = 0.75
+# What `umt-hf` hands to the launcher of the scripts.
+LAUNCH_FLAGS = (
+    "num_processes",
+    "num_machines",
+    "machine_rank",
+    "main_process_ip",
+    "main_process_port",
+    "accelerate_config",
+)
+# Flag -> flag that it would be ignored for.
+RIVALS = {"num_train_epochs": "max_steps", "warmup_epochs": "warmup_steps"}
 
 Section = TypeVar("Section", bound=type)
 Result = TypeVar("Result")
@@ -207,6 +218,7 @@ def parse_config(
     if config is not None:
         _require_own_recipe(config, entry)
         parser.take_recipe(config, sections)
+        parser.drop_rivals(arguments)
     parser.refuse_unknown_flags(arguments)
     *parsed, rest = parser.parse_args_into_dataclasses(arguments, True, look_for_args_file=False)
     if rest:
@@ -238,6 +250,7 @@ class ConfigParser(HfArgumentParser):
         choices = f", or a recipe (name:variant): {', '.join(recipes)}" if recipes else ""
         self.add_argument("--config", help=f"YAML file{choices}. Other flags win over it.")
         self.add_argument(TRACEBACK_FLAG, action="store_true", help="Show where in the code an error comes from.")
+        self.own_defaults = {action.dest: action.default for action in self._actions}
         self.optional = {name for section in sections.values() for name in list_optional(section)} - KEPT_WORDS
         for action in self._actions:
             if action.dest in self.optional:
@@ -269,12 +282,13 @@ class ConfigParser(HfArgumentParser):
             ValueError: If there is one.
         """
         known = self._option_string_actions
+        choices = [*(option for option in known if "-" not in option[2:]), *(f"--{flag}" for flag in LAUNCH_FLAGS)]
         for word in arguments:
             name = word.split("=")[0]
+            if name[2:].replace("-", "_") in LAUNCH_FLAGS:
+                raise ValueError(f"{name} is a flag of `umt-hf` and of `accelerate launch`, not of the script itself.")
             if name.startswith("--") and name not in known:
-                near = suggest(
-                    "--" + name[2:].replace("-", "_"), [option for option in known if "-" not in option[2:]]
-                )
+                near = suggest("--" + name[2:].replace("-", "_"), choices)
                 raise ValueError(f"Unknown flag {name}{near or ': --help lists all.'}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -284,6 +298,15 @@ class ConfigParser(HfArgumentParser):
             if getattr(known, name, None) == [None]:
                 setattr(known, name, None)
         return known, rest
+
+    def drop_rivals(self, arguments: Iterable[str]) -> None:
+        """Take back a recipe's number of steps where the command line gives epochs, which would be ignored for it."""
+        given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in arguments if word.startswith("--")}
+        for flag, rival in RIVALS.items():
+            if flag in given and rival not in given:
+                for action in self._actions:
+                    if action.dest == rival:
+                        action.default = self.own_defaults[rival]
 
     def take_recipe(self, name_or_path: str, sections: dict[str, type]) -> None:
         """Make a recipe's values the defaults, each read as its flag would read it.
@@ -328,9 +351,9 @@ def _read_value(action: argparse.Action, value: Any) -> Any:
 
 
 def _describe_launch(entry: ScriptEntry) -> str:
+    flags = ", ".join(f"--{flag}" for flag in LAUNCH_FLAGS)
     return (
-        f"`{entry.command}` also takes --num_processes, --num_machines, --machine_rank, --main_process_ip, "
-        "--main_process_port and --accelerate_config FILE, for Accelerate's launcher. "
+        f"`{entry.command}` also takes {flags}, for Accelerate's launcher. "
         f"`accelerate launch -m {entry.module}` runs the same script."
     )
 

@@ -152,3 +152,9 @@ def test_a_name_that_is_not_text_is_left_out(tmp_path, caplog):
         pytest.skip("this file system has UTF-8 names alone")
     assert set(read(tmp_path)) == {"run/a.mp4", "run/名前 é.mp4", "jump/b.mp4"}
     assert "2 names that are not UTF-8" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["vidéos mine/trian", "my videos", "a/b/c"])
+def test_a_missing_folder_is_never_taken_for_a_name_on_the_hub(name):
+    with pytest.raises(FileNotFoundError, match="no such file or folder.$"):
+        load_videos(name)

@@ -209,3 +209,23 @@ def test_a_value_of_a_recipe_is_never_a_flag(word, tmp_path):
     path.write_text(f"training: {{output_dir: '{word}'}}\ndata: {{train_corpora: ['{word}', b]}}", encoding="utf-8")
     parsed = dict(zip(stage2.SECTIONS, parse_config(stage2.SECTIONS, ["--config", str(path)]), strict=True))
     assert parsed["training"].output_dir == word and parsed["data"].train_corpora == [word, "b"]
+
+
+def test_epochs_on_the_line_win_over_steps_of_the_recipe(tmp_path):
+    """They would be ignored otherwise: steps come before epochs."""
+    (tmp_path / "mine.yaml").write_text("training:\n  max_steps: 700\n  warmup_steps: 50\n")
+    config = ["--config", str(tmp_path / "mine.yaml")]
+    *_, training = parse_config(SECTIONS, config)
+    assert (training.max_steps, training.warmup_steps) == (700, 50)
+    *_, training = parse_config(SECTIONS, [*config, "--num_train_epochs", "1", "--warmup-epochs=0.5"])
+    assert (training.max_steps, training.num_train_epochs) == (-1, 1)
+    assert (training.warmup_steps, training.warmup_epochs) == (-1, 0.5)
+    *_, training = parse_config(SECTIONS, [*config, "--num_train_epochs", "1", "--max_steps", "3"])
+    assert training.max_steps == 3
+
+
+def test_flags_of_the_launcher_are_named():
+    with pytest.raises(ValueError, match="--num_proceses: did you mean --num_processes"):
+        parse_config(SECTIONS, ["--num_proceses", "2"])
+    with pytest.raises(ValueError, match="--num_processes is a flag of `umt-hf`"):
+        parse_config(SECTIONS, ["--num_processes", "2"])
