@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ from umt_hf.runs import mistakes
 def run_script(module: str, words: Sequence[str], patience: float = 60.0) -> None:
     """What `python -m MODULE WORDS` does, in this process."""
     mistakes.SECONDS_TO_BE_STOPPED = patience
+    # A job that a shell has put in the background ignores it, and so would all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [module, *words]
     importlib.import_module(f"umt_hf.{module}").main()
 

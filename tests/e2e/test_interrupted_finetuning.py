@@ -12,7 +12,14 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.e2e.runs import FINE_TUNING, PRETRAINING, assert_same_weights, save_video_text_model, to_flags
+from tests.e2e.runs import (
+    FINE_TUNING,
+    PRETRAINING,
+    assert_same_weights,
+    run_with_slow_deletion,
+    save_video_text_model,
+    to_flags,
+)
 from tests.processes import START_METHOD, run_and_kill, run_ranks
 from umt_hf.evaluation import classification as evaluate_classification
 from umt_hf.evaluation import detection as evaluate_detection
@@ -204,8 +211,7 @@ def test_a_kill_during_a_save_never_bricks_auto(flags, tmp_path, tmp_path_factor
         classification.main(flags("classification", **changes, output_dir=uninterrupted["run"]))
     run = tmp_path / "run"
     arguments = flags("classification", **changes)
-    # The whole run counts as the moment, should it be too short to be seen.
-    run_and_kill(find_any(run, MOMENTS[moment]), classification.main, arguments)
+    run_and_kill(find_any(run, MOMENTS[moment]), run_with_slow_deletion, classification.main, arguments)
     for checkpoint in list_checkpoints(run, STATE):
         assert {"model.safetensors", "optimizer.pt", "averaged_weights.pt", "run.yaml"} <= {
             path.name for path in checkpoint.iterdir()

@@ -2,4 +2,5 @@
 
 from . import app
 
-app()
+if __name__ == "__main__":  # not where all modules are imported to look at them
+    app()

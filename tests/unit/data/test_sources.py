@@ -98,7 +98,7 @@ def test_folders(tmp_path):
     for missing in (str(tmp_path / "missing"), "my_videos/", "a/b/c"):
         with pytest.raises(FileNotFoundError, match="no such file or folder"):
             load_videos(missing)
-    with pytest.raises(FileNotFoundError, match="my videos: no such file or folder, and no dataset of that name"):
+    with pytest.raises(FileNotFoundError, match="my videos: no such file or folder.$"):
         load_videos("my videos")
     (tmp_path / "run" / "notes.doc").touch()
     with pytest.raises(ValueError, match=r"notes\.doc: expected a \.csv"):
