@@ -141,7 +141,7 @@ def assert_same_weights(one: Path, other: Path, **tolerance) -> None:
 
 
 def run_with_slow_deletion(main: Callable, arguments: list[str]) -> None:
-    """Run a script in a process of its own; folders take long to delete, so that a kill from outside can meet that."""
+    """Run a script, for a process that is killed; folders take long to delete, so that the kill can meet that."""
 
     def remove_slowly(*given, **options) -> None:
         time.sleep(0.1)

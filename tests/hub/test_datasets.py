@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Video
 
 from tests.unit.video_files import write_video
 
-# In a process of its own: `datasets` reads the address of the Hub when it is imported.
+# In another process: `datasets` reads the address of the Hub when it is imported.
 SCRIPT = """
 import json
 from umt_hf.data.annotations import identify_video

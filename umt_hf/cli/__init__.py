@@ -27,6 +27,11 @@ Task = Literal[
 ]
 
 
+Videos = Annotated[
+    list[str], typer.Argument(help="Video files, folders and URLs; - reads a list from standard input.")
+]
+
+
 def complete_zoo(incomplete: str) -> list[str]:
     """Names of released checkpoints that begin so, for the completion of a shell."""
     from ..zoo import load_zoo
@@ -301,9 +306,7 @@ def demo(
 
 @app.command(rich_help_panel=VIDEOS)
 def embed(
-    videos: Annotated[
-        list[str], typer.Argument(help="Video files, folders and URLs; - reads a list from standard input.")
-    ],
+    videos: Videos,
     model: Annotated[str, typer.Option(help="Folder or Hub id of a stage-2 or retrieval model.")],
     out: Annotated[Path, typer.Option(help="Index folder to make or to add to.")],
     num_frames: Annotated[
@@ -337,9 +340,7 @@ def embed(
 
 @app.command(rich_help_panel=VIDEOS)
 def features(
-    videos: Annotated[
-        list[str], typer.Argument(help="Video files, folders and URLs; - reads a list from standard input.")
-    ],
+    videos: Videos,
     model: Annotated[str, typer.Option(help="Folder or Hub id of a UMT model with its processor.")],
     out: Annotated[Path, typer.Option(help="Folder to make or to add to.")],
     level: Annotated[
@@ -398,9 +399,7 @@ def search(
 
 @app.command(rich_help_panel=VIDEOS)
 def classify(
-    videos: Annotated[
-        list[str], typer.Argument(help="Video files, folders and URLs; - reads a list from standard input.")
-    ],
+    videos: Videos,
     model: Annotated[str, typer.Option(help="Folder or Hub id of a fine-tuned classifier.")],
     top_k: Annotated[int, typer.Option(help="How many classes per video to print.", min=1)] = 5,
     num_clips: Annotated[

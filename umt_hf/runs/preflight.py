@@ -1,11 +1,12 @@
 """What would end a run after minutes of loading is looked for before: folders to write, trackers to import."""
 
 import importlib.util
-import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from .mistakes import read_rank
 
 # Tracker, as Accelerate and Transformers call it -> packages, any of which it needs.
 TRACKER_PACKAGES = {
@@ -34,7 +35,7 @@ def check_before_start(sections: Iterable[Any]) -> None:
         trackers = getattr(section, "report_to", None) or []
         for tracker in [trackers] if isinstance(trackers, str) else trackers:
             require_tracker(tracker)
-        if getattr(section, "output_dir", None) and os.environ.get("RANK", "0") == "0":
+        if getattr(section, "output_dir", None) and read_rank() == 0:
             require_writable(Path(section.output_dir))
 
 
