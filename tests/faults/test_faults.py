@@ -1,6 +1,9 @@
 """The fast part of `make faults`: some files of every kind, and proof that the checks see what is wrong."""
 
 import collections
+import gc
+import tempfile
+from pathlib import Path
 
 import av
 import numpy as np
@@ -98,6 +101,32 @@ def test_the_checks_see_what_is_wrong(files, folder, monkeypatch):
     assert check_file(HostileFile("x", "plain.mp4", encode(), "refused"), folder, WATCH).outcome == "accepted"
     assert check_file(HostileFile("x", "text.mp4", b"text"), folder, WATCH).outcome == "rejected"
     assert check_file(plain, folder, WATCH).outcome == "right" and "right" not in FAULTS
+
+
+def test_what_another_test_left_behind_is_not_blamed_on_the_reader(folder, tmp_path, monkeypatch):
+    class Leftover:
+        def __init__(self):
+            self.folder = tempfile.TemporaryDirectory(dir=tmp_path)
+            (Path(self.folder.name) / "index" / "shards").mkdir(parents=True)
+            self.itself = self
+
+    class CollectedMeanwhile(decoding.PyAVReader):
+        def _decode(self, indices):
+            if gc.isenabled():
+                gc.collect()  # as an allocation may
+            return super()._decode(indices)
+
+    monkeypatch.setitem(decoding.READERS, "pyav", CollectedMeanwhile)
+    plain = HostileFile("codecs and containers", "plain.mp4", encode())
+    thresholds = gc.get_threshold()
+    gc.set_threshold(0)
+    try:
+        Leftover()
+        verdict = check_file(plain, folder, WATCH)
+    finally:
+        gc.set_threshold(*thresholds)
+    assert verdict.outcome == "right", verdict
+    assert gc.isenabled()
 
 
 def test_a_trace_shows_other_files_and_sockets(tmp_path):
