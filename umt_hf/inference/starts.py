@@ -24,8 +24,9 @@ from ..runs.folder import (
     WEIGHTS_FILE,
     WEIGHTS_INDEX_FILE,
 )
+from ..runs.model_names import find_released
 from ..runs.models import ALL_CLASSES, COMPLETE_FOR, MODEL_TYPES, MODELS_BY_NAME, TRAINED_BY, ModelClass
-from ..zoo import load_zoo
+from ..zoo import ZooEntry, load_zoo
 
 # Models of others that a run does use, and where.
 OTHER_PLACES = {
@@ -62,6 +63,7 @@ def require_start(
         OSError: If there is no such folder or repository, or it holds no configuration.
         ValueError: If it is another kind of file, folder or model, or a file of its weights is damaged.
     """
+    name_or_path = find_released(name_or_path)
     fields = read_model_fields(name_or_path, **options)
     require_model_type(name_or_path, fields, MODEL_TYPES, "a UMT model")
     found = MODELS_BY_NAME.get(next(iter(fields.get("architectures") or []), ""))
@@ -95,7 +97,8 @@ def read_model_fields(name_or_path: str | os.PathLike, **options: Any) -> dict[s
         OSError: If there is no such folder or repository, or it holds no configuration.
         ValueError: If it is a file, an adapter, a folder of other things, or its configuration cannot be read.
     """
-    name, path = str(name_or_path), Path(name_or_path)
+    name = find_released(name_or_path)
+    path = Path(name)
     if path.is_file():
         raise ValueError(_describe_file(path))
     if path.is_dir():
@@ -107,8 +110,8 @@ def read_model_fields(name_or_path: str | os.PathLike, **options: Any) -> dict[s
         return read_json_object(folder / CONFIG_FILE)
     if looks_like_path(name):
         raise FileNotFoundError(_describe_missing(name))
-    if name in load_zoo():
-        raise FileNotFoundError(f"{name}: there is no such folder here yet; `umt-hf convert {name}` makes it.")
+    if (entry := load_zoo().get(name)) is not None:
+        raise FileNotFoundError(_describe_released(entry))
     chosen = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
     try:
         return PreTrainedConfig.get_config_dict(name, **chosen)[0]
@@ -252,7 +255,7 @@ def require_processor(name_or_path: str | os.PathLike, with_tokenizer: bool = Fa
         OSError: If the processor or the tokenizer is missing.
         ValueError: If it is another model's.
     """
-    folder = Path(name_or_path)
+    folder = Path(find_released(name_or_path))
     if not folder.is_dir():
         if folder.is_file():
             raise ValueError(_describe_file(folder))
@@ -284,7 +287,7 @@ def require_tokenizer(name_or_path: str | os.PathLike) -> None:
     Raises:
         OSError: If it has none.
     """
-    folder = Path(name_or_path)
+    folder = Path(find_released(name_or_path))
     if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         names = " or ".join(TOKENIZER_FILES)
         raise FileNotFoundError(f"{folder} has no tokenizer: {names} is missing; copy it there.")
@@ -328,6 +331,15 @@ def _describe_missing(name: str) -> str:
         near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], LISTED_NAMES)
     return f"{name}: no such {'file' if path.suffix in PICKLED_SUFFIXES else 'folder'}." + (
         f" Near it: {', '.join(near)}." if near else ""
+    )
+
+
+def _describe_released(entry: ZooEntry) -> str:
+    if entry.file is None:
+        return f"{entry.name} was published without its weights; `umt-hf zoo` lists those that were released."
+    return (
+        f"{entry.name} is a released checkpoint that is not on this machine yet: run `umt-hf convert {entry.name}`, or "
+        "add --convert to a command or script."
     )
 
 
