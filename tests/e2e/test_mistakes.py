@@ -147,6 +147,34 @@ MISTAKES = [
     ("evaluation.multiple_choice", "--model_name_or_path {F}/empty --data x", "it is empty"),
     ("evaluation.question_answering", "--model_name_or_path {F}/foreign --data x", "of type 'videomae'"),
 ]
+# What a script needs beside its model.
+DATA = {
+    "training.stage1": f"{STAGE1} {TINY}",
+    "training.stage2": STAGE2.replace("--vision_name_or_path {M} ", ""),
+    "finetuning.classification": CLASSES,
+    "finetuning.detection": CLASSES.replace("train.csv", "train_boxes.json").replace(
+        "validation.csv", "train_boxes.json"
+    ),
+    "finetuning.retrieval": TEXTS,
+    "finetuning.question_answering": TEXTS.replace("captions", "questions"),
+    **dict.fromkeys(EVALUATION, "--data {S}/train_captions.json"),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    ("flags", "cure"),
+    [
+        ("umt-vit-b16", "that is not on this machine yet: run `umt-hf convert umt-vit-b16`, or add --convert"),
+        ("umt-vit-b16 --convert", "b16_ptk710_f8_res224.pth at revision 'main' cannot be fetched"),
+        ("owner/model", "HF_HUB_OFFLINE"),
+    ],
+)
+def test_a_model_that_is_not_here(script, flags, cure, places, tmp_path):
+    flag = "vision_name_or_path" if script == "training.stage2" else "model_name_or_path"
+    words = f"{DATA[script]} --{flag} {flags}".format(**places).split()
+    error = read_error(fail(script, words, environment={"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}))
+    assert error.startswith("Error: ") and cure in error, error
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +187,50 @@ def test_a_mistake_is_one_line_with_its_cure(script, line, cure, places):
     words = [word.format(**places) for word in line.split()]
     error = read_error(fail(script, words))
     assert error.startswith("Error: ") and cure in error, error
+
+
+def write_broken_list(folder: Path, shapes: Path) -> Path:
+    """A list of clips of which none can be read."""
+    lines = (shapes / "train.csv").read_text().splitlines()
+    for i in range(len(lines)):
+        (folder / f"broken_{i}.mp4").write_bytes(b"no video")
+    path = folder / "train.csv"
+    path.write_text("".join(f"{folder}/broken_{i}.mp4,0\n" for i in range(len(lines))))
+    return path
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_too_many_unreadable_videos_end_a_run_by_one_line(flags, shapes, tmp_path, num_workers):
+    """In a worker of the loader the error has a traceback in its words."""
+    train = write_broken_list(tmp_path, shapes)
+    error = read_error(fail("training.stage1", flags(train_data=train, dataloader_num_workers=num_workers)))
+    assert error.startswith("Error: No video of a batch could be read: ") and "broken_" in error
+
+
+def test_unreadable_videos_of_a_fine_tuning_end_it_by_one_line(shapes, student, tmp_path):
+    train = write_broken_list(tmp_path, shapes)
+    words = f"--train_data {train} --validation_data {shapes}/validation.csv --model_name_or_path {student}"
+    words += f" --output_dir {tmp_path}/run --use_cpu true --dataloader_num_workers 0 --max_steps 1 --report_to none"
+    error = read_error(fail("finetuning.classification", words.split()))
+    assert "videos in a row could not be read. The last: " in error and "broken_" in error
+
+
+def test_a_run_that_diverges_ends_by_one_line_and_its_own_code(flags):
+    words = flags(learning_rate="1e30", warmup_steps=0, max_steps=20, max_nonfinite_steps=1, validation_data=None)
+    error = read_error(fail("training.stage1", words, exit_code=3))
+    assert error.startswith("Error: 2 steps in a row had NaN or Inf gradients: lower learning_rate")
+
+
+@pytest.mark.parametrize("script", ["training.stage1", "finetuning.classification"])
+def test_a_push_by_nobody_ends_by_one_line(script, flags, shapes, student, tmp_path):
+    words = flags()
+    if script != "training.stage1":
+        words = f"{CLASSES} --model_name_or_path {{M}} --report_to none".format(
+            F=tmp_path, S=shapes, M=student
+        ).split()
+    words += ["--push_to_hub", "true", "--hub_model_id", "me/model"]
+    error = read_error(fail(script, words, environment={"HF_HOME": str(tmp_path), "HF_TOKEN": ""}))
+    assert error.startswith("Error: Nobody is logged in to the Hub. Run `hf auth login`")
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
+from .errors import Mistake, OneLineGroup
 from .scripts import add_scripts
 
 MODELS, VIDEOS, DATA, HUB = "Models", "Videos", "Data", "Hub and machine"
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app = typer.Typer(cls=OneLineGroup, no_args_is_help=True, rich_markup_mode="markdown")
 data_app = typer.Typer(no_args_is_help=True)
 add_scripts(app)
 app.add_typer(data_app, name="data", help="Make data to try things on.", rich_help_panel=DATA)
@@ -29,6 +30,12 @@ Task = Literal[
 
 Videos = Annotated[
     list[str], typer.Argument(help="Video files, folders and URLs; - reads a list from standard input.")
+]
+
+
+Convert = Annotated[
+    bool,
+    typer.Option("--convert", help="Convert a released checkpoint that is not on this machine, once, into the cache."),
 ]
 
 
@@ -64,6 +71,8 @@ def report_mistakes() -> Generator[None]:
     """Turn errors that a user can fix into one message and exit code 2; leave the libraries' remarks out."""
     from transformers.utils import logging
 
+    from ..runs.mistakes import MISTAKES, UserError, summarize
+
     # Transformers reports what it loads; here the command speaks.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -71,10 +80,27 @@ def report_mistakes() -> Generator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
-    except (ImportError, OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
+    except (*MISTAKES, UserError) as error:
+        raise Mistake(summarize(error)) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def report_misspelling() -> Generator[None]:
+    """Turn an unknown name into one message and exit code 2, without PyTorch."""
+    try:
+        yield
+    except ValueError as error:
+        raise Mistake(str(error)) from error
+
+
+def convert_model(model: str | None, convert: bool) -> None:
+    """Convert a released checkpoint that is not on this machine, if the command was asked to; loaders find it then."""
+    if convert and model is not None:
+        from ..hub_cards.released_names import resolve_released
+
+        resolve_released(model, convert=True, announce=lambda line: typer.echo(line, err=True))
 
 
 @contextmanager
@@ -157,7 +183,7 @@ def zoo(
         query, task = None, cast("Task", named)
     # A name shows all that is known of one entry; anything else filters.
     is_name = query is not None and query in load_zoo()
-    with report_mistakes():
+    with report_misspelling():
         entries = [find_entry(query)] if query is not None and is_name else filter_zoo(task, size, query)
         if query is not None and not entries and task is size is None:
             find_entry(query)
@@ -198,6 +224,12 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Make a verified folder out of a released checkpoint: weights, processor and model card."""
+    from ..zoo import find_entry
+
+    # A misspelt name is found before PyTorch is loaded.
+    if name is None and not Path(checkpoint).suffix and not Path(checkpoint).exists():
+        with report_misspelling():
+            find_entry(checkpoint)
     from ..hub_cards.released_checkpoints import convert_released_checkpoint
 
     options = {"revision": revision, "tokenizer": tokenizer, "labels": labels, "max_shard_size": max_shard_size}
@@ -244,12 +276,12 @@ def push(
         typer.echo(f"Uploading {len(names)} files to {repo}: {', '.join(names)}.", err=True)
 
     options = {"private": private or None, "revision": revision, "with_code": not no_code}
-    try:
-        with report_mistakes():
+    with report_mistakes():
+        try:
             url = push_folder(folder, repo, **options, with_predictions=with_predictions, announce=announce)
-    except PublishingError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
+        except PublishingError as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(1) from error
     typer.echo(json.dumps({"commit_url": url}) if as_json else f"Pushed {folder}: {url}")
 
 
@@ -262,6 +294,7 @@ def demo(
     question_answering: Annotated[str | None, typer.Option(help="Of a model that answers questions.")] = None,
     videos: Annotated[str | None, typer.Option(help="Folder of videos to pick from and to search.")] = None,
     index: Annotated[str | None, typer.Option(help="Folder to keep the search index in.")] = None,
+    convert: Convert = False,
     host: Annotated[str | None, typer.Option(help="Address to listen at; default: this machine alone.")] = None,
     port: Annotated[int | None, typer.Option(help="Default: the first free one from 7860 on.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Make a public link by way of Gradio's servers.")] = False,
@@ -288,6 +321,8 @@ def demo(
             videos=videos,
             index=index,
         )
+        for model in (classifier, student, video_text, question_answering):
+            convert_model(model, convert)
         if push is not None:
             typer.echo(f"Pushed {push_space(push, settings, private)}")
             return
@@ -301,7 +336,7 @@ def demo(
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error
     except (ImportError, OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
+        raise Mistake(str(error)) from error
 
 
 @app.command(rich_help_panel=VIDEOS)
@@ -317,6 +352,7 @@ def embed(
     shard_size: Annotated[
         int, typer.Option(help="Videos written at a time; a killed run loses fewer than that.", min=1)
     ] = 256,
+    convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Encode videos into an index for `umt-hf search`.
@@ -332,6 +368,7 @@ def embed(
     # Its bars would stand between those of this command.
     datasets.disable_progress_bars()
     with report_mistakes():
+        convert_model(model, convert)
         report = embed_videos(read_sources(videos), model, out, num_frames, batch_size, num_workers, shard_size)
     print_report(report, as_json)
     if report.num_encoded + report.num_unchanged == 0:
@@ -357,6 +394,7 @@ def features(
         Literal["safetensors", "dataset"],
         typer.Option(help="safetensors: one file per video; dataset: also a `datasets` dataset of all of them."),
     ] = "safetensors",
+    convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Extract features of videos of any length, with their timestamps.
@@ -371,6 +409,7 @@ def features(
 
     datasets.disable_progress_bars()
     with report_mistakes():
+        convert_model(model, convert)
         report = save_features(read_sources(videos), model, out, level, window, stride, batch_size, fps, format)
     print_report(report, as_json)
     if report.num_extracted + report.num_unchanged == 0:
@@ -384,6 +423,7 @@ def search(
     top_k: Annotated[int, typer.Option(help="Videos to find.", min=1)] = 10,
     rerank: Annotated[bool, typer.Option("--rerank", help="Sort the 32 best by the matching head.")] = False,
     model: Annotated[str | None, typer.Option(help="The index's model, if it has moved.")] = None,
+    convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the videos as JSON.")] = False,
 ) -> None:
     """Find the videos of an index that fit a text best.
@@ -393,6 +433,7 @@ def search(
     from ..inference.search import VideoSearcher, format_hits
 
     with report_mistakes():
+        convert_model(model, convert)
         hits = VideoSearcher(index, model).search(query, top_k, rerank)
     typer.echo(json.dumps([asdict(hit) for hit in hits]) if as_json else format_hits(hits))
 
@@ -410,6 +451,7 @@ def classify(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Views classified at a time.", min=1)] = 8,
     num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0: this one reads.", min=0)] = 2,
+    convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the classes as JSON.")] = False,
 ) -> None:
     """Print the likeliest classes of videos.
@@ -421,6 +463,7 @@ def classify(
     from ..inference.classification import VideoClassifier
 
     with report_mistakes():
+        convert_model(model, convert)
         sources = read_sources(videos)
         report = VideoClassifier(model).classify_files(sources, top_k, num_clips, num_crops, batch_size, num_workers)
     print_report(report, as_json)
@@ -438,6 +481,7 @@ def ask(
         typer.Option(help="JSON list of answers to rank; default: the model's words.", exists=True, dir_okay=False),
     ] = None,
     top_k: Annotated[int, typer.Option(help="How many ranked answers to print.", min=1)] = 5,
+    convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Answer a question about a video.
@@ -450,6 +494,7 @@ def ask(
     from ..inference.question_answering import VideoAnswerer
 
     with report_mistakes(), report_unreadable():
+        convert_model(model, convert)
         candidates = None if answers is None else load_answers(str(answers))
         reply = VideoAnswerer(model).answer(video, question, candidates, top_k)
     typer.echo(json.dumps(reply.to_dict()) if as_json else reply.format())
@@ -468,6 +513,7 @@ def detect(
     seconds: Annotated[float | None, typer.Option(help="When the frame with the boxes is shown.")] = None,
     frame: Annotated[int | None, typer.Option(help="Number of that frame, from 0 on, instead.", min=0)] = None,
     top_k: Annotated[int, typer.Option(help="How many actions per box to print.", min=1)] = 5,
+    convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print boxes and actions as JSON.")] = False,
 ) -> None:
     """Name the actions of persons in given boxes.
@@ -486,6 +532,7 @@ def detect(
             raise ValueError('Give at least one box: --boxes "x1,y1,x2,y2", or --boxes-file.')
         if (seconds is None) == (frame is None):
             raise ValueError("Give --seconds or --frame, one of them.")
+        convert_model(model, convert)
         report = ActionDetector(model).detect(video, given, seconds, frame, top_k)
     typer.echo(json.dumps(asdict(report)) if as_json else report.format())
 
@@ -499,6 +546,7 @@ def info(
     num_crops: Annotated[
         int | None, typer.Option(help="Crops per clip to count; default: the processor's.", min=1)
     ] = None,
+    convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """Describe a model: task, parameters, FLOPs, labels, settings.
@@ -510,6 +558,7 @@ def info(
     from ..hub_cards.model_info import describe_model
 
     with report_mistakes():
+        convert_model(model, convert)
         report = describe_model(model, num_clips, num_crops)
     print_report(report, as_json)
 

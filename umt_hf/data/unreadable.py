@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from ..processing.decoding import VideoDecodingError
+from ..runs.mistakes import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class UnreadableVideos:
         *,
         min_skipped: int = 1,
         kind: str = "videos",
-        error: type[Exception] = RuntimeError,
+        error: type[Exception] = UserError,
     ) -> None:
         """Add videos to the tally, and name those that could not be read in the log.
 

@@ -5,6 +5,7 @@ from typing import Any, Protocol, TypeVar
 from transformers import PreTrainedModel
 
 from ..data.splits import require_split
+from ..hub_cards.released_names import convert_named
 from ..inference.loading import load_complete_model, load_video_text_processor
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments
@@ -19,9 +20,10 @@ class NamesData(Protocol):
 
 
 def require_names(model: EvaluatedModelArguments, data: NamesData) -> tuple[str, str]:
-    """Names of model and data.
+    """Names of model and data; a released checkpoint is converted where the arguments ask for it.
 
     Raises:
+        OSError: If it cannot be downloaded.
         ValueError: If one of them is not given, or the data has no splits and another than the default is asked for.
     """
     for name, value in (("model_name_or_path", model.model_name_or_path), ("data", data.data)):
@@ -29,6 +31,7 @@ def require_names(model: EvaluatedModelArguments, data: NamesData) -> tuple[str,
             raise ValueError(f"Set {name}.")
     # Key frames of detection are files, whose script has no such flag.
     require_split(str(data.data), getattr(data, "split", None), "test")
+    convert_named(model)
     return str(model.model_name_or_path), str(data.data)
 
 

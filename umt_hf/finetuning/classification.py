@@ -32,6 +32,7 @@ from ..data.splits import select_data
 from ..data.targets import fit_labels, has_label_lists, list_labels
 from ..evaluation.classification import classify_videos, list_metric_names
 from ..hub_cards.label_names import read_label_names
+from ..hub_cards.released_names import convert_named
 from ..inference.loading import load_complete_model, load_with_report
 from ..inference.scored_labels import MULTI_LABEL
 from ..inference.starts import locate_model
@@ -577,6 +578,7 @@ def main(*sections: Any) -> dict[str, float]:
     Returns:
         Metrics on the held-out videos.
     """
+    convert_named(sections[0])
     set_seed(sections[-1].seed)  # before the model is built: its head is fresh
     metrics = fine_tune(build_classification_trainer(*sections), dict(zip(SECTIONS, sections, strict=True)))
     log_peak_memory()

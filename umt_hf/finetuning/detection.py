@@ -29,6 +29,7 @@ from ..evaluation.detection import (
 )
 from ..hub_cards.convert_umt_checkpoint import build_label_maps
 from ..hub_cards.label_names import read_label_names
+from ..hub_cards.released_names import convert_named
 from ..inference.detection import pad_boxes, read_frames, to_shares
 from ..inference.loading import load_with_report, require_weights
 from ..modeling.configuration_umt_video import UMTVideoConfig
@@ -293,6 +294,7 @@ def main(*sections: Any) -> dict[str, float]:
     Returns:
         Metrics on the held-out key frames.
     """
+    convert_named(sections[0])
     set_seed(sections[-1].seed)  # before the model is built: its head is fresh
     metrics = fine_tune(build_detection_trainer(*sections), dict(zip(SECTIONS, sections, strict=True)))
     log_peak_memory()

@@ -18,6 +18,7 @@ from transformers import set_seed
 
 from ..data.annotations import load_answers, load_questions
 from ..evaluation.question_answering import compute_answer_accuracy
+from ..hub_cards.released_names import convert_named
 from ..inference.loading import load_complete_model
 from ..inference.question_answering import answer_questions
 from ..inference.starts import locate_model, require_start
@@ -169,6 +170,7 @@ def main(
         Metrics on the held-out questions.
     """
     check_best_metric(training, ["accuracy"])
+    convert_named(args)
     set_seed(training.seed)  # before the model is built, which may have fresh weights
     table = load_training_questions(data)
     model = load_question_model(args, data)

@@ -23,6 +23,7 @@ from ..data.annotations import (
 )
 from ..evaluation.multiple_choice import compute_choice_accuracy, score_choices
 from ..evaluation.retrieval import evaluate_retrieval, list_figure_names
+from ..hub_cards.released_names import convert_named
 from ..inference.loading import load_complete_model
 from ..inference.starts import require_start
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
@@ -171,6 +172,7 @@ def main(
         Metrics on the held-out videos.
     """
     check_best_metric(training, _list_figures(evaluation))
+    convert_named(args)
     set_seed(training.seed)  # before the model is built, which may have fresh weights
     source, options = data.select_source("train")
     table = load_pairs(source, data.captions, **options)

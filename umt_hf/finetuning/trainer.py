@@ -55,6 +55,7 @@ from ..runs.arguments import (
 from ..runs.config import REQUIRED, describe, dump_changes, flatten_recipe, require, set_defaults
 from ..runs.disk import fill_folder, name_unfinished, put_folder, remove_folder, write_text
 from ..runs.folder import ADAPTER_FOLDER, FINAL_FOLDER, RECIPE_FILE, VERSIONS_FILE, collect_versions
+from ..runs.mistakes import UserError
 from ..training.background_push import HubPush, build_hub_push
 from ..training.checkpointing import (
     find_checkpoint,
@@ -182,7 +183,7 @@ class TrainingClips(torch.utils.data.Dataset, ABC):
         """The clip, the `row` with its `number`, the `key` of the draw, and a line for each unreadable video.
 
         Raises:
-            RuntimeError: If neither the video nor any of its replacements can be read.
+            UserError: If neither the video nor any of its replacements can be read.
         """
         key = (self.seed, self.epoch, index)
         generator = build_generator(*key)
@@ -195,7 +196,7 @@ class TrainingClips(torch.utils.data.Dataset, ABC):
 
         sample, failures = read_first_readable((index, *others), read)
         if sample is None:
-            raise RuntimeError(f"{len(failures)} videos in a row could not be read. The last: {failures[-1]}")
+            raise UserError(f"{len(failures)} videos in a row could not be read. The last: {failures[-1]}")
         return {**sample, "key": key, "failures": failures}
 
     @abstractmethod

@@ -40,6 +40,7 @@ from ..runs.folder import (
     TRAINER_ARGUMENTS_FILE,
     VIDEO_PROCESSOR_FILE,
 )
+from ..runs.mistakes import UserError
 from ..runs.privacy import hide_folders
 from ..runs.summary import list_bases, publish_settings
 from .card import write_model_card
@@ -90,7 +91,7 @@ MAX_ATTEMPTS = 5
 RETRY_SECONDS = 2.0
 
 
-class PublishingError(RuntimeError):
+class PublishingError(UserError):
     """The Hub refused a folder or could not be reached; the message says what to do."""
 
 

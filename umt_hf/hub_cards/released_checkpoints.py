@@ -251,7 +251,7 @@ def download_checkpoint(entry: ZooEntry, revision: str | None = None) -> Checkpo
         else:
             path = Path(hf_hub_download(entry.repo, entry.file, revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, EntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].split("cannot be read from the Hub: ")[-1]
         raise OSError(
             f"{entry.repo}/{entry.file} at revision {revision!r} cannot be fetched: {reason}\n"
             f"With the file at hand, run: umt-hf convert {Path(entry.file).name} {entry.name}"

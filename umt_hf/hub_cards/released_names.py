@@ -14,6 +14,21 @@ from .released_checkpoints import convert_released_checkpoint
 logger = logging.getLogger(__name__)
 
 LOCK_SUFFIX = ".lock"
+NAME_FIELDS = ("model_name_or_path", "vision_name_or_path")
+
+
+def convert_named(model: Any) -> None:
+    """Convert the released checkpoints that the model arguments of a script name, if they ask for it.
+
+    Args:
+        model: A section with `convert`; its fields stay as they are, since every loader finds what is in the cache.
+
+    Raises:
+        OSError: And the others of `resolve_released`.
+    """
+    for field in NAME_FIELDS if model.convert else ():
+        if (name := getattr(model, field, None)) is not None:
+            resolve_released(name, convert=True)
 
 
 def resolve_released(

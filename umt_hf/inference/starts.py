@@ -45,6 +45,7 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 PROCESSOR_TYPE = "UMTVideoProcessor"
 LISTED_NAMES = 3
+ALMOST = 0.8
 TENSOR_BITS = {"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16}
 TENSOR_BITS |= {"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}
 
@@ -138,7 +139,13 @@ def locate_model(name_or_path: str | os.PathLike, **options: Any) -> str:
         raise FileNotFoundError(_describe_missing(name))
     if (entry := load_zoo().get(name)) is not None:
         raise FileNotFoundError(_describe_released(entry))
-    return find_on_hub(name, **_select_hub_options(options))
+    try:
+        return find_on_hub(name, **_select_hub_options(options))
+    except OSError as error:
+        near = difflib.get_close_matches(name, load_zoo(), LISTED_NAMES, ALMOST)
+        if not near:
+            raise
+        raise type(error)(f"{error} Did you mean {' or '.join(near)}?") from error
 
 
 def _select_hub_options(options: dict[str, Any]) -> dict[str, Any]:

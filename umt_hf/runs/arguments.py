@@ -13,7 +13,12 @@ PROBES = ("linear_probe", "attentive_probe")
 class ModelSourceArguments:
     """The model and its attention."""
 
-    model_name_or_path: str | None = describe(None, "Folder or Hub id of the model to train further or to test.")
+    model_name_or_path: str | None = describe(
+        None, "Folder, Hub id or released checkpoint (`umt-hf zoo`) of the model to train further or to test."
+    )
+    convert: bool = describe(
+        False, "Download and convert a released checkpoint that is not on this machine, once, into the cache."
+    )
     attn_implementation: str = describe(
         "sdpa", "Attention of the model, and of its teacher: sdpa, eager, flash_attention_2, ..."
     )

@@ -18,6 +18,7 @@ TRACEBACK_FLAG = "--traceback"
 MISTAKE_CODE = 2
 # A process that fails like the main one is stopped by the launcher before it speaks; one that fails alone is heard.
 SECONDS_TO_BE_STOPPED = 10.0
+WORKER_TRACEBACK = "Original Traceback (most recent call last):"
 # Errors of other libraries that mean: this input does not fit.
 MISTAKES = (ValueError, OSError, ImportError, StrictDataclassError)
 
@@ -29,6 +30,14 @@ class Terminated(BaseException):
 class UserError(RuntimeError):
     """An error whose sentence says all that a user needs: no traceback is shown."""
 
+    exit_code = MISTAKE_CODE
+
+
+class DivergenceError(UserError):
+    """A run's gradients are not finite any more: its command was right, and sweeps can tell it by the exit code."""
+
+    exit_code = 3
+
 
 @contextlib.contextmanager
 def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]:
@@ -38,7 +47,7 @@ def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]
         describe_interruption: Says after Ctrl-C or SIGTERM what was saved and how to resume.
 
     Raises:
-        SystemExit: With code 2 after a user's error, 130 after Ctrl-C, 143 after SIGTERM.
+        SystemExit: With code 2 after a user's error, 3 after a run that diverged, 130 after Ctrl-C, 143 after SIGTERM.
     """
     signal.signal(signal.SIGTERM, _build_handler(os.getpid()))
     try:
@@ -50,7 +59,7 @@ def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]
             os._exit(128 + signal.SIGTERM)
         _end(f"Terminated. {describe_interruption()}", 128 + signal.SIGTERM)
     except (*MISTAKES, UserError) as error:
-        _end(f"Error: {summarize(error)}", MISTAKE_CODE)
+        _end(f"Error: {summarize(error)}", getattr(error, "exit_code", MISTAKE_CODE))
 
 
 def summarize(error: BaseException) -> str:
@@ -60,7 +69,10 @@ def summarize(error: BaseException) -> str:
         return str(error).strip().split("\n")[-1].strip().removeprefix("ValueError: ").removeprefix("TypeError: ")
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror.lower()}."
-    return " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if WORKER_TRACEBACK in text:  # of a loader's worker: the sentence is behind the traceback
+        text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
+    return " ".join(text.split()) or type(error).__name__
 
 
 def describe_checkpoints(output_dir: str | None) -> str:

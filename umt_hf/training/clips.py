@@ -20,6 +20,7 @@ from ..processing.clips import read_clip
 from ..processing.decoding import DecoderName
 from ..processing.sampling import SamplingStrategy
 from ..processing.train_transforms import PretrainingTransform
+from ..runs.mistakes import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -241,14 +242,14 @@ class ClipCollator(Generic[AnyClip]):
         """Batch with `frames` (or finished `pixel_values`), `flips`, `mask_noise`, `num_videos` and `failures`.
 
         Raises:
-            RuntimeError: If no video of a training batch could be read.
+            UserError: If no video of a training batch could be read.
         """
         counts = {"num_videos": len(samples), "failures": [failure for _, lines in samples for failure in lines]}
         good = [clips for clips, _ in samples if clips]
         if not good and not self.keep_size:
             return counts
         if not good:
-            raise RuntimeError("No video of a batch could be read:\n  " + "\n  ".join(counts["failures"][:5]))
+            raise UserError("No video of a batch could be read:\n  " + "\n  ".join(counts["failures"][:5]))
         if self.keep_size:  # steps of one shape, in all processes alike
             good = [clips or good[i % len(good)] for i, (clips, _) in enumerate(samples)]
         batch = self.build_batch([clip for group in good for clip in group])

@@ -18,6 +18,7 @@ from torch import nn
 from ..data.loaders import build_loader
 from ..data.sources import load_videos
 from ..data.splits import select_data
+from ..hub_cards.released_names import convert_named
 from ..inference.loading import load_complete_model
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
@@ -257,6 +258,7 @@ def main(
     parsed = (model_args, teacher_args, mask_args, data, augmentation, training)
     resolved = dict(zip(SECTIONS, parsed, strict=True))
     tables = load_tables(data)
+    convert_named(model_args)
     accelerator = build_accelerator(training)
     logger.info("%s training videos, %s held out.", *map(count_rows, tables))
     teacher = load_teacher(teacher_args, model_args.attn_implementation, accelerator)

@@ -21,6 +21,7 @@ from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
 from ..data.loaders import build_loader
 from ..data.splits import require_split, select_data
 from ..evaluation.retrieval import evaluate_retrieval
+from ..hub_cards.released_names import convert_named
 from ..inference.loading import load_complete_model
 from ..inference.starts import locate_model, require_other_model, require_start, require_tokenizer
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
@@ -309,6 +310,7 @@ def main(
 ) -> TrainState:
     """Build and train."""
     parsed = (model_args, teacher_args, mask_args, loss_args, data, augmentation, training)
+    convert_named(model_args)
     require_towers(model_args)
     tokenizer_source = require_tokenizer(model_args.model_name_or_path or model_args.text_name_or_path)
     weights = [value for name, value in vars(loss_args).items() if name.endswith("_loss_weight")]

@@ -23,6 +23,7 @@ from ..data.unreadable import UnreadableVideos
 from ..runs.config import flatten_recipe
 from ..runs.disk import write_text
 from ..runs.folder import COUNTERS_FILE, METRICS_FILE, RECIPE_FILE, STATE_FOLDER, MetricLog
+from ..runs.mistakes import DivergenceError, UserError
 from .arguments import PretrainingArguments
 from .background_push import build_hub_push
 from .checkpointing import (
@@ -88,7 +89,7 @@ class NonfiniteSteps:
             limit: Bad steps in a row after which the run stops.
 
         Raises:
-            RuntimeError: If there were more.
+            DivergenceError: If there were more.
         """
         if is_finite:
             self.nonfinite_in_a_row = 0
@@ -97,7 +98,7 @@ class NonfiniteSteps:
         self.nonfinite_in_a_row += 1
         logger.warning("Step %d skipped: its gradients are not finite.", step)
         if self.nonfinite_in_a_row > limit:
-            raise RuntimeError(
+            raise DivergenceError(
                 f"{self.nonfinite_in_a_row} steps in a row had NaN or Inf gradients: lower learning_rate, set "
                 "max_grad_norm, or use bf16 instead of fp16."
             )
@@ -428,7 +429,7 @@ def compute_held_out_losses(
         accelerator: Sums over processes.
 
     Raises:
-        RuntimeError: If no video could be read.
+        UserError: If no video could be read.
     """
     meter = MetricMeter(accelerator)
     for batch in batches:
@@ -438,7 +439,7 @@ def compute_held_out_losses(
             # By clips, since last batches are smaller.
             meter.update(_with_total(stage.forward_step(batch)), len(batch["pixel_values"]))
     if not meter.sums:
-        raise RuntimeError("None of the held-out videos could be read; the log above names them.")
+        raise UserError("None of the held-out videos could be read; the log above names them.")
     return {f"eval_{name}": value for name, value in meter.flush().items()}
 
 
