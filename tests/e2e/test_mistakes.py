@@ -152,9 +152,8 @@ DATA = {
     "training.stage1": f"{STAGE1} {TINY}",
     "training.stage2": STAGE2.replace("--vision_name_or_path {M} ", ""),
     "finetuning.classification": CLASSES,
-    "finetuning.detection": CLASSES.replace("train.csv", "train_boxes.json").replace(
-        "validation.csv", "train_boxes.json"
-    ),
+    "finetuning.detection": "--train_data {S}/train_boxes.json --validation_data {S}/train_boxes.json --label_keys shape "
+    "--output_dir {F}/run --use_cpu true",
     "finetuning.retrieval": TEXTS,
     "finetuning.question_answering": TEXTS.replace("captions", "questions"),
     **dict.fromkeys(EVALUATION, "--data {S}/train_captions.json"),
@@ -195,7 +194,7 @@ def write_broken_list(folder: Path, shapes: Path) -> Path:
     for i in range(len(lines)):
         (folder / f"broken_{i}.mp4").write_bytes(b"no video")
     path = folder / "train.csv"
-    path.write_text("".join(f"{folder}/broken_{i}.mp4,0\n" for i in range(len(lines))))
+    path.write_text("".join(f"{folder}/broken_{i}.mp4,{i % 2}\n" for i in range(len(lines))))
     return path
 
 

@@ -491,10 +491,12 @@ def ask(
     Example: `umt-hf ask video.mp4 "what is the man doing?" --model outputs/answers --answers answers.json`
     """
     from ..data.annotations import load_answers
+    from ..data.paths import require_video
     from ..inference.question_answering import VideoAnswerer
 
     with report_mistakes(), report_unreadable():
         convert_model(model, convert)
+        require_video(video)
         candidates = None if answers is None else load_answers(str(answers))
         reply = VideoAnswerer(model).answer(video, question, candidates, top_k)
     typer.echo(json.dumps(reply.to_dict()) if as_json else reply.format())
@@ -523,6 +525,7 @@ def detect(
     Example: `umt-hf detect video.mp4 --model outputs/detector --boxes "12,30,80,200" --seconds 2.5`
     """
     from ..data.key_frames import parse_box, read_boxes
+    from ..data.paths import require_video
     from ..inference.detection import ActionDetector
 
     with report_mistakes(), report_unreadable():
@@ -532,6 +535,7 @@ def detect(
             raise ValueError('Give at least one box: --boxes "x1,y1,x2,y2", or --boxes-file.')
         if (seconds is None) == (frame is None):
             raise ValueError("Give --seconds or --frame, one of them.")
+        require_video(video)
         convert_model(model, convert)
         report = ActionDetector(model).detect(video, given, seconds, frame, top_k)
     typer.echo(json.dumps(asdict(report)) if as_json else report.format())

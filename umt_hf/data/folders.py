@@ -14,7 +14,7 @@ from typing import Any
 from datasets import ClassLabel
 
 from ..processing.frame_folders import FRAME_SUFFIXES, holds_frames
-from .labels import encode_labels, normalize_name, shorten, warn_of_split_folders
+from .labels import encode_labels, normalize_name, shorten, warn_of_case, warn_of_split_folders
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +215,8 @@ def read_folder(
 
 def _encode(rows: list[dict[str, Any]], source: str, class_names: Sequence[str] | None) -> ClassLabel:
     found = sorted({row["label"] for row in rows})
+    if class_names is None:
+        warn_of_case(source, found)
     names = found if class_names is None else list(class_names)
     if unknown := sorted(set(found) - {normalize_name(name) for name in names}):
         raise ValueError(

@@ -15,6 +15,7 @@ from datasets import Dataset, Features, List, Value
 from .ava_labels import AVA_LABELS
 from .csv_lists import split_table
 from .folders import VIDEO_SUFFIXES
+from .labels import warn_of_case
 from .paths import join_root
 from .text_files import read_json_file, read_text
 
@@ -229,7 +230,10 @@ def read_list(
                 f"numbers; {type(error).__name__}: {error}"
             ) from error
     # Sorted, so that the classes do not depend on the order of the rows.
-    names = list(class_names or sorted({label for _, named in rows for labels in named for label in labels}))
+    found = sorted({label for _, named in rows for labels in named for label in labels})
+    if not class_names:
+        warn_of_case(str(path), found)
+    names = list(class_names or found)
     places = {name: i for i, name in enumerate(names)}
     for number, (frame, named) in enumerate(rows):
         if unknown := sorted({label for labels in named for label in labels} - set(places)):

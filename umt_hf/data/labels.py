@@ -4,7 +4,7 @@ import itertools
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
@@ -77,6 +77,8 @@ def _number_labels(
         raise ValueError(f"{source}: some labels are numbers ({number}) and others names ({name!r}); use one kind.")
     if not texts:
         return None, lists  # pyrefly: ignore[bad-return]  none of them is a text
+    if class_names is None:
+        warn_of_case(source, texts.values())
     known = sorted(set(texts.values())) if class_names is None else [normalize_name(name) for name in class_names]
     unknown = sorted(set(texts.values()) - set(known))
     # Tables that were written by a program may have numbers as texts; names that are digits are names all the same.
@@ -176,6 +178,19 @@ def warn_of_split_folders(source: str, names: Sequence[str]) -> None:
             "%s: the sub-folders %s are taken for classes, but are named like splits. Give one of them: %s/%s.",
             source, list(names), source, names[0],
         )  # fmt: skip
+
+
+def warn_of_case(source: str, names: Iterable[str]) -> None:
+    """Warn of classes whose names differ in upper and lower case alone; most often one is meant."""
+    alike: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        alike.setdefault(name.casefold(), []).append(name)
+    for group in alike.values():
+        if len(group) > 1:
+            logger.warning(
+                "%s: the classes %s differ in upper and lower case alone; give them one name if they are one class.",
+                source, " and ".join(group),
+            )  # fmt: skip
 
 
 def _warn_of_odd_labels(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..processing.frame_folders import list_frames
 from .folders import VIDEO_SUFFIXES, list_folder
-from .paths import is_url
+from .paths import is_url, require_video
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,16 @@ def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVi
         Each video once, in order of its absolute path or URL; and the sources that do not exist.
 
     Raises:
-        ValueError: If a folder holds no videos.
+        OSError: If none of the sources exists.
+        ValueError: If there are none, or a folder holds no videos.
     """
+    # A single path would otherwise be taken for the list of its letters, `/` among them.
+    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    if not given:
+        raise ValueError("Give at least one video: a file, a folder or a URL.")
     # By path: a file may be given by itself and with its folder.
     paths: set[str] = set()
-    # A single path would otherwise be taken for the list of its letters, `/` among them.
-    for source in [sources] if isinstance(sources, str | os.PathLike) else sources:
+    for source in given:
         if is_url(str(source)):
             paths.add(str(source))
             continue
@@ -63,6 +67,8 @@ def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVi
             found.append(describe_file(path))
         except OSError as error:
             missing.append(SkippedVideo(path, f"{error.strerror}."))
+    if not found:
+        require_video(os.fspath(given[0]))
     return found, missing
 
 

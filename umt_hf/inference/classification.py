@@ -20,6 +20,7 @@ from ..data.video_files import SkippedVideo, list_videos
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.decoding import VideoDecodingError, VideoSource
 from ..processing.video_processing_umt_video import UMTVideoProcessor, split_videos
+from .arguments import require_count
 from .held_out import evaluation_mode, mark_nonfinite, plan_shard, require_finite, share_rows
 from .loading import list_class_names, load_complete_model, load_video_processor, place_model, resolve_device
 from .scored_labels import ScoredLabel, has_many_labels, rank_labels
@@ -226,8 +227,12 @@ class VideoClassifier:
 
         Raises:
             VideoDecodingError: If a video cannot be read.
-            ValueError: If `top_k` is below 1, or the model gives NaN or infinite values.
+            TypeError: If `top_k` or another number is not an integer.
+            ValueError: If one is below 1, or the model gives NaN or infinite values.
         """
+        # Before decoding, which takes longer than reading a mistake.
+        for name, count in (("top_k", top_k), ("num_clips", num_clips), ("num_crops", num_crops)):
+            require_count(name, count)
         views = {"num_clips": num_clips, "num_crops": num_crops}
         sources = split_videos(videos)
         found = [rank_labels(self._compute_probabilities(source, views), self.labels, top_k) for source in sources]
@@ -264,10 +269,13 @@ class VideoClassifier:
             What was found, the same in all processes.
 
         Raises:
-            ValueError: If a source folder has no videos, or `top_k` is below 1.
+            OSError: If none of the sources exists.
+            TypeError: If a number is not an integer.
+            ValueError: If there are no sources, a source folder has no videos, or a number is below 1.
         """
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}.")
+        counts = {"top_k": top_k, "num_clips": num_clips, "num_crops": num_crops, "batch_size": batch_size}
+        for name, count in counts.items():
+            require_count(name, count)
         accelerator = Accelerator()
         # Only the main process lists: files may come and go between two listings.
         found = [list_videos(sources) if accelerator.is_main_process else None]

@@ -17,6 +17,7 @@ from ..processing.detection_transforms import prepare_test_clip
 from ..processing.key_clips import read_key_clip
 from ..processing.sampling import compute_key_frame_offsets
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from .arguments import require_count
 from .held_out import mark_nonfinite, require_finite
 from .loading import list_class_names, load_complete_model, load_video_processor, place_model, resolve_device
 from .scored_labels import ScoredLabel, rank_labels
@@ -114,6 +115,7 @@ class ActionDetector:
                 given, or the model gives NaN or infinite values.
         """
         # Before decoding, which takes longer than reading a mistake.
+        require_count("top_k", top_k)
         check_boxes(boxes)
         frames = read_frames(self.processor, video, key_seconds, key_frame)
         shares = to_shares(boxes, frames.shape[-1], frames.shape[-2])
@@ -134,9 +136,14 @@ def check_boxes(boxes: Sequence[Sequence[float]]) -> None:
     """Refuse what cannot be boxes.
 
     Raises:
+        TypeError: If they are not lists of numbers.
         ValueError: If there are none, or one does not have four edges in their order.
     """
-    if not len(boxes):
+    try:
+        num_boxes = len([[float(edge) for edge in box] for box in boxes])
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"boxes must be a list with x1, y1, x2, y2 of each box, got {boxes!r}.") from error
+    if not num_boxes:
         raise ValueError("Give at least one box: x1, y1, x2, y2 in pixels of the video.")
     for box in boxes:
         # NaN is not smaller than anything, so that it is refused too.

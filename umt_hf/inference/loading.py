@@ -1,6 +1,7 @@
 """Models and processors, loaded strictly, and the fingerprint of what shapes their answers."""
 
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Collection, Iterable
@@ -18,6 +19,8 @@ from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import WEIGHTS_FILE
 from ..runs.models import MODELS_BY_NAME, ModelClass
 from .starts import describe_bad_config, locate_model, require_processor, require_start
+
+logger = logging.getLogger(__name__)
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 NAMED_WEIGHTS = 5
@@ -148,11 +151,27 @@ def require_weights(
         faults.append(f"its {WEIGHTS_FILE} holds in other shapes {_list_first(found)}")
     if missing:
         faults.append(f"it lacks {_list_first(missing)}")
+    if not faults and (bad := list_nonfinite_weights(loaded.model)):
+        # Not refused: what does not depend on them can still be had, and answers that do are refused one by one.
+        logger.warning("%s: weights are NaN or infinite: %s.", name_or_path, _list_first(bad))
     if faults:
         raise ValueError(
             f"{name_or_path} is not a complete {type(loaded.model).__name__.lstrip('_')}: {'; '.join(faults)}."
             f"{hint and f' {hint}'}"
         )
+
+
+def list_nonfinite_weights(model: torch.nn.Module) -> list[str]:
+    """Names of weights that are NaN or infinite; a pass over all of them, some 20 ms for 100 million."""
+    # Of one byte are quantised ones, whose values say nothing by themselves.
+    return [
+        name
+        for name, tensor in model.named_parameters()
+        if tensor.is_floating_point()
+        and tensor.element_size() > 1
+        and not tensor.is_meta
+        and not bool(torch.isfinite(tensor.detach()).all())
+    ]
 
 
 def _list_first(names: list[str]) -> str:

@@ -14,6 +14,7 @@ from transformers.video_utils import VideoInput
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
 from ..processing.decoding import VideoSource
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from .arguments import require_count, require_string
 from .held_out import (
     evaluation_mode,
     group_by_video,
@@ -210,10 +211,9 @@ class VideoAnswerer:
             ValueError: If the question or the list is empty, `num_ranked` is below 1, or the model gives NaN or
                 infinite values.
         """
-        if not question.strip():
-            raise ValueError("The question is empty; ask what the video shows.")
-        if num_ranked < 1:
-            raise ValueError(f"num_ranked must be at least 1, got {num_ranked}.")
+        require_string("question", question, "ask what the video shows.")
+        require_count("num_ranked", num_ranked)
+        require_count("max_answer_tokens", max_answer_tokens, 2)
         if isinstance(answers, str | os.PathLike):
             raise ValueError(f"answers is a list of texts, got the single text {os.fspath(answers)!r}.")
         if answers is not None and not len(answers):

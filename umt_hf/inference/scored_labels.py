@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedConfig
 
+from .arguments import require_count
+
 MULTI_LABEL = "multi_label_classification"
 
 
@@ -44,10 +46,10 @@ def rank_labels(probabilities: np.ndarray, names: Sequence[str], top_k: int | No
         top_k: How many, or all if there are fewer; default: all.
 
     Raises:
-        ValueError: If `top_k` is below 1.
+        TypeError: If `top_k` is not an integer.
+        ValueError: If it is below 1.
     """
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}.")
+    require_count("top_k", top_k)
     # Negated and stable, so that ties keep the order of the classes.
     best = (-probabilities).argsort(kind="stable")[:top_k]
     return tuple(ScoredLabel(names[int(label)], float(probabilities[label])) for label in best)

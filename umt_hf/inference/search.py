@@ -33,6 +33,7 @@ from ..processing.decoding import VideoDecodingError
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.model_names import find_released
 from ..runs.models import DUAL_ENCODERS
+from .arguments import require_count, require_string
 from .loading import (
     PIXEL_SETTINGS,
     compute_fingerprint,
@@ -184,8 +185,7 @@ class VideoTextEncoder:
         Raises:
             ValueError: If the text is empty.
         """
-        if not text.strip():
-            raise ValueError("The query is empty; describe what the video shows.")
+        require_string("query", text, "describe what the video shows.")
         inputs = self.processor(text=[text], padding=True, return_tensors="pt").to(self.device)
         outputs = self.model.get_text_features(**inputs)
         return normalize_features(outputs.pooler_output), outputs.last_hidden_state
@@ -225,6 +225,8 @@ def embed_videos(
         ValueError: If a source folder has no videos, the model is not a dual encoder, or another one built the index.
     """
     require_faiss()
+    for name, count in {"num_frames": num_frames, "batch_size": batch_size, "shard_size": shard_size}.items():
+        require_count(name, count)
     # One process may get the long videos; the others wait.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     encoder = VideoTextEncoder(model, num_frames, accelerator.device)
@@ -301,8 +303,7 @@ class VideoSearcher:
             ValueError: If the query is empty, `top_k` is below 1, or `rerank` is asked of a model without a matching
                 head.
         """
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}.")
+        require_count("top_k", top_k)
         if rerank and not self.encoder.has_matching_head:
             raise ValueError(f"{self.encoder.name} has no matching head, which re-ranking needs.")
         vector, tokens = self.encoder.encode_text(query)

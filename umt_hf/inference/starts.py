@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
+from ..data.paths import describe_near
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..runs.folder import (
@@ -363,12 +364,7 @@ def _describe_missing(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         return f"{name}: the shell did not replace ~; write {path}."
-    near = []
-    if path.parent.is_dir():
-        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], LISTED_NAMES)
-    return f"{name}: no such {'file' if path.suffix in PICKLED_SUFFIXES else 'folder'}." + (
-        f" Near it: {', '.join(near)}." if near else ""
-    )
+    return f"{name}: no such {'file' if path.suffix in PICKLED_SUFFIXES else 'folder'}.{describe_near(path)}"
 
 
 def _describe_released(entry: ZooEntry) -> str:

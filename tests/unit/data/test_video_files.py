@@ -16,8 +16,20 @@ def test_a_single_path_is_one_source(tmp_path, monkeypatch):
     for source in (str(tmp_path), tmp_path, [tmp_path], ["a.mp4", Path("b.mp4")]):
         found, missing = list_videos(source)
         assert ([video.path for video in found], missing) == expected
-    found, missing = list_videos("c.mp4")
-    assert not found and missing[0].path == str(tmp_path / "c.mp4")
+    found, missing = list_videos(["a.mp4", "c.mp4"])
+    assert len(found) == 1 and missing[0].path == str(tmp_path / "c.mp4")
+    assert missing[0].reason == "No such file or directory."
+
+
+def test_missing_sources_alone_and_an_empty_list_are_mistakes(tmp_path, monkeypatch):
+    (tmp_path / "video_1.mp4").touch()
+    monkeypatch.chdir(tmp_path)
+    for sources in ("vidoe_1.mp4", ["vidoe_1.mp4"], ["vidoe_1.mp4", "other/x"]):
+        with pytest.raises(FileNotFoundError) as error:
+            list_videos(sources)
+        assert str(error.value) == "vidoe_1.mp4: no such file or folder. Near it: video_1.mp4."
+    with pytest.raises(ValueError, match="Give at least one video: a file, a folder or a URL"):
+        list_videos([])
 
 
 def test_a_folder_without_videos_is_refused(tmp_path):

@@ -32,6 +32,7 @@ from umt_hf.inference.detection import read_frames
 from umt_hf.inference.loading import load_complete_model, load_with_report
 from umt_hf.inference.question_answering import answer_questions
 from umt_hf.inference.scored_labels import rank_labels
+from umt_hf.inference.search import embed_videos
 from umt_hf.moving_shapes.render import write_moving_shapes
 from umt_hf.processing.decoding import VideoDecodingError
 from umt_hf.processing.detection_transforms import prepare_test_clip
@@ -271,3 +272,47 @@ def test_equal_scores_keep_the_order_of_the_classes():
 def test_public_names(name):
     assert name in umt_hf.__all__ and name in dir(umt_hf)
     assert getattr(umt_hf, name).__name__ == name and "Example:" in getattr(umt_hf, name).__doc__
+
+
+def test_arguments_of_another_type_are_refused_in_one_sentence(folders, clips, tmp_path):
+    classifier, detector = VideoClassifier(folders["classifier"]), ActionDetector(folders["detector"])
+    answerer = VideoAnswerer(folders["answerer"])
+    calls = [
+        (lambda: classifier.classify(clips[0], top_k="3"), r"top_k must be an integer, got '3' of type str\."),
+        (lambda: classifier.classify(clips[0], num_clips=1.5), r"num_clips must be an integer, got 1\.5 of type"),
+        (lambda: classifier.classify_files(clips[:1], top_k="3"), "top_k must be an integer"),
+        (lambda: classifier.classify_files(clips[:1], batch_size="8"), "batch_size must be an integer"),
+        (
+            lambda: detector.detect(clips[0], None, 0.5),
+            "boxes must be a list with x1, y1, x2, y2 of each box, got N",
+        ),
+        (lambda: detector.detect(clips[0], [5, 8, 30, 40], 0.5), "boxes must be a list with x1, y1"),
+        (lambda: detector.detect(clips[0], BOXES, 0.5, top_k="3"), "top_k must be an integer"),
+        (lambda: answerer.answer(clips[0], None), r"question must be a text, got None of type NoneType\."),
+        (lambda: answerer.answer(clips[0], QUESTION, num_ranked="1"), "num_ranked must be an integer"),
+        (
+            lambda: embed_videos(clips[:1], folders["answerer"], tmp_path, batch_size="8"),
+            "batch_size must be an integer",
+        ),
+    ]
+    for call, message in calls:
+        with pytest.raises(TypeError, match=f"^{message}"):
+            call()
+    for call, name in (
+        (lambda: classifier.classify(clips[0], top_k=0), "top_k"),
+        (lambda: classifier.classify_files(clips[:1], num_crops=0), "num_crops"),
+        (lambda: embed_videos(clips[:1], folders["answerer"], tmp_path, shard_size=0), "shard_size"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must be at least 1, got 0"):
+            call()
+    with pytest.raises(ValueError, match="Give at least one video: a file, a folder or a URL"):
+        classifier.classify_files([])
+    assert classifier.classify(clips[0], top_k=np.int64(1))
+
+
+def test_weights_that_are_nan_are_named_when_a_folder_is_loaded(folders, tmp_path, caplog):
+    model = UMTVideoForVideoClassification.from_pretrained(folders["classifier"])
+    torch.nn.init.constant_(model.classifier.bias, float("nan"))
+    model.save_pretrained(tmp_path)
+    load_complete_model(UMTVideoForVideoClassification, tmp_path)
+    assert f"{tmp_path}: weights are NaN or infinite: classifier.bias." in caplog.text

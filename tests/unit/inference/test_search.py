@@ -185,9 +185,17 @@ def test_fingerprint_sees_weights_alone(model, tmp_path):
     )
 
 
-@pytest.mark.parametrize("query,top_k,message", [(" ", 1, "empty"), (QUERY, 0, "top_k")])
-def test_searches_that_make_no_sense(index, query, top_k, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(
+    "query,top_k,error,message",
+    [
+        (" ", 1, ValueError, "The query is empty; describe what the video shows"),
+        (QUERY, 0, ValueError, "top_k must be at least 1, got 0"),
+        (None, 1, TypeError, "query must be a text, got None of type NoneType"),
+        (QUERY, "3", TypeError, "top_k must be an integer, got '3' of type str"),
+    ],
+)
+def test_searches_that_make_no_sense(index, query, top_k, error, message):
+    with pytest.raises(error, match=f"^{message}"):
         VideoSearcher(index).search(query, top_k)
 
 
