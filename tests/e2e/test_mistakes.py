@@ -152,8 +152,8 @@ DATA = {
     "training.stage1": f"{STAGE1} {TINY}",
     "training.stage2": STAGE2.replace("--vision_name_or_path {M} ", ""),
     "finetuning.classification": CLASSES,
-    "finetuning.detection": "--train_data {S}/train_boxes.json --validation_data {S}/train_boxes.json --label_keys shape "
-    "--output_dir {F}/run --use_cpu true",
+    "finetuning.detection": "--train_data {S}/train_boxes.json --validation_data {S}/train_boxes.json "
+    "--label_keys shape --output_dir {F}/run --use_cpu true",
     "finetuning.retrieval": TEXTS,
     "finetuning.question_answering": TEXTS.replace("captions", "questions"),
     **dict.fromkeys(EVALUATION, "--data {S}/train_captions.json"),

@@ -1,4 +1,4 @@
-"""A missing repository and a missing network are told apart within seconds, and what is in the cache keeps working."""
+"""A missing repository and a missing network are distinguished within seconds; what is in the cache keeps working."""
 
 import socket
 import time

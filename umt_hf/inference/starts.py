@@ -74,7 +74,7 @@ def require_start(
     if accepted is None:
         accepted = COMPLETE_FOR.get(wanted, (wanted,) if row else ALL_CLASSES)
     if found is not None and row is not None and found.name not in accepted:
-        raise ValueError(_describe_other_task(str(name_or_path), found, row))
+        raise ValueError(_describe_other_task(name_or_path, found, row))
     try:
         CONFIGURATIONS[fields["model_type"]].from_dict(dict(fields))
     except StrictDataclassError as error:
