@@ -125,6 +125,8 @@ MISTAKES = [
     ("training.stage1", f"{STAGE1} {TINY} --per_device_train_batch_size 1000", "batch"),
     ("training.stage2", "", "Set train_corpora"),
     ("training.stage2", STAGE2, "bert-base-uncased is not a folder here"),
+    ("training.stage2", STAGE2, "The text model is missing, give a BERT by --text_name_or_path: google-bert/"),
+    ("training.stage1", STAGE1.replace("{T}", "openai/clip"), "The teacher is missing, give a CLIP by --teacher_name"),
     ("training.stage2", STAGE2 + " --media_types video image", "media_types"),
     ("training.stage2", STAGE2 + " --vision_name_or_path {F}/foreign", "of type 'videomae'"),
     ("finetuning.classification", CLASSES, "Set --model_name_or_path"),
@@ -194,7 +196,8 @@ def write_broken_list(folder: Path, shapes: Path) -> Path:
     for i in range(len(lines)):
         (folder / f"broken_{i}.mp4").write_bytes(b"no video")
     path = folder / "train.csv"
-    path.write_text("".join(f"{folder}/broken_{i}.mp4,{i % 2}\n" for i in range(len(lines))))
+    labels = [line.split(",")[1] for line in lines]
+    path.write_text("".join(f"{folder}/broken_{i}.mp4,{label}\n" for i, label in enumerate(labels)))
     return path
 
 

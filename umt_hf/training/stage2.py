@@ -291,7 +291,12 @@ def require_towers(model: VideoTextModelArguments) -> None:
         require_start(model.model_name_or_path, UMTVideoTextForPreTraining.__name__)
     elif model.vision_name_or_path:
         require_start(model.vision_name_or_path, UMTVideoModel.__name__, ALL_CLASSES)
-        require_other_model(model.text_name_or_path, ("bert",), "a BERT, where the text tower starts")
+        try:
+            require_other_model(model.text_name_or_path, ("bert",), "a BERT, where the text tower starts")
+        except OSError as error:
+            raise FileNotFoundError(
+                f"The text model is missing, give a BERT by --text_name_or_path: {error}"
+            ) from error
     else:
         raise ValueError(
             "Set vision_name_or_path, a stage-1 folder, to start stage 2; or model_name_or_path to continue it."
