@@ -245,4 +245,19 @@ def build_decoder_config(config: UMTTextConfig) -> UMTTextConfig:
     return UMTTextConfig(**fields)
 
 
+def require_text(config: PreTrainedConfig, model_class: type) -> None:
+    """Refuse a configuration without text, which Auto classes hand over for a folder without it.
+
+    Raises:
+        ValueError: If it is not a [`UMTVideoTextConfig`]; the message names the folder's class.
+    """
+    if config.model_type != UMTVideoTextConfig.model_type:
+        known = ", ".join(config.architectures or ()) or "the class of its kind"
+        raise ValueError(
+            f"{model_class.__name__} needs a configuration of type {UMTVideoTextConfig.model_type!r}, with video and "
+            f"text; {config.name_or_path or 'this one'} is of type {config.model_type!r}, without text: load it with "
+            f"{known}."
+        )
+
+
 __all__ = ["UMTTextConfig", "UMTVideoTextConfig"]

@@ -302,6 +302,22 @@ def mlm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return total * num_processes / count.clamp(min=1)
 
 
+def compute_answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of each answer's next tokens, summed over them.
+
+    Args:
+        logits: `(A, tokens, vocabulary)`.
+        labels: `(A, tokens)`, the tokens themselves, -100 on padding.
+
+    Returns:
+        Float32 `(A,)`.
+    """
+    losses = F.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    return losses.sum(dim=1)
+
+
 def is_distributed() -> bool:
     """Whether this is one of several processes that work together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -332,6 +348,7 @@ class _Gather(torch.autograd.Function):
 
 __all__ = [
     "average_video_embeds",
+    "compute_answer_loss",
     "compute_negative_weights",
     "compute_similarity",
     "find_true_pairs",

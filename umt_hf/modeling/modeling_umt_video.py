@@ -18,7 +18,6 @@ Legend: B batch, T frames, N tokens, V visible tokens, D width, K aligned layers
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,10 +27,10 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, is_torchvision_available, requires_backends
+from transformers.utils import TransformersKwargs, is_torchvision_available, requires_backends
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
@@ -39,6 +38,7 @@ from .configuration_umt_video import UMTVideoConfig
 from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import normalize_features, uta_loss
 from .masking_umt_video import compute_visible_indices
+from .outputs_umt_video import UMTVideoForActionDetectionOutput, UMTVideoForPreTrainingOutput, UMTVideoModelOutput
 from .quantization_umt import UMTFloatLinear, UMTQuantizationMixin, match_precision
 
 if is_torchvision_available():
@@ -47,56 +47,6 @@ if is_torchvision_available():
 ROI_SIZE = 7  # rows and columns of the grid that a box is read on, as published
 # Before PyTorch 2.7 nothing says whether a graph is exported or compiled: there, exported shapes are fixed.
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
-
-
-@dataclass
-class UMTVideoModelOutput(BaseModelOutputWithPooling):
-    """Output of [`UMTVideoModel`].
-
-    Args:
-        last_hidden_state: Visible tokens after the last layer (and the final norm, if any), `(B, V, D)`.
-        pooler_output: Mean over those tokens, `(B, D)`.
-        hidden_states: Embeddings and every layer's output before the final norm, when asked for.
-        attentions: Attention probabilities of every layer, when asked for (`attn_implementation="eager"`).
-        aligned_hidden_states: With `output_aligned_states=True`, the outputs of the aligned layers after the final
-            norm, `(K, B, V, D)`, shallowest first.
-    """
-
-    aligned_hidden_states: torch.Tensor | None = None
-
-
-@dataclass
-class UMTVideoForPreTrainingOutput(ModelOutput):
-    """Output of [`UMTVideoForPreTraining`].
-
-    Args:
-        loss: Alignment loss, when `teacher_features` are given.
-        aligned_features: Projected and normalised student features `(K, B, V, C)`, shallowest layer first, float32.
-        hidden_states: Embeddings and every layer's output, when asked for.
-        attentions: Attention probabilities of every layer, when asked for.
-    """
-
-    loss: torch.Tensor | None = None
-    aligned_features: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class UMTVideoForActionDetectionOutput(ModelOutput):
-    """Output of [`UMTVideoForActionDetection`].
-
-    Args:
-        loss: Multi-label loss, when `labels` are given.
-        logits: One row per box, `(B, M, num_labels)`; 0 where there is no box. `sigmoid` gives probabilities.
-        hidden_states: Embeddings and every layer's output before the final norm, when asked for.
-        attentions: Attention probabilities of every layer, when asked for.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def compute_sinusoid_table(num_positions: int, width: int, device: str | torch.device | None = "cpu") -> torch.Tensor:

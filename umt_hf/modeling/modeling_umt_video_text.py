@@ -23,9 +23,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import initialization as init
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.modeling_utils import PreTrainedModel
@@ -33,10 +31,11 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConfig, build_decoder_config
+from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConfig, build_decoder_config, require_text
 from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import (
     IGNORED_LABEL,
+    compute_answer_loss,
     compute_negative_weights,
     find_true_pairs,
     mlm_loss,
@@ -57,11 +56,11 @@ from .modeling_umt_text import (
 from .modeling_umt_video import (
     UMTVideoAlignmentHead,
     UMTVideoModel,
-    UMTVideoModelOutput,
     project_aligned_states,
     require_tensor,
     select_targets,
 )
+from .outputs_umt_video import UMTVideoModelOutput
 from .outputs_umt_video_text import (
     UMTVideoFeaturesOutput,
     UMTVideoTextForPreTrainingOutput,
@@ -125,21 +124,6 @@ class UMTVideoTextPreTrainedModel(UMTQuantizationMixin, PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the text tower's table of word embeddings."""
         self.text_model.set_input_embeddings(value)
-
-
-def require_text(config: PreTrainedConfig, model_class: type) -> None:
-    """Refuse a configuration without text, which Auto classes hand over for a folder without it.
-
-    Raises:
-        ValueError: If it is not a [`UMTVideoTextConfig`]; the message names the folder's class.
-    """
-    if config.model_type != UMTVideoTextConfig.model_type:
-        known = ", ".join(config.architectures or ()) or "the class of its kind"
-        raise ValueError(
-            f"{model_class.__name__} needs a configuration of type {UMTVideoTextConfig.model_type!r}, with video and "
-            f"text; {config.name_or_path or 'this one'} is of type {config.model_type!r}, without text: load it with "
-            f"{known}."
-        )
 
 
 class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
@@ -915,22 +899,6 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
             scores = scores + first_token_probs.log()
         probabilities, order = scores.softmax(dim=1).sort(dim=1, descending=True)
         return candidates.gather(1, order), probabilities
-
-
-def compute_answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of each answer's next tokens, summed over them.
-
-    Args:
-        logits: `(A, tokens, vocabulary)`.
-        labels: `(A, tokens)`, the tokens themselves, -100 on padding.
-
-    Returns:
-        Float32 `(A,)`.
-    """
-    losses = F.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=IGNORED_LABEL, reduction="none"
-    )
-    return losses.sum(dim=1)
 
 
 __all__ = [
