@@ -1,6 +1,6 @@
 """What the examples in docstrings find in the working directory: a video, folders of videos, and small models.
 
-The models have the names, frames and classes of released ones and random weights; docs/api/models.md says so to readers.
+The models have names, frames and classes of released ones, and random weights; docs/api/models.md says so to readers.
 Where an example prints a class or an answer, the bias of the head makes it the same on every machine.
 """
 
@@ -28,7 +28,7 @@ from umt_hf.processing.processing_umt_video_text import SPECIAL_TOKENS, build_to
 ZOOM = 4  # 256 x 256 pixels
 VISION = {"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 96, "num_aligned_layers": 2}
 TEXT = {"hidden_size": 48, "num_hidden_layers": 3, "fusion_layer": 2, "intermediate_size": 96, "encoder_width": 48}
-WORDS = "a and blue circle color dog guitar in is of on red ring running shirt the there two video what who".split()
+WORDS = ("a", "blue", "circle", "color", "dog", "green", "is", "red", "ring", "running", "the", "what")
 CLASSES = {"a": "dancing ballet", "b": "cooking egg"}
 LABELS = ("abseiling", "cooking egg", "dancing ballet", "playing guitar", "riding a bike")
 

@@ -25,6 +25,7 @@ NEEDS = {"embed_videos": "faiss", "VideoSearcher": "faiss"}
 MAIN_FUNCTIONS = {
     "data.key_frames": ("load_key_frames",),
     "data.sources": ("load_videos",),
+    "evaluation.metrics.ranks": ("compute_ranks",),
     "hub_cards.convert_umt_checkpoint": ("build_published_config", "describe_checkpoint"),
     "inference.features": ("extract_features", "load_encoder", "save_features"),
     "modeling.losses_umt": ("mlm_loss", "sample_mlm_corruption", "uta_loss", "vtc_loss", "vtm_loss"),

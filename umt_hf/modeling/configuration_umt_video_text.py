@@ -63,6 +63,12 @@ class UMTTextConfig(PreTrainedConfig):
         ValueError: If sizes do not divide one another, or `fusion_layer` is outside the tower.
 
     Source: Devlin et al., "BERT", 2019; Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
+
+    Examples:
+        >>> from umt_hf import UMTTextConfig
+        >>> config = UMTTextConfig(num_hidden_layers=6, fusion_layer=4)
+        >>> config.num_hidden_layers - config.fusion_layer  # layers that fuse
+        2
     """
 
     model_type = "umt_text"
@@ -156,12 +162,16 @@ class UMTVideoTextConfig(PreTrainedConfig):
 
     Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2; published recipes for the values.
 
-    Example:
-    ```python
-    >>> from umt_hf import UMTVideoTextConfig, UMTVideoTextModel
-
-    >>> model = UMTVideoTextModel(UMTVideoTextConfig(text_config={"num_hidden_layers": 10}))
-    ```
+    Examples:
+        >>> from umt_hf import UMTVideoTextConfig, UMTVideoTextModel
+        >>> config = UMTVideoTextConfig(
+        ...     vision_config={"hidden_size": 48, "num_hidden_layers": 2},
+        ...     text_config={"hidden_size": 48, "encoder_width": 48},
+        ...     projection_dim=32,
+        ... )
+        >>> config.vision_config.num_frames, config.text_config.fusion_layer
+        (4, 9)
+        >>> model = UMTVideoTextModel(config)  # with random weights
     """
 
     model_type = "umt_video_text"

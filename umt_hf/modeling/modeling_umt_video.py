@@ -479,6 +479,17 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
     """UMT video encoder without a head.
 
     Loads the encoder of any UMT folder: stage 1, fine-tuned, stage 2, retrieval or question answering.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf import UMTVideoConfig, UMTVideoModel
+        >>> config = UMTVideoConfig(hidden_size=48, num_hidden_layers=2)
+        >>> model = UMTVideoModel(config).eval()
+        >>> clip = torch.randn(1, 8, 3, 224, 224)  # 8 x 14 x 14 tokens
+        >>> outputs = model(clip)
+        >>> outputs.last_hidden_state.shape, outputs.pooler_output.shape
+        (torch.Size([1, 1568, 48]), torch.Size([1, 48]))
+        >>> model = UMTVideoModel.from_pretrained("umt-vit-b16")
     """
 
     _keys_to_ignore_on_load_unexpected = [r"alignment_heads\."]
@@ -643,6 +654,19 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
     """UMT stage 1: the encoder sees the visible tokens and aligns its last layers with a frozen teacher's on them.
 
     The teacher is not part of the model: see [`UMTTeacher`].
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf import UMTTeacher, UMTVideoForPreTraining
+        >>> model = UMTVideoForPreTraining.from_pretrained("umt-vit-b16")
+        >>> name, layers = model.config.teacher_name_or_path, len(model.alignment_heads)
+        >>> teacher = UMTTeacher.from_pretrained(name, num_aligned_layers=layers)
+        >>> clip = torch.randn(1, 8, 3, 224, 224)
+        >>> hidden = torch.arange(1568)[None] % 4 > 0  # 3 of 4 tokens
+        >>> outputs = model(clip, hidden, teacher(clip).features)
+        >>> outputs.aligned_features.shape[1:]  # at the 392 others
+        torch.Size([1, 392, 512])
+        >>> outputs.loss.backward()
     """
 
     def __init__(self, config: UMTVideoConfig):
@@ -724,7 +748,18 @@ def count_labels(config: UMTVideoConfig) -> int:
 
 
 class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
-    """UMT encoder with a classifier on its tokens, pooled by `config.pooling_type` and then normalised."""
+    """UMT encoder with a classifier on its tokens, pooled by `config.pooling_type` and then normalised.
+
+    Examples:
+        >>> from transformers import AutoVideoProcessor
+        >>> from umt_hf import UMTVideoForVideoClassification
+        >>> name = "umt-vit-b16-k400"
+        >>> model = UMTVideoForVideoClassification.from_pretrained(name)
+        >>> processor = AutoVideoProcessor.from_pretrained(name)
+        >>> logits = model(**processor("video.mp4", return_tensors="pt")).logits
+        >>> model.config.id2label[int(logits.argmax())]
+        'riding a bike'
+    """
 
     # A stage-1 folder has a norm on tokens and alignment heads; a classifier uses neither, as published.
     _keys_to_ignore_on_load_unexpected = [r"vision_model\.norm\.", r"alignment_heads\."]
@@ -778,6 +813,16 @@ class UMTVideoForActionDetection(UMTVideoPreTrainedModel):
     a map, RoIAlign reads each box of it on a grid, and a linear head sees the maximum over the grid.
 
     Loaded from a stage-1 folder, `classifier` is fresh; from a classifier's folder, `norm` and `classifier` are.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf import UMTVideoForActionDetection
+        >>> name = "umt-vit-b16-ava"
+        >>> model = UMTVideoForActionDetection.from_pretrained(name)
+        >>> clip = torch.randn(1, 8, 3, 224, 224)
+        >>> boxes = torch.tensor([[[20.0, 30, 120, 210], [90, 40, 200, 220]]])
+        >>> model(clip, boxes).logits.shape  # two boxes, 80 actions
+        torch.Size([1, 2, 80])
     """
 
     # A classifier's fc_norm comes after pooling, so it is not mapped to the norm on tokens, as published.
