@@ -12,7 +12,7 @@ from tests.unit.test_english import find_phrases
 MAX_BYTES = 300_000
 MAX_COLUMNS = 80
 # A folder from the root or of a home, a drive, or an address that is not of this project's pages.
-TRACE = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|usr|opt|mnt|Users)\b|[A-Z]:\\\\|https?://")
+TRACE = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|usr|opt|mnt|Users)\b|[A-Z]:\\|https?://")
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
