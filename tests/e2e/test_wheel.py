@@ -147,7 +147,7 @@ def test_fine_tuning_runs_from_the_wheel_on_its_own_videos(run, tmp_path):
 def test_notebooks_take_a_folder_and_a_model_of_the_reader(run, tmp_path):
     """One cell is changed, and nothing is rendered or trained beforehand."""
     pytest.importorskip("faiss")
-    files = write_example_files(tmp_path)
+    files = write_example_files(tmp_path, image_size=64)
     for path in sorted((files / "videos").glob("*/*.mp4")):
         for copy in range(3):
             shutil.copyfile(path, path.with_name(f"{path.stem}_{copy}.mp4"))

@@ -49,23 +49,23 @@ def save(model: PreTrainedModel, processor: UMTVideoProcessor | UMTVideoTextProc
     processor.save_pretrained(folder)
 
 
-def write_video_models(folder: Path) -> None:
-    config = UMTVideoConfig(**VISION)
+def write_video_models(folder: Path, vision: dict[str, int]) -> None:
+    config = UMTVideoConfig(**vision)
     save(UMTVideoForPreTraining(config), UMTVideoProcessor.from_model_config(config), folder / "umt-vit-b16")
 
-    config = UMTVideoConfig(**VISION, id2label=dict(enumerate(LABELS)), label2id={n: i for i, n in enumerate(LABELS)})
+    config = UMTVideoConfig(**vision, id2label=dict(enumerate(LABELS)), label2id={n: i for i, n in enumerate(LABELS)})
     model = UMTVideoForVideoClassification(config)
     favour(model.classifier.bias, LABELS.index("riding a bike"))
     save(model, UMTVideoProcessor.from_model_config(config), folder / "umt-vit-b16-k400")
 
     names = dict(enumerate(AVA_LABELS))
-    config = UMTVideoConfig(**VISION, id2label=names, label2id={name: i for i, name in names.items()})
+    config = UMTVideoConfig(**vision, id2label=names, label2id={name: i for i, name in names.items()})
     model = UMTVideoForActionDetection(config)
     favour(model.classifier.bias, AVA_LABELS.index("stand"))
     save(model, UMTVideoProcessor.from_model_config(config, "detection"), folder / "umt-vit-b16-ava")
 
 
-def write_video_text_models(folder: Path) -> None:
+def write_video_text_models(folder: Path, vision: dict[str, int]) -> None:
     words = [*SPECIAL_TOKENS.values(), *WORDS]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     tokenizer = build_tokenizer(words)
@@ -78,7 +78,7 @@ def write_video_text_models(folder: Path) -> None:
         )
     }
     text = {**TEXT, "vocab_size": len(words), **ids}
-    config = UMTVideoTextConfig(vision_config=VISION, text_config=text, projection_dim=32)
+    config = UMTVideoTextConfig(vision_config=vision, text_config=text, projection_dim=32)
     processor = UMTVideoTextProcessor(UMTVideoProcessor.from_model_config(config), tokenizer)
     save(UMTVideoTextForPreTraining(config), processor, folder / "umt-vit-b16-25m")
     model = UMTVideoTextForQuestionAnswering(config)
@@ -86,18 +86,19 @@ def write_video_text_models(folder: Path) -> None:
     save(model, processor, folder / "umt-vit-b16-25m-msrvtt-qa")
 
 
-def write_example_files(folder: Path) -> Path:
-    """Write everything that an example may name."""
+def write_example_files(folder: Path, image_size: int = 224) -> Path:
+    """Write everything that an example may name; its models and teacher see frames of that size."""
+    vision = {**VISION, "image_size": image_size}
     torch.manual_seed(0)
     write_video(folder / "video.mp4", draw_frames(0))
     for name, label in CLASSES.items():
         (folder / "videos" / label).mkdir(parents=True)
         for index in range(2):
             write_video(folder / "videos" / label / f"{name}{index}.mp4", draw_frames(index + 1))
-    write_video_models(folder)
-    write_video_text_models(folder)
+    write_video_models(folder, vision)
+    write_video_text_models(folder, vision)
     teacher = CLIPVisionConfig(
-        image_size=224,
+        image_size=image_size,
         patch_size=16,
         hidden_size=24,
         num_hidden_layers=6,
