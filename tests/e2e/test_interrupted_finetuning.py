@@ -15,6 +15,7 @@ from torch import nn
 from tests.e2e.runs import (
     FINE_TUNING,
     PRETRAINING,
+    assert_complete,
     assert_same_weights,
     run_with_slow_deletion,
     save_video_text_model,
@@ -25,7 +26,10 @@ from umt_hf.evaluation import classification as evaluate_classification
 from umt_hf.evaluation import detection as evaluate_detection
 from umt_hf.finetuning import classification, detection, question_answering, retrieval
 from umt_hf.finetuning.trainer import FinetuningTrainer
+from umt_hf.modeling.modeling_umt_video import UMTVideoForActionDetection, UMTVideoForVideoClassification
+from umt_hf.modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering, UMTVideoTextForRetrieval
 from umt_hf.runs.disk import put_folder, remove_folder
+from umt_hf.runs.locking import hold_lock
 from umt_hf.training import stage1
 from umt_hf.training import stage2 as stage2_script
 from umt_hf.training import trainer as pretraining
@@ -39,6 +43,12 @@ SCRIPTS = {
     "detection": detection,
     "retrieval": retrieval,
     "question_answering": question_answering,
+}
+SCRIPT_CLASSES = {
+    "classification": UMTVideoForVideoClassification,
+    "detection": UMTVideoForActionDetection,
+    "retrieval": UMTVideoTextForRetrieval,
+    "question_answering": UMTVideoTextForQuestionAnswering,
 }
 STUDENT = {"drop_path_rate": 0.0, "warmup_epochs": 0, "num_frames": 2}
 
@@ -364,3 +374,41 @@ def test_two_processes_with_workers_that_are_not_forked(flags, shapes, teacher, 
     ]
     run_ranks(run_one_after_the_other, commands, environment={START_METHOD: "forkserver"})
     assert all((tmp_path / name / "config.json").is_file() for name in ("stage1", "stage2", "retrieval"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_second_run_in_one_folder_is_refused_by_name(flags, tmp_path, script):
+    with hold_lock(tmp_path / "run" / ".lock", "run"):
+        with pytest.raises(BlockingIOError, match=rf"^output_dir={tmp_path}/run is being written by another run \(pro"):
+            SCRIPTS[script].main(flags(script))
+    assert not (tmp_path / "run").exists()
+
+
+def break_last_video(source: Path, folder: Path, name: str) -> Path:
+    """Annotations whose last row has a video that cannot be read."""
+    rows = json.loads(source.read_text())
+    for row in rows:
+        row["video"] = str(source.parent / row["video"])
+    (folder / "broken.mp4").write_bytes(b"not a video at all")
+    rows[-1]["video"] = str(folder / "broken.mp4")
+    (folder / name).write_text(json.dumps(rows))
+    return folder / name
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_unreadable_held_out_video_leaves_the_final_model(flags, shapes, colors, tmp_path, script):
+    """It is written before it is tested; figures of an earlier run do not stay beside it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "eval_results.json").write_text('{"eval_accuracy": 1.0}')
+    if script == "classification":
+        (colors / "broken.mp4").write_bytes(b"not a video at all")
+        validation = colors / "broken.csv"
+        validation.write_text((colors / "few_validation.csv").read_text() + "broken.mp4,0\n")
+    else:
+        name = {"detection": "boxes", "retrieval": "captions", "question_answering": "questions"}[script]
+        validation = break_last_video(shapes / f"test_{name}.json", tmp_path, "held_out.json")
+    with pytest.raises(ValueError, match="holds the trained model, but testing it failed: .*broken.mp4") as caught:
+        SCRIPTS[script].main(flags(script, validation_data=validation, max_steps=1))
+    assert "umt-hf evaluate" in str(caught.value) and "\n" not in str(caught.value)
+    assert_complete(tmp_path / "run", SCRIPT_CLASSES[script])
+    assert not list((tmp_path / "run").glob("*_results.json"))

@@ -2,10 +2,12 @@
 
 import importlib.util
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .locking import LOCK_FILE, hold_lock
 from .mistakes import read_rank
 
 # Tracker, as Accelerate and Transformers call it -> packages, any of which it needs.
@@ -37,6 +39,22 @@ def check_before_start(sections: Iterable[Any]) -> None:
             require_tracker(tracker)
         if getattr(section, "output_dir", None) and read_rank() == 0:
             require_writable(Path(section.output_dir))
+
+
+@contextmanager
+def reserve_output(sections: Iterable[Any]) -> Generator[None]:
+    """Keep other runs out of a training run's folder while this one lasts; the main process does.
+
+    Raises:
+        BlockingIOError: If another run writes there.
+    """
+    # Evaluations write complete files at their end, and need no lock.
+    folder = next((section.output_dir for section in sections if hasattr(section, "resume_from_checkpoint")), None)
+    if folder is None or read_rank() > 0:
+        yield
+        return
+    with hold_lock(Path(folder) / LOCK_FILE, f"output_dir={folder}"):
+        yield
 
 
 def require_tracker(name: str) -> None:
