@@ -378,9 +378,11 @@ def test_two_processes_with_workers_that_are_not_forked(flags, shapes, teacher, 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_second_run_in_one_folder_is_refused_by_name(flags, tmp_path, script):
-    with hold_lock(tmp_path / "run" / ".lock", "run"):
-        with pytest.raises(BlockingIOError, match=rf"^output_dir={tmp_path}/run is being written by another run \(pro"):
-            SCRIPTS[script].main(flags(script))
+    with (
+        hold_lock(tmp_path / "run" / ".lock", "run"),
+        pytest.raises(BlockingIOError, match=rf"^output_dir={tmp_path}/run is being written by another run \(pro"),
+    ):
+        SCRIPTS[script].main(flags(script))
     assert not (tmp_path / "run").exists()
 
 

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from ..data.annotations import load_answers, load_questions
+from ..data.found import describe_questions
 from ..inference.held_out import group_by_video
 from ..inference.question_answering import answer_questions
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
@@ -29,7 +30,7 @@ from ..runs.config import script
 from ..runs.folder import hash_source
 from .metrics.accuracy import ExactAnswerAccuracy
 from .report import describe_run, write_report
-from .setup import load_model_and_processor
+from .setup import load_model_and_processor, say_tested
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ def main(
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
     model, processor = load_model_and_processor(UMTVideoTextForQuestionAnswering, model_args, data)
     questions = load_questions(str(data.data), **data.source_options())
+    say_tested(model_args, data, describe_questions(questions))
     predictions = answer_questions(
         model.to(accelerator.device),
         processor,
@@ -97,6 +99,7 @@ def main(
         top_k=args.top_k,
         max_answer_tokens=args.max_answer_tokens,
         num_workers=data.dataloader_num_workers,
+        show_progress=not args.disable_tqdm,
     )
     # Sets whose answers are held back are answered for a test server.
     metrics = compute_answer_accuracy(predictions, questions) if any(questions["answers"]) else {}

@@ -12,7 +12,7 @@ import math
 import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..data.found import join_roles, list_shared
 from ..data.sources import get_source
 from ..data.splits import select_data
 from ..data.unreadable import UnreadableVideos, read_first_readable, sample_replacements
@@ -54,6 +55,7 @@ from ..runs.arguments import (
 from ..runs.config import REQUIRED, describe, dump_changes, flatten_recipe, require, set_defaults
 from ..runs.disk import fill_folder, name_unfinished, put_folder, remove_folder, write_text
 from ..runs.folder import ADAPTER_FOLDER, FINAL_FOLDER, RECIPE_FILE, VERSIONS_FILE, collect_versions
+from ..runs.mistakes import read_rank
 from ..training.background_push import HubPush, build_hub_push
 from ..training.checkpointing import (
     find_checkpoint,
@@ -83,6 +85,22 @@ logger = logging.getLogger(__name__)
 
 RESULTS_FILE, ALL_RESULTS_FILE = "{}_results.json", "all_results.json"
 LOGGED_LOSSES = ("vtc_loss", "vtm_loss")
+ROLES: dict[str, Literal["validation", "test"]] = {"eval": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class FoundSet:
+    """What a set of videos with texts holds.
+
+    Attributes:
+        described: In words.
+        names: Of its videos.
+    """
+
+    described: str
+    names: list[str]
+
+
 # Gets the model, with its adapters inside, if any, but without what distributes it.
 Evaluation = Callable[[Any, Accelerator], dict[str, float]]
 
@@ -617,7 +635,6 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
     is_main = trainer.is_world_process_zero()
     if is_main:
         remove_unfinished(output_dir)
-        logger.info("%s training rows.", f"{len(trainer.train_dataset):,}")
     trainer.accelerator.wait_for_everyone()
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, TRAINER_STATE_NAME)
     trainer.recipe = dump_changes(sections)
@@ -717,6 +734,22 @@ def log_peak_memory() -> None:
     logger.info("Peak memory of the %s: %.2f GiB.", place, peak / 2**30)
 
 
+def say_found(train: FoundSet, evaluations: Iterable[str], held_out: Sequence[FoundSet]) -> None:
+    """Say in one line what was found for each role, and warn of held-out videos that are trained on.
+
+    Args:
+        train: Training data.
+        evaluations: Prefixes of the evaluations.
+        held_out: Data of each.
+    """
+    if read_rank() > 0:
+        return
+    roles = {ROLES[prefix]: found for prefix, found in zip(evaluations, held_out, strict=True)}
+    logger.info(join_roles({"training": train.described, **{role: found.described for role, found in roles.items()}}))
+    for doubt in list_shared(train.names, {role: found.names for role, found in roles.items()}):
+        logger.warning(doubt)
+
+
 def build_evaluations(
     training: TrainingArguments, data: VideoTextDataArguments, build: Callable[[str, dict[str, Any]], Evaluation]
 ) -> dict[str, Evaluation]:
@@ -733,8 +766,7 @@ def build_evaluations(
     Raises:
         ValueError: If evaluations are asked for, and there is no validation data.
     """
-    roles: dict[str, Literal["validation", "test"]] = {"eval": "validation", "test": "test"}
-    named = {prefix: role for prefix, role in roles.items() if select_data(data, role) is not None}
+    named = {prefix: role for prefix, role in ROLES.items() if select_data(data, role) is not None}
     if training.eval_strategy != "no" and "eval" not in named:
         raise ValueError("eval_strategy needs validation_data: a JSON file, or the name of a dataset.")
     return {prefix: build(*data.select_source(role)) for prefix, role in named.items()}

@@ -33,12 +33,24 @@ def check_before_start(sections: Iterable[Any]) -> None:
         ValueError: If a tracker is unknown or not installed.
         OSError: If the output folder cannot be written.
     """
+    sections = list(sections)
+    choose_output_dir(sections)
     for section in sections:
         trackers = getattr(section, "report_to", None) or []
         for tracker in [trackers] if isinstance(trackers, str) else trackers:
             require_tracker(tracker)
         if getattr(section, "output_dir", None) and read_rank() == 0:
             require_writable(Path(section.output_dir))
+
+
+def choose_output_dir(sections: Iterable[Any]) -> None:
+    """Let an evaluation's report go to a folder of its model, unless a folder is given."""
+    sections = list(sections)
+    model = next((found for section in sections if (found := getattr(section, "model_name_or_path", None))), None)
+    for section in sections:
+        # Without a model the script says so.
+        if model is not None and hasattr(section, "choose_output_dir"):
+            section.choose_output_dir(str(model))
 
 
 @contextmanager

@@ -349,7 +349,7 @@ class RunKeeper:
         self.bar = tqdm(
             total=total_steps,
             initial=state.step,
-            disable=not accelerator.is_local_main_process,
+            disable=args.disable_tqdm or not accelerator.is_local_main_process,
             desc="pre-training",
             dynamic_ncols=True,
         )
@@ -387,7 +387,9 @@ class RunKeeper:
             try:
                 self._test()
             except (ValueError, UserError) as error:
-                raise ValueError(f"{self.output_dir} holds the trained model, but testing it failed: {error}") from error
+                raise ValueError(
+                    f"{self.output_dir} holds the trained model, but testing it failed: {error}"
+                ) from error
         self.bar.close()
         self.accelerator.end_training()
         if self.hub is not None:

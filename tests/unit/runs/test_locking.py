@@ -34,9 +34,11 @@ def test_a_killed_run_frees_its_folder_though_its_workers_live(tmp_path):
     time.sleep(0.05)
     child = int((tmp_path / "child").read_text())
     try:
-        with pytest.raises(BlockingIOError, match=f"^run is being written by another run \\(process {process.pid} on "):
-            with hold_lock(tmp_path / ".lock", "run"):
-                pass
+        with (
+            pytest.raises(BlockingIOError, match=f"^run is being written by another run \\(process {process.pid} on "),
+            hold_lock(tmp_path / ".lock", "run"),
+        ):
+            pass
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         os.kill(child, 0)  # alive
@@ -69,7 +71,6 @@ def test_a_file_system_without_locks_is_said_and_stops_nothing(tmp_path, monkeyp
 def test_locks_by_name_refuse_too(tmp_path, monkeypatch):
     """As on Windows."""
     monkeypatch.setattr(locking, "fcntl", None)
-    with hold_lock(tmp_path / ".lock", "run"):
-        with pytest.raises(BlockingIOError, match="^run is being written by another run. Wait"):
-            with hold_lock(tmp_path / ".lock", "run"):
-                pass
+    refused = pytest.raises(BlockingIOError, match="^run is being written by another run. Wait")
+    with hold_lock(tmp_path / ".lock", "run"), refused, hold_lock(tmp_path / ".lock", "run"):
+        pass
