@@ -410,21 +410,33 @@ def classify(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Views classified at a time.", min=1)] = 8,
     num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0: this one reads.", min=0)] = 2,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File of JSON lines to make or to add to; a killed command goes on where it was."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the classes as JSON.")] = False,
 ) -> None:
-    """Print the likeliest classes of videos.
+    """Print the likeliest classes of videos, or write them to a file, each as it comes.
 
     Videos that cannot be read are listed with their reasons.
 
-    Example: `umt-hf classify my_videos/ --model umt-vit-b16-k400 --num-clips 4 --num-crops 3`
+    Example: `umt-hf classify my_videos/ --model umt-vit-b16-k400 --num-clips 4 --num-crops 3 --out results.jsonl`
     """
-    from ..inference.classification import VideoClassifier
+    from ..inference.classification import LabelOptions, VideoClassifier
+    from ..inference.label_files import label_files
+    from .results import ResultPrinter
 
-    with report_mistakes():
-        sources = read_sources(videos)
-        report = VideoClassifier(model).classify_files(sources, top_k, num_clips, num_crops, batch_size, num_workers)
-    print_report(report, as_json)
-    if not report.videos:
+    printer = ResultPrinter(as_json, None if out is None else str(out))
+    with printer.report_interruption(), report_mistakes():
+        options = LabelOptions(top_k, num_clips, num_crops, batch_size, num_workers)
+        classifier, sources = VideoClassifier(model), read_sources(videos)
+        if out is not None:
+            report = label_files(classifier, sources, out, options, printer.announce, printer.count)
+        else:
+            printer.print_labels(classifier.iterate_files(sources, options, printer.announce))
+    if out is not None:
+        print_report(report, as_json)
+    if (report.num_classified + report.num_unchanged if out is not None else printer.num_labelled) == 0:
         raise typer.Exit(1)
 
 

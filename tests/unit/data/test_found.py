@@ -1,5 +1,6 @@
 """What a run found, counted without a look at the files, and which videos two sets share."""
 
+import functools
 import os
 
 import pytest
@@ -54,7 +55,9 @@ def test_a_folder_costs_one_look(tmp_path, monkeypatch):
         monkeypatch.setattr(
             os,
             name,
-            lambda path, *rest, own=getattr(os, name), **options: asked.append(path) or own(path, *rest, **options),
+            functools.partial(
+                lambda own, path, *rest, **named: asked.append(path) or own(path, *rest, **named), getattr(os, name)
+            ),
         )
     resolve_places([str(tmp_path / f"{number}.mp4") for number in range(300)])
     assert len(asked) < 20

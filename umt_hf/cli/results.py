@@ -1,0 +1,83 @@
+"""Results of many videos on standard output, each as it comes, and what an interrupted command says."""
+
+import json
+import sys
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import typer
+
+
+class ResultPrinter:
+    """Prints the results of `umt-hf classify`; of several processes the main one does.
+
+    Args:
+        as_json: Whether all of them are one JSON document.
+        out: File that gets the results instead, if any.
+    """
+
+    def __init__(self, as_json: bool, out: str | None):
+        self.as_json, self.out = as_json, out
+        self.num_labelled, self.done, self.total = 0, 0, 0
+
+    def announce(self, line: str) -> None:
+        """Say what was found."""
+        typer.echo(line, err=True)
+
+    def count(self, done: int, total: int) -> None:
+        """Note how far the command is."""
+        self.done, self.total = done, total
+
+    def print_labels(self, found: Iterable[Any]) -> None:
+        """Print each result as it comes, and those skipped at the end."""
+        from accelerate import PartialState
+        from tqdm import tqdm
+
+        from ..data.video_files import SkippedVideo
+        from ..inference.classification import LabelReport
+
+        skipped = []
+        for video in found:
+            self.done += 1
+            if isinstance(video, SkippedVideo):
+                skipped.append(video)
+                continue
+            if PartialState().is_main_process:
+                # The bar would stand in the middle of a line.
+                with tqdm.external_write_mode(file=sys.stdout):
+                    self._print(video)
+            self.num_labelled += 1
+        end = LabelReport((), tuple(sorted(skipped, key=lambda video: video.path)))
+        if PartialState().is_main_process:
+            if self.as_json:
+                start = "" if self.num_labelled else '{"videos": ['
+                typer.echo(f'{start}], "skipped": {json.dumps([asdict(video) for video in end.skipped])}}}')
+            else:
+                typer.echo(end.format_end(self.num_labelled))
+
+    def _print(self, video: Any) -> None:
+        if self.as_json:
+            start = ", " if self.num_labelled else '{"videos": ['
+            typer.echo(start + json.dumps(asdict(video)), nl=False)
+        else:
+            typer.echo(video.format())
+
+    @contextmanager
+    def report_interruption(self) -> Generator[None]:
+        """Say after Ctrl-C what is done and how to go on, and end with code 130."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            from accelerate import PartialState
+
+            if PartialState().is_main_process:
+                typer.echo(f"Interrupted. {self._describe()}", err=True)
+            raise typer.Exit(130) from None
+
+    def _describe(self) -> str:
+        if self.out is None:
+            return f"{self.done} videos were done; with --out FILE the same command would go on from there next time."
+        of = f"{self.done} of {self.total}" if self.total else "No"
+        return f"{of} videos are done; the same command goes on with {self.out}."
