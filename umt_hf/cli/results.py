@@ -2,12 +2,36 @@
 
 import json
 import sys
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import typer
+
+
+def announce(line: str) -> None:
+    """Say what was found, on standard error."""
+    typer.echo(line, err=True)
+
+
+@contextmanager
+def report_interruption(describe: Callable[[], str]) -> Generator[None]:
+    """Say after Ctrl-C what is done and how to go on, from the main process, and end with code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from accelerate import PartialState
+
+        if PartialState().is_main_process:
+            typer.echo(f"Interrupted. {describe()}", err=True)
+        raise typer.Exit(130) from None
+
+
+def describe_folder(folder: Path) -> str:
+    """What an interrupted command has left that goes on by itself."""
+    return f"What is in {folder} is complete; the same command goes on from there."
 
 
 class ResultPrinter:
@@ -22,15 +46,11 @@ class ResultPrinter:
         self.as_json, self.out = as_json, out
         self.num_labelled, self.done, self.total = 0, 0, 0
 
-    def announce(self, line: str) -> None:
-        """Say what was found."""
-        typer.echo(line, err=True)
-
     def count(self, done: int, total: int) -> None:
         """Note how far the command is."""
         self.done, self.total = done, total
 
-    def print_labels(self, found: Iterable[Any]) -> None:
+    def print_labels(self, found: Generator[Any]) -> None:
         """Print each result as it comes, and those skipped at the end."""
         from accelerate import PartialState
         from tqdm import tqdm
@@ -39,16 +59,17 @@ class ResultPrinter:
         from ..inference.classification import LabelReport
 
         skipped = []
-        for video in found:
-            self.done += 1
-            if isinstance(video, SkippedVideo):
-                skipped.append(video)
-                continue
-            if PartialState().is_main_process:
-                # The bar would stand in the middle of a line.
-                with tqdm.external_write_mode(file=sys.stdout):
-                    self._print(video)
-            self.num_labelled += 1
+        with closing(found):  # its bar, before a message after Ctrl-C
+            for video in found:
+                self.done += 1
+                if isinstance(video, SkippedVideo):
+                    skipped.append(video)
+                    continue
+                if PartialState().is_main_process:
+                    # The bar would stand in the middle of a line.
+                    with tqdm.external_write_mode(file=sys.stdout):
+                        self._print(video)
+                self.num_labelled += 1
         end = LabelReport((), tuple(sorted(skipped, key=lambda video: video.path)))
         if PartialState().is_main_process:
             if self.as_json:
@@ -64,19 +85,8 @@ class ResultPrinter:
         else:
             typer.echo(video.format())
 
-    @contextmanager
-    def report_interruption(self) -> Generator[None]:
-        """Say after Ctrl-C what is done and how to go on, and end with code 130."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            from accelerate import PartialState
-
-            if PartialState().is_main_process:
-                typer.echo(f"Interrupted. {self._describe()}", err=True)
-            raise typer.Exit(130) from None
-
-    def _describe(self) -> str:
+    def describe(self) -> str:
+        """What is done, and how to go on."""
         if self.out is None:
             return f"{self.done} videos were done; with --out FILE the same command would go on from there next time."
         of = f"{self.done} of {self.total}" if self.total else "No"

@@ -374,7 +374,8 @@ class VideoClassifier:
         if accelerator.is_main_process:
             announce(f"{len(files):,} videos found.")
         yield from missing
-        yield from (video for _, video in self.label(files, options, accelerator))
+        for _, video in self.label(files, options, accelerator):
+            yield video
 
     def label(
         self,

@@ -8,7 +8,7 @@ RESULTS.manifest.json    model and settings that made them, and the videos that 
 import json
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -175,8 +175,8 @@ def label_files(
             if announce is not None:
                 announce(f"{len(files):,} videos found, {len(wanted):,} of them new or changed.")
         skipped = list(missing)
-        with results.path.open("ab") if is_main else nullcontext() as file:
-            found = classifier.label(files, options, accelerator, wanted)
+        found = classifier.label(files, options, accelerator, wanted)
+        with results.path.open("ab") if is_main else nullcontext() as file, closing(found):
             for done, (row, video) in enumerate(found, start=num_unchanged + 1):
                 if isinstance(video, SkippedVideo):
                     skipped.append(video)

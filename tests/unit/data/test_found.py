@@ -32,7 +32,7 @@ def test_rows_of_bytes_are_named_without_reading_them(monkeypatch):
 
 @pytest.mark.parametrize("num_files", [3, 300])
 def test_places_are_those_of_realpath(tmp_path, num_files):
-    """Links to files and to folders, chains of links, missing files, URLs, relative paths; few and many in a folder."""
+    """Links to files and to folders, chains of links, missing files, relative paths; few and many in a folder."""
     (tmp_path / "real").mkdir()
     for number in range(num_files):
         (tmp_path / "real" / f"{number}.mp4").touch()
