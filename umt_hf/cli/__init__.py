@@ -434,13 +434,13 @@ def classify(
     with report_interruption(printer.describe), report_mistakes():
         options = LabelOptions(top_k, num_clips, num_crops, batch_size, num_workers)
         classifier, sources = VideoClassifier(model), read_sources(videos)
-        if out is not None:
-            report = label_files(classifier, sources, out, options, announce, printer.count)
-        else:
+        if out is None:
             printer.print_labels(classifier.iterate_files(sources, options, announce))
-    if out is not None:
-        print_report(report, as_json)
-    if (report.num_classified + report.num_unchanged if out is not None else printer.num_labelled) == 0:
+        else:
+            report = label_files(classifier, sources, out, options, announce, printer.count)
+            printer.num_labelled = report.num_classified + report.num_unchanged
+            print_report(report, as_json)
+    if not printer.num_labelled:
         raise typer.Exit(1)
 
 

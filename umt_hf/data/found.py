@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import pyarrow.compute as pc
+import pyarrow.compute
 from datasets import Dataset
 
 from .key_frames import KeyFrame
@@ -21,7 +21,7 @@ def list_names(table: Dataset) -> list[str]:
     Args:
         table: With `video`. Rows of bytes without a name count as different videos.
     """
-    flat = table.select_columns(["video"]).flatten()
+    flat: Any = table.select_columns(["video"]).flatten()
     if "video" in flat.column_names:
         return [str(video) if video else f"row {row}" for row, video in enumerate(flat["video"][:])]
     paths = flat["video.path"][:] if "video.path" in flat.column_names else [None] * len(flat)
@@ -36,9 +36,9 @@ def _name(row: int, path: str | None, num_bytes: int | None) -> str:
     return f"{os.path.basename(path)} of {num_bytes} bytes" if num_bytes else path
 
 
-def _measure_bytes(flat: Dataset) -> list[int | None]:
+def _measure_bytes(flat: Any) -> list[int | None]:
     """Number of bytes of each row, from Arrow's offsets alone."""
-    sizes = pc.binary_length(flat.data.column("video.bytes")).to_pylist()
+    sizes = pyarrow.compute.call_function("binary_length", [flat.data.column("video.bytes")]).to_pylist()
     rows = flat._indices
     return sizes if rows is None else [sizes[row] for row in rows.column(0).to_pylist()]
 

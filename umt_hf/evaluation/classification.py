@@ -302,9 +302,9 @@ def main(
             **describe_run(classifier.model, classifier.processor, accelerator, model_args, data),
             **dataclasses.asdict(args),
         }
-        write_report(accelerator, args.output_dir, report, list_predictions(table, found, classifier.labels))
+        write_report(accelerator, args.report_folder, report, list_predictions(table, found, classifier.labels))
         if isinstance(found, ClassifiedVideos):
-            draw_confusion(found, classifier.labels, args.output_dir)
+            draw_confusion(found, classifier.labels, args.report_folder)
     # The others would otherwise end, and a launcher take that for the end of the run.
     accelerator.wait_for_everyone()
     return metrics

@@ -447,8 +447,8 @@ def main(
             "frame_span": processor.frame_span,
             **dataclasses.asdict(args),
         }
-        write_report(accelerator, args.output_dir, report)
-        write_results(data, found, Path(args.output_dir) / BOX_RESULTS_FILE)
+        write_report(accelerator, args.report_folder, report)
+        write_results(data, found, Path(args.report_folder) / BOX_RESULTS_FILE)
         if args.num_pictured:
             draw_detections(data, found, processor, args)
     accelerator.wait_for_everyone()
@@ -495,7 +495,7 @@ def draw_detections(
                 true_labels=[[data.names[label] for label in labels] for labels in true_labels],
             )
         )
-    picture = Path(args.output_dir) / BOX_PICTURE
+    picture = Path(args.report_folder) / BOX_PICTURE
     plot_detections(pictured, picture)
     logger.info("Picture: %s", picture)
 

@@ -164,7 +164,7 @@ def main(
     predictions = [
         {"row": row, "answer": max(range(len(s)), key=s.__getitem__), "scores": s} for row, s in enumerate(scores)
     ]
-    write_report(accelerator, args.output_dir, report, predictions)
+    write_report(accelerator, args.report_folder, report, predictions)
     return metrics
 
 

@@ -112,7 +112,7 @@ def main(
         **dataclasses.asdict(args),
         "answers_sha256": None if args.answers is None else hash_source(args.answers),
     }
-    write_report(accelerator, args.output_dir, report, predictions)
+    write_report(accelerator, args.report_folder, report, predictions)
     return metrics
 
 

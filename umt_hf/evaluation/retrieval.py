@@ -514,7 +514,7 @@ def main(
         **describe_run(model, processor, accelerator, model_args, data),
         **dataclasses.asdict(args),
     }
-    write_report(accelerator, args.output_dir, report)
+    write_report(accelerator, args.report_folder, report)
     return metrics
 
 

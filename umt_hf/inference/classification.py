@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -146,7 +146,7 @@ def iterate_scores(
     accelerator: Accelerator,
     batch_size: int,
     num_workers: int,
-) -> Iterator[tuple[dict[int, torch.Tensor], dict[int, str]]]:
+) -> Generator[tuple[dict[int, torch.Tensor], dict[int, str]]]:
     """Score batches of videos, one after the other.
 
     Args:
@@ -353,7 +353,7 @@ class VideoClassifier:
 
     def iterate_files(
         self, sources: Iterable[str], options: LabelOptions, announce: Callable[[str], object] = logger.info
-    ) -> Iterator[LabelledVideo | SkippedVideo]:
+    ) -> Generator[LabelledVideo | SkippedVideo]:
         """The same, one result after the other, so that there may be any number of them.
 
         Args:
@@ -383,7 +383,7 @@ class VideoClassifier:
         options: LabelOptions,
         accelerator: Accelerator,
         wanted: Container[int] | None = None,
-    ) -> Iterator[tuple[int, LabelledVideo | SkippedVideo]]:
+    ) -> Generator[tuple[int, LabelledVideo | SkippedVideo]]:
         """Label files in their order, batch by batch; a batch is the same whichever of its files are wanted.
 
         Args:
@@ -404,13 +404,13 @@ class VideoClassifier:
         batches = [batch for batch in batches if any(row in rows_wanted for row in batch)]
         rank, count = accelerator.process_index, accelerator.num_processes
         views = VideoViews([file.path for file in files], self.processor, num_clips, num_crops)
-        own = iterate_scores(
+        scored = iterate_scores(
             self.model, views, batches[rank::count], accelerator, options.batch_size, options.num_workers
         )
         total = sum(row in rows_wanted for batch in batches for row in batch)
-        with closing(own), build_bar(total, "video", accelerator, options.show_progress) as progress:
+        with closing(scored), build_bar(total, "video", accelerator, options.show_progress) as progress:
             for _ in range(0, len(batches), count):
-                scores, unreadable = next(own, ({}, {}))
+                scores, unreadable = next(scored, ({}, {}))
                 found = [(row, self._build_result(files[row], options.top_k, own)) for row, own in scores.items()]
                 found += [(row, _build_skip(files[row], reason)) for row, reason in unreadable.items()]
                 for row, video in sorted(gather_object(found), key=lambda pair: pair[0]):

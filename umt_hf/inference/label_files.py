@@ -123,8 +123,7 @@ class LabelFile:
 
     def write_manifest(self, model: str, settings: dict[str, Any], skipped: Sequence[SkippedVideo]) -> None:
         """Record what makes the results, and which videos have none."""
-        content = {"settings": settings, "model": model, **collect_versions()}
-        content["skipped"] = [asdict(video) for video in skipped]
+        content = {"settings": settings, "model": model, **collect_versions(), "skipped": [*map(asdict, skipped)]}
         write_text(self.manifest, json.dumps(content, indent=1) + "\n")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from .config import describe
+from .config import describe, require
 
 TEST_FOLDER, REPORTS_FOLDER = "test", "outputs/evaluation"
 PROBES = ("linear_probe", "attentive_probe")
@@ -361,6 +361,11 @@ class ReportArguments(ProgressArguments):
     def __post_init__(self) -> None:
         if self.per_device_eval_batch_size < 1:
             raise ValueError(f"per_device_eval_batch_size must be at least 1, got {self.per_device_eval_batch_size}.")
+
+    @property
+    def report_folder(self) -> str:
+        """The folder, once it is chosen."""
+        return require(self.output_dir, "output_dir")
 
     def choose_output_dir(self, model: str) -> None:
         """Fill in the folder of the report where none is given, so that models do not overwrite each other's.

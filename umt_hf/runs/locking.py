@@ -55,6 +55,7 @@ class _Unsupported(Exception):
 
 @contextmanager
 def _lock_by_descriptor(path: Path, subject: str) -> Generator[None]:
+    assert fcntl is not None, "Only called where it is."
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
