@@ -426,7 +426,7 @@ def classify(
 
     Example: `umt-hf classify my_videos/ --model umt-vit-b16-k400 --num-clips 4 --num-crops 3 --out results.jsonl`
     """
-    from ..inference.classification import LabelOptions, VideoClassifier
+    from ..inference.classification import LabelOptions, LabelReport, VideoClassifier
     from ..inference.label_files import label_files
     from .results import ResultPrinter, announce, report_interruption
 
@@ -436,6 +436,7 @@ def classify(
         classifier, sources = VideoClassifier(model), read_sources(videos)
         if out is None:
             printer.print_labels(classifier.iterate_files(sources, options, announce))
+            printer.print_end(LabelReport((), tuple(sorted(printer.skipped, key=lambda video: video.path))))
         else:
             report = label_files(classifier, sources, out, options, announce, printer.count)
             printer.num_labelled = report.num_classified + report.num_unchanged

@@ -45,38 +45,40 @@ class ResultPrinter:
     def __init__(self, as_json: bool, out: str | None):
         self.as_json, self.out = as_json, out
         self.num_labelled, self.done, self.total = 0, 0, 0
+        self.skipped: list[Any] = []
 
     def count(self, done: int, total: int) -> None:
         """Note how far the command is."""
         self.done, self.total = done, total
 
     def print_labels(self, found: Generator[Any]) -> None:
-        """Print each result as it comes, and those skipped at the end."""
+        """Print each result as it comes, and keep those skipped."""
         from accelerate import PartialState
         from tqdm import tqdm
 
-        from ..data.video_files import SkippedVideo
-        from ..inference.classification import LabelReport
-
-        skipped = []
         with closing(found):  # its bar, before a message after Ctrl-C
             for video in found:
                 self.done += 1
-                if isinstance(video, SkippedVideo):
-                    skipped.append(video)
+                if hasattr(video, "reason"):
+                    self.skipped.append(video)
                     continue
                 if PartialState().is_main_process:
                     # The bar would stand in the middle of a line.
                     with tqdm.external_write_mode(file=sys.stdout):
                         self._print(video)
                 self.num_labelled += 1
-        end = LabelReport((), tuple(sorted(skipped, key=lambda video: video.path)))
-        if PartialState().is_main_process:
-            if self.as_json:
-                start = "" if self.num_labelled else '{"videos": ['
-                typer.echo(f'{start}], "skipped": {json.dumps([asdict(video) for video in end.skipped])}}}')
-            else:
-                typer.echo(end.format_end(self.num_labelled))
+
+    def print_end(self, report: Any) -> None:
+        """Print how many there were, and those skipped, which a report has."""
+        from accelerate import PartialState
+
+        if not PartialState().is_main_process:
+            return
+        if self.as_json:
+            start = "" if self.num_labelled else '{"videos": ['
+            typer.echo(f'{start}], "skipped": {json.dumps([asdict(video) for video in report.skipped])}}}')
+        else:
+            typer.echo(report.format_end(self.num_labelled))
 
     def _print(self, video: Any) -> None:
         if self.as_json:

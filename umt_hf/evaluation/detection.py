@@ -20,7 +20,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..data.ava_labels import AVA_EVALUATED_IDS, AVA_LABELS
-from ..data.found import describe_key_frames
 from ..data.key_frames import KeyFrame, load_detections, load_key_frames, read_exclusions, read_label_map
 from ..data.loaders import build_loader
 from ..data.unreadable import UnreadableVideos
@@ -45,6 +44,7 @@ from ..runs.arguments import (
 from ..runs.config import describe, script
 from ..runs.disk import name_unfinished, put_file
 from ..runs.folder import BOX_PICTURE, BOX_RESULTS_FILE
+from .found import describe_key_frames
 from .metrics.frame_map import compute_frame_map
 from .report import describe_run, write_report
 from .setup import override_settings, require_names, say_tested

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from ..data.annotations import load_choices, name_video
-from ..data.found import describe_choices
 from ..inference.held_out import (
     evaluation_mode,
     group_by_video,
@@ -29,6 +28,7 @@ from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments, ReportArguments
 from ..runs.config import script
+from .found import describe_choices
 from .metrics.accuracy import ChoiceAccuracy
 from .report import describe_run, write_report
 from .setup import load_model_and_processor, say_tested

@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from ..data.annotations import load_answers, load_questions
-from ..data.found import describe_questions
 from ..inference.held_out import group_by_video
 from ..inference.question_answering import answer_questions
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
@@ -28,6 +27,7 @@ from ..runs.arguments import (
 )
 from ..runs.config import script
 from ..runs.folder import hash_source
+from .found import describe_questions
 from .metrics.accuracy import ExactAnswerAccuracy
 from .report import describe_run, write_report
 from .setup import load_model_and_processor, say_tested

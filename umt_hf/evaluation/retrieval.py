@@ -20,7 +20,6 @@ import torch
 from accelerate import Accelerator
 
 from ..data.annotations import RetrievalSet, load_retrieval_set, name_video
-from ..data.found import count_texts
 from ..inference.held_out import (
     build_bar,
     evaluation_mode,
@@ -40,6 +39,7 @@ from ..runs.arguments import (
     RerankingArguments,
 )
 from ..runs.config import describe, script, set_defaults
+from .found import count_texts
 from .metrics.ranks import RECALL_AT, RetrievalRecall, compute_ranks, mark_right_items
 from .report import describe_run, write_report
 from .setup import load_model_and_processor, say_tested
@@ -336,8 +336,10 @@ def match_candidates(
     logits = torch.zeros(len(keys))
     device, num_seen = accelerator.device, 0
     total = sum(map(len, features.batches))
-    with evaluation_mode(model, accelerator), build_bar(total, "video", accelerator, show_progress) as progress:
-        progress.set_description("matching")
+    with (
+        evaluation_mode(model, accelerator),
+        build_bar(total, "matched video", accelerator, show_progress) as progress,
+    ):
         for batch in features.batches:
             tokens = video_tokens[num_seen : num_seen + len(batch)].to(device)
             num_seen += len(batch)

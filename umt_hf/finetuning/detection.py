@@ -19,7 +19,6 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import set_seed
 
-from ..data.found import describe_key_frames, join_roles, list_shared
 from ..data.key_frames import KeyFrame, build_key_frame_table, load_key_frames
 from ..evaluation.detection import (
     DetectionData,
@@ -28,6 +27,7 @@ from ..evaluation.detection import (
     detect_actions,
     load_detection_data,
 )
+from ..evaluation.found import describe_key_frames, join_roles, list_shared
 from ..hub_cards.convert_umt_checkpoint import build_label_maps
 from ..hub_cards.label_names import read_label_names
 from ..inference.detection import pad_boxes, read_frames, to_shares
@@ -247,6 +247,25 @@ def describe_classes(frames: Sequence[KeyFrame], names: Sequence[str]) -> str:
     return f"{len(names):,} classes: {list_counts(counts, names)}."
 
 
+def load_training_frames(source: str, data: KeyFrameArguments) -> tuple[list[KeyFrame], list[str]]:
+    """Key frames with boxes, and the names of the classes.
+
+    Raises:
+        ValueError: If no key frame has a box, or no box a label.
+    """
+    class_names = None if data.class_names is None else read_label_names(data.class_names)
+    frames, names = load_key_frames(source, data.data_root, class_names, data.label_keys)
+    frames = [frame for frame in frames if frame.boxes]
+    if not frames:
+        raise ValueError(f"{source}: no key frame has a box to train on.")
+    if not names:
+        raise ValueError(
+            f"{source}: no box has a label under {', '.join(data.label_keys)}. Name the keys that hold labels, for "
+            "example `--label_keys color shape`."
+        )
+    return frames, names
+
+
 def build_detection_trainer(
     args: DetectionModelArguments,
     data: KeyFrameArguments,
@@ -262,16 +281,7 @@ def build_detection_trainer(
     if data.train_data is None or data.validation_data is None:
         raise ValueError("Set train_data and validation_data: AVA's CSV or JSON, or a JSON list of key frames.")
     check_best_metric(training, ["map50"])
-    class_names = None if data.class_names is None else read_label_names(data.class_names)
-    frames, names = load_key_frames(data.train_data, data.data_root, class_names, data.label_keys)
-    frames = [frame for frame in frames if frame.boxes]
-    if not frames:
-        raise ValueError(f"{data.train_data}: no key frame has a box to train on.")
-    if not names:
-        raise ValueError(
-            f"{data.train_data}: no box has a label under {', '.join(data.label_keys)}. Name the keys that hold "
-            "labels, for example `--label_keys color shape`."
-        )
+    frames, names = load_training_frames(data.train_data, data)
     held_out = data.load_test(names)
     if read_rank() == 0:
         say_found(frames, held_out, names)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 from datasets import Dataset
 
-from ..data.found import list_names, list_shared
+from ..evaluation.found import list_names, list_shared
 
 MAX_NAMED_CLASSES = 10
 DOMINANT_SHARE = 0.9

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from ..data.annotations import load_answers, load_questions
-from ..data.found import describe_questions, list_names
+from ..evaluation.found import describe_questions, list_names
 from ..evaluation.question_answering import compute_answer_accuracy
 from ..inference.loading import load_complete_model
 from ..inference.question_answering import answer_questions

@@ -21,7 +21,7 @@ from ..data.annotations import (
     load_pairs,
     load_retrieval_set,
 )
-from ..data.found import count_texts, describe_choices, list_names, name_media
+from ..evaluation.found import count_texts, describe_choices, list_names, name_media
 from ..evaluation.multiple_choice import compute_choice_accuracy, score_choices
 from ..evaluation.retrieval import evaluate_retrieval, list_figure_names
 from ..inference.loading import load_complete_model

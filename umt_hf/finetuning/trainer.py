@@ -27,10 +27,10 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..data.found import join_roles, list_shared
 from ..data.sources import get_source
 from ..data.splits import select_data
 from ..data.unreadable import UnreadableVideos, read_first_readable, sample_replacements
+from ..evaluation.found import join_roles, list_shared
 from ..inference.loading import load_video_text_processor
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.clips import read_clip

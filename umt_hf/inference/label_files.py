@@ -163,10 +163,7 @@ def label_files(
     accelerator.wait_for_everyone()  # before the main process writes what the others check
     is_main = accelerator.is_main_process
     with results.reserve() if is_main else nullcontext():
-        plan: list[Any] = [None]
-        if is_main:
-            files, missing = list_videos(sources)
-            plan = [(files, results.select_new(files), missing)]
+        plan: list[Any] = [_plan(results, sources) if is_main else None]
         files, wanted, missing = broadcast_object_list(plan)[0]
         num_unchanged = len(files) - len(wanted)
         if is_main:
@@ -189,6 +186,12 @@ def label_files(
             results.write_manifest(str(classifier.model.name_or_path), settings, skipped)
     accelerator.wait_for_everyone()
     return LabelFileReport(len(wanted) - (len(skipped) - len(missing)), num_unchanged, tuple(skipped))
+
+
+def _plan(results: LabelFile, sources: Iterable[str]) -> tuple[list[VideoFile], set[int], list[SkippedVideo]]:
+    """All files, the rows of those to classify, and sources that do not exist."""
+    files, missing = list_videos(sources)
+    return files, results.select_new(files), missing
 
 
 def _write_line(file: BinaryIO, source: VideoFile, video: LabelledVideo) -> None:

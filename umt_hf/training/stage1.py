@@ -15,10 +15,10 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from torch import nn
 
-from ..data.found import list_names, list_shared
 from ..data.loaders import build_loader
 from ..data.sources import load_videos
 from ..data.splits import select_data
+from ..evaluation.found import list_names, list_shared
 from ..inference.held_out import build_bar
 from ..inference.loading import load_complete_model
 from ..modeling.configuration_umt_video import UMTVideoConfig

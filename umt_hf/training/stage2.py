@@ -19,9 +19,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
-from ..data.found import count_texts, join_roles, list_names, list_shared, name_media
 from ..data.loaders import build_loader
 from ..data.splits import require_split, select_data
+from ..evaluation.found import count_texts, join_roles, list_names, list_shared, name_media
 from ..evaluation.retrieval import evaluate_retrieval
 from ..inference.loading import load_complete_model
 from ..inference.starts import require_other_model, require_start, require_tokenizer

@@ -6,7 +6,7 @@ import os
 import pytest
 from datasets import Dataset, Features, Value, Video
 
-from umt_hf.data.found import (
+from umt_hf.evaluation.found import (
     count_texts,
     describe_choices,
     describe_questions,
