@@ -31,8 +31,7 @@ from umt_hf.finetuning import classification, detection, question_answering, ret
 from umt_hf.finetuning.trainer import FinetuningTrainer
 from umt_hf.modeling.modeling_umt_video import UMTVideoForActionDetection, UMTVideoForVideoClassification
 from umt_hf.modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering, UMTVideoTextForRetrieval
-from umt_hf.runs.disk import put_folder, remove_folder
-from umt_hf.runs.locking import hold_lock
+from umt_hf.runs.disk import hold_lock, put_folder, remove_folder
 from umt_hf.training import stage1
 from umt_hf.training import stage2 as stage2_script
 from umt_hf.training import trainer as pretraining

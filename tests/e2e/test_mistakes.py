@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.e2e.mistakes import fail, read_error, run_script
 from tests.e2e.runs import read_losses
 from tests.processes import ROOT, Output, build_environment, find_free_port, read_output, run_ranks, start_process
-from umt_hf.runs.locking import hold_lock
+from umt_hf.runs.disk import hold_lock
 from umt_hf.training import stage1
 
 PRETRAINING = ("training.stage1", "training.stage2")

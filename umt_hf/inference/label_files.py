@@ -16,9 +16,8 @@ from typing import Any, BinaryIO
 from accelerate.utils import broadcast_object_list
 
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
-from ..runs.disk import flush, name_unfinished, put_file, write_text
+from ..runs.disk import flush, hold_lock, name_unfinished, put_file, write_text
 from ..runs.folder import collect_versions
-from ..runs.locking import hold_lock
 from .classification import LabelledVideo, LabelOptions, VideoClassifier, build_accelerator
 from .loading import PIXEL_SETTINGS, compute_fingerprint
 

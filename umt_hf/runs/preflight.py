@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .locking import LOCK_FILE, hold_lock
+from .disk import LOCK_FILE, hold_lock
 from .mistakes import read_rank
 
 # Tracker, as Accelerate and Transformers call it -> packages, any of which it needs.

@@ -18,7 +18,7 @@ from umt_hf import UMTVideoForVideoClassification, UMTVideoProcessor, VideoClass
 from umt_hf.cli import app
 from umt_hf.inference.classification import LabelOptions
 from umt_hf.moving_shapes.render import write_video
-from umt_hf.runs.locking import hold_lock
+from umt_hf.runs.disk import hold_lock
 
 runner = CliRunner()
 NUM_VIDEOS = 60

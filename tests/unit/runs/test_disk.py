@@ -8,8 +8,8 @@ import time
 import pytest
 
 from tests.processes import build_environment, start_process
-from umt_hf.runs import locking
-from umt_hf.runs.locking import hold_lock
+from umt_hf.runs import disk
+from umt_hf.runs.disk import hold_lock
 
 
 def hold_with_child(folder):
@@ -57,12 +57,12 @@ def test_a_folder_made_for_the_lock_goes_with_it(tmp_path):
     assert (tmp_path / "run" / "model").exists()
 
 
-@pytest.mark.skipif(locking.fcntl is None, reason="Locks by name have another reason.")
+@pytest.mark.skipif(disk.fcntl is None, reason="Locks by name have another reason.")
 def test_a_file_system_without_locks_is_said_and_stops_nothing(tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(locking.fcntl, "flock", refuse)
+    monkeypatch.setattr(disk.fcntl, "flock", refuse)
     with hold_lock(tmp_path / ".lock", "run"):
         (tmp_path / "model").touch()
     assert "cannot be locked (No locks available): start one run at a time there" in caplog.text
@@ -70,7 +70,7 @@ def test_a_file_system_without_locks_is_said_and_stops_nothing(tmp_path, monkeyp
 
 def test_locks_by_name_refuse_too(tmp_path, monkeypatch):
     """As on Windows."""
-    monkeypatch.setattr(locking, "fcntl", None)
+    monkeypatch.setattr(disk, "fcntl", None)
     refused = pytest.raises(BlockingIOError, match="^run is being written by another run. Wait")
     with hold_lock(tmp_path / ".lock", "run"), refused, hold_lock(tmp_path / ".lock", "run"):
         pass
