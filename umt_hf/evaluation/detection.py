@@ -44,7 +44,7 @@ from ..runs.arguments import (
 from ..runs.config import describe, script
 from ..runs.disk import name_unfinished, put_file
 from ..runs.folder import BOX_PICTURE, BOX_RESULTS_FILE
-from .found import describe_key_frames
+from .found import count_key_frames
 from .metrics.frame_map import compute_frame_map
 from .report import describe_run, write_report
 from .setup import override_settings, require_names, say_tested
@@ -417,7 +417,7 @@ def main(
     detector = load_detector(model_args, data_args, accelerator.device)
     processor, names = detector.processor, detector.labels
     data = load_tested_frames(data_args, names)
-    say_tested(model_args, data_args, describe_key_frames(data.frames))
+    say_tested(model_args, data_args, count_key_frames(data.frames))
     found = detect_actions(
         detector.model,
         processor,

@@ -113,7 +113,7 @@ def count_texts(num_videos: int, num_texts: int, kind: str = "captions", media: 
     return f"{num_videos:,} {media} with {num_texts:,} {kind}{share}"
 
 
-def describe_key_frames(frames: Sequence[KeyFrame]) -> str:
+def count_key_frames(frames: Sequence[KeyFrame]) -> str:
     """Words such as: 24 key frames with 40 boxes of people, in 3 videos."""
     num_boxes, num_videos = sum(len(frame.boxes) for frame in frames), len({frame.name for frame in frames})
     return f"{len(frames):,} key frames with {num_boxes:,} boxes of people, in {num_videos:,} videos"

@@ -27,7 +27,7 @@ from ..evaluation.detection import (
     detect_actions,
     load_detection_data,
 )
-from ..evaluation.found import describe_key_frames, join_roles, list_shared
+from ..evaluation.found import count_key_frames, join_roles, list_shared
 from ..hub_cards.convert_umt_checkpoint import build_label_maps
 from ..hub_cards.label_names import read_label_names
 from ..inference.detection import pad_boxes, read_frames, to_shares
@@ -228,10 +228,10 @@ def build_box_test(
     return test
 
 
-def say_found(frames: Sequence[KeyFrame], held_out: DetectionData, names: Sequence[str]) -> None:
+def say_found_frames(frames: Sequence[KeyFrame], held_out: DetectionData, names: Sequence[str]) -> None:
     """Say what was found, and warn of videos on both sides and of a class that nearly all boxes show."""
-    described = {"training": describe_key_frames(frames), "validation": describe_key_frames(held_out.frames)}
-    logger.info("%s %s", join_roles(described), describe_classes(frames, names))
+    described = {"training": count_key_frames(frames), "validation": count_key_frames(held_out.frames)}
+    logger.info("%s %s", join_roles(described), describe_box_classes(frames, names))
     labels = [label for frame in frames for own in frame.labels for label in own]
     doubts = list_dominant(labels, sum(len(frame.boxes) for frame in frames), names, "training boxes")
     doubts += list_shared(
@@ -241,7 +241,7 @@ def say_found(frames: Sequence[KeyFrame], held_out: DetectionData, names: Sequen
         logger.warning(doubt)
 
 
-def describe_classes(frames: Sequence[KeyFrame], names: Sequence[str]) -> str:
+def describe_box_classes(frames: Sequence[KeyFrame], names: Sequence[str]) -> str:
     """The classes with their numbers of boxes."""
     counts = count_videos_of_classes(own for frame in frames for own in frame.labels)
     return f"{len(names):,} classes: {list_counts(counts, names)}."
@@ -284,7 +284,7 @@ def build_detection_trainer(
     frames, names = load_training_frames(data.train_data, data)
     held_out = data.load_test(names)
     if read_rank() == 0:
-        say_found(frames, held_out, names)
+        say_found_frames(frames, held_out, names)
     model = build_detector(args, names)
     side = model.config.image_size
     short_side = data.short_side or side * 8 // 7

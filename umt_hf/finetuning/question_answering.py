@@ -42,7 +42,7 @@ from .trainer import (
     build_processor,
     fine_tune,
     load_config,
-    say_found,
+    say_found_sets,
 )
 
 # The head's last matrix is the table of word embeddings: it stays frozen with it.
@@ -184,7 +184,7 @@ def main(
         build_answer_evaluation, processor=processor, data=data, args=evaluation, training=training, found=found
     )
     evaluations = build_evaluations(training, data, build)
-    say_found(FoundSet(describe_questions(table), list_names(table)), evaluations, found)
+    say_found_sets(FoundSet(describe_questions(table), list_names(table)), evaluations, found)
     trainer = FinetuningTrainer(
         model=add_adapters(model, args.mode, args.lora_rank, HEADS),
         args=training,

@@ -44,7 +44,7 @@ from .trainer import (
     build_processor,
     fine_tune,
     load_config,
-    say_found,
+    say_found_sets,
 )
 
 HEADS = ["video_norm", "video_projection", "text_projection", "matching_head"]
@@ -189,7 +189,7 @@ def main(
     )
     evaluations = build_evaluations(training, data, build)
     names = list_names(table)
-    say_found(FoundSet(count_texts(len(set(names)), len(table)), names), evaluations, found)
+    say_found_sets(FoundSet(count_texts(len(set(names)), len(table)), names), evaluations, found)
     trainer = FinetuningTrainer(
         model=add_adapters(model, args.mode, args.lora_rank, HEADS),
         args=training,

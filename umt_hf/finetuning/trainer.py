@@ -734,7 +734,7 @@ def log_peak_memory() -> None:
     logger.info("Peak memory of the %s: %.2f GiB.", place, peak / 2**30)
 
 
-def say_found(train: FoundSet, evaluations: Iterable[str], held_out: Sequence[FoundSet]) -> None:
+def say_found_sets(train: FoundSet, evaluations: Iterable[str], held_out: Sequence[FoundSet]) -> None:
     """Say in one line what was found for each role, and warn of held-out videos that are trained on.
 
     Args:

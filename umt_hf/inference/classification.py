@@ -59,7 +59,7 @@ class VideoViews(Dataset):
             return index, None, reason if name in reason else f"{name}: {reason}"
 
 
-def build_accelerator() -> Accelerator:
+def build_patient_accelerator() -> Accelerator:
     """Of a command for many files: where one process gets the long videos, the others wait."""
     return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
 
@@ -367,7 +367,7 @@ class VideoClassifier:
         Raises:
             ValueError: If a source folder has no videos, or `top_k` is below 1.
         """
-        accelerator = build_accelerator()
+        accelerator = build_patient_accelerator()
         # Only the main process lists: files may come and go between two listings.
         listed = [list_videos(sources) if accelerator.is_main_process else None]
         files, missing = broadcast_object_list(listed)[0]

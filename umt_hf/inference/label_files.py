@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..runs.disk import flush, hold_lock, name_unfinished, put_file, write_text
 from ..runs.folder import collect_versions
-from .classification import LabelledVideo, LabelOptions, VideoClassifier, build_accelerator
+from .classification import LabelledVideo, LabelOptions, VideoClassifier, build_patient_accelerator
 from .loading import PIXEL_SETTINGS, compute_fingerprint
 
 
@@ -156,7 +156,7 @@ def label_files(
         ValueError: If a source folder has no videos, or the results there were made with another model or other
             settings.
     """
-    accelerator = build_accelerator()
+    accelerator = build_patient_accelerator()
     results, settings = LabelFile(path), _describe(classifier, options, accelerator.mixed_precision)
     results.check(settings)
     accelerator.wait_for_everyone()  # before the main process writes what the others check

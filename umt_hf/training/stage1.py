@@ -249,7 +249,7 @@ def count_rows(table: Dataset | IterableDataset | None) -> str:
     return f"{len(table):,}" if isinstance(table, Dataset) else "none" if table is None else "a stream of"
 
 
-def say_found(tables: tuple[Dataset | IterableDataset, Dataset | None]) -> None:
+def say_found_videos(tables: tuple[Dataset | IterableDataset, Dataset | None]) -> None:
     """Say how many videos there are, and whether some of them are in both tables; in the main process."""
     training, held_out = tables
     logger.info("%s training videos, %s held out.", *map(count_rows, tables))
@@ -272,7 +272,7 @@ def main(
     resolved = dict(zip(SECTIONS, parsed, strict=True))
     tables = load_tables(data)
     accelerator = build_accelerator(training)
-    say_found(tables)
+    say_found_videos(tables)
     teacher = load_teacher(teacher_args, model_args.attn_implementation, accelerator)
     student = build_student(model_args, teacher_args, mask_args, teacher)
     if tables[1] is not None and len(tables[1]) < accelerator.num_processes:

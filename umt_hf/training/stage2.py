@@ -300,7 +300,7 @@ def require_towers(model: VideoTextModelArguments) -> None:
         )
 
 
-def say_found(data: CorpusArguments, corpora: list[Corpus], held_out: RetrievalSet | None) -> None:
+def say_found_corpora(data: CorpusArguments, corpora: list[Corpus], held_out: RetrievalSet | None) -> None:
     """Say what each corpus holds, how it is batched, and what is held out; warn of what is in both."""
     rows = Counter(number for corpus in corpora for number in corpus.table["corpus"])
     found = {
@@ -360,7 +360,7 @@ def main(
 
     per_epoch = sum(count_batches(corpus.table, corpus.batch_size, accelerator.num_processes) for corpus in corpora)
     if accelerator.is_main_process:
-        say_found(data, corpora, held_out)
+        say_found_corpora(data, corpora, held_out)
     schedule = build_schedule(training, per_epoch, accelerator.num_processes)
     resolved = dict(zip(SECTIONS, parsed, strict=True))
     stage = Stage2(model, teacher, processor, corpora, held_out, data, augmentation, training, resolved)
