@@ -54,6 +54,16 @@ def test_run_exports_a_folder_that_auto_classes_load(flags, shapes, tmp_path):
     assert not [name for name in load_file(run / "model.safetensors") if "teacher" in name or "tower" in name]
 
 
+def test_what_is_found_is_said(flags, shapes, tmp_path, caplog, capfd):
+    rows = [line for name in ("train", "validation") for line in (shapes / f"{name}.csv").read_text().splitlines()]
+    (shapes / "both.csv").write_text("\n".join(rows) + "\n")
+    with caplog.at_level("INFO"):
+        stage1.main(flags(train_data=shapes / "both.csv", max_steps=1, warmup_steps=0, disable_tqdm=True))
+    assert f"{len(rows)} training videos, 6 held out." in caplog.text
+    assert "6 of 6 validation videos are training videos" in caplog.text
+    assert "pre-training" not in capfd.readouterr().err
+
+
 def test_null_rows_and_empty_bytes_of_parquet_are_counted_skips(flags, shapes, tmp_path, caplog):
     """A run on a table whose rows partly hold no video ends with all its steps, and says how many rows it left out."""
     good = [{"bytes": path.read_bytes(), "path": None} for path in sorted((shapes / "videos" / "train").iterdir())[:8]]

@@ -1,6 +1,7 @@
 """Whole stage-2 runs on rendered videos and images: export, mixing, resume, distribution, and what goes wrong."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -270,6 +271,31 @@ def test_unreadable_videos_are_counted_and_named(flags, shapes, tmp_path, caplog
         flags(train_corpora=[tmp_path / "train.json"], data_roots=[shapes], max_steps=12, max_skipped_ratio=0.5)
     )
     assert state.skipped_videos >= 1 and "broken.mp4" in caplog.text
+
+
+def test_an_unreadable_held_out_video_leaves_the_final_model(flags, shapes, images, tmp_path, caplog):
+    """It is written before it is tested; what was found is said for each corpus."""
+    rows = json.loads((shapes / "train_captions.json").read_text())[:6]
+    for row in rows:
+        row["video"] = str(shapes / row["video"])
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    rows[0]["video"] = str(tmp_path / "broken.mp4")
+    (tmp_path / "held_out.json").write_text(json.dumps(rows))
+    changes = with_images(shapes, images) | {"validation_data": tmp_path / "held_out.json", "max_steps": 2}
+    with (
+        caplog.at_level("INFO"),
+        pytest.raises(
+            ValueError, match=rf"^{tmp_path}/run holds the trained model, but testing it failed: .*broken.mp4"
+        ),
+    ):
+        stage2.main(flags(**changes))
+    assert_complete(tmp_path / "run", UMTVideoTextForPreTraining)
+    assert re.search(
+        rf"{shapes}/train_captions.json: 24 videos with captions; .*: \d+ images with captions; "
+        r"validation: 6 videos with 6 captions\.",
+        caplog.text,
+    )
+    assert "5 of 6 validation videos are training videos" in caplog.text
 
 
 def test_mistakes_are_named(flags, shapes):

@@ -18,6 +18,8 @@ TRACEBACK_FLAG = "--traceback"
 MISTAKE_CODE = 2
 # A process that fails like the main one is stopped by the launcher before it speaks; one that fails alone is heard.
 SECONDS_TO_BE_STOPPED = 10.0
+# Where launchers say it: torchrun and Accelerate, and MPI in its variants; the order is Accelerate's.
+RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 # Errors of other libraries that mean: this input does not fit.
 MISTAKES = (ValueError, OSError, ImportError, StrictDataclassError)
 
@@ -87,7 +89,7 @@ def _build_handler(main_process: int) -> Callable[[int, FrameType | None], Any]:
 
 def read_rank() -> int:
     """Number of this process among all of the run, before anything of PyTorch is set up."""
-    return int(os.environ.get("RANK", "0"))
+    return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), 0)
 
 
 def _end(message: str, code: int) -> None:

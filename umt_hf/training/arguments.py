@@ -14,6 +14,7 @@ from ..runs.arguments import (
     FrameCountArguments,
     ModelSourceArguments,
     PrecisionArguments,
+    ProgressArguments,
     ProjectionArguments,
     ReadingArguments,
     RepeatArguments,
@@ -187,7 +188,7 @@ class PretrainingAugmentationArguments(FlipArguments, RepeatArguments):
 
 @dataclass(kw_only=True)
 @set_defaults(min_learning_rate=1e-5, warmup_start_learning_rate=0.0, scale_learning_rate=True, warmup_epochs=40)
-class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments, DivergenceArguments):
+class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments, DivergenceArguments, ProgressArguments):
     """Optimisation, logging and saving; names follow Transformers' `TrainingArguments`."""
 
     output_dir: str = describe("outputs/stage1", "Folder of the run: final model, checkpoints, log.")

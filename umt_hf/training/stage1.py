@@ -18,12 +18,15 @@ from torch import nn
 from ..data.loaders import build_loader
 from ..data.sources import load_videos
 from ..data.splits import select_data
+from ..evaluation.found import list_names, list_shared
+from ..inference.held_out import build_bar
 from ..inference.loading import load_complete_model
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
 from ..processing.train_transforms import PretrainingTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.config import dump_config, flatten_config, script
+from ..runs.mistakes import read_rank
 from ..teachers.clip import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
 from .arguments import (
@@ -125,7 +128,9 @@ class Stage1:
         requests = [ClipRequest(row, (row,)) for row in rows]
         plan = [requests[i : i + size] for i in range(0, len(requests), size)]
         batches = self._load(self.eval_table, plan, self.eval_transform, accelerator, is_training=False)
-        return compute_held_out_losses(self, batches, accelerator)
+        bar = build_bar(len(plan), "batch", accelerator, not self.training.disable_tqdm, batches)
+        with bar:
+            return compute_held_out_losses(self, bar, accelerator)
 
     def monitor(self) -> dict[str, float]:
         """Nothing but the losses changes."""
@@ -244,6 +249,15 @@ def count_rows(table: Dataset | IterableDataset | None) -> str:
     return f"{len(table):,}" if isinstance(table, Dataset) else "none" if table is None else "a stream of"
 
 
+def say_found_videos(tables: tuple[Dataset | IterableDataset, Dataset | None]) -> None:
+    """Say how many videos there are, and whether some of them are in both tables; in the main process."""
+    training, held_out = tables
+    logger.info("%s training videos, %s held out.", *map(count_rows, tables))
+    if read_rank() == 0 and isinstance(training, Dataset) and held_out is not None:
+        for doubt in list_shared(list_names(training), {"validation": list_names(held_out)}):
+            logger.warning(doubt)
+
+
 @script(SECTIONS)
 def main(
     model_args: ModelArguments,
@@ -258,7 +272,7 @@ def main(
     resolved = dict(zip(SECTIONS, parsed, strict=True))
     tables = load_tables(data)
     accelerator = build_accelerator(training)
-    logger.info("%s training videos, %s held out.", *map(count_rows, tables))
+    say_found_videos(tables)
     teacher = load_teacher(teacher_args, model_args.attn_implementation, accelerator)
     student = build_student(model_args, teacher_args, mask_args, teacher)
     if tables[1] is not None and len(tables[1]) < accelerator.num_processes:

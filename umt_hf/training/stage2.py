@@ -6,6 +6,7 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
 from ..data.loaders import build_loader
 from ..data.splits import require_split, select_data
+from ..evaluation.found import count_texts, join_roles, list_names, list_shared, name_media
 from ..evaluation.retrieval import evaluate_retrieval
 from ..inference.loading import load_complete_model
 from ..inference.starts import require_other_model, require_start, require_tokenizer
@@ -195,6 +197,7 @@ class Stage2:
             top_k=self.data.rerank_top_k or 1,
             rerank=self.data.rerank_top_k > 0,
             num_workers=self.data.dataloader_num_workers,
+            show_progress=not self.training.disable_tqdm,
         )
         return {f"eval_{name}": value for name, value in metrics.items()}
 
@@ -297,6 +300,23 @@ def require_towers(model: VideoTextModelArguments) -> None:
         )
 
 
+def say_found_corpora(data: CorpusArguments, corpora: list[Corpus], held_out: RetrievalSet | None) -> None:
+    """Say what each corpus holds, how it is batched, and what is held out; warn of what is in both."""
+    rows = Counter(number for corpus in corpora for number in corpus.table["corpus"])
+    found = {
+        source: f"{rows[number]:,} {data.get_corpus('media_types', number)}s with captions"
+        for number, source in enumerate(data.train_corpora)
+    }
+    if held_out is not None:
+        found["validation"] = count_texts(len(held_out.videos), len(held_out.texts))
+    logger.info(join_roles(found))
+    for corpus in corpora:
+        logger.info("%d rows of %ss, %d per batch", len(corpus.table), corpus.media_type, corpus.batch_size)
+    videos = [name for corpus in corpora if corpus.media_type == "video" for name in list_names(corpus.table)]
+    for doubt in list_shared(videos, {"validation": name_media(held_out.videos)} if held_out is not None else {}):
+        logger.warning(doubt)
+
+
 @script(SECTIONS)
 def main(
     model_args: VideoTextModelArguments,
@@ -339,8 +359,8 @@ def main(
     processor = UMTVideoTextProcessor(video_processor, tokenizer)
 
     per_epoch = sum(count_batches(corpus.table, corpus.batch_size, accelerator.num_processes) for corpus in corpora)
-    for corpus in corpora:
-        logger.info("%d rows of %ss, %d per batch", len(corpus.table), corpus.media_type, corpus.batch_size)
+    if accelerator.is_main_process:
+        say_found_corpora(data, corpora, held_out)
     schedule = build_schedule(training, per_epoch, accelerator.num_processes)
     resolved = dict(zip(SECTIONS, parsed, strict=True))
     stage = Stage2(model, teacher, processor, corpora, held_out, data, augmentation, training, resolved)

@@ -23,6 +23,7 @@ from ..data.unreadable import UnreadableVideos
 from ..runs.config import flatten_recipe
 from ..runs.disk import write_text
 from ..runs.folder import COUNTERS_FILE, METRICS_FILE, RECIPE_FILE, STATE_FOLDER, MetricLog
+from ..runs.mistakes import UserError
 from .arguments import PretrainingArguments
 from .background_push import build_hub_push
 from .checkpointing import (
@@ -300,7 +301,7 @@ def train(
         keeper.finish_step(learning_rate)
         if state.step >= schedule.total_steps:
             break
-    keeper.finish_run()
+    keeper.finish_run(is_tested=not is_over)
     return state
 
 
@@ -348,7 +349,7 @@ class RunKeeper:
         self.bar = tqdm(
             total=total_steps,
             initial=state.step,
-            disable=not accelerator.is_local_main_process,
+            disable=args.disable_tqdm or not accelerator.is_local_main_process,
             desc="pre-training",
             dynamic_ncols=True,
         )
@@ -359,7 +360,7 @@ class RunKeeper:
         self.clock.clips += num_clips * self.accelerator.num_processes
 
     def finish_step(self, learning_rate: float) -> None:
-        """Log, save and test after an optimizer step, where it is due; all three are due after the last one."""
+        """Log, save and test after an optimizer step, where it is due; `finish_run` tests after the last one."""
         step, args = self.state.step, self.args
         is_last = step >= self.total_steps
         self.bar.update()
@@ -369,20 +370,35 @@ class RunKeeper:
             self.bar.set_postfix_str(_describe(values, self.state))
         if step % args.save_steps == 0 or is_last:
             self._save()  # before anything else can fail
-        is_tested = is_last or (args.eval_steps > 0 and step % args.eval_steps == 0)
-        if is_tested and (values := _evaluate(self.stage, self.accelerator, args.seed)):
-            self._record(values)
-            self.bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        if not is_last and args.eval_steps > 0 and step % args.eval_steps == 0:
+            self._test()
 
-    def finish_run(self) -> None:
-        """Export the final model, and wait for what still goes up."""
-        self.bar.close()
+    def finish_run(self, is_tested: bool) -> None:
+        """Export the final model, test it, and wait for what still goes up.
+
+        Args:
+            is_tested: Whether it is tested: a finished run that is started again has been.
+        """
         refuse_nonfinite_weights(self.stage.model, self.accelerator, "The trained model")
+        # Before it is tested: a held-out video that cannot be read is not to cost the training.
         self.stage.export(self.accelerator, self.output_dir)
         self.accelerator.wait_for_everyone()
+        if is_tested:
+            try:
+                self._test()
+            except (ValueError, UserError) as error:
+                raise ValueError(
+                    f"{self.output_dir} holds the trained model, but testing it failed: {error}"
+                ) from error
+        self.bar.close()
         self.accelerator.end_training()
         if self.hub is not None:
             self.hub.finish()
+
+    def _test(self) -> None:
+        if values := _evaluate(self.stage, self.accelerator, self.args.seed):
+            self._record(values)
+            self.bar.write(f"step {self.state.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
 
     def _record(self, values: dict[str, float]) -> None:
         self.accelerator.log(values, step=self.state.step)
@@ -428,7 +444,7 @@ def compute_held_out_losses(
         accelerator: Sums over processes.
 
     Raises:
-        RuntimeError: If no video could be read.
+        UserError: If no video could be read.
     """
     meter = MetricMeter(accelerator)
     for batch in batches:
@@ -438,7 +454,7 @@ def compute_held_out_losses(
             # By clips, since last batches are smaller.
             meter.update(_with_total(stage.forward_step(batch)), len(batch["pixel_values"]))
     if not meter.sums:
-        raise RuntimeError("None of the held-out videos could be read; the log above names them.")
+        raise UserError("None of the held-out videos could be read; the log above names them.")
     return {f"eval_{name}": value for name, value in meter.flush().items()}
 
 
