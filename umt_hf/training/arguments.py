@@ -214,6 +214,9 @@ class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments, Divergen
     save_steps: int = describe(1000, "Steps between checkpoints.")
     save_total_limit: int | None = describe(None, "Largest number of checkpoints kept; default: all.")
     resume_from_checkpoint: str | None = describe(None, "Checkpoint folder, or `auto` for the run's newest, if any.")
+    allow_schedule_change: bool = describe(
+        False, "Resume although the run has another number of steps than the one that wrote the checkpoint."
+    )
     report_to: str = describe("tensorboard", "Tracker of Accelerate: tensorboard, wandb, ..., or none.")
     push_to_hub: bool = describe(False, "Upload the run to the Hub, in the background.")
     hub_model_id: str | None = describe(None, "Repository; default: the name of output_dir, in your account.")
