@@ -107,13 +107,13 @@ class Stage1:
         shape = StepShape(
             accelerator.num_processes, accelerator.process_index, self.training.gradient_accumulation_steps
         )
-        place = (*self.batch_sizes, self.training.seed, shape, position)
+        size, seed = self.training.per_device_train_batch_size, self.training.seed
         if isinstance(self.train_table, IterableDataset):
             table = None
-            plan = plan_streamed_batches(self.train_table, *place, self.data.shuffle_buffer_size)
+            plan = plan_streamed_batches(self.train_table, size, seed, shape, position, self.data.shuffle_buffer_size)
         else:
             table = self.train_table
-            plan = plan_batches(table, *place)
+            plan = plan_batches(table, size, seed, shape, position)
         tracked = TrackedPlan(plan)
         return tracked.track(self._load(table, tracked, self.train_transform, accelerator, is_training=True))
 
