@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
 
 from tests.e2e.runs import PRETRAINING, assert_complete, assert_same_weights, read_losses, to_flags
+from tests.e2e.sharded import run_sharded
 from tests.processes import run_and_kill, run_ranks
 from umt_hf import (
     UMTVideoConfig,
@@ -264,6 +265,29 @@ def test_a_run_goes_on_with_the_same_clips_in_another_shape(flags, shapes, image
     )
     assert first == pytest.approx(other, abs=1e-5)
     assert [line["step"] for line in part if "loss" in line] == list(range(1, 9))
+
+
+def test_weights_divided_by_fsdp2_equal_ddp(flags, shapes, images, text_tower, tmp_path):
+    """Losses, retrieval among an odd number of held-out videos, export, and resuming from the divided checkpoint."""
+    captions = json.loads((shapes / "test_captions.json").read_text())
+    rows = [row | {"video": str(shapes / row["video"])} for row in captions[:5]]
+    (tmp_path / "held_out.json").write_text(json.dumps(rows))
+    common = {**with_images(shapes, images), "batch_sizes": [2, 2], "max_steps": 4, "save_steps": 2, "eval_steps": 2}
+    common |= {"validation_data": tmp_path / "held_out.json"}
+    common |= {"text_name_or_path": save_without_dropout(text_tower, tmp_path / "no_dropout")}
+    run_ranks(stage2.main, flags(output_dir=tmp_path / "ddp", **common))
+    run_sharded(stage2.main, flags(output_dir=tmp_path / "fsdp", **common))
+    lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("ddp", "fsdp")]
+    for one, other in zip(*lines, strict=True):
+        names = [name for name in one if "loss" in name or name.startswith("eval_")]
+        assert names and [one[name] for name in names] == pytest.approx([other[name] for name in names], abs=1e-5)
+    assert_complete(tmp_path / "fsdp", UMTVideoTextForPreTraining)
+    assert_same_weights(tmp_path / "ddp", tmp_path / "fsdp", atol=1e-5, rtol=1e-4)
+    shutil.copytree(tmp_path / "fsdp", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoint-4")
+    run_sharded(stage2.main, flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common))
+    assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "fsdp")
+    assert_same_weights(tmp_path / "fsdp", tmp_path / "resumed")
 
 
 def test_continues_from_a_stage_2_folder(flags, tmp_path):

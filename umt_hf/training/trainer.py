@@ -36,6 +36,7 @@ from .checkpointing import (
 from .metric_meter import MetricMeter
 from .optimization import Schedule, build_parameter_groups, keep_group_settings, scale_learning_rate
 from .order import Position, RunShape
+from .sharding import gathered_weights
 
 logger = logging.getLogger(__name__)
 
@@ -442,7 +443,8 @@ def _evaluate(stage: Stage, accelerator: Accelerator, seed: int) -> dict[str, fl
     # differ from that of a run that never stopped.
     devices = [accelerator.device] if accelerator.device.type != "cpu" else []
     stage.model.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=devices, device_type=accelerator.device.type):
+    forked = torch.random.fork_rng(devices=devices, device_type=accelerator.device.type)
+    with torch.no_grad(), gathered_weights(stage.model, accelerator), forked:
         torch.manual_seed(seed)
         values = stage.evaluate(accelerator)
     stage.model.train()
