@@ -289,13 +289,15 @@ def take_own_names(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dic
         RuntimeError: If they are not the model's weights, each once.
     """
     renamed = {name.replace(COMPILED_PART, ""): tensor for name, tensor in state_dict.items()}
-    own = {name.replace(COMPILED_PART, "") for name in model.state_dict()}
-    if renamed.keys() != own or len(renamed) != len(state_dict):
+    own = {name.replace(COMPILED_PART, ""): weight for name, weight in model.state_dict(keep_vars=True).items()}
+    if renamed.keys() != own.keys() or len(renamed) != len(state_dict):
         raise RuntimeError(
             f"The weights to be saved are not those of the {type(model).__name__}, first: "
-            f"{', '.join(sorted(renamed.keys() ^ own)[:5])}. Nothing was written; report this as a bug."
+            f"{', '.join(sorted(renamed.keys() ^ own.keys())[:5])}. Nothing was written; report this as a bug."
         )
-    return renamed
+    # Of weights that are tied, sharded training collects a copy for each name.
+    first = {id(weight): name for name, weight in reversed(own.items())}
+    return {name: renamed[first[id(weight)]] for name, weight in own.items()}
 
 
 def require_own_weights(folder: Path, model: PreTrainedModel | nn.Module) -> None:
