@@ -4,13 +4,17 @@ import functools
 import json
 import logging
 import os
+import re
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.mistakes import run_script
 from tests.e2e.runs import assert_same_weights, read_losses
-from tests.processes import run_ranks
+from tests.processes import build_environment, find_free_port, read_output, run_ranks, start_process
 from umt_hf.runs.folder import read_metrics
 from umt_hf.training import checkpointing, stage1
 from umt_hf.training.checkpointing import list_checkpoints, read_step
@@ -146,3 +150,86 @@ def test_two_machines_without_a_shared_disk_do_not_train_different_models(flags,
         run_on_its_own_disk, [*common, "--resume_from_checkpoint", "auto"], str(tmp_path), exit_code=1, timeout=60
     )
     assert "run/checkpoint-2: process 1 on " in said.stderr and "a disk that all machines share" in said.stderr
+
+
+def start_ranks(arguments: list[str], folder: Path, num_processes: int) -> tuple[list, list[Path]]:
+    port = find_free_port()
+    outputs = [folder / f"output_{rank}" for rank in range(num_processes)]
+    return [
+        start_process(
+            run_script,
+            "training.stage1",
+            arguments,
+            environment=build_environment(rank, num_processes, port),
+            output=output,
+        )
+        for rank, output in enumerate(outputs)
+    ], outputs
+
+
+def wait_until(is_time, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_time():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def has_steps(run: Path, count: int) -> bool:
+    return (run / "metrics.jsonl").exists() and len(read_losses(run)) >= count
+
+
+@pytest.mark.parametrize(
+    ("number", "changes", "code", "num_processes"),
+    [
+        (signal.SIGTERM, {}, 143, 1),
+        (signal.SIGUSR1, {"preemption_signal": "SIGUSR1", "preemption_exit_code": 75}, 75, 1),
+        (signal.SIGTERM, {"dataloader_num_workers": 1}, 143, 2),
+    ],
+    ids=["sigterm", "named signal", "in one of two processes"],
+)
+def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(flags, tmp_path, number, changes, code, num_processes):
+    common = {"max_steps": 40, "validation_data": None, "per_device_train_batch_size": 4}
+    arguments = flags(**common, **changes)
+    processes, outputs = start_ranks(arguments, tmp_path, num_processes)
+    wait_until(lambda: has_steps(tmp_path / "run", 2))
+    os.kill(processes[-1].pid, number)
+    for process in processes:
+        process.join(60)
+    said = read_output(outputs[0]).stderr
+    assert [process.exitcode for process in processes] == [code] * num_processes, said[-2000:]
+    (checkpoint,) = list_checkpoints(tmp_path / "run")
+    assert said.strip().splitlines()[-1] == (
+        f"Terminated. The newest checkpoint is {checkpoint}; the same command with --resume_from_checkpoint auto goes "
+        "on from it."
+    )
+    assert 2 <= read_step(checkpoint) < 40
+    assert json.loads((checkpoint / "training_state" / "counters.json").read_text())["step"] == read_step(checkpoint)
+    if num_processes == 1:
+        stage1.main(flags(output_dir=tmp_path / "whole", **common))
+        stage1.main(flags(**common, resume_from_checkpoint="auto"))
+        assert read_losses(tmp_path / "run") == read_losses(tmp_path / "whole")
+
+
+def test_a_process_that_stops_ends_the_run_with_the_step_in_the_last_line(flags, tmp_path):
+    arguments = flags(max_steps=1000, validation_data=None, ddp_timeout_seconds=5)
+    processes, outputs = start_ranks(arguments, tmp_path, 2)
+    wait_until(lambda: has_steps(tmp_path / "run", 2))
+    os.kill(processes[1].pid, signal.SIGSTOP)
+    try:
+        processes[0].join(40)
+        said = read_output(outputs[0]).stderr.strip().splitlines()
+        assert processes[0].exitcode == 2, said[-5:]
+        assert re.match(r"Error: Process 0 waited in vain for another one at step \d+: ", said[-1])
+        assert "--resume_from_checkpoint auto" in said[-1] and not any("Traceback" in line for line in said)
+    finally:
+        processes[1].kill()
+        processes[1].join()
+
+
+def test_a_process_that_is_killed_ends_the_other(flags, tmp_path):
+    processes, outputs = start_ranks(flags(max_steps=1000, validation_data=None), tmp_path, 2)
+    wait_until(lambda: has_steps(tmp_path / "run", 2))
+    processes[1].kill()
+    processes[0].join(30)
+    last = read_output(outputs[0]).stderr.strip().splitlines()[-1]
+    assert processes[0].exitcode == 2 and last.startswith("Error: Process 0 waited in vain"), last

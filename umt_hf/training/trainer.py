@@ -10,12 +10,19 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    gather_object,
+    set_seed,
+)
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -33,6 +40,7 @@ from .checkpointing import (
     save_checkpoint,
     set_aside_later,
 )
+from .interruption import Preemption, named_silence
 from .metric_meter import MetricMeter
 from .optimization import Schedule, build_parameter_groups, keep_group_settings, scale_learning_rate
 from .order import Position, RunShape
@@ -53,7 +61,7 @@ FREE_TO_CHANGE = {
     "allow_schedule_change",
 }
 SHAPE_SETTINGS = {"per_device_train_batch_size", "gradient_accumulation_steps", "batch_sizes"}  # see `RunShape`
-FREE_BEGINNINGS = ("dataloader_num", "dataloader_pin", "dataloader_pre", "log", "save_", "hub_", "ddp_")
+FREE_BEGINNINGS = ("dataloader_num", "dataloader_pin", "dataloader_pre", "log", "save_", "hub_", "ddp_", "preemption_")
 
 
 class Stage(Protocol):
@@ -208,7 +216,10 @@ def build_accelerator(args: PretrainingArguments, find_unused_parameters: bool =
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
         ),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout_seconds)),
+        ],
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
         step_scheduler_with_optimizer=False,
@@ -288,6 +299,8 @@ def train(
 
     Raises:
         RuntimeError: If too many steps in a row are not finite, or too many videos unreadable.
+        Terminated: After SIGTERM, when a checkpoint was saved.
+        UserError: If another process does not answer.
         ValueError: If weights are not finite, before the first step or after the last.
         PublishingError: If the run is to be pushed and nobody is logged in; raised before the first step.
     """
@@ -313,29 +326,51 @@ def train(
     keeper = RunKeeper(stage, args, accelerator, state, schedule.total_steps, run_config or {})
     stage.model.train()
     is_over = state.step >= schedule.total_steps  # a finished run that is started again is only exported anew
-    # Inline, so that the loader's workers end with the loop, and not after the last upload.
-    for batch in keeper.clock.watch([] if is_over else stage.build_batches(accelerator, state.position)):
-        position = batch.pop("position")
-        count_videos(state, batch.pop("failures", []), batch.pop("num_videos"), max_skipped_ratio)
-        with accelerator.accumulate(stage.model):
-            # Set by hand, since a prepared scheduler would advance once per process.
-            learning_rate = schedule(state.step)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * group["lr_scale"]
-            losses = _with_total(stage.forward_step(batch))
-            accelerator.backward(losses["loss"])
-            if accelerator.sync_gradients:
-                _step_if_finite(accelerator, stage.model, optimizer, args.max_grad_norm, state, limit)
-                optimizer.zero_grad()
-        keeper.count(losses, len(batch["pixel_values"]))
-        if not accelerator.sync_gradients:
-            continue
-        state.step, state.position = state.step + 1, position
-        keeper.finish_step(learning_rate)
-        if state.step >= schedule.total_steps:
-            break
+    preemption = Preemption(accelerator, args.preemption_signal, args.preemption_exit_code)
+    with preemption, named_silence(accelerator, state):
+        # Inline, so that the loader's workers end with the loop, and not after the last upload.
+        for batch in keeper.clock.watch([] if is_over else stage.build_batches(accelerator, state.position)):
+            if not _take_batch(batch, stage, accelerator, optimizer, schedule, keeper, limit, max_skipped_ratio):
+                continue
+            if state.step >= schedule.total_steps:
+                break
+            if preemption.is_asked():
+                keeper.save()
+                preemption.end()
     keeper.finish_run()
     return state
+
+
+def _take_batch(
+    batch: dict[str, Any],
+    stage: Stage,
+    accelerator: Accelerator,
+    optimizer: Any,
+    schedule: Schedule,
+    keeper: "RunKeeper",
+    limit: int,
+    max_skipped_ratio: float,
+) -> bool:
+    """Train on a batch; `True` where it ends a step."""
+    state = keeper.state
+    position = batch.pop("position")
+    count_videos(state, batch.pop("failures", []), batch.pop("num_videos"), max_skipped_ratio)
+    with accelerator.accumulate(stage.model):
+        # Set by hand, since a prepared scheduler would advance once per process.
+        learning_rate = schedule(state.step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * group["lr_scale"]
+        losses = _with_total(stage.forward_step(batch))
+        accelerator.backward(losses["loss"])
+        if accelerator.sync_gradients:
+            _step_if_finite(accelerator, stage.model, optimizer, keeper.args.max_grad_norm, state, limit)
+            optimizer.zero_grad()
+    keeper.count(losses, len(batch["pixel_values"]))
+    if not accelerator.sync_gradients:
+        return False
+    state.step, state.position = state.step + 1, position
+    keeper.finish_step(learning_rate)
+    return True
 
 
 def build_optimizer(
@@ -375,6 +410,7 @@ class RunKeeper:
     ):
         self.stage, self.args, self.accelerator, self.state = stage, args, accelerator, state
         self.total_steps = total_steps
+        self.saved_step: int | None = None
         self.output_dir = Path(args.output_dir)
         self.meter, self.clock = MetricMeter(accelerator), StepClock()
         self.log = _start_logs(accelerator, self.output_dir, state, run_config)
@@ -402,7 +438,7 @@ class RunKeeper:
             self._record(values | self.stage.monitor() | _counts(self.accelerator, self.state))
             self.bar.set_postfix_str(_describe(values, self.state))
         if step % args.save_steps == 0 or is_last:
-            self._save()  # before anything else can fail
+            self.save()  # before anything else can fail
         is_tested = is_last or (args.eval_steps > 0 and step % args.eval_steps == 0)
         if is_tested and (values := _evaluate(self.stage, self.accelerator, args.seed)):
             self._record(values)
@@ -423,7 +459,11 @@ class RunKeeper:
         if self.log is not None:
             self.log.write(self.state.step, values)
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint, unless this step has one."""
+        if self.saved_step == self.state.step:
+            return
+        self.saved_step = self.state.step
         counters = self.state.sum_up(self.accelerator)
         checkpoint = save_checkpoint(
             self.accelerator,
