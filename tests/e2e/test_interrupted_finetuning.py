@@ -251,6 +251,18 @@ def test_an_incomplete_checkpoint_is_refused_by_name(flags, tmp_path):
     assert [path.name for path in list_checkpoints(run, STATE)] == ["checkpoint-2", "checkpoint-4"]
 
 
+def test_an_older_checkpoint_begins_a_new_line(flags, tmp_path):
+    """What the run had saved after it lies aside; neither `auto` nor the limit on checkpoints takes account of it."""
+    run = tmp_path / "run"
+    changes = {"save_strategy": "steps", "save_steps": 1}
+    classification.main(flags("classification", **changes))
+    arguments = flags("classification", **changes, save_total_limit=2, seed=5)
+    classification.main([*arguments, "--resume_from_checkpoint", str(run / "checkpoint-1")])
+    assert [path.name for path in list_checkpoints(run, STATE)] == ["checkpoint-3", "checkpoint-4"]
+    aside = sorted(path.name.split(".superseded-")[0] for path in run.glob("*.superseded-*"))
+    assert aside == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
+
+
 def test_the_best_checkpoint_outlives_rotation(flags, tmp_path):
     """Its path in the state is the one that it has at the end, and it is what is tested and saved."""
     changes = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "eval_strategy": "steps"}

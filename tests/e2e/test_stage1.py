@@ -25,7 +25,8 @@ def test_run_exports_a_folder_that_auto_classes_load(flags, shapes, tmp_path):
     state = stage1.main(flags(eval_steps=2, max_steps=4, save_steps=2, report_to="tensorboard"))
     run = tmp_path / "run"
     assert list((run / "umt_hf").rglob("events.out.tfevents*"))
-    assert state.step == 4 and state.micro_step == 4 and state.videos == 16 and state.skipped_videos == 0
+    assert state.step == 4 and state.videos == 16 and state.skipped_videos == 0
+    assert state.position == {"epoch": 0, "row": 16}
     for folder in (run, run / "checkpoint-2", run / "checkpoint-4"):
         model, info = AutoModel.from_pretrained(folder, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]

@@ -58,11 +58,12 @@ from ..runs.folder import ADAPTER_FOLDER, FINAL_FOLDER, RECIPE_FILE, VERSIONS_FI
 from ..runs.mistakes import read_rank
 from ..training.background_push import HubPush, build_hub_push
 from ..training.checkpointing import (
-    find_checkpoint,
+    choose_checkpoint,
     list_checkpoints,
     refuse_nonfinite_weights,
     remove_unfinished,
     require_own_weights,
+    set_aside_later,
 )
 from ..training.clips import build_generator
 from ..training.metric_meter import MetricMeter
@@ -636,7 +637,10 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
     if is_main:
         remove_unfinished(output_dir)
     trainer.accelerator.wait_for_everyone()
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, TRAINER_STATE_NAME)
+    checkpoint = choose_checkpoint(args.resume_from_checkpoint, output_dir, TRAINER_STATE_NAME)
+    if checkpoint is not None:
+        former = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        set_aside_later(output_dir, former["global_step"], TRAINER_STATE_NAME)
     trainer.recipe = dump_changes(sections)
     if checkpoint is not None and is_main:
         _name_changes(checkpoint, trainer.recipe, sections)

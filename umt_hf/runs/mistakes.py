@@ -25,7 +25,15 @@ MISTAKES = (ValueError, OSError, ImportError, StrictDataclassError)
 
 
 class Terminated(BaseException):
-    """SIGTERM came."""
+    """SIGTERM came.
+
+    Args:
+        exit_code: What the process is to end with.
+    """
+
+    def __init__(self, exit_code: int = 128 + signal.SIGTERM):
+        super().__init__(exit_code)
+        self.exit_code = exit_code
 
 
 class UserError(RuntimeError):
@@ -47,10 +55,10 @@ def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]
         yield
     except KeyboardInterrupt:
         _end(f"Interrupted. {describe_interruption()}", 128 + signal.SIGINT)
-    except Terminated:
+    except Terminated as error:
         if read_rank() > 0:  # most often because the main process has failed, and has said so
-            os._exit(128 + signal.SIGTERM)
-        _end(f"Terminated. {describe_interruption()}", 128 + signal.SIGTERM)
+            os._exit(error.exit_code)
+        _end(f"Terminated. {describe_interruption()}", error.exit_code)
     except (*MISTAKES, UserError) as error:
         _end(f"Error: {summarize(error)}", MISTAKE_CODE)
 

@@ -42,11 +42,9 @@ from .clips import (
     ClipCollator,
     ClipDataset,
     ClipRequest,
-    count_batches,
     finish_batch,
-    plan_batches,
-    plan_streamed_batches,
 )
+from .order import Position, StepShape, TrackedPlan, count_steps, plan_batches, plan_streamed_batches
 from .trainer import TrainState, build_accelerator, build_schedule, compute_held_out_losses, train
 
 logger = get_logger(__name__)
@@ -100,23 +98,27 @@ class Stage1:
         self.data, self.augmentation = data, augmentation
         self.training, self.resolved = training, resolved
         self.train_table, self.eval_table = tables
+        self.batch_sizes = [training.per_device_train_batch_size]
         size = self.config.image_size
         self.train_transform = PretrainingTransform(
             size, augmentation.crop_scales, augmentation.horizontal_flip_probability
         )
         self.eval_transform = PretrainingTransform(size)
 
-    def build_batches(self, accelerator: Accelerator, start: int) -> Iterator[dict[str, Any]]:
-        """Endless training batches of this process, from micro-batch `start` on."""
-        place = (accelerator.process_index, accelerator.num_processes, start)
+    def build_batches(self, accelerator: Accelerator, position: Position | None) -> Iterator[dict[str, Any]]:
+        """Endless training batches of this process from a position on, each with the `position` after its step."""
+        shape = StepShape(
+            accelerator.num_processes, accelerator.process_index, self.training.gradient_accumulation_steps
+        )
         size, seed = self.training.per_device_train_batch_size, self.training.seed
         if isinstance(self.train_table, IterableDataset):
             table = None
-            plan = plan_streamed_batches(self.train_table, size, seed, *place, self.data.shuffle_buffer_size)
+            plan = plan_streamed_batches(self.train_table, size, seed, shape, position, self.data.shuffle_buffer_size)
         else:
             table = self.train_table
-            plan = plan_batches(table, size, seed, *place)
-        return self._load(table, plan, self.train_transform, accelerator, is_training=True)
+            plan = plan_batches(table, size, seed, shape, position)
+        tracked = TrackedPlan(plan)
+        return tracked.track(self._load(table, tracked, self.train_transform, accelerator, is_training=True))
 
     def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
         """Loss on the held-out clips: middle frames, centre crop, masks fixed by row."""
@@ -281,7 +283,8 @@ def main(
     stage = Stage1(student, teacher, data, augmentation, training, tables, resolved)
     per_epoch = None
     if isinstance(tables[0], Dataset):
-        per_epoch = count_batches(tables[0], training.per_device_train_batch_size, accelerator.num_processes)
+        shape = StepShape(accelerator.num_processes, accumulation_steps=training.gradient_accumulation_steps)
+        per_epoch = count_steps(tables[0], training.per_device_train_batch_size, shape)
     schedule = build_schedule(training, per_epoch, accelerator.num_processes, augmentation.repeated_augmentation)
     logger.info(
         "Attention: student %s, precision %s", student.config._attn_implementation, accelerator.mixed_precision

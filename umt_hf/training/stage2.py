@@ -45,8 +45,9 @@ from .arguments import (
     VideoTextModelArguments,
 )
 from .checkpointing import export_run
-from .clips import count_batches, finish_batch
-from .pairs import MediaType, MixedCorpora, PairCollator, PairDataset, plan_mixed_batches
+from .clips import finish_batch
+from .order import Position, StepShape, TrackedPlan, count_steps, plan_mixed_batches
+from .pairs import MediaType, MixedCorpora, PairCollator, PairDataset
 from .trainer import TrainState, build_accelerator, build_schedule, train
 
 logger = get_logger(__name__)
@@ -108,11 +109,15 @@ class Stage2:
         self.teacher, self.processor = teacher, processor
         self.config: UMTVideoTextConfig = model.config
         self.corpora, self.held_out = corpora, held_out
+        self.batch_sizes = [corpus.batch_size for corpus in corpora]
         self.data, self.augmentation = data, augmentation
         self.training, self.resolved = training, resolved
 
-    def build_batches(self, accelerator: Accelerator, start: int) -> Iterator[dict[str, Any]]:
-        """Endless training batches of this process, each of one kind of media, from micro-batch `start` on."""
+    def build_batches(self, accelerator: Accelerator, position: Position | None) -> Iterator[dict[str, Any]]:
+        """Endless training batches of this process from a position on, each with the `position` after its step.
+
+        A step has one kind of media.
+        """
         config = self.config.vision_config
         transform = ResizedCropTransform(
             config.image_size,
@@ -133,21 +138,20 @@ class Stage2:
         ]
         plan = plan_mixed_batches(
             [corpus.table for corpus in self.corpora],
-            [corpus.batch_size for corpus in self.corpora],
+            self.batch_sizes,
             self.training.seed,
-            accelerator.process_index,
-            accelerator.num_processes,
-            start,
+            StepShape(accelerator.num_processes, accelerator.process_index, self.training.gradient_accumulation_steps),
+            position,
         )
+        tracked = TrackedPlan(plan)
         loader = build_loader(
             MixedCorpora(parts),
-            plan,
+            tracked,
             self.data.dataloader_num_workers,
             collate_fn=PairCollator(transform, accelerator.device.type == "cpu", self.processor),
             pin_memory=accelerator.device.type == "cuda",
         )
-        for batch in loader:
-            yield finish_batch(batch, transform, accelerator.device)
+        return tracked.track(finish_batch(batch, transform, accelerator.device) for batch in loader)
 
     def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The four losses, each named by the kind of media, which the log keeps apart."""
@@ -358,7 +362,8 @@ def main(
     video_processor = UMTVideoProcessor.from_model_config(model.config, decoder=data.decoder)
     processor = UMTVideoTextProcessor(video_processor, tokenizer)
 
-    per_epoch = sum(count_batches(corpus.table, corpus.batch_size, accelerator.num_processes) for corpus in corpora)
+    shape = StepShape(accelerator.num_processes, accumulation_steps=training.gradient_accumulation_steps)
+    per_epoch = sum(count_steps(corpus.table, corpus.batch_size, shape) for corpus in corpora)
     if accelerator.is_main_process:
         say_found_corpora(data, corpora, held_out)
     schedule = build_schedule(training, per_epoch, accelerator.num_processes)
