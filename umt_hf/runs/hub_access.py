@@ -82,17 +82,8 @@ def find_on_hub(
         problem = _ask(hf_hub_url(repo_id, file, subfolder=subfolder, revision=revision), token)
     except HFValidationError as error:
         raise FileNotFoundError(f"{repo_id} is neither a folder here nor a name of the Hub: {error}") from error
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"{beginning}: the repository has no revision {revision!r}.") from error
-    except GatedRepoError as error:
-        raise FileNotFoundError(
-            f"{beginning}: its owner must admit you. Ask on {constants.ENDPOINT}/{repo_id}, then run `hf auth login`."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{beginning}: {constants.ENDPOINT} has no such repository, or it is private. Check the name, or run `hf "
-            "auth login`."
-        ) from error
+    except (RevisionNotFoundError, RepositoryNotFoundError) as error:
+        raise FileNotFoundError(f"{beginning}: {_explain(error, repo_id, revision)}") from error
     answer = repo_id
     if problem is not None:
         if cached is None:
@@ -104,6 +95,15 @@ def find_on_hub(
         answer = str(cached)
     _answers[key] = (time.monotonic(), answer)
     return answer
+
+
+def _explain(error: HfHubHTTPError, repo_id: str, revision: str | None) -> str:
+    """What the Hub's refusal means, and what to do."""
+    if isinstance(error, RevisionNotFoundError):
+        return f"the repository has no revision {revision!r}."
+    if isinstance(error, GatedRepoError):
+        return f"its owner must admit you. Ask on {constants.ENDPOINT}/{repo_id}, then run `hf auth login`."
+    return f"{constants.ENDPOINT} has no such repository, or it is private. Check the name, or run `hf auth login`."
 
 
 def _find_cached(repo_id: str, file: str, subfolder: str | None, options: dict[str, Any]) -> Path | None:
