@@ -2,8 +2,8 @@
 
 import importlib.metadata
 import json
+import logging
 import sys
-import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,6 +29,12 @@ Task = Literal[
 
 Videos = Annotated[
     list[str], typer.Argument(help="Video files, folders and URLs; - reads a list from standard input.")
+]
+
+
+NumWorkers = Annotated[
+    int | None,
+    typer.Option(help="Processes that read ahead; default: as the machine has cores, 1 to 4; 0: none.", min=0),
 ]
 
 
@@ -62,19 +68,15 @@ def main(
 @contextmanager
 def report_mistakes() -> Generator[None]:
     """Turn errors that a user can fix into one message and exit code 2; leave the libraries' remarks out."""
-    from transformers.utils import logging
+    from ..runs.mistakes import read_rank
+    from ..runs.noise import quiet_libraries
 
-    # Transformers reports what it loads; here the command speaks.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+        # Transformers reports what it loads; here the command speaks.
+        with quiet_libraries(read_rank(), logging.ERROR):
             yield
     except (ImportError, OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 @contextmanager
@@ -277,6 +279,7 @@ def demo(
     from ..demo.settings import TOUR_FOLDER, DemoSettings
     from ..demo.space import push_space
     from ..hub_cards.publishing import PublishingError
+    from ..runs.noise import quiet_libraries
 
     try:
         settings = DemoSettings(
@@ -296,7 +299,8 @@ def demo(
             settings = found
         from ..demo.app import launch_demo  # says so where Gradio is missing
 
-        launch_demo(settings, host, port, share)
+        with quiet_libraries(verbosity=logging.ERROR):
+            launch_demo(settings, host, port, share)
     except PublishingError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error
@@ -313,7 +317,7 @@ def embed(
         int | None, typer.Option(help="Frames read of each video; default: the processor's.", min=1)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Videos encoded at a time.", min=1)] = 8,
-    num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0: this one reads.", min=0)] = 2,
+    num_workers: NumWorkers = None,
     shard_size: Annotated[
         int, typer.Option(help="Videos written at a time; a killed run loses fewer than that.", min=1)
     ] = 256,
@@ -325,12 +329,8 @@ def embed(
 
     Example: `umt-hf embed my_videos/ --model outputs/video_text --out index`
     """
-    import datasets
-
     from ..inference.search import embed_videos
 
-    # Its bars would stand between those of this command.
-    datasets.disable_progress_bars()
     with report_mistakes():
         report = embed_videos(read_sources(videos), model, out, num_frames, batch_size, num_workers, shard_size)
     print_report(report, as_json)
@@ -365,11 +365,8 @@ def features(
 
     Example: `umt-hf features my_videos/ --model umt-vit-b16 --out features --fps 4`
     """
-    import datasets
-
     from ..inference.features import save_features
 
-    datasets.disable_progress_bars()
     with report_mistakes():
         report = save_features(read_sources(videos), model, out, level, window, stride, batch_size, fps, format)
     print_report(report, as_json)
@@ -409,7 +406,7 @@ def classify(
         int | None, typer.Option(help="Crops per clip, averaged; default: the processor's.", min=1)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Views classified at a time.", min=1)] = 8,
-    num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0: this one reads.", min=0)] = 2,
+    num_workers: NumWorkers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the classes as JSON.")] = False,
 ) -> None:
     """Print the likeliest classes of videos.

@@ -179,7 +179,7 @@ def classify_videos(
     batch_size: int,
     num_clips: int = 1,
     num_crops: int = 1,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     max_skipped_ratio: float = 0.05,
 ) -> ClassifiedVideos | TaggedVideos:
     """Score every video once, whatever the number of processes; a video is known by its row, not by its name.

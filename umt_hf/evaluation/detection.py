@@ -186,7 +186,7 @@ def detect_actions(
     accelerator: Accelerator,
     *,
     batch_size: int,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     max_skipped_ratio: float = 0.05,
 ) -> DetectedActions:
     """Score every box once, whatever the number of processes.

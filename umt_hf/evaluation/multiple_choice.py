@@ -42,7 +42,7 @@ def score_choices(
     accelerator: Accelerator,
     *,
     batch_size: int = 16,
-    num_workers: int = 4,
+    num_workers: int | None = None,
 ) -> list[list[float]]:
     """Score the options of every row; called in all processes, each gets all scores.
 
@@ -52,7 +52,7 @@ def score_choices(
         choices: As `load_choices` gives them.
         accelerator: Of the run; its precision holds.
         batch_size: Rows that a process takes at a time.
-        num_workers: Processes that decode, for each process.
+        num_workers: Processes that decode, for each process; default: its share of the cores, from 1 to 4.
 
     Returns:
         For each row, one score an option: 0.7 times the matching head's probability of a match, plus 0.3 times the

@@ -72,7 +72,7 @@ def evaluate_retrieval(
     top_k: int = 128,
     rerank: bool = True,
     dual_softmax: bool = False,
-    num_workers: int = 4,
+    num_workers: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> dict[str, float]:
     """Measure how well videos and texts find each other; called in all processes, each gets the same numbers.
@@ -86,7 +86,7 @@ def evaluate_retrieval(
         top_k: Items of each query that the matching head judges; the remaining ones are ranked after these.
         rerank: Whether the matching head judges.
         dual_softmax: Whether to report as well what dual softmax gives.
-        num_workers: Processes that decode, for each process.
+        num_workers: Processes that decode, for each process; default: its share of the cores, from 1 to 4.
         cache_dir: Folder for the videos' tokens; default: the system's for temporary files.
 
     Returns:
@@ -149,7 +149,7 @@ def encode_retrieval_set(
     accelerator: Accelerator,
     *,
     batch_size: int = 32,
-    num_workers: int = 4,
+    num_workers: int | None = None,
     keep_tokens: bool = True,
     cache_dir: str | Path | None = None,
 ) -> RetrievalFeatures:
@@ -161,7 +161,7 @@ def encode_retrieval_set(
         retrieval_set: What to encode.
         accelerator: Of the run.
         batch_size: Videos or texts that a process takes at a time.
-        num_workers: Processes that decode, for each process.
+        num_workers: Processes that decode, for each process; default: its share of the cores, from 1 to 4.
         keep_tokens: Whether to keep what the matching head needs, in the precision it computes with.
         cache_dir: Folder for the videos' tokens; default: the system's for temporary files. The file vanishes with
             the features.

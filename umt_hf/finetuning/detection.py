@@ -197,7 +197,6 @@ def build_detector(args: DetectionModelArguments, names: list[str]) -> Any:
         )
         require_weights(loaded, args.model_name_or_path, FRESH_WEIGHTS)
         model = loaded.model
-        logger.info("Fresh weights: %s.", ", ".join(loaded.fresh) or "none")
     return add_adapters(model, args.mode, args.lora_rank, ["vision_model.norm", "classifier"])
 
 

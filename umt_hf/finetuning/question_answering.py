@@ -27,6 +27,7 @@ from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import AnswerArguments, AnswerLengthArguments, CropArguments
 from ..runs.config import describe, require, script
 from ..runs.models import TRAINED_BY
+from ..runs.noise import leave_out_load_report
 from .best_metric import check_best_metric
 from .trainer import (
     Evaluation,
@@ -108,7 +109,9 @@ def load_question_model(
     }  # fmt: skip
     if model_class.__name__ in (config.architectures or []):
         return load_complete_model(model_class, folder, **options)
-    return model_class.from_pretraining(folder, **options)
+    # It refuses whatever the folder lacks.
+    with leave_out_load_report():
+        return model_class.from_pretraining(folder, **options)
 
 
 def load_training_questions(data: QuestionDataArguments) -> Dataset:

@@ -37,6 +37,7 @@ from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import (
+    WORKERS_HELP,
     ClipSpanArguments,
     CropArguments,
     DivergenceArguments,
@@ -52,6 +53,7 @@ from ..runs.arguments import (
     WarmupArguments,
 )
 from ..runs.config import REQUIRED, describe, dump_changes, flatten_recipe, require, set_defaults
+from ..runs.cores import count_workers
 from ..runs.disk import fill_folder, name_unfinished, put_folder, remove_folder, write_text
 from ..runs.folder import ADAPTER_FOLDER, FINAL_FOLDER, RECIPE_FILE, VERSIONS_FILE, collect_versions
 from ..training.background_push import HubPush, build_hub_push
@@ -131,11 +133,14 @@ class FinetuningArguments(WarmupArguments, DivergenceArguments, TrainingArgument
     num_train_epochs: float = describe(10, "Passes over the data.")
     per_device_train_batch_size: int = describe(32, "Videos that a process takes at a time.")
     dataloader_drop_last: bool = describe(True, "Leave out the last batch of an epoch if it is not full.")
+    dataloader_num_workers: int | None = describe(None, WORKERS_HELP)
     remove_unused_columns: bool = describe(False, "Must stay off: batches are made of videos and texts here.")
     logging_nan_inf_filter: bool = describe(False, "Whether NaN and infinite losses are logged as finite ones.")
 
     def __post_init__(self) -> None:
         DivergenceArguments.__post_init__(self)
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = count_workers()
         # The reentrant kind finds no gradient where the layers below an adapter are frozen. The name is that of
         # Transformers from 5.24 on, or the one before.
         names = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")

@@ -83,7 +83,7 @@ def score_videos(
     batch_size: int,
     num_clips: int = 1,
     num_crops: int = 1,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     show_progress: bool = False,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Class probabilities of videos with or without known labels, the same in all processes.
@@ -243,7 +243,7 @@ class VideoClassifier:
         num_clips: int | None = None,
         num_crops: int | None = None,
         batch_size: int = 8,
-        num_workers: int = 0,
+        num_workers: int | None = 0,
         show_progress: bool = True,
     ) -> LabelReport:
         """The likeliest classes of many files; those that cannot be read are listed with their reasons.
@@ -307,5 +307,5 @@ class VideoClassifier:
         return probabilities[0].cpu().numpy()
 
 
-def _load_batches(views: VideoViews, batches: list[range], num_workers: int) -> Iterator[list]:
+def _load_batches(views: VideoViews, batches: list[range], num_workers: int | None) -> Iterator[list]:
     yield from build_loader(views, batches, num_workers, collate_fn=list)

@@ -157,7 +157,7 @@ def load_video_batches(
     batches: list[range],
     processor: UMTVideoProcessor,
     accelerator: Accelerator,
-    num_workers: int,
+    num_workers: int | None,
 ) -> Iterator[tuple[range, torch.Tensor]]:
     """Read batches of videos.
 

@@ -1,8 +1,10 @@
 """Models and processors, loaded strictly, and the fingerprint of what shapes their answers."""
 
 import hashlib
+import logging
 import math
 import os
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
@@ -17,7 +19,10 @@ from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import WEIGHTS_FILE
 from ..runs.models import MODELS_BY_NAME, ModelClass
+from ..runs.noise import leave_out_load_report
 from .starts import describe_bad_config, require_processor, require_start
+
+logger = logging.getLogger(__name__)
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 NAMED_WEIGHTS = 5
@@ -81,15 +86,31 @@ def load_with_report(
     # Wrong shapes are reported by name here; Transformers' own error for them names no weight.
     options["ignore_mismatched_sizes"] = True
     try:
-        # Only with `output_loading_info` does it return a pair, which its signature leaves out.
-        model, info = cast("Any", model_class.from_pretrained(name_or_path, output_loading_info=True, **options))
+        # The names are returned, and looked at by each caller.
+        with leave_out_load_report():
+            # Only with `output_loading_info` does it return a pair, which its signature leaves out.
+            model, info = cast("Any", model_class.from_pretrained(name_or_path, output_loading_info=True, **options))
     except StrictDataclassError as error:
         raise ValueError(describe_bad_config(name_or_path, error)) from error
     shapes = {
         entry[0]: (tuple(entry[1]), tuple(entry[2])) for entry in info["mismatched_keys"] if not isinstance(entry, str)
     }
     mismatched = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]
+    if info["unexpected_keys"] and find_class_name(model_class) in (model.config.architectures or []):
+        # Of another class's folder, parts that this one does without are expected.
+        names = _list_first(list(_sort(info["unexpected_keys"])))
+        logger.warning("%s holds weights that a %s does not have: %s.", name_or_path, model_class.__name__, names)
     return LoadedModel(model, *map(_sort, (info["missing_keys"], info["unexpected_keys"], mismatched)), shapes=shapes)
+
+
+def describe_fresh(names: Iterable[str]) -> str:
+    """Parts of a model whose weights are random, for a log line.
+
+    Args:
+        names: Of weights; the layers of a stack become one part.
+    """
+    parts = (re.sub(r"\.\d+(?=\.|$)", "", name).rsplit(".", 1)[0] for name in sorted(names))
+    return ", ".join(dict.fromkeys(re.sub(r"\.(q|k|v|o)_proj$", "", part) for part in parts)) or "none"
 
 
 def load_complete_model(
@@ -147,6 +168,8 @@ def require_weights(
         faults.append(f"its {WEIGHTS_FILE} holds in other shapes {_list_first(found)}")
     if missing:
         faults.append(f"it lacks {_list_first(missing)}")
+    if not faults and loaded.fresh:
+        logger.info("Fresh weights: %s.", describe_fresh(loaded.fresh))
     if faults:
         raise ValueError(
             f"{name_or_path} is not a complete {type(loaded.model).__name__.lstrip('_')}: {'; '.join(faults)}."

@@ -74,6 +74,7 @@ def save_checkpoint(
         if save_counters is not None:
             save_counters(unfinished / STATE_FOLDER)
         put_folder(unfinished, final)
+        logger.info("Wrote %s.", final)
         if limit is not None:
             for old in list_checkpoints(output_dir)[:-limit]:
                 remove_folder(old)

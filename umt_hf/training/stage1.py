@@ -5,13 +5,13 @@
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.1.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from torch import nn
 
@@ -46,7 +46,7 @@ from .clips import (
 )
 from .trainer import TrainState, build_accelerator, build_schedule, compute_held_out_losses, train
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 SECTIONS = {
     "model": ModelArguments,
