@@ -16,7 +16,10 @@ from .scripts import add_scripts
 
 MODELS, VIDEOS, DATA, HUB = "Models", "Videos", "Data", "Hub and machine"
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+# `--num_frames` is `--num-frames` and `moving_shapes` is `moving-shapes`, in every verb.
+SPELLING = {"token_normalize_func": lambda word: word.replace("_", "-")}
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", context_settings=SPELLING)
 data_app = typer.Typer(no_args_is_help=True)
 add_scripts(app)
 app.add_typer(data_app, name="data", help="Make data to try things on.", rich_help_panel=DATA)
