@@ -158,6 +158,9 @@ class EncoderFinetuningArguments(ScaledScheduleArguments, FinetuningArguments):
     layer_decay: float = describe(0.75, "Factor between the rates of neighbouring layers in mode full; 1 = off.")
 
     def __post_init__(self) -> None:
+        if self.ddp_find_unused_parameters is None:
+            # A step uses all that is trained; to look for the rest costs time, and PyTorch says so in each process.
+            self.ddp_find_unused_parameters = False
         super().__post_init__()
         if self.dataloader_persistent_workers:
             raise ValueError("dataloader_persistent_workers: workers that outlive an epoch would repeat its draws.")
