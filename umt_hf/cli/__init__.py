@@ -102,9 +102,9 @@ def read_sources(videos: Iterable[str]) -> Iterator[str]:
 def print_report(report: Any, as_json: bool) -> None:
     """Print a dataclass as JSON, or as its own lines for people; of several processes the main one does."""
     # Under `accelerate launch` every process comes here, and one report is enough.
-    from accelerate import PartialState
+    from ..inference.loading import get_process_state
 
-    if PartialState().is_main_process:
+    if get_process_state().is_main_process:
         typer.echo(json.dumps(asdict(report)) if as_json else report.format())
 
 

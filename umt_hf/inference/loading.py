@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -210,7 +211,15 @@ def load_video_text_processor(name_or_path: str | os.PathLike) -> UMTVideoTextPr
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
     """A device by name; default: that of the process, as Accelerate chooses it."""
-    return torch.device(cast("torch.device", PartialState().device) if device is None else device)
+    return torch.device(cast("torch.device", get_process_state().device) if device is None else device)
+
+
+def get_process_state() -> PartialState:
+    """This process among those of the run, on the CPU where the launcher was asked for that.
+
+    (Whoever asks `PartialState` first decides for all: without the variable each process would be alone.)
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def place_model(model: ModelT, device: torch.device) -> ModelT:
