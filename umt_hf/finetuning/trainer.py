@@ -133,6 +133,7 @@ class FinetuningArguments(WarmupArguments, DivergenceArguments, TrainingArgument
     num_train_epochs: float = describe(10, "Passes over the data.")
     per_device_train_batch_size: int = describe(32, "Videos that a process takes at a time.")
     dataloader_drop_last: bool = describe(True, "Leave out the last batch of an epoch if it is not full.")
+    # pyrefly: ignore[bad-override]  a number once the arguments are made
     dataloader_num_workers: int | None = describe(None, WORKERS_HELP)
     remove_unused_columns: bool = describe(False, "Must stay off: batches are made of videos and texts here.")
     logging_nan_inf_filter: bool = describe(False, "Whether NaN and infinite losses are logged as finite ones.")
