@@ -37,7 +37,6 @@ from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import (
-    WORKERS_HELP,
     ClipSpanArguments,
     CropArguments,
     DivergenceArguments,
@@ -51,6 +50,7 @@ from ..runs.arguments import (
     TrainedPartArguments,
     TrainingDataArguments,
     WarmupArguments,
+    WorkerArguments,
 )
 from ..runs.config import REQUIRED, describe, dump_changes, flatten_recipe, require, set_defaults
 from ..runs.cores import count_workers
@@ -121,7 +121,7 @@ class VideoTextDataArguments(
 
 
 @dataclass(kw_only=True)
-class FinetuningArguments(WarmupArguments, DivergenceArguments, TrainingArguments):
+class FinetuningArguments(WarmupArguments, DivergenceArguments, WorkerArguments, TrainingArguments):
     """`TrainingArguments` with the published schedule and defaults."""
 
     output_dir: str | None = describe("outputs/finetuned", "Folder of the run: final model, checkpoints, results.")
@@ -133,14 +133,13 @@ class FinetuningArguments(WarmupArguments, DivergenceArguments, TrainingArgument
     num_train_epochs: float = describe(10, "Passes over the data.")
     per_device_train_batch_size: int = describe(32, "Videos that a process takes at a time.")
     dataloader_drop_last: bool = describe(True, "Leave out the last batch of an epoch if it is not full.")
-    # pyrefly: ignore[bad-override]  a number once the arguments are made
-    dataloader_num_workers: int | None = describe(None, WORKERS_HELP)
     remove_unused_columns: bool = describe(False, "Must stay off: batches are made of videos and texts here.")
     logging_nan_inf_filter: bool = describe(False, "Whether NaN and infinite losses are logged as finite ones.")
 
     def __post_init__(self) -> None:
         DivergenceArguments.__post_init__(self)
         if self.dataloader_num_workers is None:
+            # pyrefly: ignore[bad-override]  a number from here on, as the `Trainer` needs it
             self.dataloader_num_workers = count_workers()
         # The reentrant kind finds no gradient where the layers below an adapter are frozen. The name is that of
         # Transformers from 5.24 on, or the one before.

@@ -6,9 +6,6 @@ from typing import Any, ClassVar, Literal
 from .config import describe
 
 PROBES = ("linear_probe", "attentive_probe")
-WORKERS_HELP = (
-    "Worker processes that decode, for each process; default: its share of the machine's cores, from 1 to 4; 0: none."
-)
 
 
 # ---------------------------------------------------------------------------------------------------------- the model
@@ -178,7 +175,11 @@ class SkippingArguments:
 class WorkerArguments:
     """Processes that read."""
 
-    dataloader_num_workers: int | None = describe(None, WORKERS_HELP)
+    dataloader_num_workers: int | None = describe(
+        None,
+        "Worker processes that decode, for each process; default: its share of the machine's cores, from 1 to 4; "
+        "0: none.",
+    )
 
 
 @dataclass(kw_only=True)
