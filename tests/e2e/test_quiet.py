@@ -19,6 +19,7 @@ from umt_hf.moving_shapes.tiny_bert import TextTowerArguments, write_text_tower
 OWN_LINES = (
     r"(INFO|WARNING) umt_hf\.[\w.]+: .+",
     r"  \w+ +-?[\d.]+",
+    r"[\d,]+ videos found\b.*",
     r"((pre-training|testing|evaluating|scoring|encoding)[\w ]*:)? *\d+%\|.*",
 )
 # Workers as by default, forked, since a forked test process would start new ones by a server that imports everything.
