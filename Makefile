@@ -75,6 +75,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.decoding.run
 	$(BIN)/python -m benchmarks.search.run
 	$(BIN)/python -m benchmarks.features.run
+	$(BIN)/python -m benchmarks.threads.run
 
 # Every zoo entry at its real size, from synthetic files; `make check-zoo ENTRIES=umt-vit-l16-25m` takes some.
 check-zoo: $(VENV)/.installed

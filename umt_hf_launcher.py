@@ -30,7 +30,9 @@ def load_alone(name: str) -> ModuleType:
 
 def main() -> None:
     """Run the command."""
+    load_alone("runs.noise")
     load_alone("diagnostics")
+    load_alone("runs.cores")
     load_alone("runs.scripts")
     load_alone("zoo")
     load_alone("cli").app()

@@ -10,6 +10,9 @@ Source: Li et al., "Unmasked Teacher: Towards Training-Efficient Video Foundatio
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .runs import noise as _noise  # noqa: F401  first: what libraries remark when Transformers imports them
+
+# isort: split
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING,

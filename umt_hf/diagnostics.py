@@ -343,6 +343,15 @@ def _multiply(device: "torch.device", dtype: "torch.dtype") -> str:
     return f"autocast works on {device.type}" + ("" if is_native else ", emulated: use float16")
 
 
+def _describe_threads() -> str:
+    """Threads and loader workers of a run that `umt-hf` starts on a CPU, and why as many."""
+    from .runs.cores import count_physical_cores, count_threads, count_workers, read_given_threads
+
+    given = read_given_threads() is not None
+    reason = "as OMP_NUM_THREADS says" if given else f"{count_physical_cores()} physical cores / --num_processes"
+    return f"a run on the CPU computes with {count_threads()} ({reason}) and reads with {count_workers()} workers"
+
+
 def _examine_settings() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     detail = f"{cores} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}"
@@ -350,6 +359,7 @@ def _examine_settings() -> Iterator[Finding]:
         threads = _try("settings", "cpu", lambda: str(importlib.import_module("torch").get_num_threads()))
         detail += f", PyTorch uses {threads.detail} threads" if threads.status == "ok" else ""
     yield Finding("settings", "cpu", "ok", detail)
+    yield _try("settings", "threads", _describe_threads, "set OMP_NUM_THREADS to a number")
     flags = [f"{name}={os.environ[name]}" for name in OFFLINE_FLAGS if os.environ.get(name)]
     endpoint = os.environ.get("HF_ENDPOINT")
     detail = (", ".join(flags) + ": the Hub is not asked") if flags else "offline flags are not set: the Hub is asked"

@@ -60,6 +60,18 @@ def test_stage1_step_writes_a_row_for_each_variant(tmp_path):
 
 
 @pytest.mark.slow
+def test_threads_write_a_row_for_each_number(tmp_path):
+    from benchmarks.threads import run as threads
+
+    sizes = ["--sizes", "tiny", "--threads", "1", "2", "--batch_size", "2", "--steps", "1", "--repeats", "1"]
+    report = read_report(threads.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "threads")
+    assert [(row["size"], row["threads"]) for row in report["rows"]] == [("tiny", 1), ("tiny", 2)]
+    for row in report["rows"]:
+        assert row["clips_per_second"].keys() == SUMMARY and row["cpu_seconds_per_clip"]["min"] > 0
+    assert report["rows"][0]["speed_relative_to_first"]["samples"] == [1]
+
+
+@pytest.mark.slow
 def test_peak_memory_of_a_variant_holds_its_weights_gradients_and_optimizer_state():
     job = MemoryJob("plain", "tiny", batch_size=2, device="cpu", dtype="float32", attn="sdpa", threads=1)
     parameters = sum(p.numel() for p in build_tiny("plain").model.parameters())
@@ -245,7 +257,7 @@ def test_phases_are_added_up_and_time_between_steps_is_left_out(monkeypatch):
     assert clock.compute_phase_seconds() == {"first": 5.0, "second": 3.0}
 
 
-@pytest.mark.parametrize("question", ["stage1_step", "decoding", "search", "features"])
+@pytest.mark.parametrize("question", ["stage1_step", "decoding", "search", "features", "threads"])
 def test_readme_has_the_place_for_its_table(question):
     text = (Path(stage1_step.__file__).parents[1] / question / "README.md").read_text()
     assert text.count(TABLE_BEGIN) == text.count(TABLE_END) == 1

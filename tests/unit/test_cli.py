@@ -1,18 +1,23 @@
 """The command line delegates to the package and tells what it did."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
+import typer
+from transformers import TrainingArguments
 from typer.testing import CliRunner
 
 import umt_hf
 from umt_hf import cli
+from umt_hf.cli.completion import TABLE
+from umt_hf.cli.flag_table import build_flag_table
 from umt_hf.zoo import load_task_titles
 
 runner = CliRunner()
@@ -84,12 +89,72 @@ def test_help_and_completion_do_not_wait_for_pytorch():
         ("umt-hf zoo --size ", {"b16", "l16"}),
         ("umt-hf features --level ", {"frame", "clip", "tubelet"}),
         ("umt-hf data moving-shapes --severity s", {"strong"}),
+        ("umt-hf pretrain stage1 --tr", {"--train_data", "--train_split", "--traceback"}),
+        ("umt-hf pretrain stage1 --num_p", {"--num_processes"}),
+        ("umt-hf pretrain stage1 --mask_ratio 0.5 --config stage1_umt", {"stage1_umt_vit_b16", "stage1_umt_vit_l16"}),
+        ("umt-hf finetune detection --config ", {"detection_ava:b16", "detection_ava:l16", "detection_moving_shapes"}),
+        ("umt-hf finetune classification --mode l", {"linear_probe", "lora"}),
+        ("umt-hf finetune retrieval --mixed-precision b", {"bf16"}),
+        ("umt-hf finetune retrieval --use_cpu ", {"true", "false"}),
+        ("umt-hf evaluate question-answering --hel", {"--help"}),
     ],
 )
 def test_values_complete_without_pytorch(words, expected):
     count = len(words.split(" ")) - 1
     result = run_command(_UMT_HF_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(count))
     assert set(result.stdout.split()) == expected and result.stderr == "False\n"
+
+
+def test_completion_of_a_script_costs_what_help_costs():
+    """At most twice its CPU time, for the longest of the tables."""
+
+    def measure(*arguments: str, **environment: str) -> float:
+        before = os.times()
+        assert run_command(*arguments, **environment).stdout
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    words = {"COMP_WORDS": "umt-hf finetune classification --", "COMP_CWORD": "3"}
+    found = [(measure(_UMT_HF_COMPLETE="complete_bash", **words), measure("--help")) for _ in range(2)]
+    assert min(completion for completion, _ in found) <= 2 * min(asked for _, asked in found), found
+
+
+def test_the_table_of_flags_is_that_of_the_scripts():
+    """Write it anew by `python -m umt_hf.cli.flag_table`."""
+    # What the `Trainer` takes differs between the versions of Transformers; the rest does not.
+    foreign = {f"--{own.name}" for own in dataclasses.fields(TrainingArguments)}
+    foreign |= {f"--no_{own.name}" for own in dataclasses.fields(TrainingArguments)}
+
+    def keep_own(table: dict) -> dict:
+        verbs = {(group, verb): table[group]["all"] | table[group][verb] for group in table for verb in table[group]}
+        return {name: {f: c for f, c in flags.items() if f not in foreign} for name, flags in verbs.items()}
+
+    built, stored = build_flag_table(), json.loads(TABLE.read_text())
+    assert keep_own(built) == keep_own(stored)
+    assert set(stored["finetune"]["all"]) & foreign
+
+
+def test_moving_shapes_takes_underscores(tmp_path):
+    arguments = ["data", "moving-shapes", str(tmp_path / "shapes")]
+    counts = ["--num_train_clips", "1", "--num_validation_clips=1", "--num-test-clips", "1"]
+    result = runner.invoke(cli.app, [*arguments, *counts])
+    assert result.exit_code == 0, result.output
+
+
+def list_commands(command: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Words of every verb -> its command."""
+    if not hasattr(command, "commands"):
+        return {" ".join(path): command}
+    return {k: v for name, own in command.commands.items() for k, v in list_commands(own, (*path, name)).items()}
+
+
+@pytest.mark.parametrize("command", list_commands(typer.main.get_command(cli.app)).values(), ids=lambda own: own.name)
+def test_every_flag_of_every_verb_has_two_spellings(command):
+    context = command.context_class(command, **cli.SPELLING)
+    for option in (option for own in command.params for option in own.opts if option.startswith("--")):
+        for spelt in ("--" + option[2:].replace("-", "_"), "--" + option[2:].replace("_", "-")):
+            found, rest, _ = command.make_parser(context).parse_args([spelt, "1"])
+            assert found and spelt not in rest, spelt
 
 
 @pytest.mark.parametrize(

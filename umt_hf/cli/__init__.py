@@ -2,8 +2,8 @@
 
 import importlib.metadata
 import json
+import logging
 import sys
-import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,7 +17,10 @@ from .scripts import add_scripts
 
 MODELS, VIDEOS, DATA, HUB = "Models", "Videos", "Data", "Hub and machine"
 
-app = typer.Typer(cls=OneLineGroup, no_args_is_help=True, rich_markup_mode="markdown")
+# `--num_frames` is `--num-frames` and `moving_shapes` is `moving-shapes`, in every verb.
+SPELLING = {"token_normalize_func": lambda word: word.replace("_", "-")}
+
+app = typer.Typer(cls=OneLineGroup, no_args_is_help=True, rich_markup_mode="markdown", context_settings=SPELLING)
 data_app = typer.Typer(no_args_is_help=True)
 add_scripts(app)
 app.add_typer(data_app, name="data", help="Make data to try things on.", rich_help_panel=DATA)
@@ -36,6 +39,10 @@ Videos = Annotated[
 Convert = Annotated[
     bool,
     typer.Option("--convert", help="Convert a released checkpoint that is not on this machine, once, into the cache."),
+]
+NumWorkers = Annotated[
+    int | None,
+    typer.Option(help="Processes that read ahead; default: as the machine has cores, 1 to 4; 0: none.", min=0),
 ]
 
 
@@ -69,21 +76,15 @@ def main(
 @contextmanager
 def report_mistakes() -> Generator[None]:
     """Turn errors that a user can fix into one message and exit code 2; leave the libraries' remarks out."""
-    from transformers.utils import logging
+    from ..runs.mistakes import MISTAKES, UserError, read_rank, summarize
+    from ..runs.noise import quiet_libraries
 
-    from ..runs.mistakes import MISTAKES, UserError, summarize
-
-    # Transformers reports what it loads; here the command speaks.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+        # Transformers reports what it loads; here the command speaks.
+        with quiet_libraries(read_rank(), logging.ERROR):
             yield
     except (*MISTAKES, UserError) as error:
         raise Mistake(summarize(error)) from error
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 @contextmanager
@@ -123,9 +124,9 @@ def read_sources(videos: Iterable[str]) -> Iterator[str]:
 def print_report(report: Any, as_json: bool) -> None:
     """Print a dataclass as JSON, or as its own lines for people; of several processes the main one does."""
     # Under `accelerate launch` every process comes here, and one report is enough.
-    from accelerate import PartialState
+    from ..inference.loading import get_process_state
 
-    if PartialState().is_main_process:
+    if get_process_state().is_main_process:
         typer.echo(json.dumps(asdict(report)) if as_json else report.format())
 
 
@@ -310,6 +311,7 @@ def demo(
     from ..demo.settings import TOUR_FOLDER, DemoSettings
     from ..demo.space import push_space
     from ..hub_cards.publishing import PublishingError
+    from ..runs.noise import quiet_libraries
 
     try:
         settings = DemoSettings(
@@ -331,7 +333,8 @@ def demo(
             settings = found
         from ..demo.app import launch_demo  # says so where Gradio is missing
 
-        launch_demo(settings, host, port, share)
+        with quiet_libraries(verbosity=logging.ERROR):
+            launch_demo(settings, host, port, share)
     except PublishingError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error
@@ -348,7 +351,7 @@ def embed(
         int | None, typer.Option(help="Frames read of each video; default: the processor's.", min=1)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Videos encoded at a time.", min=1)] = 8,
-    num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0: this one reads.", min=0)] = 2,
+    num_workers: NumWorkers = None,
     shard_size: Annotated[
         int, typer.Option(help="Videos written at a time; a killed run loses fewer than that.", min=1)
     ] = 256,
@@ -361,13 +364,9 @@ def embed(
 
     Example: `umt-hf embed my_videos/ --model outputs/video_text --out index`
     """
-    import datasets
-
     from ..inference.search import embed_videos
     from .results import announce, describe_folder, report_interruption
 
-    # Its bars would stand between those of this command.
-    datasets.disable_progress_bars()
     sources = read_sources(videos)
     with report_interruption(lambda: describe_folder(out)), report_mistakes():
         convert_model(model, convert)
@@ -405,12 +404,9 @@ def features(
 
     Example: `umt-hf features my_videos/ --model umt-vit-b16 --out features --fps 4`
     """
-    import datasets
-
     from ..inference.features import save_features
     from .results import announce, describe_folder, report_interruption
 
-    datasets.disable_progress_bars()
     sources = read_sources(videos)
     with report_interruption(lambda: describe_folder(out)), report_mistakes():
         convert_model(model, convert)
@@ -454,7 +450,7 @@ def classify(
         int | None, typer.Option(help="Crops per clip, averaged; default: the processor's.", min=1)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Views classified at a time.", min=1)] = 8,
-    num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0: this one reads.", min=0)] = 2,
+    num_workers: NumWorkers = None,
     convert: Convert = False,
     out: Annotated[
         Path | None,

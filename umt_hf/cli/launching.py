@@ -14,9 +14,8 @@ from typing import Any, NoReturn
 
 import yaml
 
-from ..runs.scripts import ScriptEntry
-
-MISTAKE_CODE = 2
+from ..runs.cores import count_threads
+from ..runs.scripts import MISTAKE_CODE, ScriptEntry
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,11 @@ class LaunchOptions:
     main_process_port: int | None = None
     accelerate_config: Path | None = None
 
-    def to_flags(self, num_accelerators: int, num_cores: int) -> list[str]:
+    def to_flags(self, num_accelerators: int) -> list[str]:
         """Flags of `accelerate launch`.
 
         Args:
             num_accelerators: GPUs and the like that this machine has.
-            num_cores: Processor cores that this process may use.
         """
         flags = [] if self.accelerate_config is None else ["--config_file", str(self.accelerate_config)]
         for name in ("num_machines", "machine_rank", "main_process_ip", "main_process_port"):
@@ -59,8 +57,8 @@ class LaunchOptions:
         flags += [] if self.num_machines is not None else ["--num_machines", "1"]
         flags += ["--multi_gpu"] if num_processes > 1 else []
         if num_accelerators == 0:
-            # Accelerate gives a process one thread, whatever the machine has.
-            flags += ["--num_cpu_threads_per_process", str(max(num_cores // per_machine, 1))]
+            # Accelerate gives a process one thread, whatever the machine has. See benchmarks/threads.
+            flags += ["--num_cpu_threads_per_process", str(count_threads(per_machine))]
         return flags
 
 
@@ -83,7 +81,7 @@ def launch(entry: ScriptEntry, arguments: Sequence[str], options: LaunchOptions)
     # Its lines on processes that it ends would bury the script's own sentence.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     num_accelerators = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-    flags = options.to_flags(num_accelerators, count_cores())
+    flags = options.to_flags(num_accelerators)
     if num_accelerators == 0:
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     command = launch_command_parser().parse_args([*flags, "-m", entry.module, *arguments])
@@ -94,27 +92,22 @@ def launch(entry: ScriptEntry, arguments: Sequence[str], options: LaunchOptions)
         raise SystemExit(_to_exit_code(error.returncode)) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        code = _to_exit_code(failure.exitcode)
         if failure.exitcode < 0:  # it could say nothing itself
-            sys.stderr.write(f"Error: process {rank} was ended by signal {-failure.exitcode}.\n")
-        raise SystemExit(_to_exit_code(failure.exitcode)) from None
+            _fail(f"process {rank} was ended by signal {-failure.exitcode}.", code)
+        raise SystemExit(code) from None
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from None
-    except yaml.YAMLError as error:
-        sys.stderr.write(f"Error: {options.accelerate_config}: {' '.join(str(error).split())}\n")
-        raise SystemExit(MISTAKE_CODE) from None
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"Error: {' '.join(str(error).split())}\n")
-        raise SystemExit(MISTAKE_CODE) from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        where = f"{options.accelerate_config}: " if isinstance(error, yaml.YAMLError) else ""
+        _fail(f"{where}{error}", MISTAKE_CODE)
     raise SystemExit(0)
 
 
-def count_cores() -> int:
-    """Physical cores, of those that this process may use."""
-    import psutil
-
-    # Not everywhere is there a list of the cores that a process may use.
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(psutil.cpu_count(logical=False) or usable, usable)
+def _fail(message: str, code: int) -> NoReturn:
+    """End with an exit code after an error in one line."""
+    sys.stderr.write(f"Error: {' '.join(message.split())}\n")
+    raise SystemExit(code) from None
 
 
 def _to_exit_code(code: int) -> int:

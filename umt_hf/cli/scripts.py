@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..runs.scripts import GROUP_TITLES, SCRIPTS, ScriptEntry
+from .completion import ScriptCommand
 from .launching import LaunchOptions, launch
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -21,7 +22,8 @@ def add_scripts(app: typer.Typer) -> None:
         verbs = typer.Typer(no_args_is_help=True)
         for entry in SCRIPTS:
             if entry.group == group:
-                verbs.command(entry.verb, help=entry.title, context_settings=CONTEXT)(_build_verb(entry))
+                options = {"cls": ScriptCommand, "context_settings": CONTEXT}
+                verbs.command(entry.verb, help=entry.title, **options)(_build_verb(entry))
         app.add_typer(verbs, name=group, help=title, rich_help_panel=PANEL)
 
 

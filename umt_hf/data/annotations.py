@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
+from ..runs.mistakes import read_rank
+from ..runs.noise import show_bar
 from .sources import load_videos
 from .text_files import read_json_file
 
@@ -52,9 +54,9 @@ def load_pairs(source: str, captions: CaptionMode = "single", **options: Any) ->
     """
     table = load_videos(source, needs_labels=False, **options)
     _require_columns(table, source, ["caption"])
-    return table.map(
-        _expand_captions, batched=True, fn_kwargs={"captions": captions, "source": source}, desc="reading captions"
-    )
+    options = {"batched": True, "fn_kwargs": {"captions": captions, "source": source}, "desc": "reading captions"}
+    with show_bar(len(table), read_rank()):
+        return table.map(_expand_captions, **options)
 
 
 def load_retrieval_set(
@@ -130,7 +132,8 @@ def load_questions(source: str, **options: Any) -> Dataset:
         }
 
     others = [name for name in table.column_names if name not in ("video", "question", "question_id")]
-    return table.map(describe, with_indices=True, remove_columns=others, desc="reading questions")
+    with show_bar(len(table), read_rank()):
+        return table.map(describe, with_indices=True, remove_columns=others, desc="reading questions")
 
 
 def load_choices(source: str, **options: Any) -> Dataset:

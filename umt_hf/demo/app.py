@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,7 +105,8 @@ def launch_demo(
         server_name=host,
         server_port=port,
         share=share,
-        prevent_thread_lock=not block,
+        quiet=True,  # its hints are for those who call `launch`
+        prevent_thread_lock=True,
         allowed_paths=[*models.videos, *(models.searcher.paths if models.searcher else [])],
         max_file_size=MAX_FILE_SIZE,
         theme=THEME,
@@ -113,6 +115,11 @@ def launch_demo(
         ssr_mode=False,
         _frontend=False,  # no check that the page answers within 3 seconds, which a busy machine fails
     )
+    hint = demo.share_url or "`umt-hf demo --share` makes a public link"
+    sys.stdout.write(f"The page is at {demo.local_url} ({hint}); Ctrl-C ends it.\n")
+    sys.stdout.flush()
+    if block:
+        demo.block_thread()
     return demo
 
 

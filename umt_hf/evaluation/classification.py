@@ -1,6 +1,6 @@
 """Test a UMT classifier with several views of each video, and write a report.
 
-    accelerate launch -m umt_hf.evaluation.classification --model_name_or_path outputs/classifier \
+    umt-hf evaluate classification --model_name_or_path outputs/classifier \
         --data videos/test --num_clips 4 --num_crops 3 --output_dir outputs/classifier/test
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4 (test views).
@@ -180,7 +180,7 @@ def classify_videos(
     batch_size: int,
     num_clips: int = 1,
     num_crops: int = 1,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     max_skipped_ratio: float = 0.05,
     show_progress: bool = False,
 ) -> ClassifiedVideos | TaggedVideos:

@@ -1,6 +1,6 @@
 """Measure how often the right one of several captions is chosen for a video.
 
-    accelerate launch -m umt_hf.evaluation.multiple_choice --model_name_or_path umt-vit-l16-25m-msrvtt \
+    umt-hf evaluate multiple-choice --model_name_or_path umt-vit-l16-25m-msrvtt \
         --data msrvtt_mc_test.json --data_root videos --output_dir outputs/msrvtt_mc
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4.
@@ -43,7 +43,7 @@ def score_choices(
     accelerator: Accelerator,
     *,
     batch_size: int = 16,
-    num_workers: int = 4,
+    num_workers: int | None = None,
     show_progress: bool = False,
 ) -> list[list[float]]:
     """Score the options of every row; called in all processes, each gets all scores.
@@ -54,7 +54,7 @@ def score_choices(
         choices: As `load_choices` gives them.
         accelerator: Of the run; its precision holds.
         batch_size: Rows that a process takes at a time.
-        num_workers: Processes that decode, for each process.
+        num_workers: Processes that decode, for each process; default: its share of the cores, from 1 to 4.
         show_progress: Whether the main process draws a bar of its share.
 
     Returns:

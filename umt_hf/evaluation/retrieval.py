@@ -1,6 +1,6 @@
 """Measure text-to-video and video-to-text retrieval, zero-shot or after fine-tuning.
 
-    accelerate launch -m umt_hf.evaluation.retrieval --model_name_or_path umt-vit-b16-25m \
+    umt-hf evaluate retrieval --model_name_or_path umt-vit-b16-25m \
         --data msrvtt_ret_test1k.json --data_root videos --output_dir outputs/msrvtt
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4.
@@ -80,7 +80,7 @@ def evaluate_retrieval(
     top_k: int = 128,
     rerank: bool = True,
     dual_softmax: bool = False,
-    num_workers: int = 4,
+    num_workers: int | None = None,
     cache_dir: str | Path | None = None,
     show_progress: bool = False,
 ) -> dict[str, float]:
@@ -95,7 +95,7 @@ def evaluate_retrieval(
         top_k: Items of each query that the matching head judges; the remaining ones are ranked after these.
         rerank: Whether the matching head judges.
         dual_softmax: Whether to report as well what dual softmax gives.
-        num_workers: Processes that decode, for each process.
+        num_workers: Processes that decode, for each process; default: its share of the cores, from 1 to 4.
         cache_dir: Folder for the videos' tokens; default: the system's for temporary files.
         show_progress: Whether the main process draws a bar of its share.
 
@@ -166,7 +166,7 @@ def encode_retrieval_set(
     accelerator: Accelerator,
     *,
     batch_size: int = 32,
-    num_workers: int = 4,
+    num_workers: int | None = None,
     keep_tokens: bool = True,
     cache_dir: str | Path | None = None,
     show_progress: bool = False,
@@ -179,7 +179,7 @@ def encode_retrieval_set(
         retrieval_set: What to encode.
         accelerator: Of the run.
         batch_size: Videos or texts that a process takes at a time.
-        num_workers: Processes that decode, for each process.
+        num_workers: Processes that decode, for each process; default: its share of the cores, from 1 to 4.
         keep_tokens: Whether to keep what the matching head needs, in the precision it computes with.
         cache_dir: Folder for the videos' tokens; default: the system's for temporary files. The file vanishes with
             the features.

@@ -1,8 +1,8 @@
 """Fine-tune a UMT encoder to detect actions in given boxes, with the Hugging Face `Trainer`.
 
-    accelerate launch -m umt_hf.finetuning.detection --model_name_or_path outputs/umt-vit-b16 \
+    umt-hf finetune detection --model_name_or_path outputs/umt-vit-b16 \
         --train_data train.json --validation_data validation.json --output_dir outputs/detector
-    accelerate launch -m umt_hf.finetuning.detection --config detection_ava:b16 --data_root videos/ava
+    umt-hf finetune detection --config detection_ava:b16 --data_root videos/ava
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4, and the published settings for AVA.
 """
@@ -201,7 +201,6 @@ def build_detector(args: DetectionModelArguments, names: list[str]) -> Any:
         )
         require_weights(loaded, args.model_name_or_path, FRESH_WEIGHTS)
         model = loaded.model
-        logger.info("Fresh weights: %s.", ", ".join(loaded.fresh) or "none")
     return add_adapters(model, args.mode, args.lora_rank, ["vision_model.norm", "classifier"])
 
 

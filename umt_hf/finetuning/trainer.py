@@ -52,8 +52,10 @@ from ..runs.arguments import (
     TrainedPartArguments,
     TrainingDataArguments,
     WarmupArguments,
+    WorkerArguments,
 )
 from ..runs.config import REQUIRED, describe, dump_changes, flatten_recipe, require, set_defaults
+from ..runs.cores import count_workers
 from ..runs.disk import fill_folder, name_unfinished, put_folder, remove_folder, write_text
 from ..runs.folder import ADAPTER_FOLDER, FINAL_FOLDER, RECIPE_FILE, VERSIONS_FILE, collect_versions
 from ..runs.mistakes import UserError, read_rank
@@ -140,7 +142,7 @@ class VideoTextDataArguments(
 
 
 @dataclass(kw_only=True)
-class FinetuningArguments(WarmupArguments, DivergenceArguments, TrainingArguments):
+class FinetuningArguments(WarmupArguments, DivergenceArguments, WorkerArguments, TrainingArguments):
     """`TrainingArguments` with the published schedule and defaults."""
 
     output_dir: str | None = describe("outputs/finetuned", "Folder of the run: final model, checkpoints, results.")
@@ -157,6 +159,9 @@ class FinetuningArguments(WarmupArguments, DivergenceArguments, TrainingArgument
 
     def __post_init__(self) -> None:
         DivergenceArguments.__post_init__(self)
+        if self.dataloader_num_workers is None:
+            # pyrefly: ignore[bad-override]  a number from here on, as the `Trainer` needs it
+            self.dataloader_num_workers = count_workers()
         # The reentrant kind finds no gradient where the layers below an adapter are frozen. The name is that of
         # Transformers from 5.24 on, or the one before.
         names = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
@@ -174,6 +179,9 @@ class EncoderFinetuningArguments(ScaledScheduleArguments, FinetuningArguments):
     layer_decay: float = describe(0.75, "Factor between the rates of neighbouring layers in mode full; 1 = off.")
 
     def __post_init__(self) -> None:
+        if self.ddp_find_unused_parameters is None:
+            # A step uses all that is trained; to look for the rest costs time, and PyTorch says so in each process.
+            self.ddp_find_unused_parameters = False
         super().__post_init__()
         if self.dataloader_persistent_workers:
             raise ValueError("dataloader_persistent_workers: workers that outlive an epoch would repeat its draws.")

@@ -97,7 +97,7 @@ def score_videos(
     batch_size: int,
     num_clips: int = 1,
     num_crops: int = 1,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     show_progress: bool = False,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Class probabilities of videos with or without known labels, the same in all processes.
@@ -146,7 +146,7 @@ def iterate_scores(
     batches: list[range],
     accelerator: Accelerator,
     batch_size: int,
-    num_workers: int,
+    num_workers: int | None,
 ) -> Generator[tuple[dict[int, torch.Tensor], dict[int, str]]]:
     """Score batches of videos, one after the other.
 
@@ -231,7 +231,7 @@ class LabelOptions:
     num_clips: int | None = None
     num_crops: int | None = None
     batch_size: int = 8
-    num_workers: int = 0
+    num_workers: int | None = 0
     show_progress: bool = True
 
     def __post_init__(self) -> None:
@@ -331,7 +331,7 @@ class VideoClassifier:
         num_clips: int | None = None,
         num_crops: int | None = None,
         batch_size: int = 8,
-        num_workers: int = 0,
+        num_workers: int | None = 0,
         show_progress: bool = True,
     ) -> LabelReport:
         """The likeliest classes of many files; those that cannot be read are listed with their reasons.

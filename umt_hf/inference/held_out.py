@@ -166,7 +166,7 @@ def load_video_batches(
     batches: list[range],
     processor: UMTVideoProcessor,
     accelerator: Accelerator,
-    num_workers: int,
+    num_workers: int | None,
     show_progress: bool = False,
 ) -> Iterator[tuple[range, torch.Tensor]]:
     """Read batches of videos.

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
@@ -19,6 +20,7 @@ from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import WEIGHTS_FILE
 from ..runs.models import MODELS_BY_NAME, ModelClass
+from ..runs.noise import leave_out_load_report
 from .starts import describe_bad_config, locate_model, require_processor, require_start
 
 logger = logging.getLogger(__name__)
@@ -86,15 +88,31 @@ def load_with_report(
     # Wrong shapes are reported by name here; Transformers' own error for them names no weight.
     options["ignore_mismatched_sizes"] = True
     try:
-        # Only with `output_loading_info` does it return a pair, which its signature leaves out.
-        model, info = cast("Any", model_class.from_pretrained(name_or_path, output_loading_info=True, **options))
+        # The names are returned, and looked at by each caller.
+        with leave_out_load_report():
+            # Only with `output_loading_info` does it return a pair, which its signature leaves out.
+            model, info = cast("Any", model_class.from_pretrained(name_or_path, output_loading_info=True, **options))
     except StrictDataclassError as error:
         raise ValueError(describe_bad_config(name_or_path, error)) from error
     shapes = {
         entry[0]: (tuple(entry[1]), tuple(entry[2])) for entry in info["mismatched_keys"] if not isinstance(entry, str)
     }
     mismatched = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]
+    if info["unexpected_keys"] and find_class_name(model_class) in (model.config.architectures or []):
+        # Of another class's folder, parts that this one does without are expected.
+        names = _list_first(list(_sort(info["unexpected_keys"])))
+        logger.warning("%s holds weights that a %s does not have: %s.", name_or_path, model_class.__name__, names)
     return LoadedModel(model, *map(_sort, (info["missing_keys"], info["unexpected_keys"], mismatched)), shapes=shapes)
+
+
+def describe_fresh(names: Iterable[str]) -> str:
+    """Parts of a model whose weights are random, for a log line.
+
+    Args:
+        names: Of weights; the layers of a stack become one part.
+    """
+    parts = (re.sub(r"\.\d+(?=\.|$)", "", name).rsplit(".", 1)[0] for name in sorted(names))
+    return ", ".join(dict.fromkeys(re.sub(r"\.(q|k|v|o)_proj$", "", part) for part in parts)) or "none"
 
 
 def load_complete_model(
@@ -155,6 +173,8 @@ def require_weights(
     if not faults and (bad := list_nonfinite_weights(loaded.model)):
         # Not refused: what does not depend on them can still be had, and answers that do are refused one by one.
         logger.warning("%s: weights are NaN or infinite: %s.", name_or_path, _list_first(bad))
+    if not faults and loaded.fresh:
+        logger.info("Fresh weights: %s.", describe_fresh(loaded.fresh))
     if faults:
         raise ValueError(
             f"{name_or_path} is not a complete {type(loaded.model).__name__.lstrip('_')}: {'; '.join(faults)}."
@@ -210,11 +230,15 @@ def load_video_text_processor(name_or_path: str | os.PathLike) -> UMTVideoTextPr
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
     """A device by name; default: that of the process, as Accelerate chooses it."""
-    if device is not None:
-        return torch.device(device)
-    # As `Accelerator` does: without the flag several processes on the CPU would each take themselves for the only one.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    return torch.device(cast("torch.device", state.device))
+    return torch.device(cast("torch.device", get_process_state().device) if device is None else device)
+
+
+def get_process_state() -> PartialState:
+    """This process among those of the run, on the CPU where the launcher was asked for that.
+
+    (Whoever asks `PartialState` first decides for all: without the variable each process would be alone.)
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def place_model(model: ModelT, device: torch.device) -> ModelT:

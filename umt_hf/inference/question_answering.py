@@ -67,7 +67,7 @@ def answer_questions(
     batch_size: int = 16,
     top_k: int | None = None,
     max_answer_tokens: int = 5,
-    num_workers: int = 4,
+    num_workers: int | None = None,
     show_progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Answer questions; called in all processes, each gets all predictions.
@@ -81,7 +81,7 @@ def answer_questions(
         batch_size: Videos or questions that a process takes at a time.
         top_k: How many answers are scored by all their tokens; default: 128 as published, or all of a shorter list.
         max_answer_tokens: Tokens of an answer, `[CLS]` and `[SEP]` included.
-        num_workers: Processes that decode, for each process.
+        num_workers: Processes that decode, for each process; default: its share of the cores, from 1 to 4.
         show_progress: Whether the main process draws a bar of its share.
 
     Returns:

@@ -31,6 +31,7 @@ from ..modeling.losses_umt import normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.decoding import VideoDecodingError
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from ..runs.cores import count_workers
 from ..runs.model_names import find_released
 from ..runs.models import DUAL_ENCODERS
 from .arguments import require_count, require_string
@@ -155,7 +156,9 @@ class VideoTextEncoder:
             "video_processor": {name: settings.get(name) for name in PIXEL_SETTINGS},
         }
 
-    def read_batches(self, files: Sequence[VideoFile], batch_size: int, num_workers: int = 0) -> Iterable[VideoBatch]:
+    def read_batches(
+        self, files: Sequence[VideoFile], batch_size: int, num_workers: int | None = 0
+    ) -> Iterable[VideoBatch]:
         """Read videos in order, one view each.
 
         Args:
@@ -164,7 +167,8 @@ class VideoTextEncoder:
             num_workers: Processes that read ahead; 0: this one reads.
         """
         reader = _VideoReads(files, self.processor, self.num_frames)
-        return DataLoader(reader, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
+        workers = count_workers() if num_workers is None else num_workers
+        return DataLoader(reader, batch_size=batch_size, num_workers=workers, collate_fn=_collate)
 
     def encode_videos(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode videos `(B, T, C, H, W)`.
@@ -198,7 +202,7 @@ def embed_videos(
     folder: str | os.PathLike,
     num_frames: int | None = None,
     batch_size: int = 8,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     shard_size: int = 256,
     announce: Callable[[str], object] | None = None,
 ) -> EmbedReport:

@@ -28,13 +28,14 @@ from ..runs.folder import (
 from ..runs.hub_access import find_on_hub
 from ..runs.model_names import find_released
 from ..runs.models import ALL_CLASSES, COMPLETE_FOR, MODEL_TYPES, MODELS_BY_NAME, TRAINED_BY, ModelClass
+from ..runs.scripts import SCRIPTS_BY_MODULE
 from ..zoo import ZooEntry, load_zoo
 
 # Models of others that a run does use, and where.
 OTHER_PLACES = {
     "clip": "a CLIP is a teacher: --teacher_name_or_path",
     "clip_vision_model": "a CLIP is a teacher: --teacher_name_or_path",
-    "bert": "a BERT is where the text tower of stage 2 starts: --text_name_or_path of umt_hf.training.stage2",
+    "bert": "a BERT is where the text tower of stage 2 starts: --text_name_or_path of `umt-hf pretrain stage2`",
     "umt_text": "it is a text tower alone",
 }
 CONFIGURATIONS: dict[str, Any] = {config.model_type: config for config in (UMTVideoConfig, UMTVideoTextConfig)}
@@ -425,8 +426,9 @@ def _describe_other_task(name: str, found: ModelClass, wanted: ModelClass) -> st
     message = f"{name} is a {found.title} folder ({found.name}), and this step needs a {wanted.title} folder: "
     script, flag, starts = TRAINED_BY.get(wanted.name, ("", "", ()))
     if found.name in starts:
-        verb = "fine-tune" if "finetuning" in script else "train"
-        message += f"{verb} it with `accelerate launch -m {script} --{flag} {quoted} ...`, or "
+        entry = SCRIPTS_BY_MODULE[script]
+        verb = "fine-tune" if entry.group == "finetune" else "train"
+        message += f"{verb} it with `{entry.command} --{flag} {quoted} ...`, or "
     return f"{message}use it with `{found.command.format(model=quoted)}`."
 
 

@@ -183,7 +183,11 @@ class SkippingArguments:
 class WorkerArguments:
     """Processes that read."""
 
-    dataloader_num_workers: int = describe(4, "Worker processes that decode, for each process.")
+    dataloader_num_workers: int | None = describe(
+        None,
+        "Worker processes that decode, for each process; default: its share of the machine's cores, from 1 to 4; "
+        "0: none.",
+    )
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,8 @@ from typing import Any, NoReturn, Protocol, TypeVar, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from .mistakes import TRACEBACK_FLAG, describe_checkpoints, end_in_one_line
+from .mistakes import TRACEBACK_FLAG, describe_checkpoints, end_in_one_line, read_rank
+from .noise import quiet_libraries
 from .preflight import check_before_start, reserve_output
 from .scripts import SCRIPTS_BY_MODULE, ScriptEntry, find_script_of_recipe
 
@@ -425,7 +426,10 @@ def script(sections: dict[str, type]) -> Callable[[Callable[..., Result]], Scrip
                 return describe_checkpoints(folders[0]) if folders else "Nothing was written."
 
             with (
-                end_in_one_line(describe_interruption) if is_process and TRACEBACK_FLAG not in words else nullcontext()
+                quiet_libraries(read_rank()),
+                end_in_one_line(describe_interruption)
+                if is_process and TRACEBACK_FLAG not in words
+                else nullcontext(),
             ):
                 parsed.extend(parse_config(sections, words, _find_entry(run)))
                 check_before_start(parsed)

@@ -14,8 +14,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
+from .scripts import MISTAKE_CODE
+
 TRACEBACK_FLAG = "--traceback"
-MISTAKE_CODE = 2
 # A process that fails like the main one is stopped by the launcher before it speaks; one that fails alone is heard.
 SECONDS_TO_BE_STOPPED = 10.0
 WORKER_TRACEBACK = "Original Traceback (most recent call last):"

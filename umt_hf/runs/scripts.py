@@ -5,6 +5,8 @@ Imports nothing, so that the command can show its verbs without PyTorch.
 
 from dataclasses import dataclass
 
+MISTAKE_CODE = 2  # exit code of a script, and of the `umt-hf` command, after a user's error
+
 
 @dataclass(frozen=True)
 class ScriptEntry:

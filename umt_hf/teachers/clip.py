@@ -20,6 +20,12 @@ from ..modeling.modeling_umt_video import gather_tokens, interpolate_position_ta
 CLIP_TYPES = ("clip", "clip_vision_model")
 
 
+class CLIPVisionTower(CLIPVisionModelWithProjection):
+    """CLIP's vision tower, read out of a complete CLIP without a word on the text tower."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_scale$"]
+
+
 @dataclass
 class UMTTeacherOutput:
     """Output of [`UMTTeacher`].
@@ -123,7 +129,7 @@ class UMTTeacher(nn.Module):
         if model_type not in CLIP_TYPES:
             raise ValueError(f"{name_or_path} holds a model of type {model_type!r}; the teacher must be a CLIP.")
         # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
-        tower, info = CLIPVisionModelWithProjection.from_pretrained(
+        tower, info = CLIPVisionTower.from_pretrained(
             name_or_path, **kwargs, output_loading_info=True, ignore_mismatched_sizes=True
         )
         # Transformers only warns and draws them at random, and a student would be aligned with that.

@@ -1,1 +1,1 @@
-"""Both pre-training stages: what `accelerate launch` runs, in one loop on Accelerate."""
+"""Both pre-training stages: what `umt-hf pretrain` runs, in one loop on Accelerate."""

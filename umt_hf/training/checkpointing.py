@@ -80,6 +80,7 @@ def save_checkpoint(
         if save_counters is not None:
             save_counters(unfinished / STATE_FOLDER)
         put_folder(unfinished, final)
+        logger.info("Wrote %s.", final)
         if limit is not None:
             others = [path for path in list_checkpoints(output_dir) if path != final]
             for old in others[: max(len(others) - (limit - 1), 0)]:

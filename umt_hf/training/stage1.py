@@ -1,17 +1,17 @@
 """Stage 1: align a video encoder with a frozen CLIP on the tokens that stay visible.
 
-    accelerate launch -m umt_hf.training.stage1 --config stage1_umt_vit_b16 --train_data train.csv
+    umt-hf pretrain stage1 --config stage1_umt_vit_b16 --train_data train.csv
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.1.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from torch import nn
 
@@ -48,7 +48,7 @@ from .clips import (
 from .order import Position, StepShape, TrackedPlan, count_steps, plan_batches, plan_streamed_batches
 from .trainer import TrainState, build_accelerator, build_schedule, compute_held_out_losses, train
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 SECTIONS = {
     "model": ModelArguments,

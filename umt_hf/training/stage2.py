@@ -1,11 +1,12 @@
 """Stage 2: a stage-1 student and a BERT learn from videos and images with text, under the same frozen teacher.
 
-    accelerate launch -m umt_hf.training.stage2 --config stage2_umt_vit_b16_25m --vision_name_or_path umt-vit-b16
+    umt-hf pretrain stage2 --config stage2_umt_vit_b16_25m --vision_name_or_path umt-vit-b16
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
 """
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from datasets import Dataset, concatenate_datasets
 from torch import nn
 from transformers import PreTrainedTokenizerFast
@@ -24,7 +24,7 @@ from ..data.splits import require_split, select_data
 from ..evaluation.found import count_texts, join_roles, list_names, list_shared, name_media
 from ..evaluation.retrieval import evaluate_retrieval
 from ..hub_cards.released_names import convert_named
-from ..inference.loading import load_complete_model
+from ..inference.loading import describe_fresh, load_complete_model
 from ..inference.starts import locate_model, require_other_model, require_start, require_tokenizer
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..modeling.modeling_umt_video import UMTVideoModel
@@ -35,6 +35,7 @@ from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import CropArguments
 from ..runs.config import dump_config, flatten_config, script
 from ..runs.models import ALL_CLASSES
+from ..runs.noise import leave_out_load_report
 from ..teachers.clip import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
 from .arguments import (
@@ -51,7 +52,7 @@ from .order import Position, StepShape, TrackedPlan, count_steps, plan_mixed_bat
 from .pairs import MediaType, MixedCorpora, PairCollator, PairDataset
 from .trainer import TrainState, build_accelerator, build_schedule, train
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 SECTIONS = {
     "model": VideoTextModelArguments,
@@ -268,15 +269,19 @@ def build_video_text_student(
         }
         if model.fusion_layer is not None:
             text_fields["fusion_layer"] = model.fusion_layer
-        joined = UMTVideoTextForPreTraining.from_vision_text_pretrained(
-            locate_model(str(model.vision_name_or_path)),
-            locate_model(model.text_name_or_path),
-            vision_fields=vision_fields,
-            text_fields=text_fields,
-            projection_dim=model.projection_dim,
-            **fields,
-        )
-        student = cast(UMTVideoTextForPreTraining, joined)  # a pair only where a report is asked for
+        # Missing weights of a tower are refused there; the rest is named here.
+        with leave_out_load_report():
+            joined = UMTVideoTextForPreTraining.from_vision_text_pretrained(
+                locate_model(str(model.vision_name_or_path)),
+                locate_model(model.text_name_or_path),
+                vision_fields=vision_fields,
+                text_fields=text_fields,
+                projection_dim=model.projection_dim,
+                output_loading_info=True,
+                **fields,
+            )
+        student, info = cast("tuple[UMTVideoTextForPreTraining, dict[str, Any]]", joined)
+        logger.info("Fresh weights: %s.", describe_fresh(info["missing_keys"]))
     student.set_attn_implementation(model.attn_implementation)
     for tower, is_checkpointed in (
         (student.vision_model, model.vision_gradient_checkpointing),

@@ -204,7 +204,7 @@ class StepClock:
 
 
 def build_accelerator(args: PretrainingArguments, find_unused_parameters: bool = False) -> Accelerator:
-    """Accelerator of a pre-training run; distribution, and precision unless set, come from `accelerate launch`.
+    """Accelerator of a pre-training run; distribution, and precision unless set, come from the launcher.
 
     Args:
         args: Precision, accumulation and tracker.

@@ -241,9 +241,7 @@ def test_models_that_are_not_complete_are_refused(folders, tmp_path):
     UMTVideoForPreTraining(config).save_pretrained(tmp_path)
     UMTVideoProcessor.from_model_config(config).save_pretrained(tmp_path)
     for kind, script in ((VideoClassifier, "classification"), (ActionDetector, "detection")):
-        advice = (
-            f"is a stage-1 pre-training folder .*: fine-tune it with `accelerate launch -m umt_hf.finetuning.{script} "
-        )
+        advice = f"is a stage-1 pre-training folder .*: fine-tune it with `umt-hf finetune {script} "
         with pytest.raises(ValueError, match=advice):
             kind(tmp_path)
     start = ("UMTVideoForPreTraining",)

@@ -1,0 +1,1 @@
+"""How many threads should a process train with on a CPU?"""
