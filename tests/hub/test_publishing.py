@@ -162,6 +162,7 @@ VIDEO_FILES = {
     "frame_folders.py",
     "media_files.py",
     "modeling_umt_video.py",
+    "outputs_umt_video.py",
     "quantization_umt.py",
     "resizing.py",
     "sampling.py",

@@ -175,12 +175,15 @@ class VideoClassifier:
             head is for regression.
         OSError: If there is no model, or no processor beside it.
 
-    Example:
-    ```python
-    >>> classifier = VideoClassifier("umt-vit-b16-k400")
-    >>> best, *others = classifier.classify("video.mp4", top_k=3)
-    >>> label, probability = best.label, best.probability
-    ```
+    Examples:
+        >>> from umt_hf import VideoClassifier
+        >>> classifier = VideoClassifier("umt-vit-b16-k400")
+        >>> best, *others = classifier.classify("video.mp4", top_k=3)
+        >>> best.label
+        'riding a bike'
+        >>> report = classifier.classify_files(["videos"], top_k=1)
+        >>> len(report.videos), len(report.skipped)
+        (4, 0)
     """
 
     def __init__(

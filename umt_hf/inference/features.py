@@ -210,6 +210,13 @@ def extract_features(
     Raises:
         VideoDecodingError: If the video cannot be read.
         ValueError: If an argument makes no sense.
+
+    Examples:
+        >>> from umt_hf.inference.features import extract_features, load_encoder
+        >>> model, processor = load_encoder("umt-vit-b16")
+        >>> found = extract_features("video.mp4", model, processor, stride=8)
+        >>> found.features.shape[0]  # 24 frames, three windows of 8
+        3
     """
     if level not in get_args(FeatureLevel):
         raise ValueError(f"level must be one of {list(get_args(FeatureLevel))}, got {level!r}.")
@@ -327,6 +334,12 @@ def load_encoder(model: str | os.PathLike) -> tuple[UMTVideoModel, UMTVideoProce
     Raises:
         ValueError: If it is another kind of folder or model, or lacks weights of the encoder.
         OSError: If it has no model or no processor.
+
+    Examples:
+        >>> from umt_hf.inference.features import load_encoder
+        >>> model, processor = load_encoder("umt-vit-b16-25m")
+        >>> inputs = processor("video.mp4", return_tensors="pt")
+        >>> vector = model(**inputs).pooler_output
     """
     require_start(model, UMTVideoModel.__name__)
     processor = load_video_processor(model)
@@ -368,6 +381,12 @@ def save_features(
         FileExistsError: If the folder holds something else.
         ValueError: If an argument makes no sense, a source folder has no videos, or the folder's features were made
             with another model or other settings.
+
+    Examples:
+        >>> from umt_hf.inference.features import save_features
+        >>> report = save_features(["videos"], "umt-vit-b16", "features", fps=4)
+        >>> print(report.format())
+        4 extracted, 0 unchanged, 0 skipped
     """
     if format not in get_args(FeatureFormat):
         raise ValueError(f"format must be one of {list(get_args(FeatureFormat))}, got {format!r}.")

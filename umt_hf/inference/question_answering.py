@@ -166,12 +166,13 @@ class VideoAnswerer:
         ValueError: If the model lacks weights, such as those of the answer decoder.
         OSError: If there is no model, or no processor beside it.
 
-    Example:
-    ```python
-    >>> answerer = VideoAnswerer("outputs/answers")
-    >>> answer = answerer.answer("video.mp4", "what is the man doing?").answer
-    >>> best = answerer.answer("video.mp4", "what color is the ring?", answers=["red", "blue", "green"]).ranked[0]
-    ```
+    Examples:
+        >>> from umt_hf import VideoAnswerer
+        >>> answerer = VideoAnswerer("umt-vit-b16-25m-msrvtt-qa")
+        >>> question, colors = "what color is the ring?", ["red", "blue", "green"]
+        >>> answerer.answer("video.mp4", question, colors).ranked[0].answer
+        'blue'
+        >>> words = answerer.answer("video.mp4", question).answer  # its own words
     """
 
     def __init__(

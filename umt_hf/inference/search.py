@@ -221,6 +221,12 @@ def embed_videos(
         FileExistsError: If the folder holds something other than an index.
         BlockingIOError: If another command is writing the index.
         ValueError: If a source folder has no videos, the model is not a dual encoder, or another one built the index.
+
+    Examples:
+        >>> from umt_hf import embed_videos
+        >>> report = embed_videos(["videos"], "umt-vit-b16-25m", "index")
+        >>> print(report.format())
+        4 encoded, 0 unchanged, 0 skipped; 4 in the index
     """
     require_faiss()
     # One process may get the long videos; the others wait.
@@ -262,11 +268,13 @@ class VideoSearcher:
         FileNotFoundError: If the folder is not an index.
         ValueError: If the index holds no videos, or was built by another model.
 
-    Example:
-    ```python
-    >>> searcher = VideoSearcher("index")
-    >>> hits = searcher.search("a red circle moving left", top_k=5, rerank=True)
-    ```
+    Examples:
+        >>> from umt_hf import VideoSearcher, embed_videos
+        >>> report = embed_videos(["videos"], "umt-vit-b16-25m", "index")
+        >>> searcher = VideoSearcher("index")
+        >>> hits = searcher.search("a dog running", top_k=2, rerank=True)
+        >>> [hit.path for hit in hits]
+        ['...mp4', '...mp4']
     """
 
     def __init__(

@@ -270,4 +270,4 @@ def test_equal_scores_keep_the_order_of_the_classes():
 @pytest.mark.parametrize("name", ["ActionDetector", "VideoAnswerer", "VideoClassifier", "VideoSearcher"])
 def test_public_names(name):
     assert name in umt_hf.__all__ and name in dir(umt_hf)
-    assert getattr(umt_hf, name).__name__ == name and "Example:" in getattr(umt_hf, name).__doc__
+    assert getattr(umt_hf, name).__name__ == name and "Examples:" in getattr(umt_hf, name).__doc__
