@@ -356,6 +356,7 @@ def save_features(
     batch_size: int = 8,
     fps: float | None = None,
     format: FeatureFormat = "safetensors",
+    announce: Callable[[str], object] | None = None,
 ) -> FeatureReport:
     """Extract the features of videos into a folder, one safetensors file per video; finished ones are left alone.
 
@@ -373,6 +374,7 @@ def save_features(
         fps: Frames per second that are read.
         format: "dataset" also joins all files of the folder into a `datasets` dataset in `dataset/`, one row per
             feature; later runs keep it up to date.
+        announce: Gets a line on what was found, in the main process.
 
     Returns:
         What was done, the same in all processes.
@@ -408,6 +410,8 @@ def save_features(
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / "settings.json", {"settings": settings, "model": str(model), **collect_versions()})
         plan = [([file for file in files if not _is_finished(folder, file)], len(files), missing)]
+        if announce is not None:
+            announce(f"{len(files):,} videos found, {len(plan[0][0]):,} of them new or changed.")
     new, num_files, missing = broadcast_object_list(plan)[0]
     encoder = place_model(encoder, accelerator.device)
 

@@ -19,7 +19,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .mistakes import TRACEBACK_FLAG, describe_checkpoints, end_in_one_line
-from .preflight import check_before_start
+from .preflight import check_before_start, reserve_output
 from .scripts import SCRIPTS_BY_MODULE, ScriptEntry, find_script_of_recipe
 
 RECIPES = importlib.resources.files("umt_hf") / "recipes"
@@ -429,7 +429,8 @@ def script(sections: dict[str, type]) -> Callable[[Callable[..., Result]], Scrip
             ):
                 parsed.extend(parse_config(sections, words, _find_entry(run)))
                 check_before_start(parsed)
-                return run(*parsed)
+                with reserve_output(parsed):
+                    return run(*parsed)
 
         # So that `main` pickles by name, as launchers of several processes need. The signature stays its own.
         functools.update_wrapper(main, run, ("__module__", "__name__", "__qualname__", "__doc__"), ())

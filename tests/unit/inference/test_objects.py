@@ -134,6 +134,7 @@ def test_files_are_classified_as_one_by_one(folders, clips):
 def classify_and_write(model, clips, path):
     report = VideoClassifier(model).classify_files(clips, top_k=2, show_progress=False)
     if PartialState().is_main_process:
+        assert not Path(path).exists()
         Path(path).write_text(json.dumps(asdict(report)))
 
 
