@@ -16,7 +16,7 @@ from umt_hf.demo.models import load_demo_models
 from umt_hf.demo.settings import TOUR_FOLDER, DemoSettings
 from umt_hf.moving_shapes import caption_search, probes, tour
 from umt_hf.moving_shapes.render import write_moving_shapes
-from umt_hf.moving_shapes.steps import Cost
+from umt_hf.moving_shapes.steps import Cost, can_fork
 from umt_hf.moving_shapes.tiny_bert import TextTowerArguments, write_text_tower
 from umt_hf.processing.decoding import open_video
 from umt_hf.runs.config import parse_config
@@ -123,6 +123,7 @@ class Started:
     arguments: list[str]
     num_threads: int | None
     num_lanes: int
+    num_processes: int
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def started(monkeypatch) -> list[Started]:
                 step.function(*step.arguments)
                 continue
             (arguments,) = step.arguments if isinstance(step.arguments[0], list) else ([*map(str, step.arguments)],)
-            found.append(Started(module, arguments, step.num_threads, num_lanes))
+            found.append(Started(module, arguments, step.num_threads, num_lanes, step.num_processes))
             folder = Path(arguments[0])
             if module == "moving_shapes.probes":
                 row = dict.fromkeys(probes.COLUMNS, 0.5)
@@ -170,6 +171,8 @@ def test_tour_runs_both_stages_of_every_seed(started, tmp_path, capsys, budget):
     for step in started:
         assert step.num_lanes == (2 if budget == "short" else 1)
         assert step.num_threads == (1 if budget == "short" or step.module.startswith("training") else None)
+        is_shared = budget == "short" and step.module.startswith("training") and can_fork()
+        assert step.num_processes == (2 if is_shared else 1)
     # Every flag is one of the program's, and names a file that is there when it starts.
     training = [step for step in started if step.module.startswith("training")]
     for step in training:
@@ -194,9 +197,11 @@ def test_tour_runs_both_stages_of_every_seed(started, tmp_path, capsys, budget):
     assert "| seed 4, search in a new process | 2 | 3 |" in printed and "What to look at" not in printed
 
 
+@pytest.mark.parametrize("forks", [True, False])
 @pytest.mark.parametrize(("budget", "steps"), [("short", (300, 300)), ("full", (1000, 700))])
-def test_budgets_have_their_own_recipes(budget, steps, tmp_path):
+def test_budgets_have_their_own_recipes(budget, steps, forks, tmp_path, monkeypatch):
     """The full one is that of the recorded tables."""
+    monkeypatch.setattr(tour, "can_fork", lambda: forks)
     found = tour.plan_steps(tmp_path, 0, tour.BUDGETS[budget], (1, 2))
     for sections, name, max_steps in zip(
         (stage1.SECTIONS, stage2.SECTIONS), ("pre-train", "pre-train with text"), steps, strict=True
@@ -204,10 +209,15 @@ def test_budgets_have_their_own_recipes(budget, steps, tmp_path):
         step = found[name]
         parsed = dict(zip(sections, parse_config(sections, step.arguments[0]), strict=True))
         assert parsed["training"].max_steps == max_steps
-        assert parsed["training"].learning_rate == 1e-3 and parsed["training"].per_device_train_batch_size == 32
+        # However many processes share a batch, it is the recipe's.
+        assert step.num_processes == (2 if budget == "short" and forks else 1)
+        size = parsed["training"].per_device_train_batch_size
+        assert parsed["training"].learning_rate == 1e-3 and size * step.num_processes == 32
+        assert ("--per_device_train_batch_size" in step.arguments[0]) == (step.num_processes > 1)
         # What a user would type is what runs.
         verb = "stage1" if name == "pre-train" else "stage2"
-        assert shlex.split(step.command) == ["umt-hf", "pretrain", verb, *step.arguments[0]]
+        launch = [] if step.num_processes == 1 else ["--num_processes", "2"]
+        assert shlex.split(step.command) == ["umt-hf", "pretrain", verb, *launch, *step.arguments[0]]
     full = tour.BUDGETS["full"]
     assert (full.num_clips, full.teacher_steps, full.probe_steps) == ((3000, 600, 900), 1600, 800)
     assert full.num_quartets == 100 and full.num_lanes == 1

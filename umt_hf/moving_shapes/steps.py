@@ -1,10 +1,11 @@
-"""Steps that need each other, each in a new process, and the seconds that each takes.
+"""Steps that need each other, each in new processes, and the seconds that each takes.
 
 The processes are forked where that is safe, so that PyTorch and the scripts are imported once and not by every step.
 """
 
 import multiprocessing
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ INTERRUPTED_CODE = 130
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A function that runs in a new process.
+    """A function that runs in a new process, or in several that share its work.
 
     Attributes:
         function: One that a new process finds by its module and name.
@@ -33,6 +34,8 @@ class Step:
         command: What a user would type for it, if there is such a command.
         is_beside: Whether it can run beside another step, and is not the one to watch: it then speaks to a file.
         num_threads: Threads of PyTorch; default: as many as there are cores.
+        num_processes: Processes that the function is called in; Accelerate finds in the environment of each which one
+            it is, and joins them. The first one speaks, the others write to files.
     """
 
     function: Callable[..., Any]
@@ -41,31 +44,38 @@ class Step:
     command: str = ""
     is_beside: bool = False
     num_threads: int | None = None
+    num_processes: int = 1
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a step: on the clock, and of processor time, its loader workers included."""
+    """Seconds of a step: on the clock, and of processor time, all its processes and loader workers included."""
 
     wall: float
     cpu: float
 
 
 @dataclass
-class _Running:
-    name: str
+class _Process:
     process: Any
     receiver: Connection
-    started: float
     log: Path | None
+    has_ended: bool = False
+
+
+@dataclass
+class _Running:
+    name: str
+    started: float
+    processes: list[_Process]
 
 
 def run_steps(steps: Mapping[str, Step], num_lanes: int, logs: Path, title: str = "") -> dict[str, Cost]:
-    """Run each step as soon as those it needs are done.
+    """Run each step as soon as those it needs are done and it has room.
 
     Args:
         steps: By name, in the order they start in where several could.
-        num_lanes: How many run at a time.
+        num_lanes: How many processes of steps run at a time; a step of more runs alone.
         logs: Folder for what steps say that run beside another one.
         title: What every line that is shown starts with.
 
@@ -79,19 +89,25 @@ def run_steps(steps: Mapping[str, Step], num_lanes: int, logs: Path, title: str 
     waiting, running, costs = dict(steps), [], {}
     try:
         while waiting or running:
-            for name in _list_ready(waiting, running)[: num_lanes - len(running)]:
+            for name in _list_ready(waiting, running):
+                room = num_lanes - sum(len(item.processes) for item in running)
+                if min(waiting[name].num_processes, num_lanes) > room:
+                    continue
                 typer.echo(f"[{title}{len(steps) - len(waiting) + 1}/{len(steps)}] {name}")
                 running.append(_start(context, name, waiting.pop(name), num_lanes, logs))
             if not running:
                 raise UserError(f"The steps {', '.join(waiting)} need each other in a circle.")
-            ended = wait([item.process.sentinel for item in running])
-            for item in [item for item in running if item.process.sentinel in ended]:
-                costs[item.name] = _finish(item)
+            _wait_for_one(running)
+            for item in [item for item in running if all(part.has_ended for part in item.processes)]:
+                cpu = sum(part.receiver.recv() for part in item.processes)
+                costs[item.name] = Cost(round(time.perf_counter() - item.started, 1), round(cpu, 1))
                 running.remove(item)
     finally:
         for item in running:
-            item.process.terminate()
-            item.process.join()
+            for part in item.processes:
+                part.process.terminate()
+            for part in item.processes:
+                part.process.join()
     return {name: costs[name] for name in steps}
 
 
@@ -108,11 +124,15 @@ def read_cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _choose_context() -> BaseContext:
+def can_fork() -> bool:
+    """Whether steps are forked from this process, and can so be several processes that cost no further import."""
     # An accelerator that this process has looked at cannot be used in a fork, and macOS' own libraries do not survive
     # one. There every step imports what it needs again.
-    can_fork = sys.platform == "linux" and not torch.accelerator.is_available()
-    return multiprocessing.get_context("fork" if can_fork else "spawn")
+    return sys.platform == "linux" and not torch.accelerator.is_available()
+
+
+def _choose_context() -> BaseContext:
+    return multiprocessing.get_context("fork" if can_fork() else "spawn")
 
 
 def _list_ready(waiting: Mapping[str, Step], running: Sequence[_Running]) -> list[str]:
@@ -121,23 +141,42 @@ def _list_ready(waiting: Mapping[str, Step], running: Sequence[_Running]) -> lis
 
 
 def _start(context: Any, name: str, step: Step, num_lanes: int, logs: Path) -> _Running:
-    log = None
+    is_beside = step.is_beside and num_lanes > 1
     if step.command:
         typer.echo(f"  {step.command}")
-    if step.is_beside and num_lanes > 1:
+    if is_beside or step.num_processes > 1:
         logs.mkdir(parents=True, exist_ok=True)
-        log = logs / f"{name.replace(' ', '_')}.txt"
-        typer.echo(f"  beside the others; it writes to {log}")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(step, log, sender), name=name)
-    started = time.perf_counter()
-    process.start()
-    sender.close()
-    return _Running(name, process, receiver, started, log)
+    stem = name.replace(" ", "_")
+    found = _Running(name, time.perf_counter(), [])
+    for rank, environment in enumerate(_build_environments(step.num_processes)):
+        log = None
+        if is_beside or rank > 0:
+            log = logs / (f"{stem}.txt" if rank == 0 else f"{stem}_{rank}.txt")
+            words = "beside the others; it writes" if rank == 0 else f"process {rank} writes"
+            typer.echo(f"  {words} to {log}")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_run, args=(step, log, sender, environment), name=name)
+        process.start()
+        sender.close()
+        found.processes.append(_Process(process, receiver, log))
+    return found
 
 
-def _run(step: Step, log: Path | None, sender: Connection) -> None:
-    """What the new process does."""
+def _build_environments(num_processes: int) -> list[dict[str, str]]:
+    """Variables that tell each of several processes which one it is, as a launcher's do."""
+    if num_processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    sizes = {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
+    return [{**place, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
+
+
+def _run(step: Step, log: Path | None, sender: Connection, environment: Mapping[str, str]) -> None:
+    """What a new process does."""
+    os.environ.update(environment)
     if log is not None:
         with log.open("w", buffering=1, encoding="utf-8") as file:
             os.dup2(file.fileno(), sys.stdout.fileno())
@@ -154,9 +193,20 @@ def _run(step: Step, log: Path | None, sender: Connection) -> None:
     sender.send(read_cpu_seconds())
 
 
-def _finish(item: _Running) -> Cost:
-    item.process.join()
-    if item.process.exitcode != 0:
-        place = "above" if item.log is None else f"in {item.log}"
-        raise UserError(f"The step {item.name!r} failed with code {item.process.exitcode}; it says why {place}.")
-    return Cost(round(time.perf_counter() - item.started, 1), round(item.receiver.recv(), 1))
+def _wait_for_one(running: Sequence[_Running]) -> None:
+    """Return once at least one more process has ended.
+
+    Raises:
+        UserError: If it has failed. Names the step, and the place that says why.
+    """
+    # Not those that are alive: one that has ended since could be waited for without end.
+    parts = [(item.name, part) for item in running for part in item.processes if not part.has_ended]
+    ended = wait([part.process.sentinel for _, part in parts])
+    for name, part in parts:
+        if part.process.sentinel not in ended:
+            continue
+        part.process.join()
+        part.has_ended = True
+        if part.process.exitcode != 0:
+            place = "above" if part.log is None else f"in {part.log}"
+            raise UserError(f"The step {name!r} failed with code {part.process.exitcode}; it says why {place}.")

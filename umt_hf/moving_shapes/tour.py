@@ -5,7 +5,7 @@
     python -m umt_hf.moving_shapes.tour --budget full --output_dir outputs/seeds --seeds 10 11 12
     python -m umt_hf.moving_shapes.tour --output_dir outputs/look --quick
 
-Training and evaluation each run in a new process, by the script that a user would start. A tour that was stopped goes
+Training and evaluation each run in new processes, by the script that a user would start. A tour that was stopped goes
 on where it was: the clips, the teacher and the checkpoints that exist are used again. At the end it says what to look
 at; the exit code is 1 if one of the statements there does not hold.
 """
@@ -32,13 +32,14 @@ from ..training import stage1, stage2
 from . import caption_search, probes, tiny_clip
 from .render import write_moving_shapes
 from .statements import format_statements, list_statements
-from .steps import Cost, Step, format_costs, read_cpu_seconds, run_steps
+from .steps import Cost, Step, can_fork, format_costs, read_cpu_seconds, run_steps
 from .tiny_bert import TextTowerArguments, write_text_tower
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 RESULTS = {"stage1": "results.json", "stage2": "results_stage2.json"}
 STEPS_OF_STAGE_2 = ("make the text tower", "pre-train with text", "search in a new process")
 FAILED_CODE = 1
+BATCH_SIZE = 32  # clips per step in the recipes of both stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,8 @@ class Budget:
         max_steps: Optimizer steps of each stage; `None` = its recipe's.
         probe_steps: Optimizer steps of a probe.
         num_quartets: Clips that are rendered with each of the four motions, to search among them.
-        num_lanes: Steps that run side by side, each on one core, where they do not need each other.
+        num_lanes: Processes of steps that run side by side, each on one core. A stage is trained by as many, which
+            share each of its batches; other steps are one process, beside another where they do not need each other.
     """
 
     num_clips: tuple[int, int, int]
@@ -129,8 +131,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--budget",
         choices=list(BUDGETS),
         default="short",
-        help="short: minutes on two cores, one busy with training and one with all else; full: that of the tables in "
-        "the documentation, one step after the other. Default: short.",
+        help="short: minutes on two cores, which share the training of both stages; full: that of the tables in the "
+        "documentation, one step after the other in one process each. Default: short.",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="Each seed draws other data and weights.")
     parser.add_argument("--stages", type=int, nargs="+", choices=(1, 2), default=[1, 2], help="2 needs what 1 leaves.")
@@ -205,13 +207,25 @@ def plan_steps(folder: Path, seed: int, budget: Budget, stages: Sequence[int]) -
 
 def plan_training(stage: str, flags: list[Any], seed: int, budget: Budget, needs: frozenset[str]) -> Step:
     """Step that runs a stage's recipe, or goes on with it."""
+    # A second process nearly halves the time, a second thread does not at this size. Where processes are not forked,
+    # each would import everything again, and on an accelerator one is enough.
+    num_processes = budget.num_lanes if can_fork() else 1
     flags = ["--config", f"{stage}_{budget.recipes}", *flags, "--seed", seed, "--resume_from_checkpoint", "auto"]
+    if num_processes > 1:
+        flags += ["--per_device_train_batch_size", BATCH_SIZE // num_processes]
     if budget.max_steps is not None:
         flags += ["--max_steps", budget.max_steps]
     words = [str(flag) for flag in flags]
     function = {"stage1": stage1.main, "stage2": stage2.main}[stage]
-    command = f"umt-hf pretrain {stage} {' '.join(words)}"
-    return Step(function=function, arguments=(words,), needs=needs, command=command, num_threads=1)
+    launch = f" --num_processes {num_processes}" if num_processes > 1 else ""
+    return Step(
+        function=function,
+        arguments=(words,),
+        needs=needs,
+        command=f"umt-hf pretrain {stage}{launch} {' '.join(words)}",
+        num_threads=1,
+        num_processes=num_processes,
+    )
 
 
 def add_seconds(folder: Path, stage: int, costs: Mapping[str, Cost]) -> dict[str, Any]:

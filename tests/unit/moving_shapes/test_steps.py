@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from multiprocessing.connection import wait
 
 import pytest
 import torch
@@ -53,6 +54,33 @@ def fail(folder, kind):
     raise kind("clip 7 is broken")
 
 
+def add_ranks(folder):
+    """Join the other processes of the step, as Accelerate does, and count them."""
+    torch.distributed.init_process_group("gloo")
+    total = torch.tensor(float(torch.distributed.get_rank()))
+    torch.distributed.all_reduce(total)
+    print(f"{os.environ['RANK']} of {os.environ['WORLD_SIZE']}: {total.item():g}, {torch.get_num_threads()} thread")
+    torch.distributed.destroy_process_group()
+    note(folder, f"rank {os.environ['LOCAL_RANK']}")
+    work(0.3)
+
+
+def fail_alone(folder):
+    """The second process fails, the first one waits for it."""
+    if os.environ["RANK"] == "1":
+        fail(folder, ValueError)
+    wait_for_ever(folder)
+
+
+def leave_alone(folder, name):
+    """Fail if another step runs."""
+    (folder / f"{name}_runs").touch()
+    time.sleep(0.2)
+    assert [path.name for path in folder.glob("*_runs")] == [f"{name}_runs"]
+    (folder / f"{name}_runs").unlink(missing_ok=True)
+    note(folder, name)
+
+
 @pytest.fixture(params=["fork", "spawn"])
 def context(request, monkeypatch):
     if request.param not in multiprocessing.get_all_start_methods():
@@ -90,6 +118,59 @@ def test_seconds_count_processes_of_a_step(tmp_path):
     assert 1.0 <= cost.cpu < 20 and cost.wall >= 0.5
     table = format_costs({"work": Cost(2.4, 3.6)}, Cost(9.0, 4.0))
     assert "| work | 2 | 4 |\n| everything | 9 | 4 |" in table
+
+
+def test_processes_of_a_step_join_and_the_first_one_speaks(context, tmp_path, capfd):
+    step = Step(function=add_ranks, arguments=(tmp_path,), num_threads=1, num_processes=2)
+    cost = run_steps({"add up": step}, 2, tmp_path / "logs")["add up"]
+    printed = capfd.readouterr().out
+    assert "0 of 2: 1, 1 thread\n" in printed and "1 of 2" not in printed
+    log = tmp_path / "logs" / "add_up_1.txt"
+    assert "1 of 2: 1, 1 thread\n" in log.read_text(encoding="utf-8") and f"process 1 writes to {log}" in printed
+    rows = (tmp_path / "order.txt").read_text(encoding="utf-8").splitlines()
+    assert sorted(row.split()[1] for row in rows) == ["0", "1"]
+    assert cost.cpu >= 4 * 0.3  # of both, and of what they have started
+    assert "RANK" not in os.environ
+
+
+def test_a_step_of_several_processes_waits_for_room(tmp_path):
+    plan = {
+        "one": Step(function=leave_alone, arguments=(tmp_path, "one"), is_beside=True),
+        "two": Step(function=add_ranks, arguments=(tmp_path,), num_processes=2),
+        "three": Step(function=leave_alone, arguments=(tmp_path, "three"), needs=frozenset({"two"})),
+    }
+    run_steps(plan, 2, tmp_path / "logs")
+    rows = [line.rsplit(" ", 2)[0] for line in (tmp_path / "order.txt").read_text(encoding="utf-8").splitlines()]
+    assert rows[0] == "one" and rows[-1] == "three" and sorted(rows[1:3]) == ["rank 0", "rank 1"]
+    # Wider than the lanes, it has them all.
+    run_steps({"two": plan["two"]}, 1, tmp_path / "logs")
+
+
+def test_the_process_that_failed_is_the_one_that_is_named(tmp_path):
+    plan = {"shared": Step(function=fail_alone, arguments=(tmp_path,), num_processes=2)}
+    with pytest.raises(UserError, match=r"'shared' failed with code 2; it says why in .*shared_1\.txt"):
+        run_steps(plan, 2, tmp_path / "logs")
+    assert (tmp_path / "logs" / "shared_1.txt").read_text(encoding="utf-8").endswith("Error: clip 7 is broken\n")
+    assert not multiprocessing.active_children() and not (tmp_path / "came_to_its_end").exists()
+
+
+def test_a_step_that_ends_at_once_is_not_waited_for_without_end(tmp_path, monkeypatch):
+    start = steps._start
+
+    def start_and_join(*arguments):
+        found = start(*arguments)
+        for part in found.processes:
+            part.process.join()
+        return found
+
+    def wait_for_some_time(sentinels):
+        assert (ended := wait(sentinels, TIMEOUT)), "nothing that ends is waited for"
+        return ended
+
+    monkeypatch.setattr(steps, "_start", start_and_join)
+    monkeypatch.setattr(steps, "wait", wait_for_some_time)
+    plan = {name: Step(function=note, arguments=(tmp_path, name)) for name in ("a", "b")}
+    assert list(run_steps(plan, 2, tmp_path)) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
