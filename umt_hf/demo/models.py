@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import nn
 from torch.nn import functional as F
 
 from ..data.video_files import list_videos
@@ -25,34 +26,19 @@ from ..inference.search import VideoSearcher, embed_videos
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.masking_umt_video import build_mask
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
-from ..plots import MaskedFrames, draw_masked_frames
+from ..plots import draw_masked_frames
 from ..processing.decoding import VideoDecodingError, open_video
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..training.alignment import TokenGrid, check_grids, draw_visible_indices, load_teacher
+from ..training.alignment import check_grids, load_teacher
 from ..training.arguments import TeacherArguments
+from .first_look import CLIP, StoredViewer
+from .looks import TeacherLook, draw_visible
 from .settings import DemoSettings
 
 logger = logging.getLogger(__name__)
 
 REMEMBERED_CLIPS = 4
 THUMBNAIL_SIDE = 240
-
-
-@dataclass(frozen=True)
-class TeacherLook:
-    """What teacher and student look at in a clip.
-
-    Args:
-        frames: Pictures of it.
-        num_visible: Patches that the student sees.
-        num_patches: Patches of the clip.
-        agreement: Mean cosine of student's and teacher's features at the visible patches; `None` without a student.
-    """
-
-    frames: MaskedFrames
-    num_visible: int
-    num_patches: int
-    agreement: float | None
 
 
 class TeacherViewer:
@@ -105,17 +91,15 @@ class TeacherViewer:
             VideoDecodingError: If the video cannot be read.
         """
         pixel_values, states, saliency = self._encode(video, os.stat(video).st_mtime_ns)
-        grid = TokenGrid(*saliency.shape)
-        # Drawn on the CPU, so that a seed gives the same mask on every machine.
-        noise = torch.empty(1, grid.num_tokens).exponential_(generator=torch.Generator().manual_seed(seed))
-        visible = draw_visible_indices(mask_type, mask_ratio, saliency, noise.to(self.device), grid)
+        num_patches = saliency.numel()
+        visible = draw_visible(mask_type, mask_ratio, saliency, seed)
         agreement = None
         if self.student is not None:
             targets = self.teacher.project(states, 1, visible)
             features = self.student(pixel_values, visible_indices=visible).aligned_features
             agreement = F.cosine_similarity(features, targets, dim=-1).mean().item()
-        frames = draw_masked_frames(pixel_values[0], saliency, build_mask(visible, grid.num_tokens)[0])
-        return TeacherLook(frames, visible.shape[1], grid.num_tokens, agreement)
+        frames = draw_masked_frames(pixel_values[0], saliency, build_mask(visible, num_patches)[0])
+        return TeacherLook(frames, visible.shape[1], num_patches, agreement)
 
     def _encode_clip(self, video: str, _modified_ns: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """Frames `(1, T, 3, H, W)`, teacher's states and saliency `(T, P)`, kept while a visitor moves the slider."""
@@ -185,13 +169,24 @@ class FolderSearcher:
 
 @dataclass(frozen=True)
 class DemoModels:
-    """The loaded models, and the videos of the folder; `None` where a setting is left out."""
+    """The loaded models, and the videos of the folder; `None` where a setting is left out.
+
+    Without a teacher, the viewer shows the clip of the package with a stored saliency.
+    """
 
     classifier: VideoClassifier | None
-    viewer: TeacherViewer | None
+    viewer: TeacherViewer | StoredViewer
     searcher: FolderSearcher | None
     answerer: VideoAnswerer | None
     videos: tuple[str, ...]
+
+    def list_modules(self) -> list[nn.Module]:
+        """Networks that work for visitors."""
+        owners = [self.classifier, self.answerer, self.searcher.searcher.encoder if self.searcher else None]
+        models = [owner.model for owner in owners if owner is not None]
+        if isinstance(self.viewer, TeacherViewer):
+            models += [self.viewer.teacher, *([self.viewer.student] if self.viewer.student is not None else [])]
+        return models
 
 
 def load_demo_models(settings: DemoSettings) -> DemoModels:
@@ -213,11 +208,21 @@ def load_demo_models(settings: DemoSettings) -> DemoModels:
         searcher = FolderSearcher(settings.videos, settings.video_text, settings.index)
     return DemoModels(
         VideoClassifier(settings.classifier) if settings.classifier else None,
-        TeacherViewer(settings.teacher, settings.student) if settings.teacher else None,
+        TeacherViewer(settings.teacher, settings.student) if settings.teacher else StoredViewer(),
         searcher,
         VideoAnswerer(settings.question_answering) if settings.question_answering else None,
         videos,
     )
+
+
+def check_clip(video: str) -> None:
+    """Make sure that a video can be read.
+
+    Raises:
+        VideoDecodingError: If it cannot.
+    """
+    with open_video(video) as reader:
+        reader.get_frames([0])
 
 
 def draw_thumbnail(video: str) -> Image.Image:
@@ -244,10 +249,10 @@ def draw_thumbnails(videos: Iterable[str]) -> list[tuple[str, Image.Image]]:
 
 
 def choose_examples(videos: Sequence[str], count: int = 8) -> list[tuple[str, Image.Image]]:
-    """Some videos, evenly spread over a list, with a picture of each."""
+    """Some videos, evenly spread over a list, with a picture of each; the clip of the package where there is none."""
     # Neighbours in a folder are often of one class.
     places = np.linspace(0, len(videos) - 1, min(count, len(videos))).round().astype(int)
-    return draw_thumbnails(videos[place] for place in places)
+    return draw_thumbnails(videos[place] for place in places) or draw_thumbnails([str(CLIP)])
 
 
 def describe_problem(error: Exception, paths: Iterable[str]) -> str:
