@@ -1,9 +1,10 @@
 """A visitor of the page in a real browser: what is pressed, picked, written, uploaded and seen."""
 
+import base64
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,19 +19,34 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 PHONE, DESK = (390, 844), (1280, 900)
 PATIENCE_SECONDS = 60
 TABS = ("Teacher", "Labels", "Search", "Ask")
-# Notes each moment at which something shows that the page waits: Gradio's bar or clock over an output.
-WATCH_FOR_WAITING = """
-window.waits = [];
-const find = () => [...document.querySelectorAll("[data-testid=status-tracker]")].filter(e =>
-    !e.classList.contains("hide") && getComputedStyle(e).visibility != "hidden" && +getComputedStyle(e).opacity > 0
-    && e.getBoundingClientRect().height >= 20 && e.innerHTML.length > 10 && e.matches(".generating, .translucent, .wrap"));
-const note = () => {
-    const found = find();
-    if (found.length) window.waits.push([performance.now(), found.map(e => e.closest("[id]")?.id)]);
-    window.watching = requestAnimationFrame(note);
+# Milliseconds from a visitor's next action until something first shows that the page works on it.
+WATCH = """
+window.waited = null;
+let start = null;
+for (const kind of ["click", "input", "keydown"])
+    window.addEventListener(kind, () => { start ??= performance.now(); }, {capture: true, once: true});
+const shows = e => !e.classList.contains("hide") && +getComputedStyle(e).opacity > 0
+    && e.getClientRects().length && e.getBoundingClientRect().height > 10 && e.innerText.trim();
+const look = () => {
+    if (start !== null && [...document.querySelectorAll("[data-testid=status-tracker]")].some(shows))
+        window.waited = performance.now() - start;
+    else requestAnimationFrame(look);
 };
-cancelAnimationFrame(window.watching || 0);
-note();
+look();
+"""
+# Each text that can be seen, with its size relative to the page's body.
+SIZES = """
+const body = parseFloat(getComputedStyle(document.body).fontSize), found = [];
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement, text = walker.currentNode.textContent.trim();
+    if (text && element.getClientRects().length && !["SCRIPT", "STYLE"].includes(element.tagName))
+        found.push([text, parseFloat(getComputedStyle(element).fontSize) / body]);
+}
+for (const field of document.querySelectorAll("input, textarea"))
+    if (field.getClientRects().length)
+        found.push([field.value, parseFloat(getComputedStyle(field).fontSize) / body]);
+return found;
 """
 
 
@@ -45,7 +61,7 @@ class Page:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == PHONE}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         self.driver.get(self.url)
-        self.wait(lambda: self.count("#examples img") == 5)
+        self.wait(lambda: self.count("#examples img"))
 
     def wait(self, condition):
         try:
@@ -108,8 +124,11 @@ class Page:
         return text
 
     def keep_picture(self, name: str) -> None:
+        """Write a picture of the page from top to bottom."""
         self.driver.execute_script("window.scrollTo(0, 0)")
-        self.driver.save_screenshot(str(self.pictures / f"{name}.png"))
+        options = {"captureBeyondViewport": True, "format": "png"}
+        picture = self.driver.execute_cdp_cmd("Page.captureScreenshot", options)
+        (self.pictures / f"{name}.png").write_bytes(base64.b64decode(picture["data"]))
 
     def check_requests(self) -> int:
         """No request since the last check went beyond this machine, and no script failed; how many there were."""
@@ -123,9 +142,19 @@ class Page:
         assert not [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
         return len(urls)
 
-    def measure_waiting(self) -> dict[str, float]:
-        """Milliseconds from now on until each output first shows that it waits; asked later by `read_waiting`."""
-        self.driver.execute_script(WATCH_FOR_WAITING)
+    def time_waiting(self, act: Callable[[], object]) -> float:
+        """Milliseconds from an action until the page shows that it works on it, by the browser's clock."""
+        self.driver.execute_script(WATCH)
+        act()
+        return self.wait(lambda: self.driver.execute_script("return window.waited"))
+
+    def wait_until_idle(self) -> None:
+        busy = "[data-testid=status-tracker]:not(.hide)"
+        self.wait(lambda: not self.driver.execute_script(f"return document.querySelectorAll('{busy}').length"))
+
+    def measure_texts(self) -> dict[str, float]:
+        """Each text that can be seen: how many times as large as the page's body it is."""
+        return dict(self.driver.execute_script(SIZES))
 
     def is_too_wide(self) -> bool:
         return self.driver.execute_script("return document.scrollingElement.scrollWidth > window.innerWidth")

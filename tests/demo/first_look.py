@@ -16,7 +16,7 @@ from umt_hf.moving_shapes.render import render_clip, sample_clip, write_video
 
 # Four times as fine as the clips of moving shapes.
 SCALE = 4
-DESCRIPTION = sample_clip(0, "test", 7)
+DESCRIPTION = sample_clip(0, "test", 3)
 
 
 def render_first_clip() -> np.ndarray:

@@ -100,7 +100,7 @@ def test_mistakes_are_told_in_plain_words(page, clips, sound):
     page.open(PHONE)
     page.clear_clip()
     for tab, button, words in (
-        ("Labels", "Classify again", "upload a clip first"),
+        ("Labels", "Classify", "upload a clip first"),
         ("Teacher", "New mask", "upload a clip first"),
         ("Ask", "Ask", "upload a clip first"),
         ("Search", "Search", "query is empty"),

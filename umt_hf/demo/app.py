@@ -1,6 +1,7 @@
 """The page: a clip, a tab for each model, and what it says. A Space runs this file as its `app.py`."""
 
 import base64
+import functools
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from umt_hf.demo.first_look import CLIP, StoredViewer
 from umt_hf.demo.limits import RequestTimeoutError, TimeLimit
 from umt_hf.demo.looks import TeacherLook
 from umt_hf.demo.models import (
+    REMEMBERED_CLIPS,
     DemoModels,
     FolderSearcher,
     TeacherViewer,
@@ -41,10 +43,10 @@ Pick a clip, then see what the video models make of it. ([Paper](https://arxiv.o
 MASK_TYPES = [("attention (the paper's)", "attention"), ("tube", "tube"), ("random", "random")]
 MAX_HITS = 8
 STORED_LOOK = (
-    "What is shown is stored: the look of a small teacher, trained on such clips, at the clip that comes with the "
-    "package."
+    "No teacher is loaded: the saliency is a stored one, of a small teacher that was trained on such clips, and of the "
+    "clip that comes with the package alone."
 )
-NO_TEACHER = "The stored look is that at the clip of the package. A look at this one needs a teacher."
+NO_TEACHER = "The stored saliency is that of the clip of the package. A look at this one needs a teacher."
 T = TypeVar("T")
 
 # Fonts of the visitor's system: the page loads nothing from elsewhere.
@@ -60,6 +62,15 @@ THEME = gr.themes.Soft(
     block_title_padding="0",
     block_title_text_color="*body_text_color",
     block_title_text_color_dark="*body_text_color",
+    # What can be written in or ticked has an edge.
+    input_border_width="1px",
+    input_border_color="*neutral_300",
+    checkbox_border_width="1px",
+    checkbox_border_color="*neutral_400",
+    checkbox_label_border_width="1px",
+    checkbox_label_border_color="*neutral_200",
+    button_secondary_border_color="*neutral_300",
+    button_border_width="1px",
 )
 CSS = """
 .gradio-container { width: 100%; max-width: 1120px !important; margin: 0 auto !important; }
@@ -251,19 +262,22 @@ def _add_examples(examples: Sequence[tuple[str, Image.Image]], clip: gr.Video) -
     def pick_example(event: gr.SelectData) -> str:
         return examples[event.index][0]
 
-    gallery.select(pick_example, None, clip, queue=False)
+    gallery.select(pick_example, None, clip, queue=False, trigger_mode="always_last")
 
 
 def _add_labels(classifier: VideoClassifier, visit: _Visit) -> _Follower:
     gr.Markdown("Which of the classes it was trained on the classifier sees in the clip.")
     labels = gr.Label(label="Top 5", show_label=False, num_top_classes=5, elem_id="labels")
-    button = gr.Button("Classify again")
+    button = gr.Button("Classify")
+
+    @functools.lru_cache(REMEMBERED_CLIPS)
+    def find_labels(path: str, _modified_ns: int) -> dict[str, float]:
+        # Gradio shows labels as a dictionary.
+        return {scored.label: scored.probability for scored in classifier.classify(path)}
 
     def classify(video: str | None) -> dict[str, float]:
         path = _require_clip(video)
-        found = visit.run(lambda: classifier.classify(path), path)
-        # Gradio shows labels as a dictionary.
-        return {scored.label: scored.probability for scored in found}
+        return visit.run(lambda: find_labels(path, os.stat(path).st_mtime_ns), path)
 
     button.click(classify, visit.clip, labels, concurrency_id="labels", api_name="classify")
     return _Follower("labels", classify, [visit.clip], labels)
@@ -293,8 +307,8 @@ def _add_teacher(viewer: TeacherViewer | StoredViewer, visit: _Visit) -> _Follow
             info="Tube: the same patches in every frame. Random: any.",
             min_width=280,
         )
-    picture = gr.HTML(elem_id="look", min_height=240)
     again = gr.Button("New mask")
+    picture = gr.HTML(elem_id="look", min_height=240)
     seed = gr.State(0)
 
     def look(video: str | None, mask_type: str, mask_ratio: float, seed: int) -> str:
@@ -314,7 +328,7 @@ def _add_teacher(viewer: TeacherViewer | StoredViewer, visit: _Visit) -> _Follow
     again.click(look_again, inputs, [picture, seed], **options)
     # While a slider moves, only its last place is drawn.
     ratio.change(
-        redraw, inputs, picture, trigger_mode="always_last", show_progress="hidden", api_name="look", **options
+        redraw, inputs, picture, trigger_mode="always_last", show_progress="minimal", api_name="look", **options
     )
     kind.input(redraw, inputs, picture, trigger_mode="always_last", api_visibility="private", **options)
     return _Follower("teacher", look, inputs, picture, '""')
@@ -354,7 +368,7 @@ def _add_search(searcher: FolderSearcher, visit: _Visit) -> None:
         concurrency_id="search",
         api_visibility="private",
     )
-    gallery.select(pick_found, found, visit.clip, queue=False)
+    gallery.select(pick_found, found, visit.clip, queue=False, trigger_mode="always_last")
 
 
 def _add_ask(answerer: VideoAnswerer, visit: _Visit) -> _Follower:
