@@ -34,6 +34,7 @@ from ..evaluation.classification import classify_videos, list_metric_names
 from ..hub_cards.label_names import read_label_names
 from ..inference.loading import load_complete_model, load_with_report
 from ..inference.scored_labels import MULTI_LABEL
+from ..inference.starts import locate_model
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.classification_transforms import ClassificationTransform, ClipMix
@@ -408,7 +409,7 @@ def copy_head_rows(model: UMTVideoForVideoClassification, args: ClassificationMo
         if head_rows == "first"
         else json.loads(Path(head_rows).read_text(encoding="utf-8-sig"))
     )
-    num_rows = UMTVideoConfig.from_pretrained(folder).num_labels or 0
+    num_rows = UMTVideoConfig.from_pretrained(locate_model(folder)).num_labels or 0
     if len(rows) != num_classes or not all(isinstance(row, int) and 0 <= row < num_rows for row in rows):
         raise ValueError(
             f"head_rows={args.head_rows}: expected {num_classes} indices below {num_rows}, the rows of the head of "

@@ -20,7 +20,7 @@ from ..data.annotations import load_answers, load_questions
 from ..evaluation.question_answering import compute_answer_accuracy
 from ..inference.loading import load_complete_model
 from ..inference.question_answering import answer_questions
-from ..inference.starts import require_start
+from ..inference.starts import locate_model, require_start
 from ..modeling.losses_umt import IGNORED_LABEL
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
@@ -108,7 +108,7 @@ def load_question_model(
     }  # fmt: skip
     if model_class.__name__ in (config.architectures or []):
         return load_complete_model(model_class, folder, **options)
-    return model_class.from_pretraining(folder, **options)
+    return model_class.from_pretraining(locate_model(folder), **options)
 
 
 def load_training_questions(data: QuestionDataArguments) -> Dataset:

@@ -31,6 +31,7 @@ from ..data.sources import get_source
 from ..data.splits import select_data
 from ..data.unreadable import UnreadableVideos, read_first_readable, sample_replacements
 from ..inference.loading import load_video_text_processor
+from ..inference.starts import locate_model
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.clips import read_clip
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
@@ -546,7 +547,8 @@ class _PushCallback(TrainerCallback):
 
 def load_config(args: FinetunedModelArguments, data: VideoTextDataArguments) -> UMTVideoTextConfig:
     """Configuration of the folder to start from, with what the run changes in it."""
-    config = UMTVideoTextConfig.from_pretrained(require(args.model_name_or_path, "model_name_or_path"))
+    start = require(args.model_name_or_path, "model_name_or_path")
+    config = UMTVideoTextConfig.from_pretrained(locate_model(start))
     if data.num_frames is None:  # so that the clips have as many, and that the run records them
         data.num_frames = config.vision_config.num_frames
     config.vision_config.num_frames = data.num_frames

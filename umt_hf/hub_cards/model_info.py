@@ -27,7 +27,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from ..inference.loading import get_model_class, list_class_names, load_video_processor
 from ..inference.starts import (
     describe_bad_config,
-    looks_like_path,
+    locate_model,
     read_model_fields,
     require_model_type,
     require_start,
@@ -48,7 +48,6 @@ from ..runs.folder import (
     WEIGHTS_INDEX_FILE,
 )
 from ..runs.models import MODEL_TYPES, MODELS_BY_NAME, ModelClass
-from ..zoo import load_zoo
 
 PARTS = {"vision_model": "vision", "text_model": "text", "answer_decoder": "answer_decoder"}
 SMALL_FILES = ["*.json", "*.yaml", "*.txt"]
@@ -199,7 +198,8 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
         FileNotFoundError: If there is no such folder, it has no configuration, or the Hub does not know it.
         ValueError: If it holds no UMT model.
     """
-    folder = _find_folder(model)
+    located = locate_model(model)
+    folder = _find_folder(located)
     require_model_type(model, read_model_fields(folder), MODEL_TYPES, "a UMT model folder")
     config, row, network = _build_network(folder, str(model))
     vision_config: Any = getattr(config, "vision_config", config)
@@ -225,7 +225,7 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
         labels=tuple(list_class_names(config)) if hasattr(network, "classifier") else (),
         processor={name: settings[name] for name in PROCESSOR_SETTINGS if settings.get(name) is not None},
         max_text_tokens=max_text_tokens,
-        weights=compare_weights(network, _read_headers(folder, model)),
+        weights=compare_weights(network, _read_headers(folder, located)),
         size_bytes=sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
         versions=_read(folder / VERSIONS_FILE, json.loads),
         run=_select_run_settings(_read(folder / RECIPE_FILE, yaml.safe_load)),
@@ -384,13 +384,10 @@ def _count_flops(run: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def _find_folder(model: str | os.PathLike) -> Path:
+def _find_folder(name: str) -> Path:
     """The folder, or that of the small files of a Hub repository."""
-    path, name = Path(model), str(model)
-    if path.is_dir():
-        return path
-    if path.exists() or looks_like_path(name) or name in load_zoo():
-        read_model_fields(name)  # says what is wrong with it
+    if Path(name).is_dir():
+        return Path(name)
     try:
         return Path(snapshot_download(name, allow_patterns=SMALL_FILES))
     except (OSError, ValueError) as error:

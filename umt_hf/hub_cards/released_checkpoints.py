@@ -20,12 +20,14 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from ..inference.loading import load_with_report
+from ..inference.starts import require_tokenizer
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.disk import clear_leftovers, put_folder, write_text
 from ..runs.folder import CONVERSION_FILE, UNFINISHED_SUFFIX, collect_versions, hash_source
+from ..runs.hub_access import find_on_hub
 from ..runs.models import VIDEO_TEXT_TASKS
 from ..zoo import ZooEntry, find_entry
 from .card import write_model_card
@@ -242,7 +244,12 @@ def download_checkpoint(entry: ZooEntry, revision: str | None = None) -> Checkpo
         raise ValueError(f"{entry.name} was never released: convert a .pth file of your own.")
     revision = revision or entry.revision
     try:
-        path = Path(hf_hub_download(entry.repo, entry.file, revision=revision))
+        # Asked within seconds; the client's own attempts take half a minute without a network.
+        located = find_on_hub(entry.repo, entry.file, revision=revision)
+        if os.path.isdir(located):
+            path = Path(located, entry.file)
+        else:
+            path = Path(hf_hub_download(entry.repo, entry.file, revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, EntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise OSError(
@@ -279,7 +286,8 @@ def build_released_processor(
     if source is None or entry.max_text_tokens is None:
         raise ValueError(f"The zoo does not say how {entry.name} reads text.")
     try:
-        words = build_tokenizer(source, max_length=entry.max_text_tokens)
+        located = source if os.path.exists(source) else require_tokenizer(source)
+        words = build_tokenizer(located, max_length=entry.max_text_tokens)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise OSError(

@@ -17,7 +17,7 @@ from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import WEIGHTS_FILE
 from ..runs.models import MODELS_BY_NAME, ModelClass
-from .starts import describe_bad_config, require_processor, require_start
+from .starts import describe_bad_config, locate_model, require_processor, require_start
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 NAMED_WEIGHTS = 5
@@ -77,6 +77,7 @@ def load_with_report(
     """
     # Of these, `None` is Transformers' own choice; of a field of the configuration it is a value.
     options = {name: value for name, value in options.items() if value is not None or name not in LOADING_OPTIONS}
+    name_or_path = locate_model(name_or_path, **options)
     require_start(name_or_path, find_class_name(model_class), accepted, **options)
     # Wrong shapes are reported by name here; Transformers' own error for them names no weight.
     options["ignore_mismatched_sizes"] = True
@@ -170,6 +171,7 @@ def load_video_processor(name_or_path: str | os.PathLike) -> UMTVideoProcessor:
         OSError: If it has none.
         ValueError: If it is another model's.
     """
+    name_or_path = locate_model(name_or_path)
     require_processor(name_or_path)
     return cast("UMTVideoProcessor", UMTVideoProcessor.from_pretrained(name_or_path))
 
@@ -181,6 +183,7 @@ def load_video_text_processor(name_or_path: str | os.PathLike) -> UMTVideoTextPr
         OSError: If it has none.
         ValueError: If it is another model's.
     """
+    name_or_path = locate_model(name_or_path)
     require_processor(name_or_path, with_tokenizer=True)
     return UMTVideoTextProcessor.from_pretrained(name_or_path)
 

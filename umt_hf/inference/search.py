@@ -31,6 +31,7 @@ from ..modeling.losses_umt import normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.decoding import VideoDecodingError
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from ..runs.model_names import find_released
 from ..runs.models import DUAL_ENCODERS
 from .loading import (
     PIXEL_SETTINGS,
@@ -123,7 +124,8 @@ class VideoTextEncoder:
         device: str | torch.device | None = None,
         attn_implementation: str | None = None,
     ):
-        self.name = os.path.abspath(model) if Path(model).is_dir() else str(model)
+        name = find_released(model)
+        self.name = os.path.abspath(name) if Path(name).is_dir() else name
         require_start(self.name, UMTVideoTextForRetrieval.__name__, DUAL_ENCODERS)
         self.processor = load_video_text_processor(self.name)
         loaded = load_with_report(

@@ -24,8 +24,10 @@ from ..runs.folder import (
     WEIGHTS_FILE,
     WEIGHTS_INDEX_FILE,
 )
+from ..runs.hub_access import find_on_hub
+from ..runs.model_names import find_released
 from ..runs.models import ALL_CLASSES, COMPLETE_FOR, MODEL_TYPES, MODELS_BY_NAME, TRAINED_BY, ModelClass
-from ..zoo import load_zoo
+from ..zoo import ZooEntry, load_zoo
 
 # Models of others that a run does use, and where.
 OTHER_PLACES = {
@@ -62,6 +64,7 @@ def require_start(
         OSError: If there is no such folder or repository, or it holds no configuration.
         ValueError: If it is another kind of file, folder or model, or a file of its weights is damaged.
     """
+    name_or_path = locate_model(name_or_path, **options)
     fields = read_model_fields(name_or_path, **options)
     require_model_type(name_or_path, fields, MODEL_TYPES, "a UMT model")
     found = MODELS_BY_NAME.get(next(iter(fields.get("architectures") or []), ""))
@@ -95,9 +98,8 @@ def read_model_fields(name_or_path: str | os.PathLike, **options: Any) -> dict[s
         OSError: If there is no such folder or repository, or it holds no configuration.
         ValueError: If it is a file, an adapter, a folder of other things, or its configuration cannot be read.
     """
-    name, path = str(name_or_path), Path(name_or_path)
-    if path.is_file():
-        raise ValueError(_describe_file(path))
+    name = locate_model(name_or_path, **options)
+    path = Path(name)
     if path.is_dir():
         folder = path / (options.get("subfolder") or "")
         if (folder / ADAPTER_CONFIG_FILE).is_file():
@@ -105,16 +107,42 @@ def read_model_fields(name_or_path: str | os.PathLike, **options: Any) -> dict[s
         if not (folder / CONFIG_FILE).is_file():
             raise FileNotFoundError(_describe_contents(folder))
         return read_json_object(folder / CONFIG_FILE)
-    if looks_like_path(name):
-        raise FileNotFoundError(_describe_missing(name))
-    if name in load_zoo():
-        raise FileNotFoundError(f"{name}: there is no such folder here yet; `umt-hf convert {name}` makes it.")
-    chosen = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
     try:
-        return PreTrainedConfig.get_config_dict(name, **chosen)[0]
+        return PreTrainedConfig.get_config_dict(name, **_select_hub_options(options))[0]
     except OSError as error:
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(f"{name} is not a folder here, and cannot be read from the Hub: {reason}") from error
+
+
+def locate_model(name_or_path: str | os.PathLike, **options: Any) -> str:
+    """What to load a model by.
+
+    Args:
+        name_or_path: Folder, Hub id or released checkpoint.
+        **options: Of `from_pretrained`; those that say where a repository is are used.
+
+    Returns:
+        A folder of this machine, or the id of a repository that the Hub has.
+
+    Raises:
+        OSError: If there is no such folder or repository, or the Hub cannot be reached.
+        ValueError: If it is a file.
+    """
+    name = find_released(name_or_path)
+    path = Path(name)
+    if path.is_file():
+        raise ValueError(_describe_file(path))
+    if path.is_dir():
+        return name
+    if looks_like_path(name):
+        raise FileNotFoundError(_describe_missing(name))
+    if (entry := load_zoo().get(name)) is not None:
+        raise FileNotFoundError(_describe_released(entry))
+    return find_on_hub(name, **_select_hub_options(options))
+
+
+def _select_hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
 
 
 def require_model_type(
@@ -143,7 +171,7 @@ def require_model_type(
     )
 
 
-def require_other_model(name_or_path: str | os.PathLike, types: Collection[str], what: str) -> None:
+def require_other_model(name_or_path: str | os.PathLike, types: Collection[str], what: str) -> str:
     """Refuse what is not a model of another family that a run needs: a teacher, a text tower.
 
     Args:
@@ -151,14 +179,18 @@ def require_other_model(name_or_path: str | os.PathLike, types: Collection[str],
         types: Model types that will do.
         what: They, in words.
 
+    Returns:
+        What to load it by; see `locate_model`.
+
     Raises:
         OSError: If there is no such folder or repository, or it holds no configuration.
         ValueError: If it is another kind of file, folder or model, or a file of its weights is damaged.
     """
-    fields = read_model_fields(name_or_path)
-    require_model_type(name_or_path, fields, types, what)
-    if Path(name_or_path).is_dir():
-        require_weight_files(Path(name_or_path), are_pickles_read=True)
+    name = locate_model(name_or_path)
+    require_model_type(name_or_path, read_model_fields(name), types, what)
+    if Path(name).is_dir():
+        require_weight_files(Path(name), are_pickles_read=True)
+    return name
 
 
 def require_weight_files(folder: Path, variant: str | None = None, are_pickles_read: bool = False) -> None:
@@ -252,12 +284,8 @@ def require_processor(name_or_path: str | os.PathLike, with_tokenizer: bool = Fa
         OSError: If the processor or the tokenizer is missing.
         ValueError: If it is another model's.
     """
-    folder = Path(name_or_path)
+    folder = Path(locate_model(name_or_path))
     if not folder.is_dir():
-        if folder.is_file():
-            raise ValueError(_describe_file(folder))
-        if looks_like_path(str(name_or_path)):
-            raise FileNotFoundError(_describe_missing(str(name_or_path)))
         return
     names = (PROCESSOR_FILE, VIDEO_PROCESSOR_FILE, IMAGE_PROCESSOR_FILE)
     found = {name: read_json_object(folder / name) for name in names if (folder / name).is_file()}
@@ -278,16 +306,21 @@ def require_processor(name_or_path: str | os.PathLike, with_tokenizer: bool = Fa
         )
 
 
-def require_tokenizer(name_or_path: str | os.PathLike) -> None:
+def require_tokenizer(name_or_path: str | os.PathLike) -> str:
     """Refuse a local folder without a tokenizer; a Hub id is left to `from_pretrained`.
+
+    Returns:
+        What to load it by; see `locate_model`.
 
     Raises:
         OSError: If it has none.
     """
-    folder = Path(name_or_path)
+    name = locate_model(name_or_path)
+    folder = Path(name)
     if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         names = " or ".join(TOKENIZER_FILES)
         raise FileNotFoundError(f"{folder} has no tokenizer: {names} is missing; copy it there.")
+    return name
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -328,6 +361,15 @@ def _describe_missing(name: str) -> str:
         near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], LISTED_NAMES)
     return f"{name}: no such {'file' if path.suffix in PICKLED_SUFFIXES else 'folder'}." + (
         f" Near it: {', '.join(near)}." if near else ""
+    )
+
+
+def _describe_released(entry: ZooEntry) -> str:
+    if entry.file is None:
+        return f"{entry.name} was published without its weights; `umt-hf zoo` lists those that were released."
+    return (
+        f"{entry.name} is a released checkpoint that is not on this machine yet: run `umt-hf convert {entry.name}`, "
+        "or add --convert to a command or script."
     )
 
 
@@ -387,6 +429,7 @@ def _describe_other_task(name: str, found: ModelClass, wanted: ModelClass) -> st
 
 __all__ = [
     "describe_bad_config",
+    "locate_model",
     "looks_like_path",
     "read_model_fields",
     "require_model_type",

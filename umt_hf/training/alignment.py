@@ -52,12 +52,12 @@ def load_teacher(
         ValueError: If it is not a complete CLIP.
     """
     try:
-        require_other_model(args.teacher_name_or_path, CLIP_TYPES, "a CLIP, which the teacher must be")
+        name = require_other_model(args.teacher_name_or_path, CLIP_TYPES, "a CLIP, which the teacher must be")
     except OSError as error:
         raise FileNotFoundError(f"The teacher is missing, give a CLIP by {flag}: {error}") from error
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
     teacher = UMTTeacher.from_pretrained(
-        args.teacher_name_or_path,
+        name,
         args.num_aligned_layers,
         args.alignment_interval,
         args.teacher_image_size,

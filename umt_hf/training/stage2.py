@@ -22,7 +22,7 @@ from ..data.loaders import build_loader
 from ..data.splits import require_split, select_data
 from ..evaluation.retrieval import evaluate_retrieval
 from ..inference.loading import load_complete_model
-from ..inference.starts import require_other_model, require_start, require_tokenizer
+from ..inference.starts import locate_model, require_other_model, require_start, require_tokenizer
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..modeling.modeling_umt_video import UMTVideoModel
 from ..modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
@@ -246,7 +246,7 @@ def build_video_text_student(
     fields = dataclasses.asdict(losses)
     require_towers(model)
     if model.model_name_or_path:
-        config = UMTVideoTextConfig.from_pretrained(model.model_name_or_path)
+        config = UMTVideoTextConfig.from_pretrained(locate_model(model.model_name_or_path))
         for target, values in ((config, fields), (config.vision_config, vision_fields)):
             for name, value in values.items():
                 setattr(target, name, value)
@@ -261,8 +261,8 @@ def build_video_text_student(
         if model.fusion_layer is not None:
             text_fields["fusion_layer"] = model.fusion_layer
         joined = UMTVideoTextForPreTraining.from_vision_text_pretrained(
-            str(model.vision_name_or_path),
-            model.text_name_or_path,
+            locate_model(str(model.vision_name_or_path)),
+            locate_model(model.text_name_or_path),
             vision_fields=vision_fields,
             text_fields=text_fields,
             projection_dim=model.projection_dim,
@@ -310,7 +310,7 @@ def main(
     """Build and train."""
     parsed = (model_args, teacher_args, mask_args, loss_args, data, augmentation, training)
     require_towers(model_args)
-    require_tokenizer(model_args.model_name_or_path or model_args.text_name_or_path)
+    tokenizer_source = require_tokenizer(model_args.model_name_or_path or model_args.text_name_or_path)
     weights = [value for name, value in vars(loss_args).items() if name.endswith("_loss_weight")]
 
     accelerator = build_accelerator(training, find_unused_parameters=0 in weights)
@@ -331,7 +331,7 @@ def main(
         recorded = describe_alignment(teacher_args, mask_args, teacher)
         recorded["image_mask_ratio"] = mask_args.image_mask_ratio
     lengths = {} if model_args.max_text_tokens is None else {"max_length": model_args.max_text_tokens}
-    tokenizer = build_tokenizer(model_args.model_name_or_path or model_args.text_name_or_path, **lengths)
+    tokenizer = build_tokenizer(tokenizer_source, **lengths)
     model = build_video_text_student(model_args, loss_args, recorded, tokenizer)
     if teacher is not None:
         check_grids(model.config.vision_config, teacher)

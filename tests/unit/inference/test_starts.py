@@ -450,7 +450,7 @@ def test_names_of_paths_and_of_the_hub(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="owner/model is not a folder here, and cannot be read from the Hub"):
         VideoClassifier("owner/model")
     for load in (VideoClassifier, describe_model):
-        with pytest.raises(OSError, match="umt-vit-b16-k400: .* `umt-hf convert umt-vit-b16-k400` makes it"):
+        with pytest.raises(OSError, match="umt-vit-b16-k400 is a released .* run `umt-hf convert umt-vit-b16-k400`"):
             load("umt-vit-b16-k400")
 
 
