@@ -102,11 +102,12 @@ class Page:
         box.clear()
         box.send_keys(text)
 
-    def upload(self, path: Path) -> None:
+    def upload(self, path: Path, is_taken: bool = True) -> None:
         self.clear_clip()
         field = self.wait(lambda: self.driver.find_elements(By.CSS_SELECTOR, "#clip input[type=file]"))[0]
         field.send_keys(str(path))
-        self.wait_for_clip(path.name)
+        if is_taken:
+            self.wait_for_clip(path.name)
 
     def clear_clip(self) -> None:
         self.see("#clip button[aria-label=Clear]", ".map(e => e.click())")

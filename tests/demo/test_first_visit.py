@@ -59,7 +59,7 @@ def pages(driver, settings, slow, tmp_path_factory):
         patch.setattr(type(slow), "list_modules", lambda _: [])
         patch.setattr(app, "load_demo_models", lambda _: slow)
         served = [app.launch_demo(settings, block=False)]
-    served.append(app.launch_demo(DemoSettings(), block=False))
+    served.append(app.launch_demo(DemoSettings(max_upload_mb=1), block=False))
     yield [Page(driver, demo.local_url, pictures) for demo in served]
     for demo in served:
         demo.close()
@@ -88,6 +88,17 @@ def test_without_models_a_first_visit_shows_saliency_and_masks(pages, size, clip
     page.upload(clips / "00000.mp4")
     page.wait(lambda: "needs a teacher" in page.read("#look"))
     assert not page.count("[data-testid=toast-body]")
+    page.pick("#examples", 0)
+    page.wait(lambda: page.count("#look img") == 8 * 3)
+
+
+def test_a_clip_over_the_limit_is_refused_by_a_sentence(pages, tmp_path):
+    page = pages[1]
+    page.open(PHONE)
+    (tmp_path / "large.mp4").write_bytes(bytes(1_100_000))
+    page.upload(tmp_path / "large.mp4", is_taken=False)
+    problem = page.read_problem("large.mp4")
+    assert "maximum allowed size of 1" in problem
     page.pick("#examples", 0)
     page.wait(lambda: page.count("#look img") == 8 * 3)
 
