@@ -11,11 +11,11 @@ import pytest
 pytest.importorskip("gradio")
 pytest.importorskip("selenium.webdriver")
 
-from selenium.webdriver.common.keys import Keys  # noqa: E402 (skipped where it is missing)
+from selenium.webdriver.common.keys import Keys
 
-from tests.demo.browser import DESK, PHONE, TABS, Page, open_browser  # noqa: E402
-from umt_hf.demo import app  # noqa: E402
-from umt_hf.demo.settings import DemoSettings  # noqa: E402
+from tests.demo.browser import DESK, PHONE, TABS, Page, open_browser
+from umt_hf.demo import app
+from umt_hf.demo.settings import DemoSettings
 
 PLANTED_SECONDS = 2
 MOST_MILLISECONDS = 300

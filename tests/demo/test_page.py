@@ -10,7 +10,7 @@ pytest.importorskip("selenium.webdriver")
 
 from selenium.webdriver.common.keys import Keys  # noqa: E402 (skipped where it is missing)
 
-from tests.demo.browser import DESK, PHONE, TABS, Page, open_browser  # noqa: E402
+from tests.demo.browser import DESK, PHONE, Page, open_browser  # noqa: E402
 from tests.demo.conftest import LABELS  # noqa: E402
 from umt_hf.demo import app  # noqa: E402
 from umt_hf.demo.settings import DemoSettings  # noqa: E402

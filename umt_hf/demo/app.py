@@ -3,6 +3,7 @@
 import base64
 import functools
 import io
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
@@ -26,8 +28,6 @@ from umt_hf.demo.looks import TeacherLook
 from umt_hf.demo.models import (
     REMEMBERED_CLIPS,
     DemoModels,
-    FolderSearcher,
-    TeacherViewer,
     check_clip,
     choose_examples,
     describe_problem,
@@ -35,7 +35,6 @@ from umt_hf.demo.models import (
 )
 from umt_hf.demo.settings import SETTINGS_FILE, DemoSettings, name_option, name_variable
 from umt_hf.inference.classification import VideoClassifier
-from umt_hf.inference.question_answering import VideoAnswerer
 
 HEADER = """# Unmasked Teacher
 Pick a clip, then see what the video models make of it. ([Paper](https://arxiv.org/abs/2303.16058))
@@ -43,7 +42,7 @@ Pick a clip, then see what the video models make of it. ([Paper](https://arxiv.o
 MASK_TYPES = [("attention (the paper's)", "attention"), ("tube", "tube"), ("random", "random")]
 MAX_HITS = 8
 STORED_LOOK = (
-    "No teacher is loaded: the saliency is a stored one, of a small teacher that was trained on such clips, and of the "
+    "No teacher is loaded. The saliency is a stored one: of a small teacher, trained on such clips, and of the "
     "clip that comes with the package alone."
 )
 NO_TEACHER = "The stored saliency is that of the clip of the package. A look at this one needs a teacher."
@@ -158,6 +157,7 @@ class _Follower:
         inputs: Components.
         output: Component of the answer.
         nothing: Value of the empty output, in JavaScript.
+        is_ready: Whether its model is loaded.
     """
 
     name: str
@@ -165,10 +165,11 @@ class _Follower:
     inputs: list[Component]
     output: Component
     nothing: str = "{}"
+    is_ready: Callable[[], bool] = lambda: True
 
     def answer_clip(self, video: str | None, *values: Any) -> Any:
-        """The answer, or nothing where there is no clip."""
-        return None if video is None else self.answer(video, *values)
+        """The answer, or nothing where there is no clip or no model yet."""
+        return None if video is None or not self.is_ready() else self.answer(video, *values)
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ class _Visit:
     page: gr.Blocks
     clip: gr.Video
     limit: TimeLimit
+    models: DemoModels
 
     def run(self, work: Callable[[], T], video: str | None = None) -> T:
         """Result of a request's work; what is wrong is shown in the page, and nothing of the server."""
@@ -232,25 +234,16 @@ def _lay_out(models: DemoModels, settings: DemoSettings) -> gr.Blocks:
                 )
             with gr.Column(min_width=320):
                 _add_examples(examples, clip)
-        visit = _Visit(demo, clip, limit)
+        visit = _Visit(demo, clip, limit, models)
         with gr.Tabs():
             with gr.Tab("Teacher"):
-                followers = [_add_teacher(models.viewer, visit)]
+                followers = [_add_teacher(visit)]
             with gr.Tab("Labels"):
-                if models.classifier is None:
-                    _explain_missing("classifier")
-                else:
-                    followers.append(_add_labels(models.classifier, visit))
+                followers += _fill_tab(visit, _add_labels, models.classifier, "classifier")
             with gr.Tab("Search"):
-                if models.searcher is None:
-                    _explain_missing("video_text", "videos")
-                else:
-                    _add_search(models.searcher, visit)
+                followers += _fill_tab(visit, _add_search, models.searcher, "video_text", "videos")
             with gr.Tab("Ask"):
-                if models.answerer is None:
-                    _explain_missing("question_answering")
-                else:
-                    followers.append(_add_ask(models.answerer, visit))
+                followers += _fill_tab(visit, _add_ask, models.answerer, "question_answering")
         visit.follow_clip(followers)
     return demo.queue(max_size=settings.max_waiting)
 
@@ -265,31 +258,36 @@ def _add_examples(examples: Sequence[tuple[str, Image.Image]], clip: gr.Video) -
     gallery.select(pick_example, None, clip, queue=False, trigger_mode="always_last")
 
 
-def _add_labels(classifier: VideoClassifier, visit: _Visit) -> _Follower:
+def _add_labels(visit: _Visit) -> list[_Follower]:
     gr.Markdown("Which of the classes it was trained on the classifier sees in the clip.")
     labels = gr.Label(label="Top 5", show_label=False, num_top_classes=5, elem_id="labels")
     button = gr.Button("Classify")
 
+    def get_classifier() -> VideoClassifier:
+        return _require(visit.models.classifier)
+
     @functools.lru_cache(REMEMBERED_CLIPS)
     def find_labels(path: str, _modified_ns: int) -> dict[str, float]:
         # Gradio shows labels as a dictionary.
-        return {scored.label: scored.probability for scored in classifier.classify(path)}
+        return {scored.label: scored.probability for scored in get_classifier().classify(path)}
 
     def classify(video: str | None) -> dict[str, float]:
         path = _require_clip(video)
         return visit.run(lambda: find_labels(path, os.stat(path).st_mtime_ns), path)
 
     button.click(classify, visit.clip, labels, concurrency_id="labels", api_name="classify")
-    return _Follower("labels", classify, [visit.clip], labels)
+    return [_Follower("labels", classify, [visit.clip], labels, is_ready=lambda: visit.models.classifier is not None)]
 
 
-def _add_teacher(viewer: TeacherViewer | StoredViewer, visit: _Visit) -> _Follower:
+def _add_teacher(visit: _Visit) -> _Follower:
     gr.Markdown(
         "The teacher, an image model, sees all of every frame. The student learns from it and sees only the patches "
         "that a mask leaves: at random, but those the teacher attends to more often."
     )
+    viewer = visit.models.viewer
     if isinstance(viewer, StoredViewer):
         gr.Markdown(f"{STORED_LOOK} {_describe_missing('teacher')}")
+    conversion = _offer_conversion(visit, "student")
     with gr.Row():
         ratio = gr.Slider(
             0,
@@ -313,6 +311,7 @@ def _add_teacher(viewer: TeacherViewer | StoredViewer, visit: _Visit) -> _Follow
 
     def look(video: str | None, mask_type: str, mask_ratio: float, seed: int) -> str:
         path = _require_clip(video)
+        viewer = visit.models.viewer
         if isinstance(viewer, StoredViewer) and not viewer.knows(path):
             return f"<p>{NO_TEACHER}</p>"
         return format_look(visit.run(lambda: viewer.look(path, mask_type, mask_ratio, seed), path))
@@ -331,21 +330,26 @@ def _add_teacher(viewer: TeacherViewer | StoredViewer, visit: _Visit) -> _Follow
         redraw, inputs, picture, trigger_mode="always_last", show_progress="minimal", api_name="look", **options
     )
     kind.input(redraw, inputs, picture, trigger_mode="always_last", api_visibility="private", **options)
-    return _Follower("teacher", look, inputs, picture, '""')
+    follower = _Follower("teacher", look, inputs, picture, '""')
+    if conversion is not None:
+        conversion.success(follower.answer_clip, inputs, picture, concurrency_id="teacher", api_visibility="private")
+    return follower
 
 
-def _add_search(searcher: FolderSearcher, visit: _Visit) -> None:
-    unread = f" {len(searcher.skipped)} could not be read." if searcher.skipped else ""
-    gr.Markdown(f"Searches {searcher.num_videos} videos by text.{unread} Tap a result to make it the clip above.")
+def _add_search(visit: _Visit) -> list[_Follower]:
+    gr.Markdown(f"{_describe_search(visit.models)} Tap a result to make it the clip above.")
     query = gr.Textbox(label="What the video shows", placeholder="a dog runs", max_lines=1)
     rerank = gr.Checkbox(
-        label="Re-rank", info="Let the matching head look at the 32 best.", visible=searcher.has_matching_head
+        label="Re-rank",
+        info="Let the matching head look at the 32 best.",
+        visible=visit.models.searcher is None or visit.models.searcher.has_matching_head,
     )
     button = gr.Button("Search", variant="primary")
     gallery = _build_gallery(None, "found")
     found = gr.State([])
 
     def search(text: str | None, is_reranked: bool) -> tuple[list[tuple[Image.Image, str]], list[str]]:
+        searcher = _require(visit.models.searcher)
         hits = visit.run(lambda: searcher.search(text or "", MAX_HITS, is_reranked))
         captions = [f"{Path(hit.path).name} · {hit.similarity:.2f}" for hit in hits]
         pictures = [hit.picture for hit in hits]
@@ -369,16 +373,17 @@ def _add_search(searcher: FolderSearcher, visit: _Visit) -> None:
         api_visibility="private",
     )
     gallery.select(pick_found, found, visit.clip, queue=False, trigger_mode="always_last")
+    return []
 
 
-def _add_ask(answerer: VideoAnswerer, visit: _Visit) -> _Follower:
+def _add_ask(visit: _Visit) -> list[_Follower]:
     gr.Markdown("The model answers in a word or two, and again for each clip that you pick.")
     question = gr.Textbox(label="Question about the clip", placeholder="what is the person doing?", max_lines=1)
     button = gr.Button("Ask", variant="primary")
     answer = gr.Label(label="Answer", show_label=False, elem_id="answer")
 
     def ask(video: str | None, text: str | None) -> str:
-        path = _require_clip(video)
+        path, answerer = _require_clip(video), _require(visit.models.answerer)
         return visit.run(lambda: answerer.answer(path, text or "").answer, path) or "(no answer)"
 
     def ask_again(video: str, text: str | None) -> str | None:
@@ -386,7 +391,7 @@ def _add_ask(answerer: VideoAnswerer, visit: _Visit) -> _Follower:
 
     inputs: list[Component] = [visit.clip, question]
     gr.on([button.click, question.submit], ask, inputs, answer, concurrency_id="ask", api_name="ask")
-    return _Follower("ask", ask_again, inputs, answer)
+    return [_Follower("ask", ask_again, inputs, answer, is_ready=lambda: visit.models.answerer is not None)]
 
 
 def format_look(look: TeacherLook) -> str:
@@ -433,6 +438,62 @@ def _build_gallery(pictures: list[Image.Image] | None, name: str) -> gr.Gallery:
     )
 
 
+def _fill_tab(
+    visit: _Visit, add: Callable[[_Visit], list[_Follower]], model: object | None, *settings: str
+) -> list[_Follower]:
+    """A tab of a model; how to give it one; or a button that converts the one that is not on this machine yet."""
+    if model is not None:
+        return add(visit)
+    if settings[0] not in visit.models.pending:
+        _explain_missing(*settings)
+        return []
+    waiting = gr.Column()
+    with gr.Column(visible=False) as content:
+        followers = add(visit)
+    with waiting:
+        converted = _offer_conversion(visit, settings[0])
+
+    def show() -> list:
+        is_pending = settings[0] in visit.models.pending
+        return [gr.update(visible=is_pending), gr.update(visible=not is_pending)]
+
+    shown: Any = converted.success(show, None, [waiting, content], queue=False, api_visibility="private")
+    visit.page.load(show, None, [waiting, content], queue=False, api_visibility="private")
+    for follower in followers:
+        shown.success(follower.answer_clip, follower.inputs, follower.output, api_visibility="private")
+    return followers
+
+
+def _offer_conversion(visit: _Visit, setting: str) -> Any:
+    """A button that converts a released checkpoint, where it is pending; the event after which it is loaded."""
+    name = visit.models.pending.get(setting)
+    if name is None:
+        return None
+    note = gr.Markdown(f"`{name}` is a released checkpoint that is not on this machine yet.", min_height=60)
+    button = gr.Button("Convert it now", variant="primary")
+
+    def convert() -> tuple[str, dict]:
+        try:
+            visit.models.convert(setting)
+        except (OSError, RuntimeError, ValueError) as error:
+            # Visitors need not know where the server keeps its files.
+            raise gr.Error(str(error).replace(HF_HOME, "HF_HOME"), print_exception=False) from error
+        for model in visit.models.list_modules():
+            visit.limit.watch(model)
+        return f"`{name}` is loaded.", gr.update(visible=False)
+
+    hint = f"`{name}` is downloaded and converted, once, into the cache. This takes a minute or more."
+    said = button.click(None, None, note, js=f"() => {json.dumps(hint)}", api_visibility="private")
+    return said.then(convert, None, [note, button], concurrency_id="convert", api_visibility="private")
+
+
+def _describe_search(models: DemoModels) -> str:
+    if models.searcher is None:
+        return "Searches the videos by text."
+    unread = f" {len(models.searcher.skipped)} could not be read." if models.searcher.skipped else ""
+    return f"Searches {models.searcher.num_videos} videos by text.{unread}"
+
+
 def _describe_missing(*fields: str) -> str:
     options = " and ".join(f"`{name_option(field)}`" for field in fields)
     variables = " and ".join(f"`{name_variable(field)}`" for field in fields)
@@ -441,6 +502,12 @@ def _describe_missing(*fields: str) -> str:
 
 def _explain_missing(*fields: str) -> None:
     gr.Markdown(f"Nothing here yet. {_describe_missing(*fields)}")
+
+
+def _require(model: T | None) -> T:
+    if model is None:
+        raise gr.Error("This tab has no model yet.", print_exception=False)
+    return model
 
 
 def _require_clip(video: str | None) -> str:

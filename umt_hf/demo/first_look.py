@@ -19,7 +19,7 @@ CLIP_SIDE = 256
 
 
 class StoredViewer:
-    """Shows what a small CLIP, trained on moving shapes, looked at in the clip of the package, and what masks leave."""
+    """Shows what a small CLIP, trained on moving shapes, looked at in the clip of the package, and masks."""
 
     student = None
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
@@ -32,10 +33,12 @@ class TimeLimit:
         self.seconds = seconds
         self._slots = threading.BoundedSemaphore(max_running)
         self._work = threading.local()
+        self._watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def watch(self, model: nn.Module) -> None:
         """Let each layer of a model end the work that is out of time; other users of the model notice nothing."""
-        for module in model.modules():
+        for module in set(model.modules()) - set(self._watched):
+            self._watched.add(module)
             module.register_forward_pre_hook(self._check)
 
     def run(self, work: Callable[[], T]) -> T:
