@@ -85,6 +85,7 @@ CSS = """
 footer .divider { display: none; }
 #labels * { font-family: var(--font); }
 #labels { min-height: 220px; }
+#found { min-height: 160px; }
 #answer { min-height: 90px; }
 #labels h2, #answer h2 { font-size: 22px; padding: 8px; }
 #look, #look > div { padding: 0; }
@@ -255,7 +256,7 @@ def _add_examples(examples: Sequence[tuple[str, Image.Image]], clip: gr.Video) -
     def pick_example(event: gr.SelectData) -> str:
         return examples[event.index][0]
 
-    gallery.select(pick_example, None, clip, queue=False, trigger_mode="always_last")
+    gallery.select(pick_example, None, clip, trigger_mode="multiple", api_visibility="private")
 
 
 def _add_labels(visit: _Visit) -> list[_Follower]:
@@ -372,7 +373,7 @@ def _add_search(visit: _Visit) -> list[_Follower]:
         concurrency_id="search",
         api_visibility="private",
     )
-    gallery.select(pick_found, found, visit.clip, queue=False, trigger_mode="always_last")
+    gallery.select(pick_found, found, visit.clip, trigger_mode="multiple", api_visibility="private")
     return []
 
 
