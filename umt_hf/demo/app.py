@@ -327,9 +327,7 @@ def _add_teacher(visit: _Visit) -> _Follower:
     options = {"concurrency_id": "teacher"}
     again.click(look_again, inputs, [picture, seed], **options)
     # While a slider moves, only its last place is drawn.
-    ratio.change(
-        redraw, inputs, picture, trigger_mode="always_last", show_progress="minimal", api_name="look", **options
-    )
+    ratio.change(redraw, inputs, picture, trigger_mode="always_last", api_name="look", **options)
     kind.input(redraw, inputs, picture, trigger_mode="always_last", api_visibility="private", **options)
     follower = _Follower("teacher", look, inputs, picture, '""')
     if conversion is not None:

@@ -317,7 +317,8 @@ def _project_on_normals(num_sides: int, x: np.ndarray, y: np.ndarray) -> np.ndar
 def _render_background(seed: int, scale: int = 1) -> np.ndarray:
     """A muted colour with three crossing waves of brightness, `(FRAME_SIZE * scale, FRAME_SIZE * scale, 3)`, 0-255."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[: FRAME_SIZE * scale, : FRAME_SIZE * scale] / scale
+    # A fine pixel is inside the coarse one that shows its place.
+    y, x = np.mgrid[: FRAME_SIZE * scale, : FRAME_SIZE * scale] / scale + (1 / scale - 1) / 2
     brightness = np.zeros((FRAME_SIZE * scale, FRAME_SIZE * scale))
     for _ in range(3):
         frequency, angle, phase = rng.uniform(0.01, 0.12), rng.uniform(0, math.pi), rng.uniform(0, 2 * math.pi)
