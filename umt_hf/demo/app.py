@@ -90,7 +90,7 @@ footer .divider { display: none; }
 #labels h2, #answer h2 { font-size: 22px; padding: 8px; }
 #look, #look > div { padding: 0; }
 .frames { display: grid; grid-template-columns: repeat(4, 1fr); gap: 14px 6px; }
-@media (min-width: 700px) { .frames { grid-template-columns: repeat(auto-fit, minmax(72px, 1fr)); } }
+@media (min-width: 640px) { .frames { grid-template-columns: repeat(auto-fit, minmax(56px, 1fr)); } }
 .frames figure { margin: 0; }
 .frames img { display: block; width: 100%; margin: 0 0 4px; border-radius: 4px; }
 .frames figcaption { font-size: 12px; text-align: center; color: var(--body-text-color-subdued); }
