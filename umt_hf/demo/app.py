@@ -323,7 +323,7 @@ def _add_teacher(visit: _Visit) -> _Follower:
     def redraw(video: str | None, mask_type: str, mask_ratio: float, seed: int) -> str | None:
         return None if video is None else look(video, mask_type, mask_ratio, seed)
 
-    inputs = [visit.clip, kind, ratio, seed]
+    inputs: list[Component] = [visit.clip, kind, ratio, seed]
     options = {"concurrency_id": "teacher"}
     again.click(look_again, inputs, [picture, seed], **options)
     # While a slider moves, only its last place is drawn.

@@ -205,7 +205,7 @@ class DemoModels:
     def list_modules(self) -> list[nn.Module]:
         """Networks that work for visitors."""
         owners = [self.classifier, self.answerer, self.searcher.searcher.encoder if self.searcher else None]
-        models = [owner.model for owner in owners if owner is not None]
+        models: list[nn.Module] = [owner.model for owner in owners if owner is not None]
         if isinstance(self.viewer, TeacherViewer):
             models += [self.viewer.teacher, *([self.viewer.student] if self.viewer.student is not None else [])]
         return models

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ..runs.folder import CONFIG_FILE
 
@@ -69,7 +70,7 @@ class DemoSettings:
         """
         environment = os.environ if environment is None else environment
         saved = json.loads(file.read_text(encoding="utf-8-sig")) if file is not None and file.is_file() else {}
-        given: dict[str, str | int] = {}
+        given: dict[str, Any] = {}
         for field in fields(cls):
             if value := environment.get(name_variable(field.name)):
                 given[field.name] = _read_number(name_variable(field.name), value) if field.type is int else value
@@ -82,7 +83,7 @@ class DemoSettings:
         Args:
             folder: Output folder of the tour; it may be missing.
         """
-        models = {
+        models: dict[str, Any] = {
             name: str(folder / name)
             for name in ("teacher", "student", "video_text")
             if (folder / name / CONFIG_FILE).is_file()
