@@ -129,19 +129,14 @@ def render_clip(clip: ClipDescription, scale: int = 1) -> tuple[np.ndarray, np.n
         scale: How many times finer it is drawn.
 
     Returns:
-<<<<<<< HEAD
         Frames `(NUM_FRAMES, FRAME_SIZE * scale, FRAME_SIZE * scale, 3)` as uint8 RGB, and the tight box of the shape
         in every frame, `(NUM_FRAMES, 4)` as x1, y1, x2, y2 in pixels from the top left corner, x2 and y2 exclusive.
-=======
-        Frames `(NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3)` as uint8 RGB, and the tight box of the shape in every frame,
-        `(NUM_FRAMES, 4)` as x1, y1, x2, y2 in pixels from the top left corner, x2 and y2 exclusive.
 
     Examples:
         >>> from umt_hf.moving_shapes.render import render_clip, sample_clip
         >>> frames, boxes = render_clip(sample_clip(0, "train", 0))
         >>> frames.shape, boxes.shape
         ((24, 64, 64, 3), (24, 4))
->>>>>>> main
     """
     centers = compute_centers(clip).astype(np.float32)[:, :, None, None]
     grid = (np.arange(FRAME_SIZE * scale, dtype=np.float32) + 0.5) / scale
