@@ -1,5 +1,6 @@
 """What stands behind the page, without a page."""
 
+import shutil
 import sys
 from dataclasses import replace
 from importlib.metadata import requires
@@ -15,7 +16,7 @@ from tests.e2e.conftest import PIPELINE_TAKES_VIDEOS
 from umt_hf import UMTVideoForVideoClassification, UMTVideoProcessor, cli
 from umt_hf.demo import space as publishing
 from umt_hf.demo.models import FolderSearcher, TeacherViewer, choose_examples, describe_problem, load_demo_models
-from umt_hf.demo.settings import DemoSettings
+from umt_hf.demo.settings import DemoSettings, name_option
 from umt_hf.processing.decoding import VideoDecodingError
 
 FOLDER = Path(publishing.__file__).parent
@@ -172,6 +173,58 @@ def test_the_space_asks_for_what_the_package_needs():
     header = (FOLDER / "README.md").read_text().split("---")[1]
     version = next(line.split()[1] for line in header.splitlines() if line.startswith("sdk_version"))
     assert version in gradio.specifier
+
+
+OPTIONS = {"classifier": [], "teacher": [], "student": ["teacher"], "video_text": ["videos"], "question_answering": []}
+
+
+def spoil(folder: Path, kind: str) -> None:
+    """Damage a copy of a model folder."""
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if kind == "truncated weights":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif kind == "no weights":
+        weights.unlink()
+    elif kind == "text for weights":
+        weights.write_text("version https://git-lfs.github.com/spec/v1")
+    elif kind == "a folder for weights":
+        weights.unlink()
+        weights.mkdir()
+    elif kind == "damaged config":
+        config.write_text(config.read_text()[:-20])
+    elif kind == "no config":
+        config.unlink()
+    elif kind == "another architecture":
+        config.write_text('{"model_type": "bert"}')
+    else:
+        assert kind == "empty"
+        shutil.rmtree(folder)
+        folder.mkdir()
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "truncated weights",
+        "no weights",
+        "text for weights",
+        "a folder for weights",
+        "damaged config",
+        "no config",
+        "another architecture",
+        "empty",
+    ],
+)
+def test_a_broken_folder_is_refused_in_a_line(option, kind, settings, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree(getattr(settings, option), folder)
+    spoil(folder, kind)
+    monkeypatch.setattr("umt_hf.demo.app.launch_demo", lambda settings, *_: load_demo_models(settings))
+    arguments = [word for name in OPTIONS[option] for word in (name_option(name), getattr(settings, name))]
+    result = CliRunner().invoke(cli.app, ["demo", name_option(option), str(folder), *arguments])
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit), (result.output, result.exception)
+    assert "Traceback" not in result.output and "model" in result.output
 
 
 def test_mistakes_are_usage_errors(settings, clips, tmp_path):

@@ -1,135 +1,26 @@
 """The page in a real browser, at the width of a phone and of a desk: what a visitor does, reads and cannot break."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 gr = pytest.importorskip("gradio")
-webdriver = pytest.importorskip("selenium.webdriver")
+pytest.importorskip("selenium.webdriver")
 
-from selenium.webdriver.chrome.service import Service  # noqa: E402 (skipped where it is missing)
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402 (skipped where it is missing)
 
+from tests.demo.browser import DESK, PHONE, Page, open_browser  # noqa: E402
 from tests.demo.conftest import LABELS  # noqa: E402
 from umt_hf.demo import app  # noqa: E402
 from umt_hf.demo.settings import DemoSettings  # noqa: E402
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PHONE, DESK = (390, 844), (1280, 900)
-PATIENCE_SECONDS = 60
 QUERY = "a red circle moving left"
-
-
-class Page:
-    """What a visitor does and sees."""
-
-    def __init__(self, driver, url: str, pictures: Path):
-        self.driver, self.url, self.pictures = driver, url, pictures
-
-    def open(self, size: tuple[int, int]) -> None:
-        width, height = size
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == PHONE}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        self.driver.get(self.url)
-        self.wait(lambda: self.count("#examples img") == 5)
-
-    def wait(self, condition):
-        try:
-            return WebDriverWait(self.driver, PATIENCE_SECONDS, poll_frequency=0.05).until(lambda _: condition())
-        except Exception:
-            self.keep_picture("failed")
-            raise
-
-    def see(self, selector: str, script: str = "") -> list:
-        """What can be seen of it, or what a script makes of that; in one step, since the page redraws as it likes."""
-        visible = "[...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length)"
-        return self.driver.execute_script(f"return {visible}{script}", selector)
-
-    def count(self, selector: str) -> int:
-        return self.see(selector, ".length")
-
-    def read(self, selector: str) -> str:
-        return self.see(selector, ".map(e => e.innerText).join(' ')")
-
-    def list_sources(self, selector: str) -> list[str]:
-        return self.see(selector, ".map(e => e.src)")
-
-    def press(self, text: str, selector: str = "button.lg") -> None:
-        click = f".filter(e => e.innerText.trim() == '{text}').slice(0, 1).map(e => e.click()).length"
-        self.wait(lambda: self.see(selector, click))
-
-    def turn_to(self, tab: str) -> None:
-        self.press(tab, "button[role=tab]")
-        self.wait(lambda: self.read("button[role=tab][aria-selected=true]") == tab)
-
-    def pick(self, gallery: str, place: int) -> None:
-        click = f".slice({place}, {place + 1}).map(e => e.click()).length"
-        self.wait(lambda: self.see(f"{gallery} button.thumbnail-item", click))
-
-    def write(self, text: str) -> None:
-        self.wait(lambda: self.count("textarea, input[type=text]"))
-        box = self.see("textarea, input[type=text]")[0]
-        box.clear()
-        box.send_keys(text)
-
-    def upload(self, path: Path) -> None:
-        self.see("#clip button[aria-label=Clear]", ".map(e => e.click())")
-        field = self.wait(lambda: self.driver.find_elements(By.CSS_SELECTOR, "#clip input[type=file]"))[0]
-        field.send_keys(str(path))
-        self.wait_for_clip(path.name)
-
-    def wait_for_clip(self, name: str) -> None:
-        self.wait(lambda: any(source.endswith(f"/{name}") for source in self.list_sources("#clip video")))
-
-    def read_problem(self, part: str) -> str:
-        """The messages that popped up, once one has these words; they are closed."""
-        self.wait(lambda: part in self.read("[data-testid=toast-body]"))
-        text = self.read("[data-testid=toast-body]")
-        self.see(".toast-close", ".map(e => e.click())")
-        self.wait(lambda: not self.count("[data-testid=toast-body]"))
-        return text
-
-    def keep_picture(self, name: str) -> None:
-        self.driver.execute_script("window.scrollTo(0, 0)")
-        self.driver.save_screenshot(str(self.pictures / f"{name}.png"))
-
-    def check_requests(self) -> int:
-        """No request since the last check went beyond this machine, and no script failed; how many there were."""
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        urls = [
-            message["params"]["request"]["url"] for message in messages if message["method"].endswith("WillBeSent")
-        ]
-        assert not [url for url in urls if not url.startswith((self.url, "data:", "blob:"))]
-        # What Gradio writes to the console itself is left out: it minds that a page is left while it streams.
-        entries = [entry for entry in self.driver.get_log("browser") if entry["source"] != "console-api"]
-        assert not [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
-        return len(urls)
-
-    def is_too_wide(self) -> bool:
-        return self.driver.execute_script("return document.scrollingElement.scrollWidth > window.innerWidth")
 
 
 @pytest.fixture(scope="module")
 def driver():
-    binary = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    chromedriver = shutil.which("chromedriver")
-    if binary is None or chromedriver is None:
-        pytest.skip("needs Chromium and its driver (Debian: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(flag)
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # Chromium has none for root
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(chromedriver))
-    yield driver
-    driver.quit()
+    yield from open_browser()
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +38,8 @@ def page(served_page):
 
 def test_a_visit_on_a_phone(page, models, clips):
     page.open(PHONE)
+    page.turn_to("Labels")
     page.upload(clips / "00002.mp4")
-    page.press("Classify")
     page.wait(lambda: all(label in page.read("#labels") for label in LABELS))
     best = models.classifier.classify(str(clips / "00002.mp4"))[0].label
     assert page.read("#labels h2") == best
@@ -156,7 +47,6 @@ def test_a_visit_on_a_phone(page, models, clips):
     page.keep_picture("labels")
 
     page.turn_to("Teacher")
-    page.press("Look")
     page.wait(lambda: page.count("#look img") == 4 * 3)
     assert "32 of 64 (50%)" in page.read("#look p") and "cosine" in page.read("#look p")
     page.wait(lambda: page.see("#look img", ".every(image => image.naturalWidth == 64)"))
@@ -198,17 +88,20 @@ def test_search_and_examples_at_a_desk(page, models, clips):
     page.pick("#found", 1)
     page.wait_for_clip(Path(hits[1].path).name)
     page.turn_to("Labels")
-    page.press("Classify")
     page.wait(lambda: page.read("#labels h2") == models.classifier.classify(hits[1].path)[0].label)
-    page.pick("#examples", next(i for i in range(5) if f"0000{i}" not in hits[1].path))
-    page.wait(lambda: not page.count("#labels h2"))  # nobody reads one clip's labels below another
+    other = next(i for i in range(5) if f"0000{i}" not in hits[1].path)
+    page.pick("#examples", other)
+    page.wait_for_clip(f"0000{other}.mp4")
+    found = models.classifier.classify(str(clips / f"0000{other}.mp4"))
+    page.wait(lambda: page.read("#labels h2") == found[0].label)
 
 
 def test_mistakes_are_told_in_plain_words(page, clips, sound):
     page.open(PHONE)
+    page.clear_clip()
     for tab, button, words in (
         ("Labels", "Classify", "upload a clip first"),
-        ("Teacher", "Look", "upload a clip first"),
+        ("Teacher", "New mask", "upload a clip first"),
         ("Ask", "Ask", "upload a clip first"),
         ("Search", "Search", "query is empty"),
     ):
@@ -223,8 +116,8 @@ def test_mistakes_are_told_in_plain_words(page, clips, sound):
     page.turn_to("Labels")
     for path, reason in ((clips / "broken.mp4", "cannot be decoded"), (sound, "no video")):
         page.upload(path)
-        page.press("Classify")
         page.wait(lambda path=path: path.name in page.read("[data-testid=toast-body]"))
+        assert page.count("[data-testid=toast-body]") == 1  # once, not by each tab
         page.keep_picture(f"problem_{path.stem}")
         problem = page.read_problem(path.name)
         assert reason in problem and "Traceback" not in problem
@@ -247,7 +140,7 @@ def test_only_videos_are_served(page, settings, clips):
 
 
 def test_tabs_without_a_model_tell_how_to_fill_them():
-    shown = json.dumps(app.build_demo(DemoSettings()).config["components"])
+    shown = json.dumps(app.build_demo(DemoSettings()).config["components"], default=str)
     for name in ("classifier", "teacher", "video-text", "videos", "question-answering"):
         assert f"`--{name}`" in shown
         assert f"`UMT_DEMO_{name.upper().replace('-', '_')}`" in shown

@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import snapshot_download
 
 import umt_hf
+from umt_hf.demo.first_look import CLIP, SALIENCY
 from umt_hf.demo.settings import DemoSettings
 from umt_hf.demo.space import push_space
 
@@ -31,6 +32,8 @@ def test_a_pushed_space_runs_on_its_own_files(hub, clips, tmp_path):
     header = (space / "README.md").read_text().split("---")[1]
     assert "app_file: app.py" in header and (space / "requirements.txt").is_file()
     assert not list(space.rglob("*.pyc"))
+    for file in (CLIP, SALIENCY):
+        assert (space / "umt_hf" / "demo" / file.name).read_bytes() == file.read_bytes()
     # The models are not here: only that the page's code is the Space's own.
     code = "import app, umt_hf; app.build_demo(app.DemoSettings(videos='videos')); print(umt_hf.__file__)"
     run = subprocess.run([sys.executable, "-c", code], cwd=space, capture_output=True, text=True)

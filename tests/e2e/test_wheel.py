@@ -75,7 +75,15 @@ def test_wheel_holds_the_tree(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
     assert sorted(names) == sorted([*list_tracked(), "umt_hf_launcher.py"])
-    for kind in ("py.typed", "zoo.yaml", "recipes/", "templates/", "demo/README.md", "demo/requirements.txt"):
+    for kind in (
+        "py.typed",
+        "zoo.yaml",
+        "recipes/",
+        "templates/",
+        "demo/README.md",
+        "demo/requirements.txt",
+        "demo/first_clip",
+    ):
         assert any(kind in name for name in names), kind
 
 

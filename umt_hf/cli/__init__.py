@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -296,6 +296,9 @@ def demo(
     videos: Annotated[str | None, typer.Option(help="Folder of videos to pick from and to search.")] = None,
     index: Annotated[str | None, typer.Option(help="Folder to keep the search index in.")] = None,
     convert: Convert = False,
+    max_upload_mb: Annotated[int, typer.Option(help="Megabytes of an uploaded clip at most.")] = 500,
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait at a time; more are refused.")] = 32,
+    timeout_seconds: Annotated[int, typer.Option(help="For one request's work; then it is stopped.")] = 120,
     host: Annotated[str | None, typer.Option(help="Address to listen at; default: this machine alone.")] = None,
     port: Annotated[int | None, typer.Option(help="Default: the first free one from 7860 on.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Make a public link by way of Gradio's servers.")] = False,
@@ -308,7 +311,7 @@ def demo(
 
     Without models and videos: those that `make demo` has left in outputs/moving_shapes, if it has.
     """
-    from ..demo.settings import TOUR_FOLDER, DemoSettings
+    from ..demo.settings import MODELS, TOUR_FOLDER, DemoSettings
     from ..demo.space import push_space
     from ..hub_cards.publishing import PublishingError
     from ..runs.noise import quiet_libraries
@@ -322,15 +325,18 @@ def demo(
             question_answering=question_answering,
             videos=videos,
             index=index,
+            max_upload_mb=max_upload_mb,
+            max_waiting=max_waiting,
+            timeout_seconds=timeout_seconds,
         )
         for model in (classifier, student, video_text, question_answering):
             convert_model(model, convert)
         if push is not None:
             typer.echo(f"Pushed {push_space(push, settings, private)}")
             return
-        if settings == DemoSettings() and (found := DemoSettings.find()) != settings:
+        if settings.are_empty and not (found := DemoSettings.find()).are_empty:
             typer.echo(f"Showing what `make demo` has left in {TOUR_FOLDER}; the options of this command show others.")
-            settings = found
+            settings = replace(settings, **{name: getattr(found, name) for name in (*MODELS, "videos")})
         from ..demo.app import launch_demo  # says so where Gradio is missing
 
         with quiet_libraries(verbosity=logging.ERROR):

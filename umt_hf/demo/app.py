@@ -1,42 +1,53 @@
 """The page: a clip, a tab for each model, and what it says. A Space runs this file as its `app.py`."""
 
 import base64
+import functools
 import io
+import json
 import os
 import sys
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 try:
     import gradio as gr
+    from gradio.components import Component
 except ImportError as error:
     raise ImportError("The demo needs Gradio. Install it with `pip install 'umt_hf[demo]'`.") from error
 
 # Absolute, since a Space has a copy of this file outside the package.
+from umt_hf.demo.first_look import CLIP, StoredViewer
+from umt_hf.demo.limits import RequestTimeoutError, TimeLimit
+from umt_hf.demo.looks import TeacherLook
 from umt_hf.demo.models import (
+    REMEMBERED_CLIPS,
     DemoModels,
-    FolderSearcher,
-    TeacherLook,
-    TeacherViewer,
+    check_clip,
     choose_examples,
     describe_problem,
     load_demo_models,
 )
 from umt_hf.demo.settings import SETTINGS_FILE, DemoSettings, name_option, name_variable
 from umt_hf.inference.classification import VideoClassifier
-from umt_hf.inference.question_answering import VideoAnswerer
 
 HEADER = """# Unmasked Teacher
 Pick a clip, then see what the video models make of it. ([Paper](https://arxiv.org/abs/2303.16058))
 """
-MAX_FILE_SIZE = "500mb"
 MASK_TYPES = [("attention (the paper's)", "attention"), ("tube", "tube"), ("random", "random")]
 MAX_HITS = 8
+STORED_LOOK = (
+    "No teacher is loaded. The saliency is a stored one: of a small teacher, trained on such clips, and of the "
+    "clip that comes with the package alone."
+)
+NO_TEACHER = "The stored saliency is that of the clip of the package. A look at this one needs a teacher."
+T = TypeVar("T")
 
 # Fonts of the visitor's system: the page loads nothing from elsewhere.
 THEME = gr.themes.Soft(
@@ -44,6 +55,22 @@ THEME = gr.themes.Soft(
     neutral_hue="slate",
     font=["ui-sans-serif", "system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
+).set(
+    # Labels of fields look like text, and not like tags.
+    block_title_background_fill="none",
+    block_title_background_fill_dark="none",
+    block_title_padding="0",
+    block_title_text_color="*body_text_color",
+    block_title_text_color_dark="*body_text_color",
+    # What can be written in or ticked has an edge.
+    input_border_width="1px",
+    input_border_color="*neutral_300",
+    checkbox_border_width="1px",
+    checkbox_border_color="*neutral_400",
+    checkbox_label_border_width="1px",
+    checkbox_label_border_color="*neutral_200",
+    button_secondary_border_color="*neutral_300",
+    button_border_width="1px",
 )
 CSS = """
 .gradio-container { width: 100%; max-width: 1120px !important; margin: 0 auto !important; }
@@ -58,8 +85,13 @@ CSS = """
 #clip button[aria-label^="Trim"], #clip button[aria-label^="Reset"] { display: none; }
 footer .divider { display: none; }
 #labels * { font-family: var(--font); }
+#labels { min-height: 220px; }
+#found { min-height: 160px; }
+#answer { min-height: 90px; }
+#labels h2, #answer h2 { font-size: 22px; padding: 8px; }
 #look, #look > div { padding: 0; }
-.frames { display: grid; grid-template-columns: repeat(auto-fit, minmax(68px, 1fr)); gap: 14px 8px; }
+.frames { display: grid; grid-template-columns: repeat(4, 1fr); gap: 14px 6px; }
+@media (min-width: 640px) { .frames { grid-template-columns: repeat(auto-fit, minmax(56px, 1fr)); } }
 .frames figure { margin: 0; }
 .frames img { display: block; width: 100%; margin: 0 0 4px; border-radius: 4px; }
 .frames figcaption { font-size: 12px; text-align: center; color: var(--body-text-color-subdued); }
@@ -77,7 +109,7 @@ def build_demo(settings: DemoSettings) -> gr.Blocks:
         OSError: If there is no such model.
         ValueError: If a model is of another kind, or the folder of videos holds none.
     """
-    return _lay_out(load_demo_models(settings))
+    return _lay_out(load_demo_models(settings), settings)
 
 
 def launch_demo(
@@ -100,15 +132,15 @@ def launch_demo(
         The page, with its address in `local_url`.
     """
     models = load_demo_models(settings)
-    demo = _lay_out(models)
+    demo = _lay_out(models, settings)
     demo.launch(
         server_name=host,
         server_port=port,
         share=share,
         quiet=True,  # its hints are for those who call `launch`
         prevent_thread_lock=True,
-        allowed_paths=[*models.videos, *(models.searcher.paths if models.searcher else [])],
-        max_file_size=MAX_FILE_SIZE,
+        allowed_paths=[str(CLIP), *models.videos, *(models.searcher.paths if models.searcher else [])],
+        max_file_size=f"{settings.max_upload_mb}mb",
         theme=THEME,
         css=CSS,
         footer_links=["gradio"],
@@ -123,66 +155,147 @@ def launch_demo(
     return demo
 
 
-def _lay_out(models: DemoModels) -> gr.Blocks:
+@dataclass(frozen=True)
+class _Follower:
+    """A tab that answers whenever the clip changes.
+
+    Args:
+        name: Of what answers, which works on one request at a time.
+        answer: Called with the values of the inputs, the first of which is the clip.
+        inputs: Components.
+        output: Component of the answer.
+        nothing: Value of the empty output, in JavaScript.
+        is_ready: Whether its model is loaded.
+    """
+
+    name: str
+    answer: Callable
+    inputs: list[Component]
+    output: Component
+    nothing: str = "{}"
+    is_ready: Callable[[], bool] = lambda: True
+
+    def answer_clip(self, video: str | None, *values: Any) -> Any:
+        """The answer, or nothing where there is no clip or no model yet."""
+        return None if video is None or not self.is_ready() else self.answer(video, *values)
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """What all tabs share: the page, its clip, and how the work of a request is run."""
+
+    page: gr.Blocks
+    clip: gr.Video
+    limit: TimeLimit
+    models: DemoModels
+
+    def run(self, work: Callable[[], T], video: str | None = None) -> T:
+        """Result of a request's work; what is wrong is shown in the page, and nothing of the server."""
+        try:
+            return self.limit.run(work)
+        except RequestTimeoutError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        except ValueError as error:  # a VideoDecodingError is one
+            message = describe_problem(error, [] if video is None else [video])
+            raise gr.Error(message, print_exception=False) from error
+
+    def follow_clip(self, followers: Sequence[_Follower]) -> None:
+        """Answer at the first visit and whenever the clip changes; a clip that cannot be read is named once."""
+        outputs = [follower.output for follower in followers]
+        nothing = ", ".join(follower.nothing for follower in followers)
+        triggers: list[Any] = [self.page.load, self.clip.change]
+
+        def check(video: str | None) -> list:
+            if video is not None:
+                self.run(lambda: check_clip(video), video)
+            return [gr.skip() for _ in outputs]
+
+        # Emptied in the browser, at once: nobody reads one clip's answer below another.
+        emptied = gr.on(triggers, None, None, outputs, js=f"() => [{nothing}]", api_visibility="private")
+        options: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private"}
+        checked = emptied.then(check, self.clip, outputs, **options)
+        for follower in followers:
+            # While a model works on one clip, only the last of those picked meanwhile is next.
+            checked.success(
+                follower.answer_clip, follower.inputs, follower.output, concurrency_id=follower.name, **options
+            )
+
+
+def _lay_out(models: DemoModels, settings: DemoSettings) -> gr.Blocks:
+    limit = TimeLimit(settings.timeout_seconds)
+    for model in models.list_modules():
+        limit.watch(model)
+    examples = choose_examples(models.videos)
     with gr.Blocks(title="Unmasked Teacher", analytics_enabled=False) as demo:
         gr.Markdown(HEADER)
         with gr.Row():
             with gr.Column(min_width=320):
-                clip = gr.Video(label="Clip", sources=["upload"], height=260, loop=True, elem_id="clip")
+                clip = gr.Video(
+                    examples[0][0],
+                    label="Clip",
+                    show_label=False,
+                    sources=["upload"],
+                    height=260,
+                    loop=True,
+                    autoplay=True,
+                    elem_id="clip",
+                )
             with gr.Column(min_width=320):
-                _add_examples(models.videos, clip)
+                _add_examples(examples, clip)
+        visit = _Visit(demo, clip, limit, models)
         with gr.Tabs():
-            with gr.Tab("Labels"):
-                _add_labels(models.classifier, clip)
             with gr.Tab("Teacher"):
-                _add_teacher(models.viewer, clip)
+                followers = [_add_teacher(visit)]
+            with gr.Tab("Labels"):
+                followers += _fill_tab(visit, _add_labels, models.classifier, "classifier")
             with gr.Tab("Search"):
-                _add_search(models.searcher, clip)
+                followers += _fill_tab(visit, _add_search, models.searcher, "video_text", "videos")
             with gr.Tab("Ask"):
-                _add_ask(models.answerer, clip)
-    return demo
+                followers += _fill_tab(visit, _add_ask, models.answerer, "question_answering")
+        visit.follow_clip(followers)
+    return demo.queue(max_size=settings.max_waiting)
 
 
-def _add_examples(videos: Sequence[str], clip: gr.Video) -> None:
-    examples = choose_examples(videos)
-    if not examples:
-        gr.Markdown("Upload a clip, or start the demo with `--videos` to have some to pick from.")
-        return
-    gr.Markdown("Examples: tap one to pick it.")
+def _add_examples(examples: Sequence[tuple[str, Image.Image]], clip: gr.Video) -> None:
+    gr.Markdown("Upload a clip, or tap an example to pick it.")
     gallery = _build_gallery([picture for _, picture in examples], "examples")
 
     def pick_example(event: gr.SelectData) -> str:
         return examples[event.index][0]
 
-    gallery.select(pick_example, None, clip)
+    gallery.select(pick_example, None, clip, trigger_mode="multiple", api_visibility="private")
 
 
-def _add_labels(classifier: VideoClassifier | None, clip: gr.Video) -> None:
-    if classifier is None:
-        _explain_missing("classifier")
-        return
+def _add_labels(visit: _Visit) -> list[_Follower]:
     gr.Markdown("Which of the classes it was trained on the classifier sees in the clip.")
-    button = gr.Button("Classify", variant="primary")
-    labels = gr.Label(label="Top 5", num_top_classes=5, elem_id="labels")
+    labels = gr.Label(label="Top 5", show_label=False, num_top_classes=5, elem_id="labels")
+    button = gr.Button("Classify")
+
+    def get_classifier() -> VideoClassifier:
+        return _require(visit.models.classifier)
+
+    @functools.lru_cache(REMEMBERED_CLIPS)
+    def find_labels(path: str, _modified_ns: int) -> dict[str, float]:
+        # Gradio shows labels as a dictionary.
+        return {scored.label: scored.probability for scored in get_classifier().classify(path)}
 
     def classify(video: str | None) -> dict[str, float]:
-        with _shown_errors(video):
-            # Gradio shows labels as a dictionary.
-            found = classifier.classify(_require_clip(video))
-        return {scored.label: scored.probability for scored in found}
+        path = _require_clip(video)
+        return visit.run(lambda: find_labels(path, os.stat(path).st_mtime_ns), path)
 
-    button.click(classify, clip, labels)
-    clip.change(_forget, None, labels)
+    button.click(classify, visit.clip, labels, concurrency_id="labels", api_name="classify")
+    return [_Follower("labels", classify, [visit.clip], labels, is_ready=lambda: visit.models.classifier is not None)]
 
 
-def _add_teacher(viewer: TeacherViewer | None, clip: gr.Video) -> None:
-    if viewer is None:
-        _explain_missing("teacher")
-        return
+def _add_teacher(visit: _Visit) -> _Follower:
     gr.Markdown(
         "The teacher, an image model, sees all of every frame. The student learns from it and sees only the patches "
         "that a mask leaves: at random, but those the teacher attends to more often."
     )
+    viewer = visit.models.viewer
+    if isinstance(viewer, StoredViewer):
+        gr.Markdown(f"{STORED_LOOK} {_describe_missing('teacher')}")
+    conversion = _offer_conversion(visit, "student")
     with gr.Row():
         ratio = gr.Slider(
             0,
@@ -200,15 +313,16 @@ def _add_teacher(viewer: TeacherViewer | None, clip: gr.Video) -> None:
             info="Tube: the same patches in every frame. Random: any.",
             min_width=280,
         )
-    with gr.Row():
-        button = gr.Button("Look", variant="primary", min_width=120)
-        again = gr.Button("New mask", min_width=120)
+    again = gr.Button("New mask")
+    picture = gr.HTML(elem_id="look", min_height=240)
     seed = gr.State(0)
-    picture = gr.HTML(elem_id="look")
 
     def look(video: str | None, mask_type: str, mask_ratio: float, seed: int) -> str:
-        with _shown_errors(video):
-            return format_look(viewer.look(_require_clip(video), mask_type, mask_ratio, seed))
+        path = _require_clip(video)
+        viewer = visit.models.viewer
+        if isinstance(viewer, StoredViewer) and not viewer.knows(path):
+            return f"<p>{NO_TEACHER}</p>"
+        return format_look(visit.run(lambda: viewer.look(path, mask_type, mask_ratio, seed), path))
 
     def look_again(video: str | None, mask_type: str, mask_ratio: float, seed: int) -> tuple[str, int]:
         return look(video, mask_type, mask_ratio, seed + 1), seed + 1
@@ -216,59 +330,74 @@ def _add_teacher(viewer: TeacherViewer | None, clip: gr.Video) -> None:
     def redraw(video: str | None, mask_type: str, mask_ratio: float, seed: int) -> str | None:
         return None if video is None else look(video, mask_type, mask_ratio, seed)
 
-    inputs = [clip, kind, ratio, seed]
-    button.click(look, inputs, picture)
-    again.click(look_again, inputs, [picture, seed])
+    inputs: list[Component] = [visit.clip, kind, ratio, seed]
+    options = {"concurrency_id": "teacher"}
+    again.click(look_again, inputs, [picture, seed], **options)
     # While a slider moves, only its last place is drawn.
-    ratio.change(redraw, inputs, picture, trigger_mode="always_last", show_progress="hidden")
-    kind.input(redraw, inputs, picture)
-    clip.change(_forget, None, picture)
+    ratio.change(redraw, inputs, picture, trigger_mode="always_last", api_name="look", **options)
+    kind.input(redraw, inputs, picture, trigger_mode="always_last", api_visibility="private", **options)
+    follower = _Follower("teacher", look, inputs, picture, '""')
+    if conversion is not None:
+        conversion.success(follower.answer_clip, inputs, picture, concurrency_id="teacher", api_visibility="private")
+    return follower
 
 
-def _add_search(searcher: FolderSearcher | None, clip: gr.Video) -> None:
-    if searcher is None:
-        _explain_missing("video_text", "videos")
-        return
-    unread = f" {len(searcher.skipped)} could not be read." if searcher.skipped else ""
-    gr.Markdown(f"Searches {searcher.num_videos} videos by text.{unread} Tap a result to make it the clip above.")
+def _add_search(visit: _Visit) -> list[_Follower]:
+    gr.Markdown(f"{_describe_search(visit.models)} Tap a result to make it the clip above.")
     query = gr.Textbox(label="What the video shows", placeholder="a dog runs", max_lines=1)
     rerank = gr.Checkbox(
-        label="Re-rank", info="Let the matching head look at the 32 best.", visible=searcher.has_matching_head
+        label="Re-rank",
+        info="Let the matching head look at the 32 best.",
+        visible=visit.models.searcher is None or visit.models.searcher.has_matching_head,
     )
     button = gr.Button("Search", variant="primary")
     gallery = _build_gallery(None, "found")
     found = gr.State([])
 
-    def search(text: str, is_reranked: bool) -> tuple[list[tuple[Image.Image, str]], list[str]]:
-        with _shown_errors():
-            hits = searcher.search(text, MAX_HITS, is_reranked)
+    def search(text: str | None, is_reranked: bool) -> tuple[list[tuple[Image.Image, str]], list[str]]:
+        searcher = _require(visit.models.searcher)
+        hits = visit.run(lambda: searcher.search(text or "", MAX_HITS, is_reranked))
         captions = [f"{Path(hit.path).name} · {hit.similarity:.2f}" for hit in hits]
         pictures = [hit.picture for hit in hits]
         return list(zip(pictures, captions, strict=True)), [hit.path for hit in hits]
+
+    def search_anew(text: str | None, is_reranked: bool) -> Any:
+        return search(text, is_reranked) if (text or "").strip() else (None, [])
 
     def pick_found(paths: list[str], event: gr.SelectData) -> str:
         gr.Info(f"{Path(paths[event.index]).name} is the clip now.", duration=4)
         return paths[event.index]
 
-    gr.on([button.click, query.submit], search, [query, rerank], [gallery, found])
-    gallery.select(pick_found, found, clip)
+    outputs: list[Component] = [gallery, found]
+    gr.on([button.click, query.submit], search, [query, rerank], outputs, concurrency_id="search", api_name="search")
+    rerank.input(
+        search_anew,
+        [query, rerank],
+        outputs,
+        trigger_mode="always_last",
+        concurrency_id="search",
+        api_visibility="private",
+    )
+    gallery.select(pick_found, found, visit.clip, trigger_mode="multiple", api_visibility="private")
+    return []
 
 
-def _add_ask(answerer: VideoAnswerer | None, clip: gr.Video) -> None:
-    if answerer is None:
-        _explain_missing("question_answering")
-        return
-    gr.Markdown("The model answers in a word or two.")
+def _add_ask(visit: _Visit) -> list[_Follower]:
+    gr.Markdown("The model answers in a word or two, and again for each clip that you pick.")
     question = gr.Textbox(label="Question about the clip", placeholder="what is the person doing?", max_lines=1)
     button = gr.Button("Ask", variant="primary")
-    answer = gr.Label(label="Answer", elem_id="answer")
+    answer = gr.Label(label="Answer", show_label=False, elem_id="answer")
 
-    def ask(video: str | None, text: str) -> str:
-        with _shown_errors(video):
-            return answerer.answer(_require_clip(video), text).answer or "(no answer)"
+    def ask(video: str | None, text: str | None) -> str:
+        path, answerer = _require_clip(video), _require(visit.models.answerer)
+        return visit.run(lambda: answerer.answer(path, text or "").answer, path) or "(no answer)"
 
-    gr.on([button.click, question.submit], ask, [clip, question], answer)
-    clip.change(_forget, None, answer)
+    def ask_again(video: str, text: str | None) -> str | None:
+        return ask(video, text) if (text or "").strip() else None
+
+    inputs: list[Component] = [visit.clip, question]
+    gr.on([button.click, question.submit], ask, inputs, answer, concurrency_id="ask", api_name="ask")
+    return [_Follower("ask", ask_again, inputs, answer, is_ready=lambda: visit.models.answerer is not None)]
 
 
 def format_look(look: TeacherLook) -> str:
@@ -315,30 +444,82 @@ def _build_gallery(pictures: list[Image.Image] | None, name: str) -> gr.Gallery:
     )
 
 
-def _explain_missing(*fields: str) -> None:
+def _fill_tab(
+    visit: _Visit, add: Callable[[_Visit], list[_Follower]], model: object | None, *settings: str
+) -> list[_Follower]:
+    """A tab of a model; how to give it one; or a button that converts the one that is not on this machine yet."""
+    if model is not None:
+        return add(visit)
+    if settings[0] not in visit.models.pending:
+        _explain_missing(*settings)
+        return []
+    waiting = gr.Column()
+    with gr.Column(visible=False) as content:
+        followers = add(visit)
+    with waiting:
+        converted = _offer_conversion(visit, settings[0])
+
+    def show() -> list:
+        is_pending = settings[0] in visit.models.pending
+        return [gr.update(visible=is_pending), gr.update(visible=not is_pending)]
+
+    shown: Any = converted.success(show, None, [waiting, content], queue=False, api_visibility="private")
+    visit.page.load(show, None, [waiting, content], queue=False, api_visibility="private")
+    for follower in followers:
+        shown.success(follower.answer_clip, follower.inputs, follower.output, api_visibility="private")
+    return followers
+
+
+def _offer_conversion(visit: _Visit, setting: str) -> Any:
+    """A button that converts a released checkpoint, where it is pending; the event after which it is loaded."""
+    name = visit.models.pending.get(setting)
+    if name is None:
+        return None
+    note = gr.Markdown(f"`{name}` is a released checkpoint that is not on this machine yet.", min_height=60)
+    button = gr.Button("Convert it now", variant="primary")
+
+    def convert() -> tuple[str, dict]:
+        try:
+            visit.models.convert(setting)
+        except (OSError, RuntimeError, ValueError) as error:
+            # Visitors need not know where the server keeps its files.
+            raise gr.Error(str(error).replace(HF_HOME, "HF_HOME"), print_exception=False) from error
+        for model in visit.models.list_modules():
+            visit.limit.watch(model)
+        return f"`{name}` is loaded.", gr.update(visible=False)
+
+    hint = f"`{name}` is downloaded and converted, once, into the cache. This takes a minute or more."
+    said = button.click(None, None, note, js=f"() => {json.dumps(hint)}", api_visibility="private")
+    return said.then(convert, None, [note, button], concurrency_id="convert", api_visibility="private")
+
+
+def _describe_search(models: DemoModels) -> str:
+    if models.searcher is None:
+        return "Searches the videos by text."
+    unread = f" {len(models.searcher.skipped)} could not be read." if models.searcher.skipped else ""
+    return f"Searches {models.searcher.num_videos} videos by text.{unread}"
+
+
+def _describe_missing(*fields: str) -> str:
     options = " and ".join(f"`{name_option(field)}`" for field in fields)
     variables = " and ".join(f"`{name_variable(field)}`" for field in fields)
-    gr.Markdown(f"Nothing here yet: start the demo with {options}, or set {variables}.")
+    return f"Start the demo with {options}, or set {variables}, to try yours."
+
+
+def _explain_missing(*fields: str) -> None:
+    gr.Markdown(f"Nothing here yet. {_describe_missing(*fields)}")
+
+
+def _require(model: T | None) -> T:
+    if model is None:
+        raise gr.Error("This tab has no model yet.", print_exception=False)
+    return model
 
 
 def _require_clip(video: str | None) -> str:
     if video is None:
         raise gr.Error("Pick an example or upload a clip first.", print_exception=False)
     return video
-
-
-@contextmanager
-def _shown_errors(video: str | None = None) -> Generator[None]:
-    """Show what is wrong with a visitor's input in the page, and nothing of the server."""
-    try:
-        yield
-    except ValueError as error:  # a VideoDecodingError is one
-        message = describe_problem(error, [] if video is None else [video])
-        raise gr.Error(message, print_exception=False) from error
-
-
-def _forget() -> None:
-    """Clear a result of the clip before."""
 
 
 if __name__ == "__main__":

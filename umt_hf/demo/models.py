@@ -8,16 +8,18 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import nn
 from torch.nn import functional as F
 
 from ..data.video_files import list_videos
+from ..hub_cards.released_names import resolve_released
 from ..inference.classification import VideoClassifier
 from ..inference.loading import load_complete_model, load_video_processor, place_model
 from ..inference.question_answering import VideoAnswerer
@@ -25,34 +27,28 @@ from ..inference.search import VideoSearcher, embed_videos
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.masking_umt_video import build_mask
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
-from ..plots import MaskedFrames, draw_masked_frames
+from ..plots import draw_masked_frames
 from ..processing.decoding import VideoDecodingError, open_video
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..training.alignment import TokenGrid, check_grids, draw_visible_indices, load_teacher
+from ..runs.model_names import find_released
+from ..training.alignment import check_grids, load_teacher
 from ..training.arguments import TeacherArguments
-from .settings import DemoSettings
+from ..zoo import load_zoo
+from .first_look import CLIP, StoredViewer
+from .looks import TeacherLook, draw_visible
+from .settings import MODELS, DemoSettings, name_option
 
 logger = logging.getLogger(__name__)
 
 REMEMBERED_CLIPS = 4
 THUMBNAIL_SIDE = 240
-
-
-@dataclass(frozen=True)
-class TeacherLook:
-    """What teacher and student look at in a clip.
-
-    Args:
-        frames: Pictures of it.
-        num_visible: Patches that the student sees.
-        num_patches: Patches of the clip.
-        agreement: Mean cosine of student's and teacher's features at the visible patches; `None` without a student.
-    """
-
-    frames: MaskedFrames
-    num_visible: int
-    num_patches: int
-    agreement: float | None
+# Tasks of the released checkpoints that a setting takes.
+TASKS = {
+    "classifier": ("classification",),
+    "student": ("pretraining",),
+    "video_text": ("retrieval", "video_text_pretraining"),
+    "question_answering": ("question_answering",),
+}
 
 
 class TeacherViewer:
@@ -105,17 +101,15 @@ class TeacherViewer:
             VideoDecodingError: If the video cannot be read.
         """
         pixel_values, states, saliency = self._encode(video, os.stat(video).st_mtime_ns)
-        grid = TokenGrid(*saliency.shape)
-        # Drawn on the CPU, so that a seed gives the same mask on every machine.
-        noise = torch.empty(1, grid.num_tokens).exponential_(generator=torch.Generator().manual_seed(seed))
-        visible = draw_visible_indices(mask_type, mask_ratio, saliency, noise.to(self.device), grid)
+        num_patches = saliency.numel()
+        visible = draw_visible(mask_type, mask_ratio, saliency, seed)
         agreement = None
         if self.student is not None:
             targets = self.teacher.project(states, 1, visible)
             features = self.student(pixel_values, visible_indices=visible).aligned_features
             agreement = F.cosine_similarity(features, targets, dim=-1).mean().item()
-        frames = draw_masked_frames(pixel_values[0], saliency, build_mask(visible, grid.num_tokens)[0])
-        return TeacherLook(frames, visible.shape[1], grid.num_tokens, agreement)
+        frames = draw_masked_frames(pixel_values[0], saliency, build_mask(visible, num_patches)[0])
+        return TeacherLook(frames, visible.shape[1], num_patches, agreement)
 
     def _encode_clip(self, video: str, _modified_ns: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """Frames `(1, T, 3, H, W)`, teacher's states and saliency `(T, P)`, kept while a visitor moves the slider."""
@@ -183,19 +177,69 @@ class FolderSearcher:
         return [FoundClip(path, similarity[path], picture) for path, picture in draw_thumbnails(similarity)]
 
 
-@dataclass(frozen=True)
+@dataclass
 class DemoModels:
-    """The loaded models, and the videos of the folder; `None` where a setting is left out."""
+    """The loaded models, and the videos of the folder; `None` where a setting is left out.
+
+    Without a teacher, the viewer shows the clip of the package with a stored saliency.
+
+    Args:
+        classifier: Names what a clip shows.
+        viewer: Shows saliency and masks.
+        searcher: Searches the videos.
+        answerer: Answers questions.
+        videos: Files of the folder.
+        pending: Released checkpoints that are not on this machine yet: setting -> name. Their parts are `None`;
+            without its student, the viewer is that of the teacher alone.
+        settings: What they were loaded from.
+    """
 
     classifier: VideoClassifier | None
-    viewer: TeacherViewer | None
+    viewer: TeacherViewer | StoredViewer
     searcher: FolderSearcher | None
     answerer: VideoAnswerer | None
     videos: tuple[str, ...]
+    pending: dict[str, str] = field(default_factory=dict)
+    settings: DemoSettings = DemoSettings()
+
+    def list_modules(self) -> list[nn.Module]:
+        """Networks that work for visitors."""
+        owners = [self.classifier, self.answerer, self.searcher.searcher.encoder if self.searcher else None]
+        models: list[nn.Module] = [owner.model for owner in owners if owner is not None]
+        if isinstance(self.viewer, TeacherViewer):
+            models += [self.viewer.teacher, *([self.viewer.student] if self.viewer.student is not None else [])]
+        return models
+
+    def convert(self, setting: str) -> None:
+        """Convert the released checkpoint of a setting into the cache, unless it is there, and load it from there.
+
+        Raises:
+            OSError: If it cannot be downloaded, or the cache cannot be written.
+            ValueError: If its file is not what the zoo says.
+            RuntimeError: If the converted folder does not give back what the file holds.
+        """
+        if setting in self.pending:
+            resolve_released(self.pending[setting], convert=True)
+            self.load(setting)
+            del self.pending[setting]
+
+    def load(self, setting: str) -> None:
+        """Load the model of a setting; a student comes with its teacher."""
+        settings, name = self.settings, getattr(self.settings, setting)
+        if setting == "classifier":
+            self.classifier = VideoClassifier(name)
+        elif setting == "video_text" and settings.videos is not None:
+            self.searcher = FolderSearcher(settings.videos, name, settings.index)
+        elif setting == "question_answering":
+            self.answerer = VideoAnswerer(name)
+        elif setting in ("teacher", "student") and settings.teacher is not None:
+            self.viewer = TeacherViewer(settings.teacher, settings.student if setting == "student" else None)
 
 
 def load_demo_models(settings: DemoSettings) -> DemoModels:
     """Load what the settings name, and index the videos.
+
+    A released checkpoint that is not on this machine is not loaded, but named in `pending`.
 
     Raises:
         ImportError: If FAISS is missing and a search is asked for.
@@ -208,16 +252,44 @@ def load_demo_models(settings: DemoSettings) -> DemoModels:
         if missing:
             raise ValueError(f"{settings.videos}: no such folder. Give a folder of videos.")
         videos = tuple(file.path for file in files)
-    searcher = None
-    if settings.video_text is not None and settings.videos is not None:
-        searcher = FolderSearcher(settings.videos, settings.video_text, settings.index)
-    return DemoModels(
-        VideoClassifier(settings.classifier) if settings.classifier else None,
-        TeacherViewer(settings.teacher, settings.student) if settings.teacher else None,
-        searcher,
-        VideoAnswerer(settings.question_answering) if settings.question_answering else None,
-        videos,
-    )
+    given = _list_given(settings)
+    pending = {setting: name for setting, name in given.items() if _is_pending(setting, name)}
+    models = DemoModels(None, StoredViewer(), None, None, videos, pending, settings)
+    for setting in given:
+        is_with_student = setting == "teacher" and "student" in given and "student" not in pending
+        if setting not in pending and not is_with_student:
+            models.load(setting)
+    return models
+
+
+def _list_given(settings: DemoSettings) -> dict[str, str]:
+    return {setting: name for setting in MODELS if (name := getattr(settings, setting)) is not None}
+
+
+def _is_pending(setting: str, name: str) -> bool:
+    """Whether it is a released checkpoint for this setting that is not on this machine.
+
+    Raises:
+        ValueError: If it is one for something else.
+    """
+    entry = load_zoo().get(name)
+    if entry is None or entry.file is None or find_released(name) != name or os.path.exists(name):
+        return False
+    tasks = TASKS.get(setting, ())
+    if entry.task not in tasks:
+        fits = f"needs a checkpoint for {' or '.join(tasks)}" if tasks else "needs a CLIP"
+        raise ValueError(f"{name} is a released checkpoint for {entry.task}, and {name_option(setting)} {fits}.")
+    return True
+
+
+def check_clip(video: str) -> None:
+    """Make sure that a video can be read.
+
+    Raises:
+        VideoDecodingError: If it cannot.
+    """
+    with open_video(video) as reader:
+        reader.get_frames([0])
 
 
 def draw_thumbnail(video: str) -> Image.Image:
@@ -244,10 +316,10 @@ def draw_thumbnails(videos: Iterable[str]) -> list[tuple[str, Image.Image]]:
 
 
 def choose_examples(videos: Sequence[str], count: int = 8) -> list[tuple[str, Image.Image]]:
-    """Some videos, evenly spread over a list, with a picture of each."""
+    """Some videos, evenly spread over a list, with a picture of each; the clip of the package where there is none."""
     # Neighbours in a folder are often of one class.
     places = np.linspace(0, len(videos) - 1, min(count, len(videos))).round().astype(int)
-    return draw_thumbnails(videos[place] for place in places)
+    return draw_thumbnails(videos[place] for place in places) or draw_thumbnails([str(CLIP)])
 
 
 def describe_problem(error: Exception, paths: Iterable[str]) -> str:

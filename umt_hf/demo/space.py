@@ -2,14 +2,14 @@
 
 import shutil
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import HfApi
 
 from ..hub_cards.publishing import check_destination
 from ..runs.folder import CARD_FILE
-from .settings import SETTINGS_FILE, DemoSettings
+from .settings import MODELS, SETTINGS_FILE, DemoSettings
 
 SPACE_FILES = (CARD_FILE, "requirements.txt", "app.py")
 VIDEO_FOLDER = "videos"
@@ -50,8 +50,9 @@ def check_pushable(settings: DemoSettings) -> None:
     """
     if settings.index is not None:
         raise ValueError("A Space makes its index when it starts: leave index out.")
-    for name, value in asdict(settings).items():
-        if name != "videos" and value is not None and Path(value).is_dir():
+    for name in MODELS:
+        value = getattr(settings, name)
+        if value is not None and Path(value).is_dir():
             raise ValueError(f"{name}={value} is a folder of this machine: push it to the Hub first and give its id.")
 
 

@@ -121,12 +121,16 @@ def compute_centers(clip: ClipDescription) -> np.ndarray:
     return np.array(clip.orbit_center) + clip.orbit_radius * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
 
-def render_clip(clip: ClipDescription) -> tuple[np.ndarray, np.ndarray]:
+def render_clip(clip: ClipDescription, scale: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Draw a clip.
 
+    Args:
+        clip: What it shows, in pixels of `FRAME_SIZE`.
+        scale: How many times finer it is drawn.
+
     Returns:
-        Frames `(NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3)` as uint8 RGB, and the tight box of the shape in every frame,
-        `(NUM_FRAMES, 4)` as x1, y1, x2, y2 in pixels from the top left corner, x2 and y2 exclusive.
+        Frames `(NUM_FRAMES, FRAME_SIZE * scale, FRAME_SIZE * scale, 3)` as uint8 RGB, and the tight box of the shape
+        in every frame, `(NUM_FRAMES, 4)` as x1, y1, x2, y2 in pixels from the top left corner, x2 and y2 exclusive.
 
     Examples:
         >>> from umt_hf.moving_shapes.render import render_clip, sample_clip
@@ -135,12 +139,12 @@ def render_clip(clip: ClipDescription) -> tuple[np.ndarray, np.ndarray]:
         ((24, 64, 64, 3), (24, 4))
     """
     centers = compute_centers(clip).astype(np.float32)[:, :, None, None]
-    grid = np.arange(FRAME_SIZE, dtype=np.float32) + 0.5
+    grid = (np.arange(FRAME_SIZE * scale, dtype=np.float32) + 0.5) / scale
     x, y = grid[None, None, :] - centers[:, 0], grid[None, :, None] - centers[:, 1]
     cosine, sine = math.cos(clip.tilt), math.sin(clip.tilt)
     distance = _compute_distance(clip.shape, cosine * x + sine * y, cosine * y - sine * x, clip.radius)
-    coverage = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
-    background = _render_background(clip.background_seed)
+    coverage = np.clip(0.5 - scale * distance, 0.0, 1.0)[..., None]
+    background = _render_background(clip.background_seed, scale)
     frames = background + coverage * (np.array(COLORS[clip.color], dtype=np.float32) - background)
     boxes = [_compute_box(frame_coverage[..., 0] > 0.5) for frame_coverage in coverage]
     return (frames + 0.5).astype(np.uint8), np.array(boxes)
@@ -330,11 +334,12 @@ def _project_on_normals(num_sides: int, x: np.ndarray, y: np.ndarray) -> np.ndar
     return np.stack([math.sin(angle) * x + math.cos(angle) * y for angle in angles])
 
 
-def _render_background(seed: int) -> np.ndarray:
-    """A muted colour with three crossing waves of brightness, `(FRAME_SIZE, FRAME_SIZE, 3)` in 0-255."""
+def _render_background(seed: int, scale: int = 1) -> np.ndarray:
+    """A muted colour with three crossing waves of brightness, `(FRAME_SIZE * scale, FRAME_SIZE * scale, 3)`, 0-255."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:FRAME_SIZE, :FRAME_SIZE]
-    brightness = np.zeros((FRAME_SIZE, FRAME_SIZE))
+    # A fine pixel is inside the coarse one that shows its place.
+    y, x = np.mgrid[: FRAME_SIZE * scale, : FRAME_SIZE * scale] / scale + (1 / scale - 1) / 2
+    brightness = np.zeros((FRAME_SIZE * scale, FRAME_SIZE * scale))
     for _ in range(3):
         frequency, angle, phase = rng.uniform(0.01, 0.12), rng.uniform(0, math.pi), rng.uniform(0, 2 * math.pi)
         wave = math.cos(angle) * x + math.sin(angle) * y

@@ -55,6 +55,15 @@ def test_motions_differ_by_the_order_of_identical_frames():
     assert len(videos) == len(MOTIONS)
 
 
+def test_a_finer_drawing_shows_the_same():
+    clip = sample_clip(0, "test", 3)
+    (frames, boxes), (fine, fine_boxes) = render_clip(clip), render_clip(clip, scale=4)
+    assert fine.shape == (NUM_FRAMES, 4 * FRAME_SIZE, 4 * FRAME_SIZE, 3)
+    means = fine.reshape(NUM_FRAMES, FRAME_SIZE, 4, FRAME_SIZE, 4, 3).mean((2, 4))
+    assert abs(means - frames).mean() < 1
+    assert abs(fine_boxes - 4 * boxes).max() <= 4
+
+
 def test_encoding_adds_no_trace_of_the_order(tmp_path):
     """A decoded frame depends on that frame alone: files of two motions hold equal frames, in another order."""
     clip = sample_clip(0, "train", 0)
