@@ -121,17 +121,28 @@ def plan_streamed_batches(
         epoch += 1
 
 
-def count_batches(table: Dataset, batch_size: int, num_processes: int) -> int:
+def count_batches(
+    table: Dataset, batch_size: int, num_processes: int, kind: str = "video", flag: str = "per_device_train_batch_size"
+) -> int:
     """Batches per epoch in each process.
 
+    Args:
+        table: Rows.
+        batch_size: Rows that a process takes at a time.
+        num_processes: Processes that share the rows.
+        kind: What a row holds, for the error.
+        flag: What sets the batch size, for the error.
+
     Raises:
-        ValueError: If there is none.
+        ValueError: If the rows do not fill one batch in every process.
     """
     count = len(table) // (batch_size * num_processes)
     if count == 0:
         raise ValueError(
-            f"{len(table)} videos do not fill one batch of {batch_size} in {num_processes} process(es); lower "
-            "per_device_train_batch_size."
+            f"{len(table)} {kind}s do not fill one batch of {batch_size} in {num_processes} process(es); set --{flag} "
+            f"to {len(table) // num_processes} or less."
+            if len(table) >= num_processes
+            else f"{len(table)} {kind}s are too few for {num_processes} process(es)."
         )
     return count
 

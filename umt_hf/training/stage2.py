@@ -338,7 +338,10 @@ def main(
     video_processor = UMTVideoProcessor.from_model_config(model.config, decoder=data.decoder)
     processor = UMTVideoTextProcessor(video_processor, tokenizer)
 
-    per_epoch = sum(count_batches(corpus.table, corpus.batch_size, accelerator.num_processes) for corpus in corpora)
+    per_epoch = sum(
+        count_batches(corpus.table, corpus.batch_size, accelerator.num_processes, corpus.media_type, "batch_sizes")
+        for corpus in corpora
+    )
     for corpus in corpora:
         logger.info("%d rows of %ss, %d per batch", len(corpus.table), corpus.media_type, corpus.batch_size)
     schedule = build_schedule(training, per_epoch, accelerator.num_processes)
