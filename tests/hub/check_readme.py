@@ -17,7 +17,10 @@ from tests.hub.newcomer import Pasted, find_faults, follow_readme
 def print_block(pasted: Pasted) -> None:
     lines = "".join(f"    {line}\n" for line in pasted.output.splitlines())
     head = pasted.block.text.splitlines()[0]
-    print(f"README.md:{pasted.block.line}: {head}\n{lines}    -> {pasted.seconds:.1f} s", flush=True)
+    print(
+        f"README.md:{pasted.block.line}: {head}\n{lines}    -> {pasted.seconds:.1f} s, CPU {pasted.cpu_seconds:.1f} s",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -32,9 +35,8 @@ def main() -> None:
             print_block(pasted)
             faults = find_faults(pasted, Path(folder) / "here")
             num_failed += bool(faults)
-            rows.append(
-                f"{pasted.seconds:7.1f} s  README.md:{pasted.block.line:<4} {'; '.join(faults) or 'as expected'}"
-            )
+            times = f"{pasted.seconds:7.1f} s, CPU {pasted.cpu_seconds:6.1f} s"
+            rows.append(f"{times}  README.md:{pasted.block.line:<4} {'; '.join(faults) or 'as expected'}")
     print(*rows, sep="\n")
     print(f"{len(rows)} blocks in {time.perf_counter() - start:.0f} s, files for the Hub included")
     if num_failed:

@@ -77,7 +77,7 @@ VERIFIED = r"^Verified: every weight equals the source's, none is missing or lef
 EXPECTED = {
     "umt-hf convert": ([VERIFIED], []),
     "umt-hf classify": ([r"^1 classified, 0 skipped$", r"^ +0\.\d+  LABEL_\d+$"], ["umt-vit-b16-k400/config.json"]),
-    "umt-hf demo": ([r"running on .*http://"], []),
+    "umt-hf demo": ([r"http://[\w.]+:\d+"], []),
     "AutoModel": ([r"^\(1, 1568, (768|24)\)$"], []),
     "umt-hf pretrain stage1": ([r"8 training videos", r"1/1 .*loss \d"], ["outputs/mine/model.safetensors"]),
     "umt-hf pretrain stage2": ([r"8 rows of videos", r"1/1 .*loss \d"], ["outputs/video_text/model.safetensors"]),
@@ -88,6 +88,7 @@ EXPECTED = {
     "umt-hf ask": ([r"^(word\d+ ?)+$"], []),
     "umt-hf push": ([r"^Pushed outputs/classifier: http.*/me/my-classifier/commit/"], []),
 }
+ADDRESS = re.compile(r"http://[\w.]+:\d+")
 # A last line behind the Python, to see what it has computed.
 PRINTED = "print(tuple(features.shape))\n"
 
@@ -99,6 +100,7 @@ class Pasted:
     Args:
         block: Of README.md.
         seconds: How long it took.
+        cpu_seconds: Of its processes, without forks.
         output: What it wrote on the terminal.
         exit_code: Of the shell.
         page: What the page answered, of a block that serves one.
@@ -106,6 +108,7 @@ class Pasted:
 
     block: Block
     seconds: float
+    cpu_seconds: float
     output: str
     exit_code: int
     page: str = ""
@@ -170,6 +173,7 @@ class Terminal:
     """
 
     def __init__(self, folder: Path, hub: LoopbackHub, is_narrow: bool) -> None:
+        self.hub = hub
         self.here = folder / "here"
         programs = folder / "programs"
         for made in (self.here, programs):
@@ -210,7 +214,7 @@ class Terminal:
     def paste(self, block: Block, timeout: float) -> Pasted:
         """Run a block; one that serves a page is asked for it once and then stopped by Ctrl-C."""
         words = ["python", "-"] if block.language == "python" else ["bash", "-ec", block.text]
-        start = time.perf_counter()
+        start, used = time.perf_counter(), measure_children()
         process = subprocess.Popen(
             words,
             cwd=self.here,
@@ -230,7 +234,7 @@ class Terminal:
             process.stdin.close()
             for line in process.stdout:
                 lines.append(line)
-                if "running on" in line.lower() and (found := re.search(r"http://[\w.]+:\d+", line)):
+                if not page and (found := ADDRESS.search(line)) and found[0] != self.hub.url:
                     with build_opener(ProxyHandler({})).open(found[0], timeout=60) as answer:
                         page = answer.read().decode()
                     os.killpg(process.pid, signal.SIGINT)
@@ -238,7 +242,14 @@ class Terminal:
         finally:
             watchdog.cancel()
             process.stdout.close()
-        return Pasted(block, time.perf_counter() - start, "".join(lines), exit_code, page)
+        seconds, cpu_seconds = time.perf_counter() - start, measure_children() - used
+        return Pasted(block, seconds, cpu_seconds, "".join(lines), exit_code, page)
+
+
+def measure_children() -> float:
+    """CPU seconds of the processes that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def find_faults(pasted: Pasted, here: Path) -> list[str]:

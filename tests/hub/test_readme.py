@@ -30,10 +30,10 @@ def test_every_block_that_is_not_run_has_a_reason():
 def test_faults_are_found(tmp_path):
     """A block that failed, wrote nothing, served nothing, or that nothing is expected of."""
     block = next(block for block in read_readme() if "umt-hf demo" in block.text)
-    found = find_faults(Pasted(block, 1.0, "Traceback (most recent call last)", 1), tmp_path)
+    found = find_faults(Pasted(block, 1.0, 1.0, "Traceback (most recent call last)", 1), tmp_path)
     assert {"exit code 1", "a traceback", "no page", "no umt-vit-b16-k400/config.json"} <= set(found)
     unknown = newcomer.Block("README.md", 1, "bash", "umt-hf cook dinner\n")
-    assert find_faults(Pasted(unknown, 1.0, "", 0), tmp_path) == ["nothing is expected of `umt-hf cook`"]
+    assert find_faults(Pasted(unknown, 1.0, 1.0, "", 0), tmp_path) == ["nothing is expected of `umt-hf cook`"]
 
 
 @pytest.mark.parametrize("block", newcomer.read_blocks("README.md"), ids=lambda block: str(block.line))
