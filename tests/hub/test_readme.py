@@ -36,11 +36,6 @@ def test_faults_are_found(tmp_path):
     assert find_faults(Pasted(unknown, 1.0, 1.0, "", 0), tmp_path) == ["nothing is expected of `umt-hf cook`"]
 
 
-@pytest.mark.parametrize("block", newcomer.read_blocks("README.md"), ids=lambda block: str(block.line))
-def test_no_block_scrolls_sideways(block):
-    assert max(map(len, block.text.splitlines())) <= 80
-
-
 def test_the_page_is_short_and_opens_with_pictures():
     lines = (newcomer.ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 200
