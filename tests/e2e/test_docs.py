@@ -1,7 +1,6 @@
 """What the README and the guides say: every block runs, every flag, name and link is there, and the site builds."""
 
 import dataclasses
-import doctest
 import importlib
 import importlib.util
 import re
@@ -82,22 +81,6 @@ def test_blocks_import_the_package(page):
     for block in read_blocks(page):
         if block.language == "python" and re.search(r"\b(Auto\w+|pipeline)\b", block.text):
             assert re.search(r"\bumt_hf\b|trust_remote_code", block.text), f"{page}:{block.line}"
-
-
-def test_examples_of_docstrings_run(prepared, tmp_path, monkeypatch):
-    """They stand on the API pages."""
-    monkeypatch.chdir(shutil.copytree(prepared, tmp_path / "copy"))
-    run_command(["umt-hf", "embed", "videos/k400", "--model", "outputs/retrieval", "--out", "index"])
-    files = [path for path in sorted((ROOT / "umt_hf").rglob("*.py")) if ">>> " in path.read_text()]
-    assert len(files) >= 4
-    for path in files:
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-        for example in doctest.DocTestFinder().find(importlib.import_module(name)):
-            for step in example.examples:
-                step.want = step.want.removesuffix("```\n")  # the fence around it
-            runner.run(example)
-        assert runner.tries and not runner.failures, name
 
 
 def test_reasons_for_not_running_are_needed():
