@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
-SOURCES = umt_hf umt_hf_launcher.py tests benchmarks examples docs
+SOURCES = umt_hf umt_hf_launcher.py setup.py tests benchmarks examples docs
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-oldest faults quality workflows style notebooks bench check-zoo docs docs-serve dist clean
+.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-oldest faults quality workflows style notebooks bench check-zoo test-readme docs docs-serve dist clean
 
 # Minutes on two cores.
 demo: $(VENV)/.installed
@@ -80,6 +80,10 @@ bench: $(VENV)/.installed
 # Every zoo entry at its real size, from synthetic files; `make check-zoo ENTRIES=umt-vit-l16-25m` takes some.
 check-zoo: $(VENV)/.installed
 	$(BIN)/python -m tests.hub.check_zoo $(ENTRIES)
+
+# The blocks of README.md as pasted, with models of true size: minutes. The ordinary tests do the same with narrow ones.
+test-readme: $(VENV)/.installed
+	$(BIN)/python -m tests.hub.check_readme
 
 # The variable hides the theme's advice to move to its successor; see docs/dependencies.md.
 docs docs-serve: export NO_MKDOCS_2_WARNING = 1

@@ -1,8 +1,10 @@
 """The wheel holds all that is in the tree, and what users run works from it, far from a checkout."""
 
+import email
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.slow
 # What a notebook says of its processor time at the end, and where its package comes from.
 LAST_CELL = "import time\nprint(umt_hf.__file__, time.process_time())"
 MAX_CPU_SECONDS = 90
-NEEDED_TO_BUILD = ("pyproject.toml", "README.md", "LICENSE", "umt_hf_launcher.py")
+NEEDED_TO_BUILD = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "umt_hf_launcher.py")
 
 
 def list_tracked() -> list[str]:
@@ -85,6 +87,32 @@ def test_wheel_holds_the_tree(wheel):
         "demo/first_clip",
     ):
         assert any(kind in name for name in names), kind
+
+
+def test_the_description_has_no_link_that_leads_nowhere(wheel):
+    """What a package index shows: no relative link and no picture, but every section of the README."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    text = metadata.get_payload(decode=True).decode() if metadata.get_payload() else metadata["Description"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [line for line in readme.splitlines() if line[:1] == "#"] == [
+        line for line in text.splitlines() if line[:1] == "#"
+    ]
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert targets and all(target.startswith("https://") for target in targets) and "<img" not in text
+    assert "(`docs/tour.md`)" in text and "(the guide: `docs/hub.md`)" in text
+
+
+def test_the_description_gets_the_address_once_there_is_one():
+    described = runpy.run_path(str(ROOT / "setup.py"))["describe"](
+        (ROOT / "README.md").read_text(encoding="utf-8"), "https://forge.example/a/b"
+    )
+    targets = re.findall(r"(?:\]\(|src=\")([^)\"]+)", described)
+    assert len(targets) > 20 and all(target.startswith("https://") for target in targets)
+    assert 'src="https://forge.example/a/b/raw/main/docs/pictures/saliency.png"' in described
+    assert "[The guide](https://forge.example/a/b/blob/main/docs/pretraining.md)" in described
 
 
 def test_command_answers(run):

@@ -111,19 +111,34 @@ class TrackedPlan:
             yield {**batch, "position": self.positions.popleft()}
 
 
-def count_steps(table: Dataset, batch_size: int, shape: StepShape | None = None) -> int:
+def count_steps(
+    table: Dataset,
+    batch_size: int,
+    shape: StepShape | None = None,
+    kind: str = "video",
+    flag: str = "per_device_train_batch_size",
+) -> int:
     """Steps per epoch.
 
+    Args:
+        table: Rows.
+        batch_size: Rows that a process takes at a time.
+        shape: How many batches a step takes.
+        kind: What a row holds, for the error.
+        flag: What sets the batch size, for the error.
+
     Raises:
-        ValueError: If there is none.
+        ValueError: If the rows do not fill one step.
     """
     shape = shape or StepShape()
     count = len(table) // shape.count_videos(batch_size)
     if count == 0:
+        most = len(table) // shape.count_videos(1)
+        cure = f"set --{flag} to {most} or less" if most else "use fewer processes, or accumulate fewer batches"
         accumulated = f" and {shape.accumulation_steps} accumulated ones" if shape.accumulation_steps > 1 else ""
         raise ValueError(
-            f"{len(table)} videos do not fill one batch of {batch_size} in {shape.num_processes} process(es)"
-            f"{accumulated}; lower per_device_train_batch_size."
+            f"{len(table)} {kind}s do not fill one batch of {batch_size} in {shape.num_processes} process(es)"
+            f"{accumulated}; {cure}."
         )
     return count
 

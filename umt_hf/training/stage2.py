@@ -375,7 +375,9 @@ def main(
     processor = UMTVideoTextProcessor(video_processor, tokenizer)
 
     shape = StepShape(accelerator.num_processes, accumulation_steps=training.gradient_accumulation_steps)
-    per_epoch = sum(count_steps(corpus.table, corpus.batch_size, shape) for corpus in corpora)
+    per_epoch = sum(
+        count_steps(corpus.table, corpus.batch_size, shape, corpus.media_type, "batch_sizes") for corpus in corpora
+    )
     if accelerator.is_main_process:
         say_found_corpora(data, corpora, held_out)
     schedule = build_schedule(training, per_epoch, accelerator.num_processes)

@@ -126,8 +126,12 @@ def test_batches_cover_each_epoch_once_and_differ_between_epochs():
     first, second = sum(batches[:3], []), sum(batches[3:], [])
     assert len(set(first)) == 9 and len(set(second)) == 9 and first != second
     assert count_steps(table, 3) == 3
-    with pytest.raises(ValueError, match="per_device_train_batch_size"):
+    with pytest.raises(ValueError, match="10 videos do not fill .* of 6 in 2 .* --per_device_train_batch_size to 5 "):
         count_steps(table, 6, StepShape(2))
+    with pytest.raises(ValueError, match="10 images do not fill one batch of 16 .* set --batch_sizes to 10 or less"):
+        count_steps(table, 16, None, "image", "batch_sizes")
+    with pytest.raises(ValueError, match="10 videos do not fill .* in 12 process.* use fewer processes"):
+        count_steps(table, 1, StepShape(12))
 
 
 def test_batches_do_not_depend_on_the_number_of_processes_or_on_resuming():
