@@ -44,9 +44,7 @@ def find_on_hub(
     subfolder: str | None = None,
     local_files_only: bool = False,
 ) -> str:
-    """Make sure that a repository can be had, and say what to load it by.
-
-    With `HF_HUB_OFFLINE` or `local_files_only` nothing is asked.
+    """Make sure that a repository can be had, and say what to load it by; asks nothing with `HF_HUB_OFFLINE`.
 
     Args:
         repo_id: Of a model.
@@ -55,7 +53,7 @@ def find_on_hub(
         token: Of the Hub; default: that of the login.
         cache_dir: Of huggingface_hub.
         subfolder: In the repository.
-        local_files_only: Whether only what is on this machine counts.
+        local_files_only: Whether nothing is asked, and what is on this machine counts.
 
     Returns:
         The id; or, if the Hub cannot be reached, the folder in the cache of huggingface_hub.
