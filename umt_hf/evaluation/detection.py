@@ -1,6 +1,6 @@
-"""Test a UMT action detector on held-out key frames: frame mAP at IoU 0.5, results in AVA's format, a picture.
+r"""Test a UMT action detector on held-out key frames: frame mAP at IoU 0.5, results in AVA's format, a picture.
 
-    accelerate launch -m umt_hf.evaluation.detection --model_name_or_path outputs/detector \
+    umt-hf evaluate detection --model_name_or_path outputs/detector \
         --data validation.json --output_dir outputs/detector/test
 
 Source: Gu et al., "AVA", CVPR 2018 (metric); Li et al., "Unmasked Teacher", ICCV 2023, section 4.

@@ -1,10 +1,12 @@
-"""Fine-tune a UMT encoder to classify videos, with the Hugging Face `Trainer`.
+r"""Fine-tune a UMT encoder to classify videos, with the Hugging Face `Trainer`.
 
-    accelerate launch -m umt_hf.finetuning.classification --model_name_or_path outputs/umt-vit-b16 \
-        --train_data videos/train --validation_data videos/validation --output_dir outputs/classifier
-    accelerate launch -m umt_hf.finetuning.classification --model_name_or_path outputs/umt-vit-b16 \
-        --train_data my_dataset --validation_split validation --output_dir outputs/classifier
-    accelerate launch -m umt_hf.finetuning.classification --config classification_k400:b16 \
+    umt-hf finetune classification --model_name_or_path outputs/umt-vit-b16 \
+        --train_data videos/train --validation_data videos/validation \
+        --output_dir outputs/classifier
+    umt-hf finetune classification --model_name_or_path outputs/umt-vit-b16 \
+        --train_data my_dataset --validation_split validation \
+        --output_dir outputs/classifier
+    umt-hf finetune classification --config classification_k400:b16 \
         --data_root videos/k400
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4, and the published fine-tuning settings.

@@ -1,8 +1,9 @@
-"""Fine-tune a UMT encoder to detect actions in given boxes, with the Hugging Face `Trainer`.
+r"""Fine-tune a UMT encoder to detect actions in given boxes, with the Hugging Face `Trainer`.
 
-    accelerate launch -m umt_hf.finetuning.detection --model_name_or_path outputs/umt-vit-b16 \
-        --train_data train.json --validation_data validation.json --output_dir outputs/detector
-    accelerate launch -m umt_hf.finetuning.detection --config detection_ava:b16 --data_root videos/ava
+    umt-hf finetune detection --model_name_or_path outputs/umt-vit-b16 \
+        --train_data train.json --validation_data validation.json \
+        --output_dir outputs/detector
+    umt-hf finetune detection --config detection_ava:b16 --data_root videos/ava
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4, and the published settings for AVA.
 """

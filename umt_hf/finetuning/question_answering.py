@@ -1,6 +1,6 @@
-"""Fine-tune a UMT video-text model to answer questions about videos, with the Hugging Face `Trainer`.
+r"""Fine-tune a UMT video-text model to answer questions about videos, with the Hugging Face `Trainer`.
 
-    accelerate launch -m umt_hf.finetuning.question_answering --config question_answering_msvd:l16_25m \
+    umt-hf finetune question-answering --config question_answering_msvd:l16_25m \
         --data_root videos/msvd
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4; Li et al., "Align before Fuse", 2021, section 5.

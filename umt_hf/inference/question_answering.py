@@ -170,7 +170,9 @@ class VideoAnswerer:
     ```python
     >>> answerer = VideoAnswerer("outputs/answers")
     >>> answer = answerer.answer("video.mp4", "what is the man doing?").answer
-    >>> best = answerer.answer("video.mp4", "what color is the ring?", answers=["red", "blue", "green"]).ranked[0]
+    >>> colors = ["red", "blue", "green"]
+    >>> answer = answerer.answer("video.mp4", "what color is it?", answers=colors)
+    >>> best = answer.ranked[0]
     ```
     """
 

@@ -160,7 +160,8 @@ class UMTVideoTextConfig(PreTrainedConfig):
     ```python
     >>> from umt_hf import UMTVideoTextConfig, UMTVideoTextModel
 
-    >>> model = UMTVideoTextModel(UMTVideoTextConfig(text_config={"num_hidden_layers": 10}))
+    >>> config = UMTVideoTextConfig(text_config={"num_hidden_layers": 10})
+    >>> model = UMTVideoTextModel(config)
     ```
     """
 

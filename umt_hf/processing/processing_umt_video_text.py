@@ -61,8 +61,10 @@ class UMTVideoTextProcessor(ProcessorMixin):
 
     Example:
     ```python
-    >>> processor = UMTVideoTextProcessor(UMTVideoProcessor(num_frames=4), build_tokenizer("vocab.txt"))
-    >>> inputs = processor(text=["A red circle."], videos=["clip.mp4"], return_tensors="pt")
+    >>> videos, texts = UMTVideoProcessor(num_frames=4), build_tokenizer("vocab.txt")
+    >>> processor = UMTVideoTextProcessor(videos, texts)
+    >>> text = ["A red circle."]
+    >>> inputs = processor(text=text, videos=["clip.mp4"], return_tensors="pt")
     ```
     """
 

@@ -25,8 +25,8 @@ def hide_folders(value: Any, bases: Iterable[Path] = (), key: str = "") -> Any:
 
     Example:
     ```python
-    >>> hide_folders({"train_data": "/home/me/train.csv", "teacher": "openai/clip-vit-base-patch16"})
-    {'train_data': 'train.csv', 'teacher': 'openai/clip-vit-base-patch16'}
+    >>> hide_folders({"train_data": "/home/me/train.csv", "teacher": "openai/clip"})
+    {'train_data': 'train.csv', 'teacher': 'openai/clip'}
     ```
     """
     bases = tuple(bases)

@@ -1,6 +1,6 @@
 """Stage 1: align a video encoder with a frozen CLIP on the tokens that stay visible.
 
-    accelerate launch -m umt_hf.training.stage1 --config stage1_umt_vit_b16 --train_data train.csv
+    umt-hf pretrain stage1 --config stage1_umt_vit_b16 --train_data train.csv
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.1.
 """
