@@ -164,15 +164,13 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def on_page_content(html: str, **_: Any) -> str:
     """Called by MkDocs for each rendered page: docstrings write [`Name`], as Transformers' do, for the name alone."""
     html = re.sub(r"\[(<code>\w+</code>)\]", r"\1", html)
-    return re.sub(r"<td[ >].*?</td>", lambda cell: let_code_break(cell[0]), html, flags=re.DOTALL)
+    return re.sub(r"<td[ >].*?</td>", lambda cell: let_names_break(cell[0]), html, flags=re.DOTALL)
 
 
-def let_code_break(cell: str) -> str:
+def let_names_break(cell: str) -> str:
     """Let long names in a cell of a table end a line behind `/`, `::`, `.`, `_`, `=` or before a capital."""
 
-    def break_name(code: re.Match[str]) -> str:
-        if "<" in code[1]:
-            return code[0]
-        return f"<code>{re.sub(LONG_NAME, lambda name: BREAKS.sub(WORD_BREAK, name[0]), code[1])}</code>"
+    def break_text(text: re.Match[str]) -> str:
+        return re.sub(LONG_NAME, lambda name: BREAKS.sub(WORD_BREAK, name[0]), text[0])
 
-    return re.sub(r"<code>(.*?)</code>", break_name, cell, flags=re.DOTALL)
+    return re.sub(r"(?<=>)[^<]+(?=<)", break_text, cell)

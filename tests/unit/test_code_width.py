@@ -60,7 +60,7 @@ def find_wide_cells(text: str, hooks) -> list[str]:
     for line in text.splitlines():
         if line.startswith("|"):
             for code in re.findall(r"`([^`]+)`", line):
-                html = hooks.let_code_break(f"<td><code>{code.replace('<', '')}</code></td>")
+                html = hooks.let_names_break(f"<td><code>{code.replace('<', '')}</code></td>")
                 parts = re.split(r"<wbr>|\s|-(?=\w)", re.sub(r"</?(?:td|code)>", "", html))
                 found += [code for part in parts if len(part) > CELL_COLUMNS]
     return found
@@ -96,13 +96,16 @@ def test_what_is_too_wide_is_found(hooks):
     assert len(find_wide_examples(f"Title.\n\n    {wide}\n")) == 1
     assert len(find_wide_examples(f"Title.\n\n```python\n>>> f({'v' * 80})\n```\n")) >= 1
     # A backslash at the end of a line joins the lines of a docstring that is not raw.
-    assert len(find_wide_examples(f"Title.\n\n    {wide[:60]} \\\n        --flag {'v' * 40}\n")) == 1
+    command = f"    {wide[:60]} \\\n        --flag {'v' * 40}\n"
+    for prefix, num_found in (("", 1), ("r", 0)):
+        docstring = ast.get_docstring(ast.parse(f'{prefix}"""Title.\n\n{command}\nText."""')) or ""
+        assert len(find_wide_examples(docstring)) == num_found
     assert find_wide_cells(f"| `{'v' * 40}` | `tests/unit/a.py::test_{'long_' * 20}` |", hooks) == ["v" * 40]
 
 
 def test_long_names_of_a_table_may_be_broken(hooks):
     cell = "<td><code>tests/unit/test_zoo.py::test_label_names</code> and <code>--top_k</code></td>"
-    assert hooks.let_code_break(cell) == (
+    assert hooks.let_names_break(cell) == (
         "<td><code>tests/<wbr>unit/<wbr>test_<wbr>zoo.<wbr>py::<wbr>test_<wbr>label_<wbr>names</code> and "
         "<code>--top_k</code></td>"
     )

@@ -61,8 +61,9 @@ class UMTVideoTextProcessor(ProcessorMixin):
 
     Example:
     ```python
-    >>> videos, texts = UMTVideoProcessor(num_frames=4), build_tokenizer("vocab.txt")
-    >>> processor = UMTVideoTextProcessor(videos, texts)
+    >>> video_processor = UMTVideoProcessor(num_frames=4)
+    >>> tokenizer = build_tokenizer("vocab.txt")
+    >>> processor = UMTVideoTextProcessor(video_processor, tokenizer)
     >>> text = ["A red circle."]
     >>> inputs = processor(text=text, videos=["clip.mp4"], return_tensors="pt")
     ```
