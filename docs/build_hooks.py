@@ -13,6 +13,8 @@ MARK = "<!-- recipes -->"
 # A name that is longer than this may be broken in a table.
 LONG_NAME = re.compile(r"[^\s,]{25,}")
 BREAKS = re.compile(r"(?<=[\w\]])(?:/|::|\.|_|=)(?=[\w{\[-])|[a-z](?=[A-Z])")
+# Browsers would end a line behind these hyphens.
+NAME_START = re.compile(r"(?<![\w-])(--\w|umt-h)")
 WORD_BREAK = r"\g<0><wbr>"
 FLAGS_MARK = re.compile(r"<!-- flags ([\w.]+) -->")
 # Starts of names, in the order of the page; others follow under their own names.
@@ -168,9 +170,10 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def let_names_break(cell: str) -> str:
-    """Let long names in a cell of a table end a line behind `/`, `::`, `.`, `_`, `=` or before a capital."""
+    """Let long names in a cell of a table end a line behind `/`, `::`, `.`, `_`, `=` or before a capital, and not behind `--`."""
 
     def break_text(text: re.Match[str]) -> str:
-        return re.sub(LONG_NAME, lambda name: BREAKS.sub(WORD_BREAK, name[0]), text[0])
+        broken = re.sub(LONG_NAME, lambda name: BREAKS.sub(WORD_BREAK, name[0]), text[0])
+        return re.sub(NAME_START, r'<span class="nobreak">\1</span>', broken)
 
     return re.sub(r"(?<=>)[^<]+(?=<)", break_text, cell)
