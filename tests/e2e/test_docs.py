@@ -92,7 +92,8 @@ def read_inline_commands(text: str) -> list[list[str]]:
     found += re.findall(r"^    ((?:umt-hf|accelerate launch) (?:.*\\\n)*.*)$", text, re.MULTILINE)
     commands = []
     for command in found:
-        words = shlex.split(command.rstrip().removesuffix(" -m").replace("\\|", "|").split(" | ")[0].replace("\\\n", " "))
+        line = command.rstrip().removesuffix(" -m").replace("\\|", "|").replace("\\\n", " ")
+        words = shlex.split(line.split(" | ")[0])
         if "..." not in command and len(words) > 2 and not words[1].isupper():
             commands.append(words)
     return commands

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = 80
-# Of a name in a table, between two places where it may be broken; a column of the site has three of these side by side.
+# Of a name in a table, between two places where it may be broken; three of these fit side by side.
 CELL_COLUMNS = 32
 PAGES = sorted(
     path
