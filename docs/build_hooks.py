@@ -170,7 +170,7 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def let_names_break(cell: str) -> str:
-    """Let long names in a table cell end a line behind `/`, `::`, `.`, `_` or `=` or before a capital, never at `--`."""
+    """Long names in a table cell may end a line behind `/`, `::`, `.`, `_`, `=` or before a capital."""
 
     def break_text(text: re.Match[str]) -> str:
         broken = re.sub(LONG_NAME, lambda name: BREAKS.sub(WORD_BREAK, name[0]), text[0])
