@@ -7,7 +7,7 @@ SOURCES = umt_hf umt_hf_launcher.py tests benchmarks examples docs
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-oldest faults quality workflows style bench check-zoo docs docs-serve dist clean
+.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-oldest faults quality workflows style notebooks bench check-zoo docs docs-serve dist clean
 
 # Minutes on two cores.
 demo: $(VENV)/.installed
@@ -65,6 +65,10 @@ workflows: $(VENV)/.installed
 style: $(VENV)/.installed
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+# The examples as notebooks, with what they print and draw.
+notebooks: $(VENV)/.installed
+	$(BIN)/python -m tests.e2e.notebooks
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.stage1_step.run

@@ -11,8 +11,9 @@ import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,6 +38,7 @@ OPTIONAL = {
 DECODERS = ("pyav", "decord", "torchcodec")
 DECODER_PACKAGES = {"decord": "decord2", "torchcodec": "torchcodec"}
 ATTENTIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
+NAME_WIDTH = 2 + len("torch + torchvision")  # of the longest name, with what it is indented by
 PROBE_LEVELS = (40, 90, 140, 190)  # grey level of each frame of the video that readers are tried on
 PROBE_TOLERANCE = 12
 OFFLINE_FLAGS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -63,41 +65,46 @@ class Finding:
     is_required: bool = False
 
 
-def examine_machine() -> list[Finding]:
-    """Try everything. Nothing is downloaded, and nothing is left on the disk."""
-    findings = [*_examine_packages(), _examine_torchvision()]
-    if any(found.is_required and found.status != "ok" for found in findings):
-        return [*findings, *_examine_settings()]
-    findings.append(
-        _try("packages", "umt_hf", lambda: importlib.import_module("umt_hf").__version__, is_required=True)
-    )
-    if findings[-1].status == "ok":
-        findings += [*_examine_decoders(), *_examine_attention(), *_examine_devices()]
-    return [*findings, *_examine_settings()]
+def examine_machine() -> Iterator[Finding]:
+    """Try everything, one thing after the other. Nothing is downloaded, and nothing is left on the disk."""
+    is_usable = True
+    for found in chain(_examine_packages(), _examine_torchvision()):
+        is_usable = is_usable and not has_failed([found])
+        yield found
+    if is_usable:
+        own = _try("packages", "umt_hf", lambda: importlib.import_module("umt_hf").__version__, is_required=True)
+        yield own
+        if own.status == "ok":
+            yield from chain(_examine_decoders(), _examine_attention(), _examine_devices())
+    yield from _examine_settings()
 
 
-def has_failed(findings: list[Finding]) -> bool:
+def has_failed(findings: Iterable[Finding]) -> bool:
     """Whether something that is required is missing or broken."""
     return any(found.is_required and found.status != "ok" for found in findings)
 
 
-def build_table(findings: list[Finding]) -> "Table":
-    """Lay out findings for a terminal, with what to do below those that are not ok."""
+def build_rows(found: Finding, is_first: bool) -> "Table":
+    """Lay out a finding for a terminal, with what to do below one that is not ok; columns are those of all others.
+
+    Args:
+        found: What was found.
+        is_first: Whether it is the first one of its area, whose name then comes before it.
+    """
     from rich.table import Table
     from rich.text import Text
 
     colors = {"ok": "green", "missing": "yellow", "broken": "red"}
-    table = Table("what", "status", "detail", box=None, pad_edge=False)
-    previous = None
-    for found in findings:
-        if found.area != previous:
-            table.add_section()
-            table.add_row(Text(found.area, style="bold"))
-        previous = found.area
-        detail = Text(found.detail)
-        if found.advice:
-            detail.append(f"\n-> {found.advice}", style="dim")
-        table.add_row(f"  {found.name}", Text(found.status, style=colors[found.status]), detail)
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=NAME_WIDTH)
+    table.add_column(width=max(map(len, colors)))
+    table.add_column()
+    if is_first:
+        table.add_row(Text(found.area, style="bold"))
+    detail = Text(found.detail)
+    if found.advice:
+        detail.append(f"\n-> {found.advice}", style="dim")
+    table.add_row(f"  {found.name}", Text(found.status, style=colors[found.status]), detail)
     return table
 
 
@@ -174,7 +181,7 @@ def _read_specifiers(distribution: str) -> dict[str, str]:
     return {requirement.name: str(requirement.specifier) for requirement in map(Requirement, lines)}
 
 
-def _examine_torchvision() -> Finding:
+def _examine_torchvision() -> Iterator[Finding]:
     """Versions that fit each other; a mismatch breaks every model of Transformers."""
 
     def probe() -> str:
@@ -192,7 +199,7 @@ def _examine_torchvision() -> Finding:
         return pair
 
     advice = "install both anew, from one index: pip install --upgrade torch torchvision"
-    return _try("packages", "torch + torchvision", probe, advice, is_required=True)
+    yield _try("packages", "torch + torchvision", probe, advice, is_required=True)
 
 
 def _examine_decoders() -> Iterator[Finding]:
@@ -353,4 +360,4 @@ def _examine_settings() -> Iterator[Finding]:
     yield Finding("settings", "cache", "ok" if is_writable else "broken", str(cache), advice)
 
 
-__all__ = ["Finding", "build_table", "examine_machine", "has_failed"]
+__all__ = ["Finding", "build_rows", "examine_machine", "has_failed"]

@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import doctest
 import importlib
 import importlib.util
 import re
@@ -162,22 +161,6 @@ def test_guides_start_scripts_by_the_command():
         assert len(launched) <= 1, f"{page}: {launched}"
         for block in read_blocks(page):
             assert not re.search(r"accelerate launch -m umt_hf\.(?!cli)", block.text), f"{page}:{block.line}"
-
-
-def test_examples_of_docstrings_run(prepared, tmp_path, monkeypatch):
-    """They stand on the API pages."""
-    monkeypatch.chdir(shutil.copytree(prepared, tmp_path / "copy"))
-    run_command(["umt-hf", "embed", "videos/k400", "--model", "outputs/retrieval", "--out", "index"])
-    files = [path for path in sorted((ROOT / "umt_hf").rglob("*.py")) if ">>> " in path.read_text()]
-    assert len(files) >= 4
-    for path in files:
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-        for example in doctest.DocTestFinder().find(importlib.import_module(name)):
-            for step in example.examples:
-                step.want = step.want.removesuffix("```\n")  # the fence around it
-            runner.run(example)
-        assert runner.tries and not runner.failures, name
 
 
 def test_reasons_for_not_running_are_needed():

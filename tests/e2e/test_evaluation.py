@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from umt_hf.modeling.modeling_umt_video_text import (
     UMTVideoTextModel,
 )
 from umt_hf.processing.processing_umt_video_text import build_tokenizer
+from umt_hf.runs.arguments import ReportArguments
 
 ANSWERS = ["red", "blue", "yes", "no", "two"]
 
@@ -185,6 +187,27 @@ def test_a_bad_video_ends_both_processes(commands, data, shapes, tmp_path):
     finished = run_ranks(evaluate_retrieval.main, words, exit_code=1)
     assert "broken.mp4" in finished.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_multiple_choice_says_what_it_tests_and_how_far_it_is(commands, models, data, tmp_path, caplog, capfd):
+    """A report goes to the model's folder, or where that cannot be written to one of the model's name."""
+    shutil.copytree(models / "stage2", tmp_path / "model")
+    words = commands("run")["multiple_choice"][:-2]
+    words[words.index("--model_name_or_path") + 1] = str(tmp_path / "model")
+    (tmp_path / "model" / "run.yaml").write_text(f"data:\n  train_corpora: [other.json, {data}/mc.json]\n")
+    with caplog.at_level("INFO"):
+        evaluate_multiple_choice.main(words)
+    assert f"{data}/mc.json: 5 videos with 5 questions, each of 5 captions." in caplog.text
+    assert f"{tmp_path}/model was trained on {data}/mc.json, as {tmp_path}/model/run.yaml says" in caplog.text
+    assert re.search(r"5/5 \[.*video/s", capfd.readouterr().err)
+    assert (tmp_path / "model" / "test" / "report.json").is_file()
+
+
+@pytest.mark.parametrize(("model", "folder"), [("me/model", "me--model"), ("model", "model")])
+def test_reports_of_models_that_are_not_folders_have_their_names(model, folder):
+    args = ReportArguments()
+    args.choose_output_dir(model)
+    assert args.output_dir == f"outputs/evaluation/{folder}"
 
 
 FILES = {"retrieval": "ret", "question_answering": "qa", "multiple_choice": "mc"}

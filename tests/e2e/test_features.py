@@ -67,6 +67,21 @@ def assert_same_features(first: Path, second: Path) -> None:
             np.testing.assert_allclose(ours[name][key], values, atol=1e-6)
 
 
+def test_ctrl_c_says_how_to_go_on(model, videos, tmp_path, monkeypatch):
+    """What was found is said before; both go to standard error."""
+    out = tmp_path / "features"
+    assert "8 videos found, 8 of them new or changed." in run(videos, "--model", model, "--out", out).stderr
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("umt_hf.inference.features._save_video", interrupt)
+    shutil.copy(next(videos.glob("*.mp4")), videos / "another.mp4")
+    result = run(videos, "--model", model, "--out", out, exit_code=130)
+    assert "9 videos found, 1 of them new or changed." in result.stderr and not result.stdout
+    assert result.stderr.endswith(f"Interrupted. What is in {out} is complete; the same command goes on from there.\n")
+
+
 def test_two_processes_equal_one(model, videos, tmp_path):
     (videos / "bad.mp4").write_bytes(b"no video")
     (videos / "worse.mp4").write_bytes(b"")

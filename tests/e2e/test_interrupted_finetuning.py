@@ -1,6 +1,7 @@
 """Fine-tuning that diverges, is killed, or is resumed otherwise, in all four scripts."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from tests.e2e.runs import (
     FINE_TUNING,
     PRETRAINING,
+    assert_complete,
     assert_same_weights,
     run_with_slow_deletion,
     save_video_text_model,
@@ -23,9 +25,13 @@ from tests.e2e.runs import (
 from tests.processes import START_METHOD, run_and_kill, run_ranks
 from umt_hf.evaluation import classification as evaluate_classification
 from umt_hf.evaluation import detection as evaluate_detection
+from umt_hf.evaluation import question_answering as evaluate_question_answering
+from umt_hf.evaluation import retrieval as evaluate_retrieval
 from umt_hf.finetuning import classification, detection, question_answering, retrieval
 from umt_hf.finetuning.trainer import FinetuningTrainer
-from umt_hf.runs.disk import put_folder, remove_folder
+from umt_hf.modeling.modeling_umt_video import UMTVideoForActionDetection, UMTVideoForVideoClassification
+from umt_hf.modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering, UMTVideoTextForRetrieval
+from umt_hf.runs.disk import hold_lock, put_folder, remove_folder
 from umt_hf.training import stage1
 from umt_hf.training import stage2 as stage2_script
 from umt_hf.training import trainer as pretraining
@@ -39,6 +45,12 @@ SCRIPTS = {
     "detection": detection,
     "retrieval": retrieval,
     "question_answering": question_answering,
+}
+SCRIPT_CLASSES = {
+    "classification": UMTVideoForVideoClassification,
+    "detection": UMTVideoForActionDetection,
+    "retrieval": UMTVideoTextForRetrieval,
+    "question_answering": UMTVideoTextForQuestionAnswering,
 }
 STUDENT = {"drop_path_rate": 0.0, "warmup_epochs": 0, "num_frames": 2}
 
@@ -239,6 +251,18 @@ def test_an_incomplete_checkpoint_is_refused_by_name(flags, tmp_path):
     assert [path.name for path in list_checkpoints(run, STATE)] == ["checkpoint-2", "checkpoint-4"]
 
 
+def test_an_older_checkpoint_begins_a_new_line(flags, tmp_path):
+    """What the run had saved after it lies aside; neither `auto` nor the limit on checkpoints takes account of it."""
+    run = tmp_path / "run"
+    changes = {"save_strategy": "steps", "save_steps": 1}
+    classification.main(flags("classification", **changes))
+    arguments = flags("classification", **changes, save_total_limit=2, seed=5)
+    classification.main([*arguments, "--resume_from_checkpoint", str(run / "checkpoint-1")])
+    assert [path.name for path in list_checkpoints(run, STATE)] == ["checkpoint-3", "checkpoint-4"]
+    aside = sorted(path.name.split(".superseded-")[0] for path in run.glob("*.superseded-*"))
+    assert aside == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
+
+
 def test_the_best_checkpoint_outlives_rotation(flags, tmp_path):
     """Its path in the state is the one that it has at the end, and it is what is tested and saved."""
     changes = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "eval_strategy": "steps"}
@@ -364,3 +388,96 @@ def test_two_processes_with_workers_that_are_not_forked(flags, shapes, teacher, 
     ]
     run_ranks(run_one_after_the_other, commands, environment={START_METHOD: "forkserver"})
     assert all((tmp_path / name / "config.json").is_file() for name in ("stage1", "stage2", "retrieval"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_second_run_in_one_folder_is_refused_by_name(flags, tmp_path, script):
+    with (
+        hold_lock(tmp_path / "run" / ".lock", "run"),
+        pytest.raises(BlockingIOError, match=rf"^output_dir={tmp_path}/run is being written by another run \(pro"),
+    ):
+        SCRIPTS[script].main(flags(script))
+    assert not (tmp_path / "run").exists()
+
+
+def break_last_video(source: Path, folder: Path, name: str) -> Path:
+    """Annotations whose last row has a video that cannot be read."""
+    rows = json.loads(source.read_text())
+    for row in rows:
+        row["video"] = str(source.parent / row["video"])
+    (folder / "broken.mp4").write_bytes(b"not a video at all")
+    rows[-1]["video"] = str(folder / "broken.mp4")
+    (folder / name).write_text(json.dumps(rows))
+    return folder / name
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_unreadable_held_out_video_leaves_the_final_model(flags, shapes, colors, tmp_path, script):
+    """It is written before it is tested; figures of an earlier run do not stay beside it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "eval_results.json").write_text('{"eval_accuracy": 1.0}')
+    if script == "classification":
+        (colors / "broken.mp4").write_bytes(b"not a video at all")
+        validation = colors / "broken.csv"
+        validation.write_text((colors / "few_validation.csv").read_text() + "broken.mp4,0\n")
+    else:
+        name = {"detection": "boxes", "retrieval": "captions", "question_answering": "questions"}[script]
+        validation = break_last_video(shapes / f"test_{name}.json", tmp_path, "held_out.json")
+    with pytest.raises(ValueError, match="holds the trained model, but testing it failed: .*broken.mp4") as caught:
+        SCRIPTS[script].main(flags(script, validation_data=validation, max_steps=1))
+    assert "umt-hf evaluate" in str(caught.value) and "\n" not in str(caught.value)
+    assert_complete(tmp_path / "run", SCRIPT_CLASSES[script])
+    assert not list((tmp_path / "run").glob("*_results.json"))
+
+
+FOUND = {
+    "classification": (
+        r"16 training, 8 validation videos of 2 classes: LABEL_0 \(8\), LABEL_1 \(8\)\.",
+        r"16 videos of 2 of the model's 2 classes\.",
+    ),
+    "detection": (
+        r"training: 24 key frames with \d+ boxes of people, in 24 videos; validation: 24 key frames with .* classes: ",
+        r"24 key frames with \d+ boxes of people, in 24 videos\.",
+    ),
+    "retrieval": (
+        r"training: 24 videos with 24 captions; validation: 24 videos with 24 captions\.",
+        r"24 videos with 24 captions\.",
+    ),
+    "question_answering": (
+        r"training: 24 videos with \d+ questions .* different answers; validation: 24 videos with \d+ questions",
+        r"24 videos with \d+ questions \(.* per video\) and \d+ different answers\.",
+    ),
+}
+TESTS = {
+    "classification": evaluate_classification,
+    "detection": evaluate_detection,
+    "retrieval": evaluate_retrieval,
+    "question_answering": evaluate_question_answering,
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_is_found_is_said_and_how_far_a_test_is(flags, shapes, colors, tmp_path, caplog, capfd, script):
+    """Training and held-out data are the same here, which both scripts say; the report goes to the model's folder."""
+    words = flags(script, max_steps=1)
+    train = words[words.index("--train_data") + 1]
+    if script in ("retrieval", "question_answering"):
+        words += ["--validation_data", train]
+    with caplog.at_level("INFO"):
+        SCRIPTS[script].main(words)
+    assert re.search(FOUND[script][0], caplog.text), caplog.text
+    assert ("videos are training videos" in caplog.text) == (script != "classification")
+    assert not re.search(r"\d+/\d+ \[.*(video|frame)", capfd.readouterr().err)  # disable_tqdm
+    caplog.clear()
+    test = to_flags(model_name_or_path=tmp_path / "run", data=train, dataloader_num_workers=0)
+    test += ["--label_keys", "color", "shape"] if script == "detection" else []
+    with caplog.at_level("INFO"):
+        TESTS[script].main(test)
+    unit = "frame" if script == "detection" else "video"
+    assert re.search(rf"(\d+)/\1 \[.*{unit}/s", capfd.readouterr().err)
+    assert re.search(FOUND[script][1], caplog.text), caplog.text
+    assert f"{tmp_path}/run was trained on {train}, as {tmp_path}/run/run.yaml says" in caplog.text
+    assert (tmp_path / "run" / "test" / "report.json").is_file()
+    TESTS[script].main([*test, "--disable_tqdm", "true", "--output_dir", str(tmp_path / "other")])
+    assert not re.search(rf"\d+/\d+ \[.*{unit}", capfd.readouterr().err)
+    assert (tmp_path / "other" / "report.json").is_file()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.e2e.mistakes import fail, read_error, run_script
 from tests.e2e.runs import read_losses
 from tests.processes import ROOT, Output, build_environment, find_free_port, read_output, run_ranks, start_process
+from umt_hf.runs.disk import hold_lock
 from umt_hf.training import stage1
 
 PRETRAINING = ("training.stage1", "training.stage2")
@@ -195,6 +196,13 @@ def test_an_interruption_before_the_first_checkpoint(flags, tmp_path):
     os.kill(process.pid, signal.SIGINT)
     process.join(30)
     assert process.exitcode == 130 and read_error(read_output(output)) == "Interrupted. No checkpoint was saved."
+
+
+def test_a_second_run_is_one_line(flags, tmp_path):
+    with hold_lock(tmp_path / "run" / ".lock", "run"):
+        error = read_error(fail("training.stage1", flags()))
+    assert error.startswith(f"Error: output_dir={tmp_path}/run is being written by another run (process ")
+    assert error.endswith(". Wait until it ends, or choose another one.")
 
 
 def test_several_processes_say_it_once():

@@ -25,7 +25,8 @@ def test_run_exports_a_folder_that_auto_classes_load(flags, shapes, tmp_path):
     state = stage1.main(flags(eval_steps=2, max_steps=4, save_steps=2, report_to="tensorboard"))
     run = tmp_path / "run"
     assert list((run / "umt_hf").rglob("events.out.tfevents*"))
-    assert state.step == 4 and state.micro_step == 4 and state.videos == 16 and state.skipped_videos == 0
+    assert state.step == 4 and state.videos == 16 and state.skipped_videos == 0
+    assert state.position == {"epoch": 0, "row": 16}
     for folder in (run, run / "checkpoint-2", run / "checkpoint-4"):
         model, info = AutoModel.from_pretrained(folder, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
@@ -52,6 +53,16 @@ def test_run_exports_a_folder_that_auto_classes_load(flags, shapes, tmp_path):
     assert again[0].hidden_size == 32 and again[5].max_steps == 4
     # The teacher is in no file of the run.
     assert not [name for name in load_file(run / "model.safetensors") if "teacher" in name or "tower" in name]
+
+
+def test_what_is_found_is_said(flags, shapes, tmp_path, caplog, capfd):
+    rows = [line for name in ("train", "validation") for line in (shapes / f"{name}.csv").read_text().splitlines()]
+    (shapes / "both.csv").write_text("\n".join(rows) + "\n")
+    with caplog.at_level("INFO"):
+        stage1.main(flags(train_data=shapes / "both.csv", max_steps=1, warmup_steps=0, disable_tqdm=True))
+    assert f"{len(rows)} training videos, 6 held out." in caplog.text
+    assert "6 of 6 validation videos are training videos" in caplog.text
+    assert "pre-training" not in capfd.readouterr().err
 
 
 def test_null_rows_and_empty_bytes_of_parquet_are_counted_skips(flags, shapes, tmp_path, caplog):

@@ -1,6 +1,8 @@
 """Whole stage-2 runs on rendered videos and images: export, mixing, resume, distribution, and what goes wrong."""
 
 import json
+import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
 
 from tests.e2e.runs import PRETRAINING, assert_complete, assert_same_weights, read_losses, to_flags
+from tests.e2e.sharded import run_sharded
 from tests.processes import run_and_kill, run_ranks
 from umt_hf import (
     UMTVideoConfig,
@@ -97,6 +100,14 @@ def flags(shapes, teacher, student, text_tower, tmp_path):
         return to_flags(**fields | changes)
 
     return build
+
+
+def save_without_dropout(text_tower: Path, folder: Path) -> Path:
+    shutil.copytree(text_tower, folder)
+    config = json.loads((text_tower / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def with_images(shapes: Path, images: Path) -> dict:
@@ -198,12 +209,8 @@ def test_killed_run_resumes_to_the_same_losses(flags, tmp_path):
 
 def test_two_processes_equal_one(flags, shapes, images, text_tower, tmp_path):
     """Contrast and alignment, where nothing is drawn within a process; then all four, resumed with two processes."""
-    shutil.copytree(text_tower, tmp_path / "no_dropout")
-    config = json.loads((text_tower / "config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (tmp_path / "no_dropout" / "config.json").write_text(json.dumps(config))
     exact = {
-        "text_name_or_path": tmp_path / "no_dropout",
+        "text_name_or_path": save_without_dropout(text_tower, tmp_path / "no_dropout"),
         **with_images(shapes, images),
         "batch_sizes": [4, 2],
         "max_steps": 4,
@@ -226,6 +233,62 @@ def test_two_processes_equal_one(flags, shapes, images, text_tower, tmp_path):
     run_ranks(stage2.main, flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common))
     assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "whole")
     assert_same_weights(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_a_run_goes_on_with_the_same_clips_in_another_shape(flags, shapes, images, text_tower, tmp_path, caplog):
+    """The same alignment; and the same contrast, where all processes together take as many pairs at a time."""
+    caplog.set_level(logging.INFO)
+    common = {
+        "text_name_or_path": save_without_dropout(text_tower, tmp_path / "no_dropout"),
+        **with_images(shapes, images),
+        "max_steps": 8,
+        "save_steps": 3,
+        "vtm_loss_weight": 0,
+        "mlm_loss_weight": 0,
+    }
+    stage2.main(flags(output_dir=tmp_path / "whole", **common | {"batch_sizes": [8, 4]}))
+    whole = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    for step in (6, 8):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
+    arguments = flags(output_dir=tmp_path / "run", resume_from_checkpoint="auto", **common | {"batch_sizes": [4, 2]})
+    said = run_ranks(stage2.main, arguments).stderr
+    assert "are drawn afresh, as the processes are others" in said and "contrasted with those of another" not in said
+    assert read_losses(tmp_path / "run") == pytest.approx(read_losses(tmp_path / "whole"), abs=1e-5)
+    # With accumulated batches the contrast has other pairs, which is said; the first step's alignment is the same.
+    shutil.rmtree(tmp_path / "run" / "checkpoint-8")
+    stage2.main([*arguments, "--gradient_accumulation_steps", "2"])
+    assert "contrasted with those of another number of pairs" in caplog.text
+    part = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    first, other = (
+        next({k: v for k, v in line.items() if k.endswith("uta_loss")} for line in lines if line["step"] == 7)
+        for lines in (whole, part)
+    )
+    assert first == pytest.approx(other, abs=1e-5)
+    assert [line["step"] for line in part if "loss" in line] == list(range(1, 9))
+
+
+def test_weights_divided_by_fsdp2_equal_ddp(flags, shapes, images, text_tower, tmp_path):
+    """Losses, retrieval among an odd number of held-out videos, export, and resuming from the divided checkpoint."""
+    captions = json.loads((shapes / "test_captions.json").read_text())
+    rows = [row | {"video": str(shapes / row["video"])} for row in captions[:5]]
+    (tmp_path / "held_out.json").write_text(json.dumps(rows))
+    common = {**with_images(shapes, images), "batch_sizes": [2, 2], "max_steps": 4, "save_steps": 2, "eval_steps": 2}
+    common |= {"validation_data": tmp_path / "held_out.json"}
+    common |= {"text_name_or_path": save_without_dropout(text_tower, tmp_path / "no_dropout")}
+    run_ranks(stage2.main, flags(output_dir=tmp_path / "ddp", **common))
+    run_sharded(stage2.main, flags(output_dir=tmp_path / "fsdp", **common))
+    lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("ddp", "fsdp")]
+    for one, other in zip(*lines, strict=True):
+        names = [name for name in one if "loss" in name or name.startswith("eval_")]
+        assert names and [one[name] for name in names] == pytest.approx([other[name] for name in names], abs=1e-5)
+    assert_complete(tmp_path / "fsdp", UMTVideoTextForPreTraining)
+    assert_same_weights(tmp_path / "ddp", tmp_path / "fsdp", atol=1e-5, rtol=1e-4)
+    shutil.copytree(tmp_path / "fsdp", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoint-4")
+    run_sharded(stage2.main, flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common))
+    assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "fsdp")
+    assert_same_weights(tmp_path / "fsdp", tmp_path / "resumed")
 
 
 def test_continues_from_a_stage_2_folder(flags, tmp_path):
@@ -270,6 +333,31 @@ def test_unreadable_videos_are_counted_and_named(flags, shapes, tmp_path, caplog
         flags(train_corpora=[tmp_path / "train.json"], data_roots=[shapes], max_steps=12, max_skipped_ratio=0.5)
     )
     assert state.skipped_videos >= 1 and "broken.mp4" in caplog.text
+
+
+def test_an_unreadable_held_out_video_leaves_the_final_model(flags, shapes, images, tmp_path, caplog):
+    """It is written before it is tested; what was found is said for each corpus."""
+    rows = json.loads((shapes / "train_captions.json").read_text())[:6]
+    for row in rows:
+        row["video"] = str(shapes / row["video"])
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    rows[0]["video"] = str(tmp_path / "broken.mp4")
+    (tmp_path / "held_out.json").write_text(json.dumps(rows))
+    changes = with_images(shapes, images) | {"validation_data": tmp_path / "held_out.json", "max_steps": 2}
+    with (
+        caplog.at_level("INFO"),
+        pytest.raises(
+            ValueError, match=rf"^{tmp_path}/run holds the trained model, but testing it failed: .*broken.mp4"
+        ),
+    ):
+        stage2.main(flags(**changes))
+    assert_complete(tmp_path / "run", UMTVideoTextForPreTraining)
+    assert re.search(
+        rf"{shapes}/train_captions.json: 24 videos with captions; .*: \d+ images with captions; "
+        r"validation: 6 videos with 6 captions\.",
+        caplog.text,
+    )
+    assert "5 of 6 validation videos are training videos" in caplog.text
 
 
 def test_mistakes_are_named(flags, shapes):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -11,13 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e import notebooks
 from tests.e2e.conftest import ROOT
+from tests.unit.example_files import write_example_files
 from umt_hf.runs.config import list_recipes, load_recipe
 from umt_hf.version import __version__
 from umt_hf.zoo import load_zoo
 
 pytestmark = pytest.mark.slow
 
+# What a notebook says of its processor time at the end, and where its package comes from.
+LAST_CELL = "import time\nprint(umt_hf.__file__, time.process_time())"
+MAX_CPU_SECONDS = 90
 NEEDED_TO_BUILD = ("pyproject.toml", "README.md", "LICENSE", "umt_hf_launcher.py")
 
 
@@ -61,7 +67,7 @@ def run(wheel, tmp_path_factory):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    run_command.folder, run_command.installed = elsewhere, installed
+    run_command.folder, run_command.installed, run_command.environment = elsewhere, installed, environment
     return run_command
 
 
@@ -105,3 +111,56 @@ def test_tour_runs_from_the_wheel(run):
     for name, part in (("results.json", "accuracy"), ("results_stage2.json", "recall")):
         results = json.loads((look / name).read_text())
         assert results[part] and results["seconds"].keys() == results["cpu_seconds"].keys() != set()
+
+
+def execute(run, name: str, folder: Path, settings: str | None = None) -> tuple[list[str], float]:
+    """What the cells of a notebook print when it runs from the wheel in an empty folder, and its processor time."""
+    folder.mkdir()
+    (path,) = [path for path in notebooks.NOTEBOOKS if path.stem == name]
+    done = notebooks.execute(notebooks.read(path), folder, run.environment, settings, LAST_CELL)
+    *printed, last = notebooks.list_printed(done)
+    file, seconds = last.split()
+    assert Path(file).is_relative_to(run.installed)
+    return printed, float(seconds)
+
+
+def test_the_tour_runs_from_the_wheel_on_its_own_videos(run, tmp_path):
+    pytest.importorskip("faiss")
+    printed, seconds = execute(run, "tour", tmp_path / "tour")
+    text = "".join(printed)
+    losses = [float(loss) for loss in re.findall(r"loss (\d\.\d\d)\n", text)]
+    assert losses[4:6] and losses[5] < 0.7 * losses[0]  # five lines of training and the last one
+    assert "16 of 64 tokens seen" in text and "32 encoded, 0 unchanged, 0 skipped" in text
+    assert seconds < MAX_CPU_SECONDS
+
+
+def test_fine_tuning_runs_from_the_wheel_on_its_own_videos(run, tmp_path):
+    printed, seconds = execute(run, "finetune_your_folder", tmp_path / "finetune")
+    text = "".join(printed)
+    assert float(re.search(r"accuracy (\d\.\d+) of 18 videos", text)[1]) >= 0.7  # a third is chance
+    assert re.search(r"0\.\d+  (red|green|blue)\n", text) and "true class: " in text
+    folder = tmp_path / "finetune" / "finetune_your_folder" / "classifier"
+    assert json.loads((folder / "config.json").read_text())["id2label"] == {"0": "blue", "1": "green", "2": "red"}
+    assert seconds < MAX_CPU_SECONDS
+
+
+def test_notebooks_take_a_folder_and_a_model_of_the_reader(run, tmp_path):
+    """One cell is changed, and nothing is rendered or trained beforehand."""
+    pytest.importorskip("faiss")
+    files = write_example_files(tmp_path, image_size=64)
+    for path in sorted((files / "videos").glob("*/*.mp4")):
+        for copy in range(3):
+            shutil.copyfile(path, path.with_name(f"{path.stem}_{copy}.mp4"))
+    tour = f"VIDEOS = {str(files / 'videos')!r}\nMODEL = {str(files / 'umt-vit-b16-25m')!r}\n"
+    tour += f"TEACHER = {str(files / 'openai' / 'clip-vit-base-patch16')!r}\nTEXTS = ['a dog running', 'a red ring']"
+    printed, _ = execute(run, "tour", tmp_path / "tour", tour)
+    assert "16 encoded" in "".join(printed) and "step " not in "".join(printed)
+    assert not (tmp_path / "tour" / "tour" / "moving_shapes").exists()
+
+    settings = f"DATA = {str(files / 'videos')!r}\nMODEL = {str(files / 'umt-vit-b16')!r}\nEPOCHS = 1"
+    printed, _ = execute(run, "finetune_your_folder", tmp_path / "finetune", settings)
+    assert "classes: cooking egg, dancing ballet" in "".join(printed)
+    assert sorted(path.name for path in (tmp_path / "finetune" / "finetune_your_folder").iterdir()) == [
+        "classifier",
+        "confusion.png",
+    ]

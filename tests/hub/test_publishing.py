@@ -162,6 +162,7 @@ VIDEO_FILES = {
     "frame_folders.py",
     "media_files.py",
     "modeling_umt_video.py",
+    "outputs_umt_video.py",
     "quantization_umt.py",
     "resizing.py",
     "sampling.py",
@@ -291,6 +292,7 @@ def test_no_folder_of_this_machine_goes_up(hub, folders, tmp_path):
     (folder / "test" / "report.json").write_text(json.dumps(report))
     predictions = [{"video": "secret_user/a.mp4", "label": "on/off", "error": None}]
     (folder / "test" / "predictions.json").write_text(json.dumps(predictions))
+    (folder / ".lock").write_text("process 1 on secret_user\n")  # as a run leaves it
     before = read_files(folder)
 
     push_folder(folder, "me/model")

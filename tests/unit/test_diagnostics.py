@@ -116,6 +116,29 @@ def test_the_command(findings, exit_code, monkeypatch):
     assert ("-> pip install torch" in result.stdout) == bool(exit_code)
 
 
+def test_each_line_is_printed_as_it_is_found(monkeypatch):
+    """Before the next thing is tried, which may take long, and in the columns of all others."""
+    printed = []
+
+    def examine():
+        yield FINDINGS[0]
+        printed.append(sys.stdout.buffer.getvalue().decode())
+        yield FINDINGS[1]
+
+    monkeypatch.setattr(diagnostics, "examine_machine", examine)
+    result = runner.invoke(cli.app, ["doctor"], env={"COLUMNS": "80"})
+    assert "cannot be imported" in printed[0] and "none found" not in printed[0]
+    rows = [line for line in result.stdout.splitlines() if "broken" in line or "missing" in line]
+    assert rows[0].index("broken") == rows[1].index("missing")
+    assert [line.rstrip() for line in result.stdout.splitlines() if line[0] != " "] == ["packages", "devices"]
+
+
+def test_what_is_tried_is_found_one_by_one():
+    findings = diagnostics.examine_machine()
+    assert next(findings).name == "python"
+    findings.close()
+
+
 def test_it_runs_where_the_package_cannot_be_imported(tmp_path):
     """A real process: torchvision fails at import, and the other large libraries are stand-ins, to be quick."""
     for name in ("torch", "transformers", "accelerate", "datasets", "peft"):

@@ -328,11 +328,13 @@ def embed(
     import datasets
 
     from ..inference.search import embed_videos
+    from .results import announce, describe_folder, report_interruption
 
     # Its bars would stand between those of this command.
     datasets.disable_progress_bars()
-    with report_mistakes():
-        report = embed_videos(read_sources(videos), model, out, num_frames, batch_size, num_workers, shard_size)
+    sources = read_sources(videos)
+    with report_interruption(lambda: describe_folder(out)), report_mistakes():
+        report = embed_videos(sources, model, out, num_frames, batch_size, num_workers, shard_size, announce)
     print_report(report, as_json)
     if report.num_encoded + report.num_unchanged == 0:
         raise typer.Exit(1)
@@ -368,10 +370,12 @@ def features(
     import datasets
 
     from ..inference.features import save_features
+    from .results import announce, describe_folder, report_interruption
 
     datasets.disable_progress_bars()
-    with report_mistakes():
-        report = save_features(read_sources(videos), model, out, level, window, stride, batch_size, fps, format)
+    sources = read_sources(videos)
+    with report_interruption(lambda: describe_folder(out)), report_mistakes():
+        report = save_features(sources, model, out, level, window, stride, batch_size, fps, format, announce)
     print_report(report, as_json)
     if report.num_extracted + report.num_unchanged == 0:
         raise typer.Exit(1)
@@ -410,21 +414,34 @@ def classify(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Views classified at a time.", min=1)] = 8,
     num_workers: Annotated[int, typer.Option(help="Processes that read ahead; 0: this one reads.", min=0)] = 2,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File of JSON lines to make or to add to; a killed command goes on where it was."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the classes as JSON.")] = False,
 ) -> None:
-    """Print the likeliest classes of videos.
+    """Print the likeliest classes of videos, or write them to a file, each as it comes.
 
     Videos that cannot be read are listed with their reasons.
 
-    Example: `umt-hf classify my_videos/ --model umt-vit-b16-k400 --num-clips 4 --num-crops 3`
+    Example: `umt-hf classify my_videos/ --model umt-vit-b16-k400 --num-clips 4 --num-crops 3 --out results.jsonl`
     """
-    from ..inference.classification import VideoClassifier
+    from ..inference.classification import LabelOptions, LabelReport, VideoClassifier
+    from ..inference.label_files import label_files
+    from .results import ResultPrinter, announce, report_interruption
 
-    with report_mistakes():
-        sources = read_sources(videos)
-        report = VideoClassifier(model).classify_files(sources, top_k, num_clips, num_crops, batch_size, num_workers)
-    print_report(report, as_json)
-    if not report.videos:
+    printer = ResultPrinter(as_json, None if out is None else str(out))
+    with report_interruption(printer.describe), report_mistakes():
+        options = LabelOptions(top_k, num_clips, num_crops, batch_size, num_workers)
+        classifier, sources = VideoClassifier(model), read_sources(videos)
+        if out is None:
+            printer.print_labels(classifier.iterate_files(sources, options, announce))
+            printer.print_end(LabelReport((), tuple(sorted(printer.skipped, key=lambda video: video.path))))
+        else:
+            report = label_files(classifier, sources, out, options, announce, printer.count)
+            printer.num_labelled = report.num_classified + report.num_unchanged
+            print_report(report, as_json)
+    if not printer.num_labelled:
         raise typer.Exit(1)
 
 
@@ -524,13 +541,17 @@ def doctor(
     """
     from rich.console import Console
 
-    from ..diagnostics import build_table, examine_machine, has_failed
+    from ..diagnostics import build_rows, examine_machine, has_failed
 
-    with Console(stderr=True).status("Trying what works ..."):
-        findings = examine_machine()
+    findings = []
+    # On one console, so that the lines and the sign that more is tried do not overwrite each other.
+    console = Console(stderr=as_json)
+    with console.status("Trying what works ..."):
+        for found in examine_machine():
+            if not as_json:
+                console.print(build_rows(found, is_first=not findings or findings[-1].area != found.area))
+            findings.append(found)
     if as_json:
         typer.echo(json.dumps([asdict(found) for found in findings]))
-    else:
-        Console().print(build_table(findings))
     if has_failed(findings):
         raise typer.Exit(1)

@@ -106,6 +106,17 @@ def load_key_frames(
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If it is malformed or holds no key frames; the message names file and place.
+
+    Examples:
+        >>> import json
+        >>> from umt_hf.data.key_frames import load_key_frames
+        >>> person = {"box": [20, 30, 120, 210], "labels": ["walk"]}
+        >>> row = {"video": "video.mp4", "key_seconds": 0.5, "objects": [person]}
+        >>> with open("boxes.json", "w") as file:
+        ...     json.dump([row], file)
+        >>> frames, names = load_key_frames("boxes.json")
+        >>> frames[0].boxes, frames[0].labels, names
+        ([[20.0, 30.0, 120.0, 210.0]], [[0]], ['walk'])
     """
     path = Path(source)
     if not path.is_file():

@@ -91,6 +91,14 @@ def load_videos(
     Raises:
         FileNotFoundError: If a file or folder does not exist.
         ValueError: If it holds no videos or a line cannot be read; the message names file and line.
+
+    Examples:
+        >>> from umt_hf.data.sources import load_videos
+        >>> rows = load_videos("videos")  # a sub-folder per class
+        >>> rows.features["label"].names
+        ['cooking egg', 'dancing ballet']
+        >>> rows[0]["label"], rows[0]["video"]
+        (0, '...b0.mp4')
     """
     path = Path(source)
     suffix = path.suffix.lower()

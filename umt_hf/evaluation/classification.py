@@ -8,6 +8,7 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4 (test views).
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,7 +20,7 @@ from datasets import Dataset
 
 from ..data.annotations import name_video
 from ..data.sources import load_videos
-from ..data.targets import fit_labels
+from ..data.targets import fit_labels, list_labels
 from ..data.unreadable import UnreadableVideos
 from ..inference.classification import VideoClassifier, score_videos
 from ..inference.held_out import require_finite
@@ -43,7 +44,7 @@ from ..runs.folder import CONFUSION_PICTURE
 from .metrics.accuracy import TopKAccuracy, compute_confusion_matrix
 from .metrics.labels import THRESHOLD, compute_f1, compute_ranking_precisions
 from .report import describe_run, write_report
-from .setup import override_settings, require_names
+from .setup import override_settings, require_names, say_tested
 
 
 @dataclass
@@ -182,6 +183,7 @@ def classify_videos(
     num_crops: int = 1,
     num_workers: int = 0,
     max_skipped_ratio: float = 0.05,
+    show_progress: bool = False,
 ) -> ClassifiedVideos | TaggedVideos:
     """Score every video once, whatever the number of processes; a video is known by its row, not by its name.
 
@@ -196,6 +198,7 @@ def classify_videos(
         num_crops: Crops per clip.
         num_workers: Worker processes that decode; 0: this one does.
         max_skipped_ratio: Share of unreadable videos above which there is no result.
+        show_progress: Whether the main process draws a bar of its share.
 
     Raises:
         ValueError: If more videos than that could not be read, or scores are NaN or infinite; it names the first.
@@ -209,6 +212,7 @@ def classify_videos(
         num_clips=num_clips,
         num_crops=num_crops,
         num_workers=num_workers,
+        show_progress=show_progress,
     )
     reasons = list(unreadable.values())
     UnreadableVideos().count(len(videos), reasons, max_skipped_ratio, kind="held-out videos", error=ValueError)
@@ -271,6 +275,9 @@ def main(
         source, data.data_root, data.csv_separator, **data.dataset_options(), class_names=classifier.labels
     )
     table = fit_labels(source, table, classifier.labels, classifier.many_labels)
+    numbers = Counter(label for own in list_labels(source, table) for label in own)
+    shown = f"{len(table):,} videos of {len(numbers):,} of the model's {len(classifier.labels):,} classes"
+    say_tested(model_args, data, shown)
     found = classify_videos(
         classifier.model,
         classifier.processor,
@@ -282,6 +289,7 @@ def main(
         num_crops=args.num_crops,
         num_workers=data.dataloader_num_workers,
         max_skipped_ratio=data.max_skipped_ratio,
+        show_progress=not args.disable_tqdm,
     )
     metrics = found.compute_metrics()
     if accelerator.is_main_process:
@@ -295,9 +303,9 @@ def main(
             **describe_run(classifier.model, classifier.processor, accelerator, model_args, data),
             **dataclasses.asdict(args),
         }
-        write_report(accelerator, args.output_dir, report, list_predictions(table, found, classifier.labels))
+        write_report(accelerator, args.report_folder, report, list_predictions(table, found, classifier.labels))
         if isinstance(found, ClassifiedVideos):
-            draw_confusion(found, classifier.labels, args.output_dir)
+            draw_confusion(found, classifier.labels, args.report_folder)
     # The others would otherwise end, and a launcher take that for the end of the run.
     accelerator.wait_for_everyone()
     return metrics

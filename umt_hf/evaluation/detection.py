@@ -24,7 +24,7 @@ from ..data.key_frames import KeyFrame, load_detections, load_key_frames, read_e
 from ..data.loaders import build_loader
 from ..data.unreadable import UnreadableVideos
 from ..inference.detection import ActionDetector, pad_boxes, read_frames, to_shares
-from ..inference.held_out import evaluation_mode, mark_nonfinite, plan_shard, require_finite, share_rows
+from ..inference.held_out import build_bar, evaluation_mode, mark_nonfinite, plan_shard, require_finite, share_rows
 from ..inference.loading import list_class_names
 from ..modeling.modeling_umt_video import UMTVideoForActionDetection
 from ..plots import PicturedFrame, plot_detections
@@ -44,9 +44,10 @@ from ..runs.arguments import (
 from ..runs.config import describe, script
 from ..runs.disk import name_unfinished, put_file
 from ..runs.folder import BOX_PICTURE, BOX_RESULTS_FILE
+from .found import count_key_frames
 from .metrics.frame_map import compute_frame_map
 from .report import describe_run, write_report
-from .setup import override_settings, require_names
+from .setup import override_settings, require_names, say_tested
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +189,7 @@ def detect_actions(
     batch_size: int,
     num_workers: int = 0,
     max_skipped_ratio: float = 0.05,
+    show_progress: bool = False,
 ) -> DetectedActions:
     """Score every box once, whatever the number of processes.
 
@@ -201,6 +203,7 @@ def detect_actions(
         batch_size: Clips that a process takes at a time.
         num_workers: Worker processes that decode; 0: this one does.
         max_skipped_ratio: Share of unreadable key frames past which there is no result.
+        show_progress: Whether the main process draws a bar of its share.
 
     Raises:
         ValueError: If more key frames than that could not be read, or scores are NaN or infinite; it names the first.
@@ -210,8 +213,9 @@ def detect_actions(
     sizes = torch.zeros(len(frames), 2)
     failures: list[tuple[int, str]] = []
     clips = KeyFrameClips(frames, processor, model.config.patch_size)
-    loader = build_loader(clips, plan_shard(len(frames), batch_size, accelerator), num_workers, collate_fn=list)
-    with evaluation_mode(model, accelerator):
+    batches = plan_shard(len(frames), batch_size, accelerator)
+    loader, total = build_loader(clips, batches, num_workers, collate_fn=list), sum(map(len, batches))
+    with evaluation_mode(model, accelerator), build_bar(total, "frame", accelerator, show_progress) as progress:
         for samples in loader:
             failures += [(sample["index"], sample["error"]) for sample in samples if "error" in sample]
             # Clips of different shapes are not padded: padding would change what convolution and attention see.
@@ -224,6 +228,7 @@ def detect_actions(
                     index, start = sample["index"], int(starts[sample["index"]])
                     scores[start : start + len(sample["boxes"])] = own[: len(sample["boxes"])]
                     sizes[index] = torch.tensor(sample["size"])
+            progress.update(len(samples))
     share_rows(scores, accelerator)
     share_rows(sizes, accelerator)
     require_finite(model, scores, "boxes", lambda row: _name_box(frames, starts, row))
@@ -412,6 +417,7 @@ def main(
     detector = load_detector(model_args, data_args, accelerator.device)
     processor, names = detector.processor, detector.labels
     data = load_tested_frames(data_args, names)
+    say_tested(model_args, data_args, count_key_frames(data.frames))
     found = detect_actions(
         detector.model,
         processor,
@@ -420,6 +426,7 @@ def main(
         batch_size=args.per_device_eval_batch_size,
         num_workers=data_args.dataloader_num_workers,
         max_skipped_ratio=data_args.max_skipped_ratio,
+        show_progress=not args.disable_tqdm,
     )
     scores = compute_detection_metrics(data, found)
     metrics = {"map50": scores["map50"], "unreadable_videos": float(len(found.unreadable))}
@@ -440,8 +447,8 @@ def main(
             "frame_span": processor.frame_span,
             **dataclasses.asdict(args),
         }
-        write_report(accelerator, args.output_dir, report)
-        write_results(data, found, Path(args.output_dir) / BOX_RESULTS_FILE)
+        write_report(accelerator, args.report_folder, report)
+        write_results(data, found, Path(args.report_folder) / BOX_RESULTS_FILE)
         if args.num_pictured:
             draw_detections(data, found, processor, args)
     accelerator.wait_for_everyone()
@@ -488,7 +495,7 @@ def draw_detections(
                 true_labels=[[data.names[label] for label in labels] for labels in true_labels],
             )
         )
-    picture = Path(args.output_dir) / BOX_PICTURE
+    picture = Path(args.report_folder) / BOX_PICTURE
     plot_detections(pictured, picture)
     logger.info("Picture: %s", picture)
 

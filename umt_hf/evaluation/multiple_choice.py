@@ -29,9 +29,10 @@ from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments, ReportArguments
 from ..runs.config import script
+from .found import describe_choices
 from .metrics.accuracy import ChoiceAccuracy
 from .report import describe_run, write_report
-from .setup import load_model_and_processor
+from .setup import load_model_and_processor, say_tested
 
 MATCHING_SHARE = 0.7
 
@@ -44,6 +45,7 @@ def score_choices(
     *,
     batch_size: int = 16,
     num_workers: int = 4,
+    show_progress: bool = False,
 ) -> list[list[float]]:
     """Score the options of every row; called in all processes, each gets all scores.
 
@@ -54,6 +56,7 @@ def score_choices(
         accelerator: Of the run; its precision holds.
         batch_size: Rows that a process takes at a time.
         num_workers: Processes that decode, for each process.
+        show_progress: Whether the main process draws a bar of its share.
 
     Returns:
         For each row, one score an option: 0.7 times the matching head's probability of a match, plus 0.3 times the
@@ -72,7 +75,9 @@ def score_choices(
     # Rows may repeat a video; it is read once per row, as its options differ.
     videos = list(choices["video"])
     with evaluation_mode(model, accelerator):
-        for batch, pixels in load_video_batches(videos, batches, processor.video_processor, accelerator, num_workers):
+        for batch, pixels in load_video_batches(
+            videos, batches, processor.video_processor, accelerator, num_workers, show_progress
+        ):
             captions = [caption for row in batch for caption in choices[row]["caption"]]
             encoded = processor(text=captions, padding=True, return_tensors="pt").to(accelerator.device)
             batch_scores = compute_choice_scores(
@@ -137,6 +142,7 @@ def main(
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
     model, processor = load_model_and_processor(UMTVideoTextForRetrieval, model_args, data)
     choices = load_choices(str(data.data), **data.source_options())
+    say_tested(model_args, data, describe_choices(choices))
     scores = score_choices(
         model.to(accelerator.device),
         processor,
@@ -144,6 +150,7 @@ def main(
         accelerator,
         batch_size=args.per_device_eval_batch_size,
         num_workers=data.dataloader_num_workers,
+        show_progress=not args.disable_tqdm,
     )
     metrics = compute_choice_accuracy(scores, choices)
     report = {
@@ -158,7 +165,7 @@ def main(
     predictions = [
         {"row": row, "answer": max(range(len(s)), key=s.__getitem__), "scores": s} for row, s in enumerate(scores)
     ]
-    write_report(accelerator, args.output_dir, report, predictions)
+    write_report(accelerator, args.report_folder, report, predictions)
     return metrics
 
 

@@ -28,9 +28,10 @@ from ..runs.arguments import (
 )
 from ..runs.config import script
 from ..runs.folder import hash_source
+from .found import describe_questions
 from .metrics.accuracy import ExactAnswerAccuracy
 from .report import describe_run, write_report
-from .setup import load_model_and_processor
+from .setup import load_model_and_processor, say_tested
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ def main(
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
     model, processor = load_model_and_processor(UMTVideoTextForQuestionAnswering, model_args, data)
     questions = load_questions(str(data.data), **data.source_options())
+    say_tested(model_args, data, describe_questions(questions))
     predictions = answer_questions(
         model.to(accelerator.device),
         processor,
@@ -98,6 +100,7 @@ def main(
         top_k=args.top_k,
         max_answer_tokens=args.max_answer_tokens,
         num_workers=data.dataloader_num_workers,
+        show_progress=not args.disable_tqdm,
     )
     # Sets whose answers are held back are answered for a test server.
     metrics = compute_answer_accuracy(predictions, questions) if any(questions["answers"]) else {}
@@ -110,7 +113,7 @@ def main(
         **dataclasses.asdict(args),
         "answers_sha256": None if args.answers is None else hash_source(args.answers),
     }
-    write_report(accelerator, args.output_dir, report, predictions)
+    write_report(accelerator, args.report_folder, report, predictions)
     return metrics
 
 

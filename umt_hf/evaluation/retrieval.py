@@ -21,7 +21,14 @@ import torch
 from accelerate import Accelerator
 
 from ..data.annotations import RetrievalSet, load_retrieval_set, name_video
-from ..inference.held_out import evaluation_mode, load_video_batches, plan_shard, require_finite, share_rows
+from ..inference.held_out import (
+    build_bar,
+    evaluation_mode,
+    load_video_batches,
+    plan_shard,
+    require_finite,
+    share_rows,
+)
 from ..modeling.losses_umt import normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval, UMTVideoTextModel
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
@@ -33,9 +40,10 @@ from ..runs.arguments import (
     RerankingArguments,
 )
 from ..runs.config import describe, script, set_defaults
+from .found import count_texts
 from .metrics.ranks import RECALL_AT, RetrievalRecall, compute_ranks, mark_right_items
 from .report import describe_run, write_report
-from .setup import load_model_and_processor
+from .setup import load_model_and_processor, say_tested
 
 BLOCK_SCORES = 2**24  # similarities computed at a time
 
@@ -75,6 +83,7 @@ def evaluate_retrieval(
     dual_softmax: bool = False,
     num_workers: int = 4,
     cache_dir: str | Path | None = None,
+    show_progress: bool = False,
 ) -> dict[str, float]:
     """Measure how well videos and texts find each other; called in all processes, each gets the same numbers.
 
@@ -89,6 +98,7 @@ def evaluate_retrieval(
         dual_softmax: Whether to report as well what dual softmax gives.
         num_workers: Processes that decode, for each process.
         cache_dir: Folder for the videos' tokens; default: the system's for temporary files.
+        show_progress: Whether the main process draws a bar of its share.
 
     Returns:
         `<scores>_<direction>_<figure>` with scores "dual", "reranked" or "dual_softmax", direction "text_to_video" or
@@ -112,6 +122,7 @@ def evaluate_retrieval(
         num_workers=num_workers,
         keep_tokens=rerank,
         cache_dir=cache_dir,
+        show_progress=show_progress,
     )
     texts, videos = features.text_embeds, features.video_embeds
     by_text, by_video = retrieval_set.videos_of_text, retrieval_set.texts_of_video
@@ -125,7 +136,13 @@ def evaluate_retrieval(
     if rerank:
         matching = cast("UMTVideoTextForRetrieval", model)
         text_logits, video_logits = match_candidates(
-            matching, features, text_candidates, video_candidates, accelerator, batch_size=batch_size
+            matching,
+            features,
+            text_candidates,
+            video_candidates,
+            accelerator,
+            batch_size=batch_size,
+            show_progress=show_progress,
         )
         text_ranks = rerank_candidates(text_ranks, text_candidates, text_logits, by_text)
         video_ranks = rerank_candidates(video_ranks, video_candidates, video_logits, by_video)
@@ -153,6 +170,7 @@ def encode_retrieval_set(
     num_workers: int = 4,
     keep_tokens: bool = True,
     cache_dir: str | Path | None = None,
+    show_progress: bool = False,
 ) -> RetrievalFeatures:
     """Encode every video and every text once, each in one of the processes.
 
@@ -166,6 +184,7 @@ def encode_retrieval_set(
         keep_tokens: Whether to keep what the matching head needs, in the precision it computes with.
         cache_dir: Folder for the videos' tokens; default: the system's for temporary files. The file vanishes with
             the features.
+        show_progress: Whether the main process draws bars of its share.
 
     Raises:
         VideoDecodingError: If a video cannot be read; it names the file.
@@ -182,16 +201,21 @@ def encode_retrieval_set(
     text_tokens = torch.zeros(*ids.shape, text.hidden_size, dtype=dtype) if keep_tokens else None
     video_embeds, video_tokens = torch.zeros(len(videos), width), None
     batches = plan_shard(len(videos), batch_size, accelerator)
+    text_batches = plan_shard(len(texts), batch_size, accelerator)
 
     with evaluation_mode(model, accelerator):
-        for batch in plan_shard(len(texts), batch_size, accelerator):
-            rows = slice(batch.start, batch.stop)
-            states = model.get_text_features(ids[rows].to(accelerator.device), mask[rows].to(accelerator.device))
-            text_embeds[rows] = normalize_features(states.pooler_output).cpu()
-            if text_tokens is not None:
-                text_tokens[rows] = states.last_hidden_state.to(dtype).cpu()
+        with build_bar(sum(map(len, text_batches)), "text", accelerator, show_progress) as progress:
+            for batch in text_batches:
+                rows = slice(batch.start, batch.stop)
+                states = model.get_text_features(ids[rows].to(accelerator.device), mask[rows].to(accelerator.device))
+                text_embeds[rows] = normalize_features(states.pooler_output).cpu()
+                if text_tokens is not None:
+                    text_tokens[rows] = states.last_hidden_state.to(dtype).cpu()
+                progress.update(len(batch))
         num_read = 0
-        for batch, pixels in load_video_batches(videos, batches, processor.video_processor, accelerator, num_workers):
+        for batch, pixels in load_video_batches(
+            videos, batches, processor.video_processor, accelerator, num_workers, show_progress
+        ):
             states = model.get_video_features(pixels)
             video_embeds[batch.start : batch.stop] = states.pooler_output.cpu()
             if keep_tokens:
@@ -283,6 +307,7 @@ def match_candidates(
     accelerator: Accelerator,
     *,
     batch_size: int = 32,
+    show_progress: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Judge candidates by the matching head; a pair that is one in both directions is judged once.
 
@@ -293,6 +318,7 @@ def match_candidates(
         video_candidates: Indices of texts for each video, `(videos, k)`.
         accelerator: Of the run; each process judges the pairs of the videos that it encoded.
         batch_size: Pairs at a time.
+        show_progress: Whether the main process draws a bar of its videos.
 
     Returns:
         Raw logits of class "match", in the candidates' shapes, float32.
@@ -310,7 +336,11 @@ def match_candidates(
     keys = torch.cat([text_keys.flatten(), video_keys.flatten()]).unique()  # sorted: by video, then by text
     logits = torch.zeros(len(keys))
     device, num_seen = accelerator.device, 0
-    with evaluation_mode(model, accelerator):
+    total = sum(map(len, features.batches))
+    with (
+        evaluation_mode(model, accelerator),
+        build_bar(total, "matched video", accelerator, show_progress) as progress,
+    ):
         for batch in features.batches:
             tokens = video_tokens[num_seen : num_seen + len(batch)].to(device)
             num_seen += len(batch)
@@ -324,6 +354,7 @@ def match_candidates(
                     features.attention_mask[texts].to(device),
                 )
                 logits[rows] = pair_logits[:, 1].float().cpu()
+            progress.update(len(batch))
     share_rows(logits, accelerator)
     require_finite(
         model,
@@ -463,6 +494,7 @@ def main(
     retrieval_set = load_retrieval_set(
         str(data.data), args.captions, args.multiple_videos_per_text, **data.source_options()
     )
+    say_tested(model_args, data, count_texts(len(retrieval_set.videos), len(retrieval_set.texts)))
     warn_of_equal_texts(retrieval_set)
     metrics = evaluate_retrieval(
         model.to(accelerator.device),
@@ -475,6 +507,7 @@ def main(
         dual_softmax=args.dual_softmax,
         num_workers=data.dataloader_num_workers,
         cache_dir=args.cache_dir,
+        show_progress=not args.disable_tqdm,
     )
     report = {
         "task": "retrieval",
@@ -484,7 +517,7 @@ def main(
         **describe_run(model, processor, accelerator, model_args, data),
         **dataclasses.asdict(args),
     }
-    write_report(accelerator, args.output_dir, report)
+    write_report(accelerator, args.report_folder, report)
     return metrics
 
 

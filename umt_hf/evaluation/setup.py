@@ -1,13 +1,21 @@
 """What an evaluation starts from: model and processor with the settings of the run."""
 
+import logging
+import os
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from transformers import PreTrainedModel
 
-from ..data.splits import require_split
+from ..data.splits import has_splits, require_split
 from ..inference.loading import load_complete_model, load_video_text_processor
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments
+from ..runs.config import flatten_recipe
+from ..runs.folder import RECIPE_FILE
+from ..runs.mistakes import read_rank
+
+logger = logging.getLogger(__name__)
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
@@ -47,6 +55,37 @@ def load_model_and_processor(
     if data.max_text_tokens is not None:
         processor.tokenizer.model_max_length = data.max_text_tokens
     return loaded, processor
+
+
+def say_tested(model_args: EvaluatedModelArguments, data: NamesData, described: str) -> None:
+    """Say in one line what is tested, and warn if the model was trained on it, as its `run.yaml` may tell.
+
+    Args:
+        model_args: Name the model.
+        data: Names the data.
+        described: What was found, in words.
+    """
+    if read_rank() > 0:
+        return
+    split = getattr(data, "split", None) if has_splits(str(data.data)) else None
+    logger.info("%s%s: %s.", data.data, f", split {split}" if split else "", described)
+    recipe = Path(str(model_args.model_name_or_path), RECIPE_FILE)
+    if not recipe.is_file():
+        return
+    run = flatten_recipe(recipe.read_text(encoding="utf-8-sig"))
+    corpora = run.get("train_corpora") or []
+    splits = [*(run.get("train_splits") or ["train"]), *["train"] * len(corpora)]
+    trained = [(run.get("train_data"), run.get("train_split", "train")), *zip(corpora, splits, strict=False)]
+    for source, trained_split in trained:
+        # Of data without splits all is read, whatever the default says.
+        if source and os.path.realpath(source) == os.path.realpath(str(data.data)) and split in (None, trained_split):
+            logger.warning(
+                "%s was trained on %s%s, as %s says: these figures say nothing of new videos.",
+                model_args.model_name_or_path,
+                source,
+                f", split {split}" if split else "",
+                recipe,
+            )
 
 
 def override_settings(processor: Any, arguments: Any, names: tuple[str, ...]) -> None:

@@ -503,6 +503,7 @@ def build_accuracy_test(
             num_clips=num_clips,
             num_crops=num_crops,
             num_workers=training.dataloader_num_workers,
+            show_progress=not training.disable_tqdm,
             max_skipped_ratio=args.max_skipped_ratio,
         ).compute_metrics()
 

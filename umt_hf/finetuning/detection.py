@@ -20,7 +20,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import set_seed
 
-from ..data.key_frames import build_key_frame_table, load_key_frames
+from ..data.key_frames import KeyFrame, build_key_frame_table, load_key_frames
 from ..evaluation.detection import (
     DetectionData,
     TestedBoxArguments,
@@ -28,6 +28,7 @@ from ..evaluation.detection import (
     detect_actions,
     load_detection_data,
 )
+from ..evaluation.found import count_key_frames, join_roles, list_shared
 from ..hub_cards.convert_umt_checkpoint import build_label_maps
 from ..hub_cards.label_names import read_label_names
 from ..inference.detection import pad_boxes, read_frames, to_shares
@@ -50,8 +51,10 @@ from ..runs.arguments import (
     TrainingDataArguments,
 )
 from ..runs.config import describe, script, set_defaults
+from ..runs.mistakes import read_rank
 from ..runs.models import ALL_CLASSES
 from .best_metric import check_best_metric
+from .found_videos import count_videos_of_classes, list_counts, list_dominant
 from .trainer import (
     EncoderFinetuningArguments,
     EncoderFinetuningTrainer,
@@ -215,6 +218,7 @@ def build_box_test(
             accelerator,
             batch_size=training.per_device_eval_batch_size,
             num_workers=training.dataloader_num_workers,
+            show_progress=not training.disable_tqdm,
             max_skipped_ratio=args.max_skipped_ratio,
         )
         return {
@@ -223,6 +227,44 @@ def build_box_test(
         }
 
     return test
+
+
+def say_found_frames(frames: Sequence[KeyFrame], held_out: DetectionData, names: Sequence[str]) -> None:
+    """Say what was found, and warn of videos on both sides and of a class that nearly all boxes show."""
+    described = {"training": count_key_frames(frames), "validation": count_key_frames(held_out.frames)}
+    logger.info("%s %s", join_roles(described), describe_box_classes(frames, names))
+    labels = [label for frame in frames for own in frame.labels for label in own]
+    doubts = list_dominant(labels, sum(len(frame.boxes) for frame in frames), names, "training boxes")
+    doubts += list_shared(
+        [frame.video for frame in frames], {"validation": [frame.video for frame in held_out.frames]}
+    )
+    for doubt in doubts:
+        logger.warning(doubt)
+
+
+def describe_box_classes(frames: Sequence[KeyFrame], names: Sequence[str]) -> str:
+    """The classes with their numbers of boxes."""
+    counts = count_videos_of_classes(own for frame in frames for own in frame.labels)
+    return f"{len(names):,} classes: {list_counts(counts, names)}."
+
+
+def load_training_frames(source: str, data: KeyFrameArguments) -> tuple[list[KeyFrame], list[str]]:
+    """Key frames with boxes, and the names of the classes.
+
+    Raises:
+        ValueError: If no key frame has a box, or no box a label.
+    """
+    class_names = None if data.class_names is None else read_label_names(data.class_names)
+    frames, names = load_key_frames(source, data.data_root, class_names, data.label_keys)
+    frames = [frame for frame in frames if frame.boxes]
+    if not frames:
+        raise ValueError(f"{source}: no key frame has a box to train on.")
+    if not names:
+        raise ValueError(
+            f"{source}: no box has a label under {', '.join(data.label_keys)}. Name the keys that hold labels, for "
+            "example `--label_keys color shape`."
+        )
+    return frames, names
 
 
 def build_detection_trainer(
@@ -240,16 +282,10 @@ def build_detection_trainer(
     if data.train_data is None or data.validation_data is None:
         raise ValueError("Set train_data and validation_data: AVA's CSV or JSON, or a JSON list of key frames.")
     check_best_metric(training, ["map50"])
-    class_names = None if data.class_names is None else read_label_names(data.class_names)
-    frames, names = load_key_frames(data.train_data, data.data_root, class_names, data.label_keys)
-    frames = [frame for frame in frames if frame.boxes]
-    if not frames:
-        raise ValueError(f"{data.train_data}: no key frame has a box to train on.")
-    if not names:
-        raise ValueError(
-            f"{data.train_data}: no box has a label under {', '.join(data.label_keys)}. Name the keys that hold "
-            "labels, for example `--label_keys color shape`."
-        )
+    frames, names = load_training_frames(data.train_data, data)
+    held_out = data.load_test(names)
+    if read_rank() == 0:
+        say_found_frames(frames, held_out, names)
     model = build_detector(args, names)
     side = model.config.image_size
     short_side = data.short_side or side * 8 // 7
@@ -281,7 +317,7 @@ def build_detection_trainer(
         train_dataset=BoxedClips(build_key_frame_table(frames), processor, transform, len(names), training.seed),
         data_collator=collate_boxed_clips,
         processing_class=processor,
-        evaluations={"eval": build_box_test(data.load_test(names), processor, data, training)},
+        evaluations={"eval": build_box_test(held_out, processor, data, training)},
         max_skipped_ratio=data.max_skipped_ratio,
         layer_decay=training.layer_decay if args.mode == "full" else 1.0,
     )

@@ -1,7 +1,5 @@
 """What a run has found, in one line, and what looks wrong about it; and held-out videos out of the training videos."""
 
-import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -9,13 +7,10 @@ from typing import Any, cast
 import numpy as np
 from datasets import Dataset
 
-from ..data.annotations import name_video
-
-logger = logging.getLogger(__name__)
+from ..evaluation.found import list_names, list_shared
 
 MAX_NAMED_CLASSES = 10
 DOMINANT_SHARE = 0.9
-NAMED_FILES = 3
 
 
 def describe_found(train: Dataset, validation: Dataset, test: Dataset | None, names: Sequence[str]) -> str:
@@ -27,14 +22,18 @@ def describe_found(train: Dataset, validation: Dataset, test: Dataset | None, na
         test: Videos of the last test, if any.
         names: Of the classes.
     """
-    counts = count_videos_of_classes(train["label"])
-    listed = [f"{name} ({counts[index]})" for index, name in enumerate(names[:MAX_NAMED_CLASSES])]
-    rest = f" and {len(names) - MAX_NAMED_CLASSES} more" if len(names) > MAX_NAMED_CLASSES else ""
+    counts = count_videos_of_classes(train["label"][:])
     tests = "" if test is None else f" and {len(test):,} test"
     return (
         f"{len(train):,} training, {len(validation):,} validation{tests} videos of {len(names):,} classes: "
-        f"{', '.join(listed)}{rest}."
+        f"{list_counts(counts, names)}."
     )
+
+
+def list_counts(counts: Counter[int], names: Sequence[str]) -> str:
+    """The first classes with their counts, and how many more there are."""
+    listed = [f"{name} ({counts[index]})" for index, name in enumerate(names[:MAX_NAMED_CLASSES])]
+    return ", ".join(listed) + (f" and {len(names) - MAX_NAMED_CLASSES} more" if len(names) > len(listed) else "")
 
 
 def list_doubts(train: Dataset, held_out: dict[str, Dataset], names: Sequence[str]) -> list[str]:
@@ -45,22 +44,18 @@ def list_doubts(train: Dataset, held_out: dict[str, Dataset], names: Sequence[st
         held_out: Held-out videos by role.
         names: Of the classes.
     """
-    doubts = []
-    counts = count_videos_of_classes(train["label"])
-    most, count = counts.most_common(1)[0]
-    if len(names) > 1 and count > DOMINANT_SHARE * len(train):
-        doubts.append(
-            f"{names[most]!r} has {count} of {len(train)} training videos: a model that always says it scores well."
-        )
-    known = set(_list_places(train["video"]))
-    for role, table in held_out.items():
-        if shared := sorted(known.intersection(_list_places(table["video"]))):
-            named = ", ".join(shared[:NAMED_FILES]) + (" ..." if len(shared) > NAMED_FILES else "")
-            doubts.append(
-                f"{len(shared)} of {len(table)} {role} videos are training videos, so that their figures say nothing "
-                f"of new videos: {named}."
-            )
+    counts = count_videos_of_classes(train["label"][:])
+    doubts = list_dominant(counts.elements(), len(train), names, "training videos")
+    doubts += list_shared(list_names(train), {role: list_names(table) for role, table in held_out.items()})
     return doubts
+
+
+def list_dominant(labels: Iterable[int], total: int, names: Sequence[str], kind: str) -> list[str]:
+    """A sentence if nearly all rows show one class."""
+    ((most, count),) = Counter(labels).most_common(1) or [(0, 0)]
+    if len(names) < 2 or count <= DOMINANT_SHARE * total:
+        return []
+    return [f"{names[most]!r} has {count} of {total} {kind}: a model that always says it scores well."]
 
 
 def hold_out(table: Dataset, ratio: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -93,12 +88,3 @@ def hold_out(table: Dataset, ratio: float, seed: int) -> tuple[Dataset, Dataset]
 def count_videos_of_classes(labels: Iterable[Any]) -> Counter[int]:
     """Videos of each class."""
     return Counter(label for own in labels for label in ([own] if isinstance(own, int) else own))
-
-
-def _list_places(videos: Iterable[Any]) -> list[str]:
-    """What identifies a video: its resolved path, or its bytes."""
-    found = []
-    for row, video in enumerate(videos):
-        place = name_video(video, row)
-        found.append(os.path.realpath(place) if os.path.exists(place) else place)
-    return found

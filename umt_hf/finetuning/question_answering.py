@@ -17,6 +17,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from ..data.annotations import load_answers, load_questions
+from ..evaluation.found import describe_questions, list_names
 from ..evaluation.question_answering import compute_answer_accuracy
 from ..inference.loading import load_complete_model
 from ..inference.question_answering import answer_questions
@@ -33,6 +34,7 @@ from .trainer import (
     FinetunedModelArguments,
     FinetuningArguments,
     FinetuningTrainer,
+    FoundSet,
     VideoTextClips,
     VideoTextDataArguments,
     add_adapters,
@@ -40,6 +42,7 @@ from .trainer import (
     build_processor,
     fine_tune,
     load_config,
+    say_found_sets,
 )
 
 # The head's last matrix is the table of word embeddings: it stays frozen with it.
@@ -133,9 +136,11 @@ def build_answer_evaluation(
     data: QuestionDataArguments,
     args: AnswerArguments,
     training: FinetuningArguments,
+    found: list[FoundSet],
 ) -> Evaluation:
-    """Accuracy on held-out questions, which are read once."""
+    """Accuracy on held-out questions, which are read once, and added to `found`."""
     questions = load_questions(source, **options)
+    found.append(FoundSet(describe_questions(questions), list_names(questions)))
     answers = None if args.answers is None else load_answers(args.answers)
 
     def answer(model: UMTVideoTextForQuestionAnswering, accelerator: Accelerator) -> dict[str, float]:
@@ -149,6 +154,7 @@ def build_answer_evaluation(
             top_k=args.top_k,
             max_answer_tokens=data.max_answer_tokens,
             num_workers=training.dataloader_num_workers,
+            show_progress=not training.disable_tqdm,
         )
         return compute_answer_accuracy(predictions, questions)
 
@@ -173,14 +179,19 @@ def main(
     table = load_training_questions(data)
     model = load_question_model(args, data)
     processor = build_processor(args.model_name_or_path, model.config, data, data.max_question_tokens)
-    build = partial(build_answer_evaluation, processor=processor, data=data, args=evaluation, training=training)
+    found: list[FoundSet] = []
+    build = partial(
+        build_answer_evaluation, processor=processor, data=data, args=evaluation, training=training, found=found
+    )
+    evaluations = build_evaluations(training, data, build)
+    say_found_sets(FoundSet(describe_questions(table), list_names(table)), evaluations, found)
     trainer = FinetuningTrainer(
         model=add_adapters(model, args.mode, args.lora_rank, HEADS),
         args=training,
         train_dataset=VideoTextClips(table, data, augmentation, model.config.vision_config.image_size, training.seed),
         data_collator=QuestionCollator(processor, data.max_answer_tokens),
         processing_class=processor,
-        evaluations=build_evaluations(training, data, build),
+        evaluations=evaluations,
         max_skipped_ratio=data.max_skipped_ratio,
     )
     sections = (args, data, augmentation, evaluation, training)

@@ -22,6 +22,7 @@ from ..data.annotations import (
     load_pairs,
     load_retrieval_set,
 )
+from ..evaluation.found import count_texts, describe_choices, list_names, name_media
 from ..evaluation.multiple_choice import compute_choice_accuracy, score_choices
 from ..evaluation.retrieval import evaluate_retrieval, list_figure_names
 from ..inference.loading import load_complete_model
@@ -36,6 +37,7 @@ from .trainer import (
     FinetunedModelArguments,
     FinetuningArguments,
     FinetuningTrainer,
+    FoundSet,
     VideoTextClips,
     VideoTextDataArguments,
     add_adapters,
@@ -43,6 +45,7 @@ from .trainer import (
     build_processor,
     fine_tune,
     load_config,
+    say_found_sets,
 )
 
 HEADS = ["video_norm", "video_projection", "text_projection", "matching_head"]
@@ -126,11 +129,14 @@ def build_retrieval_evaluation(
     data: RetrievalDataArguments,
     args: RetrievalEvaluationArguments,
     training: FinetuningArguments,
+    found: list[FoundSet],
 ) -> Evaluation:
-    """Search in, or choice among the captions of, a held-out set that is read once."""
+    """Search in, or choice among the captions of, a held-out set that is read once, and added to `found`."""
     common = {"batch_size": training.per_device_eval_batch_size, "num_workers": training.dataloader_num_workers}
+    common["show_progress"] = not training.disable_tqdm
     if args.task == "multiple_choice":
         choices = load_choices(source, **options)
+        found.append(FoundSet(describe_choices(choices), list_names(choices)))
 
         def choose(model: UMTVideoTextForRetrieval, accelerator: Accelerator) -> dict[str, float]:
             return compute_choice_accuracy(score_choices(model, processor, choices, accelerator, **common), choices)
@@ -138,6 +144,7 @@ def build_retrieval_evaluation(
         return choose
     captions = "paragraph" if data.captions == "paragraph" else "each"
     held_out = load_retrieval_set(source, captions, data.multiple_videos_per_text, **options)
+    found.append(FoundSet(count_texts(len(held_out.videos), len(held_out.texts)), name_media(held_out.videos)))
 
     def search(model: UMTVideoTextForRetrieval, accelerator: Accelerator) -> dict[str, float]:
         return evaluate_retrieval(
@@ -177,14 +184,20 @@ def main(
     table = load_pairs(source, data.captions, **options)
     model = load_retrieval_model(args, data)
     processor = build_processor(args.model_name_or_path, model.config, data, data.max_text_tokens)
-    build = partial(build_retrieval_evaluation, processor=processor, data=data, args=evaluation, training=training)
+    found: list[FoundSet] = []
+    build = partial(
+        build_retrieval_evaluation, processor=processor, data=data, args=evaluation, training=training, found=found
+    )
+    evaluations = build_evaluations(training, data, build)
+    names = list_names(table)
+    say_found_sets(FoundSet(count_texts(len(set(names)), len(table)), names), evaluations, found)
     trainer = FinetuningTrainer(
         model=add_adapters(model, args.mode, args.lora_rank, HEADS),
         args=training,
         train_dataset=VideoTextClips(table, data, augmentation, model.config.vision_config.image_size, training.seed),
         data_collator=CaptionCollator(processor, data.multiple_videos_per_text),
         processing_class=processor,
-        evaluations=build_evaluations(training, data, build),
+        evaluations=evaluations,
         max_skipped_ratio=data.max_skipped_ratio,
     )
     sections = (args, data, augmentation, evaluation, training)

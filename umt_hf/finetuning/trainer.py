@@ -12,7 +12,7 @@ import math
 import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..data.sources import get_source
 from ..data.splits import select_data
 from ..data.unreadable import UnreadableVideos, read_first_readable, sample_replacements
+from ..evaluation.found import join_roles, list_shared
 from ..inference.loading import load_video_text_processor
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.clips import read_clip
@@ -54,13 +55,15 @@ from ..runs.arguments import (
 from ..runs.config import REQUIRED, describe, dump_changes, flatten_recipe, require, set_defaults
 from ..runs.disk import fill_folder, name_unfinished, put_folder, remove_folder, write_text
 from ..runs.folder import ADAPTER_FOLDER, FINAL_FOLDER, RECIPE_FILE, VERSIONS_FILE, collect_versions
+from ..runs.mistakes import read_rank
 from ..training.background_push import HubPush, build_hub_push
 from ..training.checkpointing import (
-    find_checkpoint,
+    choose_checkpoint,
     list_checkpoints,
     refuse_nonfinite_weights,
     remove_unfinished,
     require_own_weights,
+    set_aside_later,
 )
 from ..training.clips import build_generator
 from ..training.metric_meter import MetricMeter
@@ -81,7 +84,24 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
+RESULTS_FILE, ALL_RESULTS_FILE = "{}_results.json", "all_results.json"
 LOGGED_LOSSES = ("vtc_loss", "vtm_loss")
+ROLES: dict[str, Literal["validation", "test"]] = {"eval": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class FoundSet:
+    """What a set of videos with texts holds.
+
+    Attributes:
+        described: In words.
+        names: Of its videos.
+    """
+
+    described: str
+    names: list[str]
+
+
 # Gets the model, with its adapters inside, if any, but without what distributes it.
 Evaluation = Callable[[Any, Accelerator], dict[str, float]]
 
@@ -595,7 +615,7 @@ def add_adapters(model: PreTrainedModel, mode: str, rank: int, heads: list[str])
 
 
 def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str, float]:
-    """Train, evaluate, and save the model with its processor; adapters by themselves too, and then merged.
+    """Train, save the model with its processor, and evaluate it; adapters by themselves too, and then merged.
 
     Args:
         trainer: With everything it needs.
@@ -608,16 +628,19 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
         FileExistsError: If a run without `resume_from_checkpoint` would mix with an older one's checkpoints.
         FileNotFoundError: If the checkpoint to resume from is not complete.
         RuntimeError: If the run diverges.
-        ValueError: If weights are not finite, before the first step or after the last.
+        ValueError: If weights are not finite, before the first step or after the last; or if the saved model cannot be
+            evaluated.
     """
     args = trainer.args
     output_dir = Path(require(args.output_dir, "output_dir"))
     is_main = trainer.is_world_process_zero()
     if is_main:
         remove_unfinished(output_dir)
-        logger.info("%s training rows.", f"{len(trainer.train_dataset):,}")
     trainer.accelerator.wait_for_everyone()
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, TRAINER_STATE_NAME)
+    checkpoint = choose_checkpoint(args.resume_from_checkpoint, output_dir, TRAINER_STATE_NAME)
+    if checkpoint is not None:
+        former = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        set_aside_later(output_dir, former["global_step"], TRAINER_STATE_NAME)
     trainer.recipe = dump_changes(sections)
     if checkpoint is not None and is_main:
         _name_changes(checkpoint, trainer.recipe, sections)
@@ -625,8 +648,9 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
         trainer.add_callback(_PushCallback(trainer.hub))  # the last one: what others add to a checkpoint goes up too
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     refuse_nonfinite_weights(trainer.model, trainer.accelerator, "The trained model")
-    metrics = {name: value for prefix in trainer.evaluations for name, value in _test(trainer, prefix).items()}
-    _write_model(trainer, output_dir, metrics)
+    # Before it is tested: a held-out video that cannot be read is not to cost the training.
+    _write_model(trainer, output_dir)
+    metrics = _test_all(trainer, output_dir)
     if is_main:
         figures = "".join(f"\n  {name:<36} {value:10.4f}" for name, value in metrics.items())
         logger.info("Wrote %s, which `from_pretrained` loads.%s", output_dir, figures)
@@ -654,16 +678,35 @@ def _name_changes(checkpoint: Path, recipe: str, sections: dict[str, Any]) -> No
     )
 
 
+def _test_all(trainer: FinetuningTrainer, output_dir: Path) -> dict[str, float]:
+    """Metrics of all evaluations, which the run's folder keeps.
+
+    Raises:
+        ValueError: If one of them fails; it names the folder, which has the model by then.
+    """
+    try:
+        metrics = {name: value for prefix in trainer.evaluations for name, value in _test(trainer, prefix).items()}
+    except ValueError as error:
+        raise ValueError(
+            f"{output_dir} holds the trained model, but testing it failed: {error} With that put right, "
+            f"`umt-hf evaluate` tests it with --model_name_or_path {output_dir}."
+        ) from error
+    if metrics and trainer.is_world_process_zero():
+        trainer.state.save_to_json(str(output_dir / TRAINER_STATE_NAME))  # with the last figures in its history
+        write_text(output_dir / ALL_RESULTS_FILE, json.dumps(metrics, indent=4, sort_keys=True))
+    return metrics
+
+
 def _test(trainer: FinetuningTrainer, prefix: str) -> dict[str, float]:
     """Metrics of an evaluation, which the run's folder keeps."""
     found = trainer.evaluate(metric_key_prefix=prefix)
     if trainer.is_world_process_zero():
         folder = Path(require(trainer.args.output_dir, "output_dir"))
-        write_text(folder / f"{prefix}_results.json", json.dumps(found, indent=4, sort_keys=True))
+        write_text(folder / RESULTS_FILE.format(prefix), json.dumps(found, indent=4, sort_keys=True))
     return found
 
 
-def _write_model(trainer: FinetuningTrainer, output_dir: Path, metrics: dict[str, float]) -> None:
+def _write_model(trainer: FinetuningTrainer, output_dir: Path) -> None:
     """Write the final model with its processor and records, all at once; called in all processes."""
     is_main, folder = trainer.is_world_process_zero(), name_unfinished(output_dir / FINAL_FOLDER)
     with fill_folder(output_dir) if trainer.args.should_save else nullcontext():
@@ -676,8 +719,9 @@ def _write_model(trainer: FinetuningTrainer, output_dir: Path, metrics: dict[str
             trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             write_text(folder / RECIPE_FILE, trainer.recipe)
             write_text(folder / VERSIONS_FILE, json.dumps(collect_versions(), indent=2) + "\n")
-            if metrics:
-                write_text(folder / "all_results.json", json.dumps(metrics, indent=4, sort_keys=True))
+            # Figures of an earlier model would stand beside this one if its test fails.
+            for name in (ALL_RESULTS_FILE, *map(RESULTS_FILE.format, ("eval", "test"))):
+                (output_dir / name).unlink(missing_ok=True)
     trainer.remove_old_checkpoints(None)
 
 
@@ -692,6 +736,22 @@ def log_peak_memory() -> None:
     else:
         return
     logger.info("Peak memory of the %s: %.2f GiB.", place, peak / 2**30)
+
+
+def say_found_sets(train: FoundSet, evaluations: Iterable[str], held_out: Sequence[FoundSet]) -> None:
+    """Say in one line what was found for each role, and warn of held-out videos that are trained on.
+
+    Args:
+        train: Training data.
+        evaluations: Prefixes of the evaluations.
+        held_out: Data of each.
+    """
+    if read_rank() > 0:
+        return
+    roles = {ROLES[prefix]: found for prefix, found in zip(evaluations, held_out, strict=True)}
+    logger.info(join_roles({"training": train.described, **{role: found.described for role, found in roles.items()}}))
+    for doubt in list_shared(train.names, {role: found.names for role, found in roles.items()}):
+        logger.warning(doubt)
 
 
 def build_evaluations(
@@ -710,8 +770,7 @@ def build_evaluations(
     Raises:
         ValueError: If evaluations are asked for, and there is no validation data.
     """
-    roles: dict[str, Literal["validation", "test"]] = {"eval": "validation", "test": "test"}
-    named = {prefix: role for prefix, role in roles.items() if select_data(data, role) is not None}
+    named = {prefix: role for prefix, role in ROLES.items() if select_data(data, role) is not None}
     if training.eval_strategy != "no" and "eval" not in named:
         raise ValueError("eval_strategy needs validation_data: a JSON file, or the name of a dataset.")
     return {prefix: build(*data.select_source(role)) for prefix, role in named.items()}

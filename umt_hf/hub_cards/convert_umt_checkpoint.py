@@ -110,6 +110,14 @@ def build_published_config(name: str) -> tuple[UMTVideoConfig | UMTVideoTextConf
 
     Raises:
         ValueError: If the name is none of these.
+
+    Examples:
+        >>> from umt_hf.hub_cards import convert_umt_checkpoint
+        >>> config, task = convert_umt_checkpoint.build_published_config(
+        ...     "umt-vit-l16-k400-f16"
+        ... )
+        >>> task, config.num_frames, config.num_labels
+        ('classification', 16, 400)
     """
     if match := re.fullmatch(rf"umt-vit-(b16|l16)-(?:{'|'.join(CORPORA)})(?:-(.+))?", name):
         return _build_video_text_config(name, *match.groups())
@@ -163,6 +171,12 @@ def describe_checkpoint(name: str) -> ZooEntry:
 
     Raises:
         ValueError: If no such model exists.
+
+    Examples:
+        >>> from umt_hf.hub_cards import convert_umt_checkpoint
+        >>> entry = convert_umt_checkpoint.describe_checkpoint("umt-vit-b16-k400")
+        >>> entry.task, entry.frames, entry.resolution
+        ('classification', 8, 224)
     """
     sibling = re.sub(r"(?:-f16|-384)+$", "", re.sub(r"-(?:5m|17m)-", "-25m-", name))
     if name in load_zoo() or sibling not in load_zoo():

@@ -1,28 +1,32 @@
 """Classes of videos: several views per video, merged; one video at a time, or many spread over processes."""
 
+import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, overload
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import Dataset
-from tqdm import tqdm
 from transformers.video_utils import VideoInput
 
 from ..data.annotations import name_video
 from ..data.loaders import build_loader
 from ..data.sources import get_source
-from ..data.video_files import SkippedVideo, list_videos
+from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.decoding import VideoDecodingError, VideoSource
 from ..processing.video_processing_umt_video import UMTVideoProcessor, split_videos
-from .held_out import evaluation_mode, mark_nonfinite, plan_shard, require_finite, share_rows
+from .held_out import build_bar, evaluation_mode, mark_nonfinite, plan_shard, require_finite, share_rows
 from .loading import list_class_names, load_complete_model, load_video_processor, place_model, resolve_device
 from .scored_labels import ScoredLabel, has_many_labels, rank_labels
+
+logger = logging.getLogger(__name__)
 
 VIEWS_AT_A_TIME = 8
 
@@ -53,6 +57,15 @@ class VideoViews(Dataset):
         except VideoDecodingError as error:
             name, reason = name_video(video, index), str(error)
             return index, None, reason if name in reason else f"{name}: {reason}"
+
+
+def build_patient_accelerator() -> Accelerator:
+    """Of a command for many files: where one process gets the long videos, the others wait."""
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+
+
+def _build_skip(file: VideoFile, reason: str) -> SkippedVideo:
+    return SkippedVideo(file.path, reason.removeprefix(f"{file.path}: "))
 
 
 def merge_views(logits: torch.Tensor, num_views: int, many_labels: bool = False) -> torch.Tensor:
@@ -106,26 +119,60 @@ def score_videos(
     Raises:
         ValueError: If the head is for regression.
     """
-    num_views, many_labels = num_clips * num_crops, has_many_labels(model.config)
-    # A batch counts views; those of a video stay in one batch, where they are merged.
-    batches = plan_shard(len(videos), max(batch_size // num_views, 1), accelerator)
+    batches = plan_shard(len(videos), count_videos_of_batch(batch_size, num_clips, num_crops), accelerator)
     views = VideoViews(videos, processor, num_clips, num_crops)
     scores = torch.zeros(len(videos), len(list_class_names(model.config)))
     failures: list[tuple[int, str]] = []
-    total, is_hidden = sum(map(len, batches)), not (show_progress and accelerator.is_main_process)
-    with evaluation_mode(model, accelerator), tqdm(total=total, unit="video", disable=is_hidden) as progress:
-        for samples in _load_batches(views, batches, num_workers):
+    with build_bar(sum(map(len, batches)), "video", accelerator, show_progress) as progress:
+        for found, unreadable in iterate_scores(model, views, batches, accelerator, batch_size, num_workers):
             # An unreadable video keeps its row, so that rows stay those of the data.
-            failures += [(row, reason) for row, pixels, reason in samples if pixels is None]
-            read = {row: pixels for row, pixels, _ in samples if pixels is not None}
-            if read:
+            failures += unreadable.items()
+            for row, own in found.items():
+                scores[row] = own
+            progress.update(len(found) + len(unreadable))
+    share_rows(scores, accelerator)
+    return scores.numpy(), dict(sorted(gather_object(failures)))
+
+
+def count_videos_of_batch(batch_size: int, num_clips: int, num_crops: int) -> int:
+    """Videos of a batch that counts views; those of a video stay in one batch, where they are merged."""
+    return max(batch_size // (num_clips * num_crops), 1)
+
+
+def iterate_scores(
+    model: UMTVideoForVideoClassification,
+    views: VideoViews,
+    batches: list[range],
+    accelerator: Accelerator,
+    batch_size: int,
+    num_workers: int,
+) -> Generator[tuple[dict[int, torch.Tensor], dict[int, str]]]:
+    """Score batches of videos, one after the other.
+
+    Args:
+        model: On the accelerator's device.
+        views: All videos.
+        batches: Rows of this process.
+        accelerator: Of the run; gives the precision.
+        batch_size: Views that go through the model at a time.
+        num_workers: Worker processes that decode.
+
+    Yields:
+        Of each batch: row of each video that could be read -> probabilities `(classes,)`, and of each other one ->
+        reason.
+    """
+    num_views, many_labels = views.num_clips * views.num_crops, has_many_labels(model.config)
+    for samples in build_loader(views, batches, num_workers, collate_fn=list):
+        found: dict[int, torch.Tensor] = {}
+        read = {row: pixels for row, pixels, _ in samples if pixels is not None}
+        if read:
+            # Not around the loop: who takes the scores would work without gradients.
+            with evaluation_mode(model, accelerator):
                 # One video may have more views than a batch may hold: they are classified in parts.
                 parts = torch.cat(list(read.values())).split(batch_size)
                 logits = [model(part.to(model.device, model.dtype)).logits.float().cpu() for part in parts]
-                scores[list(read)] = merge_views(torch.cat(logits), num_views, many_labels)
-            progress.update(len(samples))
-    share_rows(scores, accelerator)
-    return scores.numpy(), dict(sorted(gather_object(failures)))
+            found = dict(zip(read, merge_views(torch.cat(logits), num_views, many_labels), strict=True))
+        yield found, {row: reason for row, pixels, reason in samples if pixels is None}
 
 
 @dataclass(frozen=True)
@@ -134,6 +181,10 @@ class LabelledVideo:
 
     path: str
     labels: tuple[ScoredLabel, ...]
+
+    def format(self) -> str:
+        """Write it as lines for people."""
+        return "\n".join([self.path, *(f"  {scored.format()}" for scored in self.labels)])
 
 
 @dataclass(frozen=True)
@@ -150,12 +201,40 @@ class LabelReport:
 
     def format(self) -> str:
         """Write it as lines for people: each video with its classes, then those skipped with their reasons."""
-        lines = []
-        for video in self.videos:
-            lines.append(video.path)
-            lines += [f"  {scored.format()}" for scored in video.labels]
-        lines.append(f"{len(self.videos)} classified, {len(self.skipped)} skipped")
-        return "\n".join(lines + [f"skipped {video.path}: {video.reason}" for video in self.skipped])
+        return "\n".join([*(video.format() for video in self.videos), self.format_end(len(self.videos))])
+
+    def format_end(self, num_labelled: int) -> str:
+        """Write the last lines: how many there were of each kind, and those skipped."""
+        skipped = [f"skipped {video.path}: {video.reason}" for video in self.skipped]
+        return "\n".join([f"{num_labelled} classified, {len(self.skipped)} skipped", *skipped])
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """How many files are classified.
+
+    Attributes:
+        top_k: How many classes per video.
+        num_clips: Clips per video, whose probabilities are averaged; default: the processor's.
+        num_crops: Crops per clip, likewise.
+        batch_size: Views that a process classifies at a time.
+        num_workers: Processes that read ahead, for each process.
+        show_progress: Whether the main process draws a bar.
+
+    Raises:
+        ValueError: If `top_k` is below 1.
+    """
+
+    top_k: int = 5
+    num_clips: int | None = None
+    num_crops: int | None = None
+    batch_size: int = 8
+    num_workers: int = 0
+    show_progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {self.top_k}.")
 
 
 class VideoClassifier:
@@ -175,12 +254,15 @@ class VideoClassifier:
             head is for regression.
         OSError: If there is no model, or no processor beside it.
 
-    Example:
-    ```python
-    >>> classifier = VideoClassifier("umt-vit-b16-k400")
-    >>> best, *others = classifier.classify("video.mp4", top_k=3)
-    >>> label, probability = best.label, best.probability
-    ```
+    Examples:
+        >>> from umt_hf import VideoClassifier
+        >>> classifier = VideoClassifier("umt-vit-b16-k400")
+        >>> best, *others = classifier.classify("video.mp4", top_k=3)
+        >>> best.label
+        'riding a bike'
+        >>> report = classifier.classify_files(["videos"], top_k=1)
+        >>> len(report.videos), len(report.skipped)
+        (4, 0)
     """
 
     def __init__(
@@ -266,34 +348,84 @@ class VideoClassifier:
         Raises:
             ValueError: If a source folder has no videos, or `top_k` is below 1.
         """
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}.")
-        accelerator = Accelerator()
-        # Only the main process lists: files may come and go between two listings.
-        found = [list_videos(sources) if accelerator.is_main_process else None]
-        files, skipped = broadcast_object_list(found)[0]
-        scores, unreadable = score_videos(
-            self.model,
-            self.processor,
-            [file.path for file in files],
-            accelerator,
-            batch_size=batch_size,
-            num_clips=self.processor.num_clips if num_clips is None else num_clips,
-            num_crops=self.processor.num_crops if num_crops is None else num_crops,
-            num_workers=num_workers,
-            show_progress=show_progress,
-        )
-        labelled = []
-        for row, file in enumerate(files):
-            reason = unreadable.get(row)
-            # NaN would sort anywhere and print as a probability.
-            if reason is None and not np.isfinite(scores[row]).all():
-                reason = "Its scores are not finite; the model cannot classify it."
-            if reason is None:
-                labelled.append(LabelledVideo(file.path, rank_labels(scores[row], self.labels, top_k)))
-            else:
-                skipped.append(SkippedVideo(file.path, reason.removeprefix(f"{file.path}: ")))
+        options = LabelOptions(top_k, num_clips, num_crops, batch_size, num_workers, show_progress)
+        found = list(self.iterate_files(sources, options))
+        labelled = [video for video in found if isinstance(video, LabelledVideo)]
+        skipped = [video for video in found if isinstance(video, SkippedVideo)]
         return LabelReport(tuple(labelled), tuple(sorted(skipped, key=lambda video: video.path)))
+
+    def iterate_files(
+        self, sources: Iterable[str], options: LabelOptions, announce: Callable[[str], object] = logger.info
+    ) -> Generator[LabelledVideo | SkippedVideo]:
+        """The same, one result after the other, so that there may be any number of them.
+
+        Args:
+            sources: As for `classify_files`.
+            options: Views, batches and answers.
+            announce: Gets a line on what was found, in the main process.
+
+        Yields:
+            The sources that do not exist, then each video in order of its path; the same in all processes.
+
+        Raises:
+            ValueError: If a source folder has no videos, or `top_k` is below 1.
+        """
+        accelerator = build_patient_accelerator()
+        # Only the main process lists: files may come and go between two listings.
+        listed = [list_videos(sources) if accelerator.is_main_process else None]
+        files, missing = broadcast_object_list(listed)[0]
+        if accelerator.is_main_process:
+            announce(f"{len(files):,} videos found.")
+        yield from missing
+        for _, video in self.label(files, options, accelerator):
+            yield video
+
+    def label(
+        self,
+        files: Sequence[VideoFile],
+        options: LabelOptions,
+        accelerator: Accelerator,
+        wanted: Container[int] | None = None,
+    ) -> Generator[tuple[int, LabelledVideo | SkippedVideo]]:
+        """Label files in their order, batch by batch; a batch is the same whichever of its files are wanted.
+
+        Args:
+            files: All of them, the same in every process.
+            options: Views, batches and answers.
+            accelerator: Of the run; all processes must call this.
+            wanted: Rows of those to label; default: all.
+
+        Yields:
+            Row and result, the same in all processes.
+        """
+        num_clips = options.num_clips or self.processor.num_clips
+        num_crops = options.num_crops or self.processor.num_crops
+        size = count_videos_of_batch(options.batch_size, num_clips, num_crops)
+        rows_wanted = range(len(files)) if wanted is None else wanted
+        batches = [range(start, min(start + size, len(files))) for start in range(0, len(files), size)]
+        # Also what is not wanted of a batch goes through the model: the last bits of a result depend on the batch.
+        batches = [batch for batch in batches if any(row in rows_wanted for row in batch)]
+        rank, count = accelerator.process_index, accelerator.num_processes
+        views = VideoViews([file.path for file in files], self.processor, num_clips, num_crops)
+        scored = iterate_scores(
+            self.model, views, batches[rank::count], accelerator, options.batch_size, options.num_workers
+        )
+        total = sum(row in rows_wanted for batch in batches for row in batch)
+        with closing(scored), build_bar(total, "video", accelerator, options.show_progress) as progress:
+            for _ in range(0, len(batches), count):
+                scores, unreadable = next(scored, ({}, {}))
+                found = [(row, self._build_result(files[row], options.top_k, own)) for row, own in scores.items()]
+                found += [(row, _build_skip(files[row], reason)) for row, reason in unreadable.items()]
+                for row, video in sorted(gather_object(found), key=lambda pair: pair[0]):
+                    if row in rows_wanted:
+                        progress.update()
+                        yield row, video
+
+    def _build_result(self, file: VideoFile, top_k: int, scores: torch.Tensor) -> LabelledVideo | SkippedVideo:
+        # NaN would sort anywhere and print as a probability.
+        if not torch.isfinite(scores).all():
+            return _build_skip(file, "Its scores are not finite; the model cannot classify it.")
+        return LabelledVideo(file.path, rank_labels(scores.numpy(), self.labels, top_k))
 
     @torch.inference_mode()
     def _compute_probabilities(self, source: Any, views: dict[str, int | None]) -> np.ndarray:
@@ -305,7 +437,3 @@ class VideoClassifier:
         probabilities = merge_views(logits, len(logits), self.many_labels)
         require_finite(self.model, probabilities, "videos", lambda _: "this one")
         return probabilities[0].cpu().numpy()
-
-
-def _load_batches(views: VideoViews, batches: list[range], num_workers: int) -> Iterator[list]:
-    yield from build_loader(views, batches, num_workers, collate_fn=list)

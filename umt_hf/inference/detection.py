@@ -67,12 +67,13 @@ class ActionDetector:
         ValueError: If the model lacks weights, such as those of the head: a random head gives answers too.
         OSError: If there is no model, or no processor beside it.
 
-    Example:
-    ```python
-    >>> detector = ActionDetector("outputs/detector")
-    >>> report = detector.detect("video.mp4", [[12, 30, 80, 200]], key_seconds=2.5)
-    >>> action = report.boxes[0].actions[0].label
-    ```
+    Examples:
+        >>> from umt_hf import ActionDetector
+        >>> detector = ActionDetector("umt-vit-b16-ava")
+        >>> boxes = [[12, 30, 80, 200]]  # x1, y1, x2, y2
+        >>> report = detector.detect("video.mp4", boxes, key_seconds=0.5)
+        >>> report.boxes[0].actions[0].label
+        'stand'
     """
 
     def __init__(

@@ -211,6 +211,13 @@ def extract_features(
     Raises:
         VideoDecodingError: If the video cannot be read.
         ValueError: If an argument makes no sense.
+
+    Examples:
+        >>> from umt_hf.inference.features import extract_features, load_encoder
+        >>> model, processor = load_encoder("umt-vit-b16")
+        >>> found = extract_features("video.mp4", model, processor, stride=8)
+        >>> found.features.shape[0]  # 24 frames, three windows of 8
+        3
     """
     if level not in get_args(FeatureLevel):
         raise ValueError(f"level must be one of {list(get_args(FeatureLevel))}, got {level!r}.")
@@ -328,6 +335,12 @@ def load_encoder(model: str | os.PathLike) -> tuple[UMTVideoModel, UMTVideoProce
     Raises:
         ValueError: If it is another kind of folder or model, or lacks weights of the encoder.
         OSError: If it has no model or no processor.
+
+    Examples:
+        >>> from umt_hf.inference.features import load_encoder
+        >>> model, processor = load_encoder("umt-vit-b16-25m")
+        >>> inputs = processor("video.mp4", return_tensors="pt")
+        >>> vector = model(**inputs).pooler_output
     """
     require_start(model, UMTVideoModel.__name__)
     processor = load_video_processor(model)
@@ -344,6 +357,7 @@ def save_features(
     batch_size: int = 8,
     fps: float | None = None,
     format: FeatureFormat = "safetensors",
+    announce: Callable[[str], object] | None = None,
 ) -> FeatureReport:
     """Extract the features of videos into a folder, one safetensors file per video; finished ones are left alone.
 
@@ -361,6 +375,7 @@ def save_features(
         fps: Frames per second that are read.
         format: "dataset" also joins all files of the folder into a `datasets` dataset in `dataset/`, one row per
             feature; later runs keep it up to date.
+        announce: Gets a line on what was found, in the main process.
 
     Returns:
         What was done, the same in all processes.
@@ -369,6 +384,12 @@ def save_features(
         FileExistsError: If the folder holds something else.
         ValueError: If an argument makes no sense, a source folder has no videos, or the folder's features were made
             with another model or other settings.
+
+    Examples:
+        >>> from umt_hf.inference.features import save_features
+        >>> report = save_features(["videos"], "umt-vit-b16", "features", fps=4)
+        >>> print(report.format())
+        4 extracted, 0 unchanged, 0 skipped
     """
     if format not in get_args(FeatureFormat):
         raise ValueError(f"format must be one of {list(get_args(FeatureFormat))}, got {format!r}.")
@@ -390,6 +411,8 @@ def save_features(
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / "settings.json", {"settings": settings, "model": str(model), **collect_versions()})
         plan = [([file for file in files if not _is_finished(folder, file)], len(files), missing)]
+        if announce is not None:
+            announce(f"{len(files):,} videos found, {len(plan[0][0]):,} of them new or changed.")
     new, num_files, missing = broadcast_object_list(plan)[0]
     encoder = place_model(encoder, accelerator.device)
 

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 from transformers.video_utils import VideoInput
 
 from ..data.annotations import identify_video, name_video
@@ -72,6 +73,14 @@ def require_finite(model: nn.Module, rows: torch.Tensor, kind: str, name_row: Ca
             "the first). Its weights hold such values, or they overflow: try another checkpoint, or "
             "mixed_precision=no."
         )
+
+
+def build_bar(
+    total: int, unit: str, accelerator: Accelerator, show_progress: bool, iterable: Iterable[Any] | None = None
+) -> tqdm:
+    """A progress bar that the main process draws of its share; below the bar of a training it goes when it is full."""
+    is_hidden = not (show_progress and accelerator.is_main_process)
+    return tqdm(iterable, total=total, unit=unit, leave=None, dynamic_ncols=True, disable=is_hidden)
 
 
 @contextmanager
@@ -158,6 +167,7 @@ def load_video_batches(
     processor: UMTVideoProcessor,
     accelerator: Accelerator,
     num_workers: int,
+    show_progress: bool = False,
 ) -> Iterator[tuple[range, torch.Tensor]]:
     """Read batches of videos.
 
@@ -167,6 +177,7 @@ def load_video_batches(
         processor: Of the model.
         accelerator: Says where pixels go.
         num_workers: Processes that decode; 0: this one does.
+        show_progress: Whether the main process draws a bar of its share.
 
     Yields:
         Indices of a batch's videos, and their `pixel_values (B, T, C, H, W)` on the device.
@@ -176,5 +187,7 @@ def load_video_batches(
     """
     dataset = HeldOutVideos(videos, processor)
     loader = build_loader(dataset, batches, num_workers, pin_memory=accelerator.device.type == "cuda")
-    for batch, pixel_values in zip(batches, loader, strict=True):
-        yield batch, pixel_values.to(accelerator.device, non_blocking=True)
+    with build_bar(sum(map(len, batches)), "video", accelerator, show_progress) as progress:
+        for batch, pixel_values in zip(batches, loader, strict=True):
+            yield batch, pixel_values.to(accelerator.device, non_blocking=True)
+            progress.update(len(batch))

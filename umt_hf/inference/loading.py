@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -187,7 +188,11 @@ def load_video_text_processor(name_or_path: str | os.PathLike) -> UMTVideoTextPr
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
     """A device by name; default: that of the process, as Accelerate chooses it."""
-    return torch.device(cast("torch.device", PartialState().device) if device is None else device)
+    if device is not None:
+        return torch.device(device)
+    # As `Accelerator` does: without the flag several processes on the CPU would each take themselves for the only one.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return torch.device(cast("torch.device", state.device))
 
 
 def place_model(model: ModelT, device: torch.device) -> ModelT:

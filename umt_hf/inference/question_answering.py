@@ -67,6 +67,7 @@ def answer_questions(
     top_k: int | None = None,
     max_answer_tokens: int = 5,
     num_workers: int = 4,
+    show_progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Answer questions; called in all processes, each gets all predictions.
 
@@ -80,6 +81,7 @@ def answer_questions(
         top_k: How many answers are scored by all their tokens; default: 128 as published, or all of a shorter list.
         max_answer_tokens: Tokens of an answer, `[CLS]` and `[SEP]` included.
         num_workers: Processes that decode, for each process.
+        show_progress: Whether the main process draws a bar of its share.
 
     Returns:
         One dictionary per question, in order, with `question_id`, `answer` and, from a list, `probability` among the
@@ -102,7 +104,9 @@ def answer_questions(
     batches = plan_shard(len(videos), batch_size, accelerator)
     found: list[tuple[int, dict[str, Any]]] = []
     with evaluation_mode(model, accelerator):
-        for batch, pixels in load_video_batches(videos, batches, processor.video_processor, accelerator, num_workers):
+        for batch, pixels in load_video_batches(
+            videos, batches, processor.video_processor, accelerator, num_workers, show_progress
+        ):
             # A batch of videos may bring many more questions, which then go through in parts.
             pairs = [(place, row) for place, video in enumerate(batch) for row in rows_of_video[video]]
             for start in range(0, len(pairs), batch_size):
@@ -166,14 +170,13 @@ class VideoAnswerer:
         ValueError: If the model lacks weights, such as those of the answer decoder.
         OSError: If there is no model, or no processor beside it.
 
-    Example:
-    ```python
-    >>> answerer = VideoAnswerer("outputs/answers")
-    >>> answer = answerer.answer("video.mp4", "what is the man doing?").answer
-    >>> colors = ["red", "blue", "green"]
-    >>> answer = answerer.answer("video.mp4", "what color is it?", answers=colors)
-    >>> best = answer.ranked[0]
-    ```
+    Examples:
+        >>> from umt_hf import VideoAnswerer
+        >>> answerer = VideoAnswerer("umt-vit-b16-25m-msrvtt-qa")
+        >>> question, colors = "what color is the ring?", ["red", "blue", "green"]
+        >>> answerer.answer("video.mp4", question, colors).ranked[0].answer
+        'blue'
+        >>> words = answerer.answer("video.mp4", question).answer  # its own words
     """
 
     def __init__(

@@ -10,7 +10,7 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2: contrast finds, t
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -198,6 +198,7 @@ def embed_videos(
     batch_size: int = 8,
     num_workers: int = 0,
     shard_size: int = 256,
+    announce: Callable[[str], object] | None = None,
 ) -> EmbedReport:
     """Put videos into an index folder, which is made or added to; only new and changed files are encoded.
 
@@ -212,6 +213,7 @@ def embed_videos(
         batch_size: Videos encoded at a time, in each process.
         num_workers: Processes that read ahead, for each process.
         shard_size: Videos that are written at a time.
+        announce: Gets a line on what was found, in the main process.
 
     Returns:
         What was done, the same in all processes.
@@ -221,6 +223,12 @@ def embed_videos(
         FileExistsError: If the folder holds something other than an index.
         BlockingIOError: If another command is writing the index.
         ValueError: If a source folder has no videos, the model is not a dual encoder, or another one built the index.
+
+    Examples:
+        >>> from umt_hf import embed_videos
+        >>> report = embed_videos(["videos"], "umt-vit-b16-25m", "index")
+        >>> print(report.format())
+        4 encoded, 0 unchanged, 0 skipped; 4 in the index
     """
     require_faiss()
     # One process may get the long videos; the others wait.
@@ -236,6 +244,8 @@ def embed_videos(
         if accelerator.is_main_process:
             files, missing = list_videos(sources)
             plan = [(index.select_new(files), len(files), missing)]
+            if announce is not None:
+                announce(f"{len(files):,} videos found, {len(plan[0][0]):,} of them new or changed.")
         new, num_files, missing = broadcast_object_list(plan)[0]
         share = new[accelerator.process_index :: accelerator.num_processes]
         batches = encoder.read_batches(share, batch_size, num_workers)
@@ -262,11 +272,13 @@ class VideoSearcher:
         FileNotFoundError: If the folder is not an index.
         ValueError: If the index holds no videos, or was built by another model.
 
-    Example:
-    ```python
-    >>> searcher = VideoSearcher("index")
-    >>> hits = searcher.search("a red circle moving left", top_k=5, rerank=True)
-    ```
+    Examples:
+        >>> from umt_hf import VideoSearcher, embed_videos
+        >>> report = embed_videos(["videos"], "umt-vit-b16-25m", "index")
+        >>> searcher = VideoSearcher("index")
+        >>> hits = searcher.search("a dog running", top_k=2, rerank=True)
+        >>> [hit.path for hit in hits]
+        ['...mp4', '...mp4']
     """
 
     def __init__(

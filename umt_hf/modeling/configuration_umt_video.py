@@ -75,12 +75,13 @@ class UMTVideoConfig(PreTrainedConfig):
 
     Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3; published recipes for the values.
 
-    Example:
-    ```python
-    >>> from umt_hf import UMTVideoConfig, UMTVideoModel
-
-    >>> model = UMTVideoModel(UMTVideoConfig(num_hidden_layers=2))
-    ```
+    Examples:
+        >>> from umt_hf import UMTVideoConfig, UMTVideoModel
+        >>> config = UMTVideoConfig(num_frames=16, mask_ratio=0.9)
+        >>> config.hidden_size, config.num_hidden_layers
+        (768, 12)
+        >>> small = UMTVideoConfig(hidden_size=48, num_hidden_layers=2)
+        >>> model = UMTVideoModel(small)  # with random weights
     """
 
     model_type = "umt_video"

@@ -63,6 +63,12 @@ class UMTTextConfig(PreTrainedConfig):
         ValueError: If sizes do not divide one another, or `fusion_layer` is outside the tower.
 
     Source: Devlin et al., "BERT", 2019; Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
+
+    Examples:
+        >>> from umt_hf import UMTTextConfig
+        >>> config = UMTTextConfig(num_hidden_layers=6, fusion_layer=4)
+        >>> config.num_hidden_layers - config.fusion_layer  # layers that fuse
+        2
     """
 
     model_type = "umt_text"
@@ -156,13 +162,16 @@ class UMTVideoTextConfig(PreTrainedConfig):
 
     Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2; published recipes for the values.
 
-    Example:
-    ```python
-    >>> from umt_hf import UMTVideoTextConfig, UMTVideoTextModel
-
-    >>> config = UMTVideoTextConfig(text_config={"num_hidden_layers": 10})
-    >>> model = UMTVideoTextModel(config)
-    ```
+    Examples:
+        >>> from umt_hf import UMTVideoTextConfig, UMTVideoTextModel
+        >>> config = UMTVideoTextConfig(
+        ...     vision_config={"hidden_size": 48, "num_hidden_layers": 2},
+        ...     text_config={"hidden_size": 48, "encoder_width": 48},
+        ...     projection_dim=32,
+        ... )
+        >>> config.vision_config.num_frames, config.text_config.fusion_layer
+        (4, 9)
+        >>> model = UMTVideoTextModel(config)  # with random weights
     """
 
     model_type = "umt_video_text"
@@ -244,6 +253,21 @@ def build_decoder_config(config: UMTTextConfig) -> UMTTextConfig:
         "attn_implementation": config._attn_implementation,
     }
     return UMTTextConfig(**fields)
+
+
+def require_text(config: PreTrainedConfig, model_class: type) -> None:
+    """Refuse a configuration without text, which Auto classes hand over for a folder without it.
+
+    Raises:
+        ValueError: If it is not a [`UMTVideoTextConfig`]; the message names the folder's class.
+    """
+    if config.model_type != UMTVideoTextConfig.model_type:
+        known = ", ".join(config.architectures or ()) or "the class of its kind"
+        raise ValueError(
+            f"{model_class.__name__} needs a configuration of type {UMTVideoTextConfig.model_type!r}, with video and "
+            f"text; {config.name_or_path or 'this one'} is of type {config.model_type!r}, without text: load it with "
+            f"{known}."
+        )
 
 
 __all__ = ["UMTTextConfig", "UMTVideoTextConfig"]

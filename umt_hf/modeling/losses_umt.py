@@ -65,6 +65,14 @@ def uta_loss(student: torch.Tensor, teacher: torch.Tensor, norm: str = "l2", los
         ValueError: If the shapes differ, or `norm` or `loss` is unknown.
 
     Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.1, target alignment.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf.modeling.losses_umt import uta_loss
+        >>> student = torch.tensor([3.0, 0.0]).expand(6, 1, 320, 2)
+        >>> teacher = torch.tensor([0.0, 1.0]).expand(6, 1, 320, 2)
+        >>> uta_loss(student, teacher)  # at right angles
+        tensor(2.)
     """
     if student.shape != teacher.shape:
         raise ValueError(
@@ -155,6 +163,13 @@ def vtc_loss(
         ValueError: If shapes do not fit one another or `gather` is unknown.
 
     Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2; Radford et al., "CLIP", 2021.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf.modeling.losses_umt import vtc_loss
+        >>> videos = texts = torch.eye(4)  # each pair agrees, others do not
+        >>> vtc_loss(videos, texts, temperature=0.07) < 1e-4
+        tensor(True)
     """
     if gather not in ("exact", "published"):
         raise ValueError(f"gather must be 'exact' or 'published', got {gather!r}.")
@@ -232,6 +247,12 @@ def vtm_loss(matching_logits: torch.Tensor) -> torch.Tensor:
         ValueError: If there are not three rows per pair.
 
     Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2; Li et al., "Align before Fuse", 2021.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf.modeling.losses_umt import vtm_loss
+        >>> vtm_loss(torch.zeros(12, 2))  # four pairs, eight negatives: undecided
+        tensor(0.6931)
     """
     if matching_logits.shape[0] % 3:
         raise ValueError(f"matching_logits must have three rows per pair, got {tuple(matching_logits.shape)}.")
@@ -262,6 +283,16 @@ def sample_mlm_corruption(
         Corrupted ids, and labels: the ids at chosen tokens, -100 elsewhere; both `(B, L)`.
 
     Source: Devlin et al., "BERT", 2019, with the share of Li et al., "Unmasked Teacher", ICCV 2023.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf.modeling.losses_umt import sample_mlm_corruption
+        >>> ids = torch.tensor([[101, 1037, 2417, 4418, 0, 0]])
+        >>> corrupted, labels = sample_mlm_corruption(
+        ...     ids, vocab_size=30522, mask_token_id=103, kept_ids=(0, 101)
+        ... )
+        >>> labels[0, [0, 4, 5]].tolist()  # [CLS] and padding are never chosen
+        [-100, -100, -100]
     """
 
     def draw() -> torch.Tensor:
@@ -289,6 +320,13 @@ def mlm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         Scalar float32 loss, whose mean over processes is the mean over tokens; 0 where no token is chosen.
 
     Source: Devlin et al., "BERT", 2019; Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf.modeling.losses_umt import mlm_loss
+        >>> logits, labels = torch.zeros(1, 3, 8), torch.tensor([[-100, 5, -100]])
+        >>> mlm_loss(logits, labels)  # log 8: any word is as likely
+        tensor(2.0794)
     """
     count = (labels != IGNORED_LABEL).sum()
     # Scaled by the number of processes, since DDP, FSDP and DeepSpeed average gradients over them.
@@ -300,6 +338,22 @@ def mlm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
     )
     return total * num_processes / count.clamp(min=1)
+
+
+def compute_answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of each answer's next tokens, summed over them.
+
+    Args:
+        logits: `(A, tokens, vocabulary)`.
+        labels: `(A, tokens)`, the tokens themselves, -100 on padding.
+
+    Returns:
+        Float32 `(A,)`.
+    """
+    losses = F.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    return losses.sum(dim=1)
 
 
 def is_distributed() -> bool:
@@ -332,6 +386,7 @@ class _Gather(torch.autograd.Function):
 
 __all__ = [
     "average_video_embeds",
+    "compute_answer_loss",
     "compute_negative_weights",
     "compute_similarity",
     "find_true_pairs",

@@ -75,6 +75,14 @@ def sample_attention_mask(
 
     Returns:
         Boolean mask `(batch, frames * patches)`, `True` where hidden, with the same count in every frame.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf.modeling.masking_umt_video import sample_attention_mask
+        >>> saliency = torch.rand(1, 8, 196)  # of 8 frames, from the teacher
+        >>> mask = sample_attention_mask(saliency, mask_ratio=0.8)
+        >>> mask.shape, int((~mask).sum())  # 40 patches of each frame stay
+        (torch.Size([1, 1568]), 320)
     """
     saliency = _split_frames(saliency, num_frames)
     visible = sample_attention_indices(saliency, mask_ratio, generator=generator, noise=noise)
@@ -126,6 +134,13 @@ def sample_tube_mask(
 
     Returns:
         Boolean mask `(batch, num_frames * num_patches)`, `True` where hidden.
+
+    Examples:
+        >>> from umt_hf.modeling.masking_umt_video import sample_tube_mask
+        >>> mask = sample_tube_mask(2, 8, 196, mask_ratio=0.8)
+        >>> frames = mask.unflatten(1, (8, 196))
+        >>> bool((frames == frames[:, :1]).all())  # the same in every frame
+        True
     """
     visible = sample_tube_indices(batch_size, num_frames, num_patches, mask_ratio, generator, device, noise)
     return build_mask(visible, num_frames * num_patches)
@@ -180,6 +195,12 @@ def sample_random_mask(
 
     Returns:
         Boolean mask `(batch, num_tokens)`, `True` where hidden.
+
+    Examples:
+        >>> from umt_hf.modeling.masking_umt_video import sample_random_mask
+        >>> mask = sample_random_mask(2, 1568, mask_ratio=0.8)
+        >>> mask.sum(dim=1).tolist()
+        [1254, 1254]
     """
     return build_mask(sample_random_indices(batch_size, num_tokens, mask_ratio, generator, device, noise), num_tokens)
 

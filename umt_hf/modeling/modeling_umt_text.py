@@ -286,7 +286,19 @@ class UMTTextPreTrainedModel(UMTQuantizationMixin, PreTrainedModel):
 
 
 class UMTTextModel(UMTTextPreTrainedModel):
-    """UMT text tower without a head: text layers, then fusion layers that cross-attend to another sequence."""
+    """UMT text tower without a head: text layers, then fusion layers that cross-attend to another sequence.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf import UMTTextConfig, UMTTextModel
+        >>> config = UMTTextConfig(hidden_size=48, encoder_width=48)
+        >>> model = UMTTextModel(config).eval()
+        >>> ids = torch.tensor([[101, 1037, 2417, 4418]])  # [CLS] and three words
+        >>> model(ids).last_hidden_state.shape
+        torch.Size([1, 4, 48])
+        >>> video = torch.randn(1, 784, 48)
+        >>> outputs = model(ids, encoder_hidden_states=video, mode="multi_modal")
+    """
 
     def __init__(self, config: UMTTextConfig):
         super().__init__(config)
@@ -461,7 +473,24 @@ def build_cache(config: UMTTextConfig) -> EncoderDecoderCache:
 
 
 class UMTTextLMHeadModel(UMTTextPreTrainedModel, GenerationMixin):
-    """Causal text tower with a language-modelling head, which generates text from another sequence's states."""
+    """Causal text tower with a language-modelling head, which generates text from another sequence's states.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf import UMTTextConfig, UMTTextLMHeadModel
+        >>> config = UMTTextConfig(
+        ...     hidden_size=48,
+        ...     num_hidden_layers=3,
+        ...     fusion_layer=0,
+        ...     encoder_width=48,
+        ...     is_decoder=True,
+        ... )
+        >>> model = UMTTextLMHeadModel(config).eval()
+        >>> question = torch.randn(1, 7, 48)  # states of a text tower
+        >>> ids = torch.tensor([[101, 2630]])
+        >>> model(ids, encoder_hidden_states=question).logits.shape
+        torch.Size([1, 2, 30522])
+    """
 
     _tied_weights_keys = {"lm_head.decoder.weight": "text_model.embeddings.word_embeddings.weight"}
 

@@ -18,7 +18,6 @@ Legend: B batch, T frames, N tokens, V visible tokens, D width, K aligned layers
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,10 +27,10 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, is_torchvision_available, requires_backends
+from transformers.utils import TransformersKwargs, is_torchvision_available, requires_backends
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
@@ -39,6 +38,7 @@ from .configuration_umt_video import UMTVideoConfig
 from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import normalize_features, uta_loss
 from .masking_umt_video import compute_visible_indices
+from .outputs_umt_video import UMTVideoForActionDetectionOutput, UMTVideoForPreTrainingOutput, UMTVideoModelOutput
 from .quantization_umt import UMTFloatLinear, UMTQuantizationMixin, match_precision
 
 if is_torchvision_available():
@@ -47,56 +47,6 @@ if is_torchvision_available():
 ROI_SIZE = 7  # rows and columns of the grid that a box is read on, as published
 # Before PyTorch 2.7 nothing says whether a graph is exported or compiled: there, exported shapes are fixed.
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
-
-
-@dataclass
-class UMTVideoModelOutput(BaseModelOutputWithPooling):
-    """Output of [`UMTVideoModel`].
-
-    Args:
-        last_hidden_state: Visible tokens after the last layer (and the final norm, if any), `(B, V, D)`.
-        pooler_output: Mean over those tokens, `(B, D)`.
-        hidden_states: Embeddings and every layer's output before the final norm, when asked for.
-        attentions: Attention probabilities of every layer, when asked for (`attn_implementation="eager"`).
-        aligned_hidden_states: With `output_aligned_states=True`, the outputs of the aligned layers after the final
-            norm, `(K, B, V, D)`, shallowest first.
-    """
-
-    aligned_hidden_states: torch.Tensor | None = None
-
-
-@dataclass
-class UMTVideoForPreTrainingOutput(ModelOutput):
-    """Output of [`UMTVideoForPreTraining`].
-
-    Args:
-        loss: Alignment loss, when `teacher_features` are given.
-        aligned_features: Projected and normalised student features `(K, B, V, C)`, shallowest layer first, float32.
-        hidden_states: Embeddings and every layer's output, when asked for.
-        attentions: Attention probabilities of every layer, when asked for.
-    """
-
-    loss: torch.Tensor | None = None
-    aligned_features: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class UMTVideoForActionDetectionOutput(ModelOutput):
-    """Output of [`UMTVideoForActionDetection`].
-
-    Args:
-        loss: Multi-label loss, when `labels` are given.
-        logits: One row per box, `(B, M, num_labels)`; 0 where there is no box. `sigmoid` gives probabilities.
-        hidden_states: Embeddings and every layer's output before the final norm, when asked for.
-        attentions: Attention probabilities of every layer, when asked for.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def compute_sinusoid_table(num_positions: int, width: int, device: str | torch.device | None = "cpu") -> torch.Tensor:
@@ -529,6 +479,17 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
     """UMT video encoder without a head.
 
     Loads the encoder of any UMT folder: stage 1, fine-tuned, stage 2, retrieval or question answering.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf import UMTVideoConfig, UMTVideoModel
+        >>> config = UMTVideoConfig(hidden_size=48, num_hidden_layers=2)
+        >>> model = UMTVideoModel(config).eval()
+        >>> clip = torch.randn(1, 8, 3, 224, 224)  # 8 x 14 x 14 tokens
+        >>> outputs = model(clip)
+        >>> outputs.last_hidden_state.shape, outputs.pooler_output.shape
+        (torch.Size([1, 1568, 48]), torch.Size([1, 48]))
+        >>> model = UMTVideoModel.from_pretrained("umt-vit-b16")
     """
 
     _keys_to_ignore_on_load_unexpected = [r"alignment_heads\."]
@@ -693,6 +654,19 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
     """UMT stage 1: the encoder sees the visible tokens and aligns its last layers with a frozen teacher's on them.
 
     The teacher is not part of the model: see [`UMTTeacher`].
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf import UMTTeacher, UMTVideoForPreTraining
+        >>> model = UMTVideoForPreTraining.from_pretrained("umt-vit-b16")
+        >>> name, layers = model.config.teacher_name_or_path, len(model.alignment_heads)
+        >>> teacher = UMTTeacher.from_pretrained(name, num_aligned_layers=layers)
+        >>> clip = torch.randn(1, 8, 3, 224, 224)
+        >>> hidden = torch.arange(1568)[None] % 4 > 0  # 3 of 4 tokens
+        >>> outputs = model(clip, hidden, teacher(clip).features)
+        >>> outputs.aligned_features.shape[1:]  # at the 392 others
+        torch.Size([1, 392, 512])
+        >>> outputs.loss.backward()
     """
 
     def __init__(self, config: UMTVideoConfig):
@@ -774,7 +748,18 @@ def count_labels(config: UMTVideoConfig) -> int:
 
 
 class UMTVideoForVideoClassification(UMTVideoPreTrainedModel):
-    """UMT encoder with a classifier on its tokens, pooled by `config.pooling_type` and then normalised."""
+    """UMT encoder with a classifier on its tokens, pooled by `config.pooling_type` and then normalised.
+
+    Examples:
+        >>> from transformers import AutoVideoProcessor
+        >>> from umt_hf import UMTVideoForVideoClassification
+        >>> name = "umt-vit-b16-k400"
+        >>> model = UMTVideoForVideoClassification.from_pretrained(name)
+        >>> processor = AutoVideoProcessor.from_pretrained(name)
+        >>> logits = model(**processor("video.mp4", return_tensors="pt")).logits
+        >>> model.config.id2label[int(logits.argmax())]
+        'riding a bike'
+    """
 
     # A stage-1 folder has a norm on tokens and alignment heads; a classifier uses neither, as published.
     _keys_to_ignore_on_load_unexpected = [r"vision_model\.norm\.", r"alignment_heads\."]
@@ -828,6 +813,16 @@ class UMTVideoForActionDetection(UMTVideoPreTrainedModel):
     a map, RoIAlign reads each box of it on a grid, and a linear head sees the maximum over the grid.
 
     Loaded from a stage-1 folder, `classifier` is fresh; from a classifier's folder, `norm` and `classifier` are.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf import UMTVideoForActionDetection
+        >>> name = "umt-vit-b16-ava"
+        >>> model = UMTVideoForActionDetection.from_pretrained(name)
+        >>> clip = torch.randn(1, 8, 3, 224, 224)
+        >>> boxes = torch.tensor([[[20.0, 30, 120, 210], [90, 40, 200, 220]]])
+        >>> model(clip, boxes).logits.shape  # two boxes, 80 actions
+        torch.Size([1, 2, 80])
     """
 
     # A classifier's fc_norm comes after pooling, so it is not mapped to the norm on tokens, as published.

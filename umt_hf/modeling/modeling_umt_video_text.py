@@ -23,9 +23,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import initialization as init
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.modeling_utils import PreTrainedModel
@@ -33,10 +31,11 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConfig, build_decoder_config
+from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConfig, build_decoder_config, require_text
 from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import (
     IGNORED_LABEL,
+    compute_answer_loss,
     compute_negative_weights,
     find_true_pairs,
     mlm_loss,
@@ -57,11 +56,11 @@ from .modeling_umt_text import (
 from .modeling_umt_video import (
     UMTVideoAlignmentHead,
     UMTVideoModel,
-    UMTVideoModelOutput,
     project_aligned_states,
     require_tensor,
     select_targets,
 )
+from .outputs_umt_video import UMTVideoModelOutput
 from .outputs_umt_video_text import (
     UMTVideoFeaturesOutput,
     UMTVideoTextForPreTrainingOutput,
@@ -77,6 +76,7 @@ from .towers_umt_video_text import (
     load_bert_tower,
     load_video_tower,
     require_complete,
+    require_stage2_parts,
 )
 
 logger = logging.get_logger(__name__)
@@ -127,26 +127,20 @@ class UMTVideoTextPreTrainedModel(UMTQuantizationMixin, PreTrainedModel):
         self.text_model.set_input_embeddings(value)
 
 
-def require_text(config: PreTrainedConfig, model_class: type) -> None:
-    """Refuse a configuration without text, which Auto classes hand over for a folder without it.
-
-    Raises:
-        ValueError: If it is not a [`UMTVideoTextConfig`]; the message names the folder's class.
-    """
-    if config.model_type != UMTVideoTextConfig.model_type:
-        known = ", ".join(config.architectures or ()) or "the class of its kind"
-        raise ValueError(
-            f"{model_class.__name__} needs a configuration of type {UMTVideoTextConfig.model_type!r}, with video and "
-            f"text; {config.name_or_path or 'this one'} is of type {config.model_type!r}, without text: load it with "
-            f"{known}."
-        )
-
-
 class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
     """UMT dual encoder: videos and texts as vectors of one space, whose cosine measures how well they fit.
 
     It keeps the fusion layers of the text tower, which only the heads use. So plain DDP needs
     `find_unused_parameters=True` where this class itself is trained; the `Trainer` sets it, and the heads need it not.
+
+    Examples:
+        >>> from transformers import AutoModel, AutoProcessor
+        >>> model = AutoModel.from_pretrained("umt-vit-b16-25m")
+        >>> processor = AutoProcessor.from_pretrained("umt-vit-b16-25m")
+        >>> texts = ["a dog running", "a red circle"]
+        >>> inputs = processor(texts, videos="video.mp4", return_tensors="pt")
+        >>> model(**inputs).logits_per_video.shape
+        torch.Size([1, 2])
     """
 
     _keep_in_fp32_modules_strict = ["temperature"]
@@ -373,7 +367,20 @@ def require_both(
 
 
 class UMTVideoTextForRetrieval(UMTVideoTextModel):
-    """UMT dual encoder with a matching head that looks at video and text together, for ranking and re-ranking."""
+    """UMT dual encoder with a matching head that looks at video and text together, for ranking and re-ranking.
+
+    Examples:
+        >>> from transformers import AutoProcessor
+        >>> from umt_hf import UMTVideoTextForRetrieval
+        >>> name = "umt-vit-b16-25m"
+        >>> model = UMTVideoTextForRetrieval.from_pretrained(name).eval()
+        >>> processor = AutoProcessor.from_pretrained(name)
+        >>> inputs = processor("a dog", videos="video.mp4", return_tensors="pt")
+        >>> outputs = model(**inputs)
+        >>> video, text = outputs.vision_model_output, outputs.text_model_output
+        >>> model.match(video.last_hidden_state, text.last_hidden_state).shape
+        torch.Size([1, 2])
+    """
 
     _keys_to_ignore_on_load_unexpected = [r"^alignment_heads\.", r"^mlm_head\."]
 
@@ -495,6 +502,17 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
     """UMT stage 2: alignment with a frozen teacher, contrast, matching and masked language modelling, video masked.
 
     The teacher is not part of the model: see [`UMTTeacher`].
+
+    Examples:
+        >>> from transformers import AutoModelForPreTraining, AutoProcessor
+        >>> name = "umt-vit-b16-25m"
+        >>> model = AutoModelForPreTraining.from_pretrained(name)
+        >>> processor = AutoProcessor.from_pretrained(name)
+        >>> videos, texts = ["video.mp4"] * 2, ["a dog", "a red circle"]
+        >>> inputs = processor(texts, videos=videos, return_tensors="pt")
+        >>> outputs = model(**inputs, return_loss=True)
+        >>> [name for name in outputs if name.endswith("_loss")]
+        ['vtc_loss', 'vtm_loss', 'mlm_loss']
     """
 
     _keys_to_ignore_on_load_unexpected = None
@@ -643,7 +661,20 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
 
 
 class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMixin):
-    """UMT video question answering: a question looks at the video, and a decoder turns its states into an answer."""
+    """UMT video question answering: a question looks at the video, and a decoder turns its states into an answer.
+
+    Examples:
+        >>> from transformers import AutoProcessor
+        >>> from umt_hf import UMTVideoTextForQuestionAnswering
+        >>> name = "umt-vit-b16-25m-msrvtt-qa"
+        >>> model = UMTVideoTextForQuestionAnswering.from_pretrained(name).eval()
+        >>> processor = AutoProcessor.from_pretrained(name)
+        >>> text = "what color is the ring?"
+        >>> inputs = processor(text, videos="video.mp4", return_tensors="pt")
+        >>> ids = model.generate(**inputs, max_new_tokens=1)
+        >>> processor.batch_decode(ids, skip_special_tokens=True)
+        ['blue']
+    """
 
     main_input_name = "pixel_values"
     # The decoder stays on one device: automatic device maps search names within names, take `text_model` for
@@ -700,18 +731,7 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
         source, info = UMTVideoTextForPreTraining.from_pretrained(
             pretrained_model_name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-        if info["mismatched_keys"]:
-            name, stored, needed = min(info["mismatched_keys"])
-            raise ValueError(
-                f"{pretrained_model_name_or_path} holds {name} in shape {tuple(stored)}, which should be "
-                f"{tuple(needed)}."
-            )
-        parts = ("vision_model.", "text_model.", "mlm_head.")
-        if missing := sorted(name for name in info["missing_keys"] if name.startswith(parts)):
-            raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {', '.join(missing[:5])}: give the complete folder of a "
-                "UMTVideoTextForPreTraining."
-            )
+        require_stage2_parts(pretrained_model_name_or_path, info)
         # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
         model, info = cls.from_pretrained(
             None,
@@ -915,22 +935,6 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
             scores = scores + first_token_probs.log()
         probabilities, order = scores.softmax(dim=1).sort(dim=1, descending=True)
         return candidates.gather(1, order), probabilities
-
-
-def compute_answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of each answer's next tokens, summed over them.
-
-    Args:
-        logits: `(A, tokens, vocabulary)`.
-        labels: `(A, tokens)`, the tokens themselves, -100 on padding.
-
-    Returns:
-        Float32 `(A,)`.
-    """
-    losses = F.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=IGNORED_LABEL, reduction="none"
-    )
-    return losses.sum(dim=1)
 
 
 __all__ = [

@@ -24,7 +24,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.utils import ModelOutput
 
-from .modeling_umt_video import UMTVideoModelOutput
+from .outputs_umt_video import UMTVideoModelOutput
 
 
 @dataclass

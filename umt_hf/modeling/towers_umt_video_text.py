@@ -168,6 +168,26 @@ def copy_for_question_answering(source: Any, name: str | os.PathLike) -> dict[st
     return state
 
 
+def require_stage2_parts(name: str | os.PathLike, info: dict[str, Any]) -> None:
+    """Check that a stage-2 folder had all that question answering copies.
+
+    Args:
+        name: Folder or Hub id.
+        info: Loading info of the `UMTVideoTextForPreTraining` that was loaded from it.
+
+    Raises:
+        ValueError: If a weight is missing or has another shape; the message names it.
+    """
+    if info["mismatched_keys"]:
+        weight, stored, needed = min(info["mismatched_keys"])
+        raise ValueError(f"{name} holds {weight} in shape {tuple(stored)}, which should be {tuple(needed)}.")
+    parts = ("vision_model.", "text_model.", "mlm_head.")
+    if missing := sorted(weight for weight in info["missing_keys"] if weight.startswith(parts)):
+        raise ValueError(
+            f"{name} lacks {', '.join(missing[:5])}: give the complete folder of a UMTVideoTextForPreTraining."
+        )
+
+
 def require_complete(source: str | os.PathLike, info: dict[str, Any]) -> None:
     """Refuse a load that left a weight of the model fresh, or had no place for one of its source.
 
@@ -192,4 +212,5 @@ __all__ = [
     "load_video_tower",
     "rename_bert_weight",
     "require_complete",
+    "require_stage2_parts",
 ]

@@ -82,6 +82,14 @@ def sample_clip(seed: int, split: str, index: int) -> ClipDescription:
         seed: Seed of the data set, not negative.
         split: One of `SPLITS`.
         index: Position of the clip in its split.
+
+    Examples:
+        >>> from umt_hf.moving_shapes.render import sample_clip
+        >>> clip = sample_clip(seed=0, split="train", index=0)
+        >>> clip == sample_clip(seed=0, split="train", index=0)
+        True
+        >>> clip.color, clip.shape
+        ('green', 'circle')
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}.")
@@ -119,6 +127,12 @@ def render_clip(clip: ClipDescription) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Frames `(NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3)` as uint8 RGB, and the tight box of the shape in every frame,
         `(NUM_FRAMES, 4)` as x1, y1, x2, y2 in pixels from the top left corner, x2 and y2 exclusive.
+
+    Examples:
+        >>> from umt_hf.moving_shapes.render import render_clip, sample_clip
+        >>> frames, boxes = render_clip(sample_clip(0, "train", 0))
+        >>> frames.shape, boxes.shape
+        ((24, 64, 64, 3), (24, 4))
     """
     centers = compute_centers(clip).astype(np.float32)[:, :, None, None]
     grid = np.arange(FRAME_SIZE, dtype=np.float32) + 0.5
@@ -163,6 +177,12 @@ def write_moving_shapes(
 
     Raises:
         FileExistsError: If the folder holds a moving-shapes data set of other settings.
+
+    Examples:
+        >>> from umt_hf.moving_shapes.render import write_moving_shapes
+        >>> folder = write_moving_shapes("shapes", 8, 2, 2)
+        >>> sorted(path.name for path in folder.glob("train*.csv"))
+        ['train.csv', 'train_appearance.csv', 'train_motion.csv']
     """
     directory = Path(directory)
     counts = dict(zip(SPLITS, (num_train_clips, num_validation_clips, num_test_clips), strict=True))

@@ -74,6 +74,14 @@ class ClipRandAugment:
         ValueError: If `policy` is written otherwise.
 
     Source: Cubuk et al., "RandAugment", 2020; the published fine-tuning (`rand-m7-n4-mstd0.5-inc1`).
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf.processing.classification_transforms import ClipRandAugment
+        >>> augment = ClipRandAugment("rand-m7-n4-mstd0.5-inc1")
+        >>> frames = torch.zeros(8, 3, 240, 320, dtype=torch.uint8)
+        >>> augment.apply(frames, augment.sample(torch.Generator())).shape
+        torch.Size([8, 3, 240, 320])
     """
 
     def __init__(self, policy: str):
@@ -121,6 +129,16 @@ class ClassificationTransform(ResizedCropTransform):
         erasing_probability: How often a box of a clip is filled with noise.
 
     Source: the published fine-tuning for classification; bilinear without antialiasing, not rounded.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf.processing import classification_transforms
+        >>> transform = classification_transforms.ClassificationTransform(
+        ...     224, rand_augment="rand-m7-n4-mstd0.5-inc1"
+        ... )
+        >>> frames = torch.zeros(8, 3, 240, 320, dtype=torch.uint8)
+        >>> transform(frames, torch.Generator()).shape
+        torch.Size([8, 3, 224, 224])
     """
 
     def __init__(
@@ -214,6 +232,15 @@ class ClipMix:
         ValueError: If both are 0.
 
     Source: Zhang et al., "mixup", 2018; Yun et al., "CutMix", 2019.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf.processing.classification_transforms import ClipMix
+        >>> mix = ClipMix(num_classes=3, mixup_alpha=0.8, cutmix_alpha=1.0)
+        >>> clips, labels = torch.randn(2, 8, 3, 32, 32), torch.tensor([0, 2])
+        >>> clips, targets = mix(clips, labels, torch.Generator())
+        >>> targets.shape, targets.sum(dim=1)
+        (torch.Size([2, 3]), tensor([1., 1.]))
     """
 
     def __init__(self, num_classes: int, mixup_alpha: float, cutmix_alpha: float):

@@ -230,6 +230,13 @@ def open_video(source: VideoSource, decoder: DecoderName = "pyav") -> VideoReade
             decoded.
         ImportError: If the library of `decoder` is missing or does not work.
         ValueError: If `decoder` is not one of the three.
+
+    Examples:
+        >>> from umt_hf.processing.decoding import open_video
+        >>> with open_video("video.mp4") as video:
+        ...     frames = video.get_frames([0, 10, 20])
+        >>> frames.shape, frames.dtype
+        ((3, 256, 256, 3), dtype('uint8'))
     """
     if decoder not in READERS:
         raise ValueError(f"decoder must be one of {sorted(READERS)}, got {decoder!r}.")

@@ -44,6 +44,13 @@ def read_image(source: str | bytes) -> torch.Tensor:
 
     Raises:
         VideoDecodingError: If it cannot be read or exceeds `LIMITS`; the message names it.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from umt_hf.processing.images import read_image
+        >>> Image.new("RGB", (320, 240), "red").save("picture.png")
+        >>> read_image("picture.png").shape
+        torch.Size([1, 3, 240, 320])
     """
     media = open_source(source, kind="image")
     try:

@@ -59,14 +59,17 @@ class UMTVideoTextProcessor(ProcessorMixin):
     Raises:
         ValueError: If the tokenizer ends a text with `[SEP]`.
 
-    Example:
-    ```python
-    >>> video_processor = UMTVideoProcessor(num_frames=4)
-    >>> tokenizer = build_tokenizer("vocab.txt")
-    >>> processor = UMTVideoTextProcessor(video_processor, tokenizer)
-    >>> text = ["A red circle."]
-    >>> inputs = processor(text=text, videos=["clip.mp4"], return_tensors="pt")
-    ```
+    Examples:
+        >>> from umt_hf import UMTVideoProcessor, UMTVideoTextProcessor
+        >>> from umt_hf.processing.processing_umt_video_text import build_tokenizer
+        >>> video_processor = UMTVideoProcessor(num_frames=4)
+        >>> tokenizer = build_tokenizer("vocab.txt")
+        >>> processor = UMTVideoTextProcessor(video_processor, tokenizer)
+        >>> inputs = processor(
+        ...     ["A red circle."], videos=["video.mp4"], return_tensors="pt"
+        ... )
+        >>> inputs["input_ids"].shape, inputs["pixel_values"].shape
+        (torch.Size([1, 32]), torch.Size([1, 4, 3, 224, 224]))
     """
 
     valid_processor_kwargs = UMTVideoTextProcessorKwargs
@@ -161,11 +164,10 @@ def clean_caption(text: str, max_words: int | None = None) -> str:
     Returns:
         The cleaned text.
 
-    Example:
-    ```python
-    >>> clean_caption("A well-known dog/cat!")
-    'a well known dog cat'
-    ```
+    Examples:
+        >>> from umt_hf.processing.processing_umt_video_text import clean_caption
+        >>> clean_caption("A well-known dog/cat!")
+        'a well known dog cat'
     """
     text = text.lower().translate(DROPPED_CHARACTERS)
     text = text.replace("-", " ").replace("/", " ").replace("<person>", "person")
@@ -186,6 +188,13 @@ def build_tokenizer(source: str | os.PathLike | Sequence[str], max_length: int =
 
     Raises:
         ValueError: If a special token is not in the vocabulary.
+
+    Examples:
+        >>> from umt_hf.processing.processing_umt_video_text import build_tokenizer
+        >>> tokenizer = build_tokenizer("vocab.txt")
+        >>> ids = tokenizer("a red circle").input_ids
+        >>> tokenizer.convert_ids_to_tokens(ids)
+        ['[CLS]', 'a', 'red', 'circle']
     """
     if isinstance(source, str | os.PathLike):
         backend = _build_backend(_read_words(source)) if Path(source).is_file() else _load_backend(source)

@@ -78,6 +78,13 @@ def sample_frame_indices(
             `LIMITS` allows.
 
     Source: the published data sets of UMT (Kinetics, Something-Something, stage 1) and of VindLU (video with text).
+
+    Examples:
+        >>> from umt_hf.processing.sampling import sample_frame_indices
+        >>> sample_frame_indices(300, 8)
+        [18, 55, 93, 130, 168, 205, 242, 280]
+        >>> sample_frame_indices(300, 8, "dense", frame_stride=4)
+        [135, 139, 143, 147, 151, 155, 159, 163]
     """
     _check_at_least_1(num_video_frames=num_video_frames, num_frames=num_frames)
     _check_at_least_1(frame_stride=frame_stride, num_clips=num_clips)
@@ -116,6 +123,11 @@ def compute_key_frame_offsets(
         ValueError: If the strategy has no clips around a key frame, or a number is below 1.
 
     Source: the published data set for AVA, where the names of the two strategies are swapped.
+
+    Examples:
+        >>> from umt_hf.processing.sampling import compute_key_frame_offsets
+        >>> compute_key_frame_offsets(4, "dense", frame_stride=8)
+        [-13, -5, 3, 11]
     """
     if strategy not in ("dense", "segments"):
         raise ValueError(f"Clips around a key frame are sampled by 'dense' or 'segments', got {strategy!r}.")
@@ -176,6 +188,11 @@ def compute_spatial_crops(
 
     Raises:
         ValueError: If `num_crops` is below 1, or above 1 with `crop_size`, or a crop does not fit the frame.
+
+    Examples:
+        >>> from umt_hf.processing.sampling import compute_spatial_crops
+        >>> compute_spatial_crops(720, 1280, size=224, num_crops=3)
+        [(0, 0, 224, 224), (0, 87, 224, 311), (0, 174, 224, 398)]
     """
     height, width = compute_resized_size(height, width, size)
     if crop_size is None:

@@ -38,6 +38,16 @@ class PretrainingTransform:
         flip_probability: How often a clip is mirrored.
 
     Source: the published stage-1 data code (multi-scale crop of TSN).
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf.processing.train_transforms import PretrainingTransform
+        >>> transform = PretrainingTransform(size=224)
+        >>> frames = torch.zeros(8, 3, 240, 320, dtype=torch.uint8)
+        >>> drawn = transform.sample(240, 320, torch.Generator())
+        >>> cropped = transform.crop(frames, drawn)
+        >>> transform.resize_and_normalize([cropped], [drawn.flip]).shape
+        torch.Size([1, 8, 3, 224, 224])
     """
 
     def __init__(self, size: int, scales: Sequence[float] = (1.0, 0.875, 0.75, 0.66), flip_probability: float = 0.5):
@@ -112,6 +122,14 @@ class ResizedCropTransform(PretrainingTransform):
         flip_probability: How often a clip is mirrored.
 
     Source: the published stage-2 data code: bicubic without antialiasing, rounded to uint8.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf.processing.train_transforms import ResizedCropTransform
+        >>> transform = ResizedCropTransform(size=224, scale=(0.5, 1.0))
+        >>> drawn = transform.sample(240, 320, torch.Generator())
+        >>> 0.45 < drawn.height * drawn.width / (240 * 320) <= 1
+        True
     """
 
     def __init__(

@@ -104,6 +104,15 @@ class UMTVideoProcessor(BaseVideoProcessor):
     Raises:
         VideoDecodingError: If a file cannot be read; the message names it.
         ValueError: If a video in memory is malformed; the message gives its place in the batch.
+
+    Examples:
+        >>> from umt_hf import UMTVideoProcessor
+        >>> processor = UMTVideoProcessor.from_pretrained("umt-vit-b16-k400")
+        >>> processor("video.mp4", return_tensors="pt")["pixel_values"].shape
+        torch.Size([1, 8, 3, 224, 224])
+        >>> views = processor("video.mp4", num_clips=4, num_crops=3)
+        >>> len(views["pixel_values"])  # the published test views
+        12
     """
 
     resample = PILImageResampling.BILINEAR

@@ -1,10 +1,13 @@
 """Arguments that several scripts share: each is declared once, in a dataclass that the scripts' sections extend."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from .config import describe
+from .config import describe, require
 
+TEST_FOLDER, REPORTS_FOLDER = "test", "outputs/evaluation"
 PROBES = ("linear_probe", "attentive_probe")
 
 
@@ -336,17 +339,45 @@ class RepeatArguments:
     repeated_augmentation: int = describe(1, "Augmented copies of each decoded clip.")
 
 
+@dataclass(kw_only=True)
+class ProgressArguments:
+    """What is shown while a script runs."""
+
+    disable_tqdm: bool = describe(False, "Show no progress bars.")
+
+
 # ----------------------------------------------------------------------------------------------------- the evaluation
 @dataclass(kw_only=True)
-class ReportArguments:
+class ReportArguments(ProgressArguments):
     """How much at a time, and where the report goes."""
 
-    output_dir: str = describe("outputs/evaluation", "Folder for report.json (and predictions.json).")
+    output_dir: str | None = describe(
+        None,
+        "Folder for report.json (and predictions.json); default: test in the model's folder, or "
+        "outputs/evaluation/NAME where that is not a folder that can be written.",
+    )
     per_device_eval_batch_size: int = describe(32, "Videos, texts or pairs that a process takes at a time.")
 
     def __post_init__(self) -> None:
         if self.per_device_eval_batch_size < 1:
             raise ValueError(f"per_device_eval_batch_size must be at least 1, got {self.per_device_eval_batch_size}.")
+
+    @property
+    def report_folder(self) -> str:
+        """The folder, once it is chosen."""
+        return require(self.output_dir, "output_dir")
+
+    def choose_output_dir(self, model: str) -> None:
+        """Fill in the folder of the report where none is given, so that models do not overwrite each other's.
+
+        Args:
+            model: Folder or Hub id of the tested model; its card takes the figures of a report in its folder.
+        """
+        if self.output_dir is None:
+            own = Path(model)
+            is_ours = own.is_dir() and os.access(own, os.W_OK)
+            name = own.resolve().name if own.is_dir() else model.strip("/").replace("/", "--")
+            self.output_dir = str(own / TEST_FOLDER if is_ours else Path(REPORTS_FOLDER, name))
 
 
 @dataclass(kw_only=True)

@@ -19,7 +19,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .mistakes import TRACEBACK_FLAG, describe_checkpoints, end_in_one_line
-from .preflight import check_before_start
+from .preflight import check_before_start, reserve_output
 from .scripts import SCRIPTS_BY_MODULE, ScriptEntry, find_script_of_recipe
 
 RECIPES = importlib.resources.files("umt_hf") / "recipes"
@@ -107,7 +107,13 @@ def set_defaults(**defaults: Any) -> Callable[[Section], Section]:
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes that come with the package, `recipe:variant` where a recipe has variants."""
+    """Names of the recipes that come with the package, `recipe:variant` where a recipe has variants.
+
+    Examples:
+        >>> from umt_hf.runs.config import list_recipes
+        >>> [name for name in list_recipes() if name.startswith("stage1_umt")]
+        ['stage1_umt_vit_b16', 'stage1_umt_vit_l16']
+    """
     names = []
     for path in _list_recipe_files():
         variants = _read_recipe(path).get("variants")
@@ -128,6 +134,11 @@ def load_recipe(name_or_path: str, _inherited_by: tuple[Path, ...] = ()) -> dict
         FileNotFoundError: If it is neither.
         ValueError: If the recipe has variants and none is named, or the one that is named does not exist, or the file
             is not YAML with keys in sections.
+
+    Examples:
+        >>> from umt_hf.runs.config import load_recipe
+        >>> load_recipe("stage1_umt_vit_b16")["mask"]
+        {'mask_type': 'attention', 'mask_ratio': 0.8}
     """
     name, variant = name_or_path, ""
     if not Path(name).is_file() and ":" in name:
@@ -418,7 +429,8 @@ def script(sections: dict[str, type]) -> Callable[[Callable[..., Result]], Scrip
             ):
                 parsed.extend(parse_config(sections, words, _find_entry(run)))
                 check_before_start(parsed)
-                return run(*parsed)
+                with reserve_output(parsed):
+                    return run(*parsed)
 
         # So that `main` pickles by name, as launchers of several processes need. The signature stays its own.
         functools.update_wrapper(main, run, ("__module__", "__name__", "__qualname__", "__doc__"), ())

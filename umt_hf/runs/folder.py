@@ -46,6 +46,7 @@ CONFUSION_PICTURE = "confusion.png"
 UNFINISHED_SUFFIX = ".unfinished"
 DELETED_SUFFIX = ".deleted"
 REPLACED_SUFFIX = ".replaced"
+SUPERSEDED_SUFFIX = ".superseded"  # then the time at which the run went on from an earlier checkpoint
 FINAL_FOLDER = "final-model"
 ADAPTER_FOLDER = "adapter"
 

@@ -18,12 +18,22 @@ TRACEBACK_FLAG = "--traceback"
 MISTAKE_CODE = 2
 # A process that fails like the main one is stopped by the launcher before it speaks; one that fails alone is heard.
 SECONDS_TO_BE_STOPPED = 10.0
+# Where launchers say it: torchrun and Accelerate, and MPI in its variants; the order is Accelerate's.
+RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 # Errors of other libraries that mean: this input does not fit.
 MISTAKES = (ValueError, OSError, ImportError, StrictDataclassError)
 
 
 class Terminated(BaseException):
-    """SIGTERM came."""
+    """SIGTERM came.
+
+    Args:
+        exit_code: What the process is to end with.
+    """
+
+    def __init__(self, exit_code: int = 128 + signal.SIGTERM):
+        super().__init__(exit_code)
+        self.exit_code = exit_code
 
 
 class UserError(RuntimeError):
@@ -45,10 +55,10 @@ def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]
         yield
     except KeyboardInterrupt:
         _end(f"Interrupted. {describe_interruption()}", 128 + signal.SIGINT)
-    except Terminated:
+    except Terminated as error:
         if read_rank() > 0:  # most often because the main process has failed, and has said so
-            os._exit(128 + signal.SIGTERM)
-        _end(f"Terminated. {describe_interruption()}", 128 + signal.SIGTERM)
+            os._exit(error.exit_code)
+        _end(f"Terminated. {describe_interruption()}", error.exit_code)
     except (*MISTAKES, UserError) as error:
         _end(f"Error: {summarize(error)}", MISTAKE_CODE)
 
@@ -87,7 +97,7 @@ def _build_handler(main_process: int) -> Callable[[int, FrameType | None], Any]:
 
 def read_rank() -> int:
     """Number of this process among all of the run, before anything of PyTorch is set up."""
-    return int(os.environ.get("RANK", "0"))
+    return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), 0)
 
 
 def _end(message: str, code: int) -> None:

@@ -2,10 +2,12 @@
 
 import importlib.util
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .disk import LOCK_FILE, hold_lock
 from .mistakes import read_rank
 
 # Tracker, as Accelerate and Transformers call it -> packages, any of which it needs.
@@ -31,12 +33,40 @@ def check_before_start(sections: Iterable[Any]) -> None:
         ValueError: If a tracker is unknown or not installed.
         OSError: If the output folder cannot be written.
     """
+    sections = list(sections)
+    choose_output_dir(sections)
     for section in sections:
         trackers = getattr(section, "report_to", None) or []
         for tracker in [trackers] if isinstance(trackers, str) else trackers:
             require_tracker(tracker)
         if getattr(section, "output_dir", None) and read_rank() == 0:
             require_writable(Path(section.output_dir))
+
+
+def choose_output_dir(sections: Iterable[Any]) -> None:
+    """Let an evaluation's report go to a folder of its model, unless a folder is given."""
+    sections = list(sections)
+    model = next((found for section in sections if (found := getattr(section, "model_name_or_path", None))), None)
+    for section in sections:
+        # Without a model the script says so.
+        if model is not None and hasattr(section, "choose_output_dir"):
+            section.choose_output_dir(str(model))
+
+
+@contextmanager
+def reserve_output(sections: Iterable[Any]) -> Generator[None]:
+    """Keep other runs out of a training run's folder while this one lasts; the main process does.
+
+    Raises:
+        BlockingIOError: If another run writes there.
+    """
+    # Evaluations write complete files at their end, and need no lock.
+    folder = next((section.output_dir for section in sections if hasattr(section, "resume_from_checkpoint")), None)
+    if folder is None or read_rank() > 0:
+        yield
+        return
+    with hold_lock(Path(folder) / LOCK_FILE, f"output_dir={folder}"):
+        yield
 
 
 def require_tracker(name: str) -> None:

@@ -23,11 +23,11 @@ def hide_folders(value: Any, bases: Iterable[Path] = (), key: str = "") -> Any:
             the Hub unless it is a file or folder in one of them.
         key: Name of the setting, which separates `my/folder` from a text such as `and/or`.
 
-    Example:
-    ```python
-    >>> hide_folders({"train_data": "/home/me/train.csv", "teacher": "openai/clip"})
-    {'train_data': 'train.csv', 'teacher': 'openai/clip'}
-    ```
+    Examples:
+        >>> from umt_hf.runs.privacy import hide_folders
+        >>> teacher = "openai/clip-vit-large-patch14"
+        >>> hide_folders({"train_data": "/home/me/a.csv", "teacher": teacher})
+        {'train_data': 'a.csv', 'teacher': 'openai/clip-vit-large-patch14'}
     """
     bases = tuple(bases)
     if isinstance(value, dict):

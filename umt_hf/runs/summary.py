@@ -157,11 +157,10 @@ def _evaluate(
 def name_metric(name: str) -> tuple[str, str]:
     """What people and what the Hub call a figure of ours.
 
-    Example:
-    ```python
-    >>> name_metric("reranked_text_to_video_r1")
-    ('text to video R@1, re-ranked', 'recall')
-    ```
+    Examples:
+        >>> from umt_hf.runs.summary import name_metric
+        >>> name_metric("reranked_text_to_video_r1")
+        ('text to video R@1, re-ranked', 'recall')
     """
     for key, score in SCORES.items():
         for end, rank in RANKS.items():

@@ -52,6 +52,16 @@ class UMTTeacher(nn.Module):
         ValueError: If the tower has too few layers or no square frames, or its patch does not divide `image_size`.
 
     Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.1; Radford et al., "CLIP", 2021.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf import UMTTeacher
+        >>> teacher = UMTTeacher.from_pretrained("openai/clip-vit-base-patch16")
+        >>> outputs = teacher(torch.randn(1, 8, 3, 224, 224))
+        >>> outputs.features.shape  # six layers, 8 x 196 patches
+        torch.Size([6, 1, 1568, 512])
+        >>> outputs.saliency.shape
+        torch.Size([8, 196])
     """
 
     def __init__(

@@ -14,6 +14,7 @@ from ..runs.arguments import (
     FrameCountArguments,
     ModelSourceArguments,
     PrecisionArguments,
+    ProgressArguments,
     ProjectionArguments,
     ReadingArguments,
     RepeatArguments,
@@ -187,7 +188,7 @@ class PretrainingAugmentationArguments(FlipArguments, RepeatArguments):
 
 @dataclass(kw_only=True)
 @set_defaults(min_learning_rate=1e-5, warmup_start_learning_rate=0.0, scale_learning_rate=True, warmup_epochs=40)
-class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments, DivergenceArguments):
+class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments, DivergenceArguments, ProgressArguments):
     """Optimisation, logging and saving; names follow Transformers' `TrainingArguments`."""
 
     output_dir: str = describe("outputs/stage1", "Folder of the run: final model, checkpoints, log.")
@@ -214,6 +215,14 @@ class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments, Divergen
     save_steps: int = describe(1000, "Steps between checkpoints.")
     save_total_limit: int | None = describe(None, "Largest number of checkpoints kept; default: all.")
     resume_from_checkpoint: str | None = describe(None, "Checkpoint folder, or `auto` for the run's newest, if any.")
+    allow_schedule_change: bool = describe(
+        False, "Resume although the run has another number of steps than the one that wrote the checkpoint."
+    )
+    ddp_timeout_seconds: int = describe(1800, "Seconds that processes wait for each other before the run ends.")
+    preemption_signal: Literal["SIGUSR1", "SIGUSR2"] | None = describe(
+        None, "Signal by which a scheduler announces the end; like SIGTERM, the run saves and ends at its next step."
+    )
+    preemption_exit_code: int = describe(143, "Exit code of a run that a signal has ended after it saved.")
     report_to: str = describe("tensorboard", "Tracker of Accelerate: tensorboard, wandb, ..., or none.")
     push_to_hub: bool = describe(False, "Upload the run to the Hub, in the background.")
     hub_model_id: str | None = describe(None, "Repository; default: the name of output_dir, in your account.")

@@ -6,14 +6,18 @@ model folder that `from_pretrained` loads, with the state of the run in `trainin
 
 import json
 import logging
+import os
 import re
 import shutil
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -28,6 +32,7 @@ from ..runs.folder import (
     RECIPE_FILE,
     REPLACED_SUFFIX,
     STATE_FOLDER,
+    SUPERSEDED_SUFFIX,
     UNFINISHED_SUFFIX,
     VERSIONS_FILE,
     collect_versions,
@@ -37,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 COMPILED_PART = "_orig_mod."  # what `torch.compile` puts into the names of a compiled module's weights
 NAMED_TENSORS = 5
+SECONDS_TO_APPEAR = 10.0
 
 
 def save_checkpoint(
@@ -75,7 +81,8 @@ def save_checkpoint(
             save_counters(unfinished / STATE_FOLDER)
         put_folder(unfinished, final)
         if limit is not None:
-            for old in list_checkpoints(output_dir)[:-limit]:
+            others = [path for path in list_checkpoints(output_dir) if path != final]
+            for old in others[: max(len(others) - (limit - 1), 0)]:
                 remove_folder(old)
     accelerator.wait_for_everyone()
     return final
@@ -83,12 +90,13 @@ def save_checkpoint(
 
 def list_checkpoints(output_dir: str | Path, state: str = STATE_FOLDER) -> list[Path]:
     """Complete checkpoints of a run, which are those that have their `state` and weights; oldest first."""
-    found = [
-        (int(match[1]), path)
-        for path in Path(output_dir).glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and is_complete(path, state)
-    ]
-    return [path for _, path in sorted(found)]
+    named = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted((path for path in named if is_complete(path, state)), key=read_step)
+
+
+def read_step(checkpoint: Path) -> int:
+    """Step in the name of a checkpoint."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def find_checkpoint(
@@ -124,6 +132,83 @@ def find_checkpoint(
             f"{path} is not a complete checkpoint: it has no {missing}. Give another one, or `auto` for the newest."
         )
     return path
+
+
+def choose_checkpoint(
+    resume_from_checkpoint: str | None, output_dir: str | Path, state: str = STATE_FOLDER
+) -> Path | None:
+    """The checkpoint that the main process finds, for all processes; called in all of them.
+
+    Args:
+        resume_from_checkpoint: As for `find_checkpoint`.
+        output_dir: Folder of the run.
+        state: File or folder that complete checkpoints have.
+
+    Raises:
+        FileNotFoundError: In all processes, if it is not a checkpoint, or one of them does not see it.
+        FileExistsError: In all processes, as by `find_checkpoint`.
+    """
+    processes = PartialState()
+    choice: list[Any] = [None, None]
+    if processes.is_main_process:
+        try:
+            choice[0] = find_checkpoint(resume_from_checkpoint, output_dir, state)
+        except (FileExistsError, FileNotFoundError) as error:
+            choice[1] = error
+    broadcast_object_list(choice)
+    checkpoint, error = choice
+    if error is not None:
+        raise error
+    if checkpoint is None:
+        return None
+    # Main and others may be on different machines, and a network disk shows a new folder late.
+    missing = [] if _appears(checkpoint, state) else [f"{processes.process_index} on {socket.gethostname()}"]
+    missing = gather_object(missing)
+    if missing:
+        raise FileNotFoundError(
+            f"{checkpoint}: process {missing[0]} does not see it as the main process does"
+            f"{f' ({len(missing)} processes do not)' if len(missing) > 1 else ''}. Put output_dir on a disk that all "
+            "machines share."
+        )
+    return checkpoint
+
+
+def _appears(checkpoint: Path, state: str) -> bool:
+    deadline = time.monotonic() + SECONDS_TO_APPEAR
+    while not is_complete(checkpoint, state):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def set_aside_later(output_dir: str | Path, step: int, state: str = STATE_FOLDER) -> None:
+    """Rename the checkpoints of a run that are later than the step it is resumed from; called in all processes.
+
+    `auto` would otherwise go back to them, and a limit on the number of checkpoints would keep them, not the new ones.
+
+    Args:
+        output_dir: Folder of the run.
+        step: Of the checkpoint that it is resumed from.
+        state: File or folder that complete checkpoints have.
+    """
+    processes = PartialState()
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        later = [path for path in list_checkpoints(output_dir, state) if read_step(path) > step]
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        # The last one first: `auto` takes none of the others for the newest of the run.
+        for path in reversed(later):
+            os.replace(path, path.with_name(f"{path.name}{SUPERSEDED_SUFFIX}-{stamp}"))
+        if later:
+            logger.warning(
+                "The run goes on from step %d: %s got the ending %s-%s. Delete what you do not need.",
+                step,
+                ", ".join(path.name for path in later),
+                SUPERSEDED_SUFFIX,
+                stamp,
+            )
+    processes.wait_for_everyone()
 
 
 def is_complete(checkpoint: Path, state: str = STATE_FOLDER) -> bool:
@@ -204,13 +289,15 @@ def take_own_names(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dic
         RuntimeError: If they are not the model's weights, each once.
     """
     renamed = {name.replace(COMPILED_PART, ""): tensor for name, tensor in state_dict.items()}
-    own = {name.replace(COMPILED_PART, "") for name in model.state_dict()}
-    if renamed.keys() != own or len(renamed) != len(state_dict):
+    own = {name.replace(COMPILED_PART, ""): weight for name, weight in model.state_dict(keep_vars=True).items()}
+    if renamed.keys() != own.keys() or len(renamed) != len(state_dict):
         raise RuntimeError(
             f"The weights to be saved are not those of the {type(model).__name__}, first: "
-            f"{', '.join(sorted(renamed.keys() ^ own)[:5])}. Nothing was written; report this as a bug."
+            f"{', '.join(sorted(renamed.keys() ^ own.keys())[:5])}. Nothing was written; report this as a bug."
         )
-    return renamed
+    # Of weights that are tied, sharded training collects a copy for each name.
+    first = {id(weight): name for name, weight in reversed(own.items())}
+    return {name: renamed[first[id(weight)]] for name, weight in own.items()}
 
 
 def require_own_weights(folder: Path, model: PreTrainedModel | nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Videos to training clips: which ones, in which order, and what replaces one that cannot be read.
+"""Videos to training clips, and what replaces one that cannot be read.
 
 Every random choice for a clip depends only on a key made of the run's seed, the epoch and the row. So the clips of a
 step do not depend on worker or process counts, and a resumed run sees what the uninterrupted one would have seen.
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
-from datasets import Dataset, IterableDataset
-from datasets.distributed import split_dataset_by_node
+from datasets import Dataset
 
 from ..data.sources import get_source
 from ..data.unreadable import read_first_readable, sample_replacements
@@ -53,87 +52,6 @@ def build_generator(*key: int) -> torch.Generator:
     # Not `hash`, which differs between versions of Python. Torch takes seeds of 63 bits.
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
-def plan_batches(
-    table: Dataset,
-    batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    num_processes: int = 1,
-    start: int = 0,
-) -> Iterator[list[ClipRequest]]:
-    """Endless batches of one process over a table with random access.
-
-    Each epoch is a new permutation; its last rows that do not fill a batch of all processes are left out.
-
-    Args:
-        table: Rows.
-        batch_size: Videos per batch of a process.
-        seed: Seed of the run.
-        process_index: This process.
-        num_processes: Processes.
-        start: Batches to pass over, for a resumed run.
-
-    Raises:
-        ValueError: If the table is smaller than one batch of all processes.
-    """
-    per_epoch = count_batches(table, batch_size, num_processes)
-    epoch, position = divmod(start, per_epoch)
-    while True:
-        # One permutation, dealt out to the processes in turn: no row comes twice in an epoch.
-        order = torch.randperm(len(table), generator=build_generator(seed, epoch)).tolist()
-        for batch in range(position, per_epoch):
-            first = (batch * num_processes + process_index) * batch_size
-            yield [ClipRequest(row, (seed, epoch, row)) for row in order[first : first + batch_size]]
-        epoch, position = epoch + 1, 0
-
-
-def plan_streamed_batches(
-    table: IterableDataset,
-    batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    num_processes: int = 1,
-    start: int = 0,
-    buffer_size: int = 1000,
-) -> Iterator[list[ClipRequest]]:
-    """Endless batches of one process over a streamed table; rows are read here and decoded by the workers.
-
-    Rows are shuffled within a buffer and, where the table has enough shards, each process reads its own. A resumed run
-    passes over the rows seen before without decoding them.
-    """
-    table = split_dataset_by_node(table.shuffle(seed=seed, buffer_size=buffer_size), process_index, num_processes)
-    batch: list[ClipRequest] = []
-    passed, epoch = 0, 0
-    while True:
-        table.set_epoch(epoch)
-        number = -1
-        for number, row in enumerate(table):
-            batch.append(ClipRequest(row, (seed, epoch, number, process_index)))
-            if len(batch) < batch_size:  # the last rows of an epoch begin the first batch of the next
-                continue
-            if passed >= start:
-                yield batch
-            passed, batch = passed + 1, []
-        if number < 0:  # else this would go on for ever
-            raise ValueError("The streamed dataset has no rows for this process; use fewer processes.")
-        epoch += 1
-
-
-def count_batches(table: Dataset, batch_size: int, num_processes: int) -> int:
-    """Batches per epoch in each process.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    count = len(table) // (batch_size * num_processes)
-    if count == 0:
-        raise ValueError(
-            f"{len(table)} videos do not fill one batch of {batch_size} in {num_processes} process(es); lower "
-            "per_device_train_batch_size."
-        )
-    return count
 
 
 class ClipDataset(torch.utils.data.Dataset):

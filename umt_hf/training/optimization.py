@@ -34,6 +34,15 @@ def build_parameter_groups(model: nn.Module, weight_decay: float, layer_decay: f
         Dicts with `params`, `names`, `weight_decay`, `lr_scale` and `name`, in order of first appearance.
 
     Source: Li et al., "Unmasked Teacher", ICCV 2023, fine-tuning settings; Bao et al., "BEiT", 2022 (layer decay).
+
+    Examples:
+        >>> from umt_hf import UMTVideoConfig, UMTVideoModel
+        >>> from umt_hf.training.optimization import build_parameter_groups
+        >>> config = UMTVideoConfig(hidden_size=48, num_hidden_layers=2)
+        >>> model = UMTVideoModel(config)
+        >>> groups = build_parameter_groups(model, 0.05, layer_decay=0.75)
+        >>> sorted({group["lr_scale"] for group in groups})
+        [0.421875, 0.5625, 0.75, 1.0]
     """
     depth = 1 + max((int(m[1]) for name, _ in model.named_parameters() if (m := _match_layer(name))), default=-1)
     groups: dict[str, dict] = {}
@@ -124,6 +133,13 @@ def compute_learning_rate(
         total_steps: Steps of the run.
         warmup_steps: Steps of the warm-up.
         warmup_start: Rate of the first warm-up step.
+
+    Examples:
+        >>> from umt_hf.training.optimization import compute_learning_rate
+        >>> settings = {"peak": 1e-3, "minimum": 0, "total_steps": 100}
+        >>> rates = [compute_learning_rate(i, **settings) for i in (0, 50, 100)]
+        >>> [f"{rate:.1e}" for rate in rates]
+        ['1.0e-03', '5.0e-04', '0.0e+00']
     """
     # As published: the last step of the warm-up has the peak, and so has the first of the cosine.
     if step < warmup_steps:

@@ -3,9 +3,7 @@
 As in `clips`, every random choice for a row depends only on a key, so the number of workers does not change batches.
 """
 
-import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +15,7 @@ from ..processing.images import read_image
 from ..processing.media_files import VideoDecodingError
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.train_transforms import ResizedCropTransform
-from .clips import Clip, ClipCollator, ClipDataset, ClipRequest, build_generator, count_batches, plan_batches
+from .clips import Clip, ClipCollator, ClipDataset, ClipRequest
 
 MediaType = Literal["video", "image"]
 
@@ -104,70 +102,3 @@ class MixedCorpora(torch.utils.data.Dataset):
     # pyrefly: ignore[bad-override-param-name]  what it is asked for is more than an index
     def __getitem__(self, request: ClipRequest) -> tuple[list[Clip], list[str]]:
         return self.parts[request.corpus][request]
-
-
-def plan_mixed_batches(
-    tables: Sequence[Dataset],
-    batch_sizes: Sequence[int],
-    seed: int,
-    process_index: int = 0,
-    num_processes: int = 1,
-    start: int = 0,
-) -> Iterator[list[ClipRequest]]:
-    """Endless batches of one process, each from one table; at each step all processes take the same table.
-
-    An epoch goes through every table once, in an order of batches that is drawn anew.
-
-    Args:
-        tables: Rows; no batch mixes two tables.
-        batch_sizes: Rows per batch of a process, for each table.
-        seed: Seed of the run.
-        process_index: This process.
-        num_processes: Processes.
-        start: Batches to pass over, for a resumed run.
-
-    Raises:
-        ValueError: If a table is smaller than one batch of all processes.
-
-    Source: the published loader of several media.
-    """
-    counts = [count_batches(table, size, num_processes) for table, size in zip(tables, batch_sizes, strict=True)]
-    epoch, position = divmod(start, sum(counts))
-    # All processes draw the same order: they gather vectors of one shape at every step.
-    order = sample_table_order(counts, seed, epoch)
-    # A resumed run starts each table where the batches before it left off.
-    passed = Counter(order[:position])
-    plans = [
-        plan_batches(
-            table,
-            size,
-            build_generator(seed, number).initial_seed(),  # else row i of all tables would be drawn alike
-            process_index,
-            num_processes,
-            epoch * counts[number] + passed[number],
-        )
-        for number, (table, size) in enumerate(zip(tables, batch_sizes, strict=True))
-    ]
-    while True:
-        for number in order[position:]:
-            yield [ClipRequest(request.row, request.key, number) for request in next(plans[number])]
-        epoch, position = epoch + 1, 0
-        order = sample_table_order(counts, seed, epoch)
-
-
-def sample_table_order(counts: Sequence[int], seed: int, epoch: int) -> list[int]:
-    """Which table each batch of an epoch is from: all batches of all tables, shuffled.
-
-    Args:
-        counts: Batches of each table.
-        seed: Seed of the run.
-        epoch: Number of the epoch.
-    """
-    return shuffle_tables(counts, random.Random(build_generator(seed, epoch).initial_seed()))
-
-
-def shuffle_tables(counts: Sequence[int], source: random.Random) -> list[int]:
-    """The numbers 0, 1, ... of the tables, each as often as `counts` says, shuffled by `source`."""
-    order = [number for number, count in enumerate(counts) for _ in range(count)]
-    source.shuffle(order)
-    return order

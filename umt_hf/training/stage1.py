@@ -18,12 +18,15 @@ from torch import nn
 from ..data.loaders import build_loader
 from ..data.sources import load_videos
 from ..data.splits import select_data
+from ..evaluation.found import list_names, list_shared
+from ..inference.held_out import build_bar
 from ..inference.loading import load_complete_model
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
 from ..processing.train_transforms import PretrainingTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.config import dump_config, flatten_config, script
+from ..runs.mistakes import read_rank
 from ..teachers.clip import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
 from .arguments import (
@@ -39,11 +42,9 @@ from .clips import (
     ClipCollator,
     ClipDataset,
     ClipRequest,
-    count_batches,
     finish_batch,
-    plan_batches,
-    plan_streamed_batches,
 )
+from .order import Position, StepShape, TrackedPlan, count_steps, plan_batches, plan_streamed_batches
 from .trainer import TrainState, build_accelerator, build_schedule, compute_held_out_losses, train
 
 logger = get_logger(__name__)
@@ -97,23 +98,27 @@ class Stage1:
         self.data, self.augmentation = data, augmentation
         self.training, self.resolved = training, resolved
         self.train_table, self.eval_table = tables
+        self.batch_sizes = [training.per_device_train_batch_size]
         size = self.config.image_size
         self.train_transform = PretrainingTransform(
             size, augmentation.crop_scales, augmentation.horizontal_flip_probability
         )
         self.eval_transform = PretrainingTransform(size)
 
-    def build_batches(self, accelerator: Accelerator, start: int) -> Iterator[dict[str, Any]]:
-        """Endless training batches of this process, from micro-batch `start` on."""
-        place = (accelerator.process_index, accelerator.num_processes, start)
+    def build_batches(self, accelerator: Accelerator, position: Position | None) -> Iterator[dict[str, Any]]:
+        """Endless training batches of this process from a position on, each with the `position` after its step."""
+        shape = StepShape(
+            accelerator.num_processes, accelerator.process_index, self.training.gradient_accumulation_steps
+        )
         size, seed = self.training.per_device_train_batch_size, self.training.seed
         if isinstance(self.train_table, IterableDataset):
             table = None
-            plan = plan_streamed_batches(self.train_table, size, seed, *place, self.data.shuffle_buffer_size)
+            plan = plan_streamed_batches(self.train_table, size, seed, shape, position, self.data.shuffle_buffer_size)
         else:
             table = self.train_table
-            plan = plan_batches(table, size, seed, *place)
-        return self._load(table, plan, self.train_transform, accelerator, is_training=True)
+            plan = plan_batches(table, size, seed, shape, position)
+        tracked = TrackedPlan(plan)
+        return tracked.track(self._load(table, tracked, self.train_transform, accelerator, is_training=True))
 
     def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
         """Loss on the held-out clips: middle frames, centre crop, masks fixed by row."""
@@ -125,7 +130,9 @@ class Stage1:
         requests = [ClipRequest(row, (row,)) for row in rows]
         plan = [requests[i : i + size] for i in range(0, len(requests), size)]
         batches = self._load(self.eval_table, plan, self.eval_transform, accelerator, is_training=False)
-        return compute_held_out_losses(self, batches, accelerator)
+        bar = build_bar(len(plan), "batch", accelerator, not self.training.disable_tqdm, batches)
+        with bar:
+            return compute_held_out_losses(self, bar, accelerator)
 
     def monitor(self) -> dict[str, float]:
         """Nothing but the losses changes."""
@@ -244,6 +251,15 @@ def count_rows(table: Dataset | IterableDataset | None) -> str:
     return f"{len(table):,}" if isinstance(table, Dataset) else "none" if table is None else "a stream of"
 
 
+def say_found_videos(tables: tuple[Dataset | IterableDataset, Dataset | None]) -> None:
+    """Say how many videos there are, and whether some of them are in both tables; in the main process."""
+    training, held_out = tables
+    logger.info("%s training videos, %s held out.", *map(count_rows, tables))
+    if read_rank() == 0 and isinstance(training, Dataset) and held_out is not None:
+        for doubt in list_shared(list_names(training), {"validation": list_names(held_out)}):
+            logger.warning(doubt)
+
+
 @script(SECTIONS)
 def main(
     model_args: ModelArguments,
@@ -258,7 +274,7 @@ def main(
     resolved = dict(zip(SECTIONS, parsed, strict=True))
     tables = load_tables(data)
     accelerator = build_accelerator(training)
-    logger.info("%s training videos, %s held out.", *map(count_rows, tables))
+    say_found_videos(tables)
     teacher = load_teacher(teacher_args, model_args.attn_implementation, accelerator)
     student = build_student(model_args, teacher_args, mask_args, teacher)
     if tables[1] is not None and len(tables[1]) < accelerator.num_processes:
@@ -267,7 +283,8 @@ def main(
     stage = Stage1(student, teacher, data, augmentation, training, tables, resolved)
     per_epoch = None
     if isinstance(tables[0], Dataset):
-        per_epoch = count_batches(tables[0], training.per_device_train_batch_size, accelerator.num_processes)
+        shape = StepShape(accelerator.num_processes, accumulation_steps=training.gradient_accumulation_steps)
+        per_epoch = count_steps(tables[0], training.per_device_train_batch_size, shape)
     schedule = build_schedule(training, per_epoch, accelerator.num_processes, augmentation.repeated_augmentation)
     logger.info(
         "Attention: student %s, precision %s", student.config._attn_implementation, accelerator.mixed_precision

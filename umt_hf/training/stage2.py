@@ -7,6 +7,7 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
 from ..data.loaders import build_loader
 from ..data.splits import require_split, select_data
+from ..evaluation.found import count_texts, join_roles, list_names, list_shared, name_media
 from ..evaluation.retrieval import evaluate_retrieval
 from ..inference.loading import load_complete_model
 from ..inference.starts import require_other_model, require_start, require_tokenizer
@@ -44,8 +46,9 @@ from .arguments import (
     VideoTextModelArguments,
 )
 from .checkpointing import export_run
-from .clips import count_batches, finish_batch
-from .pairs import MediaType, MixedCorpora, PairCollator, PairDataset, plan_mixed_batches
+from .clips import finish_batch
+from .order import Position, StepShape, TrackedPlan, count_steps, plan_mixed_batches
+from .pairs import MediaType, MixedCorpora, PairCollator, PairDataset
 from .trainer import TrainState, build_accelerator, build_schedule, train
 
 logger = get_logger(__name__)
@@ -107,11 +110,15 @@ class Stage2:
         self.teacher, self.processor = teacher, processor
         self.config: UMTVideoTextConfig = model.config
         self.corpora, self.held_out = corpora, held_out
+        self.batch_sizes = [corpus.batch_size for corpus in corpora]
         self.data, self.augmentation = data, augmentation
         self.training, self.resolved = training, resolved
 
-    def build_batches(self, accelerator: Accelerator, start: int) -> Iterator[dict[str, Any]]:
-        """Endless training batches of this process, each of one kind of media, from micro-batch `start` on."""
+    def build_batches(self, accelerator: Accelerator, position: Position | None) -> Iterator[dict[str, Any]]:
+        """Endless training batches of this process from a position on, each with the `position` after its step.
+
+        A step has one kind of media.
+        """
         config = self.config.vision_config
         transform = ResizedCropTransform(
             config.image_size,
@@ -132,21 +139,20 @@ class Stage2:
         ]
         plan = plan_mixed_batches(
             [corpus.table for corpus in self.corpora],
-            [corpus.batch_size for corpus in self.corpora],
+            self.batch_sizes,
             self.training.seed,
-            accelerator.process_index,
-            accelerator.num_processes,
-            start,
+            StepShape(accelerator.num_processes, accelerator.process_index, self.training.gradient_accumulation_steps),
+            position,
         )
+        tracked = TrackedPlan(plan)
         loader = build_loader(
             MixedCorpora(parts),
-            plan,
+            tracked,
             self.data.dataloader_num_workers,
             collate_fn=PairCollator(transform, accelerator.device.type == "cpu", self.processor),
             pin_memory=accelerator.device.type == "cuda",
         )
-        for batch in loader:
-            yield finish_batch(batch, transform, accelerator.device)
+        return tracked.track(finish_batch(batch, transform, accelerator.device) for batch in loader)
 
     def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The four losses, each named by the kind of media, which the log keeps apart."""
@@ -196,6 +202,7 @@ class Stage2:
             top_k=self.data.rerank_top_k or 1,
             rerank=self.data.rerank_top_k > 0,
             num_workers=self.data.dataloader_num_workers,
+            show_progress=not self.training.disable_tqdm,
         )
         return {f"eval_{name}": value for name, value in metrics.items()}
 
@@ -298,6 +305,23 @@ def require_towers(model: VideoTextModelArguments) -> None:
         )
 
 
+def say_found_corpora(data: CorpusArguments, corpora: list[Corpus], held_out: RetrievalSet | None) -> None:
+    """Say what each corpus holds, how it is batched, and what is held out; warn of what is in both."""
+    rows = Counter(number for corpus in corpora for number in corpus.table["corpus"])
+    found = {
+        source: f"{rows[number]:,} {data.get_corpus('media_types', number)}s with captions"
+        for number, source in enumerate(data.train_corpora)
+    }
+    if held_out is not None:
+        found["validation"] = count_texts(len(held_out.videos), len(held_out.texts))
+    logger.info(join_roles(found))
+    for corpus in corpora:
+        logger.info("%d rows of %ss, %d per batch", len(corpus.table), corpus.media_type, corpus.batch_size)
+    videos = [name for corpus in corpora if corpus.media_type == "video" for name in list_names(corpus.table)]
+    for doubt in list_shared(videos, {"validation": name_media(held_out.videos)} if held_out is not None else {}):
+        logger.warning(doubt)
+
+
 @script(SECTIONS)
 def main(
     model_args: VideoTextModelArguments,
@@ -339,9 +363,10 @@ def main(
     video_processor = UMTVideoProcessor.from_model_config(model.config, decoder=data.decoder)
     processor = UMTVideoTextProcessor(video_processor, tokenizer)
 
-    per_epoch = sum(count_batches(corpus.table, corpus.batch_size, accelerator.num_processes) for corpus in corpora)
-    for corpus in corpora:
-        logger.info("%d rows of %ss, %d per batch", len(corpus.table), corpus.media_type, corpus.batch_size)
+    shape = StepShape(accelerator.num_processes, accumulation_steps=training.gradient_accumulation_steps)
+    per_epoch = sum(count_steps(corpus.table, corpus.batch_size, shape) for corpus in corpora)
+    if accelerator.is_main_process:
+        say_found_corpora(data, corpora, held_out)
     schedule = build_schedule(training, per_epoch, accelerator.num_processes)
     resolved = dict(zip(SECTIONS, parsed, strict=True))
     stage = Stage2(model, teacher, processor, corpora, held_out, data, augmentation, training, resolved)

@@ -9,31 +9,43 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    gather_object,
+    set_seed,
+)
 from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.unreadable import UnreadableVideos
-from ..runs.config import flatten_recipe
+from ..runs.config import flatten_recipe, require
 from ..runs.disk import write_text
 from ..runs.folder import COUNTERS_FILE, METRICS_FILE, RECIPE_FILE, STATE_FOLDER, MetricLog
+from ..runs.mistakes import UserError
 from .arguments import PretrainingArguments
 from .background_push import build_hub_push
 from .checkpointing import (
-    find_checkpoint,
+    choose_checkpoint,
     list_checkpoints,
     refuse_nonfinite_weights,
     remove_unfinished,
     save_checkpoint,
+    set_aside_later,
 )
+from .interruption import Preemption, named_silence
 from .metric_meter import MetricMeter
 from .optimization import Schedule, build_parameter_groups, keep_group_settings, scale_learning_rate
+from .order import Position, RunShape
+from .sharding import gathered_weights
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +59,10 @@ FREE_TO_CHANGE = {
     "disable_tqdm",
     "run_name",
     "debug",
+    "allow_schedule_change",
 }
-FREE_BEGINNINGS = ("dataloader_num", "dataloader_pin", "dataloader_pre", "log", "save_", "hub_", "ddp_")
+SHAPE_SETTINGS = {"per_device_train_batch_size", "gradient_accumulation_steps", "batch_sizes"}  # see `RunShape`
+FREE_BEGINNINGS = ("dataloader_num", "dataloader_pin", "dataloader_pre", "log", "save_", "hub_", "ddp_", "preemption_")
 
 
 class Stage(Protocol):
@@ -56,8 +70,10 @@ class Stage(Protocol):
 
     model: nn.Module
 
-    def build_batches(self, accelerator: Accelerator, start: int) -> Iterable[dict[str, Any]]:
-        """Endless training batches of this process, from micro-batch `start` on."""
+    batch_sizes: list[int]  # videos that a process takes at a time, for each kind of batch
+
+    def build_batches(self, accelerator: Accelerator, position: Position | None) -> Iterable[dict[str, Any]]:
+        """Endless training batches of this process from a position on, each with the `position` after its step."""
 
     def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Weighted losses by name; calls `self.model(...)`, so that the hooks of DDP and FSDP run."""
@@ -113,29 +129,51 @@ def limit_nonfinite_steps(max_nonfinite_steps: int, total_steps: int, has_scaler
 
 @dataclass
 class TrainState(UnreadableVideos, NonfiniteSteps):
-    """Counters of a run, saved with it; those of its videos included."""
+    """Counters of a run, saved with it; those of its videos included.
+
+    Args:
+        step: Optimizer steps taken.
+        position: Where it is in its data; `None` = at the beginning.
+        shape: How it is laid out.
+    """
 
     step: int = 0
-    micro_step: int = 0
+    position: Position | None = None
+    shape: RunShape | None = None
+
+    def sum_up(self, accelerator: Accelerator) -> "TrainState":
+        """The counters of the run, with the videos of all processes; called in all of them."""
+        counts = torch.tensor([self.videos, self.skipped_videos], device=accelerator.device)
+        videos, skipped = accelerator.reduce(counts, reduction="sum").tolist()
+        return replace(self, videos=videos, skipped_videos=skipped)
+
+    def take_share(self, process_index: int, num_processes: int) -> None:
+        """Keep a part of the videos of a run, so that all processes together have them all."""
+        for name in ("videos", "skipped_videos"):
+            share, rest = divmod(getattr(self, name), num_processes)
+            setattr(self, name, share + (process_index < rest))
 
     def save(self, folder: Path) -> None:
-        """Write the counters into the folder of a checkpoint's state."""
+        """Write the counters of the run into the folder of a checkpoint's state."""
         write_text(folder / COUNTERS_FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     def load(self, folder: Path) -> None:
         """Read them again.
 
         Raises:
-            FileNotFoundError: If the checkpoint is from a version that pickled them.
+            FileNotFoundError: If the checkpoint is from a version that kept them otherwise.
         """
         file = folder / COUNTERS_FILE
-        if not file.is_file():
+        values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if not {"position", "shape"} <= values.keys():
+            missing = "position in the data" if values else COUNTERS_FILE
             raise FileNotFoundError(
-                f"{folder} has no {COUNTERS_FILE}: it is from an older version; start anew from {folder.parent}, "
-                "which is a model folder, with `--model_name_or_path`."
+                f"{folder} has no {missing}: it is from an older version; start anew from {folder.parent}, which is a "
+                "model folder, with `--model_name_or_path`."
             )
-        for name, value in json.loads(file.read_text(encoding="utf-8")).items():
+        for name, value in values.items():
             setattr(self, name, value)
+        self.shape = RunShape(**values["shape"])
 
 
 @dataclass
@@ -179,7 +217,10 @@ def build_accelerator(args: PretrainingArguments, find_unused_parameters: bool =
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
         ),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout_seconds)),
+        ],
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
         step_scheduler_with_optimizer=False,
@@ -187,13 +228,13 @@ def build_accelerator(args: PretrainingArguments, find_unused_parameters: bool =
 
 
 def build_schedule(
-    args: PretrainingArguments, batches_per_epoch: int | None, num_processes: int, repeated_augmentation: int = 1
+    args: PretrainingArguments, steps_per_epoch: float | None, num_processes: int, repeated_augmentation: int = 1
 ) -> Schedule:
     """Steps and rates of a run, by the published rules.
 
     Args:
         args: Epochs or steps, rates, batch size.
-        batches_per_epoch: Micro-batches per epoch in each process; `None` for streamed data.
+        steps_per_epoch: Optimizer steps per epoch; `None` for streamed data.
         num_processes: Processes.
         repeated_augmentation: Clips made of each video.
 
@@ -204,10 +245,10 @@ def build_schedule(
     def count_steps(name: str, steps: int, epochs: float) -> int:
         if steps >= 0:
             return steps
-        if batches_per_epoch is None:
+        if steps_per_epoch is None:
             raise ValueError(f"Streamed data has no known length: set {name}_steps instead of epochs.")
         # Rounded down, as published.
-        return int(epochs * batches_per_epoch / args.gradient_accumulation_steps)
+        return int(epochs * steps_per_epoch)
 
     scale = 1.0
     if args.scale_learning_rate:
@@ -216,8 +257,8 @@ def build_schedule(
     total_steps = count_steps("max", args.max_steps, args.num_train_epochs)
     if total_steps < 1:
         raise ValueError(
-            f"The run has no steps: {batches_per_epoch} batch(es) per epoch, {args.num_train_epochs} epoch(s) and "
-            f"gradient_accumulation_steps={args.gradient_accumulation_steps}. Raise epochs or lower the batch."
+            f"The run has no steps: {steps_per_epoch} per epoch and num_train_epochs={args.num_train_epochs}. Raise "
+            "epochs, or lower the batch or gradient_accumulation_steps."
         )
     schedule = Schedule(
         total_steps=total_steps,
@@ -259,49 +300,78 @@ def train(
 
     Raises:
         RuntimeError: If too many steps in a row are not finite, or too many videos unreadable.
+        Terminated: After SIGTERM, when a checkpoint was saved.
+        UserError: If another process does not answer.
         ValueError: If weights are not finite, before the first step or after the last.
         PublishingError: If the run is to be pushed and nobody is logged in; raised before the first step.
     """
     if accelerator.is_main_process:
         remove_unfinished(args.output_dir)
     accelerator.wait_for_everyone()
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    checkpoint = choose_checkpoint(args.resume_from_checkpoint, args.output_dir)
     set_seed(args.seed, device_specific=True)  # the weights were drawn alike everywhere; dropout is not to be
     optimizer = build_optimizer(stage.model, args, schedule.peak, accelerator.device)
     stage.model, optimizer = accelerator.prepare(stage.model, optimizer)
-    state = TrainState()
+    shape = RunShape(
+        accelerator.num_processes, args.gradient_accumulation_steps, stage.batch_sizes, schedule.total_steps
+    )
+    state = TrainState(shape=shape)
     if checkpoint is not None:
-        _resume(checkpoint, accelerator, optimizer, state, run_config or {})
+        _resume(checkpoint, accelerator, optimizer, state, args.allow_schedule_change, run_config or {})
     refuse_nonfinite_weights(stage.model, accelerator, str(checkpoint or "The model to start from"))
+    if checkpoint is not None:
+        set_aside_later(args.output_dir, state.step)
     limit = limit_nonfinite_steps(
         args.max_nonfinite_steps, schedule.total_steps, has_scaler=accelerator.scaler is not None
     )
     keeper = RunKeeper(stage, args, accelerator, state, schedule.total_steps, run_config or {})
     stage.model.train()
     is_over = state.step >= schedule.total_steps  # a finished run that is started again is only exported anew
-    # Inline, so that the loader's workers end with the loop, and not after the last upload.
-    for batch in keeper.clock.watch([] if is_over else stage.build_batches(accelerator, state.micro_step)):
-        count_videos(state, batch.pop("failures", []), batch.pop("num_videos"), max_skipped_ratio)
-        with accelerator.accumulate(stage.model):
-            # Set by hand, since a prepared scheduler would advance once per process.
-            learning_rate = schedule(state.step)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * group["lr_scale"]
-            losses = _with_total(stage.forward_step(batch))
-            accelerator.backward(losses["loss"])
-            if accelerator.sync_gradients:
-                _step_if_finite(accelerator, stage.model, optimizer, args.max_grad_norm, state, limit)
-                optimizer.zero_grad()
-        keeper.count(losses, len(batch["pixel_values"]))
-        state.micro_step += 1
-        if not accelerator.sync_gradients:
-            continue
-        state.step += 1
-        keeper.finish_step(learning_rate)
-        if state.step >= schedule.total_steps:
-            break
-    keeper.finish_run()
+    preemption = Preemption(accelerator, args.preemption_signal, args.preemption_exit_code)
+    with preemption, named_silence(accelerator, state):
+        # Inline, so that the loader's workers end with the loop, and not after the last upload.
+        for batch in keeper.clock.watch([] if is_over else stage.build_batches(accelerator, state.position)):
+            if not _take_batch(batch, stage, accelerator, optimizer, schedule, keeper, limit, max_skipped_ratio):
+                continue
+            if state.step >= schedule.total_steps:
+                break
+            if preemption.is_asked():
+                keeper.save()
+                preemption.end()
+    keeper.finish_run(is_tested=not is_over)
     return state
+
+
+def _take_batch(
+    batch: dict[str, Any],
+    stage: Stage,
+    accelerator: Accelerator,
+    optimizer: Any,
+    schedule: Schedule,
+    keeper: "RunKeeper",
+    limit: int,
+    max_skipped_ratio: float,
+) -> bool:
+    """Train on a batch; `True` where it ends a step."""
+    state = keeper.state
+    position = batch.pop("position")
+    count_videos(state, batch.pop("failures", []), batch.pop("num_videos"), max_skipped_ratio)
+    with accelerator.accumulate(stage.model):
+        # Set by hand, since a prepared scheduler would advance once per process.
+        learning_rate = schedule(state.step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * group["lr_scale"]
+        losses = _with_total(stage.forward_step(batch))
+        accelerator.backward(losses["loss"])
+        if accelerator.sync_gradients:
+            _step_if_finite(accelerator, stage.model, optimizer, keeper.args.max_grad_norm, state, limit)
+            optimizer.zero_grad()
+    keeper.count(losses, len(batch["pixel_values"]))
+    if not accelerator.sync_gradients:
+        return False
+    state.step, state.position = state.step + 1, position
+    keeper.finish_step(learning_rate)
+    return True
 
 
 def build_optimizer(
@@ -341,6 +411,7 @@ class RunKeeper:
     ):
         self.stage, self.args, self.accelerator, self.state = stage, args, accelerator, state
         self.total_steps = total_steps
+        self.saved_step: int | None = None
         self.output_dir = Path(args.output_dir)
         self.meter, self.clock = MetricMeter(accelerator), StepClock()
         self.log = _start_logs(accelerator, self.output_dir, state, run_config)
@@ -348,7 +419,7 @@ class RunKeeper:
         self.bar = tqdm(
             total=total_steps,
             initial=state.step,
-            disable=not accelerator.is_local_main_process,
+            disable=args.disable_tqdm or not accelerator.is_local_main_process,
             desc="pre-training",
             dynamic_ncols=True,
         )
@@ -359,7 +430,7 @@ class RunKeeper:
         self.clock.clips += num_clips * self.accelerator.num_processes
 
     def finish_step(self, learning_rate: float) -> None:
-        """Log, save and test after an optimizer step, where it is due; all three are due after the last one."""
+        """Log, save and test after an optimizer step, where it is due; `finish_run` tests after the last one."""
         step, args = self.state.step, self.args
         is_last = step >= self.total_steps
         self.bar.update()
@@ -368,35 +439,55 @@ class RunKeeper:
             self._record(values | self.stage.monitor() | _counts(self.accelerator, self.state))
             self.bar.set_postfix_str(_describe(values, self.state))
         if step % args.save_steps == 0 or is_last:
-            self._save()  # before anything else can fail
-        is_tested = is_last or (args.eval_steps > 0 and step % args.eval_steps == 0)
-        if is_tested and (values := _evaluate(self.stage, self.accelerator, args.seed)):
-            self._record(values)
-            self.bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+            self.save()  # before anything else can fail
+        if not is_last and args.eval_steps > 0 and step % args.eval_steps == 0:
+            self._test()
 
-    def finish_run(self) -> None:
-        """Export the final model, and wait for what still goes up."""
-        self.bar.close()
+    def finish_run(self, is_tested: bool) -> None:
+        """Export the final model, test it, and wait for what still goes up.
+
+        Args:
+            is_tested: Whether it is tested: a finished run that is started again has been.
+        """
         refuse_nonfinite_weights(self.stage.model, self.accelerator, "The trained model")
+        # Before it is tested: a held-out video that cannot be read is not to cost the training.
         self.stage.export(self.accelerator, self.output_dir)
         self.accelerator.wait_for_everyone()
+        if is_tested:
+            try:
+                self._test()
+            except (ValueError, UserError) as error:
+                raise ValueError(
+                    f"{self.output_dir} holds the trained model, but testing it failed: {error}"
+                ) from error
+        self.bar.close()
         self.accelerator.end_training()
         if self.hub is not None:
             self.hub.finish()
+
+    def _test(self) -> None:
+        if values := _evaluate(self.stage, self.accelerator, self.args.seed):
+            self._record(values)
+            self.bar.write(f"step {self.state.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
 
     def _record(self, values: dict[str, float]) -> None:
         self.accelerator.log(values, step=self.state.step)
         if self.log is not None:
             self.log.write(self.state.step, values)
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint, unless this step has one."""
+        if self.saved_step == self.state.step:
+            return
+        self.saved_step = self.state.step
+        counters = self.state.sum_up(self.accelerator)
         checkpoint = save_checkpoint(
             self.accelerator,
             self.output_dir,
             self.state.step,
             lambda folder: self.stage.export(self.accelerator, folder),
             self.args.save_total_limit,
-            self.state.save,
+            counters.save,
         )
         if self.hub is not None:
             self.hub.push_checkpoint(checkpoint)
@@ -408,7 +499,8 @@ def _evaluate(stage: Stage, accelerator: Accelerator, seed: int) -> dict[str, fl
     # differ from that of a run that never stopped.
     devices = [accelerator.device] if accelerator.device.type != "cpu" else []
     stage.model.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=devices, device_type=accelerator.device.type):
+    forked = torch.random.fork_rng(devices=devices, device_type=accelerator.device.type)
+    with torch.no_grad(), gathered_weights(stage.model, accelerator), forked:
         torch.manual_seed(seed)
         values = stage.evaluate(accelerator)
     stage.model.train()
@@ -428,7 +520,7 @@ def compute_held_out_losses(
         accelerator: Sums over processes.
 
     Raises:
-        RuntimeError: If no video could be read.
+        UserError: If no video could be read.
     """
     meter = MetricMeter(accelerator)
     for batch in batches:
@@ -438,7 +530,7 @@ def compute_held_out_losses(
             # By clips, since last batches are smaller.
             meter.update(_with_total(stage.forward_step(batch)), len(batch["pixel_values"]))
     if not meter.sums:
-        raise RuntimeError("None of the held-out videos could be read; the log above names them.")
+        raise UserError("None of the held-out videos could be read; the log above names them.")
     return {f"eval_{name}": value for name, value in meter.flush().items()}
 
 
@@ -504,15 +596,56 @@ def _resume(
     accelerator: Accelerator,
     optimizer: torch.optim.Optimizer,
     state: TrainState,
+    allow_schedule_change: bool,
     run_config: dict[str, Any],
 ) -> None:
+    present = require(state.shape, "shape")
     state.load(checkpoint / STATE_FOLDER)
+    if len(steps := set(gather_object([state.step]))) > 1:
+        raise ValueError(
+            f"{checkpoint} is at other steps in other processes ({sorted(steps)}): put output_dir on a disk that all "
+            "machines share."
+        )
+    former, state.shape = require(state.shape, "shape"), present
+    _compare_shapes(checkpoint, former, present, allow_schedule_change, is_mixed="starts" in (state.position or {}))
+    state.take_share(accelerator.process_index, accelerator.num_processes)
     # Rates and decays are those of the arguments, which `run.yaml` records.
     with keep_group_settings(optimizer):
         accelerator.load_state(str(checkpoint / STATE_FOLDER))
+    accelerator.step = 0  # of the batches of a step: checkpoints lie between steps
     logger.info("Resuming from %s at step %d.", checkpoint, state.step)
-    former = read_former_settings(checkpoint)
-    warn_of_changes({name: value for name, value in former.items() if name in run_config}, run_config)
+    compared = run_config.keys() - SHAPE_SETTINGS
+    settings = read_former_settings(checkpoint)
+    warn_of_changes({name: value for name, value in settings.items() if name in compared}, run_config)
+
+
+def _compare_shapes(
+    checkpoint: Path, former: RunShape, present: RunShape, allow_schedule_change: bool, is_mixed: bool
+) -> None:
+    """Say what another layout means for a run that is resumed.
+
+    Raises:
+        ValueError: If its schedule has another length, and that is not asked for.
+    """
+    if former.total_steps != present.total_steps and not allow_schedule_change:
+        raise ValueError(
+            f"{checkpoint} is from a run of {former.total_steps} steps, and this one has {present.total_steps}: its "
+            "learning rate would jump. Set `--max_steps` or the epochs so that the lengths agree, or accept it by "
+            "`--allow_schedule_change true`."
+        )
+    if former.videos_per_step != present.videos_per_step:
+        logger.warning(
+            "A step takes other numbers of videos than before (%s -> %s): the run goes on with the next videos, and "
+            "its losses will not be those of a run that never stopped.",
+            former.describe(),
+            present.describe(),
+        )
+    elif former != present:
+        logger.info("The steps take the same videos as before: %s -> %s.", former.describe(), present.describe())
+    if is_mixed and former.videos_per_batch != present.videos_per_batch:
+        logger.warning("Videos and texts are contrasted with those of another number of pairs than before.")
+    if is_mixed and former.num_processes != present.num_processes:
+        logger.info("Negatives of the matching and masked words are drawn afresh, as the processes are others.")
 
 
 def read_former_settings(checkpoint: Path) -> dict[str, Any]:

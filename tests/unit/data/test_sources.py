@@ -9,7 +9,8 @@ from datasets import Dataset
 
 from umt_hf.data.sources import load_videos
 from umt_hf.moving_shapes.render import write_moving_shapes
-from umt_hf.training.clips import ClipCollator, ClipDataset, ClipRequest, build_generator, count_batches, plan_batches
+from umt_hf.training.clips import ClipCollator, ClipDataset, ClipRequest, build_generator
+from umt_hf.training.order import StepShape, count_steps, plan_batches
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_saved_datasets_and_columns(tmp_path):
 
 
 def list_rows(plan, count: int) -> list[list[int]]:
-    return [[request.row for request in batch] for batch in itertools.islice(plan, count)]
+    return [[request.row for request in batch.requests] for batch in itertools.islice(plan, count)]
 
 
 def test_batches_cover_each_epoch_once_and_differ_between_epochs():
@@ -124,17 +125,18 @@ def test_batches_cover_each_epoch_once_and_differ_between_epochs():
     batches = list_rows(plan_batches(table, 3, seed=0), 6)
     first, second = sum(batches[:3], []), sum(batches[3:], [])
     assert len(set(first)) == 9 and len(set(second)) == 9 and first != second
-    assert count_batches(table, 3, 1) == 3
+    assert count_steps(table, 3) == 3
     with pytest.raises(ValueError, match="per_device_train_batch_size"):
-        count_batches(table, 6, 2)
+        count_steps(table, 6, StepShape(2))
 
 
 def test_batches_do_not_depend_on_the_number_of_processes_or_on_resuming():
     table = Dataset.from_dict({"video": list(map(str, range(20)))})
     one = list_rows(plan_batches(table, 4, seed=1), 7)
-    two = [list_rows(plan_batches(table, 2, 1, process, 2), 7) for process in range(2)]
+    two = [list_rows(plan_batches(table, 2, 1, StepShape(2, process)), 7) for process in range(2)]
     assert [a + b for a, b in zip(*two, strict=True)] == one
-    assert list_rows(plan_batches(table, 4, seed=1, start=3), 4) == one[3:]
+    position = list(itertools.islice(plan_batches(table, 4, seed=1), 3))[-1].position
+    assert list_rows(plan_batches(table, 4, seed=1, position=position), 4) == one[3:]
     assert list_rows(plan_batches(table, 4, seed=2), 7) != one
 
 

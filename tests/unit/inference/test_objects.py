@@ -134,6 +134,7 @@ def test_files_are_classified_as_one_by_one(folders, clips):
 def classify_and_write(model, clips, path):
     report = VideoClassifier(model).classify_files(clips, top_k=2, show_progress=False)
     if PartialState().is_main_process:
+        assert not Path(path).exists()
         Path(path).write_text(json.dumps(asdict(report)))
 
 
@@ -270,4 +271,4 @@ def test_equal_scores_keep_the_order_of_the_classes():
 @pytest.mark.parametrize("name", ["ActionDetector", "VideoAnswerer", "VideoClassifier", "VideoSearcher"])
 def test_public_names(name):
     assert name in umt_hf.__all__ and name in dir(umt_hf)
-    assert getattr(umt_hf, name).__name__ == name and "Example:" in getattr(umt_hf, name).__doc__
+    assert getattr(umt_hf, name).__name__ == name and "Examples:" in getattr(umt_hf, name).__doc__

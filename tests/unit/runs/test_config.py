@@ -40,7 +40,7 @@ def test_published_values():
         assert augmentation.crop_scales == [1.0, 0.875, 0.75, 0.66]
         assert augmentation.horizontal_flip_probability == 0.5 and augmentation.repeated_augmentation == 1
         assert (training.adam_beta1, training.adam_beta2, training.weight_decay) == (0.9, 0.95, 0.05)
-        schedule = build_schedule(training, batches_per_epoch=100, num_processes=32)
+        schedule = build_schedule(training, steps_per_epoch=100, num_processes=32)
         assert schedule.peak == pytest.approx(1.2e-3) and schedule.minimum == pytest.approx(8e-5)
         assert (schedule.total_steps, schedule.warmup_steps) == (20100, 4000)
 
@@ -99,7 +99,7 @@ def test_published_stage_2_values(size, corpora):
     assert [training.adam_beta1, training.adam_beta2] == common["betas"]
     assert training.weight_decay == common["weight_decay"] and training.max_grad_norm is None
     assert training.min_learning_rate == pytest.approx(common["min_lr_multi"] * training.learning_rate)
-    schedule = build_schedule(training, batches_per_epoch=100, num_processes=16)
+    schedule = build_schedule(training, steps_per_epoch=100, num_processes=16)
     assert (schedule.total_steps, schedule.warmup_steps, schedule.peak) == (1000, 100, row["lr"])
     assert schedule(0) == schedule(999) == schedule.minimum
 

@@ -16,14 +16,13 @@ from umt_hf.finetuning.retrieval import CaptionCollator
 from umt_hf.moving_shapes.render import write_moving_shapes
 from umt_hf.processing.decoding import VideoDecodingError
 from umt_hf.processing.train_transforms import ResizedCropTransform
-from umt_hf.training.clips import ClipRequest, count_batches
+from umt_hf.training.clips import ClipRequest
+from umt_hf.training.order import StepShape, count_steps, plan_mixed_batches, shuffle_tables
 from umt_hf.training.pairs import (
     MixedCorpora,
     PairCollator,
     PairDataset,
-    plan_mixed_batches,
     read_image,
-    shuffle_tables,
 )
 
 ORDERS = json.loads((Path(__file__).parents[2] / "fixtures/multi_modality/meta_loader.json").read_text())["rows"]
@@ -59,11 +58,15 @@ def test_media_are_interleaved_as_published(case):
     assert [names[number] for number in order] == case["order"]
 
 
+def list_requests(plan, count: int) -> list[list[ClipRequest]]:
+    return [batch.requests for batch in islice(plan, count)]
+
+
 def test_all_processes_take_the_same_kind_of_media():
     tables = [Dataset.from_dict({"row": list(range(n))}) for n in (23, 41)]
     sizes = [4, 3]
-    counts = [count_batches(table, size, 2) for table, size in zip(tables, sizes, strict=True)]
-    plans = [list(islice(plan_mixed_batches(tables, sizes, 7, rank, 2), 3 * sum(counts))) for rank in (0, 1)]
+    counts = [count_steps(table, size, StepShape(2)) for table, size in zip(tables, sizes, strict=True)]
+    plans = [list_requests(plan_mixed_batches(tables, sizes, 7, StepShape(2, i)), 3 * sum(counts)) for i in (0, 1)]
     for one, other in zip(*plans, strict=True):
         assert {request.corpus for request in one} == {request.corpus for request in other}
         assert len({request.corpus for request in one}) == 1
@@ -81,12 +84,13 @@ def test_all_processes_take_the_same_kind_of_media():
 def test_resumed_plan_goes_on_where_it_was(start):
     tables = [Dataset.from_dict({"row": list(range(n))}) for n in (10, 12)]
     whole = list(islice(plan_mixed_batches(tables, [2, 4], 0), start + 12))
-    assert list(islice(plan_mixed_batches(tables, [2, 4], 0, start=start), 12)) == whole[start:]
+    position = whole[start - 1].position
+    assert list(islice(plan_mixed_batches(tables, [2, 4], 0, position=position), 12)) == whole[start:]
 
 
 def test_rows_of_two_tables_are_drawn_apart():
     tables = [Dataset.from_dict({"row": list(range(8))}) for _ in range(2)]
-    keys = {request.key for batch in islice(plan_mixed_batches(tables, [2, 2], 0), 8) for request in batch}
+    keys = {request.key for batch in list_requests(plan_mixed_batches(tables, [2, 2], 0), 8) for request in batch}
     assert len(keys) == 16
 
 
@@ -168,7 +172,7 @@ def test_batches_hold_one_kind_of_media(shapes, tmp_path):
     collate = PairCollator(ResizedCropTransform(32), True, tokenize)
     shapes_of_kinds = {0: (2, 1, 3, 32, 32), 1: (3, 4, 3, 32, 32)}
     seen = set()
-    for requests in islice(plan_mixed_batches([images, videos], [2, 3], 0), 4):
+    for requests in list_requests(plan_mixed_batches([images, videos], [2, 3], 0), 4):
         batch = collate([corpora[request] for request in requests])
         assert tuple(batch["pixel_values"].shape) == shapes_of_kinds[requests[0].corpus]
         assert batch["num_videos"] == len(requests) == len(batch["input_ids"]) == len(batch["pair_ids"])

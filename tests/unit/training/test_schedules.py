@@ -40,7 +40,7 @@ def compute_pretraining_rates() -> dict[str, list[float]]:
         args = PretrainingArguments(
             num_train_epochs=3, lr_scheduler_type=kind, per_device_train_batch_size=8, **fields
         )
-        schedule = build_schedule(args, batches_per_epoch=10, num_processes=3, repeated_augmentation=2)
+        schedule = build_schedule(args, steps_per_epoch=10 / accumulation, num_processes=3, repeated_augmentation=2)
         steps = range(schedule.total_steps + 2)
         rates[name_case("pre-training", kind, fields)] = [schedule(step) for step in steps]
     return rates

@@ -11,6 +11,7 @@ from umt_hf.runs.folder import MetricLog, read_metrics
 from umt_hf.training.arguments import PretrainingArguments
 from umt_hf.training.checkpointing import find_checkpoint, list_checkpoints
 from umt_hf.training.metric_meter import MetricMeter
+from umt_hf.training.order import RunShape
 from umt_hf.training.trainer import TrainState, _step_if_finite, build_schedule, limit_nonfinite_steps
 
 
@@ -55,11 +56,13 @@ def test_a_loss_scaler_sees_every_step():
 
 def test_counters_are_json(tmp_path):
     """A state of an older version, whose counters are a pickle, is refused without opening it."""
-    state = TrainState(step=3, micro_step=6, nonfinite_steps=1, skipped_videos=2)
+    state = TrainState(
+        step=3, position={"epoch": 1, "row": 8}, shape=RunShape(2, 1, [4], 9), nonfinite_steps=1, skipped_videos=2
+    )
     state.save(tmp_path)
     loaded = TrainState()
     loaded.load(tmp_path)
-    assert loaded == state and json.loads((tmp_path / "counters.json").read_text())["micro_step"] == 6
+    assert loaded == state and json.loads((tmp_path / "counters.json").read_text())["position"]["row"] == 8
     (tmp_path / "counters.json").unlink()
     (tmp_path / "custom_checkpoint_0.pkl").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
     with pytest.raises(FileNotFoundError, match="no counters.json: it is from an older version; start anew"):
@@ -98,14 +101,14 @@ def test_lengths_in_epochs_and_steps():
     args = PretrainingArguments(
         num_train_epochs=3, warmup_epochs=1, gradient_accumulation_steps=2, per_device_train_batch_size=8
     )
-    schedule = build_schedule(args, batches_per_epoch=10, num_processes=4, repeated_augmentation=2)
+    schedule = build_schedule(args, steps_per_epoch=5, num_processes=4, repeated_augmentation=2)
     assert (schedule.total_steps, schedule.warmup_steps) == (15, 5)
     assert schedule.peak == pytest.approx(1.5e-4 * 8 * 4 * 2 * 2 / 256)
     args = PretrainingArguments(max_steps=7, warmup_steps=3, scale_learning_rate=False)
     schedule = build_schedule(args, None, 1)
     assert (schedule.total_steps, schedule.warmup_steps, schedule.peak) == (7, 3, 1.5e-4)
     with pytest.raises(ValueError, match="no steps"):
-        build_schedule(PretrainingArguments(num_train_epochs=1, gradient_accumulation_steps=7), 5, 1)
+        build_schedule(PretrainingArguments(num_train_epochs=0.1), 5, 1)
     with pytest.raises(ValueError, match="warmup_steps"):
         build_schedule(PretrainingArguments(max_steps=7), None, 1)
 

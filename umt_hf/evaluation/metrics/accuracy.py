@@ -11,7 +11,14 @@ from .ranks import compute_ranks
 
 
 class TopKAccuracy(evaluate.Metric):
-    """Share of rows whose label is among the `k` highest scores, for k = 1 and, with more than 5 classes, 5."""
+    """Share of rows whose label is among the `k` highest scores, for k = 1 and, with more than 5 classes, 5.
+
+    Examples:
+        >>> from umt_hf.evaluation.metrics.accuracy import TopKAccuracy
+        >>> scores = [[0.1, 0.7, 0.2], [0.5, 0.3, 0.2]]
+        >>> TopKAccuracy().compute(predictions=scores, references=[1, 2])
+        {'top1_accuracy': 0.5}
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features(
@@ -42,7 +49,15 @@ def compute_confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_cl
 
 
 class ExactAnswerAccuracy(evaluate.Metric):
-    """Share of questions whose answer is, letter by letter, one of the annotated ones; no answer is a wrong one."""
+    """Share of questions whose answer is, letter by letter, one of the annotated ones; no answer is a wrong one.
+
+    Examples:
+        >>> from umt_hf.evaluation.metrics.accuracy import ExactAnswerAccuracy
+        >>> answers, annotated = ["blue", None], [["blue", "sky blue"], ["two"]]
+        >>> metric = ExactAnswerAccuracy()
+        >>> metric.compute(predictions=answers, references=annotated)
+        {'accuracy': 0.5}
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features(
@@ -62,7 +77,14 @@ class ExactAnswerAccuracy(evaluate.Metric):
 
 
 class ChoiceAccuracy(evaluate.Metric):
-    """Share of rows whose right option scores higher than every other; a tie is a wrong choice."""
+    """Share of rows whose right option scores higher than every other; a tie is a wrong choice.
+
+    Examples:
+        >>> from umt_hf.evaluation.metrics.accuracy import ChoiceAccuracy
+        >>> scores = [[0.2, 0.9], [0.4, 0.4]]  # the second one is a tie
+        >>> ChoiceAccuracy().compute(predictions=scores, references=[1, 0])
+        {'accuracy': 0.5}
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features(

@@ -49,6 +49,14 @@ class FrameMeanAveragePrecision(evaluate.Metric):
     Rows are key frames; a frame without detections still counts with its true boxes. Empty boxes are left out.
 
     Source: Gu et al., "AVA", CVPR 2018, section 5; the every-point VOC form of average precision.
+
+    Examples:
+        >>> from umt_hf.evaluation.metrics import frame_map
+        >>> truth = [{"boxes": [[0, 0, 10, 10]], "classes": [3]}]
+        >>> found = [{**truth[0], "scores": [0.9]}]
+        >>> metric = frame_map.FrameMeanAveragePrecision()
+        >>> metric.compute(predictions=found, references=truth)
+        {'map50': 1.0, 'ap50_per_class': {3: 1.0}}
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -43,6 +43,13 @@ def compute_ranks(scores: torch.Tensor, is_right: torch.Tensor) -> torch.Tensor:
 
     Raises:
         ValueError: If a query has no right item, or a score is NaN or infinite.
+
+    Examples:
+        >>> import torch
+        >>> from umt_hf.evaluation.metrics.ranks import compute_ranks
+        >>> scores = torch.tensor([[0.9, 0.1, 0.3], [0.2, 0.5, 0.5]])
+        >>> compute_ranks(scores, torch.eye(3, dtype=torch.bool)[:2])
+        tensor([1, 2])
     """
     if not torch.isfinite(scores).all():
         raise ValueError("Scores hold NaN or infinite values: the model's outputs overflow; try another precision.")
@@ -58,6 +65,11 @@ class RetrievalRecall(evaluate.Metric):
     """Share of queries found among the first 1, 5 and 10 items, the mean of these, and the median rank.
 
     It takes ranks instead of scores, since the scores of a large set fit in no memory: see `compute_ranks`.
+
+    Examples:
+        >>> from umt_hf.evaluation.metrics.ranks import RetrievalRecall
+        >>> RetrievalRecall().compute(predictions=[1, 1, 4, 12])
+        {'r1': 0.5, 'r5': 0.75, 'r10': 0.75, 'mean_recall': 0.66..., 'median_rank': 2.5}
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -1,0 +1,94 @@
+"""Runs that are to end before their time: at a scheduler's signal, or because another process does not answer."""
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ..runs.mistakes import Terminated, UserError
+
+# What gloo, NCCL and the store say of processes that do not answer, or are gone.
+SILENCE = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|remote process", re.IGNORECASE)
+
+
+class Preemption:
+    """SIGTERM, and another signal if one is named, ask a run to save at its next step and to end.
+
+    A second SIGTERM ends it at once. In other threads than the main one, signals stay as they are.
+
+    Args:
+        accelerator: Of the run; a signal to one process counts for all.
+        other_signal: Name of a signal that counts too, such as `SIGUSR1`; `None` = SIGTERM alone.
+        exit_code: What the process ends with.
+    """
+
+    def __init__(self, accelerator: Accelerator, other_signal: str | None, exit_code: int):
+        self.accelerator, self.exit_code = accelerator, exit_code
+        names = ["SIGTERM", *([other_signal] if other_signal else [])]
+        self.numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        self.former: dict[int, Any] = {}
+        self.has_come = False
+        self.process = os.getpid()
+
+    def __enter__(self) -> "Preemption":
+        if threading.current_thread() is threading.main_thread():
+            self.former = {number: signal.signal(number, self._note) for number in self.numbers}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a forked worker of a loader ends as without the handler
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self.has_come = True
+        signal.signal(number, self.former[number])
+
+    def is_asked(self) -> bool:
+        """Whether the signal has come to any process; all of them call it after each step."""
+        if self.accelerator.num_processes == 1:
+            return self.has_come
+        came = torch.tensor(int(self.has_come), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(came, reduction="sum").item())
+
+    def end(self) -> None:
+        """End the run.
+
+        Raises:
+            Terminated: Always; a script says in one line what was saved.
+        """
+        raise Terminated(self.exit_code)
+
+
+@contextmanager
+def named_silence(accelerator: Accelerator, place: Any) -> Iterator[None]:
+    """Say in one sentence that another process does not answer.
+
+    Args:
+        accelerator: Of the run.
+        place: Counters of the run; its `step` is named.
+
+    Raises:
+        UserError: If a process waited for the others in vain.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if accelerator.num_processes == 1 or isinstance(error, UserError) or not SILENCE.search(str(error)):
+            raise
+        raise UserError(
+            f"Process {accelerator.process_index} waited in vain for another one at step {place.step + 1}: it is gone "
+            f"or slower than --ddp_timeout_seconds; resume with --resume_from_checkpoint auto ({error})."
+        ) from error
