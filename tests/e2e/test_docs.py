@@ -108,7 +108,8 @@ def check_command(words: list[str]) -> None:
         try:
             run_command(words, is_run=False)
         except Exception as error:  # of typer's own copy of click, or of click
-            if type(error).__name__ not in ("MissingParameter", "BadOptionUsage"):  # a flag alone; unknown ones come first
+            # A text may name a flag alone; unknown ones are found before.
+            if type(error).__name__ not in ("MissingParameter", "BadOptionUsage"):
                 raise
     else:
         assert importlib.util.find_spec(words[3]), words
