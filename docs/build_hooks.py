@@ -10,6 +10,12 @@ from typing import Any
 
 RECIPES = Path(__file__).parents[1] / "umt_hf" / "recipes"
 MARK = "<!-- recipes -->"
+# A name that is longer than this may be broken in a table.
+LONG_NAME = re.compile(r"[^\s,]{25,}")
+BREAKS = re.compile(r"(?<=[\w\]])(?:/|::|\.|_|=)(?=[\w{\[-])|[a-z](?=[A-Z])")
+# Browsers would end a line behind these hyphens.
+NAME_START = re.compile(r"(?<![\w-])(--\w|umt-h)")
+WORD_BREAK = r"\g<0><wbr>"
 FLAGS_MARK = re.compile(r"<!-- flags ([\w.]+) -->")
 # Starts of names, in the order of the page; others follow under their own names.
 HEADINGS = {
@@ -91,8 +97,15 @@ def format_recipe(recipe: Recipe) -> str:
 
 
 def break_command(command: str) -> str:
-    """A command in lines of at most 80 characters."""
-    lines = textwrap.wrap(command, 78, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    """A command in lines of at most 80 characters; a flag keeps its values, unless they alone fill a line."""
+    lines = [""]
+    for part in re.split(r" (?=--)", command):
+        joined = f"{lines[-1]} {part}".strip() if len(lines) == 1 else f"{lines[-1]} {part}"
+        if len(joined) <= 78:
+            lines[-1] = joined
+        else:
+            wrapped = textwrap.wrap(part, 74, break_long_words=False, break_on_hyphens=False)
+            lines += [f"    {line}" for line in wrapped]
     return " \\\n".join(lines)
 
 
@@ -152,4 +165,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def on_page_content(html: str, **_: Any) -> str:
     """Called by MkDocs for each rendered page: docstrings write [`Name`], as Transformers' do, for the name alone."""
-    return re.sub(r"\[(<code>\w+</code>)\]", r"\1", html)
+    html = re.sub(r"\[(<code>\w+</code>)\]", r"\1", html)
+    return re.sub(r"<td[ >].*?</td>", lambda cell: let_names_break(cell[0]), html, flags=re.DOTALL)
+
+
+def let_names_break(cell: str) -> str:
+    """Long names in a table cell may end a line behind `/`, `::`, `.`, `_`, `=` or before a capital."""
+
+    def break_text(text: re.Match[str]) -> str:
+        broken = re.sub(LONG_NAME, lambda name: BREAKS.sub(WORD_BREAK, name[0]), text[0])
+        return re.sub(NAME_START, r'<span class="nobreak">\1</span>', broken)
+
+    return re.sub(r"(?<=>)[^<]+(?=<)", break_text, cell)

@@ -21,7 +21,15 @@ import typer
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
 from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, HfArgumentParser, pipeline
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    HfArgumentParser,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
+    VideoMAEImageProcessor,
+    pipeline,
+)
 from typer.testing import CliRunner
 
 from tests.e2e.conftest import ROOT
@@ -62,6 +70,11 @@ STAND_INS = {
     "outputs/retrieval": UMTVideoTextForRetrieval,
     "outputs/answers": UMTVideoTextForQuestionAnswering,
 }
+
+SIZES_OF_VIDEOMAE = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size", "image_size",
+    "num_frames",
+)  # fmt: skip
 
 # Those that a page writes itself, before it reads them.
 WRITTEN_BY = {
@@ -194,6 +207,7 @@ def prepare(folder: Path, shapes: Path) -> Path:
             num_attention_heads=2,
         )
     )
+    write_videomae(folder / "videomae")
     (folder / "b16_ptk710_f8_res224.pth").touch()
     (folder / "vocab.txt").write_text("\n".join(test_search.SPECIAL + test_search.WORDS))
     write_media(folder, sorted((shapes / "videos" / "train").iterdir()))
@@ -210,6 +224,14 @@ def write_stand_in(folder: Path, kind: type) -> None:
     kind(config).save_pretrained(folder)
     task = "detection" if kind is UMTVideoForActionDetection else None
     UMTVideoProcessor.from_model_config(config, task).save_pretrained(folder)
+
+
+def write_videomae(folder: Path) -> None:
+    """What those have who come from Transformers' own VideoMAE."""
+    sizes = {name: test_features.TINY[name] for name in SIZES_OF_VIDEOMAE}
+    VideoMAEForVideoClassification(VideoMAEConfig(**sizes)).save_pretrained(folder)
+    crop = {"height": sizes["image_size"], "width": sizes["image_size"]}
+    VideoMAEImageProcessor(size={"shortest_edge": sizes["image_size"]}, crop_size=crop).save_pretrained(folder)
 
 
 def write_media(folder: Path, clips: list[Path]) -> None:

@@ -1,5 +1,6 @@
 """What the README and the guides say: every block runs, every flag, name and link is there, and the site builds."""
 
+import ast
 import dataclasses
 import importlib
 import importlib.util
@@ -28,7 +29,7 @@ from tests.e2e.pages import (
     split_commands,
 )
 from umt_hf.runs.config import list_recipes
-from umt_hf.runs.scripts import SCRIPTS
+from umt_hf.runs.scripts import GROUP_TITLES, SCRIPTS
 
 pytest.importorskip("faiss")
 
@@ -36,9 +37,11 @@ pytest.importorskip("faiss")
 PRINTED = {
     "docs/features.md": [r"0\.00 to .*\(16,\)", r"\d+ \S*videos\S+ \d.*\(16,\)", r"\(\d+, 16\) \d+\.\d+\n$"],
 }
+READMES = [str(path.relative_to(ROOT)) for path in [*ROOT.glob("benchmarks/**/*.md"), *ROOT.glob("umt_hf/**/*.md")]]
 # Flags that pages name without the script that has them.
 OTHER_FLAGS = {
     "docs/reproduction.md": {"--quick", "--budget"},  # of the tour
+    "docs/reliability.md": {"--disable_tqdm"},  # of every evaluation
     "docs/hub.md": {"--mode"},  # of every fine-tuning script, which it does not list
 }
 
@@ -81,6 +84,85 @@ def test_blocks_import_the_package(page):
     for block in read_blocks(page):
         if block.language == "python" and re.search(r"\b(Auto\w+|pipeline)\b", block.text):
             assert re.search(r"\bumt_hf\b|trust_remote_code", block.text), f"{page}:{block.line}"
+
+
+def read_inline_commands(text: str) -> list[list[str]]:
+    """Words of the commands in a text's prose, tables and indented blocks; without what is cut short by `...`."""
+    found = re.findall(r"(?<!`)`((?:umt-hf|accelerate launch) [^`]+)`(?!`)", text)
+    found += re.findall(r"^    ((?:umt-hf|accelerate launch) (?:.*\\\n)*.*)$", text, re.MULTILINE)
+    commands = []
+    for command in found:
+        line = command.rstrip().removesuffix(" -m").replace("\\|", "|").replace("\\\n", " ")
+        words = shlex.split(line.split(" | ")[0])
+        if "..." not in command and len(words) > 2 and not words[1].isupper():
+            commands.append(words)
+    return commands
+
+
+def check_command(words: list[str]) -> None:
+    """Parse a command that a text names; one that asks for help, or gives a verb alone, has to exist."""
+    words = [word for word in words if word != "--help"]
+    if words[0] == "umt-hf" and words[1] in GROUP_TITLES and len(words) <= 3:
+        assert [entry for entry in SCRIPTS if [entry.group, entry.verb][: len(words) - 1] == words[1:]], words
+    elif words[:3] != ["accelerate", "launch", "-m"] or len(words) > 4:
+        try:
+            run_command(words, is_run=False)
+        except Exception as error:  # of typer's own copy of click, or of click
+            # A text may name a flag alone; unknown ones are found before.
+            if type(error).__name__ not in ("MissingParameter", "BadOptionUsage"):
+                raise
+    else:
+        assert importlib.util.find_spec(words[3]), words
+
+
+@pytest.mark.parametrize("page", [*PAGES, "examples/README.md", *READMES])
+def test_commands_in_prose_and_tables_are_accepted(page, prepared, monkeypatch):
+    monkeypatch.chdir(prepared)  # some commands want the folders that they are given
+    for words in read_inline_commands((ROOT / page).read_text(encoding="utf-8")):
+        try:
+            check_command(words)
+        except (Exception, SystemExit) as error:
+            raise AssertionError(f"{page} names {shlex.join(words)}: {error!r}") from error
+
+
+def test_commands_of_docstrings_are_accepted():
+    """They stand at the top of the scripts' help and of the API pages."""
+    checked = 0
+    for path in sorted((ROOT / "umt_hf").rglob("*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        for words in read_inline_commands(docstring):
+            checked += 1
+            try:
+                check_command(words)
+            except (Exception, SystemExit) as error:
+                raise AssertionError(f"{path.relative_to(ROOT)} names {shlex.join(words)}: {error!r}") from error
+    assert checked >= 12
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "see `umt-hf classify video.mp4 --modle m`",
+        "| a | `umt-hf pretrain stage3 --train_data x` |",
+        "Title.\n\n    umt-hf finetune classification \\\n        --train_dta x\n",
+        "`umt-hf evaluate retrievals --help`",
+        "`accelerate launch -m umt_hf.training.stage1 --trian_data x`",
+    ],
+)
+def test_wrong_commands_in_texts_are_noticed(text):
+    ((words),) = read_inline_commands(text)
+    with pytest.raises((Exception, SystemExit)):
+        check_command(words)
+
+
+def test_guides_start_scripts_by_the_command():
+    """`umt-hf pretrain`, `finetune` and `evaluate`; `accelerate launch -m` is named once a guide, for clusters."""
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        launched = re.findall(r"accelerate launch -m (umt_hf\.(?:training|finetuning|evaluation)\S*)", text)
+        assert len(launched) <= 1, f"{page}: {launched}"
+        for block in read_blocks(page):
+            assert not re.search(r"accelerate launch -m umt_hf\.(?!cli)", block.text), f"{page}:{block.line}"
 
 
 def test_reasons_for_not_running_are_needed():

@@ -165,8 +165,9 @@ def test_the_citation_is_the_papers():
     assert citation["license"] == project["license"]
     paper = citation["preferred-citation"]
     assert paper["type"] == "conference-paper" and paper["url"] == "https://arxiv.org/abs/2303.16058"
-    readme = re.sub(r"\n {4,}", " ", (ROOT / "README.md").read_text(encoding="utf-8"))
-    bibtex = dict(re.findall(r"^ +(\w+) += \{(.+)\},?$", readme, re.MULTILINE))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"^ +(\w+) += \{([^{}]+)\},?$", readme, re.MULTILINE)
+    bibtex = {key: " ".join(value.split()) for key, value in found}  # a value may go over several lines
     authors = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
     assert authors == bibtex["author"] and paper["title"] == bibtex["title"]
     assert paper["collection-title"] == bibtex["booktitle"] and str(paper["year"]) == bibtex["year"]

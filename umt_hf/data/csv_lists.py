@@ -4,8 +4,10 @@ Known forms of a line without a header, for any separator:
 
     path                      a video without a label
     path,label                the label is a number from 0 on, or a name
-    path,count,label          a folder of frames, as the published code lists them (the count is not needed)
-    path,start,total          of VideoMAE V2: `path 0 -1` is a video, `path 0 157` a folder of frames; no label
+    path,count,label          a folder of frames, as the published code lists
+                              them (the count is not needed)
+    path,start,total          of VideoMAE V2: `path 0 -1` is a video,
+                              `path 0 157` a folder of frames; no label
 
 A first line that names the columns (`video,label,...`) makes the order free, and further columns are kept.
 """

@@ -210,7 +210,8 @@ def read_list(
 ) -> tuple[list[KeyFrame], list[str]]:
     """Read a JSON list with an object for each key frame.
 
-        {"video": "run.mp4", "key_seconds": 2.5, "objects": [{"box": [12, 30, 80, 200], "labels": ["run", "wave"]}]}
+        {"video": "run.mp4", "key_seconds": 2.5, "objects": [
+            {"box": [12, 30, 80, 200], "labels": ["run", "wave"]}]}
 
     `key_frame` may stand for `key_seconds`. Boxes are in pixels of the video, or of `width` and `height` where these
     are given. An object may have a `score`, and `boxes` with one for each frame of the video instead of `box`; without

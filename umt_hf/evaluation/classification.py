@@ -1,7 +1,8 @@
-"""Test a UMT classifier with several views of each video, and write a report.
+r"""Test a UMT classifier with several views of each video, and write a report.
 
     umt-hf evaluate classification --model_name_or_path outputs/classifier \
-        --data videos/test --num_clips 4 --num_crops 3 --output_dir outputs/classifier/test
+        --data videos/test --num_clips 4 --num_crops 3 \
+        --output_dir outputs/classifier/test
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4 (test views).
 """

@@ -1,4 +1,4 @@
-"""Test a UMT action detector on held-out key frames: frame mAP at IoU 0.5, results in AVA's format, a picture.
+r"""Test a UMT action detector on held-out key frames: frame mAP at IoU 0.5, results in AVA's format, a picture.
 
     umt-hf evaluate detection --model_name_or_path outputs/detector \
         --data validation.json --output_dir outputs/detector/test

@@ -1,7 +1,8 @@
-"""Measure how often the right one of several captions is chosen for a video.
+r"""Measure how often the right one of several captions is chosen for a video.
 
     umt-hf evaluate multiple-choice --model_name_or_path umt-vit-l16-25m-msrvtt \
-        --data msrvtt_mc_test.json --data_root videos --output_dir outputs/msrvtt_mc
+        --data msrvtt_mc_test.json --data_root videos \
+        --output_dir outputs/msrvtt_mc
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4.
 """

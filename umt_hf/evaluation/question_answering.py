@@ -1,7 +1,8 @@
-"""Measure answers to questions about videos, from a closed list or in the model's own words.
+r"""Measure answers to questions about videos, from a closed list or in the model's own words.
 
     umt-hf evaluate question-answering --model_name_or_path outputs/qa \
-        --data msrvtt_qa_test.json --data_root videos --answers msrvtt_qa_answer_list.json
+        --data msrvtt_qa_test.json --data_root videos \
+        --answers msrvtt_qa_answer_list.json
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4.
 """

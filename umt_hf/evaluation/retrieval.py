@@ -1,7 +1,8 @@
-"""Measure text-to-video and video-to-text retrieval, zero-shot or after fine-tuning.
+r"""Measure text-to-video and video-to-text retrieval, zero-shot or after fine-tuning.
 
     umt-hf evaluate retrieval --model_name_or_path umt-vit-b16-25m \
-        --data msrvtt_ret_test1k.json --data_root videos --output_dir outputs/msrvtt
+        --data msrvtt_ret_test1k.json --data_root videos \
+        --output_dir outputs/msrvtt
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4.
 """

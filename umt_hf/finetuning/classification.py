@@ -1,9 +1,11 @@
-"""Fine-tune a UMT encoder to classify videos, with the Hugging Face `Trainer`.
+r"""Fine-tune a UMT encoder to classify videos, with the Hugging Face `Trainer`.
 
     umt-hf finetune classification --model_name_or_path outputs/umt-vit-b16 \
-        --train_data videos/train --validation_data videos/validation --output_dir outputs/classifier
+        --train_data videos/train --validation_data videos/validation \
+        --output_dir outputs/classifier
     umt-hf finetune classification --model_name_or_path outputs/umt-vit-b16 \
-        --train_data my_dataset --validation_split validation --output_dir outputs/classifier
+        --train_data my_dataset --validation_split validation \
+        --output_dir outputs/classifier
     umt-hf finetune classification --config classification_k400:b16 \
         --data_root videos/k400
 

@@ -1,7 +1,8 @@
-"""Fine-tune a UMT encoder to detect actions in given boxes, with the Hugging Face `Trainer`.
+r"""Fine-tune a UMT encoder to detect actions in given boxes, with the Hugging Face `Trainer`.
 
     umt-hf finetune detection --model_name_or_path outputs/umt-vit-b16 \
-        --train_data train.json --validation_data validation.json --output_dir outputs/detector
+        --train_data train.json --validation_data validation.json \
+        --output_dir outputs/detector
     umt-hf finetune detection --config detection_ava:b16 --data_root videos/ava
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4, and the published settings for AVA.

@@ -1,4 +1,4 @@
-"""Fine-tune a UMT video-text model to answer questions about videos, with the Hugging Face `Trainer`.
+r"""Fine-tune a UMT video-text model to answer questions about videos, with the Hugging Face `Trainer`.
 
     umt-hf finetune question-answering --config question_answering_msvd:l16_25m \
         --data_root videos/msvd

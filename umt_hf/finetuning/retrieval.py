@@ -1,6 +1,7 @@
-"""Fine-tune a UMT video-text model to retrieve videos by text and texts by video, with the Hugging Face `Trainer`.
+r"""Fine-tune a UMT video-text model to retrieve videos by text and texts by video, with the Hugging Face `Trainer`.
 
-    umt-hf finetune retrieval --config retrieval_msrvtt:b16_25m --data_root videos/msrvtt
+    umt-hf finetune retrieval --config retrieval_msrvtt:b16_25m \
+        --data_root videos/msrvtt
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4.
 """

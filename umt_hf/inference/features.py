@@ -1,6 +1,7 @@
-"""Extract features of videos of any length: a UMT encoder slides over their frames and files hold what it sees.
+r"""Extract features of videos of any length: a UMT encoder slides over their frames and files hold what it sees.
 
-    umt-hf features videos/ --model outputs/stage1 --out features --level frame --window 16 --stride 8
+    umt-hf features videos/ --model outputs/stage1 --out features --level frame \
+        --window 16 --stride 8
 
 Frames stream from the decoder: at any time a batch of windows is held, never the decoded video.
 

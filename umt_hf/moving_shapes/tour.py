@@ -1,8 +1,9 @@
-"""Both stages on the embedded data: render, train a tiny teacher, pre-train, load, evaluate, draw.
+r"""Both stages on the embedded data: render, train a tiny teacher, pre-train, load, evaluate, draw.
 
     python -m umt_hf.moving_shapes.tour
-    python -m umt_hf.moving_shapes.tour --budget full --output_dir outputs/moving_shapes_full
-    python -m umt_hf.moving_shapes.tour --budget full --output_dir outputs/seeds --seeds 10 11 12
+    python -m umt_hf.moving_shapes.tour --budget full --output_dir outputs/full
+    python -m umt_hf.moving_shapes.tour --budget full --output_dir outputs/seeds \
+        --seeds 10 11 12
     python -m umt_hf.moving_shapes.tour --output_dir outputs/look --quick
 
 Training and evaluation each run in new processes, by the script that a user would start. A tour that was stopped goes

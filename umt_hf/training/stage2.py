@@ -1,6 +1,7 @@
-"""Stage 2: a stage-1 student and a BERT learn from videos and images with text, under the same frozen teacher.
+r"""Stage 2: a stage-1 student and a BERT learn from videos and images with text, under the same frozen teacher.
 
-    umt-hf pretrain stage2 --config stage2_umt_vit_b16_25m --vision_name_or_path umt-vit-b16
+    umt-hf pretrain stage2 --config stage2_umt_vit_b16_25m \
+        --vision_name_or_path umt-vit-b16
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
 """

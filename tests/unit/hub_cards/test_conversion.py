@@ -8,6 +8,7 @@ import torch
 from tests.parity.reference import load_case, load_table
 from tests.parity.test_student_parity import build_config
 from umt_hf.hub_cards.convert_umt_checkpoint import build_published_config, convert_checkpoint, convert_state_dict
+from umt_hf.modeling.configuration_umt_video import UMTVideoConfig
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining, UMTVideoForVideoClassification, UMTVideoModel
 
 CASE = "student_k2_layerscale"
@@ -49,6 +50,38 @@ def test_what_does_not_fit_is_named(change, message):
     change(weights)
     with pytest.raises(ValueError, match=message):
         convert_state_dict(weights, build_config(info["constructor"]), "pretraining")
+
+
+def name_internvideo2(width: int, heads_of_alignment: int) -> dict[str, torch.Tensor]:
+    """Tensors of a layer, pooling and alignment as PretrainInternVideo2 of the published code names them."""
+    layer = {
+        "norm1.weight": (width,), "attn.qkv.weight": (3 * width, width), "attn.proj.weight": (width, width),
+        "attn.proj.bias": (width,), "attn.q_norm.weight": (width,), "attn.k_norm.weight": (width,),
+        "ls1.gamma": (width,), "norm2.weight": (width,), "mlp.fc1.weight": (48, width), "mlp.fc1.bias": (48,),
+        "mlp.fc2.weight": (width, 48), "mlp.fc2.bias": (width,), "ls2.gamma": (width,),
+    }  # fmt: skip
+    shapes = {f"blocks.0.{name}": shape for name, shape in layer.items()}
+    shapes |= {"cls_token": (1, 1, width), "patch_embed.proj.weight": (width, 3, 1, 14, 14)}
+    shapes |= {"patch_embed.proj.bias": (width,), "clip_projector.cross_attn.q.weight": (width, width)}
+    shapes |= {f"clip_decoder.{index}.head.weight": (12, width) for index in range(heads_of_alignment)}
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+
+def test_a_checkpoint_of_internvideo2_is_refused_by_name():
+    """What docs/from_internvideo2.md says: its layers are others, so nothing of it is taken."""
+    config = UMTVideoConfig(
+        image_size=28, patch_size=14, position_embedding_image_size=28, hidden_size=32, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=48, num_aligned_layers=1, teacher_hidden_size=12,
+    )  # fmt: skip
+    weights = name_internvideo2(32, 1)
+    with pytest.raises(ValueError, match="does not fit") as caught:
+        convert_state_dict(weights, config, "pretraining")
+    for name in ("blocks.0.attn.q_norm.weight", "clip_projector.cross_attn.q.weight", "cls_token"):
+        assert f"no place for {name}" in str(caught.value)
+    assert "missing vision_model.layers.0.attention.q_proj.bias" in str(caught.value)
+    with_table = weights | {"pos_embed": torch.zeros(1, 8 * 4 + 1, 32)}  # with a place for the class token
+    with pytest.raises(ValueError, match="pos_embed has 33 rows, but 8 frames of 28 pixels make 32"):
+        convert_state_dict(with_table, config, "pretraining")
 
 
 def test_learnable_table_is_kept():
