@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from tests.e2e.runs import assert_complete, assert_same_weights, read_losses
-from tests.e2e.sharded import run_sharded
+from tests.e2e.sharded import LAUNCH, build_environment, run_sharded
 from tests.processes import run_ranks
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.runs.folder import read_metrics
@@ -32,3 +32,15 @@ def test_stage_1_equals_ddp_with_resuming_export_and_held_out_losses(flags, shap
     run_sharded(stage1.main, flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common))
     assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "fsdp")
     assert_same_weights(tmp_path / "fsdp", tmp_path / "resumed")
+
+
+def test_a_run_that_would_not_divide_its_weights_is_refused(flags, monkeypatch):
+    """On a CPU Accelerate takes DDP, or nothing, without a word."""
+    for name, value in build_environment(LAUNCH / "fsdp2.yaml").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        ValueError, match="started for FSDP, but Accelerate takes NO: weights are divided"
+    ):
+        stage1.main(flags(max_steps=1))
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    stage1.main(flags(max_steps=1))

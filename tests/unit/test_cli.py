@@ -39,6 +39,12 @@ def test_mistakes_are_usage_errors(arguments, tmp_path, monkeypatch):
     assert runner.invoke(cli.app, ["convert", "empty.pth", "umt-vit-b16"]).exit_code == 2
 
 
+def test_a_launch_file_that_is_not_there_names_those_that_ship():
+    result = runner.invoke(cli.app, ["pretrain", "stage1", "--accelerate_config", "fsdp"])
+    assert result.exit_code == 2
+    assert "fsdp: no such file; ddp and fsdp2 are the names of files that ship." in " ".join(result.output.split())
+
+
 def test_help_reads_well():
     result = runner.invoke(cli.app, ["--help"])
     assert result.exit_code == 0 and "convert" in result.output and "data" in result.output

@@ -17,6 +17,8 @@ import yaml
 from ..runs.cores import count_threads
 from ..runs.scripts import MISTAKE_CODE, ScriptEntry
 
+LAUNCH_FILES = Path(__file__).parents[1] / "recipes" / "launch"
+
 
 @dataclass(frozen=True)
 class LaunchOptions:
@@ -28,7 +30,7 @@ class LaunchOptions:
         machine_rank: Number of this machine, from 0 on.
         main_process_ip: Address of machine 0.
         main_process_port: Port there.
-        accelerate_config: File that `accelerate config` has written.
+        accelerate_config: File that `accelerate config` has written, or name of one that ships: `ddp`, `fsdp2`.
     """
 
     num_processes: int | None = None
@@ -36,7 +38,7 @@ class LaunchOptions:
     machine_rank: int | None = None
     main_process_ip: str | None = None
     main_process_port: int | None = None
-    accelerate_config: Path | None = None
+    accelerate_config: str | None = None
 
     def to_flags(self, num_accelerators: int) -> list[str]:
         """Flags of `accelerate launch`.
@@ -44,12 +46,17 @@ class LaunchOptions:
         Args:
             num_accelerators: GPUs and the like that this machine has.
         """
-        flags = [] if self.accelerate_config is None else ["--config_file", str(self.accelerate_config)]
+        shipped = LAUNCH_FILES / f"{self.accelerate_config}.yaml"
+        is_shipped = self.accelerate_config is not None and not Path(self.accelerate_config).exists()
+        file = str(shipped if is_shipped else self.accelerate_config)
+        flags = [] if self.accelerate_config is None else ["--config_file", file]
         for name in ("num_machines", "machine_rank", "main_process_ip", "main_process_port"):
             value = getattr(self, name)
             flags += [] if value is None else [f"--{name}", str(value)]
         if self.accelerate_config is not None:
-            return flags + ([] if self.num_processes is None else ["--num_processes", str(self.num_processes)])
+            # Files that ship are for any number of GPUs.
+            number = self.num_processes or (max(num_accelerators, 1) if is_shipped else None)
+            return flags + ([] if number is None else ["--num_processes", str(number)])
         num_processes = self.num_processes or max(num_accelerators, 1) * (self.num_machines or 1)
         per_machine = max(num_processes // (self.num_machines or 1), 1)
         # Given, so that the launcher does not list in a warning what it fills in.
@@ -126,6 +133,9 @@ def _pass_signals_on() -> Generator[None]:
 
     # Python's own handlers, not SIG_IGN, which the script would inherit.
     handlers: dict[int, Any] = {signal.SIGINT: lambda *_: None, signal.SIGTERM: hand_on}
+    # By which schedulers announce the end, see `--preemption_signal`; Windows has none of them.
+    named = (getattr(signal, name, None) for name in ("SIGUSR1", "SIGUSR2"))
+    handlers |= {number: hand_on for number in named if number is not None}
     former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

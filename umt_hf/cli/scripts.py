@@ -8,7 +8,7 @@ import typer
 
 from ..runs.scripts import GROUP_TITLES, SCRIPTS, ScriptEntry
 from .completion import ScriptCommand
-from .launching import LaunchOptions, launch
+from .launching import LAUNCH_FILES, LaunchOptions, launch
 
 PRECISIONS = ("no", "bf16", "fp16")
 PANEL = "Training and tests"
@@ -27,6 +27,14 @@ def add_scripts(app: typer.Typer) -> None:
         app.add_typer(verbs, name=group, help=title, rich_help_panel=PANEL)
 
 
+def _check_config(name: str | None) -> str | None:
+    """A file, or the name of one that ships."""
+    shipped = sorted(file.stem for file in LAUNCH_FILES.glob("*.yaml"))
+    if name is not None and not Path(name).is_file() and name not in shipped:
+        raise typer.BadParameter(f"{name}: no such file; {' and '.join(shipped)} are the names of files that ship.")
+    return name
+
+
 def _build_verb(entry: ScriptEntry) -> Any:
     def run(
         context: typer.Context,
@@ -36,7 +44,8 @@ def _build_verb(entry: ScriptEntry) -> Any:
         main_process_ip: Annotated[str | None, typer.Option("--main_process_ip", "--main-process-ip")] = None,
         main_process_port: Annotated[int | None, typer.Option("--main_process_port", "--main-process-port")] = None,
         accelerate_config: Annotated[
-            Path | None, typer.Option("--accelerate_config", "--accelerate-config", exists=True, dir_okay=False)
+            str | None,
+            typer.Option("--accelerate_config", "--accelerate-config", callback=_check_config),
         ] = None,
     ) -> None:
         options = LaunchOptions(

@@ -1,7 +1,9 @@
 """Models whose weights are divided over processes."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
@@ -24,6 +26,22 @@ def gathered_weights(model: nn.Module, accelerator: Accelerator) -> Iterator[Non
         module.unshard()
     yield
     for module in parts:
+        plugin: Any = accelerator.state.fsdp_plugin
         module.reshard()
-        is_resharded = bool(accelerator.state.fsdp_plugin.reshard_after_forward)
-        module.set_reshard_after_forward(is_resharded, recurse=False)
+        module.set_reshard_after_forward(bool(plugin.reshard_after_forward), recurse=False)
+
+
+def refuse_silent_ddp(accelerator: Accelerator) -> None:
+    """Stop where weights were to be divided, and Accelerate would hold all of them in each process without a word.
+
+    Raises:
+        ValueError: If the run was started for FSDP or DeepSpeed, and runs otherwise.
+    """
+    for kind in ("FSDP", "DEEPSPEED"):
+        is_asked = os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() in ("1", "true", "yes")
+        taken = accelerator.distributed_type.value
+        if is_asked and taken != kind:
+            raise ValueError(
+                f"The run was started for {kind}, but Accelerate takes {taken}: weights are divided over several "
+                "processes with an accelerator each. Start it without, or where there are some."
+            )

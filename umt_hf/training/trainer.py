@@ -45,7 +45,7 @@ from .interruption import Preemption, named_silence
 from .metric_meter import MetricMeter
 from .optimization import Schedule, build_parameter_groups, keep_group_settings, scale_learning_rate
 from .order import Position, RunShape
-from .sharding import gathered_weights
+from .sharding import gathered_weights, refuse_silent_ddp
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ def build_accelerator(args: PretrainingArguments, find_unused_parameters: bool =
         find_unused_parameters: Whether a step may leave parameters without gradient.
     """
     set_seed(args.seed)
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         # Batches are planned over epoch ends, so accumulation never is cut short by the loader's.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -225,6 +225,8 @@ def build_accelerator(args: PretrainingArguments, find_unused_parameters: bool =
         project_dir=args.output_dir,
         step_scheduler_with_optimizer=False,
     )
+    refuse_silent_ddp(accelerator)
+    return accelerator
 
 
 def build_schedule(

@@ -1,5 +1,7 @@
 """How many workers and threads a process gets."""
 
+from pathlib import Path
+
 import pytest
 
 from umt_hf.cli.launching import LaunchOptions
@@ -52,3 +54,13 @@ def test_omp_num_threads_wins(given, expected, machine, monkeypatch):
     assert cores.count_threads() == expected
     flags = LaunchOptions().to_flags(num_accelerators=0)
     assert flags[flags.index("--num_cpu_threads_per_process") + 1] == str(expected)
+
+
+def test_launch_files_that_ship_take_the_accelerators_that_there_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = LaunchOptions(accelerate_config="fsdp2").to_flags(num_accelerators=4)
+    assert flags[0] == "--config_file" and Path(flags[1]).name == "fsdp2.yaml" and Path(flags[1]).is_file()
+    assert flags[-2:] == ["--num_processes", "4"]
+    # A file of that name comes first, and has its own number.
+    (tmp_path / "fsdp2").write_text("num_processes: 2")
+    assert LaunchOptions(accelerate_config="fsdp2").to_flags(4) == ["--config_file", "fsdp2"]
