@@ -38,9 +38,7 @@ def test_a_run_that_would_not_divide_its_weights_is_refused(flags, monkeypatch):
     """On a CPU Accelerate takes DDP, or nothing, without a word."""
     for name, value in build_environment(LAUNCH / "fsdp2.yaml").items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(
-        ValueError, match="started for FSDP, but Accelerate takes NO: weights are divided"
-    ):
+    with pytest.raises(ValueError, match="started for FSDP, but Accelerate takes NO: weights are divided"):
         stage1.main(flags(max_steps=1))
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
     stage1.main(flags(max_steps=1))
