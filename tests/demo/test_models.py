@@ -134,7 +134,7 @@ def test_models_of_another_kind_are_refused(settings):
         load_demo_models(DemoSettings(question_answering=settings.video_text))
     with pytest.raises(ValueError, match="is a video classification folder .* needs a stage-1 pre-training folder"):
         load_demo_models(DemoSettings(teacher=settings.teacher, student=settings.classifier))
-    with pytest.raises(ValueError, match="no such"):
+    with pytest.raises(FileNotFoundError, match="missing: no such"):
         load_demo_models(DemoSettings(videos="missing"))
 
 

@@ -109,13 +109,13 @@ NOT_RUN = {
         "from umt_hf.demo.app": _SERVED,
     },
     "docs/detection.md": {
-        "accelerate launch -m umt_hf.finetuning.detection --config detection_ava": "needs AVA's files",
+        "umt-hf finetune detection --config detection_ava": "needs AVA's files",
     },
     "docs/precision.md": _WITHOUT_BITSANDBYTES,
     "docs/hub.md": {
         "umt-hf push": _LOOPBACK,
         "hf download": _LOOPBACK,
-        "accelerate launch": _LOOPBACK,
+        "umt-hf pretrain stage1": _LOOPBACK,
         "from umt_hf.hub_cards.publishing": _LOOPBACK,
         "import umt_hf\nfrom transformers import AutoModelForVideoClassification\n": _LOOPBACK,
         "from transformers import AutoModelForVideoClassification, AutoVideoProcessor\n": _LOOPBACK,

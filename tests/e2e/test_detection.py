@@ -208,24 +208,25 @@ def test_commands_of_the_guide_run(shapes, student, tmp_path, monkeypatch, capsy
     shutil.copy(shapes / "videos" / "train" / "00000.mp4", "run.mp4")
 
     text = (ROOT / "docs" / "detection.md").read_text()
-    commands = re.findall(r"^(?:umt-hf|accelerate launch) .*", text.replace("\\\n", ""), re.MULTILINE)
-    scripts = {script.__name__: script for script in (finetune_detection, evaluate_detection)}
+    commands = re.findall(r"^umt-hf .*", text.replace("\\\n", ""), re.MULTILINE)
+    scripts = {"finetune": finetune_detection, "evaluate": evaluate_detection}
     counts = dict.fromkeys([*scripts, "umt-hf"], 0)
     for command in commands:
         if "ava" in command:
             continue
-        if command.startswith("umt-hf"):
-            words = shlex.split(command)[1:]
+        words = shlex.split(command)[1:]
+        if words[0] not in scripts:
             if words[0] == "data":
                 words += ["--num-train-clips", "40", "--num-validation-clips", "4", "--num-test-clips", "1"]
             result = CliRunner().invoke(cli.app, words)
             assert result.exit_code == 0, result.output
             counts["umt-hf"] += 1
             continue
-        _, _, _, module, *arguments = shlex.split(command)
-        quick = {**FINE_TUNING, "max_steps": 1} if ".finetuning." in module else {"dataloader_num_workers": 0}
-        scripts[module].main([*arguments, *to_flags(**quick)])
-        counts[module] += 1
+        group, verb, *arguments = words
+        assert verb == "detection"
+        quick = {**FINE_TUNING, "max_steps": 1} if group == "finetune" else {"dataloader_num_workers": 0}
+        scripts[group].main([*arguments, *to_flags(**quick)])
+        counts[group] += 1
     assert list(counts.values()) == [2, 3, 2]
     report = json.loads(Path("outputs/detector/test_detector/report.json").read_text())
     assert report["boxes"] == "detector" and report["num_boxes"] == 6

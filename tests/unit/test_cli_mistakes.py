@@ -45,7 +45,6 @@ def read_mistake(*words: str, exit_code: int = 2) -> str:
         ("detect x --model y", "Give at least one box"),
         ("search missing words", "missing is not an index"),
         ("demo --student x", "student needs its teacher"),
-        ("demo --classifier umt-vit-b16-k400", "run `umt-hf convert umt-vit-b16-k400`"),
         ("finetune classification --mixed_precision x", "no, bf16, fp16, got 'x'"),
     ],
 )

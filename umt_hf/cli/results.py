@@ -23,7 +23,10 @@ def report_interruption(describe: Callable[[], str]) -> Generator[None]:
         yield
     except KeyboardInterrupt:
         from accelerate import PartialState
+        from tqdm import tqdm
 
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()  # at the end of the process it would be drawn once more, below the message
         if PartialState().is_main_process:
             typer.echo(f"Interrupted. {describe()}", err=True)
         raise typer.Exit(130) from None

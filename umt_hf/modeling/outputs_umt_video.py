@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput
 class UMTVideoModelOutput(BaseModelOutputWithPooling):
     """Output of [`UMTVideoModel`].
 
-    Args:
+    Attributes:
         last_hidden_state: Visible tokens after the last layer (and the final norm, if any), `(B, V, D)`.
         pooler_output: Mean over those tokens, `(B, D)`.
         hidden_states: Embeddings and every layer's output before the final norm, when asked for.

@@ -4,6 +4,7 @@ Transformers and huggingface_hub try again for up to a minute, and their message
 """
 
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ MISSING = (401, 403, 404)  # also of mirrors, which leave out the code of the er
 TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer.json", "vocab.txt")
 # The client's own base of network errors: that of httpx or of its successor.
 NETWORK_ERRORS = (HfHubHTTPError.__bases__[0], OSError)
+COMMIT = re.compile("[0-9a-f]{40}")
 _answers: dict[tuple[Any, ...], tuple[float, str]] = {}
 
 
@@ -64,18 +66,19 @@ def find_on_hub(
         ConnectionError: If the Hub cannot be reached and the repository is not in the cache.
     """
     key = (constants.ENDPOINT, repo_id, file, revision, token, cache_dir, subfolder)
-    asked, answer = _answers.get(key, (-SECONDS_TO_REMEMBER, repo_id))
-    if time.monotonic() - asked < SECONDS_TO_REMEMBER:
-        return answer
+    if key in _answers and time.monotonic() - _answers[key][0] < SECONDS_TO_REMEMBER:
+        return _answers[key][1]
     beginning = f"{repo_id} is not a folder here, and cannot be read from the Hub"
+    is_offline = local_files_only or is_offline_mode()
     try:
         cached = _find_cached(repo_id, file, subfolder, {"cache_dir": cache_dir, "revision": revision})
-        if local_files_only or is_offline_mode():
-            if cached is None:
-                raise FileNotFoundError(
-                    f"{beginning}: only the cache of this machine may be read (HF_HUB_OFFLINE), and it is not there. "
-                    "Unset HF_HUB_OFFLINE, or give a local folder."
-                )
+        if is_offline and cached is None:
+            raise FileNotFoundError(
+                f"{beginning}: only the cache of this machine may be read (HF_HUB_OFFLINE), and it is not there. "
+                "Unset HF_HUB_OFFLINE, or give a local folder."
+            )
+        # What a commit holds does not change.
+        if is_offline or (cached is not None and COMMIT.fullmatch(revision or "")):
             return repo_id
         problem = _ask(hf_hub_url(repo_id, file, subfolder=subfolder, revision=revision), token)
     except HFValidationError as error:

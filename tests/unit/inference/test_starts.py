@@ -321,15 +321,15 @@ def test_every_command_takes_the_right_folders_and_names_the_others(command, kin
 def test_a_stage_1_folder_is_pointed_to_the_script_that_finetunes_it(folders):
     start = folders["UMTVideoForPreTraining"]
     for load, script in (
-        (VideoClassifier, "umt_hf.finetuning.classification"),
-        (ActionDetector, "umt_hf.finetuning.detection"),
+        (VideoClassifier, "classification"),
+        (ActionDetector, "detection"),
     ):
-        with pytest.raises(ValueError, match=f"launch -m {script} --model_name_or_path {start} "):
+        with pytest.raises(ValueError, match=f"umt-hf finetune {script} --model_name_or_path {start} "):
             load(start)
-    with pytest.raises(ValueError, match=f"train it with .*training.stage2 --vision_name_or_path {start} "):
+    with pytest.raises(ValueError, match=f"train it with .*umt-hf pretrain stage2 --vision_name_or_path {start} "):
         require_start(start, "UMTVideoTextForPreTraining")
     stage2 = folders["UMTVideoTextForPreTraining"]
-    with pytest.raises(ValueError, match=f"finetuning.question_answering --model_name_or_path {stage2} "):
+    with pytest.raises(ValueError, match=f"umt-hf finetune question-answering --model_name_or_path {stage2} "):
         VideoAnswerer(stage2)
 
 
@@ -504,7 +504,7 @@ def test_the_page_refuses_them_by_name(folders):
 
     for field, kind, reason in (
         ("classifier", "videomae", FOREIGN["videomae"]),
-        ("classifier", "UMTVideoForPreTraining", "umt_hf.finetuning.classification"),
+        ("classifier", "UMTVideoForPreTraining", "umt-hf finetune classification"),
         ("question_answering", "UMTVideoTextForRetrieval", "umt-hf embed"),
         ("teacher", "bert", "is not a CLIP"),
         ("classifier", "file.pth", "umt-hf convert"),

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from tests.unit.runs.scripts import list_scripts, load_sections
 from umt_hf.finetuning import classification, retrieval
-from umt_hf.finetuning.trainer import FinetuningArguments
+from umt_hf.finetuning.trainer import EncoderFinetuningArguments, FinetuningArguments
 from umt_hf.runs.config import (
     KEPT_WORDS,
     REQUIRED,
@@ -52,7 +52,7 @@ def read_all(name: str, arguments: list[str]) -> dict[tuple[str, str], Any]:
 @pytest.fixture
 def raw(monkeypatch):
     """`TrainingArguments` fills in some values itself: look at what it was given."""
-    for section in (TrainingArguments, FinetuningArguments):
+    for section in (TrainingArguments, FinetuningArguments, EncoderFinetuningArguments):
         monkeypatch.setattr(section, "__post_init__", lambda self: None)
 
 
