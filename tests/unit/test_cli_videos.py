@@ -140,7 +140,7 @@ def test_a_folder_without_a_trained_head_is_refused(videos, tmp_path):
     result = classify(videos, "--model", tmp_path)
     assert result.exit_code == 2 and result.stdout == ""
     message = " ".join(result.stderr.replace("│", " ").split())
-    assert "is a stage-1 pre-training folder" in message and "umt_hf.finetuning.classification" in message
+    assert "is a stage-1 pre-training folder" in message and "umt-hf finetune classification" in message
     assert "Traceback" not in message
 
 

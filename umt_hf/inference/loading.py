@@ -105,12 +105,13 @@ def load_with_report(
     return LoadedModel(model, *map(_sort, (info["missing_keys"], info["unexpected_keys"], mismatched)), shapes=shapes)
 
 
-def describe_fresh(names: Iterable[str]) -> str:
+def describe_fresh(found: Iterable[str] | dict[str, Any]) -> str:
     """Parts of a model whose weights are random, for a log line.
 
     Args:
-        names: Of weights; the layers of a stack become one part.
+        found: Names of weights, or what `from_pretrained` says of them; the layers of a stack become one part.
     """
+    names: Iterable[str] = found["missing_keys"] if isinstance(found, dict) else found
     parts = (re.sub(r"\.\d+(?=\.|$)", "", name).rsplit(".", 1)[0] for name in sorted(names))
     return ", ".join(dict.fromkeys(re.sub(r"\.(q|k|v|o)_proj$", "", part) for part in parts)) or "none"
 

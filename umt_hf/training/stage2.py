@@ -282,7 +282,7 @@ def build_video_text_student(
                 **fields,
             )
         student, info = cast("tuple[UMTVideoTextForPreTraining, dict[str, Any]]", joined)
-        logger.info("Fresh weights: %s.", describe_fresh(info["missing_keys"]))
+        logger.info("Fresh weights: %s.", describe_fresh(info))
     student.set_attn_implementation(model.attn_implementation)
     for tower, is_checkpointed in (
         (student.vision_model, model.vision_gradient_checkpointing),
