@@ -3,6 +3,7 @@
 import itertools
 import logging
 import statistics
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,18 @@ logger = logging.getLogger(__name__)
 PLANTED_SECONDS = 2
 MOST_MILLISECONDS = 300
 QUERY = "a red circle moving left"
+# The next request for an answer reaches the server after those that follow it.
+DELAY_NEXT_REQUEST = """
+const send = window.fetch;
+let waits = true;
+window.fetch = async (...request) => {
+    if (waits && String(request[0]?.url ?? request[0]).includes("/queue/join")) {
+        waits = false;
+        await new Promise(resolve => setTimeout(resolve, 1500));
+    }
+    return send(...request);
+};
+"""
 
 
 class Slow:
@@ -145,9 +158,14 @@ def test_picking_answers_once_and_by_itself(page, slow, models, clips):
         assert Path(slow.viewer.calls[0][0]).name == page.list_sources("#clip video")[0].rsplit("/", 1)[1]
 
 
-def test_the_last_of_quick_picks_is_answered(page, models, clips):
+@pytest.mark.parametrize("is_first_late", [False, True])
+def test_the_last_of_quick_picks_is_answered(page, models, clips, is_first_late):
     page.open(DESK)
     page.turn_to("Labels")
+    page.wait(lambda: page.read("#labels h2"))
+    page.wait_until_idle()
+    if is_first_late:
+        page.driver.execute_script(DELAY_NEXT_REQUEST)
     for place in (1, 2, 3, 4):
         page.pick("#examples", place)
     page.wait_for_clip("00004.mp4")
@@ -156,6 +174,33 @@ def test_the_last_of_quick_picks_is_answered(page, models, clips):
     page.wait(lambda: page.read("#labels h2") == found[0].label)
     share = f"{round(100 * found[0].probability)}%"
     page.wait(lambda: share in page.read("#labels"))
+
+
+def test_a_pick_is_answered_though_the_one_before_it_fails(page, slow, models, clips, monkeypatch):
+    page.open(DESK)
+    page.turn_to("Labels")
+    page.wait(lambda: page.read("#labels h2"))
+    page.wait_until_idle()
+    started, release, work = threading.Event(), threading.Event(), slow.classifier.classify
+
+    def classify(path):
+        if Path(path).name == "00003.mp4":
+            started.set()
+            release.wait(60)
+            raise ValueError("This clip is not classified.")
+        return work(path)
+
+    monkeypatch.setattr(slow.classifier, "classify", classify)
+    page.pick("#examples", 3)
+    page.wait(started.is_set)
+    calls = len(slow.viewer.calls)
+    page.pick("#examples", 2)
+    page.wait_for_clip("00002.mp4")
+    # Another tab has gone on to the second clip, so the answer of this one waits for the first to end.
+    page.wait(lambda: any(Path(call[0]).name == "00002.mp4" for call in slow.viewer.calls[calls:]))
+    release.set()
+    assert "This clip is not classified." in page.read_problem("not classified")
+    page.wait(lambda: page.read("#labels h2") == models.classifier.classify(str(clips / "00002.mp4"))[0].label)
 
 
 def test_the_page_says_within_300_ms_that_it_works(page):

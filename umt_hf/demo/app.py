@@ -176,8 +176,15 @@ class _Follower:
     is_ready: Callable[[], bool] = lambda: True
 
     def answer_clip(self, video: str | None, *values: Any) -> Any:
-        """The answer, or nothing where there is no clip or no model yet."""
-        return None if video is None or not self.is_ready() else self.answer(video, *values)
+        """The answer, or nothing where there is no clip or no model yet, or where a message says what is wrong."""
+        if video is None or not self.is_ready():
+            return None
+        try:
+            return self.answer(video, *values)
+        except gr.Error as error:
+            # Not raised: after an event that failed, Gradio forgets the clip that waits to be next.
+            gr.Warning(error.message, duration=error.duration, title=error.title)
+            return None
 
 
 @dataclass(frozen=True)
@@ -210,14 +217,19 @@ class _Visit:
                 self.run(lambda: check_clip(video), video)
             return [gr.skip() for _ in outputs]
 
-        # Emptied in the browser, at once: nobody reads one clip's answer below another.
-        emptied = gr.on(triggers, None, None, outputs, js=f"() => [{nothing}]", api_visibility="private")
-        options: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private"}
-        checked = emptied.then(check, self.clip, outputs, **options)
+        # Emptied in the browser, at once: nobody reads one clip's answer below another. Not a chain: older Gradios
+        # run nothing after an event that has JavaScript alone.
+        gr.on(triggers, None, None, outputs, js=f"() => [{nothing}]", api_visibility="private")
+        checked: Any = gr.on(triggers, check, self.clip, outputs, trigger_mode="multiple", api_visibility="private")
         for follower in followers:
             # While a model works on one clip, only the last of those picked meanwhile is next.
             checked.success(
-                follower.answer_clip, follower.inputs, follower.output, concurrency_id=follower.name, **options
+                follower.answer_clip,
+                follower.inputs,
+                follower.output,
+                trigger_mode="always_last",
+                concurrency_id=follower.name,
+                api_visibility="private",
             )
 
 
@@ -260,10 +272,10 @@ def _add_examples(examples: Sequence[tuple[str, Image.Image]], clip: gr.Video) -
     gr.Markdown("Upload a clip, or tap an example to pick it.")
     gallery = _build_gallery([picture for _, picture in examples], "examples")
 
-    def pick_example(event: gr.SelectData) -> str:
-        return examples[event.index][0]
+    def pick_example(place: int) -> Any:
+        return examples[place][0] if 0 <= place < len(examples) else gr.skip()
 
-    gallery.select(pick_example, None, clip, trigger_mode="multiple", api_visibility="private")
+    _follow_picks(gallery, pick_example, [], clip)
 
 
 def _add_labels(visit: _Visit) -> list[_Follower]:
@@ -364,9 +376,11 @@ def _add_search(visit: _Visit) -> list[_Follower]:
     def search_anew(text: str | None, is_reranked: bool) -> Any:
         return search(text, is_reranked) if (text or "").strip() else (None, [])
 
-    def pick_found(paths: list[str], event: gr.SelectData) -> str:
-        gr.Info(f"{Path(paths[event.index]).name} is the clip now.", duration=4)
-        return paths[event.index]
+    def pick_found(place: int, paths: list[str]) -> Any:
+        if not 0 <= place < len(paths):
+            return gr.skip()
+        gr.Info(f"{Path(paths[place]).name} is the clip now.", duration=4)
+        return paths[place]
 
     outputs: list[Component] = [gallery, found]
     gr.on([button.click, query.submit], search, [query, rerank], outputs, concurrency_id="search", api_name="search")
@@ -378,7 +392,7 @@ def _add_search(visit: _Visit) -> list[_Follower]:
         concurrency_id="search",
         api_visibility="private",
     )
-    gallery.select(pick_found, found, visit.clip, trigger_mode="multiple", api_visibility="private")
+    _follow_picks(gallery, pick_found, [found], visit.clip)
     return []
 
 
@@ -444,6 +458,29 @@ def _build_gallery(pictures: list[Image.Image] | None, name: str) -> gr.Gallery:
     )
 
 
+def _follow_picks(gallery: gr.Gallery, pick: Callable, inputs: list[Component], clip: gr.Video) -> None:
+    """Make the picture picked last the clip, in whatever order the answers to quick picks arrive.
+
+    Args:
+        gallery: Pictures.
+        pick: Gives the path; called with the picture's place and the values of the inputs.
+        inputs: Components.
+        clip: The output.
+    """
+    # One request at a time, and after it one for the last of the picks meanwhile. For this one, Gradio repeats the data
+    # of the first pick's event; what is marked in the page is the last pick's.
+    items = f'[...document.querySelectorAll("#{gallery.elem_id} .thumbnail-item")]'
+    place = f"{items}.findIndex(item => item.classList.contains('selected'))"
+    gallery.select(
+        pick,
+        [gr.Number(precision=0, visible=False), *inputs],
+        clip,
+        js=f"(_, ...values) => [{place}, ...values]",
+        trigger_mode="always_last",
+        api_visibility="private",
+    )
+
+
 def _fill_tab(
     visit: _Visit, add: Callable[[_Visit], list[_Follower]], model: object | None, *settings: str
 ) -> list[_Follower]:
@@ -489,8 +526,8 @@ def _offer_conversion(visit: _Visit, setting: str) -> Any:
         return f"`{name}` is loaded.", gr.update(visible=False)
 
     hint = f"`{name}` is downloaded and converted, once, into the cache. This takes a minute or more."
-    said = button.click(None, None, note, js=f"() => {json.dumps(hint)}", api_visibility="private")
-    return said.then(convert, None, [note, button], concurrency_id="convert", api_visibility="private")
+    button.click(None, None, note, js=f"() => {json.dumps(hint)}", api_visibility="private")
+    return button.click(convert, None, [note, button], concurrency_id="convert", api_visibility="private")
 
 
 def _describe_search(models: DemoModels) -> str:
