@@ -467,8 +467,8 @@ def _follow_picks(gallery: gr.Gallery, pick: Callable, inputs: list[Component], 
         inputs: Components.
         clip: The output.
     """
-    # One request at a time, and after it one for the last of the picks meanwhile. For this one, Gradio repeats the data
-    # of the first pick's event; what is marked in the page is the last pick's.
+    # One request at a time, and after it one for the last of the picks meanwhile. For this one, Gradio repeats the
+    # data of the first pick's event; what is marked in the page is the last pick's.
     items = f'[...document.querySelectorAll("#{gallery.elem_id} .thumbnail-item")]'
     place = f"{items}.findIndex(item => item.classList.contains('selected'))"
     gallery.select(
