@@ -329,12 +329,18 @@ def _add_teacher(visit: _Visit) -> _Follower:
     picture = gr.HTML(elem_id="look", min_height=240)
     seed = gr.State(0)
 
+    # A clip may be said to have changed twice, and is not looked at twice. Conversion exchanges the viewer.
+    @functools.lru_cache(REMEMBERED_CLIPS)
+    def find_look(path: str, _modified_ns: int, _viewer: int, *mask: Any) -> TeacherLook:
+        return visit.models.viewer.look(path, *mask)
+
     def look(video: str | None, mask_type: str, mask_ratio: float, seed: int) -> str:
         path = _require_clip(video)
         viewer = visit.models.viewer
         if isinstance(viewer, StoredViewer) and not viewer.knows(path):
             return f"<p>{NO_TEACHER}</p>"
-        return format_look(visit.run(lambda: viewer.look(path, mask_type, mask_ratio, seed), path))
+        mask = (mask_type, mask_ratio, seed)
+        return format_look(visit.run(lambda: find_look(path, os.stat(path).st_mtime_ns, id(viewer), *mask), path))
 
     def look_again(video: str | None, mask_type: str, mask_ratio: float, seed: int) -> tuple[str, int]:
         return look(video, mask_type, mask_ratio, seed + 1), seed + 1
@@ -402,9 +408,13 @@ def _add_ask(visit: _Visit) -> list[_Follower]:
     button = gr.Button("Ask", variant="primary")
     answer = gr.Label(label="Answer", show_label=False, elem_id="answer")
 
+    @functools.lru_cache(REMEMBERED_CLIPS)
+    def find_answer(path: str, _modified_ns: int, text: str) -> str:
+        return _require(visit.models.answerer).answer(path, text).answer
+
     def ask(video: str | None, text: str | None) -> str:
-        path, answerer = _require_clip(video), _require(visit.models.answerer)
-        return visit.run(lambda: answerer.answer(path, text or "").answer, path) or "(no answer)"
+        path, _ = _require_clip(video), _require(visit.models.answerer)
+        return visit.run(lambda: find_answer(path, os.stat(path).st_mtime_ns, text or ""), path) or "(no answer)"
 
     def ask_again(video: str, text: str | None) -> str | None:
         return ask(video, text) if (text or "").strip() else None
