@@ -219,7 +219,9 @@ def test_the_page_says_within_300_ms_that_it_works(page):
             page.write(QUERY)
         for act in acts:
             waited = []
-            for _ in range(3):
+            for number in range(3):
+                if tab == "Ask":
+                    page.write(f"{QUERY} {number}")  # what was answered before is answered at once
                 page.wait_until_idle()
                 waited.append(page.time_waiting(act))
                 page.keep_picture(f"waiting_{tab.lower()}")

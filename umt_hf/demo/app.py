@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ Pick a clip, then see what the video models make of it. ([Paper](https://arxiv.o
 """
 MASK_TYPES = [("attention (the paper's)", "attention"), ("tube", "tube"), ("random", "random")]
 MAX_HITS = 8
+SECONDS_TO_REPEAT = 5.0  # after which what is wrong with a clip is said anew
+MAX_REMEMBERED_MESSAGES = 1000
 STORED_LOOK = (
     "No teacher is loaded. The saliency is a stored one: of a small teacher, trained on such clips, and of the "
     "clip that comes with the package alone."
@@ -212,9 +215,21 @@ class _Visit:
         nothing = ", ".join(follower.nothing for follower in followers)
         triggers: list[Any] = [self.page.load, self.clip.change]
 
-        def check(video: str | None) -> list:
-            if video is not None:
+        said: dict[tuple[str | None, str], float] = {}  # when a visitor read what is wrong with a clip
+
+        def check(video: str | None, request: gr.Request) -> list:
+            if video is None:
+                return [gr.skip() for _ in outputs]
+            try:
                 self.run(lambda: check_clip(video), video)
+            except gr.Error as error:
+                # A busy page says of one clip twice that it has changed.
+                now, key = time.monotonic(), (request.session_hash, video)
+                is_new = now - said.get(key, -SECONDS_TO_REPEAT) >= SECONDS_TO_REPEAT
+                if len(said) > MAX_REMEMBERED_MESSAGES:
+                    said.clear()
+                said[key] = now
+                raise gr.Error(error.message, visible=is_new, print_exception=False) from error
             return [gr.skip() for _ in outputs]
 
         # Emptied in the browser, at once: nobody reads one clip's answer below another. Not a chain: older Gradios
