@@ -26,7 +26,7 @@ PLANTED_SECONDS = 4
 
 
 class SlowClassifier:
-    """Takes its time for one clip, and none for others."""
+    """Takes its time for one clip, of which it has nothing to say then, and none for others."""
 
     def __init__(self, classifier, slow_size: int):
         self.classifier, self.model, self.slow_size = classifier, classifier.model, slow_size
@@ -34,6 +34,7 @@ class SlowClassifier:
     def classify(self, video):
         if os.path.getsize(video) == self.slow_size:
             time.sleep(PLANTED_SECONDS)
+            raise ValueError("Nobody waits for this answer.")  # one that came would be remembered for the next request
         return self.classifier.classify(video)
 
 

@@ -183,6 +183,10 @@ class _Follower:
         if video is None or not self.is_ready():
             return None
         try:
+            check_clip(video)
+        except ValueError:
+            return None  # of a clip that came after the one that was checked; its own check says what is wrong
+        try:
             return self.answer(video, *values)
         except gr.Error as error:
             # Not raised: after an event that failed, Gradio forgets the clip that waits to be next.
@@ -302,13 +306,13 @@ def _add_labels(visit: _Visit) -> list[_Follower]:
         return _require(visit.models.classifier)
 
     @functools.lru_cache(REMEMBERED_CLIPS)
-    def find_labels(path: str, _modified_ns: int) -> dict[str, float]:
+    def find_labels(path: str, _num_bytes: int) -> dict[str, float]:
         # Gradio shows labels as a dictionary.
         return {scored.label: scored.probability for scored in get_classifier().classify(path)}
 
     def classify(video: str | None) -> dict[str, float]:
         path = _require_clip(video)
-        return visit.run(lambda: find_labels(path, os.stat(path).st_mtime_ns), path)
+        return visit.run(lambda: find_labels(path, os.path.getsize(path)), path)
 
     button.click(classify, visit.clip, labels, concurrency_id="labels", api_name="classify")
     return [_Follower("labels", classify, [visit.clip], labels, is_ready=lambda: visit.models.classifier is not None)]
@@ -344,9 +348,10 @@ def _add_teacher(visit: _Visit) -> _Follower:
     picture = gr.HTML(elem_id="look", min_height=240)
     seed = gr.State(0)
 
-    # A clip may be said to have changed twice, and is not looked at twice. Conversion exchanges the viewer.
+    # A clip may be said to have changed twice, and is not looked at twice. (Its folder is named by its contents, and
+    # Gradio copies it there anew.) Conversion exchanges the viewer.
     @functools.lru_cache(REMEMBERED_CLIPS)
-    def find_look(path: str, _modified_ns: int, _viewer: int, *mask: Any) -> TeacherLook:
+    def find_look(path: str, _num_bytes: int, _viewer: int, *mask: Any) -> TeacherLook:
         return visit.models.viewer.look(path, *mask)
 
     def look(video: str | None, mask_type: str, mask_ratio: float, seed: int) -> str:
@@ -355,7 +360,7 @@ def _add_teacher(visit: _Visit) -> _Follower:
         if isinstance(viewer, StoredViewer) and not viewer.knows(path):
             return f"<p>{NO_TEACHER}</p>"
         mask = (mask_type, mask_ratio, seed)
-        return format_look(visit.run(lambda: find_look(path, os.stat(path).st_mtime_ns, id(viewer), *mask), path))
+        return format_look(visit.run(lambda: find_look(path, os.path.getsize(path), id(viewer), *mask), path))
 
     def look_again(video: str | None, mask_type: str, mask_ratio: float, seed: int) -> tuple[str, int]:
         return look(video, mask_type, mask_ratio, seed + 1), seed + 1
@@ -424,12 +429,12 @@ def _add_ask(visit: _Visit) -> list[_Follower]:
     answer = gr.Label(label="Answer", show_label=False, elem_id="answer")
 
     @functools.lru_cache(REMEMBERED_CLIPS)
-    def find_answer(path: str, _modified_ns: int, text: str) -> str:
+    def find_answer(path: str, _num_bytes: int, text: str) -> str:
         return _require(visit.models.answerer).answer(path, text).answer
 
     def ask(video: str | None, text: str | None) -> str:
         path, _ = _require_clip(video), _require(visit.models.answerer)
-        return visit.run(lambda: find_answer(path, os.stat(path).st_mtime_ns, text or ""), path) or "(no answer)"
+        return visit.run(lambda: find_answer(path, os.path.getsize(path), text or ""), path) or "(no answer)"
 
     def ask_again(video: str, text: str | None) -> str | None:
         return ask(video, text) if (text or "").strip() else None
