@@ -13,8 +13,8 @@ from datasets import Dataset
 
 from ..runs.mistakes import read_rank
 from ..runs.noise import show_bar
+from .lists.text_files import read_json_file
 from .sources import load_videos
-from .text_files import read_json_file
 
 HASH_BYTES = 16
 CaptionMode = Literal["single", "each", "paragraph"]

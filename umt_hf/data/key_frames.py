@@ -13,11 +13,11 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 
 from .ava_labels import AVA_LABELS
-from .csv_lists import split_table
-from .folders import VIDEO_SUFFIXES
 from .labels import warn_of_case
+from .lists.csv_lists import split_table
+from .lists.folders import VIDEO_SUFFIXES
+from .lists.text_files import read_json_file, read_text
 from .paths import join_root
-from .text_files import read_json_file, read_text
 
 # What a first line may call the movie and the second; AVA's own files have none.
 AVA_HEADERS = (

@@ -12,11 +12,11 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, Video, load_dataset, load_from_disk
 
 from ..processing.media_files import VideoDecodingError
-from .csv_lists import read_csv
-from .folders import read_folder
 from .labels import LABEL, align_labels, encode_labels
+from .lists.csv_lists import read_csv
+from .lists.folders import read_folder
+from .lists.text_files import parse_json, read_json_file, read_text
 from .paths import join_root
-from .text_files import parse_json, read_json_file, read_text
 
 logger = logging.getLogger(__name__)
 

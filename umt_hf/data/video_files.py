@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..processing.frame_folders import list_frames
-from .folders import VIDEO_SUFFIXES, list_folder
+from .lists.folders import VIDEO_SUFFIXES, list_folder
 from .paths import is_url, require_video
 
 

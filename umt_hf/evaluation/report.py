@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ..data.folders import list_folder
+from ..data.lists.folders import list_folder
 from ..data.splits import has_splits
 from ..data.video_files import describe_file
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor

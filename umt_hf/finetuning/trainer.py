@@ -69,8 +69,8 @@ from ..training.checkpointing import (
     set_aside_later,
 )
 from ..training.clips import build_generator
-from ..training.metric_meter import MetricMeter
 from ..training.optimization import Schedule, build_parameter_groups, keep_group_settings, scale_learning_rate
+from ..training.reporting.metric_meter import MetricMeter
 from ..training.trainer import (
     NonfiniteSteps,
     count_videos,

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from ..data.text_files import read_text
+from ..data.lists.text_files import read_text
 
 
 def read_label_names(path: str | Path, num_labels: int | None = None) -> list[str]:

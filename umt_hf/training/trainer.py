@@ -42,9 +42,9 @@ from .checkpointing import (
     set_aside_later,
 )
 from .interruption import Preemption, named_silence
-from .metric_meter import MetricMeter
 from .optimization import Schedule, build_parameter_groups, keep_group_settings, scale_learning_rate
 from .order import Position, RunShape
+from .reporting.metric_meter import MetricMeter
 from .sharding import gathered_weights, refuse_silent_ddp
 
 logger = logging.getLogger(__name__)

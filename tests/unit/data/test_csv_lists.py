@@ -7,7 +7,7 @@ import pytest
 from datasets import ClassLabel
 from PIL import Image
 
-from umt_hf.data.csv_lists import SEPARATORS
+from umt_hf.data.lists.csv_lists import SEPARATORS
 from umt_hf.data.sources import load_videos
 
 

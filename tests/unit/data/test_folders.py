@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from umt_hf.data.folders import VIDEO_SUFFIXES, list_folder
+from umt_hf.data.lists.folders import VIDEO_SUFFIXES, list_folder
 from umt_hf.data.sources import load_videos
 from umt_hf.data.video_files import list_videos
 

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from umt_hf.runs.folder import MetricLog, read_metrics
 from umt_hf.training.arguments import PretrainingArguments
 from umt_hf.training.checkpointing import find_checkpoint, list_checkpoints
-from umt_hf.training.metric_meter import MetricMeter
 from umt_hf.training.order import RunShape
+from umt_hf.training.reporting.metric_meter import MetricMeter
 from umt_hf.training.trainer import TrainState, _step_if_finite, build_schedule, limit_nonfinite_steps
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from datasets import ClassLabel
 
-from ..processing.frame_folders import FRAME_SUFFIXES, holds_frames
-from .labels import encode_labels, normalize_name, shorten, warn_of_case, warn_of_split_folders
+from ...processing.frame_folders import FRAME_SUFFIXES, holds_frames
+from ..labels import encode_labels, normalize_name, shorten, warn_of_case, warn_of_split_folders
 
 logger = logging.getLogger(__name__)
 

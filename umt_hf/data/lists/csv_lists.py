@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..paths import is_url, join_root
 from .folders import MEDIA_SUFFIXES
-from .paths import is_url, join_root
 
 logger = logging.getLogger(__name__)
 

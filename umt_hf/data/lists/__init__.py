@@ -1,0 +1,1 @@
+"""Lists of videos as files and folders have them."""
