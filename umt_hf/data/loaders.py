@@ -1,16 +1,72 @@
 """Loaders over planned batches."""
 
-from collections.abc import Iterable, Sequence
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..runs.cores import count_workers
+from .in_flight import ReadNotes, explain
+
+
+class NamingLoader(DataLoader):
+    """A loader that names the videos in flight where a worker gives nothing in time, or is gone.
+
+    Args:
+        notes: Of its workers; `None` = it has none.
+        *arguments: As for `DataLoader`.
+        **options: As for `DataLoader`.
+    """
+
+    def __init__(self, *arguments: Any, notes: ReadNotes | None, **options: Any):
+        super().__init__(*arguments, **options)
+        self.notes = notes
+
+    # pyrefly: ignore[bad-override]  an iterator that has no more than `DataLoader` promises
+    def __iter__(self) -> Iterator[Any]:
+        """Batches.
+
+        Raises:
+            StuckReadingError: If workers gave nothing for the loader's time-out, or one has died.
+        """
+        batches = super().__iter__()
+        return batches if self.notes is None else self._name_stuck(batches, self.notes)
+
+    def _name_stuck(self, batches: Iterator[Any], notes: ReadNotes) -> Iterator[Any]:
+        try:
+            yield from batches
+        except RuntimeError as error:
+            explained = explain(error, self.timeout)
+            if explained is None:
+                raise
+            with _unheard_children():
+                notes.kill()
+                getattr(batches, "_shutdown_workers", lambda: None)()
+            raise explained from error
+
+
+@contextmanager
+def _unheard_children() -> Iterator[None]:
+    """Leave out what PyTorch raises, at any place, when a worker is killed."""
+    is_possible = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_possible else None
+    try:
+        yield
+    finally:
+        if is_possible:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 def build_loader(
-    dataset: Dataset, batches: Iterable[Sequence[Any]], num_workers: int | None, **options: Any
+    dataset: Dataset,
+    batches: Iterable[Sequence[Any]],
+    num_workers: int | None,
+    timeout_seconds: float | None = None,
+    **options: Any,
 ) -> DataLoader:
     """A loader that reads planned batches and draws nothing from the global random state.
 
@@ -18,14 +74,20 @@ def build_loader(
         dataset: What the entries of a batch are read from.
         batches: Entries of each batch, in order.
         num_workers: Processes that read; 0 = this one; `None` = as many as the machine has cores, up to 4.
+        timeout_seconds: For which workers may give nothing; `None` = for ever. Without workers it has no effect.
         **options: As for `DataLoader`.
     """
+    num_workers = count_workers() if num_workers is None else num_workers
+    notes = ReadNotes(num_workers) if num_workers else None
     # Without a generator of the loader's, starting it would move the global random state: dropout would then depend
     # on how often data was loaded, and a resumed run would differ from one that never stopped.
-    return DataLoader(
+    return NamingLoader(
         dataset,
         batch_sampler=batches,  # pyrefly: ignore[bad-argument-type]  annotated as lists, and any sequence does
-        num_workers=count_workers() if num_workers is None else num_workers,
+        num_workers=num_workers,
         generator=torch.Generator(),
+        timeout=timeout_seconds or 0 if num_workers else 0,
+        worker_init_fn=notes.attach if notes else None,
+        notes=notes,
         **options,
     )

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from ..processing.decoding import VideoDecodingError
+from ..runs.disk import append_new_lines
 from ..runs.mistakes import UserError
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,40 @@ def read_first_readable(rows: Iterable[Row], read: Callable[[Row], Sample]) -> t
     return None, reasons
 
 
+class UnreadableList:
+    """File that names each unreadable video of a run once, whichever process met it and however often.
+
+    Args:
+        path: A line for each of them: its name and the reason. Lines of an earlier part of the run stay.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.known: set[str] = set()
+
+    def add(self, reasons: Iterable[str]) -> list[str]:
+        """Append the lines that are not there yet, and give those."""
+        lines = dict.fromkeys(" ".join(reason.split()) for reason in reasons)
+        new = [line for line in lines if line not in self.known]
+        if new:
+            there = append_new_lines(self.path, new)
+            self.known.update(there, new)
+            new = [line for line in new if line not in there]
+        return new
+
+
+def say_unreadable(reasons: Sequence[str], unreadable: UnreadableList | None, message: str) -> None:
+    """Name videos that cannot be read in the log.
+
+    Args:
+        reasons: A line for each.
+        unreadable: List of the run, whose entries have been named before; `None` = all are named.
+        message: With `%s` for the line.
+    """
+    for reason in reasons if unreadable is None else unreadable.add(reasons):
+        logger.warning(message, reason)
+
+
 @dataclass
 class UnreadableVideos:
     """Tally of the videos that were asked for, and of those that could not be read.
@@ -65,6 +101,7 @@ class UnreadableVideos:
         min_skipped: int = 1,
         kind: str = "videos",
         error: type[Exception] = UserError,
+        unreadable: UnreadableList | None = None,
     ) -> None:
         """Add videos to the tally, and name those that could not be read in the log.
 
@@ -75,14 +112,14 @@ class UnreadableVideos:
             min_skipped: Fewer unreadable videos than this are accepted whatever their share.
             kind: What is counted, for the message.
             error: What is raised where there are more.
+            unreadable: List of the run, whose entries have been named before.
 
         Raises:
             Exception: An `error`, if the accepted share is exceeded.
         """
         self.videos += num_videos
         self.skipped_videos += len(reasons)
-        for reason in reasons:
-            logger.warning("Skipped, since it cannot be read: %s", reason)
+        say_unreadable(reasons, unreadable, "Skipped, since it cannot be read: %s")
         if self.skipped_videos >= min_skipped and self.skipped_videos > max_skipped_ratio * self.videos:
             raise error(
                 f"{self.skipped_videos} of {self.videos} {kind} could not be read, more than max_skipped_ratio="

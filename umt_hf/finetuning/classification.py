@@ -308,7 +308,7 @@ class ClassificationTrainer(EncoderFinetuningTrainer):
         Raises:
             RuntimeError: If too many videos were unreadable.
         """
-        count_videos(self.videos, inputs["failures"], inputs["num_videos"], self.max_skipped_ratio)
+        count_videos(self.videos, inputs["failures"], inputs["num_videos"], self.max_skipped_ratio, self.unreadable)
         # Not the model's own loss, which takes neither soft targets nor class weights nor smoothing.
         outputs = model(pixel_values=inputs["pixel_values"])
         logits = outputs.logits.float()

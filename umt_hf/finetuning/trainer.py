@@ -29,7 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.sources import get_source
 from ..data.splits import select_data
-from ..data.unreadable import UnreadableVideos, read_first_readable, sample_replacements
+from ..data.unreadable import UnreadableList, UnreadableVideos, read_first_readable, sample_replacements
 from ..evaluation.found import join_roles, list_shared
 from ..inference.loading import load_video_text_processor
 from ..inference.starts import locate_model
@@ -57,7 +57,7 @@ from ..runs.arguments import (
 from ..runs.config import REQUIRED, describe, dump_changes, flatten_recipe, require, set_defaults
 from ..runs.cores import count_workers
 from ..runs.disk import fill_folder, name_unfinished, put_folder, remove_folder, write_text
-from ..runs.folder import ADAPTER_FOLDER, FINAL_FOLDER, RECIPE_FILE, VERSIONS_FILE, collect_versions
+from ..runs.folder import ADAPTER_FOLDER, FINAL_FOLDER, RECIPE_FILE, UNREADABLE_FILE, VERSIONS_FILE, collect_versions
 from ..runs.mistakes import UserError, read_rank
 from ..training.background_push import HubPush, build_hub_push
 from ..training.checkpointing import (
@@ -308,6 +308,7 @@ class FinetuningTrainer(Trainer):
         self.evaluations, self.max_skipped_ratio = evaluations, max_skipped_ratio
         self.layer_decay = layer_decay
         self.videos = UnreadableVideos()
+        self.unreadable = UnreadableList(Path(str(args.output_dir)) / UNREADABLE_FILE)
         self.meter = MetricMeter(self.accelerator)
         self.bad_steps = NonfiniteSteps()
         self.recipe = ""  # what checkpoints record of the run's arguments
@@ -374,7 +375,7 @@ class FinetuningTrainer(Trainer):
             RuntimeError: If too many videos were unreadable.
         """
         failures = inputs.pop("failures")
-        count_videos(self.videos, failures, len(inputs["pixel_values"]), self.max_skipped_ratio)
+        count_videos(self.videos, failures, len(inputs["pixel_values"]), self.max_skipped_ratio, self.unreadable)
         found: Any = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss, outputs = found
         self.meter.update({name: outputs[name] for name in LOGGED_LOSSES if outputs.get(name) is not None})

@@ -8,6 +8,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+LARGE_CROP = 1.5  # times the side of the input: from here on a crop is resized before it travels to a device
 SNAP_PIXELS = 2  # a crop side this close to the input size becomes the input size, so that nothing is resampled
 
 
@@ -89,6 +90,20 @@ class PretrainingTransform:
         padded = frames.new_zeros((*frames.shape[:-2], crop.height, crop.width))
         padded[..., top - crop.top : bottom - crop.top, left - crop.left : right - crop.left] = inside
         return padded
+
+    def shrink(self, frames: torch.Tensor) -> torch.Tensor:
+        """Resize a crop that has much more pixels than the input, so that fewer bytes travel to the device.
+
+        Args:
+            frames: Cropped frames `(T, C, height, width)`, uint8.
+
+        Returns:
+            Frames of the input size, if those had over `LARGE_CROP` squared times its pixels; else `frames`.
+            `resize_and_normalize` gives the same for both, where the device computes as the CPU does.
+        """
+        if frames.shape[-2] * frames.shape[-1] <= (LARGE_CROP * self.size) ** 2:
+            return frames
+        return self._resize(frames, flip=False).to(torch.uint8)
 
     def resize_and_normalize(self, clips: Sequence[torch.Tensor], flips: Sequence[bool]) -> torch.Tensor:
         """Turn cropped clips into model input.

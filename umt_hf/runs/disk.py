@@ -82,6 +82,32 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     put_file(unfinished, path)
 
 
+def append_new_lines(path: Path, lines: Sequence[str]) -> set[str]:
+    """Append those lines to a text file that it does not have; several processes may do so at a time.
+
+    Args:
+        path: Created if need be.
+        lines: Without line ends.
+
+    Returns:
+        The lines that it had before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+            except OSError as error:  # network file systems without a lock service: at worst a line comes twice
+                logger.debug("%s cannot be locked: %s", path, error)
+        file.seek(0)
+        content = file.read().decode("utf-8", errors="replace")
+        there = set(content.splitlines())
+        if new := [line for line in lines if line not in there]:
+            begin = "\n" if content and not content.endswith("\n") else ""  # a kill has cut the last line off
+            file.write((begin + "".join(f"{line}\n" for line in new)).encode())
+    return there
+
+
 def put_folder(unfinished: Path, final: Path) -> None:
     """Rename a complete folder into place; `clear_leftovers` brings an earlier one back if a kill comes in between."""
     flush(unfinished)

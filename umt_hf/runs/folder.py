@@ -27,6 +27,7 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"
 RECIPE_FILE = "run.yaml"
 VERSIONS_FILE = "versions.json"
 METRICS_FILE = "metrics.jsonl"
+UNREADABLE_FILE = "unreadable.txt"
 TRAINER_STATE_FILE = "trainer_state.json"
 TRAINER_ARGUMENTS_FILE = "training_args.bin"
 STATE_FOLDER = "training_state"
@@ -82,7 +83,10 @@ class MetricLog:
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append one line."""
         # JSON has no NaN or infinity.
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
 

@@ -42,6 +42,7 @@ class UserError(RuntimeError):
     """An error whose sentence says all that a user needs: no traceback is shown."""
 
     exit_code = MISTAKE_CODE
+    leaves_at_once = False  # without waiting for anything, such as a worker that is beyond signals
 
 
 class DivergenceError(UserError):
@@ -70,7 +71,8 @@ def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]
             os._exit(error.exit_code)
         _end(f"Terminated. {describe_interruption()}", error.exit_code)
     except (*MISTAKES, UserError) as error:
-        _end(f"Error: {summarize(error)}", getattr(error, "exit_code", MISTAKE_CODE))
+        leaves_at_once = getattr(error, "leaves_at_once", False)
+        _end(f"Error: {summarize(error)}", getattr(error, "exit_code", MISTAKE_CODE), leaves_at_once)
 
 
 def summarize(error: BaseException) -> str:
@@ -113,18 +115,19 @@ def read_rank() -> int:
     return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), 0)
 
 
-def _end(message: str, code: int) -> None:
+def _end(message: str, code: int, leaves_at_once: bool = False) -> None:
     rank = read_rank()
     if rank > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(SECONDS_TO_BE_STOPPED)
+        if not leaves_at_once:  # what this process alone can know
+            time.sleep(SECONDS_TO_BE_STOPPED)
         message = f"Process {rank}: {message}"
     with contextlib.suppress(BrokenPipeError):
         for bar in list(getattr(tqdm, "_instances", ())):
             bar.close()  # at the end of the process it would be drawn once more, below the message
         tqdm.write(message, file=sys.stderr)
         sys.stderr.flush()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if leaves_at_once or (torch.distributed.is_available() and torch.distributed.is_initialized()):
         # The other processes may wait in a collective; to leave the group in order would wait for them.
         sys.stdout.flush()
         os._exit(code)

@@ -16,6 +16,7 @@ from ..runs.arguments import (
     PrecisionArguments,
     ProgressArguments,
     ProjectionArguments,
+    ReadAheadArguments,
     ReadingArguments,
     RepeatArguments,
     RerankingArguments,
@@ -28,7 +29,6 @@ from ..runs.arguments import (
     TrainingDataArguments,
     ValidationDataArguments,
     ValidationSplitArguments,
-    WorkerArguments,
 )
 from ..runs.config import describe, set_defaults
 
@@ -118,7 +118,7 @@ class CorpusArguments(
     CaptionArguments,
     ReadingArguments,
     RerankingArguments,
-    WorkerArguments,
+    ReadAheadArguments,
     SkippingArguments,
 ):
     """Corpora of videos and of images, and how they are read; lists have a value for each corpus, or one for all."""
@@ -142,6 +142,7 @@ class CorpusArguments(
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.train_corpora:
             raise ValueError("Set train_corpora: JSON or SQLite lists, or names of datasets, with captions.")
         for name in ("media_types", "train_splits", "data_roots", "batch_sizes"):
@@ -169,7 +170,7 @@ class DataArguments(
     CSVArguments,
     SplitArguments,
     StrideArguments,
-    WorkerArguments,
+    ReadAheadArguments,
     SkippingArguments,
 ):
     """Where clips come from and how they are read."""
@@ -177,6 +178,16 @@ class DataArguments(
     streaming: bool = describe(False, "Stream the dataset instead of downloading it.")
     shuffle_buffer_size: int = describe(1000, "Rows among which a streamed dataset is shuffled.")
     max_eval_samples: int | None = describe(None, "Largest number of held-out videos; default: all.")
+    dataloader_persistent_workers: bool = describe(
+        False, "Keep the worker processes of the held-out data between tests; those of the training data always stay."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataloader_persistent_workers and self.dataloader_num_workers == 0:
+            raise ValueError(
+                "dataloader_persistent_workers has no effect with dataloader_num_workers=0: leave it out."
+            )
 
 
 @dataclass(kw_only=True)
@@ -224,6 +235,13 @@ class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments, Divergen
     )
     preemption_exit_code: int = describe(143, "Exit code of a run that a signal has ended after it saved.")
     report_to: str = describe("tensorboard", "Tracker of Accelerate: tensorboard, wandb, ..., or none.")
+    profile: bool = describe(
+        False, "Write a profile of three steps of the main process, as a Chrome trace, to profile/ in output_dir."
+    )
+    peak_tflops: float | None = describe(
+        None,
+        "Peak of a device in 10^12 operations per second, for MFU; default: known for some GPUs in 16 bits.",
+    )
     push_to_hub: bool = describe(False, "Upload the run to the Hub, in the background.")
     hub_model_id: str | None = describe(None, "Repository; default: the name of output_dir, in your account.")
     hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = describe(
@@ -242,6 +260,8 @@ class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments, Divergen
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ValueError(f"peak_tflops must be above 0, got {self.peak_tflops}.")
         for name in ("save_total_limit", "per_device_eval_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, or none, got {getattr(self, name)}.")

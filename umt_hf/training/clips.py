@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from datasets import Dataset
 
+from ..data.in_flight import noted
 from ..data.sources import get_source
 from ..data.unreadable import read_first_readable, sample_replacements
 from ..processing.clips import read_clip
@@ -116,7 +117,8 @@ class ClipDataset(torch.utils.data.Dataset):
     def _read_clips(self, row: dict[str, Any], key: tuple[int, ...]) -> list[Clip]:
         # Decoding takes most of the time: copies of a video differ in crop, flip and mask alone.
         generator = build_generator(*key)
-        frames = self._read_frames(get_source(row["video"]), generator)
+        with noted(row["video"], key[-1]):
+            frames = self._read_frames(get_source(row["video"]), generator)
         return [self._cut_clip(frames, generator) for _ in range(self.repeated_augmentation)]
 
     def _read_frames(self, source: str | bytes, generator: torch.Generator) -> torch.Tensor:
@@ -145,7 +147,8 @@ class ClipCollator(Generic[AnyClip]):
     """Clips of several videos to a batch.
 
     Args:
-        transform: Resizes and normalises; here, in the worker, or left to `finish_batch` on the device.
+        transform: Resizes and normalises; here, in the worker, or left to `finish_batch` on the device. Large crops
+            are resized here in any case, before they travel.
         use_worker: Whether pixels are finished in the worker (there is no accelerator).
         keep_size: Whether another video of the batch takes the place of an unreadable one, so that shapes hold (in
             training); else it is left out, so that no video counts twice, and a batch may have no clips.
@@ -171,6 +174,8 @@ class ClipCollator(Generic[AnyClip]):
         if self.keep_size:  # steps of one shape, in all processes alike
             good = [clips or good[i % len(good)] for i, (clips, _) in enumerate(samples)]
         batch = self.build_batch([clip for group in good for clip in group])
+        if not self.use_worker:
+            batch["frames"] = [self.transform.shrink(frames) for frames in batch["frames"]]
         if self.use_worker:
             batch = finish_batch(batch, self.transform, torch.device("cpu"))
         return {**batch, **counts}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ..data.in_flight import StuckReadingError, explain
 from ..runs.mistakes import Terminated, UserError
 
 # What gloo, NCCL and the store say of processes that do not answer, or are gone.
@@ -74,7 +75,7 @@ class Preemption:
 
 @contextmanager
 def named_silence(accelerator: Accelerator, place: Any) -> Iterator[None]:
-    """Say in one sentence that another process does not answer.
+    """Say in one sentence that another process, or a loader's worker, does not answer.
 
     Args:
         accelerator: Of the run.
@@ -82,10 +83,15 @@ def named_silence(accelerator: Accelerator, place: Any) -> Iterator[None]:
 
     Raises:
         UserError: If a process waited for the others in vain.
+        StuckReadingError: If workers gave nothing in time, or one has died.
     """
     try:
         yield
+    except StuckReadingError as error:
+        raise StuckReadingError(f"Step {place.step + 1}: {error}") from error
     except RuntimeError as error:
+        if (explained := explain(error)) is not None:  # that a worker has died may be said at any place
+            raise StuckReadingError(f"Step {place.step + 1}: {explained}") from error
         if accelerator.num_processes == 1 or isinstance(error, UserError) or not SILENCE.search(str(error)):
             raise
         raise UserError(

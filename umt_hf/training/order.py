@@ -20,6 +20,30 @@ from .clips import ClipRequest, build_generator
 Position = dict[str, Any]  # as `counters.json` has it
 
 
+def measure_epoch(position: Position | None, lengths: Sequence[int] | None) -> float | None:
+    """Passes over the data that a run has made.
+
+    Args:
+        position: Where it is.
+        lengths: Rows for each kind of batch; `None` = not known.
+
+    Returns:
+        `None` where the length of the data is not known.
+    """
+    if position is None or lengths is None:
+        return None
+    if "row" in position:
+        return position["epoch"] + position["row"] / sum(lengths)
+    if "starts" in position:
+        place = MixedPosition(**position)
+        steps = sum(
+            (n - start) // size for n, start, size in zip(lengths, place.starts, place.videos_per_step, strict=True)
+        )
+        before = sum(place.starts) / sum(lengths)
+        return place.epoch + before + (1 - before) * place.passed / max(steps, 1)
+    return None
+
+
 class PlannedBatch(NamedTuple):
     """What a process reads at once.
 

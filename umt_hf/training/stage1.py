@@ -14,10 +14,12 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..data.loaders import build_loader
 from ..data.sources import load_videos
 from ..data.splits import select_data
+from ..data.unreadable import UnreadableList
 from ..evaluation.found import list_names, list_shared
 from ..hub_cards.released_names import convert_named
 from ..inference.held_out import build_bar
@@ -27,6 +29,7 @@ from ..modeling.modeling_umt_video import UMTVideoForPreTraining
 from ..processing.train_transforms import PretrainingTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.config import dump_config, flatten_config, script
+from ..runs.folder import UNREADABLE_FILE
 from ..runs.mistakes import read_rank
 from ..teachers.clip import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
@@ -100,11 +103,13 @@ class Stage1:
         self.training, self.resolved = training, resolved
         self.train_table, self.eval_table = tables
         self.batch_sizes = [training.per_device_train_batch_size]
+        self.table_lengths = [len(self.train_table)] if isinstance(self.train_table, Dataset) else None
         size = self.config.image_size
         self.train_transform = PretrainingTransform(
             size, augmentation.crop_scales, augmentation.horizontal_flip_probability
         )
         self.eval_transform = PretrainingTransform(size)
+        self.eval_loader: DataLoader | None = None  # where its workers are to stay
 
     def build_batches(self, accelerator: Accelerator, position: Position | None) -> Iterator[dict[str, Any]]:
         """Endless training batches of this process from a position on, each with the `position` after its step."""
@@ -119,34 +124,40 @@ class Stage1:
             table = self.train_table
             plan = plan_batches(table, size, seed, shape, position)
         tracked = TrackedPlan(plan)
-        return tracked.track(self._load(table, tracked, self.train_transform, accelerator, is_training=True))
+        loader = self._build_loader(table, tracked, self.train_transform, accelerator, is_training=True)
+        return tracked.track(finish_batch(batch, self.train_transform, accelerator.device) for batch in loader)
 
     def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
         """Loss on the held-out clips: middle frames, centre crop, masks fixed by row."""
         if self.eval_table is None:
             return {}
-        rows = range(accelerator.process_index, len(self.eval_table), accelerator.num_processes)
-        size = self.training.per_device_eval_batch_size or self.training.per_device_train_batch_size
-        # The key is the row alone: every evaluation draws the same masks.
-        requests = [ClipRequest(row, (row,)) for row in rows]
-        plan = [requests[i : i + size] for i in range(0, len(requests), size)]
-        batches = self._load(self.eval_table, plan, self.eval_transform, accelerator, is_training=False)
-        bar = build_bar(len(plan), "batch", accelerator, not self.training.disable_tqdm, batches)
-        with bar:
-            return compute_held_out_losses(self, bar, accelerator)
+        loader = self.eval_loader
+        if loader is None:
+            rows = range(accelerator.process_index, len(self.eval_table), accelerator.num_processes)
+            size = self.training.per_device_eval_batch_size or self.training.per_device_train_batch_size
+            # The key is the row alone: every evaluation draws the same masks.
+            requests = [ClipRequest(row, (row,)) for row in rows]
+            plan = [requests[i : i + size] for i in range(0, len(requests), size)]
+            loader = self._build_loader(self.eval_table, plan, self.eval_transform, accelerator, is_training=False)
+            if self.data.dataloader_persistent_workers:
+                self.eval_loader = loader
+        batches = (finish_batch(batch, self.eval_transform, accelerator.device) for batch in loader)
+        with build_bar(len(loader), "batch", accelerator, not self.training.disable_tqdm, batches) as bar:
+            unreadable = UnreadableList(Path(self.training.output_dir) / UNREADABLE_FILE)
+            return compute_held_out_losses(self, bar, accelerator, unreadable)
 
     def monitor(self) -> dict[str, float]:
         """Nothing but the losses changes."""
         return {}
 
-    def _load(
+    def _build_loader(
         self,
         table: Dataset | None,
         plan: Iterable[list[ClipRequest]],
         transform: PretrainingTransform,
         accelerator: Accelerator,
         is_training: bool,
-    ) -> Iterator[dict[str, Any]]:
+    ) -> DataLoader:
         dataset = ClipDataset(
             table,
             transform,
@@ -158,16 +169,17 @@ class Stage1:
             self.augmentation.repeated_augmentation if is_training else 1,
             is_training,
         )
-        loader = build_loader(
+        return build_loader(
             dataset,
             plan,
             self.data.dataloader_num_workers,
             # Pixels are finished on the accelerator; where there is none, by the workers, beside the training.
             collate_fn=ClipCollator(transform, use_worker=accelerator.device.type == "cpu", keep_size=is_training),
             pin_memory=accelerator.device.type == "cuda",
+            timeout_seconds=self.data.dataloader_timeout_seconds,
+            prefetch_factor=self.data.dataloader_prefetch_factor,
+            persistent_workers=self.data.dataloader_persistent_workers and not is_training,
         )
-        for batch in loader:
-            yield finish_batch(batch, transform, accelerator.device)
 
     def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The student sees the visible tokens and is compared with the teacher on them."""

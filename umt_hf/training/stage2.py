@@ -113,6 +113,7 @@ class Stage2:
         self.config: UMTVideoTextConfig = model.config
         self.corpora, self.held_out = corpora, held_out
         self.batch_sizes = [corpus.batch_size for corpus in corpora]
+        self.table_lengths = [len(corpus.table) for corpus in corpora]
         self.data, self.augmentation = data, augmentation
         self.training, self.resolved = training, resolved
 
@@ -153,6 +154,8 @@ class Stage2:
             self.data.dataloader_num_workers,
             collate_fn=PairCollator(transform, accelerator.device.type == "cpu", self.processor),
             pin_memory=accelerator.device.type == "cuda",
+            timeout_seconds=self.data.dataloader_timeout_seconds,
+            prefetch_factor=self.data.dataloader_prefetch_factor,
         )
         return tracked.track(finish_batch(batch, transform, accelerator.device) for batch in loader)
 

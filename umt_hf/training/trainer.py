@@ -7,9 +7,8 @@ precision, gradient accumulation, distribution and state.
 import json
 import logging
 import math
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,12 +23,11 @@ from accelerate.utils import (
     set_seed,
 )
 from torch import nn
-from tqdm.auto import tqdm
 
-from ..data.unreadable import UnreadableVideos
+from ..data.unreadable import UnreadableList, UnreadableVideos, say_unreadable
 from ..runs.config import flatten_recipe, require
 from ..runs.disk import write_text
-from ..runs.folder import COUNTERS_FILE, METRICS_FILE, RECIPE_FILE, STATE_FOLDER, MetricLog
+from ..runs.folder import COUNTERS_FILE, RECIPE_FILE, STATE_FOLDER, UNREADABLE_FILE
 from ..runs.mistakes import DivergenceError, UserError
 from .arguments import PretrainingArguments
 from .background_push import build_hub_push
@@ -43,8 +41,12 @@ from .checkpointing import (
 )
 from .interruption import Preemption, named_silence
 from .optimization import Schedule, build_parameter_groups, keep_group_settings, scale_learning_rate
-from .order import Position, RunShape
+from .order import Position, RunShape, measure_epoch
+from .reporting.flops import FlopMeter, find_peak_tflops
 from .reporting.metric_meter import MetricMeter
+from .reporting.profiling import StepProfiler
+from .reporting.rates import StepClock
+from .reporting.run_log import RunLog
 from .sharding import gathered_weights, refuse_silent_ddp
 
 logger = logging.getLogger(__name__)
@@ -60,9 +62,11 @@ FREE_TO_CHANGE = {
     "run_name",
     "debug",
     "allow_schedule_change",
+    "profile",
+    "peak_tflops",
 }
 SHAPE_SETTINGS = {"per_device_train_batch_size", "gradient_accumulation_steps", "batch_sizes"}  # see `RunShape`
-FREE_BEGINNINGS = ("dataloader_num", "dataloader_pin", "dataloader_pre", "log", "save_", "hub_", "ddp_", "preemption_")
+FREE_BEGINNINGS = ("dataloader_", "log", "save_", "hub_", "ddp_", "preemption_")
 
 
 class Stage(Protocol):
@@ -71,6 +75,8 @@ class Stage(Protocol):
     model: nn.Module
 
     batch_sizes: list[int]  # videos that a process takes at a time, for each kind of batch
+
+    table_lengths: list[int] | None  # rows for each kind of batch; `None` = streamed
 
     def build_batches(self, accelerator: Accelerator, position: Position | None) -> Iterable[dict[str, Any]]:
         """Endless training batches of this process from a position on, each with the `position` after its step."""
@@ -174,33 +180,6 @@ class TrainState(UnreadableVideos, NonfiniteSteps):
         for name, value in values.items():
             setattr(self, name, value)
         self.shape = RunShape(**values["shape"])
-
-
-@dataclass
-class StepClock:
-    """Where the time between two log lines went, in seconds."""
-
-    started: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
-    clips: int = 0
-
-    def watch(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Pass batches on and add up the time spent waiting for them."""
-        iterator = iter(batches)
-        while True:
-            before = time.perf_counter()
-            batch = next(iterator, None)
-            self.waited += time.perf_counter() - before
-            if batch is None:
-                return
-            yield batch
-
-    def flush(self) -> dict[str, float]:
-        """Clips per second and share of time spent waiting for data, since the last call."""
-        elapsed = time.perf_counter() - self.started
-        rates = {"clips_per_second": self.clips / elapsed, "data_wait_share": self.waited / elapsed}
-        self.started, self.waited, self.clips = time.perf_counter(), 0.0, 0
-        return rates
 
 
 def build_accelerator(args: PretrainingArguments, find_unused_parameters: bool = False) -> Accelerator:
@@ -330,17 +309,25 @@ def train(
     stage.model.train()
     is_over = state.step >= schedule.total_steps  # a finished run that is started again is only exported anew
     preemption = Preemption(accelerator, args.preemption_signal, args.preemption_exit_code)
-    with preemption, named_silence(accelerator, state):
+    profiler = StepProfiler(
+        keeper.output_dir,
+        args.profile and accelerator.is_main_process and not is_over,
+        state.step,
+        schedule.total_steps,
+    )
+    with keeper.log, preemption, named_silence(accelerator, state), profiler:
         # Inline, so that the loader's workers end with the loop, and not after the last upload.
         for batch in keeper.clock.watch([] if is_over else stage.build_batches(accelerator, state.position)):
             if not _take_batch(batch, stage, accelerator, optimizer, schedule, keeper, limit, max_skipped_ratio):
                 continue
+            profiler.finish_step()
             if state.step >= schedule.total_steps:
                 break
             if preemption.is_asked():
                 keeper.save()
                 preemption.end()
-    keeper.finish_run(is_tested=not is_over)
+    with keeper.log:
+        keeper.finish_run(is_tested=not is_over)
     return state
 
 
@@ -357,7 +344,9 @@ def _take_batch(
     """Train on a batch; `True` where it ends a step."""
     state = keeper.state
     position = batch.pop("position")
-    count_videos(state, batch.pop("failures", []), batch.pop("num_videos"), max_skipped_ratio)
+    failures = batch.pop("failures", [])
+    count_videos(state, failures, batch.pop("num_videos"), max_skipped_ratio, keeper.unreadable)
+    flops = keeper.measure_flops(batch)
     with accelerator.accumulate(stage.model):
         # Set by hand, since a prepared scheduler would advance once per process.
         learning_rate = schedule(state.step)
@@ -366,9 +355,10 @@ def _take_batch(
         losses = _with_total(stage.forward_step(batch))
         accelerator.backward(losses["loss"])
         if accelerator.sync_gradients:
-            _step_if_finite(accelerator, stage.model, optimizer, keeper.args.max_grad_norm, state, limit)
+            norm = _step_if_finite(accelerator, stage.model, optimizer, keeper.args.max_grad_norm, state, limit)
+            keeper.meter.update({"grad_norm": norm})
             optimizer.zero_grad()
-    keeper.count(losses, len(batch["pixel_values"]))
+    keeper.count(losses, len(batch["pixel_values"]), flops)
     if not accelerator.sync_gradients:
         return False
     state.step, state.position = state.step + 1, position
@@ -415,31 +405,39 @@ class RunKeeper:
         self.total_steps = total_steps
         self.saved_step: int | None = None
         self.output_dir = Path(args.output_dir)
-        self.meter, self.clock = MetricMeter(accelerator), StepClock()
-        self.log = _start_logs(accelerator, self.output_dir, state, run_config)
+        peak = find_peak_tflops(accelerator.device, accelerator.mixed_precision, args.peak_tflops)
+        self.meter, self.clock = MetricMeter(accelerator), StepClock(accelerator, peak)
+        self.flops = None if peak is None else FlopMeter(stage.model, stage.forward_step, accelerator)
+        self.log = RunLog(accelerator, self.output_dir, state.step, total_steps, run_config, args.disable_tqdm)
+        self.unreadable = UnreadableList(self.output_dir / UNREADABLE_FILE)
         self.hub = build_hub_push(args, list_checkpoints, accelerator.is_main_process)
-        self.bar = tqdm(
-            total=total_steps,
-            initial=state.step,
-            disable=args.disable_tqdm or not accelerator.is_local_main_process,
-            desc="pre-training",
-            dynamic_ncols=True,
-        )
 
-    def count(self, losses: dict[str, torch.Tensor], num_clips: int) -> None:
+    def measure_flops(self, batch: dict[str, Any]) -> tuple[int, int] | None:
+        """Operations of student and teacher for a micro-batch; `None` where no share of a peak is logged."""
+        if self.flops is None:
+            return None
+        with self.clock.paused():
+            return self.flops.measure(batch)
+
+    def count(self, losses: dict[str, torch.Tensor], num_clips: int, flops: tuple[int, int] | None) -> None:
         """Add a micro-batch of this process to the averages."""
         self.meter.update(losses)
-        self.clock.clips += num_clips * self.accelerator.num_processes
+        self.clock.count(num_clips, flops)
 
     def finish_step(self, learning_rate: float) -> None:
         """Log, save and test after an optimizer step, where it is due; `finish_run` tests after the last one."""
         step, args = self.state.step, self.args
         is_last = step >= self.total_steps
-        self.bar.update()
+        self.log.bar.update()
+        self.clock.steps += 1
         if step % args.logging_steps == 0 or is_last:
-            values = {**self.meter.flush(), "learning_rate": learning_rate, **self.clock.flush()}
-            self._record(values | self.stage.monitor() | _counts(self.accelerator, self.state))
-            self.bar.set_postfix_str(_describe(values, self.state))
+            own_loss = self.meter.read_own("loss")
+            values = {**self.meter.flush(), "learning_rate": learning_rate, **self.clock.flush(own_loss)}
+            if (epoch := measure_epoch(self.state.position, self.stage.table_lengths)) is not None:
+                values["epoch"] = epoch
+            values |= self.stage.monitor() | _counts(self.accelerator, self.state)
+            self.log.record(step, values)
+            self.log.say(step, values)
         if step % args.save_steps == 0 or is_last:
             self.save()  # before anything else can fail
         if not is_last and args.eval_steps > 0 and step % args.eval_steps == 0:
@@ -462,35 +460,32 @@ class RunKeeper:
                 raise ValueError(
                     f"{self.output_dir} holds the trained model, but testing it failed: {error}"
                 ) from error
-        self.bar.close()
-        self.accelerator.end_training()
+        self.log.close()
         if self.hub is not None:
             self.hub.finish()
 
     def _test(self) -> None:
-        if values := _evaluate(self.stage, self.accelerator, self.args.seed):
-            self._record(values)
-            self.bar.write(f"step {self.state.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
-
-    def _record(self, values: dict[str, float]) -> None:
-        self.accelerator.log(values, step=self.state.step)
-        if self.log is not None:
-            self.log.write(self.state.step, values)
+        with self.clock.paused():
+            values = _evaluate(self.stage, self.accelerator, self.args.seed)
+        if values:
+            self.log.record(self.state.step, values)
+            self.log.say_test(self.state.step, values)
 
     def save(self) -> None:
         """Write a checkpoint, unless this step has one."""
         if self.saved_step == self.state.step:
             return
         self.saved_step = self.state.step
-        counters = self.state.sum_up(self.accelerator)
-        checkpoint = save_checkpoint(
-            self.accelerator,
-            self.output_dir,
-            self.state.step,
-            lambda folder: self.stage.export(self.accelerator, folder),
-            self.args.save_total_limit,
-            counters.save,
-        )
+        with self.clock.saving():
+            counters = self.state.sum_up(self.accelerator)
+            checkpoint = save_checkpoint(
+                self.accelerator,
+                self.output_dir,
+                self.state.step,
+                lambda folder: self.stage.export(self.accelerator, folder),
+                self.args.save_total_limit,
+                counters.save,
+            )
         if self.hub is not None:
             self.hub.push_checkpoint(checkpoint)
 
@@ -510,7 +505,7 @@ def _evaluate(stage: Stage, accelerator: Accelerator, seed: int) -> dict[str, fl
 
 
 def compute_held_out_losses(
-    stage: Stage, batches: Iterable[dict[str, Any]], accelerator: Accelerator
+    stage: Stage, batches: Iterable[dict[str, Any]], accelerator: Accelerator, unreadable: UnreadableList | None = None
 ) -> dict[str, float]:
     """Mean losses on held-out batches, named `eval_<loss>`.
 
@@ -520,14 +515,14 @@ def compute_held_out_losses(
         stage: Its `forward_step` is called.
         batches: This process's share of the held-out batches, once through.
         accelerator: Sums over processes.
+        unreadable: List of the run, whose entries have been named before.
 
     Raises:
         UserError: If no video could be read.
     """
     meter = MetricMeter(accelerator)
     for batch in batches:
-        for failure in batch.pop("failures"):
-            logger.warning("Held-out video left out: %s", failure)
+        say_unreadable(batch.pop("failures"), unreadable, "Held-out video left out: %s")
         if "pixel_values" in batch:
             # By clips, since last batches are smaller.
             meter.update(_with_total(stage.forward_step(batch)), len(batch["pixel_values"]))
@@ -547,8 +542,12 @@ def _step_if_finite(
     max_grad_norm: float | None,
     state: TrainState,
     limit: int,
-) -> None:
-    """Clip and step, or count the step as skipped if its gradients are not finite (on all processes alike)."""
+) -> torch.Tensor:
+    """Clip and step, or count the step as skipped if its gradients are not finite (on all processes alike).
+
+    Returns:
+        Norm of the gradients.
+    """
     norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
     # An engine that clips by itself (DeepSpeed) may not give its norm; it looks for bad steps by itself, too.
     norm = norm if isinstance(norm, torch.Tensor) else torch.tensor(float(norm or 0.0))
@@ -557,9 +556,16 @@ def _step_if_finite(
     if is_finite or accelerator.scaler is not None:
         optimizer.step()
     state.count_step(is_finite and not accelerator.optimizer_step_was_skipped, state.step, limit)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyrefly: ignore[not-callable]
 
 
-def count_videos(videos: UnreadableVideos, failures: list[str], batch_size: int, max_skipped_ratio: float) -> None:
+def count_videos(
+    videos: UnreadableVideos,
+    failures: list[str],
+    batch_size: int,
+    max_skipped_ratio: float,
+    unreadable: UnreadableList | None = None,
+) -> None:
     """Count a batch's videos, and name those that could not be read.
 
     Args:
@@ -567,30 +573,19 @@ def count_videos(videos: UnreadableVideos, failures: list[str], batch_size: int,
         failures: A line for each unreadable video.
         batch_size: Videos asked for.
         max_skipped_ratio: Share of unreadable videos past which the run stops.
+        unreadable: List of the run, whose entries have been named before.
 
     Raises:
         RuntimeError: If more of them, and not just a handful, were unreadable.
     """
     # The first batches are too few to judge a share by: one bad video among eight must not stop a run of days.
-    videos.count(batch_size, failures, max_skipped_ratio, min_skipped=MIN_SKIPS_TO_STOP)
+    videos.count(batch_size, failures, max_skipped_ratio, min_skipped=MIN_SKIPS_TO_STOP, unreadable=unreadable)
 
 
 def sum_skipped_videos(videos: UnreadableVideos, accelerator: Accelerator) -> int:
     """Unreadable videos of all processes so far; all of them must call it."""
     skipped = torch.tensor(videos.skipped_videos, device=accelerator.device)
     return int(accelerator.reduce(skipped, reduction="sum"))
-
-
-def _start_logs(
-    accelerator: Accelerator, output_dir: Path, state: TrainState, run_config: dict[str, Any]
-) -> MetricLog | None:
-    # TensorBoard refuses lists and None.
-    config = {key: value for key, value in run_config.items() if isinstance(value, (bool, int, float, str))}
-    accelerator.init_trackers("umt_hf", config=config)
-    if not accelerator.is_main_process:
-        return None
-    # Lines that a killed run wrote after its last checkpoint go: they will be written again.
-    return MetricLog(output_dir / METRICS_FILE, state.step)
 
 
 def _resume(
@@ -677,10 +672,3 @@ def warn_of_changes(former: dict[str, Any], present: dict[str, Any]) -> None:
 
 def _counts(accelerator: Accelerator, state: TrainState) -> dict[str, float]:
     return {"skipped_videos": sum_skipped_videos(state, accelerator), "nonfinite_steps": state.nonfinite_steps}
-
-
-def _describe(values: dict[str, float], state: TrainState) -> str:
-    return (
-        f"loss {values['loss']:.4f}, lr {values['learning_rate']:.2e}, {values['clips_per_second']:.1f} clips/s, "
-        f"data wait {values['data_wait_share']:.0%}, {state.skipped_videos} skipped"
-    )

@@ -23,6 +23,13 @@ class MetricMeter:
             pair = torch.stack([torch.where(is_finite, value, 0.0), is_finite.float()]) * weight
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
+    def read_own(self, name: str) -> float:
+        """Average of this process since the last `flush`; NaN without a finite value."""
+        if name not in self.sums:
+            return float("nan")
+        total, weight = self.sums[name].tolist()
+        return total / weight if weight else float("nan")
+
     def flush(self) -> dict[str, float]:
         """Averages over all processes since the last call; every process must call it with the same names."""
         names = sorted(self.sums)

@@ -1,0 +1,163 @@
+"""What the workers of a loader are reading, seen from outside, so that a read that never ends can be named.
+
+A worker that is stopped, or waits for a network disk, can say nothing itself: it notes beforehand, in memory that it
+shares with the process that waits for it.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import struct
+import time
+import weakref
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..runs.mistakes import UserError
+
+NOTE_BYTES = 1024
+HEADER = struct.Struct("qd?H")  # process, when it began, whether it still reads, bytes of the name
+NAMED_READS = 5
+
+# What `DataLoader` says of workers that give nothing, and of those that are gone.
+TIMED_OUT = re.compile(r"DataLoader timed out after")
+GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))?:? ([\d, ]+)\)")
+
+_own_note: torch.Tensor | None = None  # of this worker
+_watched: "weakref.WeakSet[ReadNotes]" = weakref.WeakSet()
+
+
+class StuckReadingError(UserError):
+    """A loader's worker has given nothing for too long, or is gone."""
+
+    leaves_at_once = True  # the end of a process waits for its workers, and one may be beyond signals
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a worker reads, or read last.
+
+    Args:
+        process: Id of the worker.
+        name: Of the video.
+        seconds: Since it began.
+        is_open: Whether it still reads.
+    """
+
+    process: int
+    name: str
+    seconds: float
+    is_open: bool
+
+    def describe(self) -> str:
+        """In words."""
+        if self.is_open:
+            return f"{self.name} (worker {self.process}, for {self.seconds:.0f} s)"
+        return f"{self.name} (worker {self.process}, done)"
+
+
+class ReadNotes:
+    """Notes of the workers of a loader.
+
+    Args:
+        num_workers: Workers.
+    """
+
+    def __init__(self, num_workers: int):
+        self.table = torch.zeros(num_workers, NOTE_BYTES, dtype=torch.uint8).share_memory_()
+        _watched.add(self)
+
+    def attach(self, worker: int) -> None:
+        """Called in a worker at its start."""
+        global _own_note
+        _own_note = self.table[worker]
+        _write(_own_note, b"", is_open=False)
+
+    def list_reads(self) -> list[Read]:
+        """What each worker reads, or read last."""
+        reads = []
+        for note in self.table.numpy():
+            process, began, is_open, length = HEADER.unpack_from(note)
+            name = bytes(note[HEADER.size : HEADER.size + length]).decode(errors="replace")
+            if process:
+                reads.append(Read(process, name, time.time() - began, is_open))
+        return reads
+
+    def kill(self) -> None:
+        """End the workers; a stopped one does not answer to less."""
+        for read in self.list_reads():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(read.process, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def explain(error: RuntimeError, seconds: float = 0) -> StuckReadingError | None:
+    """What an error of `DataLoader` about its workers means; `None` for others.
+
+    Args:
+        error: As it was raised; that a worker has died may be raised at any place of the process that waits for it.
+        seconds: After which the loader gave up.
+    """
+    text = str(error).strip().rstrip(".")
+    if gone := GONE.search(text):
+        processes = {int(number) for number in re.findall(r"\d+", gone[1])}
+        return StuckReadingError(
+            f"{text}; {describe_reads(processes)}. Give it more memory, or leave the video out of the data."
+        )
+    if TIMED_OUT.search(text):
+        return StuckReadingError(
+            f"No data came for {seconds:.0f} s (--dataloader_timeout_seconds); {describe_reads()}. Look at the disk "
+            "that it is on, or leave the video out of the data."
+        )
+    return None
+
+
+def describe_reads(processes: Collection[int] | None = None) -> str:
+    """The reads of workers in words: those that still go on, or else the last ones.
+
+    Args:
+        processes: Those that are asked for; `None` = all.
+    """
+    reads = [read for notes in list(_watched) for read in notes.list_reads()]
+    named = [read for read in reads if read.name and (processes is None or read.process in processes)]
+    if not named:
+        return "no worker has begun to read"
+    is_open = any(read.is_open for read in named)
+    named = sorted((read for read in named if read.is_open == is_open), key=lambda read: -read.seconds)
+    more = f" and {len(named) - NAMED_READS} more" if len(named) > NAMED_READS else ""
+    return f"{'being' if is_open else 'last'} read: " + (
+        ", ".join(read.describe() for read in named[:NAMED_READS]) + more
+    )
+
+
+@contextlib.contextmanager
+def noted(video: Any, number: int) -> Iterator[None]:
+    """Note what this worker reads; nothing happens outside of a worker.
+
+    Args:
+        video: As a row has it: a path, or a dictionary with one.
+        number: Of the row, which names it where it has no path.
+    """
+    if _own_note is None:
+        yield
+        return
+    path = video.get("path") if isinstance(video, dict) else video
+    name = path if isinstance(path, str) else f"row {number}"
+    _write(_own_note, name.encode(errors="replace"), is_open=True)
+    try:
+        yield
+    finally:
+        _write(_own_note, None, is_open=False)
+
+
+def _write(note: torch.Tensor, name: bytes | None, is_open: bool) -> None:
+    content = note.numpy()
+    _, began, _, length = HEADER.unpack_from(content)
+    if name is not None:
+        name = name[-(NOTE_BYTES - HEADER.size) :]  # the end of a path says more
+        content[HEADER.size : HEADER.size + len(name)] = bytearray(name)
+        began, length = time.time(), len(name)
+    HEADER.pack_into(content, 0, os.getpid(), began, is_open, length)
