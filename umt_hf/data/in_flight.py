@@ -94,34 +94,36 @@ class ReadNotes:
                 os.kill(read.process, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
-def explain(error: RuntimeError, seconds: float = 0) -> StuckReadingError | None:
+def explain(error: RuntimeError, seconds: float = 0, notes: "ReadNotes | None" = None) -> StuckReadingError | None:
     """What an error of `DataLoader` about its workers means; `None` for others.
 
     Args:
         error: As it was raised; that a worker has died may be raised at any place of the process that waits for it.
         seconds: After which the loader gave up.
+        notes: Of its workers; `None` = those of all loaders.
     """
     text = str(error).strip().rstrip(".")
     if gone := GONE.search(text):
         processes = {int(number) for number in re.findall(r"\d+", gone[1])}
         return StuckReadingError(
-            f"{text}; {describe_reads(processes)}. Give it more memory, or leave the video out of the data."
+            f"{text}; {describe_reads(notes, processes)}. Give it more memory, or leave the video out of the data."
         )
     if TIMED_OUT.search(text):
         return StuckReadingError(
-            f"No data came for {seconds:.0f} s (--dataloader_timeout_seconds); {describe_reads()}. Look at the disk "
-            "that it is on, or leave the video out of the data."
+            f"No data came for {seconds:.0f} s (--dataloader_timeout_seconds); {describe_reads(notes)}. Look at the "
+            "disk that it is on, or leave the video out of the data."
         )
     return None
 
 
-def describe_reads(processes: Collection[int] | None = None) -> str:
+def describe_reads(notes: "ReadNotes | None" = None, processes: Collection[int] | None = None) -> str:
     """The reads of workers in words: those that still go on, or else the last ones.
 
     Args:
+        notes: Of the workers of a loader; `None` = of all.
         processes: Those that are asked for; `None` = all.
     """
-    reads = [read for notes in list(_watched) for read in notes.list_reads()]
+    reads = [read for own in ([notes] if notes else list(_watched)) for read in own.list_reads()]
     named = [read for read in reads if read.name and (processes is None or read.process in processes)]
     if not named:
         return "no worker has begun to read"

@@ -40,7 +40,7 @@ class NamingLoader(DataLoader):
         try:
             yield from batches
         except RuntimeError as error:
-            explained = explain(error, self.timeout)
+            explained = explain(error, self.timeout, notes)
             if explained is None:
                 raise
             with _unheard_children():

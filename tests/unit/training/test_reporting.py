@@ -63,7 +63,7 @@ def test_the_slowest_process_is_seen_by_all(tmp_path):
     run_ranks(report_rates, str(tmp_path))
     one, other = (json.loads((tmp_path / str(rank)).read_text()) for rank in range(2))
     assert one["loss"] == 1.5 and one["loss_spread"] == 1.0
-    assert one["data_wait_share_max"] > 0.5 > 2 * (one["data_wait_share_max"] - one["data_wait_share"]) > 0.2
+    assert one["data_wait_share_max"] > 0.8 and 0.4 < one["data_wait_share"] < 0.7
     for name in ("data_wait_share", "data_wait_share_max", "memory_gib", "clips_per_second"):
         assert one[name] == pytest.approx(other[name])
     assert one["clips_per_second"] == pytest.approx(48 / one["step_seconds"] / 3, rel=0.1)

@@ -1,6 +1,7 @@
 """What a run says while it trains: a bar, a log line per interval, `metrics.jsonl` and trackers."""
 
 import logging
+import sys
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
@@ -73,8 +74,9 @@ class RunLog:
         self.stack = ExitStack()
 
     def __enter__(self) -> "RunLog":
-        if self.accelerator.is_main_process and not self.bar.disable:
-            # Else a line would stand behind the bar, not below it.
+        writes = [getattr(handler, "stream", None) in (sys.stdout, sys.stderr) for handler in logging.root.handlers]
+        if self.accelerator.is_main_process and not self.bar.disable and any(writes):
+            # Else a line would stand behind the bar, not above it.
             self.stack.enter_context(logging_redirect_tqdm())
         return self
 
