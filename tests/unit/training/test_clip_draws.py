@@ -21,7 +21,7 @@ from umt_hf.processing.decoding import PyAVReader
 from umt_hf.processing.detection_transforms import DetectionTransform
 from umt_hf.processing.train_transforms import PretrainingTransform, ResizedCropTransform
 from umt_hf.runs.arguments import CropArguments
-from umt_hf.training.clips import ClipDataset, ClipRequest
+from umt_hf.training.clips import Clip, ClipCollator, ClipDataset, ClipRequest, finish_batch
 from umt_hf.training.pairs import PairDataset
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "loops" / "clips.json"
@@ -115,3 +115,23 @@ def test_draws(tmp_path, monkeypatch):
                     torch.testing.assert_close(torch.tensor(found[key]), torch.tensor(value), msg=name)
                 else:
                     assert found[key] == (pytest.approx(value, abs=1e-4) if key == "mean" else value), (name, key)
+
+
+@pytest.mark.parametrize("transform", [PretrainingTransform(32), ResizedCropTransform(32)])
+def test_large_crops_are_resized_before_they_travel(transform):
+    """What the device then gets is what a worker finishes where there is no device; small crops stay as they are."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(48, 48), (49, 48), (90, 60), (20, 32), (32, 300)]
+    frames = [torch.randint(256, (2, 3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
+
+    def collate(use_worker: bool):
+        samples = [([Clip(clip, number % 2 == 1, torch.ones(4))], []) for number, clip in enumerate(frames)]
+        return ClipCollator(transform, use_worker)(samples)
+
+    travelling = collate(use_worker=False)
+    assert [tuple(clip.shape[-2:]) for clip in travelling["frames"]] == [
+        (48, 48), (32, 32), (32, 32), (20, 32), (32, 32),
+    ]  # fmt: skip
+    assert all(clip.dtype == torch.uint8 for clip in travelling["frames"])
+    finished = finish_batch(travelling, transform, torch.device("cpu"))["pixel_values"]
+    assert torch.equal(finished, collate(use_worker=True)["pixel_values"])
