@@ -30,8 +30,8 @@ class LaunchOptions:
         machine_rank: Number of this machine, from 0 on.
         main_process_ip: Address of machine 0.
         main_process_port: Port there.
-        accelerate_config: File that `accelerate config` has written, or name of one that ships: `ddp`, `fsdp2`, `zero2`,
-            `zero3`.
+        accelerate_config: File that `accelerate config` has written, or name of one that ships: `ddp`, `fsdp2`,
+            `zero2`, `zero3`.
     """
 
     num_processes: int | None = None
