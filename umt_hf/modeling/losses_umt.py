@@ -138,6 +138,13 @@ def find_true_pairs(batch_size: int, pair_ids: torch.Tensor | None, device: torc
     return pair_ids[:, None] == pair_ids[None]
 
 
+def lacks_negatives(pair_ids: torch.Tensor | None, batch_size: int) -> bool:
+    """Whether a batch is known to have a single id; ids on an accelerator, which would wait, are not looked at."""
+    if pair_ids is None or pair_ids.device.type != "cpu":
+        return batch_size == 1
+    return len(set(pair_ids.tolist())) == 1
+
+
 def vtc_loss(
     video_embeds: torch.Tensor,
     text_embeds: torch.Tensor,
@@ -231,7 +238,8 @@ def sample_negatives(weights: torch.Tensor, generator: torch.Generator | None = 
     # Without a host synchronisation: a row of zeros would make multinomial fail, so it gets equal weights.
     has_negative = weights.sum(dim=1, keepdim=True) > 0
     weights = torch.where(has_negative, weights, torch.ones_like(weights))
-    return weights.multinomial(1, generator=generator).squeeze(1)
+    # What `multinomial` computes for one draw, without its check of the weights, for which it waits.
+    return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(dim=1)
 
 
 def vtm_loss(matching_logits: torch.Tensor) -> torch.Tensor:
@@ -298,8 +306,9 @@ def sample_mlm_corruption(
     def draw() -> torch.Tensor:
         return torch.rand(input_ids.shape, device=input_ids.device, generator=generator)
 
-    kept = torch.tensor(kept_ids, device=input_ids.device)
-    chosen = (draw() < probability) & ~torch.isin(input_ids, kept)
+    chosen = draw() < probability
+    for kept in kept_ids:  # as numbers: a tensor of them would have to be brought to the device
+        chosen = chosen & (input_ids != kept)
     masked = chosen & (draw() < 0.8)
     replaced = chosen & ~masked & (draw() < 0.5)
     words = torch.randint(
@@ -390,6 +399,7 @@ __all__ = [
     "compute_negative_weights",
     "compute_similarity",
     "find_true_pairs",
+    "lacks_negatives",
     "mlm_loss",
     "normalize_features",
     "sample_mlm_corruption",

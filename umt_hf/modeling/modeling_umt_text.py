@@ -439,9 +439,7 @@ class UMTTextModel(UMTTextPreTrainedModel):
                 **{CACHE_NAME: cache},
             )
         else:
-            self_mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-            )
+            self_mask = self._build_padding_mask(hidden_states, attention_mask)
         cross_mask = None
         if encoder_attention_mask is not None:
             cross_mask = create_bidirectional_mask(
@@ -451,6 +449,21 @@ class UMTTextModel(UMTTextPreTrainedModel):
                 encoder_hidden_states=encoder_hidden_states,
             )
         return self_mask, cross_mask
+
+    def _build_padding_mask(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Mask of `create_bidirectional_mask`; in training without its look whether there is padding, which waits."""
+        is_plain = attention_mask is not None and attention_mask.ndim == 2
+        if self.training and is_plain and self.config._attn_implementation in ("sdpa", "eager"):
+            batch, length = hidden_states.shape[:2]
+            is_word = attention_mask.to(hidden_states.device).bool()[:, None, None].expand(batch, 1, length, -1)
+            if self.config._attn_implementation == "sdpa":
+                return is_word
+            return torch.where(is_word, hidden_states.new_zeros(()), torch.finfo(hidden_states.dtype).min)
+        return create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
 
 
 def find_first_token(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,7 @@ from .losses_umt import (
     compute_answer_loss,
     compute_negative_weights,
     find_true_pairs,
+    lacks_negatives,
     mlm_loss,
     normalize_features,
     sample_mlm_corruption,
@@ -492,10 +493,9 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
             torch.cat([texts, texts, texts[text_negatives]]),
             torch.cat([masks, masks, masks[text_negatives]]),
         )
-        has_negatives = ~is_pair.all()
-        if not torch.compiler.is_compiling() and not has_negatives:
+        if not torch.compiler.is_compiling() and lacks_negatives(pair_ids, logits.shape[0]):
             logger.warning_once("A batch of a single pair id has no negatives: its matching loss is 0.")
-        outputs.vtm_loss = vtm_loss(outputs.matching_logits) * has_negatives
+        outputs.vtm_loss = vtm_loss(outputs.matching_logits) * ~is_pair.all()
 
 
 class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):

@@ -109,6 +109,7 @@ class Stage2:
         resolved: dict[str, Any],
     ):
         self.model: nn.Module = model  # later as the accelerator has prepared it
+        self.compute_targets = compute_targets  # later compiled, where that is asked for
         self.teacher, self.processor = teacher, processor
         self.config: UMTVideoTextConfig = model.config
         self.corpora, self.held_out = corpora, held_out
@@ -164,7 +165,7 @@ class Stage2:
         if self.teacher is not None:
             config = self.config.vision_config
             ratio = config.image_mask_ratio if is_image else config.mask_ratio
-            visible, features = compute_targets(
+            visible, features = self.compute_targets(
                 self.teacher, pixel_values, batch["mask_noise"], config.mask_type, ratio
             )
             targets = {
