@@ -464,11 +464,16 @@ class UMTTextModel(UMTTextPreTrainedModel):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor | None:
         """Mask of `create_bidirectional_mask`; in training without its look whether there is padding, which waits."""
-        is_plain = attention_mask is not None and attention_mask.ndim == 2
-        if self.training and is_plain and self.config._attn_implementation in ("sdpa", "eager"):
+        implementation = self.config._attn_implementation
+        if (
+            self.training
+            and implementation in ("sdpa", "eager")
+            and attention_mask is not None
+            and attention_mask.ndim == 2
+        ):
             batch, length = hidden_states.shape[:2]
             is_word = attention_mask.to(hidden_states.device).bool()[:, None, None].expand(batch, 1, length, -1)
-            if self.config._attn_implementation == "sdpa":
+            if implementation == "sdpa":
                 return is_word
             return torch.where(is_word, hidden_states.new_zeros(()), torch.finfo(hidden_states.dtype).min)
         return create_bidirectional_mask(

@@ -185,7 +185,7 @@ class UMTTeacher(nn.Module):
             ValueError: If the video holds raw integers.
         """
         aligned, last_input = self._encode_below(pixel_values)
-        layer = self.vision_tower.vision_model.encoder.layers[-1]
+        layer: Any = self.vision_tower.vision_model.encoder.layers[-1]
         # By itself, so that no layer has to write out its attention maps.
         normed = layer.layer_norm1(last_input)
         saliency = _weigh_patches(layer.self_attn, normed, layer.self_attn.k_proj(normed))
@@ -209,7 +209,7 @@ class UMTTeacher(nn.Module):
             ValueError: If the video holds raw integers.
         """
         aligned, last_input = self._encode_below(pixel_values)
-        layer = self.vision_tower.vision_model.encoder.layers[-1]
+        layer: Any = self.vision_tower.vision_model.encoder.layers[-1]
         batch_size, num_frames = pixel_values.shape[:2]
         normed = layer.layer_norm1(last_input)
         key = layer.self_attn.k_proj(normed)

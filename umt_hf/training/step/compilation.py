@@ -38,7 +38,7 @@ def choose_compilation(args: PretrainingArguments, accelerator: Accelerator) -> 
     Raises:
         ValueError: If there is no such backend.
     """
-    launcher = accelerator.state.dynamo_plugin
+    launcher: Any = accelerator.state.dynamo_plugin
     options: dict[str, Any] = {}
     if launcher.backend != DynamoBackend.NO:
         options = launcher.to_kwargs()

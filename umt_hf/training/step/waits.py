@@ -4,7 +4,7 @@ For tests and benchmarks. On a CPU nothing waits, but the calls that would do so
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ class WaitCounter(TorchDispatchMode):
 
 
 @contextmanager
-def errors_at_waits(device: torch.device) -> Iterator[None]:
+def errors_at_waits(device: torch.device) -> Generator[None]:
     """Let an operation that waits for a CUDA device raise an error; on other devices nothing changes.
 
     Args:
