@@ -11,7 +11,6 @@ import pytest
 from torch._dynamo.utils import counters
 
 from tests.e2e.runs import assert_complete, assert_same_weights, read_losses
-from tests.e2e.sharded import run_sharded
 from tests.e2e.steps import COMPILED, fresh_compiler, watch_graphs, watch_waits
 from tests.processes import run_ranks
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
@@ -100,15 +99,6 @@ def test_two_processes_train_compiled_as_plain(flags, tmp_path, accumulation):
     cut_after(run, 2)
     run_ranks(stage1.main, flags(resume_from_checkpoint="auto", **common))
     assert read_losses(run) == pytest.approx(read_losses(tmp_path / "plain"), abs=1e-5)
-
-
-def test_divided_weights_train_compiled_as_plain(flags, tmp_path):
-    """FSDP2 gathers weights between the parts of the student's graph."""
-    common = {"max_steps": 3, "per_device_train_batch_size": 2, "validation_data": None}
-    run_ranks(stage1.main, flags(output_dir=tmp_path / "plain", **common))
-    run_sharded(stage1.main, flags(**COMPILED, **common))
-    assert_complete(tmp_path / "run", UMTVideoForPreTraining)
-    assert read_losses(tmp_path / "run") == pytest.approx(read_losses(tmp_path / "plain"), abs=1e-5)
 
 
 @pytest.mark.parametrize(

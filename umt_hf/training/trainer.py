@@ -44,7 +44,7 @@ from .interruption import Preemption, named_silence
 from .optimization import Schedule, build_parameter_groups, keep_group_settings, scale_learning_rate
 from .order import Position, RunShape
 from .reporting.metric_meter import MetricMeter
-from .sharding import gathered_weights, refuse_silent_ddp
+from .sharding import gathered_model, refuse_silent_ddp, settle_deepspeed
 from .step.compilation import choose_compilation, compile_stage, uncompiled
 from .step.gradients import take_step
 
@@ -266,6 +266,7 @@ def build_accelerator(args: PretrainingArguments, find_unused_parameters: bool =
         step_scheduler_with_optimizer=False,
     )
     refuse_silent_ddp(accelerator)
+    settle_deepspeed(accelerator, args.per_device_train_batch_size, args.max_grad_norm)
     return accelerator
 
 
@@ -548,10 +549,17 @@ def _evaluate(stage: Stage, accelerator: Accelerator, seed: int) -> dict[str, fl
     devices = [accelerator.device] if accelerator.device.type != "cpu" else []
     stage.model.eval()
     forked = torch.random.fork_rng(devices=devices, device_type=accelerator.device.type)
-    with torch.no_grad(), gathered_weights(stage.model, accelerator), forked, uncompiled(stage.model):
+    prepared = stage.model
+    with (
+        torch.no_grad(),
+        forked,
+        uncompiled(prepared),
+        gathered_model(prepared, accelerator) as stage.model,
+    ):
         torch.manual_seed(seed)
         values = stage.evaluate(accelerator)
-    stage.model.train()
+    stage.model = prepared
+    prepared.train()
     return values
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DynamoBackend
+from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
 
 from ..arguments import PretrainingArguments
@@ -36,7 +36,7 @@ def choose_compilation(args: PretrainingArguments, accelerator: Accelerator) -> 
         `None` where nothing is to be compiled.
 
     Raises:
-        ValueError: If there is no such backend.
+        ValueError: If there is no such backend, or the run uses DeepSpeed.
     """
     launcher: Any = accelerator.state.dynamo_plugin
     options: dict[str, Any] = {}
@@ -48,6 +48,8 @@ def choose_compilation(args: PretrainingArguments, accelerator: Accelerator) -> 
     if args.torch_compile:
         given = {"backend": args.torch_compile_backend or "inductor", "mode": args.torch_compile_mode}
         options |= {name: value for name, value in given.items() if value is not None}
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError("torch_compile was not tried with DeepSpeed: train without it, or with ddp or fsdp2.")
     if options.get("mode") == "default":
         del options["mode"]
     # Steps have a fixed shape for each kind of batch: a graph for each one is faster than one for any shape.
