@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
 
 from tests.e2e.runs import PRETRAINING, assert_complete, assert_same_weights, read_losses, to_flags
 from tests.e2e.sharded import run_sharded
+from tests.e2e.steps import COMPILED, fresh_compiler, watch_graphs, watch_waits
 from tests.e2e.zero import run_zero, write_zero3_file
 from tests.processes import run_and_kill, run_ranks
 from umt_hf import (
@@ -406,6 +408,39 @@ def test_compiled_runs_export_the_models_own_weights_and_resume(flags, shapes, t
     run_ranks(stage2.main, flags(output_dir=resumed, resume_from_checkpoint="auto", **common), **options)
     assert read_losses(resumed) == read_losses(run)
     assert_same_weights(run, resumed)
+
+
+def test_each_kind_of_batch_is_compiled_once_in_student_and_teacher(flags, shapes, images, tmp_path, monkeypatch):
+    """Videos and images; the run goes on plain and compiled again, and held-out data is searched uncompiled."""
+    graphs, run = watch_graphs(monkeypatch, stage2.Stage2), tmp_path / "run"
+    fields = {**with_images(shapes, images), "max_steps": 8, "save_steps": 4}
+    fields["validation_data"] = shapes / "test_captions.json"
+    with fresh_compiler():
+        stage2.main(flags(**COMPILED, **fields))
+        assert counters["graph_break"] == {}
+    kinds = [{name.split("_")[0] for name in line} for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+    first = {kind: next(i for i, names in enumerate(kinds) if kind in names) for kind in ("video", "image")}
+    assert graphs[min(first.values())] == 2
+    assert set(graphs[max(first.values()) :]) == {4}
+    assert_complete(run, UMTVideoTextForPreTraining)
+    shutil.rmtree(run / "checkpoint-8")
+    losses = read_losses(run)
+    stage2.main(flags(resume_from_checkpoint="auto", **fields))
+    assert read_losses(run) == pytest.approx(losses, abs=1e-4)
+    shutil.rmtree(run / "checkpoint-8")
+    with fresh_compiler():
+        stage2.main(flags(resume_from_checkpoint="auto", **COMPILED, **fields))
+    assert read_losses(run) == losses
+    assert_complete(run, UMTVideoTextForPreTraining)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"attn_implementation": "eager", "max_grad_norm": 1.0}], ids=["sdpa", "eager"]
+)
+def test_no_step_waits_for_the_device_between_log_lines(flags, shapes, images, monkeypatch, changes):
+    waits = watch_waits(monkeypatch)
+    stage2.main(flags(**with_images(shapes, images), max_steps=9, logging_steps=4, **changes))
+    assert len(waits) >= 6 and not any(waits)
 
 
 def test_workers_that_are_not_forked(flags, shapes, images, forkserver, tmp_path):
