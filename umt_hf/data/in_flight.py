@@ -11,7 +11,7 @@ import signal
 import struct
 import time
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,7 +136,7 @@ def describe_reads(notes: "ReadNotes | None" = None, processes: Collection[int] 
 
 
 @contextlib.contextmanager
-def noted(video: Any, number: int) -> Iterator[None]:
+def noted(video: Any, number: int) -> Generator[None]:
     """Note what this worker reads; nothing happens outside of a worker.
 
     Args:
@@ -157,9 +157,9 @@ def noted(video: Any, number: int) -> Iterator[None]:
 
 def _write(note: torch.Tensor, name: bytes | None, is_open: bool) -> None:
     content = note.numpy()
-    _, began, _, length = HEADER.unpack_from(content)
+    _, began, _, length = HEADER.unpack_from(memoryview(content))
     if name is not None:
         name = name[-(NOTE_BYTES - HEADER.size) :]  # the end of a path says more
         content[HEADER.size : HEADER.size + len(name)] = bytearray(name)
         began, length = time.time(), len(name)
-    HEADER.pack_into(content, 0, os.getpid(), began, is_open, length)
+    HEADER.pack_into(memoryview(content), 0, os.getpid(), began, is_open, length)

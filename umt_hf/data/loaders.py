@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,7 +50,7 @@ class NamingLoader(DataLoader):
 
 
 @contextmanager
-def _unheard_children() -> Iterator[None]:
+def _unheard_children() -> Generator[None]:
     """Leave out what PyTorch raises, at any place, when a worker is killed."""
     is_possible = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_possible else None

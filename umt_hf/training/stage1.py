@@ -97,13 +97,16 @@ class Stage1:
         resolved: dict[str, Any],
     ):
         self.model: nn.Module = model  # later as the accelerator has prepared it
+        self.compute_targets = compute_targets  # later compiled, where that is asked for
         self.teacher = teacher
         self.config: UMTVideoConfig = model.config
         self.data, self.augmentation = data, augmentation
         self.training, self.resolved = training, resolved
         self.train_table, self.eval_table = tables
         self.batch_sizes = [training.per_device_train_batch_size]
-        self.table_lengths = [len(self.train_table)] if isinstance(self.train_table, Dataset) else None
+        self.table_lengths: list[int] | None = (
+            [len(self.train_table)] if isinstance(self.train_table, Dataset) else None
+        )
         size = self.config.image_size
         self.train_transform = PretrainingTransform(
             size, augmentation.crop_scales, augmentation.horizontal_flip_probability
@@ -184,7 +187,7 @@ class Stage1:
     def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The student sees the visible tokens and is compared with the teacher on them."""
         pixel_values = batch["pixel_values"]
-        visible, features = compute_targets(
+        visible, features = self.compute_targets(
             self.teacher, pixel_values, batch["mask_noise"], self.config.mask_type, self.config.mask_ratio
         )
         outputs = self.model(

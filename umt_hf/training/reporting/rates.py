@@ -1,7 +1,7 @@
 """How fast a run is, what it waits for, how much memory it takes, and how its processes differ."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ def read_memory(device: torch.device) -> float:
     """GiB of a process: the most its accelerator held since the last call, or what it has in memory on a CPU."""
     if device.type == "cpu":
         return psutil.Process().memory_info().rss / GIB
-    backend = getattr(torch, device.type, None)
+    backend: Any = getattr(torch, device.type, None)
     if not hasattr(backend, "max_memory_allocated"):  # MPS says what it holds now
         return getattr(backend, "current_allocated_memory", lambda: float("nan"))() / GIB
     peak = backend.max_memory_allocated(device) / GIB
@@ -54,14 +54,14 @@ class StepClock:
             yield batch
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> Generator[None]:
         """Leave out what is not training."""
         before = time.perf_counter()
         yield
         self.started += time.perf_counter() - before
 
     @contextmanager
-    def saving(self) -> Iterator[None]:
+    def saving(self) -> Generator[None]:
         """Leave out a save, and log its seconds by themselves."""
         before = time.perf_counter()
         with self.paused():
