@@ -17,7 +17,7 @@ from tests.e2e.mistakes import read_error, run_script
 from tests.e2e.runs import assert_same_weights, read_losses
 from tests.processes import START_METHOD, build_environment, read_output, run_ranks, start_process
 from umt_hf.runs.folder import read_metrics
-from umt_hf.training import clips, stage1, stage2
+from umt_hf.training import clips, stage1
 
 NUMBERS = {
     "loss", "uta_loss", "grad_norm", "learning_rate", "clips_per_second", "step_seconds", "data_wait_share",
@@ -134,8 +134,7 @@ def wait_for_losses(run: Path, count: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("number", "words"), [("SIGSTOP", "No data came for 3 s"), ("SIGKILL", "killed by signal")])
-def test_a_worker_that_stops_or_dies_ends_the_run_and_its_file_is_named(flags, tmp_path, number, words):
+def test_a_worker_that_dies_ends_the_run_and_its_file_is_named(flags, tmp_path):
     arguments = flags(
         validation_data=None, dataloader_num_workers=1, max_steps=5000, dataloader_timeout_seconds=3, logging_steps=1
     )
@@ -144,14 +143,18 @@ def test_a_worker_that_stops_or_dies_ends_the_run_and_its_file_is_named(flags, t
     children = psutil.Process(process.pid).children()
     (worker,) = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
     began = time.monotonic()
-    os.kill(worker.pid, getattr(signal, number))
+    os.kill(worker.pid, signal.SIGKILL)
     process.join(40)
     said = read_output(output).stderr
     assert process.exitcode == 2 and time.monotonic() - began < 35, said[-3000:]
     assert "Traceback" not in said
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
     last = said.strip().splitlines()[-1]
-    assert re.search(r"Error: Step \d+: ", last) and words in last and re.search(r"read: \S+\.mp4 \(worker ", last)
+    assert (
+        re.search(r"Error: Step \d+: ", last)
+        and "killed by signal" in last
+        and re.search(r"read: \S+\.mp4 \(worker ", last)
+    )
 
 
 TRACKERS = {"tensorboard": "events.out.tfevents*", "wandb": "run-*.wandb", "trackio": "*.db"}
@@ -212,9 +215,3 @@ def test_workers_of_the_held_out_data_stay(flags, tmp_path, monkeypatch):
     assert [(line.get("loss"), line.get("eval_loss")) for line in one] == [
         (line.get("loss"), line.get("eval_loss")) for line in other
     ]
-
-
-def test_stage_2_says_the_same(shapes, tmp_path):
-    assert {"dataloader_timeout_seconds", "dataloader_prefetch_factor"} <= vars(
-        stage2.CorpusArguments(train_corpora=["a.json"])
-    ).keys()

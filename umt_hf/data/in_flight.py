@@ -157,9 +157,9 @@ def noted(video: Any, number: int) -> Generator[None]:
 
 def _write(note: torch.Tensor, name: bytes | None, is_open: bool) -> None:
     content = note.numpy()
-    _, began, _, length = HEADER.unpack_from(memoryview(content))
+    _, began, _, length = HEADER.unpack_from(content)  # pyrefly: ignore[bad-argument-type]  an array is a buffer
     if name is not None:
         name = name[-(NOTE_BYTES - HEADER.size) :]  # the end of a path says more
         content[HEADER.size : HEADER.size + len(name)] = bytearray(name)
         began, length = time.time(), len(name)
-    HEADER.pack_into(memoryview(content), 0, os.getpid(), began, is_open, length)
+    HEADER.pack_into(content, 0, os.getpid(), began, is_open, length)  # pyrefly: ignore[bad-argument-type]
