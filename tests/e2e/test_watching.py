@@ -84,6 +84,10 @@ def test_each_unreadable_video_is_named_once_by_all_processes(flags, shapes, tmp
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-2]["skipped_videos"] >= 9
 
 
+# Workers are then children of the run, and know what is patched in it.
+FORKED = {START_METHOD: "fork"}
+
+
 def run_on_a_disk_that_does_not_answer(words: list[str]) -> None:
     """Stage 1, whose workers wait for ever for a file of a certain name."""
     read = clips.read_clip
@@ -97,7 +101,6 @@ def run_on_a_disk_that_does_not_answer(words: list[str]) -> None:
     run_script("training.stage1", words)
 
 
-@pytest.mark.skipif(bool(os.environ.get(START_METHOD)), reason="workers that are not forked read as always")
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_file_that_never_comes_ends_the_run_and_is_named_with_the_step(flags, shapes, tmp_path, num_processes):
     """As on a network disk that does not answer."""
@@ -109,7 +112,7 @@ def test_a_file_that_never_comes_ends_the_run_and_is_named_with_the_step(flags, 
         dataloader_timeout_seconds=3, per_device_train_batch_size=2, save_steps=1,
     )  # fmt: skip
     began = time.monotonic()
-    run = functools.partial(run_ranks, run_on_a_disk_that_does_not_answer, arguments, exit_code=2, timeout=90)
+    run = functools.partial(run_ranks, run_on_a_disk_that_does_not_answer, arguments, exit_code=2, environment=FORKED)
     if num_processes == 1:
         said = read_error(run(num_processes=1))
         assert said.startswith("Error: Step ")
@@ -123,7 +126,7 @@ def test_a_file_that_never_comes_ends_the_run_and_is_named_with_the_step(flags, 
 
 def start(arguments: list[str], tmp_path: Path):
     output = tmp_path / "output"
-    environment = build_environment(0, 1, 0)
+    environment = build_environment(0, 1, 0) | FORKED
     return start_process(run_script, "training.stage1", arguments, environment=environment, output=output), output
 
 
@@ -134,7 +137,8 @@ def wait_for_losses(run: Path, count: int) -> None:
         time.sleep(0.02)
 
 
-def test_a_worker_that_dies_ends_the_run_and_its_file_is_named(flags, tmp_path):
+@pytest.mark.parametrize(("number", "words"), [("SIGSTOP", "No data came for 3 s"), ("SIGKILL", "killed by signal")])
+def test_a_worker_that_stops_or_dies_ends_the_run_and_its_file_is_named(flags, tmp_path, number, words):
     arguments = flags(
         validation_data=None, dataloader_num_workers=1, max_steps=5000, dataloader_timeout_seconds=3, logging_steps=1
     )
@@ -143,18 +147,14 @@ def test_a_worker_that_dies_ends_the_run_and_its_file_is_named(flags, tmp_path):
     children = psutil.Process(process.pid).children()
     (worker,) = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
     began = time.monotonic()
-    os.kill(worker.pid, signal.SIGKILL)
+    os.kill(worker.pid, getattr(signal, number))
     process.join(40)
     said = read_output(output).stderr
     assert process.exitcode == 2 and time.monotonic() - began < 35, said[-3000:]
     assert "Traceback" not in said
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
     last = said.strip().splitlines()[-1]
-    assert (
-        re.search(r"Error: Step \d+: ", last)
-        and "killed by signal" in last
-        and re.search(r"read: \S+\.mp4 \(worker ", last)
-    )
+    assert re.search(r"Error: Step \d+: ", last) and words in last and re.search(r"read: \S+\.mp4 \(worker ", last)
 
 
 TRACKERS = {"tensorboard": "events.out.tfevents*", "wandb": "run-*.wandb", "trackio": "*.db"}
