@@ -1,0 +1,90 @@
+"""What an epoch takes of its data: tables and shards, alone or several corpora with weights."""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, Protocol
+
+import torch
+
+from ..data.streams import Shards
+
+
+class TrainingTable(Protocol):
+    """Rows by number: a `datasets.Dataset`, `Shards`, or several of them as a `JoinedTable`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: Any, /) -> Any: ...
+
+
+def build_generator(*key: int) -> torch.Generator:
+    """A random source fixed by a key of integers."""
+    # Not `hash`, which differs between versions of Python. Torch takes seeds of 63 bits.
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class JoinedTable(torch.utils.data.Dataset):
+    """Several corpora as one, each passed over as often in an epoch as its weight says.
+
+    A corpus of weight 0.5 gives half of its rows in an epoch and the other half in the next; one of weight 2 gives
+    each row twice.
+
+    Args:
+        parts: Corpora.
+        weights: Passes over each in an epoch.
+    """
+
+    def __init__(self, parts: Sequence[TrainingTable], weights: Sequence[float]):
+        self.parts = list(parts)
+        self.ends = list(accumulate(len(part) for part in parts))
+        self.counts = [max(1, round(len(part) * weight)) for part, weight in zip(parts, weights, strict=True)]
+
+    def __len__(self) -> int:
+        """Rows of all corpora."""
+        return self.ends[-1]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """A row; numbers past the last row are those of its repetitions in an epoch."""
+        number %= len(self)
+        part = next(i for i, end in enumerate(self.ends) if number < end)
+        return self.parts[part][number - self.ends[part] + len(self.parts[part])]
+
+    def draw_order(self, seed: int, epoch: int) -> torch.Tensor:
+        """Numbers of the rows of an epoch `(sum of counts,)`; the corpora are mixed evenly, each in its own order."""
+        sources = torch.cat([torch.full((count,), i) for i, count in enumerate(self.counts)])
+        sources = sources[torch.randperm(len(sources), generator=build_generator(seed, epoch, -1))]
+        order = torch.empty(len(sources), dtype=torch.int64)
+        for i, (part, count) in enumerate(zip(self.parts, self.counts, strict=True)):
+            rows, first = [], epoch * count
+            # Pass after pass over the corpus, cut where epochs end.
+            for number in range(first // len(part), (first + count - 1) // len(part) + 1):
+                start = number * len(part)
+                taken = draw_order(part, build_generator(seed, i).initial_seed(), number)
+                taken = taken[max(first - start, 0) : first + count - start]
+                repeated = number - first // len(part)
+                rows.append(taken + self.ends[i] - len(part) + repeated * len(self))
+            order[sources == i] = torch.cat(rows)
+        return order
+
+
+def count_epoch_rows(table: TrainingTable) -> int:
+    """Rows that an epoch takes."""
+    return sum(table.counts) if isinstance(table, JoinedTable) else len(table)
+
+
+def draw_order(table: TrainingTable, seed: int, epoch: int) -> torch.Tensor:
+    """Numbers of the rows of an epoch, in the order in which they are taken.
+
+    Args:
+        table: Rows.
+        seed: Seed of the run, or of the table in it.
+        epoch: Number of the epoch.
+    """
+    if isinstance(table, JoinedTable):
+        return table.draw_order(seed, epoch)
+    generator = build_generator(seed, epoch)
+    if isinstance(table, Shards):
+        return table.sample_order(generator)
+    return torch.randperm(len(table), generator=generator)
