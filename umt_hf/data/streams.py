@@ -68,6 +68,7 @@ class Shards(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    # pyrefly: ignore[bad-override-param-name]
     def __getitem__(self, number: int) -> dict[str, Any]:
         """A row with `video` (bytes and a name, or a path) and, where there is one, `caption`.
 
@@ -363,30 +364,32 @@ def _build_tar_index(source: str, paths: list[str], media: Literal["video", "ima
 
 def _list_rows(path: str, suffixes: frozenset[str] | set[str]) -> Iterator[tuple[int, int, int, int, bool]]:
     """Places of video and caption of each name in a tar; zeros where there is none."""
-    key, row = None, (0, 0, 0, 0, False)
+    key: tuple[str, str] | None = None
+    video: tuple[int, int] = (0, 0)
+    text: tuple[int, int, bool] = (0, 0, False)
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # else it keeps all of them
+                tar.__dict__["members"] = []  # else it keeps all of them
                 if not member.isfile():
                     continue
                 folder, name = posixpath.split(member.name)
                 stem, _, ending = name.partition(".")
                 if (folder, stem) != key:
                     if key is not None:
-                        yield row
-                    key, row = (folder, stem), (0, 0, 0, 0, False)
+                        yield video[0], video[1], text[0], text[1], text[2]
+                    key, video, text = (folder, stem), (0, 0), (0, 0, False)
                 suffix = "." + ending.rpartition(".")[2].lower()
                 if suffix in suffixes:
-                    if row[1]:
-                        raise ValueError(f"{path}: several videos are named {stem}; give each a name of its own.")
-                    row = (member.offset_data, member.size, *row[2:])
-                elif suffix == ".txt" or (suffix == ".json" and not row[3]):
-                    row = (*row[:2], member.offset_data, member.size, suffix == ".json")
+                    if video[1]:
+                        raise ValueError(f"{path}: several videos are named {stem}; give each another name.")
+                    video = (member.offset_data, member.size)
+                elif suffix == ".txt" or (suffix == ".json" and not text[1]):
+                    text = (member.offset_data, member.size, suffix == ".json")
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{path}: not a complete tar without compression ({error}). Write it again.") from error
     if key is not None:
-        yield row
+        yield video[0], video[1], text[0], text[1], text[2]
 
 
 def _load_parquet(

@@ -234,6 +234,7 @@ def load_tables(data: DataArguments) -> tuple[TrainingTable, TrainingTable | Non
     held_out = load_rows(*validation, data, holds_tars(validation[0]))
     if data.max_eval_samples is not None and data.max_eval_samples < len(held_out):
         rows = range(data.max_eval_samples)
+        # pyrefly: ignore[bad-argument-type]  shards are a data set, too
         held_out = held_out.select(rows) if isinstance(held_out, Dataset) else torch.utils.data.Subset(held_out, rows)
     return training, held_out
 

@@ -127,7 +127,7 @@ def test_splits_are_those_of_the_names(tars):
 
 
 def test_what_is_wrong_with_shards_is_named(tars, tmp_path):
-    with pytest.raises(ValueError, match=r"names.tar: several videos are named a; give each a name"):
+    with pytest.raises(ValueError, match=r"names.tar: several videos are named a; give each another name"):
         load_shards(str(write_tar(tmp_path / "names.tar", [{"mp4": b"1", "avi": b"2"}], ["a"])))
     with pytest.raises(ValueError, match=r"none.tar: no videos in 1 tar.*known suffixes"):
         load_shards(str(write_tar(tmp_path / "none.tar", [{"txt": b"1"}])))
