@@ -9,6 +9,8 @@ import pytest
 from tests.e2e.runs import assert_same_weights, read_losses
 from tests.processes import run_and_kill, run_ranks
 from tests.unit.shard_files import write_parquets, write_tars
+from umt_hf.data.prepare import ShardSettings, prepare_shards
+from umt_hf.runs.folder import read_metrics
 from umt_hf.training import stage1
 from umt_hf.training.checkpointing import list_checkpoints, read_step
 
@@ -117,3 +119,24 @@ def test_mistakes_about_corpora_are_named(flags, shards, shapes):
     ):
         with pytest.raises(ValueError, match=said):
             stage1.main(flags(**changes))
+
+
+def test_kept_frames_train_as_the_videos_do(flags, shapes, tmp_path):
+    """`umt-hf prepare` of lists with labels; samplings that the kept frames cannot give are refused with the cure."""
+    for split in ("train", "validation"):
+        settings = ShardSettings(num_frames=8, videos_per_shard=7, split=split)
+        prepare_shards([str(shapes / f"{split}.csv")], tmp_path / "shards", settings, num_workers=0)
+    common = {"train_data": tmp_path / "shards", "validation_data": tmp_path / "shards"}
+    stage1.main(flags(output_dir=tmp_path / "kept", **common, max_steps=8))
+    stage1.main(flags(output_dir=tmp_path / "videos", max_steps=8))
+    kept, videos = (read_metrics(tmp_path / name / "metrics.jsonl")[-1]["eval_loss"] for name in ("kept", "videos"))
+    assert kept == pytest.approx(videos, rel=0.05)
+    for changes, said in (
+        (
+            {"sampling_strategy": "dense", "frame_stride": 4},
+            "that the 8 frames kept .* cannot give. Set it to segments",
+        ),
+        ({"num_frames": 9}, "num_frames=9 is more than the 8 frames kept of each video. Prepare the shards with"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            stage1.main(flags(**common | changes))

@@ -24,6 +24,7 @@ from umt_hf import (
     UMTVideoTextForRetrieval,
     UMTVideoTextProcessor,
 )
+from umt_hf.data.prepare import ShardSettings, prepare_shards
 from umt_hf.moving_shapes.tiny_bert import TextTowerArguments, write_text_tower
 from umt_hf.runs.config import parse_config
 from umt_hf.runs.folder import read_metrics
@@ -278,6 +279,16 @@ def test_captions_and_images_from_shards(flags, shapes, images, text_tower, tmp_
         shutil.rmtree(checkpoint)
     run_ranks(stage2.main, flags(**resumed | {"batch_sizes": [4, 4, 2]}))
     assert read_losses(tmp_path / "run") == pytest.approx(whole, abs=1e-5)
+
+
+def test_captions_come_with_the_frames_that_prepare_keeps(flags, shapes, tmp_path):
+    prepare_shards([str(shapes / "train_captions.json")], tmp_path / "shards", ShardSettings(8), num_workers=0)
+    stage2.main(flags(train_corpora=tmp_path / "shards", output_dir=tmp_path / "kept"))
+    stage2.main(flags(output_dir=tmp_path / "videos"))
+    kept, videos = (read_losses(tmp_path / name) for name in ("kept", "videos"))
+    assert kept.keys() == videos.keys() and kept[1] == pytest.approx(videos[1], rel=0.2)
+    with pytest.raises(ValueError, match="num_frames=9 is more than the 8 frames kept of each video"):
+        stage2.main(flags(train_corpora=tmp_path / "shards", num_frames=9))
 
 
 def test_a_run_goes_on_with_the_same_clips_in_another_shape(flags, shapes, images, text_tower, tmp_path, caplog):

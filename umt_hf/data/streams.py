@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import posixpath
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from datasets import Features, Video, load_dataset_builder
 from filelock import FileLock
 from fsspec.core import url_to_fs
 
+from ..processing.decoding import STORED_SUFFIX, open_video
 from ..processing.media_files import VideoDecodingError
 from .lists.folders import VIDEO_SUFFIXES
 from .paths import join_root
@@ -35,13 +37,14 @@ FORMAT = 1  # to be raised whenever the same tars would give another index
 CACHE_FOLDER = "umt_hf_shards"
 SHORTEST_CACHED_BYTES = 1 << 30  # the headers of smaller tars are read in a second or two
 READING_THREADS = 16
-STORED_SUFFIX = ".mjpeg"
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+SPLITS = ("train", "validation", "test")
 TAR_BLOCK = 512
 CHANGED = "the shard has changed since the run began. Leave shards as they are, or start again."
 # A row of a Parquet file costs the reading of its row group: so many of a group come one after the other.
 PARQUET_RUN = 16
 OPEN_GROUPS = 2
+PROBED_ROWS = 8  # a short video has fewer frames than others
 
 TAR_INDEX = np.dtype(
     [("shard", "<i4"), ("offset", "<i8"), ("size", "<i8"), ("text", "<i8"), ("text_size", "<i8"), ("json", "?")]
@@ -81,6 +84,18 @@ class Shards(torch.utils.data.Dataset):
 
     def _read(self, number: int) -> dict[str, Any]:
         raise NotImplementedError
+
+    def count_stored_frames(self) -> int | None:
+        """Frames that are kept of each video, where `umt-hf prepare` wrote the shards; `None` for complete videos."""
+        counts = []
+        for number in np.linspace(0, len(self) - 1, min(PROBED_ROWS, len(self)), dtype=int).tolist():
+            video = self[number]["video"]
+            name = video.get("path") if isinstance(video, dict) else video
+            if not str(name).endswith(STORED_SUFFIX):
+                return None
+            with open_video(video) as reader:
+                counts.append(reader.num_frames)
+        return max(counts)
 
     def sample_order(self, generator: torch.Generator) -> torch.Tensor:
         """Draw an order of all rows: parts in a random order, and the rows of those that are mixed.
@@ -224,10 +239,10 @@ def _open(path: str) -> Any:
 
 
 def holds_tars(source: str) -> bool:
-    """Whether a source is a tar, or a folder of tars without Parquet files."""
+    """Whether a source is a tar, or a folder with tars; what else is there (notes of who wrote them) is not read."""
     path = Path(source)
     if path.is_dir():
-        return any(path.rglob("*.tar")) and not any(path.rglob("*.parquet"))
+        return any(path.rglob("*.tar"))
     return path.suffix.lower() == ".tar"
 
 
@@ -262,7 +277,7 @@ def load_shards(
 
     Args:
         source: A tar or a folder of tars; a Parquet file, a folder of such files, or a dataset of the Hub in Parquet.
-        split: Split, by the names of files and folders that `datasets` knows.
+        split: Split, of tars a word in the names of files or folders, else as `datasets` knows it.
         config_name: Configuration of a Hub dataset.
         video_column: Column of the videos in Parquet; "image" also makes pictures the media of tars.
         data_root: Folder that relative paths in Parquet start from.
@@ -307,6 +322,8 @@ def _find_files(source: str, config_name: str | None, split: str) -> list[str]:
         )
     if not path.exists() and (path.is_absolute() or path.suffix.lower() in (".tar", ".parquet")):
         raise FileNotFoundError(f"{source}: no such file or folder.")
+    if path.is_dir() and holds_tars(source):
+        return _choose_tars(path, split)
     try:
         files = load_dataset_builder(source, config_name).config.data_files or {}
     except (ConnectionError, FileNotFoundError) as error:
@@ -314,6 +331,20 @@ def _find_files(source: str, config_name: str | None, split: str) -> list[str]:
     if split not in files:
         raise ValueError(f"{source}: has no split {split!r}; it has {sorted(map(str, files))}.")
     return sorted(map(str, files[split]))
+
+
+def _choose_tars(folder: Path, split: str) -> list[str]:
+    """Tars of a split, which is a word of their names or folders; where none names a split, all are to train on."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.rglob("*.tar")):
+        words = re.split(r"[^a-z0-9]+", path.relative_to(folder).as_posix().lower())
+        named = next((name for name in (split.lower(), *SPLITS) if name in words), "")
+        found.setdefault(named, []).append(str(path))
+    if found.keys() == {""}:
+        found = {"train": found[""]}
+    if split.lower() not in found:
+        raise ValueError(f"{folder}: has no split {split!r}; it has {sorted(found)}.")
+    return found[split.lower()]
 
 
 def _map_files(function: Callable[[str], Result], paths: Sequence[str]) -> list[Result]:
