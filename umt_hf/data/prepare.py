@@ -138,7 +138,8 @@ class VideoList:
         rows: list[Row] = []
         for table in self.tables:
             if first < len(table) and len(rows) < count:
-                rows += table.select(range(first, min(first + count - len(rows), len(table)))).to_list()
+                part: Any = table.select(range(first, min(first + count - len(rows), len(table))))
+                rows += part.to_list()
             first = max(first - len(table), 0)
         return rows
 
