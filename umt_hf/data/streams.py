@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Features, Video, load_dataset_builder
 from filelock import FileLock
-from fsspec.core import url_to_fs
+from huggingface_hub import HfFileSystem
 
 from ..processing.decoding import STORED_SUFFIX, open_video
 from ..processing.media_files import VideoDecodingError
@@ -234,8 +234,7 @@ class ParquetShards(Shards):
 def _open(path: str) -> Any:
     if "://" not in path:
         return open(path, "rb")
-    file_system, name = url_to_fs(path)
-    return file_system.open(name, "rb")
+    return HfFileSystem().open(path, "rb")
 
 
 def holds_tars(source: str) -> bool:

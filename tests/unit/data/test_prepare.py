@@ -133,7 +133,9 @@ def test_damaged_pictures_are_named(tmp_path):
     content = load_shards(str(tmp_path / "out"))[0]["video"]["bytes"]
     for number, bad in enumerate((content[:-2], b"", content[4:], b"\xff\xd8junk\xff\xd9")):
         (tmp_path / f"{number}.mjpeg").write_bytes(bad)
-        with pytest.raises(VideoDecodingError, match=f"{number}.mjpeg: (is not a complete row|is empty|cannot be decoded)"):
+        with pytest.raises(
+            VideoDecodingError, match=f"{number}.mjpeg: (is not a complete row|is empty|cannot be decoded)"
+        ):
             read_clip(str(tmp_path / f"{number}.mjpeg"), 2)
 
 
