@@ -71,7 +71,7 @@ class Shards(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    # pyrefly: ignore[bad-override-param-name]
+    # pyrefly: ignore[bad-override-param-name]  a row has a number, not a place in a list
     def __getitem__(self, number: int) -> dict[str, Any]:
         """A row with `video` (bytes and a name, or a path) and, where there is one, `caption`.
 

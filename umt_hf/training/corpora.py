@@ -47,7 +47,7 @@ class JoinedTable(torch.utils.data.Dataset):
         """Rows of all corpora."""
         return self.ends[-1]
 
-    # pyrefly: ignore[bad-override-param-name]
+    # pyrefly: ignore[bad-override-param-name]  a row has a number, not a place in a list
     def __getitem__(self, number: int) -> dict[str, Any]:
         """A row; numbers past the last row are those of its repetitions in an epoch."""
         number %= len(self)
