@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from .sources import JSON_SUFFIXES, SQLITE_SUFFIXES, TEXT_SUFFIXES
+from .lists.csv_lists import TEXT_SUFFIXES
+from .lists.json_lists import JSON_SUFFIXES
+from .lists.sqlite_lists import SQLITE_SUFFIXES
 
 
 def has_splits(source: str) -> bool:
