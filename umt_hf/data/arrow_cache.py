@@ -15,7 +15,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,7 @@ ROWS_FILE, ENTRY_FILE = "rows.arrow", "entry.json"
 # Shorter files are read by each process in about a second.
 SHORTEST_CACHED_BYTES = 16 << 20
 DAYS_KEPT = 30
+BATCH_ROWS = 65_536
 
 Read = Callable[[], Iterable[pa.Table]]
 
@@ -249,7 +250,7 @@ def _write_parts(chunks: Iterable[pa.Table], folder: Path) -> list[Path]:
     paths: list[Path] = []
     writer = None
     try:
-        for chunk in chunks:
+        for chunk in _join_chunks(chunks):
             with _failing_as_cache(folder):
                 if writer is None or chunk.schema != writer.schema:
                     writer = writer and writer.close()
@@ -260,6 +261,18 @@ def _write_parts(chunks: Iterable[pa.Table], folder: Path) -> list[Path]:
         with _failing_as_cache(folder):
             writer = writer and writer.close()
     return paths
+
+
+def _join_chunks(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows in tables of about `BATCH_ROWS`, of chunks with the same columns."""
+    waiting: list[pa.Table] = []
+    for chunk in chunks:
+        if waiting and (chunk.schema != waiting[0].schema or sum(map(len, waiting)) + len(chunk) > BATCH_ROWS):
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting = []
+        waiting.append(chunk)
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
 
 
 def _merge_parts(file: ListFile, paths: list[Path], folder: Path) -> bool:

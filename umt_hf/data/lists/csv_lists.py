@@ -19,6 +19,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ class _CSVReader:
         if len(widths) != 1 or not (self.header or self.is_first_file):
             return None
         (width,) = widths
-        texts = list(zip(*rows, strict=True))
+        texts = [[row[column] for row in rows] for column in range(width)]  # `zip` would make an iterator of each row
         header = _choose_header(texts) if self.header is None else self.header
         if header is None or max(header) >= width or self.header is not None and width > max(header) + 1:
             return None
@@ -434,16 +435,20 @@ def _join_spaces(columns: list[str]) -> list[str]:
     return joined
 
 
-def _choose_header(texts: list[tuple[str, ...]]) -> dict[int, str] | None:
+def _choose_header(texts: list[list[str]]) -> dict[int, str] | None:
     """Names of the columns of lines without a header that all have one of the commonest forms, or `None`."""
     if len(texts) == 1:
         return {0: "video"}
     if len(texts) == 2:
-        labels = {label.strip() for label in set(texts[1])}
-        return None if "" in labels or any(map(_names_media, labels)) else {0: "video", 1: "label"}
+        return {0: "video", 1: "label"} if all(map(_is_plain_label, set(texts[1]))) else None
     if len(texts) == 3 and set(texts[1]) == {"0"} and set(texts[2]) == {"-1"}:
         return {0: "video"}
     return None
+
+
+@lru_cache(maxsize=CHUNK_ROWS * 64)
+def _is_plain_label(text: str) -> bool:
+    return bool(text.strip()) and not _names_media(text)
 
 
 def _is_file(columns: list[str], separator: str) -> bool:

@@ -16,6 +16,7 @@ from .text_files import describe_encoding, parse_json
 JSON_SUFFIXES = {".json", ".jsonl", ".ndjson"}
 READ_CHARACTERS = 1 << 22
 SPACE = re.compile(r"[ \t\n\r]*")
+COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
 # An escape or a word such as `-Infinity` that the end of what was read cuts in two is found wrong at its beginning.
 LONGEST_WORD = 16
 
@@ -165,6 +166,10 @@ def _stream_items(text: "_Window") -> Iterator[Any]:
         if end == len(text.text) and text.read_more():  # a number may go on
             continue
         yield value
+        comma = COMMA.match(text.text, end)
+        if comma is not None and comma.end() < len(text.text):
+            text.place = comma.end()
+            continue
         text.place = end
         text.skip_space()
         delimiter = text.next_character
