@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1  # to be raised whenever the same list would give other rows
 CACHE_FOLDER = "umt_hf_lists"
-ROWS_FILE, ENTRY_FILE = "rows.arrow", "entry.json"
+ROWS_FILE, ENTRY_FILE, MAP_LOCK = "rows.arrow", "entry.json", ".map.lock"
 # Shorter files are read by each process in about a second.
 SHORTEST_CACHED_BYTES = 16 << 20
 DAYS_KEPT = 30
@@ -131,6 +131,22 @@ def load_rows(file: ListFile, read: Read, is_lasting: Callable[[], bool] = lambd
     if entry is None:
         entry = _convert_privately(file, read)
     return Dataset.from_file(str(entry / ROWS_FILE))
+
+
+@contextmanager
+def map_once(table: Dataset) -> Generator[None, None, None]:
+    """Let one process at a time map a table of the cache: the first one writes the result, and the others find it.
+
+    Args:
+        table: As `load_rows` or `datasets` gives it; one in memory, or outside the cache, is mapped by each process.
+    """
+    with contextlib.ExitStack() as stack:
+        for file in table.cache_files[:1]:
+            folder = Path(file["filename"]).parent
+            if folder.is_relative_to(Path(datasets.config.HF_DATASETS_CACHE)):
+                with contextlib.suppress(OSError):  # a cache that others wrote
+                    stack.enter_context(hold_lock(folder / MAP_LOCK, str(folder), wait=True))
+        yield
 
 
 def _share(file: ListFile, read: Read, is_lasting: Callable[[], bool]) -> Path | None:

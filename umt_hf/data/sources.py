@@ -21,15 +21,19 @@ from datasets import (
 )
 
 from ..processing.media_files import VideoDecodingError
-from .arrow_cache import ListFile, load_rows
+from .arrow_cache import ListFile, load_rows, map_once
 from .labels import LABEL, align_labels
+from .lists.columns import join_paths
 from .lists.csv_lists import TEXT_SUFFIXES, read_csv
 from .lists.folders import read_folder
 from .lists.json_lists import JSON_SUFFIXES, read_json
-from .lists.sqlite_lists import SQLITE_SUFFIXES, read_sqlite
+from .lists.sqlite_lists import read_sqlite
 from .paths import join_root
+from .splits import CSV, FOLDER, JSON, SAVED, SQLITE, name_kind, refuse_idle_options
 
 logger = logging.getLogger(__name__)
+
+JOINED_ROWS = 65_536  # at a time
 
 
 @overload
@@ -84,7 +88,7 @@ def load_videos(
         split: Split of a dataset.
         video_column: Column that holds the video. A dataset without a column `video` may have a single one of type
             `Video`.
-        streaming: Whether a dataset of the Hub, or of Parquet files, is streamed.
+        streaming: Whether a dataset of the Hub, or of Parquet files, is streamed; refused for others.
         class_names: Names of the classes in the order of their labels; `None` = those of the source. Give held-out
             data the names of the training data: labels that have names then get the numbers of `class_names`.
         needs_labels: Whether the labels matter: of a folder, a few videos beside class folders are then left out. If
@@ -97,7 +101,8 @@ def load_videos(
 
     Raises:
         FileNotFoundError: If a file or folder does not exist.
-        ValueError: If it holds no videos or a line cannot be read; the message names file and line.
+        ValueError: If it holds no videos or a line cannot be read; the message names file and line. If an option has
+            no effect on such a source.
 
     Examples:
         >>> from umt_hf.data.sources import load_videos
@@ -112,13 +117,16 @@ def load_videos(
     if suffix in TEXT_SUFFIXES | JSON_SUFFIXES and not path.is_file():
         kind = "is a folder" if path.is_dir() else "no such file"
         raise FileNotFoundError(f"{source}: {kind}; a list of videos is expected there. Check the path.")
-    if suffix in TEXT_SUFFIXES | JSON_SUFFIXES or suffix in SQLITE_SUFFIXES and path.is_file():
+    kind = name_kind(source)
+    options = {"csv_separator": csv_separator, "streaming": streaming, "config_name": config_name}
+    refuse_idle_options(source, kind, {**options, "video_column": video_column, "data_root": data_root})
+    if kind in (CSV, JSON, SQLITE):
         return _load_list(path, source, data_root, csv_separator, video_column, class_names, needs_labels)
-    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+    if kind == SAVED:
         table = _choose_split(source, load_from_disk(source), split)
     elif suffix == ".parquet" and path.is_file():
         table = load_dataset("parquet", data_files=source, split="train", streaming=streaming)
-    elif path.is_dir() and not any(path.rglob("*.parquet")):
+    elif kind == FOLDER:
         rows, feature = read_folder(path, class_names, needs_labels)
         features = Features.from_arrow_schema(rows.schema)
         return Dataset(
@@ -229,14 +237,48 @@ def _undecoded(
     if LABEL not in features and len(named) == 1:
         table = table.rename_column(named[0], LABEL)
         logger.info("%s: the labels are those of the column %r, the one of type ClassLabel.", source, named[0])
-    if data_root is None:
-        return table
-    if not isinstance(feature, Value) or feature.dtype != "string":
-        logger.warning("%s: data_root=%s is not used, since the videos are not given as texts.", source, data_root)
-        return table
-    joined: Any = table.map(_join_roots, fn_kwargs={"root": data_root}, batched=True)
-    return joined
+    return table if data_root is None else _join_roots(table, source, data_root)
 
 
-def _join_roots(batch: dict[str, list], root: str) -> dict[str, list]:
-    return {"video": [path and join_root(root, path) for path in batch["video"]]}
+def _join_roots(table: Dataset | IterableDataset, source: str, data_root: str) -> Dataset | IterableDataset:
+    """Let relative paths start at a folder, where rows have paths and no bytes."""
+    assert table.features is not None, "Its column was looked up there."
+    feature = table.features["video"]
+    is_text = isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+    if isinstance(table, IterableDataset):
+        return table.map(_join_row, fn_kwargs={"root": data_root}, features=table.features)
+    if not is_text and not _has_paths_alone(table):
+        logger.warning("%s: data_root=%s is not used, since the rows hold the videos themselves.", source, data_root)
+        return table
+    options: dict[str, Any] = {"fn_kwargs": {"root": data_root}, "batched": True, "features": table.features}
+    with map_once(table):
+        joined: Any = table.with_format("arrow").map(_join_column, batch_size=JOINED_ROWS, **options)
+    return joined.with_format(None)
+
+
+def _has_paths_alone(table: Dataset) -> bool:
+    kind = table.data.schema.field("video").type
+    if not pa.types.is_struct(kind) or "path" not in [field.name for field in kind]:
+        return False
+    videos = table.data.column("video")
+    names = [field.name for field in kind]
+    return "bytes" not in names or all(chunk.field("bytes").null_count == len(chunk) for chunk in videos.chunks)
+
+
+def _join_column(rows: pa.Table, root: str) -> pa.Table:
+    videos: Any = rows.column("video").combine_chunks()
+    is_struct = pa.types.is_struct(videos.type)
+    texts = videos.field("path") if is_struct else videos
+    joined = join_paths(root, texts.cast(pa.string())).cast(texts.type)
+    if is_struct:
+        fields = [joined if field.name == "path" else videos.field(field.name) for field in videos.type]
+        joined = pa.StructArray.from_arrays(fields, fields=list(videos.type), mask=videos.is_null())
+    return rows.set_column(rows.column_names.index("video"), "video", joined)
+
+
+def _join_row(row: dict[str, Any], root: str) -> dict[str, Any]:
+    video = row["video"]
+    if isinstance(video, dict):
+        path = video.get("path")
+        return row if video.get("bytes") or not path else {**row, "video": {**video, "path": join_root(root, path)}}
+    return {**row, "video": join_root(root, video)} if isinstance(video, str) else row

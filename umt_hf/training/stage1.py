@@ -17,8 +17,8 @@ from torch import nn
 
 from ..data.loaders import build_loader
 from ..data.sources import load_videos
-from ..data.splits import select_data
-from ..evaluation.found import list_names, list_shared
+from ..data.splits import select_data, share_options
+from ..evaluation.found import iterate_names, list_names, list_shared
 from ..hub_cards.released_names import convert_named
 from ..inference.held_out import build_bar
 from ..inference.loading import load_complete_model
@@ -236,12 +236,14 @@ def load_tables(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset
         "video_column": data.video_column,
     }
     source, split = train
-    training = load_videos(source, split=split, streaming=data.streaming, **common)
+    sources = (data.train_data, data.validation_data)
+    options = share_options(source, sources, common)
+    training = load_videos(source, split=split, streaming=data.streaming, **options)
     validation = select_data(data, "validation")
     if validation is None:
         return training, None
     source, split = validation
-    held_out = load_videos(source, split=split, **common)
+    held_out = load_videos(source, split=split, **share_options(source, sources, common))
     if data.max_eval_samples is not None:
         held_out = held_out.select(range(min(data.max_eval_samples, len(held_out))))
     return training, held_out
@@ -257,7 +259,7 @@ def say_found_videos(tables: tuple[Dataset | IterableDataset, Dataset | None]) -
     training, held_out = tables
     logger.info("%s training videos, %s held out.", *map(count_rows, tables))
     if read_rank() == 0 and isinstance(training, Dataset) and held_out is not None:
-        for doubt in list_shared(list_names(training), {"validation": list_names(held_out)}):
+        for doubt in list_shared(iterate_names(training), {"validation": list_names(held_out)}):
             logger.warning(doubt)
 
 

@@ -8,11 +8,11 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
 
 import dataclasses
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, concatenate_datasets
@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerFast
 
 from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
 from ..data.loaders import build_loader
-from ..data.splits import require_split, select_data
-from ..evaluation.found import count_texts, join_roles, list_names, list_shared, name_media
+from ..data.splits import has_effect, require_split, select_data
+from ..evaluation.found import count_texts, iterate_names, join_roles, list_shared, name_media
 from ..evaluation.retrieval import evaluate_retrieval
 from ..hub_cards.released_names import convert_named
 from ..inference.loading import describe_fresh, load_complete_model
@@ -224,11 +224,11 @@ def load_corpora(data: CorpusArguments, training: PretrainingArguments) -> list[
             data.captions,
             data_root=data.get_corpus("data_roots", number),
             split=require_split(source, data.get_corpus("train_splits", number), "train", "train_splits"),
-            video_column=media_type,
+            video_column=media_type if has_effect("video_column", source) else "video",
         )
         # The number becomes a part of the pair ids, see `PairDataset`.
         table: Any = rows.select_columns(["video", "caption"])
-        table = table.add_column("corpus", [number] * len(table))
+        table = table.add_column("corpus", np.full(len(table), number, np.int16))
         groups.setdefault((media_type, size), []).append(table)
     return [Corpus(concatenate_datasets(tables), *kind) for kind, tables in groups.items()]
 
@@ -318,7 +318,8 @@ def require_towers(model: VideoTextModelArguments) -> None:
 
 def say_found_corpora(data: CorpusArguments, corpora: list[Corpus], held_out: RetrievalSet | None) -> None:
     """Say what each corpus holds, how it is batched, and what is held out; warn of what is in both."""
-    rows = Counter(number for corpus in corpora for number in corpus.table["corpus"])
+    numbers = np.concatenate([np.asarray(corpus.table.data.column("corpus")) for corpus in corpora])
+    rows = np.bincount(numbers, minlength=len(data.train_corpora))
     found = {
         source: f"{rows[number]:,} {data.get_corpus('media_types', number)}s with captions"
         for number, source in enumerate(data.train_corpora)
@@ -328,7 +329,7 @@ def say_found_corpora(data: CorpusArguments, corpora: list[Corpus], held_out: Re
     logger.info(join_roles(found))
     for corpus in corpora:
         logger.info("%d rows of %ss, %d per batch", len(corpus.table), corpus.media_type, corpus.batch_size)
-    videos = [name for corpus in corpora if corpus.media_type == "video" for name in list_names(corpus.table)]
+    videos = (name for corpus in corpora if corpus.media_type == "video" for name in iterate_names(corpus.table))
     for doubt in list_shared(videos, {"validation": name_media(held_out.videos)} if held_out is not None else {}):
         logger.warning(doubt)
 
