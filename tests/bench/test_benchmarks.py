@@ -257,7 +257,7 @@ def test_phases_are_added_up_and_time_between_steps_is_left_out(monkeypatch):
     assert clock.compute_phase_seconds() == {"first": 5.0, "second": 3.0}
 
 
-@pytest.mark.parametrize("question", ["stage1_step", "decoding", "search", "features", "threads"])
+@pytest.mark.parametrize("question", ["stage1_step", "decoding", "search", "features", "threads", "annotations"])
 def test_readme_has_the_place_for_its_table(question):
     text = (Path(stage1_step.__file__).parents[1] / question / "README.md").read_text()
     assert text.count(TABLE_BEGIN) == text.count(TABLE_END) == 1

@@ -19,6 +19,7 @@ SPACE = re.compile(r"[ \t\n\r]*")
 COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
 # An escape or a word such as `-Infinity` that the end of what was read cuts in two is found wrong at its beginning.
 LONGEST_WORD = 16
+LONGEST_TAIL = 2  # of a number that is read as a shorter one, such as `1e+`
 
 Columns = dict[str, list[Any]]
 
@@ -27,7 +28,7 @@ def read_json(path: Path, root: str, video_column: str = VIDEO, needs_labels: bo
     """Read a JSON list, or lines, of objects with a `video` key (and whatever else, `caption` for example).
 
     An object with a list of videos gives a row for each. Where a key holds a list in one object and a single value in
-    another, the value becomes a list of one. A key that some objects lack is null there.
+    another, the value becomes a list of one. A key that some objects lack is null there, as one with null.
 
     Args:
         path: The file, in UTF-8.
@@ -78,7 +79,7 @@ def _collect(objects: list[Any], video_column: str) -> Columns | None:
     for name, values in columns.items():
         kinds = set(map(type, values))
         if list in kinds and len(kinds) > 1:
-            columns[name] = [value if isinstance(value, list) else [value] for value in values]
+            columns[name] = [value if isinstance(value, list | None) else [value] for value in values]
     return {**columns, VIDEO: videos}
 
 
@@ -112,7 +113,7 @@ def _unify_lists(rows: list[dict[str, Any]]) -> None:
     listed = {name for row in rows for name, value in row.items() if isinstance(value, list)}
     for row in rows:
         for name in listed & row.keys():
-            if not isinstance(row[name], list):
+            if not isinstance(row[name], list | None):
                 row[name] = [row[name]]
 
 
@@ -159,12 +160,16 @@ def _stream_items(text: "_Window") -> Iterator[Any]:
         try:
             value, end = decode(text.text, text.place)
         except json.JSONDecodeError as error:
+            beyond = error.pos - text.place
             is_cut = error.pos >= len(text.text) - LONGEST_WORD or error.msg.startswith("Unterminated string")
             if is_cut and text.read_more():
                 continue
-            text.fail(error.msg, error.pos)
-        if end == len(text.text) and text.read_more():  # a number may go on
-            continue
+            text.fail(error.msg, text.place + beyond)
+        if end >= len(text.text) - LONGEST_TAIL:  # a number may go on
+            length = end - text.place
+            if text.read_more():
+                continue
+            end = text.place + length
         yield value
         comma = COMMA.match(text.text, end)
         if comma is not None and comma.end() < len(text.text):
