@@ -87,7 +87,8 @@ def check_labels(labels: list[Any], videos: Sequence[str], source: str) -> list[
         raise ValueError(describe_odd_label(source, videos[row], item))
     if len(kinds) > 1:
         found = [item for items in lists for item in items]
-        number, name = (next(item for item in found if type(item) is kind) for kind in (int, str))
+        number = next(item for item in found if isinstance(item, int))
+        name = next(item for item in found if isinstance(item, str))
         raise ValueError(describe_mixed_labels(source, number, name))
     return labels
 
@@ -130,8 +131,8 @@ def encode_labels(
         )
         item = label[0] if isinstance(label, list) and label else label
         raise ValueError(describe_odd_label(source, f"row {row}" if videos is None else str(videos[row]), item))
-    flat = pc.list_flatten(labels) if is_list else labels
-    found = pc.unique(flat).to_pylist()
+    flat: Any = pc.call_function("list_flatten", [labels]) if is_list else labels
+    found = flat.unique().to_pylist()
     names, numbers = _number_labels(found, source, class_names)
     feature = Value("int64") if names is None else ClassLabel(names=names)
     coding = LabelCoding(List(feature) if is_list else feature, numbers)

@@ -34,7 +34,8 @@ def list_names(table: Dataset) -> list[str]:
 def iterate_names(table: Dataset) -> Iterator[str]:
     """The same for a long table, of which only a part is held at a time."""
     for start in range(0, len(table), NAMES_AT_ONCE):
-        yield from list_names(table.select(range(start, min(start + NAMES_AT_ONCE, len(table)))))
+        part: Any = table.select(range(start, min(start + NAMES_AT_ONCE, len(table))))
+        yield from list_names(part)
 
 
 def _name(row: int, path: str | None, num_bytes: int | None) -> str:

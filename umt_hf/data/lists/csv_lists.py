@@ -289,10 +289,10 @@ class CSVLabels:
         self._count("a number as label", {text: text in numbers for text in texts}, labels, lines, count)
         if labels is None or texts == {None}:
             return None
-        found = [numbers.get(label, label) for label in labels]  # pyrefly: ignore[bad-argument-type]
+        found: list[Any] = [label if label is None else numbers.get(label, label) for label in labels]
         if self.negative is None and any(number < 0 for number in numbers.values()):
             row = next(row for row, number in enumerate(found) if isinstance(number, int) and number < 0)
-            self.negative = (lines[row], found[row])  # pyrefly: ignore[bad-assignment]
+            self.negative = (lines[row], found[row])
         self.has_others |= set(numbers.values()) != {-1} or len(numbers) < len(texts)
         return None if not self.has_others else found
 

@@ -127,7 +127,7 @@ def _stream_lines(path: Path) -> Iterator[Any]:
             try:
                 value, end = decode(text)
             except json.JSONDecodeError:
-                end = -1
+                value, end = None, -1
             # In full words, and with all that is wrong.
             yield value if end == len(text) else parse_json(f"{path}, line {number}", line)
 
