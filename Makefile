@@ -7,7 +7,7 @@ SOURCES = umt_hf umt_hf_launcher.py setup.py tests benchmarks examples docs
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-oldest faults quality workflows style notebooks bench check-zoo test-readme docs docs-serve dist clean
+.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-extras test-oldest faults quality workflows style notebooks bench check-zoo test-readme docs docs-serve dist clean
 
 # Minutes on two cores.
 demo: $(VENV)/.installed
@@ -35,6 +35,11 @@ test: quality
 # For daily work: leaves out the runs from end to end, the browser, and what takes over 5 seconds by itself.
 test-fast: $(VENV)/.installed
 	$(BIN)/python $(PYTEST) -m "not slow" --ignore tests/e2e --ignore tests/demo
+
+# Large optional libraries, which are installed for it.
+test-extras: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e ".[deepspeed]"
+	$(BIN)/python -m pytest tests/e2e/test_zero.py tests/e2e/test_stage2.py -k zero
 
 # Loader workers start as from Python 3.14 on, in every run from end to end.
 test-forkserver: $(VENV)/.installed

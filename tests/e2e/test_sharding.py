@@ -6,6 +6,7 @@ import pytest
 
 from tests.e2e.runs import assert_complete, assert_same_weights, read_losses
 from tests.e2e.sharded import LAUNCH, build_environment, run_sharded
+from tests.e2e.steps import COMPILED
 from tests.processes import run_ranks
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.runs.folder import read_metrics
@@ -32,6 +33,15 @@ def test_stage_1_equals_ddp_with_resuming_export_and_held_out_losses(flags, shap
     run_sharded(stage1.main, flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common))
     assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "fsdp")
     assert_same_weights(tmp_path / "fsdp", tmp_path / "resumed")
+
+
+def test_divided_weights_train_compiled_as_plain(flags, tmp_path):
+    """FSDP2 gathers weights between the parts of the student's graph."""
+    common = {"max_steps": 3, "per_device_train_batch_size": 2, "validation_data": None}
+    run_ranks(stage1.main, flags(output_dir=tmp_path / "plain", **common))
+    run_sharded(stage1.main, flags(**COMPILED, **common))
+    assert_complete(tmp_path / "run", UMTVideoForPreTraining)
+    assert read_losses(tmp_path / "run") == pytest.approx(read_losses(tmp_path / "plain"), abs=1e-5)
 
 
 def test_a_run_that_would_not_divide_its_weights_is_refused(flags, monkeypatch):

@@ -4,16 +4,20 @@ import json
 import logging
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
 
 from tests.e2e.runs import PRETRAINING, assert_complete, assert_same_weights, read_losses, to_flags
 from tests.e2e.sharded import run_sharded
+from tests.e2e.steps import COMPILED, fresh_compiler, watch_graphs, watch_waits
+from tests.e2e.zero import run_zero, write_zero3_file
 from tests.processes import run_and_kill, run_ranks
 from umt_hf import (
     UMTVideoConfig,
@@ -268,8 +272,13 @@ def test_a_run_goes_on_with_the_same_clips_in_another_shape(flags, shapes, image
     assert [line["step"] for line in part if "loss" in line] == list(range(1, 9))
 
 
-def test_weights_divided_by_fsdp2_equal_ddp(flags, shapes, images, text_tower, tmp_path):
+@pytest.mark.parametrize("division", ["fsdp2", "zero2", "zero3"])
+def test_weights_divided_over_processes_equal_ddp(flags, shapes, images, text_tower, tmp_path, division):
     """Losses, retrieval among an odd number of held-out videos, export, and resuming from the divided checkpoint."""
+    run = run_sharded
+    if division != "fsdp2":
+        pytest.importorskip("deepspeed")
+        run = partial(run_zero, *{"zero2": (2,), "zero3": (3, write_zero3_file(tmp_path))}[division])
     captions = json.loads((shapes / "test_captions.json").read_text())
     rows = [row | {"video": str(shapes / row["video"])} for row in captions[:5]]
     (tmp_path / "held_out.json").write_text(json.dumps(rows))
@@ -277,18 +286,18 @@ def test_weights_divided_by_fsdp2_equal_ddp(flags, shapes, images, text_tower, t
     common |= {"validation_data": tmp_path / "held_out.json"}
     common |= {"text_name_or_path": save_without_dropout(text_tower, tmp_path / "no_dropout")}
     run_ranks(stage2.main, flags(output_dir=tmp_path / "ddp", **common))
-    run_sharded(stage2.main, flags(output_dir=tmp_path / "fsdp", **common))
-    lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("ddp", "fsdp")]
+    run(stage2.main, flags(output_dir=tmp_path / "divided", **common))
+    lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("ddp", "divided")]
     for one, other in zip(*lines, strict=True):
         names = [name for name in one if "loss" in name or name.startswith("eval_")]
         assert names and [one[name] for name in names] == pytest.approx([other[name] for name in names], abs=1e-5)
-    assert_complete(tmp_path / "fsdp", UMTVideoTextForPreTraining)
-    assert_same_weights(tmp_path / "ddp", tmp_path / "fsdp", atol=1e-5, rtol=1e-4)
-    shutil.copytree(tmp_path / "fsdp", tmp_path / "resumed")
+    assert_complete(tmp_path / "divided", UMTVideoTextForPreTraining)
+    assert_same_weights(tmp_path / "ddp", tmp_path / "divided", atol=1e-5, rtol=1e-4)
+    shutil.copytree(tmp_path / "divided", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "checkpoint-4")
-    run_sharded(stage2.main, flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common))
-    assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "fsdp")
-    assert_same_weights(tmp_path / "fsdp", tmp_path / "resumed")
+    run(stage2.main, flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common))
+    assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "divided")
+    assert_same_weights(tmp_path / "divided", tmp_path / "resumed")
 
 
 def test_continues_from_a_stage_2_folder(flags, tmp_path):
@@ -399,6 +408,39 @@ def test_compiled_runs_export_the_models_own_weights_and_resume(flags, shapes, t
     run_ranks(stage2.main, flags(output_dir=resumed, resume_from_checkpoint="auto", **common), **options)
     assert read_losses(resumed) == read_losses(run)
     assert_same_weights(run, resumed)
+
+
+def test_each_kind_of_batch_is_compiled_once_in_student_and_teacher(flags, shapes, images, tmp_path, monkeypatch):
+    """Videos and images; the run goes on plain and compiled again, and held-out data is searched uncompiled."""
+    graphs, run = watch_graphs(monkeypatch, stage2.Stage2), tmp_path / "run"
+    fields = {**with_images(shapes, images), "max_steps": 8, "save_steps": 4}
+    fields["validation_data"] = shapes / "test_captions.json"
+    with fresh_compiler():
+        stage2.main(flags(**COMPILED, **fields))
+        assert counters["graph_break"] == {}
+    kinds = [{name.split("_")[0] for name in line} for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+    first = {kind: next(i for i, names in enumerate(kinds) if kind in names) for kind in ("video", "image")}
+    assert graphs[min(first.values())] == 2
+    assert set(graphs[max(first.values()) :]) == {4}
+    assert_complete(run, UMTVideoTextForPreTraining)
+    shutil.rmtree(run / "checkpoint-8")
+    losses = read_losses(run)
+    stage2.main(flags(resume_from_checkpoint="auto", **fields))
+    assert read_losses(run) == pytest.approx(losses, abs=1e-4)
+    shutil.rmtree(run / "checkpoint-8")
+    with fresh_compiler():
+        stage2.main(flags(resume_from_checkpoint="auto", **COMPILED, **fields))
+    assert read_losses(run) == losses
+    assert_complete(run, UMTVideoTextForPreTraining)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"attn_implementation": "eager", "max_grad_norm": 1.0}], ids=["sdpa", "eager"]
+)
+def test_no_step_waits_for_the_device_between_log_lines(flags, shapes, images, monkeypatch, changes):
+    waits = watch_waits(monkeypatch)
+    stage2.main(flags(**with_images(shapes, images), max_steps=9, logging_steps=4, **changes))
+    assert len(waits) >= 6 and not any(waits)
 
 
 def test_workers_that_are_not_forked(flags, shapes, images, forkserver, tmp_path):

@@ -7,6 +7,7 @@ What each block writes is printed behind it.
 """
 
 import argparse
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +29,8 @@ def main() -> None:
     parser.add_argument("--narrow", action="store_true", help="Narrow models, commands in forks.")
     parser.add_argument("--timeout", type=float, default=600, help="Seconds for a block.")
     arguments = parser.parse_args()
+    # In the background of a shell Ctrl-C is ignored, and the demo that is to end by it would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rows, num_failed = [], 0
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="check_readme_") as folder:

@@ -30,7 +30,8 @@ class LaunchOptions:
         machine_rank: Number of this machine, from 0 on.
         main_process_ip: Address of machine 0.
         main_process_port: Port there.
-        accelerate_config: File that `accelerate config` has written, or name of one that ships: `ddp`, `fsdp2`.
+        accelerate_config: File that `accelerate config` has written, or name of one that ships: `ddp`, `fsdp2`,
+            `zero2`, `zero3`.
     """
 
     num_processes: int | None = None
@@ -105,6 +106,11 @@ def launch(entry: ScriptEntry, arguments: Sequence[str], options: LaunchOptions)
         raise SystemExit(code) from None
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from None
+    except ImportError as error:
+        if "deepspeed" not in str(error).lower():
+            raise
+        needed = "pip install 'umt_hf[deepspeed]'"
+        _fail(f"{options.accelerate_config} needs DeepSpeed, which is not installed: run `{needed}`.", MISTAKE_CODE)
     except (OSError, ValueError, yaml.YAMLError) as error:
         where = f"{options.accelerate_config}: " if isinstance(error, yaml.YAMLError) else ""
         _fail(f"{where}{error}", MISTAKE_CODE)

@@ -31,7 +31,8 @@ def _check_config(name: str | None) -> str | None:
     """A file, or the name of one that ships."""
     shipped = sorted(file.stem for file in LAUNCH_FILES.glob("*.yaml"))
     if name is not None and not Path(name).is_file() and name not in shipped:
-        raise typer.BadParameter(f"{name}: no such file; {' and '.join(shipped)} are the names of files that ship.")
+        names = f"{', '.join(shipped[:-1])} and {shipped[-1]}"
+        raise typer.BadParameter(f"{name}: no such file; {names} are the names of files that ship.")
     return name
 
 

@@ -26,6 +26,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 IGNORED_LABEL = -100
+TensorPair = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
 def normalize_features(features: torch.Tensor, norm: str = "l2") -> torch.Tensor:
@@ -138,6 +139,18 @@ def find_true_pairs(batch_size: int, pair_ids: torch.Tensor | None, device: torc
     return pair_ids[:, None] == pair_ids[None]
 
 
+def lacks_negatives(pair_ids: torch.Tensor | None, batch_size: int) -> bool:
+    """Whether a batch is known to have a single id; ids on an accelerator, which would wait, are not looked at."""
+    if pair_ids is None or pair_ids.device.type != "cpu":
+        return batch_size == 1
+    return len(set(pair_ids.tolist())) == 1
+
+
+def has_negatives(pair_ids: torch.Tensor | None, batch_size: int, device: torch.device) -> torch.Tensor:
+    """Whether a batch has two different ids, as a boolean scalar on the device."""
+    return ~find_true_pairs(batch_size, pair_ids, device).all()
+
+
 def vtc_loss(
     video_embeds: torch.Tensor,
     text_embeds: torch.Tensor,
@@ -231,7 +244,34 @@ def sample_negatives(weights: torch.Tensor, generator: torch.Generator | None = 
     # Without a host synchronisation: a row of zeros would make multinomial fail, so it gets equal weights.
     has_negative = weights.sum(dim=1, keepdim=True) > 0
     weights = torch.where(has_negative, weights, torch.ones_like(weights))
-    return weights.multinomial(1, generator=generator).squeeze(1)
+    # What `multinomial` computes for one draw, without its check of the weights, for which it waits.
+    return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(dim=1)
+
+
+def draw_negatives(
+    logits: torch.Tensor,
+    pair_ids: torch.Tensor | None,
+    hard: bool,
+    given: TensorPair = (None, None),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One negative video for each text, and one negative text for each video.
+
+    Args:
+        logits: Similarities over temperature, `(B videos, B texts)`.
+        pair_ids: `(B,)`; equal ids are true pairs.
+        hard: Whether similar ones are likelier.
+        given: Indices `(B,)` of the videos and of the texts; `None` = drawn.
+
+    Returns:
+        Indices of the videos and of the texts, both `(B,)`.
+    """
+    videos, texts = given
+    if videos is None or texts is None:
+        is_pair = find_true_pairs(logits.shape[0], pair_ids, logits.device)
+        weights = compute_negative_weights(logits, is_pair, hard)
+        videos = sample_negatives(weights[0]) if videos is None else videos
+        texts = sample_negatives(weights[1]) if texts is None else texts
+    return videos, texts
 
 
 def vtm_loss(matching_logits: torch.Tensor) -> torch.Tensor:
@@ -298,8 +338,9 @@ def sample_mlm_corruption(
     def draw() -> torch.Tensor:
         return torch.rand(input_ids.shape, device=input_ids.device, generator=generator)
 
-    kept = torch.tensor(kept_ids, device=input_ids.device)
-    chosen = (draw() < probability) & ~torch.isin(input_ids, kept)
+    chosen = draw() < probability
+    for kept in kept_ids:  # as numbers: a tensor of them would have to be brought to the device
+        chosen = chosen & (input_ids != kept)
     masked = chosen & (draw() < 0.8)
     replaced = chosen & ~masked & (draw() < 0.5)
     words = torch.randint(
@@ -389,7 +430,10 @@ __all__ = [
     "compute_answer_loss",
     "compute_negative_weights",
     "compute_similarity",
+    "draw_negatives",
     "find_true_pairs",
+    "has_negatives",
+    "lacks_negatives",
     "mlm_loss",
     "normalize_features",
     "sample_mlm_corruption",

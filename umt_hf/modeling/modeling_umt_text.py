@@ -184,9 +184,12 @@ class UMTTextCrossAttention(UMTTextAttention):
         encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         cache: Cache | None,
+        encoder_rows: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         key, value = self._project_once(encoder_hidden_states, cache)
+        if encoder_rows is not None:  # after the projection, so that a sequence for many texts is projected once
+            key, value = key[encoder_rows], value[encoder_rows]
         implementation = self.config._attn_implementation or "eager"
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             # A mask of two dimensions is what FlashAttention gets, and Transformers takes it for the queries' mask as
@@ -233,13 +236,14 @@ class UMTTextLayer(GradientCheckpointingLayer):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         cache: Cache | None = None,
+        encoder_rows: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         output, _ = self.attention(hidden_states, attention_mask, cache, **kwargs)
         hidden_states = self.attention_norm(hidden_states + self.dropout(output))
         if self.cross_attention is not None:
             output, _ = self.cross_attention(
-                hidden_states, encoder_hidden_states, encoder_attention_mask, cache, **kwargs
+                hidden_states, encoder_hidden_states, encoder_attention_mask, cache, encoder_rows, **kwargs
             )
             hidden_states = self.cross_attention_norm(hidden_states + self.dropout(output))
         return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
@@ -329,6 +333,7 @@ class UMTTextModel(UMTTextPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         cache: Cache | None = None,
         use_cache: bool | None = None,
+        encoder_rows: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encode texts alone, or together with videos.
@@ -344,6 +349,8 @@ class UMTTextModel(UMTTextPreTrainedModel):
             position_ids: Places of the tokens `(B, L)`; by default counted from each text's first token.
             cache: Keys and values of earlier tokens, in a decoder.
             use_cache: Whether a decoder returns keys and values; by default as configured.
+            encoder_rows: Which sequence of `encoder_hidden_states` each text attends to, `(B,)`, where several texts
+                share one; by default text i attends to sequence i. Not with `encoder_attention_mask` or a cache.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
                 Indices of hidden states count the layers that run in the mode.
 
@@ -368,6 +375,8 @@ class UMTTextModel(UMTTextPreTrainedModel):
                 "encoder_hidden_states: give mode='multi_modal' for input_ids, or mode='fusion' for the states of "
                 "text mode."
             )
+        if encoder_rows is not None and not (encoder_attention_mask is None and cache is None):
+            raise ValueError("encoder_rows cannot be combined with encoder_attention_mask or a cache.")
         use_cache = self.config.is_decoder and (self.config.use_cache if use_cache is None else use_cache)
         if self.gradient_checkpointing and self.training:
             use_cache, cache = False, None  # a layer that runs twice would add its keys twice
@@ -390,6 +399,7 @@ class UMTTextModel(UMTTextPreTrainedModel):
                 encoder_hidden_states,  # by position, for the reentrant kind of gradient checkpointing
                 cross_mask,
                 cache=cache,
+                encoder_rows=encoder_rows,
                 **kwargs,
             )
         kept: dict[str, Any] = {CACHE_NAME: cache if use_cache else None}
@@ -439,9 +449,7 @@ class UMTTextModel(UMTTextPreTrainedModel):
                 **{CACHE_NAME: cache},
             )
         else:
-            self_mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-            )
+            self_mask = self._build_padding_mask(hidden_states, attention_mask)
         cross_mask = None
         if encoder_attention_mask is not None:
             cross_mask = create_bidirectional_mask(
@@ -451,6 +459,26 @@ class UMTTextModel(UMTTextPreTrainedModel):
                 encoder_hidden_states=encoder_hidden_states,
             )
         return self_mask, cross_mask
+
+    def _build_padding_mask(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Mask of `create_bidirectional_mask`; in training without its look whether there is padding, which waits."""
+        implementation = self.config._attn_implementation
+        if (
+            self.training
+            and implementation in ("sdpa", "eager")
+            and attention_mask is not None
+            and attention_mask.ndim == 2
+        ):
+            batch, length = hidden_states.shape[:2]
+            is_word = attention_mask.to(hidden_states.device).bool()[:, None, None].expand(batch, 1, length, -1)
+            if implementation == "sdpa":
+                return is_word
+            return torch.where(is_word, hidden_states.new_zeros(()), torch.finfo(hidden_states.dtype).min)
+        return create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
 
 
 def find_first_token(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -35,13 +35,14 @@ from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConf
 from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import (
     IGNORED_LABEL,
+    TensorPair,
     compute_answer_loss,
-    compute_negative_weights,
-    find_true_pairs,
+    draw_negatives,
+    has_negatives,
+    lacks_negatives,
     mlm_loss,
     normalize_features,
     sample_mlm_corruption,
-    sample_negatives,
     uta_loss,
     vtc_loss,
     vtm_loss,
@@ -75,6 +76,7 @@ from .towers_umt_video_text import (
     copy_for_question_answering,
     load_bert_tower,
     load_video_tower,
+    require_both,
     require_complete,
     require_stage2_parts,
 )
@@ -351,21 +353,6 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         return (model, info) if output_loading_info else model
 
 
-def require_both(
-    input_ids: torch.Tensor | None, pixel_values: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Texts and videos, both of which a comparison needs.
-
-    Raises:
-        ValueError: If one of them is missing.
-    """
-    if input_ids is None or pixel_values is None:
-        raise ValueError(
-            "Give both input_ids and pixel_values; get_video_features and get_text_features encode one of them."
-        )
-    return input_ids, pixel_values
-
-
 class UMTVideoTextForRetrieval(UMTVideoTextModel):
     """UMT dual encoder with a matching head that looks at video and text together, for ranking and re-ranking.
 
@@ -460,7 +447,7 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
         video, text = self._encode(input_ids, attention_mask, pixel_values, **kwargs)
         outputs = UMTVideoTextForRetrievalOutput(**self._contrast(video, text, pair_ids, return_loss))
         if return_loss:
-            self._add_matching(outputs, video, text, attention_mask, pair_ids, video_negatives, text_negatives)
+            self._add_matching(outputs, video, text, attention_mask, pair_ids, (video_negatives, text_negatives))
         outputs.loss = self._sum_losses(outputs)
         return outputs
 
@@ -471,31 +458,35 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
         text: BaseModelOutputWithPoolingAndCrossAttentions,
         attention_mask: torch.Tensor | None,
         pair_ids: torch.Tensor | None,
-        video_negatives: torch.Tensor | None,
-        text_negatives: torch.Tensor | None,
+        negatives: TensorPair,
     ) -> None:
         """Match the true pairs, and each with one negative of the other kind."""
         # CODEPATH: stage-2 and retrieval checkpoints match pairs; weight 0 leaves it out in runs without it.
         if not self.config.vtm_loss_weight > 0:
             return
-        logits = require_tensor(outputs.logits_per_video, "logits_per_video")
         videos = require_tensor(video.last_hidden_state, "last_hidden_state")
+        texts, masks, rows = self._draw_pairs(outputs, text, attention_mask, pair_ids, negatives)
+        outputs.matching_logits = self.match(videos, texts, masks, encoder_rows=rows)
+        outputs.vtm_loss = vtm_loss(outputs.matching_logits) * has_negatives(pair_ids, videos.shape[0], videos.device)
+
+    def _draw_pairs(
+        self,
+        outputs: UMTVideoTextForRetrievalOutput,
+        text: BaseModelOutputWithPoolingAndCrossAttentions,
+        attention_mask: torch.Tensor | None,
+        pair_ids: torch.Tensor | None,
+        negatives: TensorPair,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Texts `(3 * B, L, H)`, their masks, and the number of the video that each is judged with."""
+        logits = require_tensor(outputs.logits_per_video, "logits_per_video")
         texts = require_tensor(text.last_hidden_state, "last_hidden_state")
-        is_pair = find_true_pairs(logits.shape[0], pair_ids, logits.device)
-        if video_negatives is None or text_negatives is None:
-            weights = compute_negative_weights(logits, is_pair, self.config.vtm_hard_negatives)
-            video_negatives = sample_negatives(weights[0]) if video_negatives is None else video_negatives
-            text_negatives = sample_negatives(weights[1]) if text_negatives is None else text_negatives
-        masks = torch.ones(texts.shape[:2], device=texts.device) if attention_mask is None else attention_mask
-        outputs.matching_logits = self.match(
-            torch.cat([videos, videos[video_negatives], videos]),
-            torch.cat([texts, texts, texts[text_negatives]]),
-            torch.cat([masks, masks, masks[text_negatives]]),
-        )
-        has_negatives = ~is_pair.all()
-        if not torch.compiler.is_compiling() and not has_negatives:
+        videos, others = draw_negatives(logits, pair_ids, self.config.vtm_hard_negatives, negatives)
+        if not torch.compiler.is_compiling() and lacks_negatives(pair_ids, logits.shape[0]):
             logger.warning_once("A batch of a single pair id has no negatives: its matching loss is 0.")
-        outputs.vtm_loss = vtm_loss(outputs.matching_logits) * has_negatives
+        masks = texts.new_ones(texts.shape[:2]) if attention_mask is None else attention_mask
+        own = torch.arange(logits.shape[0], device=logits.device)
+        rows = torch.cat([own, videos, own])
+        return torch.cat([texts, texts, texts[others]]), torch.cat([masks, masks, masks[others]]), rows
 
 
 class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
@@ -604,8 +595,8 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
                 targets = normalize_features(targets, self.config.vision_config.alignment_norm)
             self._add_alignment(outputs, video, targets, visible_indices, grid)
         if return_loss:
-            self._add_matching(outputs, video, text, attention_mask, pair_ids, video_negatives, text_negatives)
-            self._add_language_modelling(outputs, video, input_ids, attention_mask, mlm_input_ids, mlm_labels)
+            pairs = (attention_mask, pair_ids, (video_negatives, text_negatives))
+            self._add_fusion_losses(outputs, video, text, *pairs, input_ids, (mlm_input_ids, mlm_labels))
         outputs.loss = self._sum_losses(outputs)
         return outputs
 
@@ -630,34 +621,47 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
         )
         outputs.uta_loss = uta_loss(outputs.aligned_features, targets, norm="none", loss=config.alignment_loss)
 
-    def _add_language_modelling(
+    def _add_fusion_losses(
         self,
         outputs: UMTVideoTextForPreTrainingOutput,
         video: UMTVideoFeaturesOutput,
-        input_ids: torch.Tensor,
+        text: BaseModelOutputWithPoolingAndCrossAttentions,
         attention_mask: torch.Tensor | None,
-        mlm_input_ids: torch.Tensor | None,
-        mlm_labels: torch.Tensor | None,
+        pair_ids: torch.Tensor | None,
+        negatives: TensorPair,
+        input_ids: torch.Tensor,
+        corrupted: TensorPair,
     ) -> None:
-        """Predict hidden words from the others and the visible part of the video."""
-        # CODEPATH: stage-2 checkpoints were trained with it; weight 0 leaves it out in runs without it.
+        """Match pairs and predict hidden words in one pass, so that a video's keys and values are computed once."""
+        # CODEPATH: stage-2 checkpoints were trained with both; weight 0 leaves one out in runs without it.
         if not self.config.mlm_loss_weight > 0:
+            self._add_matching(outputs, video, text, attention_mask, pair_ids, negatives)
             return
-        config = self.config.text_config
-        if mlm_input_ids is None or mlm_labels is None:
+        matches = self.config.vtm_loss_weight > 0
+        groups = [self._draw_pairs(outputs, text, attention_mask, pair_ids, negatives)] if matches else []
+        config, (mlm_input_ids, labels) = self.config.text_config, corrupted
+        if mlm_input_ids is None or labels is None:
             kept_ids = (config.pad_token_id, config.cls_token_id)
-            mlm_input_ids, mlm_labels = sample_mlm_corruption(
+            mlm_input_ids, labels = sample_mlm_corruption(
                 input_ids, config.vocab_size, config.mask_token_id, kept_ids, self.config.mlm_probability
             )
+        words = self.text_model(mlm_input_ids, attention_mask, mode="text", return_dict=True).last_hidden_state
+        masks = words.new_ones(words.shape[:2]) if attention_mask is None else attention_mask
+        groups.append((words, masks, torch.arange(words.shape[0], device=words.device)))
+        texts, masks, rows = (torch.cat(parts) for parts in zip(*groups, strict=True))
         states = self.text_model(
-            mlm_input_ids,
-            attention_mask,
+            attention_mask=masks,
+            inputs_embeds=texts,
             encoder_hidden_states=video.last_hidden_state,
-            mode="multi_modal",
+            encoder_rows=rows,
+            mode="fusion",
             return_dict=True,
         )
-        outputs.mlm_logits = self.mlm_head(states.last_hidden_state)
-        outputs.mlm_loss = mlm_loss(outputs.mlm_logits, mlm_labels)
+        if matches:
+            outputs.matching_logits = self.matching_head(states.pooler_output[: -words.shape[0]])
+            outputs.vtm_loss = vtm_loss(outputs.matching_logits) * has_negatives(pair_ids, len(words), words.device)
+        outputs.mlm_logits = self.mlm_head(states.last_hidden_state[-words.shape[0] :])
+        outputs.mlm_loss = mlm_loss(outputs.mlm_logits, labels)
 
 
 class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMixin):

@@ -188,6 +188,21 @@ def require_stage2_parts(name: str | os.PathLike, info: dict[str, Any]) -> None:
         )
 
 
+def require_both(
+    input_ids: torch.Tensor | None, pixel_values: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Texts and videos, both of which a comparison needs.
+
+    Raises:
+        ValueError: If one of them is missing.
+    """
+    if input_ids is None or pixel_values is None:
+        raise ValueError(
+            "Give both input_ids and pixel_values; get_video_features and get_text_features encode one of them."
+        )
+    return input_ids, pixel_values
+
+
 def require_complete(source: str | os.PathLike, info: dict[str, Any]) -> None:
     """Refuse a load that left a weight of the model fresh, or had no place for one of its source.
 
@@ -211,6 +226,7 @@ __all__ = [
     "load_bert_tower",
     "load_video_tower",
     "rename_bert_weight",
+    "require_both",
     "require_complete",
     "require_stage2_parts",
 ]

@@ -4,6 +4,7 @@
 Legend: B batch, T frames, N tokens, P patches per frame, D width, K aligned layers, C projected channels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,16 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..modeling.configuration_umt_video import select_aligned_layers
 from ..modeling.losses_umt import normalize_features
-from ..modeling.modeling_umt_video import gather_tokens, interpolate_position_table, require_normalized
+from ..modeling.modeling_umt_video import (
+    eager_attention_forward,
+    gather_tokens,
+    interpolate_position_table,
+    require_normalized,
+)
 
 CLIP_TYPES = ("clip", "clip_vision_model")
 
@@ -177,6 +184,43 @@ class UMTTeacher(nn.Module):
         Raises:
             ValueError: If the video holds raw integers.
         """
+        aligned, last_input = self._encode_below(pixel_values)
+        layer: Any = self.vision_tower.vision_model.encoder.layers[-1]
+        # By itself, so that no layer has to write out its attention maps.
+        normed = layer.layer_norm1(last_input)
+        saliency = _weigh_patches(layer.self_attn, normed, layer.self_attn.k_proj(normed))
+        return [*aligned, layer(last_input, None)], saliency
+
+    @torch.no_grad()
+    def align_visible(
+        self, pixel_values: torch.Tensor, draw_visible: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features at tokens that are drawn by the saliency; the last layer runs at these alone.
+
+        Args:
+            pixel_values: `(B, T, channels, height, width)`.
+            draw_visible: Gives indices of the visible tokens `(B, V)`, ascending and as many in each frame, for a
+                saliency `(B * T, P)`.
+
+        Returns:
+            The indices, and the features `(K, B, V, C)` as [`UMTTeacher.project`] gives them.
+
+        Raises:
+            ValueError: If the video holds raw integers.
+        """
+        aligned, last_input = self._encode_below(pixel_values)
+        layer: Any = self.vision_tower.vision_model.encoder.layers[-1]
+        batch_size, num_frames = pixel_values.shape[:2]
+        normed = layer.layer_norm1(last_input)
+        key = layer.self_attn.k_proj(normed)
+        visible = draw_visible(_weigh_patches(layer.self_attn, normed, key))
+        in_frame = visible.unflatten(1, (num_frames, -1)).flatten(0, 1) % (last_input.shape[1] - 1)
+        last = _run_at(layer, last_input, normed, key, in_frame + 1)  # past the class token, which is the first
+        patches = [gather_tokens(_join_frames(states[:, 1:], batch_size), visible) for states in aligned]
+        return visible, self._align([*patches, _join_frames(last, batch_size)])
+
+    def _encode_below(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Hidden states of the aligned layers but the last one, and the last layer's input, `(B * T, 1 + P, D)`."""
         require_normalized(pixel_values)
         frames = pixel_values.flatten(0, 1)
         if frames.shape[-2:] != (self.image_size, self.image_size):
@@ -185,13 +229,12 @@ class UMTTeacher(nn.Module):
             )
         tower = self.vision_tower.vision_model
         hidden_states = tower.pre_layrnorm(tower.embeddings(frames))
-        aligned, last_input = [], hidden_states
-        for i, layer in enumerate(tower.encoder.layers):
-            last_input, hidden_states = hidden_states, layer(hidden_states, None)
+        aligned = []
+        for i, layer in enumerate(tower.encoder.layers[:-1]):
+            hidden_states = layer(hidden_states, None)
             if i in self.aligned_layer_indices:
                 aligned.append(hidden_states)
-        # By itself, so that no layer has to write out its attention maps.
-        return aligned, _attend_from_class_token(tower.encoder.layers[-1], last_input)
+        return aligned, hidden_states
 
     @torch.no_grad()
     def project(
@@ -207,25 +250,59 @@ class UMTTeacher(nn.Module):
         Returns:
             `(K, B, N or V, C)`, float32.
         """
-        features = []
-        for states in hidden_states:
-            patches = states[:, 1:].unflatten(0, (batch_size, -1)).flatten(1, 2)
-            if visible_indices is not None:
-                patches = gather_tokens(patches, visible_indices)
-            features.append(
-                self.vision_tower.visual_projection(self.vision_tower.vision_model.post_layernorm(patches))
-            )
+        patches = [_join_frames(states[:, 1:], batch_size) for states in hidden_states]
+        if visible_indices is not None:
+            patches = [gather_tokens(tokens, visible_indices) for tokens in patches]
+        return self._align(patches)
+
+    def _align(self, patches: list[torch.Tensor]) -> torch.Tensor:
+        """Tokens of the aligned layers, each `(B, V, D)`, as features `(K, B, V, C)`."""
+        tower = self.vision_tower
+        features = [tower.visual_projection(tower.vision_model.post_layernorm(tokens)) for tokens in patches]
         return normalize_features(torch.stack(features), self.alignment_norm)
 
 
-def _attend_from_class_token(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+def _join_frames(states: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Tokens of frames `(B * T, P, D)` as tokens of clips `(B, T * P, D)`."""
+    return states.unflatten(0, (batch_size, -1)).flatten(1, 2)
+
+
+def _weigh_patches(attention: Any, normed: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """Head-averaged attention of the class token to the patches in one CLIP layer, `(frames, P)`, float32."""
-    attention = layer.self_attn
-    hidden_states = layer.layer_norm1(hidden_states)
-    query = attention.q_proj(hidden_states[:, :1]).unflatten(-1, (attention.num_heads, -1))
-    key = attention.k_proj(hidden_states).unflatten(-1, (attention.num_heads, -1))
+    query = attention.q_proj(normed[:, :1]).unflatten(-1, (attention.num_heads, -1))
+    key = key.unflatten(-1, (attention.num_heads, -1))
     scores = torch.einsum("bqhd,bkhd->bhqk", query, key).float() * attention.head_dim**-0.5
     return scores.softmax(dim=-1).mean(dim=1)[:, 0, 1:]
+
+
+def _run_at(
+    layer: Any, hidden_states: torch.Tensor, normed: torch.Tensor, key: torch.Tensor, indices: torch.Tensor
+) -> torch.Tensor:
+    """Output of a CLIP layer at some tokens alone, which attend to all.
+
+    Args:
+        layer: Of CLIP's vision tower.
+        hidden_states: Its input `(frames, 1 + P, D)`.
+        normed: That after the layer's first norm.
+        key: Keys of all tokens, of the shape of `hidden_states`.
+        indices: Tokens `(frames, V)`.
+
+    Returns:
+        `(frames, V, D)`.
+    """
+    attention = layer.self_attn
+
+    def split_heads(states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+    attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention.config._attn_implementation or "eager", eager_attention_forward
+    )
+    query = split_heads(attention.q_proj(gather_tokens(normed, indices)))
+    value = split_heads(attention.v_proj(normed))
+    output, _ = attend(attention, query, split_heads(key), value, None, scaling=attention.scale, dropout=0.0)
+    states = gather_tokens(hidden_states, indices) + attention.out_proj(output.flatten(-2))
+    return states + layer.mlp(layer.layer_norm2(states))
 
 
 def _resize_position_embedding(embeddings: Any, image_size: int) -> None:

@@ -55,17 +55,26 @@ def load_teacher(
         name = require_other_model(args.teacher_name_or_path, CLIP_TYPES, "a CLIP, which the teacher must be")
     except OSError as error:
         raise FileNotFoundError(f"The teacher is missing, give a CLIP by {flag}: {error}") from error
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
     teacher = UMTTeacher.from_pretrained(
         name,
         args.num_aligned_layers,
         args.alignment_interval,
         args.teacher_image_size,
         args.alignment_norm,
-        dtype=dtype,
+        dtype=choose_precision(accelerator),
         attn_implementation=attn_implementation,
     )
     return teacher.to(accelerator.device)
+
+
+def choose_precision(accelerator: Accelerator) -> torch.dtype:
+    """Precision of what is not trained: the run's, wherever it is set; bf16 where matrices are multiplied in fp8."""
+    # FSDP may cast weights by another policy.
+    policy = getattr(getattr(accelerator.state, "fsdp_plugin", None), "mixed_precision_policy", None)
+    if (dtype := getattr(policy, "param_dtype", None)) is not None:
+        return dtype
+    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+    return names.get(accelerator.mixed_precision, torch.float32)
 
 
 def describe_alignment(args: TeacherArguments, mask: MaskArguments, teacher: UMTTeacher) -> dict[str, Any]:
@@ -116,10 +125,17 @@ def compute_targets(
     Returns:
         Indices of the visible tokens `(B, V)` and features `(K, B, V, C)`.
     """
-    states, saliency = teacher.encode(pixel_values)
     num_frames = pixel_values.shape[1]
     grid = TokenGrid(num_frames, mask_noise.shape[1] // num_frames)
-    visible = draw_visible_indices(mask_type, mask_ratio, saliency, mask_noise, grid)
+
+    def draw(saliency: torch.Tensor) -> torch.Tensor:
+        return draw_visible_indices(mask_type, mask_ratio, saliency, mask_noise, grid)
+
+    if mask_type != "random":
+        return teacher.align_visible(pixel_values, draw)
+    # Its frames have unequal numbers of visible tokens, for which the last layer cannot run in one batch.
+    states, saliency = teacher.encode(pixel_values)
+    visible = draw(saliency)
     return visible, teacher.project(states, pixel_values.shape[0], visible)
 
 

@@ -223,6 +223,13 @@ class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments, Divergen
         None, "Signal by which a scheduler announces the end; like SIGTERM, the run saves and ends at its next step."
     )
     preemption_exit_code: int = describe(143, "Exit code of a run that a signal has ended after it saved.")
+    torch_compile: bool = describe(False, "Compile student and teacher by `torch.compile`.")
+    torch_compile_backend: str | None = describe(
+        None, "Backend of `torch.compile`; default: inductor. Setting it switches torch_compile on."
+    )
+    torch_compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = (
+        describe(None, "Mode of `torch.compile`. Setting it switches torch_compile on.")
+    )
     report_to: str = describe("tensorboard", "Tracker of Accelerate: tensorboard, wandb, ..., or none.")
     push_to_hub: bool = describe(False, "Upload the run to the Hub, in the background.")
     hub_model_id: str | None = describe(None, "Repository; default: the name of output_dir, in your account.")
@@ -239,6 +246,7 @@ class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments, Divergen
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.torch_compile = self.torch_compile or bool(self.torch_compile_backend or self.torch_compile_mode)
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

@@ -37,6 +37,7 @@ from ..runs.folder import (
     VERSIONS_FILE,
     collect_versions,
 )
+from .sharding import get_local_part
 
 logger = logging.getLogger(__name__)
 
@@ -247,7 +248,7 @@ def refuse_nonfinite_weights(model: nn.Module, accelerator: Accelerator, found_i
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    local: Any = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    local = get_local_part(tensor)
     return local.is_meta or bool(torch.isfinite(local.detach()).all())
 
 
@@ -319,7 +320,9 @@ def require_own_weights(folder: Path, model: PreTrainedModel | nn.Module) -> Non
             stored |= {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
     found = {id(needed[name]) for name in stored if name in needed}
     lost = [name for name, tensor in needed.items() if id(tensor) not in found]
-    wrong = [name for name, shape in stored.items() if name not in needed or shape != tuple(needed[name].shape)]
+    # ZeRO-3 leaves an empty tensor where it has divided one.
+    shapes = {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in needed.items()}
+    wrong = [name for name, shape in stored.items() if shape != shapes.get(name)]
     if lost or wrong:
         raise RuntimeError(
             f"{folder} does not hold the weights of the {type(model).__name__}: "

@@ -6,11 +6,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import distributed as dist
 
 from ..runs.mistakes import Terminated, UserError
 
@@ -27,17 +29,25 @@ class Preemption:
         accelerator: Of the run; a signal to one process counts for all.
         other_signal: Name of a signal that counts too, such as `SIGUSR1`; `None` = SIGTERM alone.
         exit_code: What the process ends with.
+        timeout_seconds: For which processes wait for each other.
     """
 
-    def __init__(self, accelerator: Accelerator, other_signal: str | None, exit_code: int):
+    def __init__(self, accelerator: Accelerator, other_signal: str | None, exit_code: int, timeout_seconds: int):
         self.accelerator, self.exit_code = accelerator, exit_code
+        self.timeout = timedelta(seconds=timeout_seconds)
         names = ["SIGTERM", *([other_signal] if other_signal else [])]
         self.numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
         self.former: dict[int, Any] = {}
         self.has_come = False
         self.process = os.getpid()
+        # Hosts talk to each other about it, not their devices, which nothing is to wait for.
+        self.group: Any = None
+        self.vote = torch.zeros(1, dtype=torch.int32)
+        self.counting: Any = None
 
     def __enter__(self) -> "Preemption":
+        if self.accelerator.num_processes > 1:
+            self.group = dist.new_group(backend="gloo", timeout=self.timeout)
         if threading.current_thread() is threading.main_thread():
             self.former = {number: signal.signal(number, self._note) for number in self.numbers}
         return self
@@ -47,6 +57,8 @@ class Preemption:
     ) -> None:
         for number, handler in self.former.items():
             signal.signal(number, handler)
+        if self.counting is not None and kind is None:
+            self.counting.wait()
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self.process:  # a forked worker of a loader ends as without the handler
@@ -57,11 +69,20 @@ class Preemption:
         signal.signal(number, self.former[number])
 
     def is_asked(self) -> bool:
-        """Whether the signal has come to any process; all of them call it after each step."""
+        """Whether the signal has come to any process; all of them call it after each step.
+
+        With several processes the answer is that of the step before, so that no step waits for their votes.
+        """
         if self.accelerator.num_processes == 1:
             return self.has_come
-        came = torch.tensor(int(self.has_come), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(came, reduction="sum").item())
+        is_asked = False
+        if self.counting is not None:
+            self.counting.wait()
+            is_asked = bool(self.vote.numpy()[0])
+        if not is_asked:
+            self.vote.numpy()[0] = self.has_come
+            self.counting = dist.all_reduce(self.vote, group=self.group, async_op=True)
+        return is_asked
 
     def end(self) -> None:
         """End the run.

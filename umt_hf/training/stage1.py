@@ -94,6 +94,7 @@ class Stage1:
         resolved: dict[str, Any],
     ):
         self.model: nn.Module = model  # later as the accelerator has prepared it
+        self.compute_targets = compute_targets  # later compiled, where that is asked for
         self.teacher = teacher
         self.config: UMTVideoConfig = model.config
         self.data, self.augmentation = data, augmentation
@@ -172,7 +173,7 @@ class Stage1:
     def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The student sees the visible tokens and is compared with the teacher on them."""
         pixel_values = batch["pixel_values"]
-        visible, features = compute_targets(
+        visible, features = self.compute_targets(
             self.teacher, pixel_values, batch["mask_noise"], self.config.mask_type, self.config.mask_ratio
         )
         outputs = self.model(

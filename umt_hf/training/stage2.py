@@ -8,7 +8,7 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from ..hub_cards.released_names import convert_named
 from ..inference.loading import describe_fresh, load_complete_model
 from ..inference.starts import locate_model, require_other_model, require_start, require_tokenizer
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
+from ..modeling.losses_umt import lacks_negatives
 from ..modeling.modeling_umt_video import UMTVideoModel
 from ..modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
@@ -109,6 +110,7 @@ class Stage2:
         resolved: dict[str, Any],
     ):
         self.model: nn.Module = model  # later as the accelerator has prepared it
+        self.compute_targets = compute_targets  # later compiled, where that is asked for
         self.teacher, self.processor = teacher, processor
         self.config: UMTVideoTextConfig = model.config
         self.corpora, self.held_out = corpora, held_out
@@ -154,7 +156,8 @@ class Stage2:
             collate_fn=PairCollator(transform, accelerator.device.type == "cpu", self.processor),
             pin_memory=accelerator.device.type == "cuda",
         )
-        return tracked.track(finish_batch(batch, transform, accelerator.device) for batch in loader)
+        batches = warn_of_single_ids(loader) if accelerator.device.type != "cpu" else loader
+        return tracked.track(finish_batch(batch, transform, accelerator.device) for batch in batches)
 
     def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The four losses, each named by the kind of media, which the log keeps apart."""
@@ -164,7 +167,7 @@ class Stage2:
         if self.teacher is not None:
             config = self.config.vision_config
             ratio = config.image_mask_ratio if is_image else config.mask_ratio
-            visible, features = compute_targets(
+            visible, features = self.compute_targets(
                 self.teacher, pixel_values, batch["mask_noise"], config.mask_type, ratio
             )
             targets = {
@@ -211,6 +214,16 @@ class Stage2:
     def export(self, accelerator: Accelerator, folder: Path) -> None:
         """Write the model with processor, resolved arguments and versions; called in all processes."""
         export_run(accelerator, self.model, self.processor, dump_config(self.resolved), folder)
+
+
+def warn_of_single_ids(batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Pass batches on and say once if one has no negatives: the model does not look at ids that are on a device."""
+    is_said = False
+    for batch in batches:
+        if not is_said and lacks_negatives(batch["pair_ids"], len(batch["pair_ids"])):
+            logger.warning("A batch of a single pair id has no negatives: its matching loss is 0.")
+            is_said = True
+        yield batch
 
 
 def load_corpora(data: CorpusArguments, training: PretrainingArguments) -> list[Corpus]:

@@ -6,9 +6,8 @@ precision, gradient accumulation, distribution and state.
 
 import json
 import logging
-import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -45,11 +44,14 @@ from .interruption import Preemption, named_silence
 from .optimization import Schedule, build_parameter_groups, keep_group_settings, scale_learning_rate
 from .order import Position, RunShape
 from .reporting.metric_meter import MetricMeter
-from .sharding import gathered_weights, refuse_silent_ddp
+from .sharding import gathered_model, refuse_silent_ddp, settle_deepspeed
+from .step.compilation import choose_compilation, compile_stage, uncompiled
+from .step.gradients import take_step
 
 logger = logging.getLogger(__name__)
 
 MIN_SKIPS_TO_STOP = 20
+MAX_UNREAD_STEPS = 1000  # of which the device alone knows whether their gradients were finite
 # What changes nothing in the course of a run: fields, and beginnings of fields of Transformers.
 FREE_TO_CHANGE = {
     "output_dir",
@@ -69,6 +71,8 @@ class Stage(Protocol):
     """What a stage gives to the loop."""
 
     model: nn.Module
+
+    compute_targets: Callable[..., tuple[torch.Tensor, torch.Tensor]]  # the teacher's part of a step; may be compiled
 
     batch_sizes: list[int]  # videos that a process takes at a time, for each kind of batch
 
@@ -117,6 +121,38 @@ class NonfiniteSteps:
                 f"{self.nonfinite_in_a_row} steps in a row had NaN or Inf gradients: lower learning_rate, set "
                 "max_grad_norm, or use bf16 instead of fp16."
             )
+
+
+class StepGuard:
+    """Counts bad steps where the run waits for the device anyway, in order and exactly.
+
+    Args:
+        state: Counters of the run.
+        limit: Bad steps in a row after which the run stops.
+    """
+
+    def __init__(self, state: NonfiniteSteps, limit: int):
+        self.state, self.limit = state, limit
+        self.unread: list[tuple[int, torch.Tensor]] = []
+
+    def add(self, step: int, is_bad: torch.Tensor) -> None:
+        """Note a step; `is_bad` is a scalar on the device."""
+        self.unread.append((step, is_bad))
+        if len(self.unread) >= MAX_UNREAD_STEPS:
+            self.read()
+
+    def read(self) -> None:
+        """Count the steps noted since the last call, for which the run waits.
+
+        Raises:
+            DivergenceError: If too many in a row were bad.
+        """
+        if not self.unread:
+            return
+        steps, flags = zip(*self.unread, strict=True)
+        self.unread = []
+        for step, is_bad in zip(steps, torch.stack(flags).tolist(), strict=True):
+            self.state.count_step(not is_bad, step, self.limit)
 
 
 def limit_nonfinite_steps(max_nonfinite_steps: int, total_steps: int, has_scaler: bool) -> int:
@@ -218,7 +254,11 @@ def build_accelerator(args: PretrainingArguments, find_unused_parameters: bool =
             num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters),
+            DistributedDataParallelKwargs(
+                find_unused_parameters=find_unused_parameters,
+                broadcast_buffers=False,  # they are tables of positions, alike everywhere
+                gradient_as_bucket_view=True,
+            ),
             InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout_seconds)),
         ],
         log_with=None if args.report_to == "none" else args.report_to,
@@ -226,6 +266,7 @@ def build_accelerator(args: PretrainingArguments, find_unused_parameters: bool =
         step_scheduler_with_optimizer=False,
     )
     refuse_silent_ddp(accelerator)
+    settle_deepspeed(accelerator, args.per_device_train_batch_size, args.max_grad_norm)
     return accelerator
 
 
@@ -313,6 +354,7 @@ def train(
     checkpoint = choose_checkpoint(args.resume_from_checkpoint, args.output_dir)
     set_seed(args.seed, device_specific=True)  # the weights were drawn alike everywhere; dropout is not to be
     optimizer = build_optimizer(stage.model, args, schedule.peak, accelerator.device)
+    compile_stage(stage, choose_compilation(args, accelerator))
     stage.model, optimizer = accelerator.prepare(stage.model, optimizer)
     shape = RunShape(
         accelerator.num_processes, args.gradient_accumulation_steps, stage.batch_sizes, schedule.total_steps
@@ -326,14 +368,15 @@ def train(
     limit = limit_nonfinite_steps(
         args.max_nonfinite_steps, schedule.total_steps, has_scaler=accelerator.scaler is not None
     )
-    keeper = RunKeeper(stage, args, accelerator, state, schedule.total_steps, run_config or {})
+    guard = StepGuard(state, limit)
+    keeper = RunKeeper(stage, args, accelerator, state, schedule.total_steps, guard, run_config or {})
     stage.model.train()
     is_over = state.step >= schedule.total_steps  # a finished run that is started again is only exported anew
-    preemption = Preemption(accelerator, args.preemption_signal, args.preemption_exit_code)
+    preemption = Preemption(accelerator, args.preemption_signal, args.preemption_exit_code, args.ddp_timeout_seconds)
     with preemption, named_silence(accelerator, state):
         # Inline, so that the loader's workers end with the loop, and not after the last upload.
         for batch in keeper.clock.watch([] if is_over else stage.build_batches(accelerator, state.position)):
-            if not _take_batch(batch, stage, accelerator, optimizer, schedule, keeper, limit, max_skipped_ratio):
+            if not _take_batch(batch, stage, accelerator, optimizer, schedule, keeper, max_skipped_ratio):
                 continue
             if state.step >= schedule.total_steps:
                 break
@@ -351,7 +394,6 @@ def _take_batch(
     optimizer: Any,
     schedule: Schedule,
     keeper: "RunKeeper",
-    limit: int,
     max_skipped_ratio: float,
 ) -> bool:
     """Train on a batch; `True` where it ends a step."""
@@ -366,7 +408,8 @@ def _take_batch(
         losses = _with_total(stage.forward_step(batch))
         accelerator.backward(losses["loss"])
         if accelerator.sync_gradients:
-            _step_if_finite(accelerator, stage.model, optimizer, keeper.args.max_grad_norm, state, limit)
+            _, is_bad = take_step(accelerator, stage.model, optimizer, keeper.args.max_grad_norm)
+            keeper.guard.add(state.step, is_bad)
             optimizer.zero_grad()
     keeper.count(losses, len(batch["pixel_values"]))
     if not accelerator.sync_gradients:
@@ -399,6 +442,7 @@ class RunKeeper:
         accelerator: Of the run; all processes build one and call its methods alike.
         state: Counters, which the loop moves on.
         total_steps: Steps of the run.
+        guard: Knows of steps whose gradients were not finite.
         run_config: Recorded by the tracker.
     """
 
@@ -409,10 +453,11 @@ class RunKeeper:
         accelerator: Accelerator,
         state: TrainState,
         total_steps: int,
+        guard: StepGuard,
         run_config: dict[str, Any],
     ):
         self.stage, self.args, self.accelerator, self.state = stage, args, accelerator, state
-        self.total_steps = total_steps
+        self.total_steps, self.guard = total_steps, guard
         self.saved_step: int | None = None
         self.output_dir = Path(args.output_dir)
         self.meter, self.clock = MetricMeter(accelerator), StepClock()
@@ -437,6 +482,7 @@ class RunKeeper:
         is_last = step >= self.total_steps
         self.bar.update()
         if step % args.logging_steps == 0 or is_last:
+            self.guard.read()
             values = {**self.meter.flush(), "learning_rate": learning_rate, **self.clock.flush()}
             self._record(values | self.stage.monitor() | _counts(self.accelerator, self.state))
             self.bar.set_postfix_str(_describe(values, self.state))
@@ -481,6 +527,7 @@ class RunKeeper:
         """Write a checkpoint, unless this step has one."""
         if self.saved_step == self.state.step:
             return
+        self.guard.read()  # before it is saved: a run that diverges leaves its last good checkpoint
         self.saved_step = self.state.step
         counters = self.state.sum_up(self.accelerator)
         checkpoint = save_checkpoint(
@@ -502,10 +549,17 @@ def _evaluate(stage: Stage, accelerator: Accelerator, seed: int) -> dict[str, fl
     devices = [accelerator.device] if accelerator.device.type != "cpu" else []
     stage.model.eval()
     forked = torch.random.fork_rng(devices=devices, device_type=accelerator.device.type)
-    with torch.no_grad(), gathered_weights(stage.model, accelerator), forked:
+    prepared = stage.model
+    with (
+        torch.no_grad(),
+        forked,
+        uncompiled(prepared),
+        gathered_model(prepared, accelerator) as stage.model,
+    ):
         torch.manual_seed(seed)
         values = stage.evaluate(accelerator)
-    stage.model.train()
+    stage.model = prepared
+    prepared.train()
     return values
 
 
@@ -538,25 +592,6 @@ def compute_held_out_losses(
 
 def _with_total(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {"loss": torch.stack(list(losses.values())).sum(), **losses}
-
-
-def _step_if_finite(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: Any,
-    max_grad_norm: float | None,
-    state: TrainState,
-    limit: int,
-) -> None:
-    """Clip and step, or count the step as skipped if its gradients are not finite (on all processes alike)."""
-    norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
-    # An engine that clips by itself (DeepSpeed) may not give its norm; it looks for bad steps by itself, too.
-    norm = norm if isinstance(norm, torch.Tensor) else torch.tensor(float(norm or 0.0))
-    is_finite = bool(torch.isfinite(norm))
-    # The loss scaler of fp16 must see every step: it skips bad ones itself and lowers its scale.
-    if is_finite or accelerator.scaler is not None:
-        optimizer.step()
-    state.count_step(is_finite and not accelerator.optimizer_step_was_skipped, state.step, limit)
 
 
 def count_videos(videos: UnreadableVideos, failures: list[str], batch_size: int, max_skipped_ratio: float) -> None:

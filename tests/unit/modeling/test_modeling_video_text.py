@@ -410,15 +410,24 @@ def test_negatives_drawn_by_the_model_are_not_true_pairs(config, inputs, monkeyp
     model = UMTVideoTextForRetrieval(config).eval()
     pair_ids = torch.tensor([0, 0, 1, 0])
     texts = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).last_hidden_state
-    seen = []
+    seen, rows = [], []
     match = model.match
-    monkeypatch.setattr(model, "match", lambda *args: seen.append(args[1][8:]) or match(*args))
+
+    def watched(*args, encoder_rows):
+        seen.append(args[1][8:])
+        rows.append(encoder_rows.tolist())
+        return match(*args, encoder_rows=encoder_rows)
+
+    monkeypatch.setattr(model, "match", watched)
     for _ in range(20):
         model(**inputs, pair_ids=pair_ids, return_loss=True)
-    for drawn in seen:
+    assert len(seen) == 20
+    for drawn, videos in zip(seen, rows, strict=True):
         torch.testing.assert_close(drawn[0], texts[2])
         torch.testing.assert_close(drawn[1], texts[2])
         assert not torch.allclose(drawn[2], texts[2])
+        assert videos[:4] == videos[8:] == [0, 1, 2, 3]
+        assert [videos[4], videos[5], videos[7]] == [2, 2, 2] and videos[6] != 2
 
 
 def test_temperature_is_kept_in_bounds_when_it_trains(config, inputs):

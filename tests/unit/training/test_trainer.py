@@ -1,57 +1,125 @@
 """The loop's smaller parts: non-finite steps with and without a loss scaler, averages, lengths of runs."""
 
+import copy
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from umt_hf.runs.folder import MetricLog, read_metrics
 from umt_hf.training.arguments import PretrainingArguments
 from umt_hf.training.checkpointing import find_checkpoint, list_checkpoints
 from umt_hf.training.order import RunShape
 from umt_hf.training.reporting.metric_meter import MetricMeter
-from umt_hf.training.trainer import TrainState, _step_if_finite, build_schedule, limit_nonfinite_steps
+from umt_hf.training.step.gradients import measure_gradients, take_step
+from umt_hf.training.trainer import (
+    MAX_UNREAD_STEPS,
+    StepGuard,
+    TrainState,
+    build_schedule,
+    limit_nonfinite_steps,
+)
 
 
-class FakeOptimizer:
-    def __init__(self):
-        self.steps = 0
-
-    def step(self):
-        self.steps += 1
+class FakeScaler:
+    """What a loss scaler leaves of a step to see: that it was asked."""
 
 
-def take_step(norm: float, has_scaler: bool, was_skipped: bool = False, limit: float | None = None):
-    """One guarded step of an accelerator whose gradients have the given norm."""
-    limits = []
-
-    def clip_grad_norm_(parameters, max_norm):
-        limits.append(max_norm)
-        return torch.tensor(norm)
-
-    accelerator = SimpleNamespace(
-        clip_grad_norm_=clip_grad_norm_,
-        scaler=object() if has_scaler else None,
-        optimizer_step_was_skipped=was_skipped,
+def take_step_with(gradient: float, limit: float | None = None, fused: bool = True, has_scaler: bool = False):
+    """One guarded step of AdamW after a good one; what it changed, its norm and whether it was bad."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5, fused=fused)
+    accelerator = Accelerator(cpu=True)
+    scaled = SimpleNamespace(
+        scaler=FakeScaler() if has_scaler else None,
+        distributed_type=accelerator.distributed_type,
+        optimizer_step_was_skipped=False,
+        unscale_gradients=lambda: None,
+        clip_grad_norm_=accelerator.clip_grad_norm_,
     )
-    optimizer, state = FakeOptimizer(), TrainState()
-    model = torch.nn.Linear(1, 1)
-    _step_if_finite(accelerator, model, optimizer, limit, state, 20)
-    return optimizer.steps, state.nonfinite_steps, limits[0]
+    for value in (1.0, gradient):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        before = copy.deepcopy([model.state_dict(), optimizer.state_dict()["state"]])
+        norm, is_bad = take_step(scaled, model, optimizer, limit)
+    after = [model.state_dict(), optimizer.state_dict()["state"]]
+    changed = not all(torch.equal(a, b) for a, b in zip(_flatten(before), _flatten(after), strict=True))
+    assert not hasattr(optimizer, "found_inf")
+    return changed, float(norm), bool(is_bad), model
 
 
-def test_bad_gradients_do_not_reach_the_optimizer():
-    assert take_step(1.0, has_scaler=False) == (1, 0, float("inf"))
-    assert take_step(float("nan"), has_scaler=False)[:2] == (0, 1)
-    assert take_step(float("inf"), has_scaler=False)[:2] == (0, 1)
+def _flatten(values) -> list[torch.Tensor]:
+    if isinstance(values, torch.Tensor):
+        return [values]
+    return [
+        tensor for value in (values.values() if isinstance(values, dict) else values) for tensor in _flatten(value)
+    ]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("gradient", [float("nan"), float("inf"), -float("inf")])
+def test_bad_gradients_change_neither_weights_nor_moments(gradient, fused):
+    changed, _, is_bad, _ = take_step_with(gradient, fused=fused)
+    assert not changed and is_bad
+
+
+def test_good_gradients_take_the_same_step_as_without_the_guard():
+    changed, norm, is_bad, model = take_step_with(2.0)
+    assert changed and not is_bad and norm == pytest.approx(2.0 * 8**0.5)
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.1, weight_decay=0.5, fused=True)
+    for value in (1.0, 2.0):
+        for parameter in plain.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        optimizer.step()
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), plain.parameters(), strict=True))
 
 
 def test_a_loss_scaler_sees_every_step():
     """Else it never lowers its scale: it skips the step by itself."""
-    assert take_step(float("inf"), has_scaler=True, was_skipped=True)[:2] == (1, 1)
-    assert take_step(1.0, has_scaler=True)[:2] == (1, 0)
+    changed, _, is_bad, _ = take_step_with(float("inf"), has_scaler=True)
+    assert changed and is_bad  # there was no real one here to skip it
+    assert take_step_with(1.0, has_scaler=True)[:3:2] == (True, False)
+
+
+def test_gradients_are_scaled_where_a_limit_is_set_alone(monkeypatch):
+    limits = []
+    accelerator = SimpleNamespace(
+        distributed_type=Accelerator(cpu=True).distributed_type,
+        unscale_gradients=lambda: None,
+        clip_grad_norm_=lambda parameters, limit: limits.append(limit) or torch.tensor(1.0),
+    )
+    model = torch.nn.Linear(1, 1)
+    model.weight.grad, model.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
+    assert float(measure_gradients(accelerator, model, None)) == 5.0 and limits == []
+    measure_gradients(accelerator, model, 0.5)
+    assert limits == [0.5]
+    accelerator.distributed_type = DistributedType.FSDP  # each process has a part: Accelerate adds up
+    measure_gradients(accelerator, model, None)
+    assert limits == [0.5, float("inf")]
+
+
+def test_a_guard_counts_in_order_when_it_is_read():
+    state = TrainState()
+    guard = StepGuard(state, limit=2)
+    for step, is_bad in enumerate([True, False, True, True]):
+        guard.add(step, torch.tensor(is_bad))
+    assert state.nonfinite_steps == 0
+    guard.read()
+    assert (state.nonfinite_steps, state.nonfinite_in_a_row) == (3, 2)
+    guard.add(4, torch.tensor(True))
+    with pytest.raises(RuntimeError, match="^3 steps in a row had NaN or Inf gradients"):
+        guard.read()
+    # Without log lines and saves it does not grow for ever.
+    guard = StepGuard(TrainState(), limit=2)
+    for step in range(MAX_UNREAD_STEPS):
+        guard.add(step, torch.tensor(step == 5))
+    assert not guard.unread and guard.state.nonfinite_steps == 1
 
 
 def test_counters_are_json(tmp_path):
@@ -82,7 +150,9 @@ def test_bad_steps_in_a_row():
 
 
 def test_clipping_uses_the_limit():
-    assert take_step(1.0, has_scaler=False, limit=0.5)[2] == 0.5
+    *_, model = take_step_with(1.0, limit=0.5)
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+    assert float(norm) == pytest.approx(0.5, abs=1e-5)
 
 
 def test_meter_weighs_and_leaves_out_what_is_not_finite():
