@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
+import datasets.config
+import datasets.table
 import pyarrow as pa
 from datasets import Dataset, Features
 

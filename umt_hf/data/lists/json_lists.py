@@ -224,7 +224,7 @@ class _Window:
     def skip_space(self) -> None:
         """Move `place` to the next character that is not a space."""
         while True:
-            self.place = SPACE.match(self.text, self.place).end()  # pyrefly: ignore[missing-attribute]
+            self.place = SPACE.match(self.text, self.place).end()  # pyrefly: ignore[missing-attribute]  it matches everywhere
             if self.place < len(self.text) or not self.read_more():
                 return
 
