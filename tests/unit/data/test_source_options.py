@@ -76,7 +76,7 @@ def test_a_flag_of_a_run_holds_for_those_of_its_data_that_have_a_use_for_it(sour
     shared = DataArguments(train_data=both[0], validation_data=both[1], data_root="/root")
     training, held_out = load_tables(shared)
     assert training["video"][:][0] == "/root/a.mp4" and held_out["video"][:][0] == f"{both[1]}/a.mp4"
-    with pytest.raises(ValueError, match="streaming=True has no effect on .*txt, which is a list of lines"):
+    with pytest.raises(ValueError, match=r"list\.txt: is a list, not shards of videos, so it cannot be streamed"):
         load_tables(DataArguments(train_data=both[0], streaming=True))
     with pytest.raises(ValueError, match="data_root=/root has no effect on .*videos, which is a folder of videos"):
         load_tables(DataArguments(train_data=both[1], data_root="/root"))
