@@ -71,6 +71,17 @@ def test_threads_write_a_row_for_each_number(tmp_path):
     assert report["rows"][0]["speed_relative_to_first"]["samples"] == [1]
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+def test_annotations_write_a_row_for_each_list(tmp_path):
+    from benchmarks.annotations import run as annotations
+    from benchmarks.annotations.lists import FORMS
+
+    sizes = ["--num_rows", "30", "--folder", str(tmp_path)]
+    report = read_report(annotations.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "annotations")
+    assert [(row["num_rows"], row["form"]) for row in report["rows"]] == [(30, form) for form in FORMS]
+    assert all(row["first"]["num_rows"] == row["second"]["num_rows"] == 30 for row in report["rows"])
+
+
 @pytest.mark.slow
 def test_peak_memory_of_a_variant_holds_its_weights_gradients_and_optimizer_state():
     job = MemoryJob("plain", "tiny", batch_size=2, device="cpu", dtype="float32", attn="sdpa", threads=1)
@@ -257,7 +268,7 @@ def test_phases_are_added_up_and_time_between_steps_is_left_out(monkeypatch):
     assert clock.compute_phase_seconds() == {"first": 5.0, "second": 3.0}
 
 
-@pytest.mark.parametrize("question", ["stage1_step", "decoding", "search", "features", "threads"])
+@pytest.mark.parametrize("question", ["stage1_step", "decoding", "search", "features", "threads", "annotations"])
 def test_readme_has_the_place_for_its_table(question):
     text = (Path(stage1_step.__file__).parents[1] / question / "README.md").read_text()
     assert text.count(TABLE_BEGIN) == text.count(TABLE_END) == 1

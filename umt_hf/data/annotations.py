@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from ..runs.mistakes import read_rank
 from ..runs.noise import show_bar
+from .arrow_cache import map_once
 from .lists.text_files import read_json_file
 from .sources import load_videos
 
@@ -54,8 +55,10 @@ def load_pairs(source: str, captions: CaptionMode = "single", **options: Any) ->
     """
     table = load_videos(source, needs_labels=False, **options)
     _require_columns(table, source, ["caption"])
+    if getattr(table.features["caption"], "dtype", None) == "string" and not table.data.column("caption").null_count:
+        return table  # a text in each row
     options = {"batched": True, "fn_kwargs": {"captions": captions, "source": source}, "desc": "reading captions"}
-    with show_bar(len(table), read_rank()):
+    with show_bar(len(table), read_rank()), map_once(table):
         return table.map(_expand_captions, **options)
 
 

@@ -3,10 +3,13 @@
 import itertools
 import logging
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 
 logger = logging.getLogger(__name__)
@@ -27,67 +30,135 @@ def get_label_names(features: Features | None) -> list[str] | None:
     return list(feature.names) if isinstance(feature, ClassLabel) else None
 
 
-def encode_labels(rows: list[dict[str, Any]], source: str, class_names: Sequence[str] | None = None) -> Any:
-    """Turn the labels of rows into numbers, in place.
+@dataclass(frozen=True)
+class LabelCoding:
+    """How the labels of a list become numbers.
 
     Args:
-        rows: Each with a `label`: a number, a name or a list of either; or all of them without.
+        feature: Of the column of numbers.
+        numbers: Of each label that is a text; `None` where labels are numbers.
+    """
+
+    feature: Any
+    numbers: dict[str, int] | None
+
+    def encode(self, labels: Any) -> Any:
+        """Numbers of a column of labels, or of lists of them."""
+        if self.numbers is None:
+            return labels.cast(self.feature_type)
+        if isinstance(labels, pa.ChunkedArray):
+            return pa.chunked_array([self.encode(chunk) for chunk in labels.chunks], self.feature_type)
+        is_list = pa.types.is_list(labels.type)
+        texts = labels.flatten() if is_list else labels
+        values = pa.array([self.numbers[text] for text in texts.to_pylist()], pa.int64())
+        if not is_list:
+            return values
+        lengths = np.diff(np.asarray(labels.offsets))
+        return pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), values)
+
+    @property
+    def feature_type(self) -> pa.DataType:
+        """Type of the column of numbers."""
+        return pa.list_(pa.int64()) if isinstance(self.feature, List) else pa.int64()
+
+
+def check_labels(labels: list[Any], videos: Sequence[str], source: str) -> list[Any]:
+    """Refuse labels that cannot stand in one column.
+
+    Args:
+        labels: Of some rows: numbers, names or lists of either; or `None` for all.
+        videos: Of these rows, for errors.
+        source: File that they are from, for errors.
+
+    Returns:
+        The labels.
+
+    Raises:
+        ValueError: If some are missing, or of another kind than the others.
+    """
+    if all(label is None for label in labels):
+        return labels
+    lists = [label if isinstance(label, list) else [label] for label in labels]
+    kinds = {type(item) for items in lists for item in items}
+    if kinds - {int, str}:
+        row, item = next(
+            (row, item) for row, items in enumerate(lists) for item in items if type(item) not in (int, str)
+        )
+        raise ValueError(describe_odd_label(source, videos[row], item))
+    if len(kinds) > 1:
+        found = [item for items in lists for item in items]
+        number = next(item for item in found if isinstance(item, int))
+        name = next(item for item in found if isinstance(item, str))
+        raise ValueError(describe_mixed_labels(source, number, name))
+    return labels
+
+
+def describe_odd_label(source: str, video: str, label: Any) -> str:
+    """The sentence about a label that is none."""
+    return f"{source}: the label of {video} is {label!r}; expected a number, a name, or a list of them."
+
+
+def describe_mixed_labels(source: str, number: int, name: str) -> str:
+    """The sentence about numbers beside names."""
+    return f"{source}: some labels are numbers ({number}) and others names ({name!r}); use one kind."
+
+
+def encode_labels(
+    labels: pa.ChunkedArray, videos: pa.ChunkedArray | None, source: str, class_names: Sequence[str] | None = None
+) -> LabelCoding | None:
+    """Find the numbers of labels, and warn of doubtful ones.
+
+    Args:
+        labels: Numbers, names or lists of either.
+        videos: What identifies the video of each label; `None` where no video is named.
         source: File that they are from, for errors.
         class_names: Names of the classes by number; `None` = the names found, sorted.
 
     Returns:
-        The feature of the column `label`; `None` if there are no labels.
+        How to turn them into numbers; `None` if all of them are null.
 
     Raises:
         ValueError: If rows lack labels, labels are of several kinds, or a name is not a class.
     """
-    labels = [row.get(LABEL) for row in rows]
-    if all(label is None for label in labels):
-        for row in rows:
-            row.pop(LABEL, None)
+    if labels.null_count == len(labels):
         return None
-    is_list = any(isinstance(label, list) for label in labels)
-    lists = [label if isinstance(label, list) else [label] for label in labels]
-    if {type(item) for items in lists for item in items} - {int, str}:
-        row, item = next(
-            (row, item)
-            for row, items in zip(rows, lists, strict=True)
-            for item in items
-            if type(item) not in (int, str)
+    is_list = pa.types.is_list(labels.type)
+    inner = labels.type.value_type if is_list else labels.type
+    is_known = pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_integer(inner)
+    if labels.null_count or not (is_known or pa.types.is_null(inner)):
+        row, label = next(
+            (row, label) for row, label in enumerate(labels.to_pylist()) if label is None or not is_known
         )
-        raise ValueError(
-            f"{source}: the label of {row['video']} is {item!r}; expected a number, a name, or a list of them."
-        )
-    names, numbers = _number_labels(lists, source, class_names)
-    for row, items in zip(rows, numbers, strict=True):
-        row[LABEL] = items if is_list else items[0]
+        item = label[0] if isinstance(label, list) and label else label
+        raise ValueError(describe_odd_label(source, f"row {row}" if videos is None else str(videos[row]), item))
+    flat: Any = pc.call_function("list_flatten", [labels]) if is_list else labels
+    found = flat.unique().to_pylist()
+    names, numbers = _number_labels(found, source, class_names)
     feature = Value("int64") if names is None else ClassLabel(names=names)
-    _warn_of_odd_labels(rows, numbers, source, names, is_held_out=class_names is not None)
-    return List(feature) if is_list else feature
+    coding = LabelCoding(List(feature) if is_list else feature, numbers)
+    used = set(found if numbers is None else numbers.values())
+    _warn_of_odd_labels(labels, videos, used, coding, source, names, is_held_out=class_names is not None)
+    return coding
 
 
 def _number_labels(
-    lists: list[list[int | str]], source: str, class_names: Sequence[str] | None
-) -> tuple[list[str] | None, list[list[int]]]:
-    """Names of the classes, `None` for plain numbers, and the number of each label."""
-    found = {item for items in lists for item in items}
+    found: list[Any], source: str, class_names: Sequence[str] | None
+) -> tuple[list[str] | None, dict[str, int] | None]:
+    """Names of the classes, `None` for plain numbers, and the number of each label that is a text."""
     texts = {item: normalize_name(item) for item in found if isinstance(item, str)}
-    if texts and len(texts) < len(found):
-        number, name = next(item for item in found if not isinstance(item, str)), next(iter(texts))
-        raise ValueError(f"{source}: some labels are numbers ({number}) and others names ({name!r}); use one kind.")
     if not texts:
-        return None, lists  # pyrefly: ignore[bad-return]  none of them is a text
+        return None, None
     if class_names is None:
         warn_of_case(source, texts.values())
     known = sorted(set(texts.values())) if class_names is None else [normalize_name(name) for name in class_names]
     unknown = sorted(set(texts.values()) - set(known))
     # Tables that were written by a program may have numbers as texts; names that are digits are names all the same.
     if all(text.lstrip("-").isdecimal() for text in texts.values()) and (unknown or class_names is None):
-        return None, [[int(item) for item in items] for items in lists]
+        return None, {item: int(item) for item in texts}
     if unknown:
         raise ValueError(f"{source}: the labels {shorten(unknown)} are not classes; the classes are {shorten(known)}.")
     places = {name: number for number, name in enumerate(known)}
-    return list(class_names or known), [[places[texts[str(item)]] for item in items] for items in lists]
+    return list(class_names or known), {item: places[name] for item, name in texts.items()}
 
 
 def align_labels(
@@ -136,13 +207,14 @@ def _encode_column(
 ) -> Dataset | IterableDataset:
     if isinstance(table, IterableDataset):
         raise ValueError(f"{source}: has labels that are texts; a streamed dataset needs numbers or a `ClassLabel`.")
-    rows = [{"video": f"row {number}", LABEL: label} for number, label in enumerate(table[LABEL])]
-    feature = encode_labels(rows, source, class_names)
+    labels = table.with_format("arrow")[:][LABEL]
+    labels = labels if isinstance(labels, pa.ChunkedArray) else pa.chunked_array([labels])
+    coding = encode_labels(labels, None, source, class_names)
     others: Any = table.remove_columns(LABEL)
-    if feature is None:
+    if coding is None:
         return others
     # Added anew, not mapped: a map would write all rows, with the bytes of their videos, once more.
-    return others.add_column(LABEL, [row[LABEL] for row in rows], feature=feature)
+    return others.add_column(LABEL, coding.encode(labels).to_pylist(), feature=coding.feature)
 
 
 def _replace_labels(table: Dataset | IterableDataset, change: Any, feature: Any) -> Dataset | IterableDataset:
@@ -194,23 +266,27 @@ def warn_of_case(source: str, names: Iterable[str]) -> None:
 
 
 def _warn_of_odd_labels(
-    rows: list[dict[str, Any]], numbers: list[list[int]], source: str, names: list[str] | None, is_held_out: bool
+    labels: pa.ChunkedArray,
+    videos: pa.ChunkedArray | None,
+    used: set[int],
+    coding: LabelCoding,
+    source: str,
+    names: list[str] | None,
+    is_held_out: bool,
 ) -> None:
-    videos = [str(row.get("identity", row["video"])) for row in rows]
+    rows = _find_repeated(videos) if videos is not None else []
     labels_of_video: dict[str, set[int]] = {}
-    if len(set(videos)) < len(videos):
+    if videos is not None and len(rows):
         # Several labels in one row are meant; several rows of one video with a label each seldom are.
-        listed = Counter(videos)
-        for video, items in zip(videos, numbers, strict=True):
-            if listed[video] > 1:
-                labels_of_video.setdefault(video, set()).update(items)
-    if twice := [video for video, labels in labels_of_video.items() if len(labels) > 1]:
+        numbers = coding.encode(labels.take(pa.array(rows))).to_pylist()
+        for video, items in zip(videos.take(pa.array(rows)).to_pylist(), numbers, strict=True):
+            labels_of_video.setdefault(video, set()).update(items if isinstance(items, list) else [items])
+    if twice := [video for video, own in labels_of_video.items() if len(own) > 1]:
         shown = sorted(labels_of_video[twice[0]])
         logger.warning(
             "%s: %d videos have several labels in different rows, such as %s (%s). Keep one row of each.",
             source, len(twice), twice[0], ", ".join(names[i] if names else str(i) for i in shown),
         )  # fmt: skip
-    used = {item for items in numbers for item in items}
     # A held-out list need not show every class.
     last = max(used, default=-1)
     num_missing = last + 1 - sum(number >= 0 for number in used)
@@ -221,6 +297,15 @@ def _warn_of_odd_labels(
             "%s: the labels go up to %d, and %d numbers have no video: %s. Labels count from 0 without gaps.",
             source, last, num_missing, shorten([*first], num_missing),
         )  # fmt: skip
+
+
+def _find_repeated(texts: pa.ChunkedArray) -> np.ndarray:
+    """Rows whose text is in other rows too, by 8 bytes a row instead of all texts; very seldom some more."""
+    hashes = [np.fromiter(map(hash, chunk.to_pylist()), np.int64, len(chunk)) for chunk in texts.chunks]
+    keys = np.concatenate([np.zeros(0, np.int64), *hashes])
+    ordered = np.sort(keys)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    return np.flatnonzero(np.isin(keys, repeated)) if len(repeated) else repeated
 
 
 def _get_inner_feature(feature: Any) -> Any:

@@ -2,27 +2,38 @@
 
 import logging
 import re
-import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, Video, load_dataset, load_from_disk
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetInfo,
+    Features,
+    Image,
+    IterableDataset,
+    Value,
+    Video,
+    load_dataset,
+    load_from_disk,
+)
 
 from ..processing.media_files import VideoDecodingError
-from .labels import LABEL, align_labels, encode_labels
-from .lists.csv_lists import read_csv
+from .arrow_cache import ListFile, load_rows, map_once
+from .labels import LABEL, align_labels
+from .lists.columns import join_paths
+from .lists.csv_lists import TEXT_SUFFIXES, read_csv
 from .lists.folders import read_folder
-from .lists.text_files import parse_json, read_json_file, read_text
+from .lists.json_lists import JSON_SUFFIXES, read_json
+from .lists.sqlite_lists import read_sqlite
 from .paths import join_root
+from .splits import CSV, FOLDER, JSON, SAVED, SQLITE, name_kind, refuse_idle_options
 
 logger = logging.getLogger(__name__)
 
-SQLITE_SUFFIXES = {".db", ".sqlite", ".sqlite3"}
-TEXT_SUFFIXES = {".csv", ".tsv", ".txt", ".lst"}
-JSON_SUFFIXES = {".json", ".jsonl", ".ndjson"}
+JOINED_ROWS = 65_536  # at a time
 
 
 @overload
@@ -77,7 +88,7 @@ def load_videos(
         split: Split of a dataset.
         video_column: Column that holds the video. A dataset without a column `video` may have a single one of type
             `Video`.
-        streaming: Whether a dataset of the Hub, or of Parquet files, is streamed.
+        streaming: Whether a dataset of the Hub, or of Parquet files, is streamed; refused for others.
         class_names: Names of the classes in the order of their labels; `None` = those of the source. Give held-out
             data the names of the training data: labels that have names then get the numbers of `class_names`.
         needs_labels: Whether the labels matter: of a folder, a few videos beside class folders are then left out. If
@@ -90,7 +101,8 @@ def load_videos(
 
     Raises:
         FileNotFoundError: If a file or folder does not exist.
-        ValueError: If it holds no videos or a line cannot be read; the message names file and line.
+        ValueError: If it holds no videos or a line cannot be read; the message names file and line. If an option has
+            no effect on such a source.
 
     Examples:
         >>> from umt_hf.data.sources import load_videos
@@ -105,22 +117,50 @@ def load_videos(
     if suffix in TEXT_SUFFIXES | JSON_SUFFIXES and not path.is_file():
         kind = "is a folder" if path.is_dir() else "no such file"
         raise FileNotFoundError(f"{source}: {kind}; a list of videos is expected there. Check the path.")
-    if suffix in TEXT_SUFFIXES:
-        return _build_table(read_csv(path, data_root, csv_separator, video_column), source, class_names, needs_labels)
-    if suffix in JSON_SUFFIXES:
-        return _build_table(read_json(path, data_root, video_column), source, class_names, needs_labels)
-    if suffix in SQLITE_SUFFIXES and path.is_file():
-        return _build_table(read_sqlite(path, data_root), source, class_names, needs_labels)
-    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+    kind = name_kind(source)
+    options = {"csv_separator": csv_separator, "streaming": streaming, "config_name": config_name}
+    refuse_idle_options(source, kind, {**options, "video_column": video_column, "data_root": data_root})
+    if kind in (CSV, JSON, SQLITE):
+        return _load_list(path, source, data_root, csv_separator, video_column, class_names, needs_labels)
+    if kind == SAVED:
         table = _choose_split(source, load_from_disk(source), split)
     elif suffix == ".parquet" and path.is_file():
         table = load_dataset("parquet", data_files=source, split="train", streaming=streaming)
-    elif path.is_dir() and not any(path.rglob("*.parquet")):
-        return _with_feature(*read_folder(path, class_names, needs_labels))
+    elif kind == FOLDER:
+        rows, feature = read_folder(path, class_names, needs_labels)
+        features = Features.from_arrow_schema(rows.schema)
+        return Dataset(
+            rows, DatasetInfo(features=features if feature is None else Features({**features, LABEL: feature}))
+        )
     else:
         table = _load_from_hub(source, config_name, split, streaming)
     table = _undecoded(table, source, video_column, data_root)
     return align_labels(table, source, class_names) if needs_labels else table
+
+
+def _load_list(
+    path: Path,
+    source: str,
+    data_root: str | None,
+    csv_separator: str | None,
+    video_column: str,
+    class_names: Sequence[str] | None,
+    needs_labels: bool,
+) -> Dataset:
+    suffix = path.suffix.lower()
+    root = data_root if data_root is not None else str(path.parent)
+    options = {"root": root, "csv_separator": csv_separator, "video_column": video_column}
+    file = ListFile(source, options, class_names, needs_labels)
+    looked_up: list[str] = []
+
+    def read() -> Iterator[pa.Table]:
+        if suffix in TEXT_SUFFIXES:
+            return read_csv(path, root, csv_separator, video_column, needs_labels, looked_up)
+        if suffix in JSON_SUFFIXES:
+            return read_json(path, root, video_column, needs_labels)
+        return read_sqlite(path, root)
+
+    return load_rows(file, read, lambda: not looked_up)
 
 
 def _choose_split(source: str, table: Any, split: str) -> Dataset:
@@ -166,98 +206,6 @@ def get_source(video: str | bytes | dict[str, Any] | None) -> str | bytes:
     return source
 
 
-def read_json(path: Path, data_root: str | None = None, video_column: str = "video") -> list[dict[str, Any]]:
-    """Read a JSON list, or lines, of objects with a `video` key (and whatever else, `caption` for example).
-
-    An object with a list of videos gives a row for each. Where a key holds a list in one object and a single value in
-    another, the value becomes a list of one.
-
-    Raises:
-        ValueError: If it is not a list, or an object has no video, naming file and position.
-    """
-    root = data_root if data_root is not None else str(path.parent)
-    rows = []
-    for number, row in enumerate(_read_objects(path)):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, object {number}: expected an object with {video_column!r}, got {row!r}.")
-        if video_column not in row:
-            raise ValueError(
-                f"{path}, object {number}: expected a string under {video_column!r}; its keys are {sorted(row)}."
-            )
-        videos = row[video_column]
-        videos = [videos] if isinstance(videos, str) else videos
-        if not isinstance(videos, list) or not all(isinstance(video, str) and video for video in videos):
-            raise ValueError(f"{path}, object {number}: expected a string under {video_column!r}.")
-        others = {name: value for name, value in row.items() if name != video_column}
-        rows += [{**others, "video": join_root(root, video)} for video in videos]
-    return _unify_lists(rows)
-
-
-def _read_objects(path: Path) -> list[Any]:
-    if path.suffix.lower() == ".json":
-        content = read_json_file(path)
-    else:
-        lines = enumerate(read_text(path).split("\n"), start=1)
-        content = [parse_json(f"{path}, line {number}", line) for number, line in lines if line.strip()]
-    if not isinstance(content, list):
-        raise ValueError(f"{path}: expected a JSON list of objects, got {type(content).__name__}.")
-    return content
-
-
-def read_sqlite(path: Path, data_root: str | None = None) -> list[dict[str, Any]]:
-    """Read the table `annos` (id, file name, caption) of an SQLite base, as published for large corpora.
-
-    Raises:
-        ValueError: If there is no such table.
-    """
-    root = data_root if data_root is not None else str(path.parent)
-    try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as base:
-            # Sorted: without it the order of rows, and so the order of training, is up to SQLite.
-            rows = base.execute("SELECT * FROM annos ORDER BY 1").fetchall()
-    except sqlite3.Error as error:
-        raise ValueError(
-            f"{path}: not an SQLite base with a table `annos` (id, file name, caption): {error}"
-        ) from error
-    return [{"video": join_root(root, name), "caption": caption} for _, name, caption in rows]
-
-
-def _unify_lists(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Make a column that holds a list in one row hold lists in all of them, which a table needs."""
-    listed = {name for row in rows for name, value in row.items() if isinstance(value, list)}
-    for row in rows:
-        for name in listed & row.keys():
-            if not isinstance(row[name], list):
-                row[name] = [row[name]]
-    return rows
-
-
-def _build_table(
-    rows: list[dict[str, Any]], source: str, class_names: Sequence[str] | None, needs_labels: bool
-) -> Dataset:
-    if not rows:
-        raise ValueError(f"{source} lists no videos.")
-    if not needs_labels:
-        for row in rows:
-            row.pop(LABEL, None)
-    feature = encode_labels(rows, source, class_names)
-    try:
-        return _with_feature(rows, feature)
-    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
-        raise ValueError(
-            f"{source}: a key has values of several kinds, or one that no table holds ({error}). Use one kind."
-        ) from error
-
-
-def _with_feature(rows: list[dict[str, Any]], feature: Any) -> Dataset:
-    """A table whose labels have a feature; numbers are stored as they are, so that nothing is cast."""
-    table = Dataset.from_list(rows)
-    if feature is None or table.features[LABEL] == feature:
-        return table
-    features = Features({**table.features, LABEL: feature})
-    return Dataset.from_list(rows, features=features)
-
-
 def _undecoded(
     table: Dataset | IterableDataset, source: str, video_column: str, data_root: str | None
 ) -> Dataset | IterableDataset:
@@ -289,14 +237,48 @@ def _undecoded(
     if LABEL not in features and len(named) == 1:
         table = table.rename_column(named[0], LABEL)
         logger.info("%s: the labels are those of the column %r, the one of type ClassLabel.", source, named[0])
-    if data_root is None:
-        return table
-    if not isinstance(feature, Value) or feature.dtype != "string":
-        logger.warning("%s: data_root=%s is not used, since the videos are not given as texts.", source, data_root)
-        return table
-    joined: Any = table.map(_join_roots, fn_kwargs={"root": data_root}, batched=True)
-    return joined
+    return table if data_root is None else _join_roots(table, source, data_root)
 
 
-def _join_roots(batch: dict[str, list], root: str) -> dict[str, list]:
-    return {"video": [path and join_root(root, path) for path in batch["video"]]}
+def _join_roots(table: Dataset | IterableDataset, source: str, data_root: str) -> Dataset | IterableDataset:
+    """Let relative paths start at a folder, where rows have paths and no bytes."""
+    assert table.features is not None, "Its column was looked up there."
+    feature = table.features["video"]
+    is_text = isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+    if isinstance(table, IterableDataset):
+        return table.map(_join_row, fn_kwargs={"root": data_root}, features=table.features)
+    if not is_text and not _has_paths_alone(table):
+        logger.warning("%s: data_root=%s is not used, since the rows hold the videos themselves.", source, data_root)
+        return table
+    options: dict[str, Any] = {"fn_kwargs": {"root": data_root}, "batched": True, "features": table.features}
+    with map_once(table):
+        joined: Any = table.with_format("arrow").map(_join_column, batch_size=JOINED_ROWS, **options)
+    return joined.with_format(None)
+
+
+def _has_paths_alone(table: Dataset) -> bool:
+    kind = table.data.schema.field("video").type
+    if not pa.types.is_struct(kind) or "path" not in [field.name for field in kind]:
+        return False
+    videos = table.data.column("video")
+    names = [field.name for field in kind]
+    return "bytes" not in names or all(chunk.field("bytes").null_count == len(chunk) for chunk in videos.chunks)
+
+
+def _join_column(rows: pa.Table, root: str) -> pa.Table:
+    videos: Any = rows.column("video").combine_chunks()
+    is_struct = pa.types.is_struct(videos.type)
+    texts = videos.field("path") if is_struct else videos
+    joined = join_paths(root, texts.cast(pa.string())).cast(texts.type)
+    if is_struct:
+        fields = [joined if field.name == "path" else videos.field(field.name) for field in videos.type]
+        joined = pa.StructArray.from_arrays(fields, fields=list(videos.type), mask=videos.is_null())
+    return rows.set_column(rows.column_names.index("video"), "video", joined)
+
+
+def _join_row(row: dict[str, Any], root: str) -> dict[str, Any]:
+    video = row["video"]
+    if isinstance(video, dict):
+        path = video.get("path")
+        return row if video.get("bytes") or not path else {**row, "video": {**video, "path": join_root(root, path)}}
+    return {**row, "video": join_root(root, video)} if isinstance(video, str) else row

@@ -1,9 +1,77 @@
-"""Which part of a `datasets` dataset a run reads: splits by name, refused where there are none."""
+"""What of its data a run reads: splits by name, and options, each refused where the data have no use for it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .sources import JSON_SUFFIXES, SQLITE_SUFFIXES, TEXT_SUFFIXES
+from .lists.csv_lists import TEXT_SUFFIXES
+from .lists.json_lists import JSON_SUFFIXES
+from .lists.sqlite_lists import SQLITE_SUFFIXES
+
+CSV, JSON, SQLITE = "a list of lines", "a JSON list", "an SQLite base"
+SAVED, PARQUET, FOLDER, DATASET = "a saved table", "a Parquet file", "a folder of videos", "a `datasets` dataset"
+# Sources that an option of `load_videos` means nothing to.
+IDLE_FOR = {
+    "csv_separator": {JSON, SQLITE, SAVED, PARQUET, FOLDER, DATASET},
+    "streaming": {CSV, JSON, SQLITE, SAVED, FOLDER},
+    "config_name": {CSV, JSON, SQLITE, SAVED, PARQUET, FOLDER},
+    "video_column": {SQLITE, FOLDER},
+    "data_root": {FOLDER},
+}
+# What options are if nobody sets them; published recipes state the comma.
+UNSET: dict[str, tuple[Any, ...]] = {"csv_separator": (None, ","), "streaming": (False,), "video_column": ("video",)}
+FLAGS = {"config_name": "dataset_config_name"}
+
+
+def name_kind(source: str) -> str:
+    """What kind of data a source of `load_videos` is, in words."""
+    path, suffix = Path(source), Path(source).suffix.lower()
+    if suffix in TEXT_SUFFIXES | JSON_SUFFIXES:
+        return CSV if suffix in TEXT_SUFFIXES else JSON
+    if path.is_file():
+        return SQLITE if suffix in SQLITE_SUFFIXES else PARQUET
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        return SAVED
+    return FOLDER if path.is_dir() and not any(path.rglob("*.parquet")) else DATASET
+
+
+def refuse_idle_options(source: str, kind: str, options: dict[str, Any]) -> None:
+    """Refuse options that change nothing.
+
+    Args:
+        source: As for `load_videos`.
+        kind: As `name_kind` names it.
+        options: Arguments of `load_videos`.
+
+    Raises:
+        ValueError: If one is set and has no effect.
+    """
+    for name, value in options.items():
+        if value not in UNSET.get(name, (None,)) and kind in IDLE_FOR.get(name, ()):
+            raise ValueError(
+                f"{FLAGS.get(name, name)}={value} has no effect on {source}, which is {kind}. Leave it out."
+            )
+
+
+def has_effect(name: str, source: str) -> bool:
+    """Whether an option of `load_videos` means anything to a source."""
+    return name_kind(source) not in IDLE_FOR[name]
+
+
+def share_options(source: str, sources: Sequence[str | None], options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a run for one of its sources: what means something to another one alone is left out.
+
+    Args:
+        source: The one that is to be read.
+        sources: All of the run.
+        options: Arguments of `load_videos`, as the run's flags set them.
+    """
+    kept = dict(options)
+    for name, value in options.items():
+        is_set = name in IDLE_FOR and value not in UNSET.get(name, (None,))
+        if is_set and not has_effect(name, source) and any(has_effect(name, other) for other in sources if other):
+            kept[name] = UNSET.get(name, (None,))[0]
+    return kept
 
 
 def has_splits(source: str) -> bool:

@@ -1,7 +1,8 @@
 """What a run has found, counted without reading a video, and which videos two sets of it share."""
 
+import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow.compute
@@ -13,6 +14,7 @@ from ..data.paths import is_url
 # Of fewer files the links are found one by one, not by listing their folder, which may hold millions of others.
 MIN_TO_LIST = 256
 NAMED_FILES = 3
+NAMES_AT_ONCE = 100_000
 
 
 def list_names(table: Dataset) -> list[str]:
@@ -27,6 +29,13 @@ def list_names(table: Dataset) -> list[str]:
     paths = flat["video.path"][:] if "video.path" in flat.column_names else [None] * len(flat)
     sizes = _measure_bytes(flat) if "video.bytes" in flat.column_names else [None] * len(flat)
     return [_name(row, path, size) for row, (path, size) in enumerate(zip(paths, sizes, strict=True))]
+
+
+def iterate_names(table: Dataset) -> Iterator[str]:
+    """The same for a long table, of which only a part is held at a time."""
+    for start in range(0, len(table), NAMES_AT_ONCE):
+        part: Any = table.select(range(start, min(start + NAMES_AT_ONCE, len(table))))
+        yield from list_names(part)
 
 
 def _name(row: int, path: str | None, num_bytes: int | None) -> str:
@@ -86,18 +95,23 @@ def _find_links(folder: str, files: list[str]) -> set[str]:
         return set()
 
 
-def list_shared(train: Sequence[str], held_out: dict[str, Sequence[str]], kind: str = "videos") -> list[str]:
+def list_shared(train: Iterable[str], held_out: dict[str, Sequence[str]], kind: str = "videos") -> list[str]:
     """A sentence for each held-out set that shares videos with the training set.
 
     Args:
-        train: Names of the training videos, as `list_names` gives them.
+        train: Names of the training videos, as `list_names` or `iterate_names` gives them.
         held_out: Names of held-out videos by role.
         kind: What a name stands for, in the plural.
     """
-    known = {place for place in resolve_places(train) if not place.startswith("row ")}
+    places_of = {role: dict(zip(resolve_places(names), names, strict=True)) for role, names in held_out.items()}
+    tested = {place for places in places_of.values() for place in places if not place.startswith("row ")}
+    known: set[str] = set()
+    names_left = iter(train)
+    # Of the training videos no more is kept than what is held out too.
+    while tested and (names := list(itertools.islice(names_left, NAMES_AT_ONCE))):
+        known |= tested.intersection(resolve_places(names))
     doubts = []
-    for role, names in held_out.items():
-        places = dict(zip(resolve_places(names), names, strict=True))
+    for role, places in places_of.items():
         if shared := sorted(name for place, name in places.items() if place in known):
             named = ", ".join(shared[:NAMED_FILES]) + (" ..." if len(shared) > NAMED_FILES else "")
             doubts.append(

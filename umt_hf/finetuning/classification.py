@@ -30,7 +30,7 @@ from transformers import TrainerCallback, set_seed
 
 from ..data.labels import get_label_names
 from ..data.sources import get_source, load_videos
-from ..data.splits import select_data
+from ..data.splits import select_data, share_options
 from ..data.targets import fit_labels, has_label_lists, list_labels
 from ..evaluation.classification import classify_videos, list_metric_names
 from ..hub_cards.label_names import read_label_names
@@ -128,15 +128,17 @@ class ClassificationDataArguments(
         if (selected := select_data(self, role)) is None:
             return None
         source, split = selected
-        table = load_videos(
+        options = share_options(
             source,
-            self.data_root,
-            self.csv_separator,
-            config_name=self.dataset_config_name,
-            split=split,
-            video_column=self.video_column,
-            class_names=names,
+            (self.train_data, self.validation_data, self.test_data),
+            {
+                "data_root": self.data_root,
+                "csv_separator": self.csv_separator,
+                "config_name": self.dataset_config_name,
+                "video_column": self.video_column,
+            },
         )
+        table = load_videos(source, split=split, class_names=names, **options)
         return source, table
 
 

@@ -28,7 +28,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.sources import get_source
-from ..data.splits import select_data
+from ..data.splits import select_data, share_options
 from ..data.unreadable import UnreadableList, UnreadableVideos, read_first_readable, sample_replacements
 from ..evaluation.found import join_roles, list_shared
 from ..inference.loading import load_video_text_processor
@@ -138,7 +138,12 @@ class VideoTextDataArguments(
             raise ValueError(f"Set {role}_data: a JSON file, or the name of a dataset.")
         source, split = selected
         options = {"data_root": self.data_root, "config_name": self.dataset_config_name}
-        return source, {**options, "split": split, "video_column": self.video_column}
+        options = share_options(
+            source,
+            (self.train_data, self.validation_data, self.test_data),
+            {**options, "video_column": self.video_column},
+        )
+        return source, {**options, "split": split}
 
 
 @dataclass(kw_only=True)

@@ -200,21 +200,22 @@ _held: set[int] = set()
 
 
 @contextmanager
-def hold_lock(path: Path, subject: str) -> Generator[None]:
+def hold_lock(path: Path, subject: str, wait: bool = False) -> Generator[None]:
     """Hold a lock until the block ends, or the process, also by SIGKILL.
 
     Args:
         path: File of the lock; it stays, with the process that held it last. Its folder is made if need be, and goes
             again if nothing else came into it.
         subject: What an error calls that which is locked.
+        wait: Whether to wait while another process holds it.
 
     Raises:
-        BlockingIOError: If another process holds it.
+        BlockingIOError: If another process holds it and is not waited for.
     """
     is_new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _lock_by_descriptor(path, subject) if fcntl is not None else _lock_by_name(path, subject):
+        with (_lock_by_descriptor if fcntl is not None else _lock_by_name)(path, subject, wait):
             try:
                 yield
             finally:
@@ -232,12 +233,12 @@ class _Unsupported(Exception):
 
 
 @contextmanager
-def _lock_by_descriptor(path: Path, subject: str) -> Generator[None]:
+def _lock_by_descriptor(path: Path, subject: str, wait: bool) -> Generator[None]:
     assert fcntl is not None, "Only called where it is."
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
             raise BlockingIOError(_describe_refusal(subject, holder)) from error
@@ -253,8 +254,8 @@ def _lock_by_descriptor(path: Path, subject: str) -> Generator[None]:
 
 
 @contextmanager
-def _lock_by_name(path: Path, subject: str) -> Generator[None]:
-    lock = FileLock(path, timeout=0)
+def _lock_by_name(path: Path, subject: str, wait: bool) -> Generator[None]:
+    lock = FileLock(path, timeout=-1 if wait else 0)
     try:
         lock.acquire()
     except Timeout as error:

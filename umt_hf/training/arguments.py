@@ -112,8 +112,11 @@ class LossArguments:
 
 @dataclass(kw_only=True)
 class StreamArguments:
-    """Shards and streams, and how often each of several corpora is passed over."""
+    """Corpora, shards and streams, and how often each of several corpora is passed over."""
 
+    train_corpora: list[str] = describe(
+        [], "Several lists, folders of shards or `datasets` names to train on; in stage 2, with captions."
+    )
     corpus_weights: list[float] = describe(
         [], "Passes over each corpus in an epoch: 0.5 takes half of its rows, 2 each row twice; default: 1 for all."
     )
@@ -149,7 +152,6 @@ class CorpusArguments(
 ):
     """Corpora of videos and of images, and how they are read; lists have a value for each corpus, or one for all."""
 
-    train_corpora: list[str] = describe([], "JSON or SQLite lists, or `datasets` names, with captions.")
     media_types: list[str] = describe(["video"], "What a corpus holds: video or image.")
     data_roots: list[str] = describe([], "Folders that relative paths start from; default: the annotations' folders.")
     train_splits: list[str] = describe(["train"], "Splits to train on, of corpora that are `datasets` datasets.")
@@ -203,7 +205,6 @@ class DataArguments(
 ):
     """Where clips come from and how they are read."""
 
-    train_corpora: list[str] = describe([], "Several corpora in place of train_data, in the same forms.")
     max_eval_samples: int | None = describe(None, "Largest number of held-out videos; default: all.")
     dataloader_persistent_workers: bool = describe(
         False, "Keep the worker processes of the held-out data between tests; those of the training data always stay."

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader
 
 from ..data.loaders import build_loader
 from ..data.sources import load_videos
-from ..data.splits import require_split, select_data
+from ..data.splits import require_split, select_data, share_options
 from ..data.streams import choose_shards, holds_tars, load_shards
 from ..data.unreadable import UnreadableList
-from ..evaluation.found import list_names, list_shared
+from ..evaluation.found import iterate_names, list_names, list_shared
 from ..hub_cards.released_names import convert_named
 from ..inference.held_out import build_bar
 from ..inference.loading import load_complete_model
@@ -237,12 +237,12 @@ def load_tables(data: DataArguments) -> tuple[TrainingTable, TrainingTable | Non
     """
     sources = list_sources(data)
     chosen = choose_shards([source for source, _ in sources], data.streaming)
-    parts = [load_rows(*source, data, is_sharded) for source, is_sharded in zip(sources, chosen, strict=True)]
+    parts = [load_corpus_rows(*source, data, is_sharded) for source, is_sharded in zip(sources, chosen, strict=True)]
     training = parts[0] if len(parts) == 1 and not data.corpus_weights else JoinedTable(parts, data.get_weights())
     validation = select_data(data, "validation")
     if validation is None:
         return training, None
-    held_out = load_rows(*validation, data, holds_tars(validation[0]))
+    held_out = load_corpus_rows(*validation, data, holds_tars(validation[0]))
     if data.max_eval_samples is not None and data.max_eval_samples < len(held_out):
         rows = range(data.max_eval_samples)
         # pyrefly: ignore[bad-argument-type]  shards are a data set, too
@@ -260,7 +260,7 @@ def list_sources(data: DataArguments) -> list[tuple[str, str]]:
     return [train]
 
 
-def load_rows(source: str, split: str, data: DataArguments, is_sharded: bool) -> TrainingTable:
+def load_corpus_rows(source: str, split: str, data: DataArguments, is_sharded: bool) -> TrainingTable:
     """Rows of a corpus, as shards or as a table."""
     if is_sharded:
         return load_shards(
@@ -271,15 +271,14 @@ def load_rows(source: str, split: str, data: DataArguments, is_sharded: bool) ->
             data.data_root,
             data.shuffle_buffer_size,
         )
-    return load_videos(
-        source,
-        data.data_root,
-        data.csv_separator,
-        data.dataset_config_name,
-        split,
-        data.video_column,
-        needs_labels=False,
-    )
+    options = {
+        "data_root": data.data_root,
+        "csv_separator": data.csv_separator,
+        "config_name": data.dataset_config_name,
+        "video_column": data.video_column,
+    }
+    sources = [*(name for name, _ in list_sources(data)), data.validation_data]
+    return load_videos(source, split=split, needs_labels=False, **share_options(source, sources, options))
 
 
 def count_rows(table: TrainingTable | None) -> str:
@@ -292,7 +291,7 @@ def say_found_videos(tables: tuple[TrainingTable, TrainingTable | None]) -> None
     training, held_out = tables
     logger.info("%s training videos, %s held out.", *map(count_rows, tables))
     if read_rank() == 0 and isinstance(training, Dataset) and isinstance(held_out, Dataset):
-        for doubt in list_shared(list_names(training), {"validation": list_names(held_out)}):
+        for doubt in list_shared(iterate_names(training), {"validation": list_names(held_out)}):
             logger.warning(doubt)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, concatenate_datasets
@@ -20,9 +21,9 @@ from transformers import PreTrainedTokenizerFast
 
 from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
 from ..data.loaders import build_loader
-from ..data.splits import require_split, select_data
+from ..data.splits import has_effect, require_split, select_data
 from ..data.streams import choose_shards, load_shards
-from ..evaluation.found import count_texts, join_roles, list_names, list_shared, name_media
+from ..evaluation.found import count_texts, iterate_names, join_roles, list_shared, name_media
 from ..evaluation.retrieval import evaluate_retrieval
 from ..hub_cards.released_names import convert_named
 from ..inference.loading import describe_fresh, load_complete_model
@@ -266,9 +267,10 @@ def load_corpus(data: CorpusArguments, number: int, is_sharded: bool) -> Trainin
             needs_captions=True,
             extra={"corpus": number},
         )
-    rows = load_pairs(source, data.captions, data_root=root, split=split, video_column=media_type)
+    column = media_type if has_effect("video_column", source) else "video"
+    rows = load_pairs(source, data.captions, data_root=root, split=split, video_column=column)
     table: Any = rows.select_columns(["video", "caption"])
-    return table.add_column("corpus", [number] * len(table))
+    return table.add_column("corpus", np.full(len(table), number, np.int16))
 
 
 def join_corpora(tables: list[TrainingTable], weights: list[float | None]) -> TrainingTable:
@@ -379,7 +381,7 @@ def say_found_corpora(data: CorpusArguments, corpora: list[Corpus], held_out: Re
             "%d rows of %ss, %d per batch", count_epoch_rows(corpus.table), corpus.media_type, corpus.batch_size
         )
     tables = [corpus.table for corpus in corpora if corpus.media_type == "video"]
-    videos = [name for table in tables if isinstance(table, Dataset) for name in list_names(table)]
+    videos = (name for table in tables if isinstance(table, Dataset) for name in iterate_names(table))
     for doubt in list_shared(videos, {"validation": name_media(held_out.videos)} if held_out is not None else {}):
         logger.warning(doubt)
 

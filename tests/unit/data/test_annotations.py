@@ -21,6 +21,8 @@ from umt_hf.data.annotations import (
 )
 from umt_hf.processing.processing_umt_video_text import clean_caption
 
+pytestmark = pytest.mark.usefixtures("list_store")
+
 CASES = json.loads((Path(__file__).parents[2] / "fixtures/multi_modality/annotations.json").read_text())["rows"]
 
 

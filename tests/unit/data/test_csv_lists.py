@@ -10,6 +10,8 @@ from PIL import Image
 from umt_hf.data.lists.csv_lists import SEPARATORS
 from umt_hf.data.sources import load_videos
 
+pytestmark = pytest.mark.usefixtures("list_store")
+
 
 def read(folder, text, name="list.csv", encoding="utf-8", **options):
     """Rows without the folder's name, and the names of the classes."""

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, List, Value, Video
 
@@ -10,6 +11,8 @@ from tests.unit.video_files import write_video
 from umt_hf.data.labels import get_label_names
 from umt_hf.data.sources import get_source, load_videos
 from umt_hf.data.targets import fit_labels, has_label_lists
+
+pytestmark = pytest.mark.usefixtures("list_store")
 
 NAMES = ["run", "jump"]
 LABELS = [0, 1, 1, 0]
@@ -118,6 +121,24 @@ def test_paths_of_a_dataset_start_at_the_root(tmp_path, sources, caplog):
     table = load_videos(str(tmp_path / "saved"), data_root="/videos")
     assert table["video"][:] == ["/videos/a.mp4", "/b.mp4", "https://host/c.mp4"]
     assert load_videos(str(tmp_path / "saved"))["video"][:][0] == "a.mp4"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", [Value("string"), Value("large_string"), Video(), Image(), Video(decode=False)])
+def test_a_root_holds_for_parquet_of_paths(tmp_path, kind, streaming):
+    """Paths as texts and in columns of videos, in a file, a folder and a stream of them."""
+    names = ["a.mp4", "/b.mp4", None, "https://host/c.mp4"]
+    features = Features({"video": kind, "n": Value("int64")})
+    rows = Dataset.from_dict({"video": names, "n": [*range(4)]}, features=features).data.table
+    (tmp_path / "shards").mkdir()
+    # `Dataset.to_parquet` would read the files.
+    rows = rows.replace_schema_metadata(features.arrow_schema.metadata)
+    pyarrow.parquet.write_table(rows, tmp_path / "shards" / "train-0.parquet")
+    for source in (tmp_path / "shards", tmp_path / "shards" / "train-0.parquet"):
+        table = load_videos(str(source), data_root="/videos", streaming=streaming)
+        found = [row["video"]["path"] if isinstance(row["video"], dict) else row["video"] for row in table]
+        assert found == ["/videos/a.mp4", "/b.mp4", None, "https://host/c.mp4"]
+        assert [row["n"] for row in table] == [0, 1, 2, 3]
 
 
 def write_json(folder, rows, name="list.json"):

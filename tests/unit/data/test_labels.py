@@ -8,6 +8,8 @@ import pytest
 from umt_hf.data.key_frames import load_key_frames
 from umt_hf.data.sources import load_videos
 
+pytestmark = pytest.mark.usefixtures("list_store")
+
 
 @pytest.mark.parametrize("name", ["list.csv", "list.json"])
 def test_a_label_of_a_trillion_is_warned_of_at_once(name, tmp_path, caplog):

@@ -19,14 +19,20 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from ..paths import is_url, join_root
+from .columns import CHUNK_ROWS, call, join_paths
 from .folders import MEDIA_SUFFIXES
+from .text_files import describe_encoding
 
 logger = logging.getLogger(__name__)
 
+TEXT_SUFFIXES = {".csv", ".tsv", ".txt", ".lst"}
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", " ": "space"}
 # Names that the column of videos has in other people's lists, the clearest first.
 VIDEO_HEADERS = (
@@ -35,6 +41,8 @@ VIDEO_HEADERS = (
 )  # fmt: skip
 LABEL_HEADERS = ("label", "label_name", "class_name", "class", "category", "class_id", "label_id", "target", "labels")
 SNIFFED_LINES = 1000
+# A name with a known suffix, which is not hidden.
+PLAIN_FILE = r"[^/\\.][^/\\]*\.(" + "|".join(sorted(suffix[1:] for suffix in MEDIA_SUFFIXES)) + ")$"
 INTEGER = re.compile(r"[+-]?\d+(\.0+)?")  # a spreadsheet with an empty cell writes 3 as 3.0
 
 
@@ -54,43 +62,275 @@ class CSVRow:
 
 
 def read_csv(
-    path: Path, data_root: str | None = None, separator: str | None = None, video_column: str = "video"
-) -> list[dict[str, Any]]:
+    path: Path,
+    root: str,
+    separator: str | None = None,
+    video_column: str = "video",
+    needs_labels: bool = True,
+    looked_up: list[str] | None = None,
+) -> Iterator[pa.Table]:
     """Read a list of videos; see the top of this file for its forms.
 
     Args:
         path: The file: UTF-8, or UTF-16 with its byte-order mark. Blank lines and empty last columns are passed over.
-        data_root: Folder that relative paths start from; `None` = that of the file. URLs stay as they are.
+        root: Folder that relative paths start from. URLs stay as they are.
         separator: Between columns; `None` = found among comma, tab, semicolon and space, and logged.
         video_column: A header's name of the column of videos, before the usual ones.
+        needs_labels: Whether labels are read; if not, lines may have one or not.
+        looked_up: Gets a path whose meaning depends on what is in its folder, if there are such.
 
-    Returns:
-        Rows with `video`, where known `label` (an integer, or a name) and the columns that a header names.
+    Yields:
+        Chunks with `video`, where known `label` (an integer, or a name) and the columns that a header names.
 
     Raises:
         ValueError: If a line has another form, or lines have labels of different kinds; it names file and line.
     """
-    root = data_root if data_root is not None else str(path.parent)
     with path.open(newline="", encoding=_choose_encoding(path)) as file:
         try:
             lines, separator = _settle_separator(path, file, separator, video_column)
-            rows = list(_parse(path, lines, separator, video_column, root))
+            reader = _CSVReader(path, root, separator, video_column, needs_labels)
+            yield from reader.read(lines)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: is not UTF-8 text ({error.reason}). Save it with that encoding.") from error
-    places = [row.pop("line") for row in rows]
-    is_file = [row.pop("is_file") for row in rows]
-    if is_file.count(False) == 1 and len(rows) > 1 and not is_file[0]:
-        raise ValueError(
-            f"{path}, line {places[0]}: does not name a video file, unlike all other lines. If it names the columns, "
-            "call that of the videos `video` and that of the labels `label`."
-        )
-    _unify_labels(path, rows, places)
-    kept = [name for name in (rows[0] if rows else {}) if name != "video"]
+            raise ValueError(describe_encoding(path, error)) from error
+    if looked_up is not None:
+        looked_up += reader.looked_up
+    kept = [name for name in reader.names if name != "video"]
     logger.info(
         "%s: %d videos, columns separated by %s%s.",
-        path, len(rows), SEPARATORS.get(separator, repr(separator)), f", with {', '.join(kept)}" if kept else "",
-    )  # fmt: skip
-    return rows
+        path,
+        reader.num_rows,
+        SEPARATORS.get(separator, repr(separator)),
+        f", with {', '.join(kept)}" if kept else "",
+    )
+
+
+class _CSVReader:
+    """Lines to chunks of rows: those of the commonest forms column by column, others one by one.
+
+    Args:
+        path: The file, for errors.
+        root: Folder that relative paths start from.
+        separator: Between columns.
+        video_column: A header's name of the column of videos.
+        needs_labels: Whether labels are read.
+    """
+
+    def __init__(self, path: Path, root: str, separator: str, video_column: str, needs_labels: bool):
+        self.path, self.root, self.separator, self.video_column = path, root, separator, video_column
+        self.header: dict[int, str] | None = None
+        self.labels = CSVLabels(path) if needs_labels else None
+        self.names: list[str] = []
+        self.looked_up: list[str] = []
+        self.num_rows = 0
+        self.first_line, self.is_first_file, self.num_not_files = 0, False, 0
+
+    def read(self, lines: Iterable[str]) -> Iterator[pa.Table]:
+        """Chunks with `video`, where known `label`, and the columns that a header names."""
+        for numbers, rows in self._split(lines):
+            columns = self._read_plain(rows) or self._read_each(numbers, rows)
+            videos = columns.pop("video")
+            labels = columns.pop("label", None)
+            is_labelled = self.labels is not None and bool(videos)
+            numbered = self.labels.add(labels, numbers, len(videos)) if self.labels and is_labelled else None
+            self.num_rows += len(videos)
+            if videos and not (self.labels and self.labels.are_mixed):
+                named = {} if numbered is None else {"label": pa.array(numbered)}
+                others = {name: pa.array(values, pa.string()) for name, values in columns.items()}
+                chunk = pa.table({"video": self._join(videos), **named, **others})
+                self.names = chunk.column_names
+                yield chunk
+        if self.num_not_files == 1 and self.num_rows > 1 and not self.is_first_file:
+            raise ValueError(
+                f"{self.path}, line {self.first_line}: does not name a video file, unlike all other lines. If it "
+                "names the columns, call that of the videos `video` and that of the labels `label`."
+            )
+        if self.labels is not None:
+            self.labels.check()
+
+    def _split(self, lines: Iterable[str]) -> Iterator[tuple[list[int], list[list[str]]]]:
+        """Numbers and columns of lines, without the header."""
+        reader = csv.reader(lines, delimiter=self.separator, strict=True)
+        is_begun = False
+        while True:
+            numbers, rows, failure = [], [], None
+            try:
+                for columns in itertools.islice(reader, CHUNK_ROWS):
+                    rows.append(columns)
+                    numbers.append(reader.line_num)
+            except csv.Error as error:
+                failure = error
+            last = numbers[-1] if numbers else 0
+            if not is_begun and (first := self._find_first(rows)) is not None:
+                is_begun = True
+                columns = _trim([*rows[first]], self.separator)
+                self.first_line = numbers[first]
+                self.header = _find_header(columns, self.video_column)
+                self.is_first_file = self.header is not None
+                if self.header is None and self.video_column not in ("video", "image"):
+                    raise ValueError(
+                        f"{self.path}: video_column={self.video_column} has no effect, since no first line names the "
+                        "columns. Leave it out."
+                    )
+                del rows[: first + (self.header is not None)], numbers[: first + (self.header is not None)]
+                if self.header is None:
+                    self.is_first_file = _is_file(columns, self.separator)
+            if not all(rows):
+                numbers, rows = [n for n, row in zip(numbers, rows, strict=True) if row], [row for row in rows if row]
+            if is_begun:
+                yield numbers, rows
+            if failure is not None:
+                raise ValueError(
+                    f"{self.path}, line {last + 1}: cannot be split into columns ({failure}). Check the quotes from "
+                    "there on."
+                ) from failure
+            if not last:
+                return
+
+    def _find_first(self, rows: list[list[str]]) -> int | None:
+        return next((number for number, columns in enumerate(rows) if _trim([*columns], self.separator)), None)
+
+    def _read_plain(self, rows: list[list[str]]) -> dict[str, Any] | None:
+        """Columns of lines that all have one of the commonest forms and name a file with a known suffix, or `None`."""
+        widths = set(map(len, rows))
+        if len(widths) != 1 or not (self.header or self.is_first_file):
+            return None
+        (width,) = widths
+        texts = [[row[column] for row in rows] for column in range(width)]  # `zip` would make an iterator of each row
+        header = _choose_header(texts) if self.header is None else self.header
+        if header is None or max(header) >= width or self.header is not None and width > max(header) + 1:
+            return None
+        if self.separator == " " and any("" in column for column in texts):
+            return None
+        columns = {name: [text.strip() for text in texts[i]] for i, name in header.items()}
+        is_plain = call("match_substring_regex", pa.array(columns["video"]), pattern=PLAIN_FILE, ignore_case=True)
+        if not call("all", is_plain).as_py() or "" in columns.get("label", ()):
+            return None
+        return {"video": columns.pop("video"), **columns}
+
+    def _read_each(self, numbers: list[int], rows: list[list[str]]) -> dict[str, Any]:
+        """Columns of lines of any known form; `numbers` becomes the numbers of the lines that are not blank.
+
+        Raises:
+            ValueError: If a line has another form.
+        """
+        found, places = [], []
+        for number, row in zip(numbers, rows, strict=True):
+            if columns := _trim(row, self.separator):
+                found.append(self._read_row(number, columns))
+                places.append(number)
+        numbers[:] = places
+        names = dict.fromkeys(["video", "label", *(self.header or {}).values()])
+        return {name: [row[name] for row in found] for name in names}
+
+    def _read_row(self, number: int, columns: list[str]) -> dict[str, str | None]:
+        header = self.header
+        try:
+            if header is None:
+                row, others = read_form(columns, self.separator), {}
+            else:
+                row, others = _read_named(columns, header, self.labels is not None)
+        except _UnknownForm as error:
+            hint = (
+                "" if number != self.first_line else " If the line names the columns, call that of the videos `video`."
+            )
+            raise ValueError(f"{self.path}, line {number}: {error}{hint}") from error
+        # Asked of the others only where the first line does not name a file, as an unknown header.
+        self.num_not_files += not (self.is_first_file or _has_suffix(row.path) or is_url(row.path))
+        return {"video": self._locate(row), "label": row.label, **others}
+
+    def _locate(self, row: CSVRow) -> str:
+        """Path of a video; a name without a suffix that is not a folder gets `.mp4`."""
+        path = join_root(self.root, row.path)
+        if row.is_folder or "." in os.path.basename(row.path) or is_url(path):
+            return row.path
+        if not self.looked_up:
+            self.looked_up.append(path)
+        return row.path if os.path.isdir(path) else row.path + ".mp4"
+
+    def _join(self, videos: list[str]) -> pa.Array:
+        return join_paths(self.root, pa.array(videos, pa.string()))
+
+
+class CSVLabels:
+    """Labels of a list as they come, which are numbers in all lines, or names in all, or absent in all.
+
+    -1 in all of them means that there are none.
+
+    Args:
+        path: The list, for errors.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        # By whether there is one, and by whether it is a number: how many, the first line, and its label.
+        self.kinds: dict[str, dict[bool, tuple[int, int, str | None]]] = {"a label": {}, "a number as label": {}}
+        self.negative: tuple[int, int] | None = None
+        self.has_others = False
+
+    @property
+    def are_mixed(self) -> bool:
+        """Whether lines have labels of different kinds, so that an error will come."""
+        return any(len(kinds) > 1 for kinds in self.kinds.values()) or self.negative is not None and self.has_others
+
+    def add(self, labels: list[str | None] | None, lines: list[int], count: int) -> list[Any] | None:
+        """Take the labels of a chunk.
+
+        Args:
+            labels: A text or `None` for each row; `None` where no row has one.
+            lines: Where they are.
+            count: Number of rows.
+
+        Returns:
+            Numbers, or texts; `None` if there are none.
+        """
+        texts = set(labels or [None])
+        numbers = {text: int(float(text)) for text in texts if text is not None and INTEGER.fullmatch(text)}
+        self._count("a label", {text: text is not None for text in texts}, labels, lines, count)
+        self._count("a number as label", {text: text in numbers for text in texts}, labels, lines, count)
+        if labels is None or texts == {None}:
+            return None
+        found: list[Any] = [label if label is None else numbers.get(label, label) for label in labels]
+        if self.negative is None and any(number < 0 for number in numbers.values()):
+            row = next(row for row, number in enumerate(found) if isinstance(number, int) and number < 0)
+            self.negative = (lines[row], found[row])
+        self.has_others |= set(numbers.values()) != {-1} or len(numbers) < len(texts)
+        return None if not self.has_others else found
+
+    def _count(
+        self,
+        name: str,
+        kinds: dict[str | None, bool],
+        labels: list[str | None] | None,
+        lines: list[int],
+        count: int,
+    ) -> None:
+        for kind in set(kinds.values()):
+            if labels is None or len(set(kinds.values())) == 1:
+                first, number = 0, count
+            else:
+                of_kind = [row for row, label in enumerate(labels) if kinds[label] == kind]
+                first, number = of_kind[0], len(of_kind)
+            before = self.kinds[name].get(kind)
+            place = (lines[first], labels[first] if labels else None) if before is None else before[1:]
+            self.kinds[name][kind] = ((before[0] if before else 0) + number, *place)
+
+    def check(self) -> None:
+        """Refuse a mixture, and numbers below 0.
+
+        Raises:
+            ValueError: With the first line that is unlike most.
+        """
+        for name, kinds in self.kinds.items():
+            if len(kinds) > 1:
+                with_it, without = kinds[True], kinds[False]
+                usual = with_it[0] > without[0] or with_it[0] == without[0] and with_it[1] < without[1]
+                _, line, label = kinds[not usual]
+                raise ValueError(
+                    f"{self.path}, line {line}: {'does not have' if usual else 'has'} {name}, unlike most lines; got "
+                    f"label {label!r}. Use one kind in all of them."
+                )
+        if self.negative is not None and self.has_others:
+            raise ValueError(f"{self.path}, line {self.negative[0]}: label {self.negative[1]}; labels count from 0.")
 
 
 def split_table(path: Path, headers: Sequence[set[str]]) -> Iterator[tuple[int, list[str]]]:
@@ -173,12 +413,15 @@ def _split(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str
     """Number and columns of each line that has any."""
     reader = csv.reader(lines, delimiter=separator, strict=True)
     for columns in reader:
-        while columns and not columns[-1].strip():  # a spreadsheet's export
-            columns.pop()
-        if separator == " ":
-            columns = _join_spaces(columns)
-        if columns:
+        if columns := _trim(columns, separator):
             yield reader.line_num, columns
+
+
+def _trim(columns: list[str], separator: str) -> list[str]:
+    """Columns of a line, which loses the empty last ones; a blank line has none."""
+    while columns and not columns[-1].strip():  # a spreadsheet's export
+        columns.pop()
+    return _join_spaces(columns) if separator == " " else columns
 
 
 def _join_spaces(columns: list[str]) -> list[str]:
@@ -192,28 +435,29 @@ def _join_spaces(columns: list[str]) -> list[str]:
     return joined
 
 
-def _parse(path: Path, lines: Iterable[str], separator: str, video_column: str, root: str) -> Iterator[dict[str, Any]]:
-    """Rows with `line`, their number, and `is_file`, whether the name of the video is that of a file."""
-    header: dict[int, str] | None = None
-    is_first_file = False
-    number = 0
+def _choose_header(texts: list[list[str]]) -> dict[int, str] | None:
+    """Names of the columns of lines without a header that all have one of the commonest forms, or `None`."""
+    if len(texts) == 1:
+        return {0: "video"}
+    if len(texts) == 2:
+        return {0: "video", 1: "label"} if all(map(_is_plain_label, set(texts[1]))) else None
+    if len(texts) == 3 and set(texts[1]) == {"0"} and set(texts[2]) == {"-1"}:
+        return {0: "video"}
+    return None
+
+
+@lru_cache(maxsize=CHUNK_ROWS * 64)
+def _is_plain_label(text: str) -> bool:
+    return bool(text.strip()) and not _names_media(text)
+
+
+def _is_file(columns: list[str], separator: str) -> bool:
+    """Whether a line without a header names a file; one of another form is refused later."""
     try:
-        for position, (number, columns) in enumerate(_split(lines, separator)):
-            if position == 0 and (header := _find_header(columns, video_column)) is not None:
-                continue
-            try:
-                row, others = (read_form(columns, separator), {}) if header is None else _read_named(columns, header)
-            except _UnknownForm as error:
-                hint = "" if position else " If the line names the columns, call that of the videos `video`."
-                raise ValueError(f"{path}, line {number}: {error}{hint}") from error
-            # Asked of the others only where the first line does not name a file, as an unknown header.
-            is_file = header is not None or is_first_file or _has_suffix(row.path) or is_url(row.path)
-            is_first_file = is_file if position == 0 else is_first_file
-            yield {"line": number, "is_file": is_file, "video": _locate(row, root), "label": row.label, **others}
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {number + 1}: cannot be split into columns ({error}). Check the quotes from there on."
-        ) from error
+        row = read_form(columns, separator)
+    except _UnknownForm:
+        return False
+    return _has_suffix(row.path) or is_url(row.path)
 
 
 class _UnknownForm(ValueError):
@@ -226,7 +470,7 @@ def read_form(columns: list[str], separator: str) -> CSVRow:
     Raises:
         ValueError: If it has none of the known forms.
     """
-    if len(columns) == 2 and columns[0] and columns[1].isdecimal():  # nearly all lines of long lists
+    if len(columns) == 2 and columns[0].strip() and columns[1].isdecimal():  # nearly all lines of long lists
         return CSVRow(columns[0].strip(), columns[1])
     line = separator.join(columns).strip()
     if not columns[0].strip():
@@ -273,7 +517,7 @@ def _find_header(columns: list[str], video_column: str) -> dict[int, str] | None
     return header
 
 
-def _read_named(columns: list[str], header: dict[int, str]) -> tuple[CSVRow, dict[str, str]]:
+def _read_named(columns: list[str], header: dict[int, str], needs_label: bool) -> tuple[CSVRow, dict[str, str]]:
     if len(columns) > max(header) + 1:
         raise _UnknownForm(
             f"has {len(columns)} columns and the first line names {max(header) + 1}. Put quotes around what contains "
@@ -283,47 +527,9 @@ def _read_named(columns: list[str], header: dict[int, str]) -> tuple[CSVRow, dic
     path, label = values.pop("video"), values.pop("label", None)
     if not path:
         raise _UnknownForm("has no path under `video`. Fill it in or leave the line out.")
-    if label == "":
+    if label == "" and needs_label:
         raise _UnknownForm(f"{path!r} has no label. Fill it in or leave the line out.")
     return CSVRow(path, label), values
-
-
-def _locate(row: CSVRow, root: str) -> str:
-    """Full path of a video; a name without a suffix that is not a folder gets `.mp4`."""
-    path = join_root(root, row.path)
-    if row.is_folder or "." in os.path.basename(row.path) or is_url(path):
-        return path
-    return path if os.path.isdir(path) else path + ".mp4"
-
-
-def _unify_labels(path: Path, rows: list[dict[str, Any]], places: list[int]) -> None:
-    """Make labels integers where all are; refuse a mixture. -1 in all of them means that there are none."""
-    labels = [row["label"] for row in rows]
-    present = [label is not None for label in labels]
-    texts = {label for label in labels if label is not None}
-    numbers_of = {text: int(float(text)) for text in texts if INTEGER.fullmatch(text)}
-    integers = [label in numbers_of for label in labels]
-    for name, kinds in (("a label", present), ("a number as label", integers)):
-        if len(set(kinds)) > 1:
-            usual = sum(kinds) * 2 > len(kinds) or kinds[0] and sum(kinds) * 2 == len(kinds)
-            odd = kinds.index(not usual)
-            raise ValueError(
-                f"{path}, line {places[odd]}: {'does not have' if usual else 'has'} {name}, unlike most lines; got "
-                f"label {labels[odd]!r}. Use one kind in all of them."
-            )
-    if not any(present):
-        for row in rows:
-            del row["label"]
-    elif all(integers):
-        numbers = [numbers_of[str(label)] for label in labels]
-        if set(numbers_of.values()) == {-1}:
-            for row in rows:
-                del row["label"]
-            return
-        for row, number, place in zip(rows, numbers, places, strict=True):
-            if number < 0:
-                raise ValueError(f"{path}, line {place}: label {number}; labels count from 0.")
-            row["label"] = number
 
 
 def _has_suffix(path: str) -> bool:

@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import pyarrow as pa
 from datasets import ClassLabel
 
 from ...processing.frame_folders import FRAME_SUFFIXES, holds_frames
-from ..labels import encode_labels, normalize_name, shorten, warn_of_case, warn_of_split_folders
+from ..labels import LabelCoding, encode_labels, normalize_name, shorten, warn_of_case, warn_of_split_folders
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def _is_text(name: str) -> bool:
 
 def read_folder(
     path: Path, class_names: Sequence[str] | None = None, needs_labels: bool = True
-) -> tuple[list[dict[str, Any]], ClassLabel | None]:
+) -> tuple[pa.Table, ClassLabel | None]:
     """List the videos below a folder in order of name; where they are in sub-folders, these are their classes.
 
     Args:
@@ -193,28 +193,27 @@ def read_folder(
     inside = [video for video in listing.videos if len(video.parts) > 1]
     num_strays = len(listing.videos) - len(inside)
     is_labelled = inside and (not num_strays or needs_labels and num_strays < len(inside))
-    if not is_labelled:
-        listing.say(path)
-        return [{"video": video.path} for video in listing.videos], None
-    listing.videos = inside
-    listing.left_out[STRAY] += num_strays
+    if is_labelled:
+        listing.videos = inside
+        listing.left_out[STRAY] += num_strays
     listing.say(path)
-    if not needs_labels:
-        return [{"video": video.path} for video in inside], None
+    rows = pa.table({"video": pa.array([video.path for video in listing.videos], pa.string())})
+    if not is_labelled or not needs_labels:
+        return rows, None
     if listing.empty:
         logger.warning("%s: the sub-folders %s have no videos and are not classes.", path, listing.empty)
-    rows = [
-        {"video": video.path, "label": normalize_name(video.parts[0]), "identity": video.identity} for video in inside
-    ]
-    warn_of_split_folders(str(path), sorted({row["label"] for row in rows}))
-    feature = _encode(rows, str(path), class_names)
-    for row in rows:
-        del row["identity"]
-    return rows, feature
+    names = pa.chunked_array([[normalize_name(video.parts[0]) for video in inside]])
+    # A link may lead to a name that is not UTF-8.
+    identities = pa.chunked_array([[video.identity.encode(errors="backslashreplace").decode() for video in inside]])
+    coding = _encode(names, identities, str(path), class_names)
+    return rows.append_column("label", coding.encode(names)), coding.feature
 
 
-def _encode(rows: list[dict[str, Any]], source: str, class_names: Sequence[str] | None) -> ClassLabel:
-    found = sorted({row["label"] for row in rows})
+def _encode(
+    labels: pa.ChunkedArray, identities: pa.ChunkedArray, source: str, class_names: Sequence[str] | None
+) -> LabelCoding:
+    found = sorted(labels.unique().to_pylist())
+    warn_of_split_folders(source, found)
     if class_names is None:
         warn_of_case(source, found)
     names = found if class_names is None else list(class_names)
@@ -223,6 +222,6 @@ def _encode(rows: list[dict[str, Any]], source: str, class_names: Sequence[str] 
             f"{source}: the sub-folders {shorten(unknown)} are not classes; the classes are {shorten(names)}."
         )
     # The names of folders are names, though they may be digits.
-    feature = encode_labels(rows, source, names)
-    assert isinstance(feature, ClassLabel), "Every video has a folder."
-    return feature
+    coding = encode_labels(labels, identities, source, names)
+    assert coding is not None, "Every video has a folder."
+    return coding

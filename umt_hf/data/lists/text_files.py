@@ -15,7 +15,12 @@ def read_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text ({error.reason}). Save it with that encoding.") from error
+        raise ValueError(describe_encoding(path, error)) from error
+
+
+def describe_encoding(path: str | Path, error: UnicodeDecodeError) -> str:
+    """The sentence about a file in another encoding."""
+    return f"{path}: is not UTF-8 text ({error.reason}). Save it with that encoding."
 
 
 def read_json_file(path: str | Path) -> Any:
