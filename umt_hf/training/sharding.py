@@ -26,7 +26,7 @@ def gathered_model(model: nn.Module, accelerator: Accelerator) -> Iterator[nn.Mo
         The model itself; with ZeRO-3 a copy for reading.
     """
     if any(hasattr(weight, "ds_id") for weight in model.parameters()):
-        yield _copy_whole(accelerator.unwrap_model(model, keep_torch_compile=False), accelerator.device)
+        yield _copy_undivided(accelerator.unwrap_model(model, keep_torch_compile=False), accelerator.device)
         return
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in parts:
@@ -39,7 +39,7 @@ def gathered_model(model: nn.Module, accelerator: Accelerator) -> Iterator[nn.Mo
         module.set_reshard_after_forward(bool(plugin.reshard_after_forward), recurse=False)
 
 
-def _copy_whole(model: Any, device: torch.device) -> nn.Module:
+def _copy_undivided(model: Any, device: torch.device) -> nn.Module:
     """A model with the weights that ZeRO-3 has divided; its own hooks would divide them again after each layer."""
     import deepspeed
 
