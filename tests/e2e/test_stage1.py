@@ -306,27 +306,6 @@ def test_no_data(flags):
         stage1.main(flags(train_data=None, validation_data=None))
 
 
-def test_streamed_parquet(flags, shapes, tmp_path, monkeypatch):
-    """Video bytes in Parquet shards, streamed, resumed mid-stream to the same losses."""
-    # Closing a stream, `datasets` sleeps for 5 s on account of an interpreter that may be about to exit.
-    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
-    from datasets import Dataset
-
-    files = sorted((shapes / "videos" / "train").iterdir())
-    rows = {"video": [{"path": file.name, "bytes": file.read_bytes()} for file in files]}
-    (tmp_path / "shards").mkdir()
-    Dataset.from_dict(rows).to_parquet(tmp_path / "shards" / "train-00000-of-00001.parquet")
-    common = {"train_data": tmp_path / "shards", "streaming": "true", "max_steps": 8, "save_steps": 3}
-    stage1.main(flags(output_dir=tmp_path / "whole", **common))
-    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    for step in (6, 8):
-        shutil.rmtree(tmp_path / "resumed" / f"checkpoint-{step}")
-    stage1.main(flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common))
-    assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "whole")
-    with pytest.raises(ValueError, match="max_steps"):
-        stage1.main(flags(output_dir=tmp_path / "epochs", **common | {"max_steps": -1}))
-
-
 def test_saved_rows_and_folders_of_frames(flags, shapes, tmp_path):
     """A saved table with a column of type Video, and frames on disk, as folder and as published list."""
     from datasets import Dataset, Features, Video

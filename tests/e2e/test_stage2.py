@@ -19,6 +19,7 @@ from tests.e2e.sharded import run_sharded
 from tests.e2e.steps import COMPILED, fresh_compiler, watch_graphs, watch_waits
 from tests.e2e.zero import run_zero, write_zero3_file
 from tests.processes import run_and_kill, run_ranks
+from tests.unit.shard_files import write_parquets, write_tars
 from umt_hf import (
     UMTVideoConfig,
     UMTVideoForPreTraining,
@@ -27,6 +28,7 @@ from umt_hf import (
     UMTVideoTextForRetrieval,
     UMTVideoTextProcessor,
 )
+from umt_hf.data.prepare import ShardSettings, prepare_shards
 from umt_hf.moving_shapes.tiny_bert import TextTowerArguments, write_text_tower
 from umt_hf.runs.config import parse_config
 from umt_hf.runs.folder import read_metrics
@@ -237,6 +239,60 @@ def test_two_processes_equal_one(flags, shapes, images, text_tower, tmp_path):
     run_ranks(stage2.main, flags(output_dir=tmp_path / "resumed", resume_from_checkpoint="auto", **common))
     assert read_losses(tmp_path / "resumed") == read_losses(tmp_path / "whole")
     assert_same_weights(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_captions_and_images_from_shards(flags, shapes, images, text_tower, tmp_path):
+    """Videos in tars with weights, mixed with a list; images in Parquet; resumed alike, in two processes too."""
+    rows = json.loads((shapes / "train_captions.json").read_text())
+    files = [{"mp4": (shapes / row["video"]).read_bytes(), "json": {"caption": row["caption"]}} for row in rows]
+    pictures = [
+        {"image": {"bytes": (images.parent / row["image"]).read_bytes(), "path": None}, "caption": row["caption"]}
+        for row in json.loads(images.read_text())
+    ]
+    common = {
+        "text_name_or_path": save_without_dropout(text_tower, tmp_path / "no_dropout"),
+        "train_corpora": [
+            write_tars(tmp_path / "tars", files, 7),
+            shapes / "train_captions.json",
+            write_parquets(tmp_path / "pictures", pictures, 7),
+        ],
+        "media_types": ["video", "video", "image"],
+        "corpus_weights": [2, 0.5, 1],
+        "streaming": True,
+        "num_train_epochs": 1,
+        "max_steps": None,
+        "save_steps": 4,
+        "vtm_loss_weight": 0,
+        "mlm_loss_weight": 0,
+    }
+    stage2.main(flags(output_dir=tmp_path / "whole", **common | {"batch_sizes": [8, 8, 4]}))
+    whole = read_losses(tmp_path / "whole")
+    assert len(whole) == (2 * len(rows) + len(rows) // 2) // 8 + len(pictures) // 4
+    assert {name for line in read_metrics(tmp_path / "whole" / "metrics.jsonl") for name in line} >= {
+        "video_uta_loss",
+        "image_vtc_loss",
+    }
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    for checkpoint in list_checkpoints(tmp_path / "run")[1:]:
+        shutil.rmtree(checkpoint)
+    resumed = {"output_dir": tmp_path / "run", "resume_from_checkpoint": "auto", **common}
+    stage2.main(flags(**resumed | {"batch_sizes": [8, 8, 4], "dataloader_num_workers": 2}))
+    assert read_losses(tmp_path / "run") == whole
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    for checkpoint in list_checkpoints(tmp_path / "run")[1:]:
+        shutil.rmtree(checkpoint)
+    run_ranks(stage2.main, flags(**resumed | {"batch_sizes": [4, 4, 2]}))
+    assert read_losses(tmp_path / "run") == pytest.approx(whole, abs=1e-5)
+
+
+def test_captions_come_with_the_frames_that_prepare_keeps(flags, shapes, tmp_path):
+    prepare_shards([str(shapes / "train_captions.json")], tmp_path / "shards", ShardSettings(8), num_workers=0)
+    stage2.main(flags(train_corpora=tmp_path / "shards", output_dir=tmp_path / "kept"))
+    stage2.main(flags(output_dir=tmp_path / "videos"))
+    kept, videos = (read_losses(tmp_path / name) for name in ("kept", "videos"))
+    assert kept.keys() == videos.keys() and kept[1] == pytest.approx(videos[1], rel=0.2)
+    with pytest.raises(ValueError, match="num_frames=9 is more than the 8 frames kept of each video"):
+        stage2.main(flags(train_corpora=tmp_path / "shards", num_frames=9))
 
 
 def test_a_run_goes_on_with_the_same_clips_in_another_shape(flags, shapes, images, text_tower, tmp_path, caplog):

@@ -6,7 +6,9 @@ import sys
 
 from datasets import ClassLabel, Dataset, Features, Video
 
+from tests.unit.shard_files import write_parquets, write_tar
 from tests.unit.video_files import write_video
+from umt_hf.data.annotations import identify_video
 
 # In another process: `datasets` reads the address of the Hub when it is imported.
 SCRIPT = """
@@ -25,9 +27,9 @@ print(json.dumps(found))
 """
 
 
-def run(hub, tmp_path):
+def run(hub, tmp_path, script=SCRIPT):
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", script],
         env=hub.environment(home=tmp_path / "home"),
         capture_output=True,
         text=True,
@@ -47,3 +49,31 @@ def test_a_dataset_with_video_and_class_label_columns(hub, tmp_path):
     loaded, streamed, renumbered, renumbered_stream = run(hub, tmp_path)
     assert loaded == streamed and loaded[:2] == [[1, 0, 1], ["run", "jump"]] and len(set(loaded[2])) == 3
     assert renumbered == renumbered_stream and renumbered[:2] == [[0, 2, 0], ["jump", "swim", "run"]]
+
+
+SHARDS = """
+import json
+from umt_hf.data.annotations import identify_video
+from umt_hf.data.streams import load_shards
+shards = load_shards("me/shapes", "validation")
+try:
+    load_shards("me/tars")
+except ValueError as error:
+    refusal = str(error)
+print(json.dumps([[identify_video(shards[i]["video"], i) for i in (2, 0, 1)], shards.paths, refusal]))
+"""
+
+
+def test_parquet_on_the_hub_is_read_where_it_is(hub, tmp_path):
+    """By row and group, with no file of it kept on this machine; tars there are refused with the cure."""
+    videos = [write_video(tmp_path / f"{i}.mp4", num_frames=4 + i).read_bytes() for i in range(3)]
+    rows = [{"video": {"path": None, "bytes": content}} for content in videos]
+    write_parquets(tmp_path / "parquet", rows, 3, rows_per_group=2)
+    content = (tmp_path / "parquet" / "train-00000.parquet").read_bytes()
+    hub.add_repo("me/shapes", {"data/validation-00000-of-00001.parquet": content}, repo_type="dataset")
+    tar = write_tar(tmp_path / "a.tar", [{"mp4": videos[0]}]).read_bytes()
+    hub.add_repo("me/tars", {"train-00000.tar": tar}, repo_type="dataset")
+    found, paths, refusal = run(hub, tmp_path, SHARDS)
+    assert found == [identify_video(videos[i], i) for i in (2, 0, 1)]
+    assert paths[0].startswith("hf://datasets/me/shapes@") and not list((tmp_path / "home").rglob("*.parquet"))
+    assert refusal.startswith("me/tars: has .tar files there; shards are Parquet files, or tars on this machine. Down")

@@ -96,7 +96,7 @@ def test_help_and_completion_do_not_wait_for_pytorch():
         ("umt-hf zoo --size ", {"b16", "l16"}),
         ("umt-hf features --level ", {"frame", "clip", "tubelet"}),
         ("umt-hf data moving-shapes --severity s", {"strong"}),
-        ("umt-hf pretrain stage1 --tr", {"--train_data", "--train_split", "--traceback"}),
+        ("umt-hf pretrain stage1 --tr", {"--train_data", "--train_corpora", "--train_split", "--traceback"}),
         ("umt-hf pretrain stage1 --num_p", {"--num_processes"}),
         ("umt-hf pretrain stage1 --mask_ratio 0.5 --config stage1_umt", {"stage1_umt_vit_b16", "stage1_umt_vit_l16"}),
         ("umt-hf finetune detection --config ", {"detection_ava:b16", "detection_ava:l16", "detection_moving_shapes"}),
@@ -184,3 +184,10 @@ def test_the_command_is_a_module_too():
     command = [sys.executable, "-m", "umt_hf.cli", "--version"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
     assert result.stdout == f"umt-hf {umt_hf.__version__}\n", result.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["finetune"]])
+def test_asked_for_nothing_the_command_shows_its_help_once(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.app(words)
+    assert capsys.readouterr().out.count("Usage:") == 1

@@ -382,6 +382,47 @@ def embed(
         raise typer.Exit(1)
 
 
+@app.command(rich_help_panel=DATA)
+def prepare(
+    videos: Annotated[
+        list[str],
+        typer.Argument(
+            help="Lists with captions and labels, video files and folders; - reads names from standard input."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the shards, to make or to complete.")],
+    num_frames: Annotated[int, typer.Option(help="Frames kept of each video.", min=1)] = 32,
+    short_side: Annotated[int, typer.Option(help="Pixels of the shorter side; smaller videos stay.", min=1)] = 256,
+    quality: Annotated[int, typer.Option(help="Of the JPEG pictures.", min=1, max=100)] = 85,
+    videos_per_shard: Annotated[int, typer.Option(help="Videos in a tar.", min=1)] = 256,
+    split: Annotated[str, typer.Option(help="Split that the tars are named after.")] = "train",
+    data_root: Annotated[
+        str | None, typer.Option(help="Folder that relative paths of lists start from; default: the list's.")
+    ] = None,
+    num_workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that read and write; default: as the machine has cores, 1 to 4; 0: none.", min=0),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Keep a few small frames of each video in tars, which pre-training reads much faster than the videos.
+
+    Only shards that are missing are written, also after a kill. Unreadable videos are listed in unreadable.txt.
+
+    Example: `umt-hf prepare captions.json --out shards`
+    """
+    from ..data.prepare import ShardSettings, prepare_shards
+    from .results import announce, describe_folder, report_interruption
+
+    sources = list(read_sources(videos))
+    settings = ShardSettings(num_frames, short_side, quality, videos_per_shard, split)
+    with report_interruption(lambda: describe_folder(out)), report_mistakes():
+        report = prepare_shards(sources, out, settings, data_root, num_workers, announce)
+    print_report(report, as_json)
+    if report.num_unreadable == report.num_videos:
+        raise typer.Exit(1)
+
+
 @app.command(rich_help_panel=VIDEOS)
 def features(
     videos: Videos,

@@ -7,12 +7,16 @@ from .sources import JSON_SUFFIXES, SQLITE_SUFFIXES, TEXT_SUFFIXES
 
 
 def has_splits(source: str) -> bool:
-    """Whether a source of `load_videos` has splits to choose from: saved with them, Parquet files, or the Hub's."""
+    """Whether a source of `load_videos` has splits to choose from: saved with them, Parquet, tars, or the Hub's."""
     path = Path(source)
     if path.is_dir():
         if (path / "dataset_info.json").is_file() and not (path / "dataset_dict.json").is_file():
             return False  # a single table, as `Dataset.save_to_disk` writes it
-        return (path / "dataset_dict.json").is_file() or any(path.rglob("*.parquet"))
+        return (path / "dataset_dict.json").is_file() or any(
+            file for suffix in ("parquet", "tar") for file in path.rglob(f"*.{suffix}")
+        )
+    if path.suffix.lower() == ".tar":
+        return False
     return not path.is_file() and path.suffix.lower() not in TEXT_SUFFIXES | JSON_SUFFIXES | SQLITE_SUFFIXES
 
 

@@ -21,13 +21,14 @@
 - `torchcodec`: needs the FFmpeg libraries of the system; as for decord, what it reads wrong is refused.
 
 A `.npy` file of decoded frames and a folder of numbered pictures are read directly, whatever the decoder: training
-that reads short clips repeatedly need not decode them each time.
+that reads short clips repeatedly need not decode them each time. So are the frames that `umt-hf prepare` keeps.
 
 Readers are cheap to open. Open them in the worker that uses them: they cannot be shared between processes.
 """
 
 import contextlib
 import functools
+import io
 import operator
 import os
 import shutil
@@ -42,6 +43,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from .containers import (
     INDEXED_CODECS,
@@ -77,6 +79,9 @@ ITERATED_FRAMES = 16  # decoded at a time by readers that do not give frames sin
 SKIPPING_CODECS = ("h264", "hevc")
 MAX_SANE_SECONDS = 10_000_000  # timestamps beyond make decord end the process
 KEY_FRAME_NAMES = {"open": "open groups of pictures", "gradual": "intra-refresh"}
+
+STORED_SUFFIX = ".mjpeg"
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 # A one-pixel GIF: the smallest file that shows whether torchcodec finds FFmpeg.
 PROBE_FILE = (
@@ -222,7 +227,8 @@ def open_video(source: VideoSource, decoder: DecoderName = "pyav") -> VideoReade
     Args:
         source: A path, an http(s) or file URL, the bytes of a file, a binary file object (read from its start), or a
             row `{"path", "bytes"}`. An http(s) video is downloaded into memory first. A path that ends in `.npy` is a
-            file of decoded frames, uint8 RGB `(T, H, W, 3)`; one of a folder of numbered pictures is a video too.
+            file of decoded frames, uint8 RGB `(T, H, W, 3)`; one of a folder of numbered pictures is a video too. A
+            name that ends in `.mjpeg` is one of JPEG pictures, one after the other.
         decoder: Library that decodes.
 
     Raises:
@@ -247,6 +253,8 @@ def open_video(source: VideoSource, decoder: DecoderName = "pyav") -> VideoReade
     try:
         if media.path is not None and media.path.endswith(".npy"):
             return DecodedFramesReader(media)
+        if media.name.endswith(STORED_SUFFIX):
+            return StoredFramesReader(media)
         return READERS[decoder](media)
     except BaseException:
         media.close()
@@ -313,6 +321,44 @@ class FrameFolderReader(VideoReader):
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+class StoredFramesReader(VideoReader):
+    """A few frames of a video, kept as JPEG pictures one after the other (`.mjpeg`), with no frame rate."""
+
+    fps = None
+    _backend_errors = (OSError, SyntaxError)
+
+    def __init__(self, media: MediaFile):
+        self.name = media.name
+        try:
+            media.file.seek(0)
+            content = media.file.read()
+        finally:
+            media.close()
+        if not (content.startswith(JPEG_START) and content.endswith(JPEG_END)):
+            raise self._error("is not a complete row of JPEG pictures. Prepare it again or leave it out.")
+        # Within a picture, 0xFF is followed by 0 or by the number of a restart.
+        parts = content.split(JPEG_END + JPEG_START)
+        last = len(parts) - 1
+        self._pictures = [
+            (JPEG_START if i else b"") + part + (JPEG_END if i < last else b"") for i, part in enumerate(parts)
+        ]
+        self.num_frames = len(self._pictures)
+
+    def _decode(self, indices: list[int]) -> np.ndarray:
+        frames = []
+        for index in indices:
+            with Image.open(io.BytesIO(self._pictures[index]), formats=["JPEG"]) as picture:
+                LIMITS.check_frame_size(self.name, picture.height, picture.width)
+                frames.append(np.asarray(picture.convert("RGB")))
+        if len({frame.shape for frame in frames}) > 1:
+            raise self._error("has pictures of different sizes. Prepare it again or leave it out.")
+        return np.stack(frames)
+
+    def close(self) -> None:
+        """Drop the pictures."""
+        self._pictures = []
 
 
 class PyAVReader(VideoReader):

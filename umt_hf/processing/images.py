@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from .media_files import LIMITS, VideoDecodingError, open_source
+from .media_files import LIMITS, VideoDecodingError, VideoSource, open_source
 
 # Formats whose files are pixels. Pillow also opens drawings, for which it starts another program (EPS: Ghostscript),
 # and stubs of scientific formats.
@@ -30,14 +30,14 @@ IMAGE_FORMATS = (
 LEVELS_16_BIT = 257  # 65535 / 255
 
 
-def read_image(source: str | bytes) -> torch.Tensor:
+def read_image(source: VideoSource) -> torch.Tensor:
     """Read an image file, upright and in RGB, as a clip of one frame.
 
     Of an animated image the first frame is read. Grey of 16 bits is scaled to 8; what is transparent becomes white, as
     in the video processor. Floating-point and 32-bit images have no agreed white, and are refused.
 
     Args:
-        source: Path, URL or the file's bytes.
+        source: Path, URL, the file's bytes, or a row `{"path", "bytes"}`.
 
     Returns:
         `(1, 3, H, W)`, uint8.

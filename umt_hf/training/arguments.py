@@ -111,6 +111,31 @@ class LossArguments:
 
 
 @dataclass(kw_only=True)
+class StreamArguments:
+    """Shards and streams, and how often each of several corpora is passed over."""
+
+    corpus_weights: list[float] = describe(
+        [], "Passes over each corpus in an epoch: 0.5 takes half of its rows, 2 each row twice; default: 1 for all."
+    )
+    streaming: bool = describe(False, "Read Parquet files, here or on the Hub, where they are. Tars always are.")
+    shuffle_buffer_size: int = describe(
+        1000, "Rows of shards that are shuffled among each other; as many shards as hold them are mixed."
+    )
+
+
+def check_weights(weights: list[float], num_corpora: int) -> None:
+    """Refuse weights that do not fit the corpora.
+
+    Raises:
+        ValueError: If there are others than one for each, or one is not positive.
+    """
+    if weights and len(weights) != num_corpora:
+        raise ValueError(f"corpus_weights has {len(weights)} values for {num_corpora} corpora: give one for each.")
+    if any(not 0 < weight < float("inf") for weight in weights):
+        raise ValueError(f"corpus_weights must be positive, got {weights}.")
+
+
+@dataclass(kw_only=True)
 @set_defaults(decoder="pyav")
 class CorpusArguments(
     ValidationDataArguments,
@@ -120,6 +145,7 @@ class CorpusArguments(
     RerankingArguments,
     WorkerArguments,
     SkippingArguments,
+    StreamArguments,
 ):
     """Corpora of videos and of images, and how they are read; lists have a value for each corpus, or one for all."""
 
@@ -144,6 +170,7 @@ class CorpusArguments(
     def __post_init__(self) -> None:
         if not self.train_corpora:
             raise ValueError("Set train_corpora: JSON or SQLite lists, or names of datasets, with captions.")
+        check_weights(self.corpus_weights, len(self.train_corpora))
         for name in ("media_types", "train_splits", "data_roots", "batch_sizes"):
             if len(getattr(self, name)) not in (1, len(self.train_corpora)) and (
                 name in ("media_types", "train_splits") or getattr(self, name)
@@ -171,12 +198,21 @@ class DataArguments(
     StrideArguments,
     WorkerArguments,
     SkippingArguments,
+    StreamArguments,
 ):
     """Where clips come from and how they are read."""
 
-    streaming: bool = describe(False, "Stream the dataset instead of downloading it.")
-    shuffle_buffer_size: int = describe(1000, "Rows among which a streamed dataset is shuffled.")
+    train_corpora: list[str] = describe([], "Several corpora in place of train_data, in the same forms.")
     max_eval_samples: int | None = describe(None, "Largest number of held-out videos; default: all.")
+
+    def __post_init__(self) -> None:
+        if self.train_data is not None and self.train_corpora:
+            raise ValueError("Set train_data or train_corpora, not both.")
+        check_weights(self.corpus_weights, len(self.train_corpora) or 1)
+
+    def get_weights(self) -> list[float]:
+        """Passes over each corpus in an epoch."""
+        return self.corpus_weights or [1.0] * max(len(self.train_corpora), 1)
 
 
 @dataclass(kw_only=True)
@@ -194,7 +230,7 @@ class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments, Divergen
     output_dir: str = describe("outputs/stage1", "Folder of the run: final model, checkpoints, log.")
     seed: int = describe(0, "Fixes weights, data order, augmentation and masks.")
     num_train_epochs: float = describe(200, "Passes over the data.")
-    max_steps: int = describe(-1, "Optimizer steps; -1: by epochs. Needed for streamed data.")
+    max_steps: int = describe(-1, "Optimizer steps; -1: by epochs.")
     per_device_train_batch_size: int = describe(64, "Videos that a process takes at a time.")
     per_device_eval_batch_size: int | None = describe(
         None, "Videos that a process validates at a time; default: as in training."

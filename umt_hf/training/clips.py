@@ -4,22 +4,22 @@ Every random choice for a clip depends only on a key made of the run's seed, the
 step do not depend on worker or process counts, and a resumed run sees what the uninterrupted one would have seen.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
-from datasets import Dataset
 
 from ..data.sources import get_source
 from ..data.unreadable import read_first_readable, sample_replacements
 from ..processing.clips import read_clip
 from ..processing.decoding import DecoderName
+from ..processing.media_files import VideoSource
 from ..processing.sampling import SamplingStrategy
 from ..processing.train_transforms import PretrainingTransform
 from ..runs.mistakes import UserError
+from .corpora import TrainingTable, build_generator
 
 logger = logging.getLogger(__name__)
 
@@ -48,18 +48,11 @@ class Clip:
     mask_noise: torch.Tensor
 
 
-def build_generator(*key: int) -> torch.Generator:
-    """A random source fixed by a key of integers."""
-    # Not `hash`, which differs between versions of Python. Torch takes seeds of 63 bits.
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
 class ClipDataset(torch.utils.data.Dataset):
     """Reads the clips of a request: decode once, then crop as often as asked.
 
     Args:
-        table: Rows with a `video`, for requests by index; `None` where requests carry their row.
+        table: Rows with a `video`; `None` where requests carry their row.
         transform: Crop and flip.
         num_frames: Frames per clip.
         num_tokens: Tokens per clip, for the mask noise.
@@ -72,7 +65,7 @@ class ClipDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        table: Dataset | None,
+        table: TrainingTable | None,
         transform: PretrainingTransform,
         num_frames: int,
         num_tokens: int,
@@ -116,10 +109,13 @@ class ClipDataset(torch.utils.data.Dataset):
     def _read_clips(self, row: dict[str, Any], key: tuple[int, ...]) -> list[Clip]:
         # Decoding takes most of the time: copies of a video differ in crop, flip and mask alone.
         generator = build_generator(*key)
-        frames = self._read_frames(get_source(row["video"]), generator)
+        video = row["video"]
+        # A row with bytes as it is: its name is in errors.
+        source = video if isinstance(video, dict) and video.get("bytes") else get_source(video)
+        frames = self._read_frames(source, generator)
         return [self._cut_clip(frames, generator) for _ in range(self.repeated_augmentation)]
 
-    def _read_frames(self, source: str | bytes, generator: torch.Generator) -> torch.Tensor:
+    def _read_frames(self, source: VideoSource, generator: torch.Generator) -> torch.Tensor:
         """Chosen frames of a video `(T, C, H, W)`, uint8."""
         return read_clip(
             source,

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import torch
-from datasets import Dataset, IterableDataset
-from datasets.distributed import split_dataset_by_node
-
 from .clips import ClipRequest, build_generator
+from .corpora import TrainingTable, count_epoch_rows, draw_order
 
 Position = dict[str, Any]  # as `counters.json` has it
+OTHER_POSITION = (
+    "The checkpoint is from a version that streamed data in another order; start anew from its folder, which is a "
+    "model folder, with `--model_name_or_path`."
+)
 
 
 class PlannedBatch(NamedTuple):
@@ -112,7 +113,7 @@ class TrackedPlan:
 
 
 def count_steps(
-    table: Dataset,
+    table: TrainingTable,
     batch_size: int,
     shape: StepShape | None = None,
     kind: str = "video",
@@ -131,26 +132,27 @@ def count_steps(
         ValueError: If the rows do not fill one step.
     """
     shape = shape or StepShape()
-    count = len(table) // shape.count_videos(batch_size)
+    rows = count_epoch_rows(table)
+    count = rows // shape.count_videos(batch_size)
     if count == 0:
-        most = len(table) // shape.count_videos(1)
+        most = rows // shape.count_videos(1)
         cure = f"set --{flag} to {most} or less" if most else "use fewer processes, or accumulate fewer batches"
         accumulated = f" and {shape.accumulation_steps} accumulated ones" if shape.accumulation_steps > 1 else ""
         raise ValueError(
-            f"{len(table)} {kind}s do not fill one batch of {batch_size} in {shape.num_processes} process(es)"
+            f"{rows} {kind}s do not fill one batch of {batch_size} in {shape.num_processes} process(es)"
             f"{accumulated}; {cure}."
         )
     return count
 
 
 def plan_batches(
-    table: Dataset,
+    table: TrainingTable,
     batch_size: int,
     seed: int,
     shape: StepShape | None = None,
     position: Position | None = None,
 ) -> Iterator[PlannedBatch]:
-    """Endless batches of one process over a table with random access.
+    """Endless batches of one process over a table, or over shards.
 
     Each epoch is a new permutation; its last rows that do not fill a step are left out.
 
@@ -163,16 +165,18 @@ def plan_batches(
             begins.
 
     Raises:
-        ValueError: If the table is smaller than one step.
+        ValueError: If the table is smaller than one step, or the position is one of an older version.
     """
     shape = shape or StepShape()
     count_steps(table, batch_size, shape)
+    if position is not None and "row" not in position:
+        raise ValueError(OTHER_POSITION)
     epoch, row = (position["epoch"], position["row"]) if position else (0, 0)
     per_step = shape.count_videos(batch_size)
     while True:
         # One permutation, dealt out to the processes in turn: no row comes twice in an epoch.
-        order = torch.randperm(len(table), generator=build_generator(seed, epoch))
-        while row + per_step <= len(table):
+        order = draw_order(table, seed, epoch)
+        while row + per_step <= len(order):
             rows = order[row : row + per_step].tolist()
             row += per_step
             for dealt in shape.deal(rows, batch_size):
@@ -181,59 +185,8 @@ def plan_batches(
         epoch, row = epoch + 1, 0
 
 
-def plan_streamed_batches(
-    table: IterableDataset,
-    batch_size: int,
-    seed: int,
-    shape: StepShape | None = None,
-    position: Position | None = None,
-    buffer_size: int = 1000,
-) -> Iterator[PlannedBatch]:
-    """Endless batches of one process over a streamed table; rows are read here and decoded by the workers.
-
-    Rows are shuffled within a buffer and, where the table has enough shards, each process reads its own. A resumed run
-    passes over the rows seen before without decoding them.
-
-    Args:
-        table: Rows.
-        batch_size: Videos per batch of a process.
-        seed: Seed of the run.
-        shape: How steps are dealt out.
-        position: `{"streamed_rows": ...}`, the rows that all processes have taken; `None` = the run begins.
-        buffer_size: Rows that are shuffled.
-
-    Raises:
-        ValueError: If there are no rows for this process.
-    """
-    shape = shape or StepShape()
-    table = split_dataset_by_node(
-        table.shuffle(seed=seed, buffer_size=buffer_size), shape.process_index, shape.num_processes
-    )
-    # Of a run with another number of processes: its share comes nearest to what was taken.
-    to_pass = (position["streamed_rows"] if position else 0) // shape.num_processes
-    requests: list[ClipRequest] = []
-    passed, taken, epoch = 0, position["streamed_rows"] if position else 0, 0
-    num_batches = 0
-    while True:
-        table.set_epoch(epoch)
-        number = -1
-        for number, row in enumerate(table):
-            if passed < to_pass:
-                passed += 1
-                continue
-            requests.append(ClipRequest(row, (seed, epoch, number, shape.process_index)))
-            if len(requests) < batch_size:  # the last rows of an epoch begin the first batch of the next
-                continue
-            num_steps = num_batches // shape.accumulation_steps + 1
-            yield PlannedBatch(requests, {"streamed_rows": taken + num_steps * shape.count_videos(batch_size)})
-            num_batches, requests = num_batches + 1, []
-        if number < 0:  # else this would go on for ever
-            raise ValueError("The streamed dataset has no rows for this process; use fewer processes.")
-        epoch += 1
-
-
 def plan_mixed_batches(
-    tables: Sequence[Dataset],
+    tables: Sequence[TrainingTable],
     batch_sizes: Sequence[int],
     seed: int,
     shape: StepShape | None = None,
@@ -261,7 +214,7 @@ def plan_mixed_batches(
     for table, size in zip(tables, batch_sizes, strict=True):
         count_steps(table, size, shape)
     per_step = [shape.count_videos(size) for size in batch_sizes]
-    lengths = [len(table) for table in tables]
+    lengths = [count_epoch_rows(table) for table in tables]
     place = MixedPosition(0, [0] * len(tables), 0, per_step)
     if position is not None:
         place = MixedPosition(**position).adapt(lengths, per_step, seed)
@@ -270,10 +223,7 @@ def plan_mixed_batches(
     while True:
         # All processes draw the same order: they gather vectors of one shape at every step.
         steps = place.list_steps(lengths, seed)
-        orders = [
-            torch.randperm(length, generator=build_generator(own, place.epoch))
-            for length, own in zip(lengths, seeds, strict=True)
-        ]
+        orders = [draw_order(table, own, place.epoch) for table, own in zip(tables, seeds, strict=True)]
         rows = place.count_taken(steps)
         for passed, number in enumerate(steps[place.passed :], start=place.passed + 1):
             taken = orders[number][rows[number] : rows[number] + per_step[number]].tolist()

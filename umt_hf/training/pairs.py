@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from datasets import Dataset
 
-from ..data.annotations import compute_pair_id, identify_video, name_video
+from ..data.annotations import CaptionMode, compute_pair_id, identify_video, name_video
 from ..processing.images import read_image
-from ..processing.media_files import VideoDecodingError
+from ..processing.media_files import VideoDecodingError, VideoSource
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.train_transforms import ResizedCropTransform
 from .clips import Clip, ClipCollator, ClipDataset, ClipRequest
+from .corpora import TrainingTable, build_generator
 
 MediaType = Literal["video", "image"]
 
@@ -40,32 +40,60 @@ class PairDataset(ClipDataset):
         table: Rows with `video`, `caption` and `corpus`, the number of the corpus that the row is from.
         media_type: "video" or "image".
         pair_by: What makes rows of a corpus true pairs: the same "media", or equal text ("caption").
+        captions: What a list of captions in a row of a shard is (see `choose_caption`).
         **options: As for `ClipDataset`.
     """
 
     def __init__(
         self,
-        table: Dataset,
+        table: TrainingTable,
         media_type: MediaType,
         pair_by: Literal["media", "caption"] = "media",
+        captions: CaptionMode = "single",
         **options: Any,
     ):
         # The published strategy for training on videos with text.
         super().__init__(table, sampling_strategy="middle", **options)
-        self.media_type, self.pair_by = media_type, pair_by
+        self.media_type, self.pair_by, self.captions = media_type, pair_by, captions
 
     def _read_clips(self, row: dict[str, Any], key: tuple[int, ...]) -> list[Clip]:
-        if not isinstance(row["caption"], str):
-            raise VideoDecodingError(f"{name_video(row['video'], key[-1])}: has no caption. Fill it in.")
+        text = choose_caption(row["caption"], self.captions, key, name_video(row["video"], key[-1]))
         # The corpus is a part of the id: equal captions in two corpora are not known to mean the same.
-        name = row["caption"] if self.pair_by == "caption" else identify_video(row["video"], key[-1])
+        name = text if self.pair_by == "caption" else identify_video(row["video"], key[-1])
         pair_id = compute_pair_id(row["corpus"], name)
-        return [
-            PairedClip(**vars(clip), caption=row["caption"], pair_id=pair_id) for clip in super()._read_clips(row, key)
-        ]
+        return [PairedClip(**vars(clip), caption=text, pair_id=pair_id) for clip in super()._read_clips(row, key)]
 
-    def _read_frames(self, source: str | bytes, generator: torch.Generator) -> torch.Tensor:
+    def _read_frames(self, source: VideoSource, generator: torch.Generator) -> torch.Tensor:
         return read_image(source) if self.media_type == "image" else super()._read_frames(source, generator)
+
+
+def choose_caption(caption: str | list[str] | None, captions: CaptionMode, key: tuple[int, ...], name: str) -> str:
+    """The text of a row.
+
+    Args:
+        caption: As stored; tables have a text in every row, shards may have a list.
+        captions: What a list is: an error unless it has one text ("single"), texts of which one is drawn each time
+            ("each"), or the sentences of one text ("paragraph").
+        key: Of the row's random choices.
+        name: What an error calls the row.
+
+    Raises:
+        VideoDecodingError: If there is no text, or a list where a single one is expected.
+    """
+    texts = [caption] if isinstance(caption, str) else caption
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise VideoDecodingError(f"{name}: has no caption. Fill it in.")
+    if len(texts) == 1:
+        return texts[0]
+    if captions == "paragraph":
+        return " ".join(texts)
+    if captions == "single":
+        raise VideoDecodingError(
+            f"{name}: has {len(texts)} captions. Say what they are: captions=each draws one each time, "
+            "captions=paragraph joins them."
+        )
+    # A source apart from that of the clip, whose draws are those of a row with one caption.
+    return texts[int(torch.randint(len(texts), (), generator=build_generator(*key, -2)))]
 
 
 class PairCollator(ClipCollator[PairedClip]):

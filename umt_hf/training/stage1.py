@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from torch import nn
 
 from ..data.loaders import build_loader
 from ..data.sources import load_videos
-from ..data.splits import select_data
+from ..data.splits import require_split, select_data
+from ..data.streams import choose_shards, holds_tars, load_shards
 from ..evaluation.found import list_names, list_shared
 from ..hub_cards.released_names import convert_named
 from ..inference.held_out import build_bar
@@ -45,7 +46,8 @@ from .clips import (
     ClipRequest,
     finish_batch,
 )
-from .order import Position, StepShape, TrackedPlan, count_steps, plan_batches, plan_streamed_batches
+from .corpora import JoinedTable, TrainingTable, check_stored_frames, count_epoch_rows
+from .order import Position, StepShape, TrackedPlan, count_steps, plan_batches
 from .trainer import TrainState, build_accelerator, build_schedule, compute_held_out_losses, train
 
 logger = logging.getLogger(__name__)
@@ -90,7 +92,7 @@ class Stage1:
         data: DataArguments,
         augmentation: PretrainingAugmentationArguments,
         training: PretrainingArguments,
-        tables: tuple[Dataset | IterableDataset, Dataset | None],
+        tables: tuple[TrainingTable, TrainingTable | None],
         resolved: dict[str, Any],
     ):
         self.model: nn.Module = model  # later as the accelerator has prepared it
@@ -113,14 +115,10 @@ class Stage1:
             accelerator.num_processes, accelerator.process_index, self.training.gradient_accumulation_steps
         )
         size, seed = self.training.per_device_train_batch_size, self.training.seed
-        if isinstance(self.train_table, IterableDataset):
-            table = None
-            plan = plan_streamed_batches(self.train_table, size, seed, shape, position, self.data.shuffle_buffer_size)
-        else:
-            table = self.train_table
-            plan = plan_batches(table, size, seed, shape, position)
-        tracked = TrackedPlan(plan)
-        return tracked.track(self._load(table, tracked, self.train_transform, accelerator, is_training=True))
+        tracked = TrackedPlan(plan_batches(self.train_table, size, seed, shape, position))
+        return tracked.track(
+            self._load(self.train_table, tracked, self.train_transform, accelerator, is_training=True)
+        )
 
     def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
         """Loss on the held-out clips: middle frames, centre crop, masks fixed by row."""
@@ -142,7 +140,7 @@ class Stage1:
 
     def _load(
         self,
-        table: Dataset | None,
+        table: TrainingTable,
         plan: Iterable[list[ClipRequest]],
         transform: PretrainingTransform,
         accelerator: Accelerator,
@@ -221,43 +219,69 @@ def build_student(
     return student
 
 
-def load_tables(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset | None]:
+def load_tables(data: DataArguments) -> tuple[TrainingTable, TrainingTable | None]:
     """Training rows and held-out rows.
 
     Raises:
         ValueError: If there is no training data, or a split is asked of data without splits.
     """
-    if (train := select_data(data, "train")) is None:
-        raise ValueError("Set train_data: a CSV file, JSON file, folder of videos, or name of a dataset.")
-    common: dict[str, Any] = {
-        "data_root": data.data_root,
-        "csv_separator": data.csv_separator,
-        "needs_labels": False,
-        "config_name": data.dataset_config_name,
-        "video_column": data.video_column,
-    }
-    source, split = train
-    training = load_videos(source, split=split, streaming=data.streaming, **common)
+    sources = list_sources(data)
+    chosen = choose_shards([source for source, _ in sources], data.streaming)
+    parts = [load_rows(*source, data, is_sharded) for source, is_sharded in zip(sources, chosen, strict=True)]
+    training = parts[0] if len(parts) == 1 and not data.corpus_weights else JoinedTable(parts, data.get_weights())
     validation = select_data(data, "validation")
     if validation is None:
         return training, None
-    source, split = validation
-    held_out = load_videos(source, split=split, **common)
-    if data.max_eval_samples is not None:
-        held_out = held_out.select(range(min(data.max_eval_samples, len(held_out))))
+    held_out = load_rows(*validation, data, holds_tars(validation[0]))
+    if data.max_eval_samples is not None and data.max_eval_samples < len(held_out):
+        rows = range(data.max_eval_samples)
+        # pyrefly: ignore[bad-argument-type]  shards are a data set, too
+        held_out = held_out.select(rows) if isinstance(held_out, Dataset) else torch.utils.data.Subset(held_out, rows)
     return training, held_out
 
 
-def count_rows(table: Dataset | IterableDataset | None) -> str:
-    """Number of rows, in words where it is not known."""
-    return f"{len(table):,}" if isinstance(table, Dataset) else "none" if table is None else "a stream of"
+def list_sources(data: DataArguments) -> list[tuple[str, str]]:
+    """Training data and its split, of each corpus."""
+    if data.train_corpora:
+        split = data.train_split
+        return [(source, require_split(source, split, "train", "train_split")) for source in data.train_corpora]
+    if (train := select_data(data, "train")) is None:
+        raise ValueError("Set train_data: a CSV file, JSON file, folder of videos, or name of a dataset.")
+    return [train]
 
 
-def say_found_videos(tables: tuple[Dataset | IterableDataset, Dataset | None]) -> None:
+def load_rows(source: str, split: str, data: DataArguments, is_sharded: bool) -> TrainingTable:
+    """Rows of a corpus, as shards or as a table."""
+    if is_sharded:
+        return load_shards(
+            source,
+            split,
+            data.dataset_config_name,
+            data.video_column,
+            data.data_root,
+            data.shuffle_buffer_size,
+        )
+    return load_videos(
+        source,
+        data.data_root,
+        data.csv_separator,
+        data.dataset_config_name,
+        split,
+        data.video_column,
+        needs_labels=False,
+    )
+
+
+def count_rows(table: TrainingTable | None) -> str:
+    """Number of rows that an epoch takes, in words where there are none."""
+    return "none" if table is None else f"{count_epoch_rows(table):,}"
+
+
+def say_found_videos(tables: tuple[TrainingTable, TrainingTable | None]) -> None:
     """Say how many videos there are, and whether some of them are in both tables; in the main process."""
     training, held_out = tables
     logger.info("%s training videos, %s held out.", *map(count_rows, tables))
-    if read_rank() == 0 and isinstance(training, Dataset) and held_out is not None:
+    if read_rank() == 0 and isinstance(training, Dataset) and isinstance(held_out, Dataset):
         for doubt in list_shared(list_names(training), {"validation": list_names(held_out)}):
             logger.warning(doubt)
 
@@ -283,11 +307,11 @@ def main(
     if tables[1] is not None and len(tables[1]) < accelerator.num_processes:
         raise ValueError(f"{len(tables[1])} held-out videos are fewer than {accelerator.num_processes} processes.")
 
+    for table in tables:
+        check_stored_frames(table, student.config.num_frames, data.sampling_strategy or "segments")
     stage = Stage1(student, teacher, data, augmentation, training, tables, resolved)
-    per_epoch = None
-    if isinstance(tables[0], Dataset):
-        shape = StepShape(accelerator.num_processes, accumulation_steps=training.gradient_accumulation_steps)
-        per_epoch = count_steps(tables[0], training.per_device_train_batch_size, shape)
+    shape = StepShape(accelerator.num_processes, accumulation_steps=training.gradient_accumulation_steps)
+    per_epoch = count_steps(tables[0], training.per_device_train_batch_size, shape)
     schedule = build_schedule(training, per_epoch, accelerator.num_processes, augmentation.repeated_augmentation)
     logger.info(
         "Attention: student %s, precision %s", student.config._attn_implementation, accelerator.mixed_precision

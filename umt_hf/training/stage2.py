@@ -8,7 +8,6 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2.
 
 import dataclasses
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
 from ..data.loaders import build_loader
 from ..data.splits import require_split, select_data
+from ..data.streams import choose_shards, load_shards
 from ..evaluation.found import count_texts, join_roles, list_names, list_shared, name_media
 from ..evaluation.retrieval import evaluate_retrieval
 from ..hub_cards.released_names import convert_named
@@ -50,6 +50,7 @@ from .arguments import (
 )
 from .checkpointing import export_run
 from .clips import finish_batch
+from .corpora import JoinedTable, TrainingTable, check_stored_frames, count_epoch_rows
 from .order import Position, StepShape, TrackedPlan, count_steps, plan_mixed_batches
 from .pairs import MediaType, MixedCorpora, PairCollator, PairDataset
 from .trainer import TrainState, build_accelerator, build_schedule, train
@@ -75,11 +76,13 @@ class Corpus:
         table: Rows with `video`, `caption` and `corpus`.
         media_type: "video" or "image".
         batch_size: Rows per batch of a process.
+        counts: Rows of each corpus in it, by its number.
     """
 
-    table: Dataset
+    table: TrainingTable
     media_type: MediaType
     batch_size: int
+    counts: dict[int, int]
 
 
 class Stage2:
@@ -138,6 +141,7 @@ class Stage2:
                 num_frames=config.num_frames,
                 num_tokens=build_grid(config, 1 if corpus.media_type == "image" else None).num_tokens,
                 decoder=self.data.decoder or "pyav",
+                captions=self.data.captions,
             )
             for corpus in self.corpora
         ]
@@ -228,22 +232,50 @@ def warn_of_single_ids(batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, 
 
 def load_corpora(data: CorpusArguments, training: PretrainingArguments) -> list[Corpus]:
     """Read the corpora; those of one kind and batch size are mixed within batches, as published."""
-    groups: dict[tuple[MediaType, int], list[Dataset]] = {}
-    for number, source in enumerate(data.train_corpora):
-        media_type = data.get_corpus("media_types", number)
-        size = data.get_corpus("batch_sizes", number) or training.per_device_train_batch_size
-        rows = load_pairs(
-            source,
-            data.captions,
-            data_root=data.get_corpus("data_roots", number),
-            split=require_split(source, data.get_corpus("train_splits", number), "train", "train_splits"),
-            video_column=media_type,
+    groups: dict[tuple[MediaType, int], dict[int, TrainingTable]] = {}
+    for number, is_sharded in enumerate(choose_shards(data.train_corpora, data.streaming)):
+        kind = (
+            data.get_corpus("media_types", number),
+            data.get_corpus("batch_sizes", number) or training.per_device_train_batch_size,
         )
-        # The number becomes a part of the pair ids, see `PairDataset`.
-        table: Any = rows.select_columns(["video", "caption"])
-        table = table.add_column("corpus", [number] * len(table))
-        groups.setdefault((media_type, size), []).append(table)
-    return [Corpus(concatenate_datasets(tables), *kind) for kind, tables in groups.items()]
+        groups.setdefault(kind, {})[number] = load_corpus(data, number, is_sharded)
+    corpora = []
+    for kind, tables in groups.items():
+        weights = [data.get_corpus("corpus_weights", number) for number in tables]
+        counts = {number: len(table) for number, table in tables.items()}
+        corpora.append(Corpus(join_corpora(list(tables.values()), weights), *kind, counts))
+    return corpora
+
+
+def load_corpus(data: CorpusArguments, number: int, is_sharded: bool) -> TrainingTable:
+    """Rows of a corpus with `video`, `caption` and `corpus`."""
+    source, media_type = data.train_corpora[number], data.get_corpus("media_types", number)
+    root = data.get_corpus("data_roots", number)
+    split = require_split(source, data.get_corpus("train_splits", number), "train", "train_splits")
+    # The number becomes a part of the pair ids, see `PairDataset`.
+    if is_sharded:
+        return load_shards(
+            source,
+            split,
+            video_column=media_type,
+            data_root=root,
+            shuffle_rows=data.shuffle_buffer_size,
+            needs_captions=True,
+            extra={"corpus": number},
+        )
+    rows = load_pairs(source, data.captions, data_root=root, split=split, video_column=media_type)
+    table: Any = rows.select_columns(["video", "caption"])
+    return table.add_column("corpus", [number] * len(table))
+
+
+def join_corpora(tables: list[TrainingTable], weights: list[float | None]) -> TrainingTable:
+    """One table of several whose rows are mixed within batches."""
+    listed = [table for table in tables if isinstance(table, Dataset)]
+    if len(listed) == len(tables) and weights == [None] * len(tables):
+        return concatenate_datasets(listed)
+    if len(tables) == 1 and weights == [None]:
+        return tables[0]
+    return JoinedTable(tables, [1.0 if weight is None else weight for weight in weights])
 
 
 def build_video_text_student(
@@ -331,7 +363,7 @@ def require_towers(model: VideoTextModelArguments) -> None:
 
 def say_found_corpora(data: CorpusArguments, corpora: list[Corpus], held_out: RetrievalSet | None) -> None:
     """Say what each corpus holds, how it is batched, and what is held out; warn of what is in both."""
-    rows = Counter(number for corpus in corpora for number in corpus.table["corpus"])
+    rows = {number: count for corpus in corpora for number, count in corpus.counts.items()}
     found = {
         source: f"{rows[number]:,} {data.get_corpus('media_types', number)}s with captions"
         for number, source in enumerate(data.train_corpora)
@@ -340,8 +372,11 @@ def say_found_corpora(data: CorpusArguments, corpora: list[Corpus], held_out: Re
         found["validation"] = count_texts(len(held_out.videos), len(held_out.texts))
     logger.info(join_roles(found))
     for corpus in corpora:
-        logger.info("%d rows of %ss, %d per batch", len(corpus.table), corpus.media_type, corpus.batch_size)
-    videos = [name for corpus in corpora if corpus.media_type == "video" for name in list_names(corpus.table)]
+        logger.info(
+            "%d rows of %ss, %d per batch", count_epoch_rows(corpus.table), corpus.media_type, corpus.batch_size
+        )
+    tables = [corpus.table for corpus in corpora if corpus.media_type == "video"]
+    videos = [name for table in tables if isinstance(table, Dataset) for name in list_names(table)]
     for doubt in list_shared(videos, {"validation": name_media(held_out.videos)} if held_out is not None else {}):
         logger.warning(doubt)
 
@@ -385,6 +420,8 @@ def main(
     model = build_video_text_student(model_args, loss_args, recorded, tokenizer)
     if teacher is not None:
         check_grids(model.config.vision_config, teacher)
+    for corpus in corpora:
+        check_stored_frames(corpus.table, model.config.vision_config.num_frames, "middle")
     video_processor = UMTVideoProcessor.from_model_config(model.config, decoder=data.decoder)
     processor = UMTVideoTextProcessor(video_processor, tokenizer)
 

@@ -68,6 +68,7 @@ def test_names_of_transformers_are_taken_on_purpose():
         *("lr_scheduler_type", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "gradient_checkpointing"),
         *("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"),
         *("dataloader_num_workers", "logging_steps", "eval_steps", "save_steps", "save_total_limit"),
+        *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
         *("resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id", "hub_strategy"),
         *("hub_private_repo", "hub_token", "hub_revision", "disable_tqdm"),
         *("torch_compile", "torch_compile_backend", "torch_compile_mode"),

@@ -2,9 +2,13 @@
 
 from itertools import islice
 
+import numpy as np
 import pytest
-from datasets import Dataset, IterableDataset
+import torch
+from datasets import Dataset
 
+from umt_hf.data.streams import Shards
+from umt_hf.training.corpora import JoinedTable, count_epoch_rows, draw_order
 from umt_hf.training.order import (
     PlannedBatch,
     RunShape,
@@ -13,7 +17,6 @@ from umt_hf.training.order import (
     count_steps,
     plan_batches,
     plan_mixed_batches,
-    plan_streamed_batches,
 )
 
 # Batch per process, processes, accumulated batches: 8 videos a step.
@@ -117,28 +120,63 @@ def list_rows(batches: list[PlannedBatch]) -> list:
     return [request for batch in batches for request in batch.requests]
 
 
-def list_streamed(shape: StepShape, size: int, count: int, position=None) -> list[PlannedBatch]:
-    table = IterableDataset.from_generator(lambda: ({"video": str(i)} for i in range(30)))
-    return list(islice(plan_streamed_batches(table, size, 1, shape, position, buffer_size=4), count))
+class Rows(Shards):
+    """Shards whose rows are their numbers."""
+
+    def _read(self, number: int) -> dict:
+        return {"video": str(number)}
 
 
-def test_a_stream_goes_on_after_the_rows_that_were_taken():
-    """Also with another batch; over the end of an epoch too."""
-    whole = list_streamed(StepShape(), 4, 12)
-    place = whole[2].position
-    assert place == {"streamed_rows": 12}
-    rows = [request for batch in list_streamed(StepShape(), 4, 9, place) for request in batch.requests]
-    assert rows == [request for batch in whole[3:] for request in batch.requests]
-    other = [
-        request for batch in list_streamed(StepShape(accumulation_steps=2), 2, 18, place) for request in batch.requests
-    ]
-    assert other == rows
-    assert list_streamed(StepShape(accumulation_steps=2), 2, 3, place)[-1].position == {"streamed_rows": 20}
-    # With two processes each passes over its share.
-    first = list_streamed(StepShape(2, 0), 2, 1)[0]
-    assert first.position == {"streamed_rows": 4}
-    second = list_streamed(StepShape(2, 0), 2, 2)[1]
-    assert list_streamed(StepShape(2, 0), 2, 1, first.position)[0].requests == second.requests
+SHARDED = Rows(np.array([0, 7, 12, 21, 30]), shuffle_rows=10)
+
+
+def test_shards_are_shuffled_by_part_and_within_those_that_are_mixed():
+    order = draw_order(SHARDED, 3, 0)
+    assert sorted(order.tolist()) == list(range(30)) and order.tolist() != list(range(30))
+    assert torch.equal(order, draw_order(SHARDED, 3, 0)) and not torch.equal(order, draw_order(SHARDED, 3, 1))
+    parts = [int(np.searchsorted(SHARDED.starts, row, side="right")) for row in order.tolist()]
+    # So many rows that two parts hold them: never more than two parts at a time, and these in no order.
+    firsts = sorted((parts.index(part), len(parts) - parts[::-1].index(part)) for part in set(parts))
+    assert max(sum(first <= place < last for first, last in firsts) for place in range(30)) == 2
+    for run in (2, 3):
+        rows = Rows(SHARDED.starts, shuffle_rows=100, run=run)
+        assert sorted(draw_order(rows, 0, 0).tolist()) == list(range(30))
+
+
+@pytest.mark.parametrize(("size", "processes", "accumulation"), SHAPES[1:])
+def test_a_step_of_shards_has_the_same_videos_in_every_shape(size, processes, accumulation):
+    """And a run goes on in them with other processes; corpora with weights alike."""
+    tables = [SHARDED, JoinedTable([SHARDED, build_table(9), build_table(14)], [0.5, 2, 1])]
+    for table in tables:
+        whole = take_steps(lambda shape, at, table=table: plan_batches(table, 8, 3, shape, at), 1, 1, 13)
+
+        def plan(shape, position, table=table):
+            return plan_batches(table, size, 3, shape, position)
+
+        assert take_steps(plan, processes, accumulation, 13) == whole
+        for step in (1, 4, 8):
+            assert take_steps(plan, processes, accumulation, 13 - step, whole[step - 1][1]) == whole[step:]
+
+
+def test_weights_say_how_often_a_corpus_is_passed_over_in_an_epoch():
+    table = JoinedTable([SHARDED, build_table(9), build_table(14)], [0.5, 2, 1])
+    assert len(table) == 53 and count_epoch_rows(table) == 15 + 18 + 14 and count_steps(table, 4) == 11
+    epochs = [draw_order(table, 5, epoch).tolist() for epoch in range(4)]
+    for order in epochs:
+        assert len(set(order)) == len(order) == 47  # repeated rows have keys of their own
+        rows = [number % 53 for number in order]
+        assert sorted(row for row in rows if row >= 39) == list(range(39, 53))
+        assert sorted(row for row in rows if 30 <= row < 39) == sorted([*range(30, 39)] * 2)
+        assert table[order[0]]["video"] == table[rows[0]]["video"]
+    halves = [[row for row in order if row < 30] for order in epochs]
+    # The other half comes in the next epoch.
+    assert sorted(halves[0] + halves[1]) == sorted(halves[2] + halves[3]) == list(range(30))
+    assert [table[number]["video"] for number in (0, 29, 30, 39, 52)] == ["0", "29", "0", "0", "13"]
+
+
+def test_a_checkpoint_that_counted_rows_of_a_stream_is_refused():
+    with pytest.raises(ValueError, match="is from a version that streamed data in another order; start anew"):
+        next(plan_batches(build_table(8), 2, 0, position={"streamed_rows": 12}))
 
 
 def test_positions_wait_for_their_batches():

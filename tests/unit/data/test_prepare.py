@@ -1,0 +1,151 @@
+"""Videos to shards: the frames kept, what goes with them, kills, several processes, mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tests.processes import run_and_kill
+from tests.unit.shard_files import write_parquets
+from tests.unit.video_files import write_video
+from umt_hf.cli import app
+from umt_hf.data.prepare import ShardSettings, prepare_shards
+from umt_hf.data.streams import load_shards
+from umt_hf.processing.clips import read_clip
+from umt_hf.processing.decoding import VideoDecodingError, open_video
+
+SETTINGS = ShardSettings(num_frames=8, short_side=32, videos_per_shard=2)
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """Seven videos of 5 to 23 frames, one of them cut, and a list with captions and labels."""
+    (tmp_path / "videos").mkdir()
+    for number in range(7):
+        write_video(tmp_path / "videos" / f"{number}.mp4", num_frames=5 + 3 * number, width=96, height=64)
+    cut = tmp_path / "videos" / "3.mp4"
+    cut.write_bytes(cut.read_bytes()[:300])
+    rows = [{"video": f"videos/{i}.mp4", "caption": f"text {i}", "label": i % 3} for i in range(7)]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def list_contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
+
+
+def test_frames_captions_and_labels_are_kept(videos):
+    report = prepare_shards([str(videos / "list.json")], videos / "out", SETTINGS, num_workers=0)
+    assert (report.num_videos, report.num_shards, report.num_written, report.num_unreadable) == (7, 4, 4, 1)
+    assert sorted(list_contents(videos / "out")) == [f"train-{number:06d}.tar" for number in range(4)]
+    assert (videos / "out" / "unreadable.txt").read_text().startswith(f"{videos}/videos/3.mp4: ")
+    shards = load_shards(str(videos / "out"), needs_captions=True)
+    assert [shards[i]["caption"] for i in range(6)] == [f"text {i}" for i in (0, 1, 2, 4, 5, 6)]
+    assert shards.count_stored_frames() == 8
+    with open_video(shards[5]["video"]) as kept, open_video(videos / "videos" / "6.mp4") as video:
+        assert (kept.num_frames, kept.height, kept.width, kept.fps) == (8, 32, 48, None)
+        assert kept.name.endswith("train-000003.tar/000000006.mjpeg")
+        chosen = video.get_frames([1, 4, 7, 10, 12, 15, 18, 21])[:, ::2, ::2].astype(float)
+        assert np.abs(kept.get_frames(range(8)) - chosen).mean() < 12
+    with open_video(shards[0]["video"]) as kept:
+        assert kept.num_frames == 5  # all of a short one
+    assert json.loads((videos / "out" / "train.prepare.json").read_text())["num_frames"] == 8
+
+
+def test_a_clip_of_kept_frames_is_the_clip_of_the_video(tmp_path):
+    """Where all frames are kept, training draws the same ones; they differ by what JPEG loses."""
+    video = write_video(tmp_path / "a.mp4", num_frames=20, width=96, height=64)
+    prepare_shards([str(video)], tmp_path / "out", ShardSettings(short_side=64), num_workers=0)
+    kept = load_shards(str(tmp_path / "out"))[0]["video"]
+    for seed in range(3):
+        clips = [
+            read_clip(source, 4, "segments", generator=torch.Generator().manual_seed(seed)).float()
+            for source in (kept, str(video))
+        ]
+        assert clips[0].shape == clips[1].shape == (4, 3, 64, 96)
+        assert (clips[0] - clips[1]).abs().mean() < 6
+
+
+def test_folders_files_and_parquet(videos):
+    content = (videos / "videos" / "0.mp4").read_bytes()
+    write_parquets(videos / "parquet", [{"video": {"bytes": content, "path": None}, "caption": "of bytes"}], 1)
+    sources = [str(videos / "videos"), str(videos / "videos" / "1.mp4"), str(videos / "parquet")]
+    report = prepare_shards(sources, videos / "out", SETTINGS, num_workers=0)
+    assert report.num_videos == 9
+    shards = load_shards(str(videos / "out"))
+    assert len(shards) == 8 and shards[7]["caption"] == "of bytes"
+
+
+def test_a_killed_run_goes_on_to_the_same_shards(videos):
+    sources, whole = [str(videos / "list.json")], videos / "whole"
+    prepare_shards(sources, whole, SETTINGS, num_workers=1)
+    out = videos / "out"
+    run_and_kill(lambda: list(out.glob("*.tar")), prepare_shards, sources, out, SETTINGS, None, 0)
+    left = list_contents(out)
+    assert left.items() <= list_contents(whole).items()  # complete or absent
+    # As of a kill between a shard and the note that it is there, and in the middle of a shard.
+    first = out / "done" / "train-000000.json"
+    first.unlink(missing_ok=True)
+    (out / "train-000002.tar.unfinished").write_bytes(b"half")
+    report = prepare_shards(sources, out, SETTINGS, num_workers=0)
+    assert list_contents(out) == list_contents(whole) and report.num_missing == 0
+    assert (out / "unreadable.txt").read_text() == (whole / "unreadable.txt").read_text()
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    assert prepare_shards(sources, out, SETTINGS, num_workers=0).num_written == 0
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*.tar")} == times
+    assert not list(out.glob("*.unfinished"))
+
+
+def test_processes_share_the_shards(videos, monkeypatch):
+    """By their number, as any launcher sets it, on one machine or several."""
+    sources = [str(videos / "list.json")]
+    prepare_shards(sources, videos / "one", SETTINGS, num_workers=0)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    reports = []
+    for rank in (2, 0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        reports.append(prepare_shards(sources, videos / "three", SETTINGS, num_workers=0))
+    assert [report.num_written for report in reports] == [1, 2, 1]
+    assert [report.num_missing for report in reports] == [3, 1, 0]
+    assert list_contents(videos / "three") == list_contents(videos / "one")
+    assert (videos / "three" / "unreadable.txt").read_text() == (videos / "one" / "unreadable.txt").read_text()
+
+
+def test_other_settings_and_lists_are_refused(videos):
+    sources, out = [str(videos / "list.json")], videos / "out"
+    prepare_shards(sources, out, SETTINGS, num_workers=0)
+    with pytest.raises(ValueError, match=r"holds shards with other settings or videos \(quality\). Choose another"):
+        prepare_shards(sources, out, ShardSettings(8, 32, 70, 2), num_workers=0)
+    (videos / "list.json").write_text(json.dumps([{"video": "videos/0.mp4"}]))
+    with pytest.raises(ValueError, match=r"other settings or videos \(list, num_videos\)"):
+        prepare_shards(sources, out, SETTINGS, num_workers=0)
+    prepare_shards(sources, out, ShardSettings(8, 32, 70, 2, "validation"), num_workers=0)  # beside it
+    for changes in ({"num_frames": 0}, {"quality": 101}):
+        with pytest.raises(ValueError, match=f"{next(iter(changes))} must be at"):
+            ShardSettings(**changes)
+
+
+def test_damaged_pictures_are_named(tmp_path):
+    video = write_video(tmp_path / "a.mp4", num_frames=4)
+    prepare_shards([str(video)], tmp_path / "out", num_workers=0)
+    content = load_shards(str(tmp_path / "out"))[0]["video"]["bytes"]
+    for number, bad in enumerate((content[:-2], b"", content[4:], b"\xff\xd8junk\xff\xd9")):
+        (tmp_path / f"{number}.mjpeg").write_bytes(bad)
+        with pytest.raises(
+            VideoDecodingError, match=f"{number}.mjpeg: (is not a complete row|is empty|cannot be decoded)"
+        ):
+            read_clip(str(tmp_path / f"{number}.mjpeg"), 2)
+
+
+def test_the_command(videos):
+    runner = CliRunner()
+    common = ["--out", str(videos / "out"), "--videos-per-shard", "3", "--num-workers", "0"]
+    done = runner.invoke(app, ["prepare", str(videos / "list.json"), *common, "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout.splitlines()[-1])["num_written"] == 3
+    again = runner.invoke(app, ["prepare", str(videos / "list.json"), *common])
+    assert "3 of 3 shards, 0 of them written now" in again.stdout and "1 videos could not be read" in again.stdout
+    failed = runner.invoke(app, ["prepare", str(videos / "absent.json"), *common])
+    assert failed.exit_code == 2 and "absent.json: no such file" in failed.stderr

@@ -1,0 +1,346 @@
+"""Videos to shards for pre-training: some frames of each, small, as JPEG pictures in WebDataset tars.
+
+A shard holds a fixed part of the list, so the same list and settings give the same bytes, and a shard is complete or
+absent under its name: a run that was ended at any moment goes on with the shards that are missing.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+
+from ..processing.decoding import STORED_SUFFIX, open_video
+from ..processing.media_files import VideoDecodingError
+from ..processing.sampling import sample_frame_indices
+from ..runs.cores import count_workers
+from ..runs.disk import hold_lock, name_unfinished, put_file, write_text
+from ..runs.mistakes import UserError, read_rank
+from .annotations import name_video
+from .labels import LABEL, get_label_names
+from .sources import get_source, load_videos
+from .video_files import list_videos
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE, UNREADABLE_FILE, DONE_FOLDER = "prepare.json", "unreadable.txt", "done"
+NAMED_VIDEOS = 65_536  # hashed at a time
+LIST_SUFFIXES = frozenset({
+    ".csv", ".tsv", ".txt", ".lst", ".json", ".jsonl", ".ndjson", ".db", ".sqlite", ".sqlite3", ".parquet",
+})  # fmt: skip
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ShardSettings:
+    """What is kept of a video, and where.
+
+    Args:
+        num_frames: Frames kept of each video, the middles of as many equal parts; all of a shorter one.
+        short_side: Pixels that the shorter side of larger frames is reduced to.
+        quality: Of JPEG, 1 to 100; colours have half the resolution (4:2:0).
+        videos_per_shard: Videos in a shard.
+        split: Beginning of the names of the shards.
+    """
+
+    num_frames: int = 32
+    short_side: int = 256
+    quality: int = 85
+    videos_per_shard: int = 256
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "short_side", "quality", "videos_per_shard"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.quality > 100:
+            raise ValueError(f"quality must be at most 100, got {self.quality}.")
+
+
+@dataclass
+class PrepareReport:
+    """What was written.
+
+    Args:
+        out: Folder of the shards.
+        num_videos: Videos listed.
+        num_shards: Shards that they make.
+        num_written: Shards written by this process.
+        num_missing: Shards that other processes are still to write.
+        num_unreadable: Videos that are left out, listed in `unreadable.txt`.
+        num_bytes: Size of the shards.
+    """
+
+    out: str
+    num_videos: int
+    num_shards: int
+    num_written: int = 0
+    num_missing: int = 0
+    num_unreadable: int = 0
+    num_bytes: int = 0
+
+    def format(self) -> str:
+        """Lines for people."""
+        lines = [
+            f"{self.out}: {self.num_shards - self.num_missing} of {self.num_shards} shards, {self.num_written} of "
+            f"them written now, {self.num_bytes / 2**20:,.1f} MiB of {self.num_videos} videos."
+        ]
+        if self.num_unreadable:
+            lines.append(f"{self.num_unreadable} videos could not be read; {self.out}/{UNREADABLE_FILE} lists them.")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """A shard to be written.
+
+    Args:
+        path: Its tar.
+        first: Number of its first video.
+        rows: Videos, with captions and labels.
+        settings: What is kept of them.
+    """
+
+    path: Path
+    first: int
+    rows: list[Row]
+    settings: ShardSettings
+
+
+@dataclass
+class VideoList:
+    """Videos from several sources, by number.
+
+    Args:
+        tables: Rows of each source.
+    """
+
+    tables: list[Dataset] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.tables))
+
+    def read(self, first: int, count: int) -> list[Row]:
+        """Rows from a number on; fewer at the end."""
+        rows: list[Row] = []
+        for table in self.tables:
+            if first < len(table) and len(rows) < count:
+                part: Any = table.select(range(first, min(first + count - len(rows), len(table))))
+                rows += part.to_list()
+            first = max(first - len(table), 0)
+        return rows
+
+    def hash(self) -> str:
+        """Sixteen digits that stand for the names of all videos; those of bytes count by number."""
+        digest = hashlib.blake2b(digest_size=8)
+        for table in self.tables:
+            digest.update(f"{len(table)} {table.column_names}".encode())
+            paths = table.select_columns(["video"]).flatten()
+            for name in paths.column_names:
+                if name in ("video", "video.path"):
+                    for first in range(0, len(paths), NAMED_VIDEOS):
+                        digest.update(repr(paths[first : first + NAMED_VIDEOS][name]).encode(errors="replace"))
+        return digest.hexdigest()
+
+
+def prepare_shards(
+    sources: Sequence[str],
+    out: str | os.PathLike,
+    settings: ShardSettings | None = None,
+    data_root: str | None = None,
+    num_workers: int | None = None,
+    announce: Callable[[str], None] = logger.info,
+) -> PrepareReport:
+    """Write shards of videos, or those that are missing.
+
+    Started in several processes at once (`accelerate launch` and the like, also on several machines that share the
+    folder), each writes the shards of its number and waits for no other.
+
+    Args:
+        sources: Videos and folders of them, lists with captions and labels, Parquet files.
+        out: Folder of the shards.
+        settings: What is kept; `None` = the defaults.
+        data_root: Folder that relative paths of lists start from; `None` = that of the list.
+        num_workers: Processes that read and write; 0 = this one; `None` = as many as the machine has cores, up to 4.
+        announce: Called with a line for each shard that is written.
+
+    Returns:
+        What the folder holds.
+
+    Raises:
+        FileNotFoundError: If a source does not exist.
+        UserError: If a worker was ended.
+        ValueError: If there are no videos, or the folder holds shards of other videos or settings.
+    """
+    settings, folder = settings or ShardSettings(), Path(out)
+    rank, num_processes = read_rank(), int(os.environ.get("WORLD_SIZE", "1"))
+    (folder / DONE_FOLDER).mkdir(parents=True, exist_ok=True)
+    with hold_lock(folder / f".lock-{settings.split}-{rank}", f"{folder} (process {rank})"):
+        videos = list_rows(sources, data_root)
+        _check_settings(folder, settings, videos, rank)
+        count = settings.videos_per_shard
+        paths = [folder / f"{settings.split}-{number:06d}.tar" for number in range(-(-len(videos) // count))]
+        missing = [number for number in range(rank, len(paths), num_processes) if not _is_done(paths[number])]
+        jobs = (
+            ShardJob(paths[number], number * count, videos.read(number * count, count), settings) for number in missing
+        )
+        for number, line in enumerate(_run(jobs, len(missing), num_workers), start=1):
+            announce(f"{number}/{len(missing)}: {line}")
+        return _sum_up(folder, paths, len(videos), len(missing))
+
+
+def list_rows(sources: Sequence[str], data_root: str | None = None) -> VideoList:
+    """Rows of all sources in order, with `video` and, where known, `caption` and `label`."""
+    files = [
+        source for source in sources if Path(source).is_file() and Path(source).suffix.lower() not in LIST_SUFFIXES
+    ]
+    videos = VideoList()
+    if files:
+        found, _ = list_videos(files)
+        videos.tables.append(Dataset.from_dict({"video": [video.path for video in found]}))
+    for source in sources:
+        if source in files:
+            continue
+        try:
+            table = load_videos(source, data_root)
+        except ValueError as error:
+            table = load_videos(source, data_root, needs_labels=False)
+            logger.info("%s: labels are left out: %s", source, error)
+        videos.tables.append(table)
+    if not len(videos):
+        raise ValueError("Give at least one video: a file, a folder or a list.")
+    return videos
+
+
+def _check_settings(folder: Path, settings: ShardSettings, videos: VideoList, rank: int) -> None:
+    names = [get_label_names(table.features) for table in videos.tables]
+    own = asdict(settings) | {"num_videos": len(videos), "list": videos.hash(), "label_names": names}
+    file = folder / f"{settings.split}.{SETTINGS_FILE}"
+    if file.exists():
+        former = json.loads(file.read_text(encoding="utf-8"))
+        if changed := sorted(name for name, value in own.items() if former.get(name) != value):
+            raise ValueError(
+                f"{folder} holds shards with other settings or videos ({', '.join(changed)}). Choose another folder, "
+                "or give the same list and settings."
+            )
+    elif rank == 0:
+        write_text(file, json.dumps(own, indent=2) + "\n")
+
+
+def _name_done(path: Path) -> Path:
+    return path.parent / DONE_FOLDER / f"{path.stem}.json"
+
+
+def _is_done(path: Path) -> bool:
+    return path.exists() and _name_done(path).exists()
+
+
+def _run(jobs: Iterator[ShardJob], count: int, num_workers: int | None) -> Iterator[str]:
+    workers = min(count_workers() if num_workers is None else num_workers, count)
+    if workers < 1:
+        yield from map(write_shard, jobs)
+        return
+    # Not forked: libraries with threads are loaded already.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting = []
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(write_shard, job))
+                if len(waiting) > 2 * workers:  # rows may hold bytes: a few shards of them at a time
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "A worker process was ended from outside (out of memory?). The same command goes on with the shards "
+                "that are missing; set fewer --num-workers."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def write_shard(job: ShardJob) -> str:
+    """Write a shard, complete or not at all, and the list of its unreadable videos; returns a line about it."""
+    unfinished, num_videos = name_unfinished(job.path), 0
+    unreadable: list[str] = []
+    with tarfile.open(unfinished, "w", format=tarfile.PAX_FORMAT) as tar:
+        for number, row in enumerate(job.rows, start=job.first):
+            try:
+                pictures = encode_frames(row, job.settings)
+            except VideoDecodingError as error:
+                unreadable.append(str(error))
+                continue
+            num_videos += 1
+            notes = {name: row[name] for name in ("caption", LABEL) if row.get(name) is not None}
+            notes["source"] = name_video(row["video"], number)
+            _add(tar, f"{number:09d}{STORED_SUFFIX}", pictures)
+            _add(tar, f"{number:09d}.json", json.dumps(notes).encode())
+    put_file(unfinished, job.path)
+    write_text(_name_done(job.path), json.dumps({"videos": num_videos, "unreadable": unreadable}) + "\n")
+    return f"{job.path} has {num_videos} videos" + (f", {len(unreadable)} unreadable" if unreadable else "")
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # without time or owner: the same videos give the same bytes
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def encode_frames(row: Row, settings: ShardSettings) -> bytes:
+    """The kept frames of a video as JPEG pictures, one after the other.
+
+    Raises:
+        VideoDecodingError: If it cannot be read.
+    """
+    video = row["video"]
+    source = video if isinstance(video, dict) and video.get("bytes") else get_source(video)
+    with open_video(source) as reader:
+        if reader.num_frames <= settings.num_frames:
+            indices = list(range(reader.num_frames))
+        else:
+            indices = sample_frame_indices(reader.num_frames, settings.num_frames, "middle")
+        frames = reader.get_frames(indices)
+    return b"".join(_encode(frame, settings) for frame in frames)
+
+
+def _encode(frame: np.ndarray, settings: ShardSettings) -> bytes:
+    picture = Image.fromarray(frame)
+    short = min(picture.size)
+    if short > settings.short_side:
+        width, height = (max(1, round(side * settings.short_side / short)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=settings.quality, subsampling="4:2:0")
+    return file.getvalue()
+
+
+def _sum_up(folder: Path, paths: list[Path], num_videos: int, num_written: int) -> PrepareReport:
+    """Count what is there, and list all unreadable videos in one file; the last process to end has all of them."""
+    report = PrepareReport(str(folder), num_videos, len(paths), num_written)
+    unreadable: list[str] = []
+    for path in paths:
+        if not _is_done(path):
+            report.num_missing += 1
+            continue
+        report.num_bytes += path.stat().st_size
+        unreadable += json.loads(_name_done(path).read_text(encoding="utf-8"))["unreadable"]
+    report.num_unreadable = len(unreadable)
+    if unreadable:
+        unfinished = name_unfinished(folder / f"{UNREADABLE_FILE}.{read_rank()}")  # processes may end together
+        unfinished.write_text("".join(f"{line}\n" for line in unreadable), encoding="utf-8", newline="\n")
+        put_file(unfinished, folder / UNREADABLE_FILE)
+    return report
