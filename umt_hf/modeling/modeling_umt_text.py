@@ -187,9 +187,7 @@ class UMTTextCrossAttention(UMTTextAttention):
         encoder_rows: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        key, value = self._project_once(encoder_hidden_states, cache)
-        if encoder_rows is not None:  # after the projection, so that a sequence for many texts is projected once
-            key, value = key[encoder_rows], value[encoder_rows]
+        key, value = self._project_once(encoder_hidden_states, cache, encoder_rows)
         implementation = self.config._attn_implementation or "eager"
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             # A mask of two dimensions is what FlashAttention gets, and Transformers takes it for the queries' mask as
@@ -198,15 +196,17 @@ class UMTTextCrossAttention(UMTTextAttention):
         return self.attend(hidden_states, key, value, attention_mask, implementation, **kwargs)
 
     def _project_once(
-        self, encoder_hidden_states: torch.Tensor, cache: Cache | None
+        self, encoder_hidden_states: torch.Tensor, cache: Cache | None, encoder_rows: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the other sequence, which stay the same from one generated token to the next."""
         is_cached = isinstance(cache, EncoderDecoderCache)
         if is_cached and cache.is_updated.get(self.layer_index):
             layer: Any = cache.cross_attention_cache.layers[self.layer_index]  # one that holds keys and values
             return layer.keys, layer.values
-        key = self.split_heads(self.k_proj(encoder_hidden_states))
-        value = self.split_heads(self.v_proj(encoder_hidden_states))
+        key, value = self.k_proj(encoder_hidden_states), self.v_proj(encoder_hidden_states)
+        if encoder_rows is not None:  # after the projection, so that a sequence for many texts is projected once
+            key, value = key[encoder_rows], value[encoder_rows]
+        key, value = self.split_heads(key), self.split_heads(value)
         if is_cached:
             key, value = cache.cross_attention_cache.update(key, value, self.layer_index)
             cache.is_updated[self.layer_index] = True

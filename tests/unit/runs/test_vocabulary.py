@@ -72,6 +72,7 @@ def test_names_of_transformers_are_taken_on_purpose():
         *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
         *("resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id", "hub_strategy"),
         *("hub_private_repo", "hub_token", "hub_revision", "disable_tqdm"),
+        *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
     }
 
 

@@ -24,6 +24,7 @@ from umt_hf.training.pairs import (
     PairDataset,
     read_image,
 )
+from umt_hf.training.stage2 import warn_of_single_ids
 
 ORDERS = json.loads((Path(__file__).parents[2] / "fixtures/multi_modality/meta_loader.json").read_text())["rows"]
 
@@ -179,3 +180,9 @@ def test_batches_hold_one_kind_of_media(shapes, tmp_path):
         assert batch["mask_noise"].shape == (len(requests), 4 * batch["pixel_values"].shape[1])
         seen.add(requests[0].corpus)
     assert seen == {0, 1}
+
+
+def test_a_batch_of_one_id_is_said_once_where_the_model_does_not_look(caplog):
+    batches = [{"pair_ids": torch.tensor(ids)} for ids in ([1, 2], [3, 3], [4, 4])]
+    assert list(warn_of_single_ids(batches)) == batches
+    assert caplog.text.count("A batch of a single pair id has no negatives: its matching loss is 0.") == 1
