@@ -551,7 +551,7 @@ def ask(
     Example: `umt-hf ask video.mp4 "what is the man doing?" --model outputs/answers --answers answers.json`
     """
     from ..data.annotations import load_answers
-    from ..data.paths import require_video
+    from ..data.lists.paths import require_video
     from ..inference.question_answering import VideoAnswerer
 
     with report_mistakes(), report_unreadable():
@@ -585,7 +585,7 @@ def detect(
     Example: `umt-hf detect video.mp4 --model outputs/detector --boxes "12,30,80,200" --seconds 2.5`
     """
     from ..data.key_frames import parse_box, read_boxes
-    from ..data.paths import require_video
+    from ..data.lists.paths import require_video
     from ..inference.detection import ActionDetector
 
     with report_mistakes(), report_unreadable():

@@ -162,4 +162,4 @@ def _write(note: torch.Tensor, name: bytes | None, is_open: bool) -> None:
         name = name[-(NOTE_BYTES - HEADER.size) :]  # the end of a path says more
         content[HEADER.size : HEADER.size + len(name)] = bytearray(name)
         began, length = time.time(), len(name)
-    HEADER.pack_into(content, 0, os.getpid(), began, is_open, length)  # pyrefly: ignore[bad-argument-type]
+    HEADER.pack_into(content, 0, os.getpid(), began, is_open, length)  # pyrefly: ignore[bad-argument-type]  likewise

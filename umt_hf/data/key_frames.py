@@ -16,8 +16,8 @@ from .ava_labels import AVA_LABELS
 from .labels import warn_of_case
 from .lists.csv_lists import split_table
 from .lists.folders import VIDEO_SUFFIXES
+from .lists.paths import join_root
 from .lists.text_files import read_json_file, read_text
-from .paths import join_root
 
 # What a first line may call the movie and the second; AVA's own files have none.
 AVA_HEADERS = (

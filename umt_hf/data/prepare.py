@@ -27,6 +27,7 @@ from ..processing.media_files import VideoDecodingError
 from ..processing.sampling import sample_frame_indices
 from ..runs.cores import count_workers
 from ..runs.disk import hold_lock, name_unfinished, put_file, write_text
+from ..runs.folder import UNREADABLE_FILE
 from ..runs.mistakes import UserError, read_rank
 from .annotations import name_video
 from .labels import LABEL, get_label_names
@@ -35,7 +36,7 @@ from .video_files import list_videos
 
 logger = logging.getLogger(__name__)
 
-SETTINGS_FILE, UNREADABLE_FILE, DONE_FOLDER = "prepare.json", "unreadable.txt", "done"
+SETTINGS_FILE, DONE_FOLDER = "prepare.json", "done"
 NAMED_VIDEOS = 65_536  # hashed at a time
 LIST_SUFFIXES = frozenset({
     ".csv", ".tsv", ".txt", ".lst", ".json", ".jsonl", ".ndjson", ".db", ".sqlite", ".sqlite3", ".parquet",
@@ -277,7 +278,7 @@ def write_shard(job: ShardJob) -> str:
     """Write a shard, complete or not at all, and the list of its unreadable videos; returns a line about it."""
     unfinished, num_videos = name_unfinished(job.path), 0
     unreadable: list[str] = []
-    with tarfile.open(unfinished, "w", format=tarfile.PAX_FORMAT) as tar:
+    with tarfile.open(unfinished, "w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
         for number, row in enumerate(job.rows, start=job.first):
             try:
                 pictures = encode_frames(row, job.settings)

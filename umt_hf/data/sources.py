@@ -27,8 +27,8 @@ from .lists.columns import join_paths
 from .lists.csv_lists import TEXT_SUFFIXES, read_csv
 from .lists.folders import read_folder
 from .lists.json_lists import JSON_SUFFIXES, read_json
+from .lists.paths import join_root
 from .lists.sqlite_lists import read_sqlite
-from .paths import join_root
 from .splits import CSV, FOLDER, JSON, SAVED, SQLITE, name_kind, refuse_idle_options
 
 logger = logging.getLogger(__name__)

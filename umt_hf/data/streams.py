@@ -28,8 +28,9 @@ from huggingface_hub import HfFileSystem
 
 from ..processing.decoding import STORED_SUFFIX, open_video
 from ..processing.media_files import VideoDecodingError
+from ..runs.folder import UNFINISHED_SUFFIX
 from .lists.folders import VIDEO_SUFFIXES
-from .paths import join_root
+from .lists.paths import join_root
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +235,7 @@ class ParquetShards(Shards):
 def _open(path: str) -> Any:
     if "://" not in path:
         return open(path, "rb")
-    return HfFileSystem().open(path, "rb")
+    return HfFileSystem().open(path, mode="rb")
 
 
 def holds_tars(source: str) -> bool:
@@ -366,7 +367,7 @@ def _load_tar_index(source: str, paths: list[str], media: Literal["video", "imag
         kept.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{kept}.lock"):  # one process reads the headers while the others wait
             if not kept.exists():
-                unfinished = kept.with_name(f"{kept.name}.{os.getpid()}.unfinished")
+                unfinished = kept.with_name(f"{kept.name}.{os.getpid()}{UNFINISHED_SUFFIX}")
                 with unfinished.open("wb") as file:
                     np.save(file, _build_tar_index(source, paths, media))
                     file.flush()
@@ -398,7 +399,7 @@ def _list_rows(path: str, suffixes: frozenset[str] | set[str]) -> Iterator[tuple
     video: tuple[int, int] = (0, 0)
     text: tuple[int, int, bool] = (0, 0, False)
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(path, "r:", encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
                 tar.__dict__["members"] = []  # else it keeps all of them
                 if not member.isfile():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..processing.frame_folders import list_frames
 from .lists.folders import VIDEO_SUFFIXES, list_folder
-from .paths import is_url, require_video
+from .lists.paths import is_url, require_video
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pyarrow.compute
 from datasets import Dataset
 
 from ..data.key_frames import KeyFrame
-from ..data.paths import is_url
+from ..data.lists.paths import is_url
 
 # Of fewer files the links are found one by one, not by listing their folder, which may hold millions of others.
 MIN_TO_LIST = 256

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
-from ..data.paths import describe_near
+from ..data.lists.paths import describe_near
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..runs.folder import (

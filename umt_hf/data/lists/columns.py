@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..paths import join_root
+from .paths import join_root
 
 # With more, Python's garbage collector walks over the lists and dictionaries of a chunk so often that time doubles.
 CHUNK_ROWS = 1024

@@ -25,9 +25,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..paths import is_url, join_root
 from .columns import CHUNK_ROWS, call, join_paths
 from .folders import MEDIA_SUFFIXES
+from .paths import is_url, join_root
 from .text_files import describe_encoding
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from typing import Any, NoReturn, TextIO
 import pyarrow as pa
 
 from ..labels import LABEL, check_labels
-from ..paths import join_root
 from .columns import VIDEO, describe_mixed, join_paths, split_chunks
+from .paths import join_root
 from .text_files import describe_encoding, parse_json
 
 JSON_SUFFIXES = {".json", ".jsonl", ".ndjson"}
