@@ -94,7 +94,7 @@ class ReadNotes:
                 os.kill(read.process, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
-def explain(error: RuntimeError, seconds: float = 0, notes: "ReadNotes | None" = None) -> StuckReadingError | None:
+def explain(error: Exception, seconds: float = 0, notes: "ReadNotes | None" = None) -> StuckReadingError | None:
     """What an error of `DataLoader` about its workers means; `None` for others.
 
     Args:
@@ -108,12 +108,20 @@ def explain(error: RuntimeError, seconds: float = 0, notes: "ReadNotes | None" =
         return StuckReadingError(
             f"{text}; {describe_reads(notes, processes)}. Give it more memory, or leave the video out of the data."
         )
-    if TIMED_OUT.search(text):
-        return StuckReadingError(
-            f"No data came for {seconds:.0f} s (--dataloader_timeout_seconds); {describe_reads(notes)}. Look at the "
-            "disk that it is on, or leave the video out of the data."
-        )
-    return None
+    return explain_silence(seconds, notes) if TIMED_OUT.search(text) else None
+
+
+def explain_silence(seconds: float, notes: "ReadNotes | None" = None) -> StuckReadingError:
+    """What to say where workers gave nothing.
+
+    Args:
+        seconds: After which the loader gave up.
+        notes: Of its workers; `None` = those of all loaders.
+    """
+    return StuckReadingError(
+        f"No data came for {seconds:.0f} s (--dataloader_timeout_seconds); {describe_reads(notes)}. Look at the "
+        "disk that it is on, or leave the video out of the data."
+    )
 
 
 def describe_reads(notes: "ReadNotes | None" = None, processes: Collection[int] | None = None) -> str:

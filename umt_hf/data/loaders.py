@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..runs.cores import count_workers
-from .in_flight import ReadNotes, explain
+from .in_flight import ReadNotes, StuckReadingError, explain, explain_silence
 
 
 class NamingLoader(DataLoader):
@@ -37,16 +37,55 @@ class NamingLoader(DataLoader):
         return batches if self.notes is None else self._name_stuck(batches, self.notes)
 
     def _name_stuck(self, batches: Iterator[Any], notes: ReadNotes) -> Iterator[Any]:
+        guard = _Guard(notes, self.timeout)
         try:
-            yield from batches
-        except RuntimeError as error:
-            explained = explain(error, self.timeout, notes)
+            while True:
+                with guard:
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+        except (RuntimeError, OSError, EOFError) as error:
+            explained = guard.error or (
+                explain(error, self.timeout, notes) if isinstance(error, RuntimeError) else None
+            )
             if explained is None:
                 raise
             with _unheard_children():
                 notes.kill()
                 getattr(batches, "_shutdown_workers", lambda: None)()
             raise explained from error
+
+
+class _Guard:
+    """Ends the workers where a batch does not come though the loader's own time-out is over.
+
+    A loader that has begun to take a batch asks its worker for the memory that it is in, and waits for ever if the
+    worker was stopped in between.
+
+    Args:
+        notes: Of the workers.
+        seconds: The loader's time-out; 0 = none.
+    """
+
+    def __init__(self, notes: ReadNotes, seconds: float):
+        self.notes, self.seconds = notes, seconds
+        self.error: StuckReadingError | None = None
+        self.timer: threading.Timer | None = None
+
+    def __enter__(self) -> None:
+        if self.seconds:
+            self.timer = threading.Timer(1.5 * self.seconds + 1, self._end)
+            self.timer.daemon = True
+            self.timer.start()
+
+    def __exit__(self, *exception: object) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+
+    def _end(self) -> None:
+        self.error = explain_silence(self.seconds, self.notes)
+        self.notes.kill()
 
 
 @contextmanager
