@@ -1,7 +1,7 @@
 """Models whose weights are divided over processes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 
 @contextmanager
-def gathered_model(model: nn.Module, accelerator: Accelerator) -> Iterator[nn.Module]:
+def gathered_model(model: nn.Module, accelerator: Accelerator) -> Generator[nn.Module]:
     """A model that each process holds all of, so that they may make other numbers of forwards and call any method.
 
     A forward of a model that FSDP2 or ZeRO-3 has divided waits for all processes. Others are given as they are.
@@ -41,7 +41,7 @@ def gathered_model(model: nn.Module, accelerator: Accelerator) -> Iterator[nn.Mo
 
 def _copy_undivided(model: Any, device: torch.device) -> nn.Module:
     """A model with the weights that ZeRO-3 has divided; its own hooks would divide them again after each layer."""
-    import deepspeed
+    import deepspeed  # pyrefly: ignore[missing-import]  an extra
 
     copied = type(model)(model.config)
     with deepspeed.zero.GatheredParameters(list(model.parameters())):
