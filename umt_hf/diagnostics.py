@@ -225,8 +225,10 @@ def _write_probe_video(path: Path) -> str:
     import av
     import numpy as np
 
+    # Some readers are not trusted with MPEG-4 Part 2, but its encoder is FFmpeg's own, in every build.
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=8)  # FFmpeg's own encoder, in every build
+        stream = container.add_stream(codec, rate=8)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for level in PROBE_LEVELS:
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")

@@ -18,6 +18,7 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.demo.browser import DESK, PHONE, TABS, Page, open_browser
 from umt_hf.demo import app
+from umt_hf.demo.first_look import StoredViewer
 from umt_hf.demo.settings import DemoSettings
 
 logger = logging.getLogger(__name__)
@@ -205,6 +206,15 @@ def test_a_clip_is_answered_though_the_one_before_it_fails(page, slow, models, c
     release.set()
     assert "This clip is not classified." in page.read_problem("not classified")
     page.wait(lambda: page.read("#labels h2") == models.classifier.classify(str(following))[0].label)
+
+
+@pytest.mark.parametrize(("given", "tab"), [
+    ({}, "Teacher"), ({"searcher": None, "answerer": None}, "Labels"), ({"classifier": None, "searcher": None}, "Ask"),
+])  # fmt: skip
+def test_the_page_opens_on_the_first_tab_of_a_model_that_was_given(models, settings, given, tab):
+    viewer = StoredViewer() if given else models.viewer
+    page = app._lay_out(replace(models, viewer=viewer, **given), settings)
+    assert [block.selected for block in page.blocks.values() if isinstance(block, app.gr.Tabs)] == [tab]
 
 
 def test_a_tab_leaves_it_to_the_check_to_say_what_is_wrong_with_a_clip(clips, monkeypatch):

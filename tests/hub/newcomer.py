@@ -84,7 +84,7 @@ EXPECTED = {
     "umt-hf finetune": ([r"2 classes: jump \(2\), run \(2\)"], ["outputs/classifier/model.safetensors"]),
     "umt-hf evaluate": ([r"^ +top1_accuracy +[01]\.\d+$", r"Report: .*report\.json$"], []),
     "umt-hf embed": ([r"^8 encoded, 0 unchanged, 0 skipped; 8 in the index$"], ["index"]),
-    "umt-hf search": ([r"^ +1 +-?\d\.\d+ +\d\.\d+ +.*my_videos/\d\.mp4$"], []),
+    "umt-hf search": ([r"^ +1 +-?\d\.\d+ +-?\d\.\d+ +.*my_videos/\d\.mp4$"], []),
     "umt-hf ask": ([r"^(word\d+ ?)+$"], []),
     "umt-hf push": ([r"^Pushed outputs/classifier: http.*/me/my-classifier/commit/"], []),
 }

@@ -183,3 +183,10 @@ def test_the_command_is_a_module_too():
     command = [sys.executable, "-m", "umt_hf.cli", "--version"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
     assert result.stdout == f"umt-hf {umt_hf.__version__}\n", result.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["finetune"]])
+def test_asked_for_nothing_the_command_shows_its_help_once(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.app(words)
+    assert capsys.readouterr().out.count("Usage:") == 1

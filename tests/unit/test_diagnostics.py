@@ -154,3 +154,8 @@ def test_it_runs_where_the_package_cannot_be_imported(tmp_path):
     assert findings["torchvision"]["status"] == "broken"
     assert findings["torchvision"]["detail"] == "operator torchvision::nms does not exist"
     assert findings["av"]["status"] == "ok" and "umt_hf" not in findings
+
+
+def test_the_readers_that_are_installed_decode_the_probe():
+    pytest.importorskip("decord")
+    assert {find(list(diagnostics._examine_decoders()), name).detail for name in ("pyav", "decord")} == {"decodes"}

@@ -45,7 +45,9 @@ class OneLineGroup(TyperGroup):
 def _show(error: Any) -> int:
     """Write an error; the exit code."""
     if type(error).__name__ == HELP_ERROR:  # asked for nothing: the help is the answer
-        typer.echo(error.ctx.get_help())
+        # Made with the error; with Rich it was printed then, and there is no text left.
+        if error.message:
+            typer.echo(error.message)
         return error.exit_code
     message = " ".join(error.format_message().split())
     if isinstance(error, UsageError) and error.ctx is not None:

@@ -274,17 +274,28 @@ def _lay_out(models: DemoModels, settings: DemoSettings) -> gr.Blocks:
             with gr.Column(min_width=320):
                 _add_examples(examples, clip)
         visit = _Visit(demo, clip, limit, models)
-        with gr.Tabs():
-            with gr.Tab("Teacher"):
+        with gr.Tabs(selected=_choose_tab(models)):
+            with gr.Tab("Teacher", id="Teacher"):
                 followers = [_add_teacher(visit)]
-            with gr.Tab("Labels"):
+            with gr.Tab("Labels", id="Labels"):
                 followers += _fill_tab(visit, _add_labels, models.classifier, "classifier")
-            with gr.Tab("Search"):
+            with gr.Tab("Search", id="Search"):
                 followers += _fill_tab(visit, _add_search, models.searcher, "video_text", "videos")
-            with gr.Tab("Ask"):
+            with gr.Tab("Ask", id="Ask"):
                 followers += _fill_tab(visit, _add_ask, models.answerer, "question_answering")
         visit.follow_clip(followers)
     return demo.queue(max_size=settings.max_waiting)
+
+
+def _choose_tab(models: DemoModels) -> str:
+    """The first tab of a model that the demo was given; without any, the one that shows stored saliency."""
+    given = {
+        "Teacher": not isinstance(models.viewer, StoredViewer),
+        "Labels": models.classifier is not None,
+        "Search": models.searcher is not None,
+        "Ask": models.answerer is not None,
+    }
+    return next((name for name, is_given in given.items() if is_given), "Teacher")
 
 
 def _add_examples(examples: Sequence[tuple[str, Image.Image]], clip: gr.Video) -> None:

@@ -33,6 +33,8 @@ except ImportError:  # Windows
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
+_MASK = os.umask(0)  # can only be read by being set
+os.umask(_MASK)
 
 
 def name_unfinished(path: Path) -> Path:
@@ -84,6 +86,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 def put_folder(unfinished: Path, final: Path) -> None:
     """Rename a complete folder into place; `clear_leftovers` brings an earlier one back if a kill comes in between."""
+    _share(unfinished)
     flush(unfinished)
     replaced = final.with_name(final.name + REPLACED_SUFFIX)
     if final.exists():
@@ -140,6 +143,7 @@ def fill_folder(folder: Path) -> Generator[Path, None, None]:
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True)
     yield unfinished
+    _share(unfinished)
     flush(unfinished)
     new = {path.name for path in unfinished.iterdir()}
     stem = WEIGHTS_INDEX_FILE.split(".")[0]
@@ -157,6 +161,13 @@ def fill_folder(folder: Path) -> Generator[Path, None, None]:
             os.replace(unfinished / name, target)
     _flush_entries(folder)
     unfinished.rmdir()
+
+
+def _share(folder: Path) -> None:
+    """Let others read what a library wrote for its owner alone, as far as the process's mask allows."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode | (0o666 & ~_MASK))
 
 
 _held: set[int] = set()

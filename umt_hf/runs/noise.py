@@ -20,6 +20,8 @@ LOADING_LOGGER = "transformers.modeling_utils"
 LOADING_REMARKS = ("LOAD REPORT", "This checkpoint seem corrupted. The tied weights mapping")
 # Beginnings of warnings; of a loader that copies nothing to a GPU, and of one with more workers than cores.
 WARNINGS = ("'pin_memory' argument is set as true", "This DataLoader will create")
+# They log each request at the level of a script's own lines.
+CHATTY = ("httpx", "httpx2", "huggingface_hub.utils._http")
 # What one process alone can know, and all say.
 SAID_BY_ALL = ("umt_hf.data.unreadable",)
 # Rows from which on the reading of a table takes seconds.
@@ -83,6 +85,10 @@ def quiet_libraries(rank: int = 0, verbosity: int | None = None) -> Generator[No
         accelerate = logging.getLogger("accelerate")
         stack.callback(accelerate.setLevel, accelerate.level)
         accelerate.setLevel(logging.WARNING)  # it says of each file of a checkpoint that it was written
+        for name in CHATTY:
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.WARNING)
         if verbosity is not None:
             stack.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
             transformers_logging.set_verbosity(verbosity)

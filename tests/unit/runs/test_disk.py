@@ -9,7 +9,7 @@ import pytest
 
 from tests.processes import build_environment, start_process
 from umt_hf.runs import disk
-from umt_hf.runs.disk import hold_lock
+from umt_hf.runs.disk import fill_folder, hold_lock, put_folder
 
 
 def hold_with_child(folder):
@@ -74,3 +74,19 @@ def test_locks_by_name_refuse_too(tmp_path, monkeypatch):
     refused = pytest.raises(BlockingIOError, match="^run is being written by another run. Wait")
     with hold_lock(tmp_path / ".lock", "run"), refused, hold_lock(tmp_path / ".lock", "run"):
         pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_others_may_read_what_a_library_wrote_for_its_owner_alone(tmp_path):
+    """As safetensors writes weights."""
+    for name in ("checkpoint", "model"):
+        (tmp_path / name).mkdir()
+    written = tmp_path / "checkpoint.unfinished"
+    written.mkdir()
+    with fill_folder(tmp_path / "model") as unfinished:
+        for folder in (written, unfinished):
+            (folder / "model.safetensors").touch(0o600)
+    put_folder(written, tmp_path / "checkpoint")
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}

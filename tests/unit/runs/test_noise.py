@@ -95,3 +95,13 @@ def test_a_teacher_names_weights_that_it_lacks_or_does_not_know(clip, tmp_path, 
     clip.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(ValueError, match=r"lacks visual_projection\.weight"):
         UMTTeacher.from_pretrained(str(tmp_path), num_aligned_layers=1)
+
+
+@pytest.mark.parametrize("name", ["httpx", "httpx2", "huggingface_hub.utils._http"])
+def test_requests_are_not_lines_of_a_script(name, caplog):
+    logger = logging.getLogger(name)
+    caplog.set_level(logging.INFO)
+    with quiet_libraries():
+        logger.info("HTTP Request: HEAD http://127.0.0.1/")
+        logger.warning("a warning")
+    assert caplog.messages == ["a warning"] and logger.level == logging.NOTSET
