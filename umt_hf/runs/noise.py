@@ -20,7 +20,7 @@ LOADING_LOGGER = "transformers.modeling_utils"
 LOADING_REMARKS = ("LOAD REPORT", "This checkpoint seem corrupted. The tied weights mapping")
 # Beginnings of warnings; of a loader that copies nothing to a GPU, and of one with more workers than cores.
 WARNINGS = ("'pin_memory' argument is set as true", "This DataLoader will create")
-# They log each request at the level of a script's own lines.
+# They log each request to a server at the level of a script's own lines.
 CHATTY = ("httpx", "httpx2", "huggingface_hub.utils._http")
 # What one process alone can know, and all say.
 SAID_BY_ALL = ("umt_hf.data.unreadable",)
@@ -82,10 +82,7 @@ def quiet_libraries(rank: int = 0, verbosity: int | None = None) -> Generator[No
             warnings.filterwarnings("ignore", message)
         for name, part in RUN_REMARKS.items():
             _add_filter(stack, logging.getLogger(name), _Without(part))
-        accelerate = logging.getLogger("accelerate")
-        stack.callback(accelerate.setLevel, accelerate.level)
-        accelerate.setLevel(logging.WARNING)  # it says of each file of a checkpoint that it was written
-        for name in CHATTY:
+        for name in (*CHATTY, "accelerate"):  # which says of each file of a checkpoint that it was written
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.WARNING)

@@ -19,6 +19,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from ..hub_cards.publishing import EXCLUDED, check_destination, push_folder
 from ..runs.folder import CONFIG_FILE, METRICS_FILE
+from ..runs.noise import CHATTY
 from .arguments import PretrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ LAST_CHECKPOINT = "last-checkpoint"
 THREAD_NAME = "umt_hf push"
 FINAL_WAIT_SECONDS = 1800.0
 MAX_ATTEMPTS = 3
-CHATTY = ("httpx", "httpx2", "huggingface_hub.utils._http", "umt_hf.hub_cards.publishing")
 
 
 @dataclass
@@ -82,7 +82,7 @@ class HubPush:
         for left_behind in self.output_dir.glob(".hub-*"):  # by a run that was killed
             shutil.rmtree(left_behind, ignore_errors=True)
         disable_progress_bars()  # they would cut up the run's own
-        for name in CHATTY:  # a push has one line in the log
+        for name in (*CHATTY, "umt_hf.hub_cards.publishing"):  # a push has one line in the log
             logging.getLogger(name).addFilter(_is_from_elsewhere)
         # Daemon thread: a hanging upload cannot keep the process alive.
         threading.Thread(target=self._work, name=THREAD_NAME, daemon=True).start()
