@@ -7,9 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
+from ..data import streams
 from ..data.streams import Shards
-
-SPREAD_STRATEGIES = ("segments", "uniform", "middle")  # over all of a video
 
 
 class TrainingTable(Protocol):
@@ -89,19 +88,7 @@ def check_stored_frames(table: TrainingTable | None, num_frames: int, strategy: 
         ValueError: If frames are kept, and too few, or the strategy needs those between them.
     """
     for part in table.parts if isinstance(table, JoinedTable) else [table]:
-        stored = part.count_stored_frames() if isinstance(part, Shards) else None
-        if stored is None:
-            continue
-        if strategy not in SPREAD_STRATEGIES:
-            raise ValueError(
-                f"sampling_strategy={strategy} takes frames at distances that the {stored} frames kept of each video "
-                f"cannot give. Set it to {' or '.join(SPREAD_STRATEGIES)}, or train from the videos themselves."
-            )
-        if num_frames > stored:
-            raise ValueError(
-                f"num_frames={num_frames} is more than the {stored} frames kept of each video. Prepare the shards "
-                f"with `umt-hf prepare --num-frames {num_frames}` or more, or lower it."
-            )
+        streams.check_stored_frames(part, num_frames, strategy)
 
 
 def draw_order(table: TrainingTable, seed: int, epoch: int) -> torch.Tensor:

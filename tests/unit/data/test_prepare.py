@@ -12,7 +12,7 @@ from tests.unit.shard_files import write_parquets
 from tests.unit.video_files import write_video
 from umt_hf.cli import app
 from umt_hf.data.prepare import ShardSettings, prepare_shards
-from umt_hf.data.streams import load_shards
+from umt_hf.data.streams import count_stored_frames, load_shards
 from umt_hf.processing.clips import read_clip
 from umt_hf.processing.decoding import VideoDecodingError, open_video
 
@@ -43,7 +43,7 @@ def test_frames_captions_and_labels_are_kept(videos):
     assert (videos / "out" / "unreadable.txt").read_text().startswith(f"{videos}/videos/3.mp4: ")
     shards = load_shards(str(videos / "out"), needs_captions=True)
     assert [shards[i]["caption"] for i in range(6)] == [f"text {i}" for i in (0, 1, 2, 4, 5, 6)]
-    assert shards.count_stored_frames() == 8
+    assert count_stored_frames(shards) == 8
     with open_video(shards[5]["video"]) as kept, open_video(videos / "videos" / "6.mp4") as video:
         assert (kept.num_frames, kept.height, kept.width, kept.fps) == (8, 32, 48, None)
         assert kept.name.endswith("train-000003.tar/000000006.mjpeg")
