@@ -175,7 +175,7 @@ def test_samplings_that_kept_frames_cannot_give_are_refused(folder):
             check_stored_frames(kept, *arguments)
     # The same where nothing was checked before: a reader and the processor.
     video, processor = kept[0]["video"], UMTVideoProcessor(num_frames=4)
-    said = r"mjpeg: holds 6 frames of a video, which sampling_strategy=dense cannot choose from. Set it to segments"
+    said = r"mjpeg: holds 7 frames of a video, which sampling_strategy=dense cannot choose from. Set it to segments"
     with pytest.raises(ValueError, match=said) as found:
         read_clip(video, 2, "dense")
     assert not isinstance(found.value, VideoDecodingError)  # not a damaged video, which would be passed over
