@@ -287,7 +287,7 @@ def fetch_files(source: str, paths: Sequence[str]) -> list[str]:
     """
     if not any("://" in path for path in paths):
         return list(paths)
-    places = [HfFileSystem().resolve_path(path) for path in paths]
+    places: list[Any] = [HfFileSystem().resolve_path(path) for path in paths]
     repo, names = places[0], [place.path_in_repo for place in places]
     notes = sorted({find_notes(name).as_posix() for name in names})
     logger.info("%s: %d tars are read from the Hub's cache; those that are not there are fetched.", source, len(names))

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
-from ..data import streams
 from ..data.streams import Shards
+from ..data.streams import check_stored_frames as check_stored_rows
 
 
 class TrainingTable(Protocol):
@@ -88,7 +88,7 @@ def check_stored_frames(table: TrainingTable | None, num_frames: int, strategy: 
         ValueError: If frames are kept, and too few, or the strategy needs those between them.
     """
     for part in table.parts if isinstance(table, JoinedTable) else [table]:
-        streams.check_stored_frames(part, num_frames, strategy)
+        check_stored_rows(part, num_frames, strategy)
 
 
 def draw_order(table: TrainingTable, seed: int, epoch: int) -> torch.Tensor:
