@@ -30,7 +30,7 @@ from .lists.folders import read_folder
 from .lists.json_lists import JSON_SUFFIXES, read_json
 from .lists.paths import join_root
 from .lists.sqlite_lists import read_sqlite
-from .lists.tar_rows import find_notes, read_label_names, read_tars
+from .lists.tar_rows import find_notes, read_class_order, read_tars
 from .splits import CSV, FOLDER, JSON, SAVED, SQLITE, TARS, name_kind, refuse_idle_options
 from .streams import fetch_hub_tars, find_tars, index_tars
 
@@ -174,7 +174,7 @@ def _load_tars(
     source: str, tars: list[str], index: np.ndarray, class_names: Sequence[str] | None, needs_labels: bool
 ) -> Dataset:
     """Rows of tars, by the place of each video."""
-    known = {tuple(names) for tar in tars if (names := read_label_names(tar)) is not None}
+    known = {tuple(names) for tar in tars if (names := read_class_order(tar)) is not None}
     if class_names is None and len(known) == 1:
         class_names = list(next(iter(known)))  # with those that no video has, in their order
     notes = sorted({str(file) for tar in tars if (file := find_notes(tar)).is_file()})

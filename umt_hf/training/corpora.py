@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..data.streams import Shards
-from ..data.streams import check_stored_frames as check_stored_rows
+from ..data.streams import Shards, check_stored_frames
 
 
 class TrainingTable(Protocol):
@@ -76,7 +75,7 @@ def count_epoch_rows(table: TrainingTable) -> int:
     return sum(table.counts) if isinstance(table, JoinedTable) else len(table)
 
 
-def check_stored_frames(table: TrainingTable | None, num_frames: int, strategy: str) -> None:
+def check_sampling(table: TrainingTable | None, num_frames: int, strategy: str) -> None:
     """Refuse a sampling that the frames kept in shards cannot give.
 
     Args:
@@ -88,7 +87,7 @@ def check_stored_frames(table: TrainingTable | None, num_frames: int, strategy: 
         ValueError: If frames are kept, and too few, or the strategy needs those between them.
     """
     for part in table.parts if isinstance(table, JoinedTable) else [table]:
-        check_stored_rows(part, num_frames, strategy)
+        check_stored_frames(part, num_frames, strategy)
 
 
 def draw_order(table: TrainingTable, seed: int, epoch: int) -> torch.Tensor:

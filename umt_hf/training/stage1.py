@@ -49,7 +49,7 @@ from .clips import (
     ClipRequest,
     finish_batch,
 )
-from .corpora import JoinedTable, TrainingTable, check_stored_frames, count_epoch_rows
+from .corpora import JoinedTable, TrainingTable, check_sampling, count_epoch_rows
 from .order import Position, StepShape, TrackedPlan, count_steps, plan_batches
 from .trainer import TrainState, build_accelerator, build_schedule, compute_held_out_losses, train
 
@@ -317,7 +317,7 @@ def main(
         raise ValueError(f"{len(tables[1])} held-out videos are fewer than {accelerator.num_processes} processes.")
 
     for table in tables:
-        check_stored_frames(table, student.config.num_frames, data.sampling_strategy or "segments")
+        check_sampling(table, student.config.num_frames, data.sampling_strategy or "segments")
     stage = Stage1(student, teacher, data, augmentation, training, tables, resolved)
     shape = StepShape(accelerator.num_processes, accumulation_steps=training.gradient_accumulation_steps)
     per_epoch = count_steps(tables[0], training.per_device_train_batch_size, shape)

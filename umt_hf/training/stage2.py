@@ -51,7 +51,7 @@ from .arguments import (
 )
 from .checkpointing import export_run
 from .clips import finish_batch
-from .corpora import JoinedTable, TrainingTable, check_stored_frames, count_epoch_rows
+from .corpora import JoinedTable, TrainingTable, check_sampling, count_epoch_rows
 from .order import Position, StepShape, TrackedPlan, count_steps, plan_mixed_batches
 from .pairs import MediaType, MixedCorpora, PairCollator, PairDataset
 from .trainer import TrainState, build_accelerator, build_schedule, train
@@ -426,7 +426,7 @@ def main(
     if teacher is not None:
         check_grids(model.config.vision_config, teacher)
     for corpus in corpora:
-        check_stored_frames(corpus.table, model.config.vision_config.num_frames, "middle")
+        check_sampling(corpus.table, model.config.vision_config.num_frames, "middle")
     video_processor = UMTVideoProcessor.from_model_config(model.config, decoder=data.decoder)
     processor = UMTVideoTextProcessor(video_processor, tokenizer)
 

@@ -44,7 +44,7 @@ def read_tars(paths: Sequence[str], index: np.ndarray, needs_labels: bool) -> It
 
 
 def _read_tar(tar: str, places: np.ndarray) -> list[Row]:
-    names = read_label_names(tar)
+    names = read_class_order(tar)
     with open(tar, "rb") as file:
         return [_read_row(tar, file, place, names) for place in places]
 
@@ -100,7 +100,7 @@ def name_label(label: Any, names: Sequence[str] | None) -> Any:
     return names[label] if names is not None and is_number and 0 <= label < len(names) else label
 
 
-def read_label_names(tar: str) -> list[str] | None:
+def read_class_order(tar: str) -> list[str] | None:
     """Names of the classes in the order of their numbers, where `umt-hf prepare` noted them beside a tar."""
     file = find_notes(tar)
     if not file.is_file():
