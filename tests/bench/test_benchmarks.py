@@ -56,7 +56,8 @@ def test_stage1_step_writes_a_row_for_each_variant(tmp_path):
     plain, videomae = report["rows"][1:]
     assert plain["relative_to_plain"]["samples"] == [1, 1]
     umt = report["rows"][0]
-    assert umt["saved_relative_to_plain"] < 0.9 and plain["saved_relative_to_plain"] == 1
+    # With 32 visible tokens attention maps are small; see the next test.
+    assert umt["saved_relative_to_plain"] < 1.1 and plain["saved_relative_to_plain"] == 1
     assert plain["phase_shares"]["teacher and mask"]["median"] > 0.2
     assert videomae["phase_shares"]["teacher and mask"]["median"] < 0.1
     found = report["agreement"]["tiny, float32"]
@@ -186,6 +187,17 @@ def test_the_step_is_that_of_the_training_loop(monkeypatch):
     assert all(torch.equal(weight, before[name]) for name, weight in step.model.state_dict().items())
     step.run(pixel_values, PhaseClock(CPU))
     assert not all(torch.equal(weight, before[name]) for name, weight in step.model.state_dict().items())
+
+
+def test_less_is_kept_for_the_backward_pass_than_in_the_plain_step():
+    size = SIZES["b16-2+2"]
+    clips = sample_pixel_values(size, 2, CPU)
+    ours, plain = (
+        measure_saved_bytes(build_step(variant, size, CPU, torch.float32, "sdpa"), clips)
+        for variant in ("umt_hf", "plain")
+    )
+    maps = 4 * size.student.layers * size.student.heads * size.visible_tokens**2
+    assert ours < 0.83 * plain and plain - ours < 1.1 * maps
 
 
 @pytest.mark.parametrize("variant", ["umt_hf", "plain"])

@@ -1,4 +1,4 @@
-"""The script for a GPU runs its logic on a CPU: all rows, in time, and with little more than PyTorch and Transformers."""
+"""The script for a GPU runs its logic on a CPU: all rows, in time, without video libraries and `datasets`."""
 
 import importlib.util
 import json
