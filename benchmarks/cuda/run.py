@@ -84,9 +84,9 @@ def format_row(row: dict[str, Any]) -> list[str]:
         format_spread(row.get("clips_per_second")),
         show("ceiling_fraction", ".0%"),
         show("peak_fraction", ".0%"),
-        show("waits_per_step", "d"),
-        show("graph_breaks", "d") if is_compiled else "-",
-        show("recompiles", "d") if is_compiled else "-",
+        show("waits_per_step", ".0f"),
+        show("graph_breaks", ".0f") if is_compiled else "-",
+        show("recompiles", ".0f") if is_compiled else "-",
         show("first_step_seconds", ".1f"),
         show("peak_memory_bytes", ".1f", 2**-30),
         " ".join((row["reason"] or row.get("source") or row.get("quantization") or "").split())[:120].replace(

@@ -86,7 +86,7 @@ class Arguments:
     steps: int | None = field(
         default=None, metadata={"help": "Steps timed at a stretch; by default as many as fill a second."}
     )
-    repeats: int = field(default=4, metadata={"help": "Rounds; each times every variant once."})
+    repeats: int = field(default=3, metadata={"help": "Rounds; each times every variant once."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads; by default PyTorch's choice."})
     measure_memory: bool | None = field(
         default=None,
