@@ -60,7 +60,7 @@ class Setup:
 
 
 def list_rows(setup: Setup) -> list[Row]:
-    """All rows; limits are for an H200, where compiling 24 layers with their backward pass may take a minute or two."""
+    """All rows; limits are for an H200, where compiling 24 layers and their backward pass may take two minutes."""
     eager = partial(measure_stage1, setup, variant=UMT)
     compiled = partial(measure_stage1, setup, variant=UMT, compiler=setup.compiler)
     cudnn = partial(sdpa_kernel, SDPBackend.CUDNN_ATTENTION)
