@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionModelWithProjection
 
 from benchmarks.common import TABLE_BEGIN, TABLE_END, PhaseClock, format_spread, run_interleaved, summarize
 from benchmarks.stage1_step import run as stage1_step
@@ -95,6 +96,37 @@ def test_stage2_computes_the_losses_that_are_chosen():
     student, teacher = step.count_flops(batch)
     assert teacher <= 2 * size.count_teacher_flops() < 1.05 * teacher
     assert student > 2 * (size.count_student_flops() - 2 * size.student.count_patch_flops(size.visible_tokens))
+
+
+@pytest.mark.slow
+def test_precisions_of_the_teacher_write_a_row_each(tmp_path):
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    from benchmarks.stage1_step.workload import build_teacher_config
+    from benchmarks.teacher_precision import run as teacher_precision
+    from umt_hf.moving_shapes.render import write_moving_shapes
+
+    write_moving_shapes(tmp_path / "data", 8, 4, 4, num_workers=1)
+    torch.manual_seed(0)
+    CLIPVisionModelWithProjection(build_teacher_config(TINY)).save_pretrained(tmp_path / "teacher")
+    precisions = ["float32", "bfloat16", "int8_dynamic"]
+    sizes = ["--precisions", *precisions, "--seeds", "3", "--steps", "2", "--batch_size", "4", "--sizes", "tiny"]
+    arguments = ["--folder", str(tmp_path), *sizes, "--output_dir", str(tmp_path), "--name", "here"]
+    rows = read_report(teacher_precision.main(arguments), "teacher_precision")["rows"]
+    assert [row["precision"] for row in rows] == precisions
+    for row in rows:
+        assert row["least_cosine"].keys() == {"moving_shapes", "tiny, random"}
+        assert min(row["least_cosine"].values()) > 0.999
+        assert row["relative_to_float32"]["median"] == pytest.approx(1, abs=0.01)
+        assert 0.5 < row["held_out_loss"]["median"] < 4
+    assert rows[0]["relative_to_float32"]["samples"] == [1]
+    assert rows[0]["held_out_loss"] != rows[2]["held_out_loss"]
+
+
+def test_precisions_of_the_teacher_want_the_demo(tmp_path):
+    from benchmarks.teacher_precision import run as teacher_precision
+
+    with pytest.raises(SystemExit, match="make demo"):
+        teacher_precision.main(["--folder", str(tmp_path)])
 
 
 @pytest.mark.slow
@@ -357,7 +389,8 @@ def test_phases_are_added_up_and_time_between_steps_is_left_out(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "question", ["stage1_step", "stage2", "cuda", "decoding", "search", "features", "threads", "annotations"]
+    "question",
+    ["stage1_step", "stage2", "cuda", "teacher_precision", "decoding", "search", "features", "threads", "annotations"],
 )
 def test_readme_has_the_place_for_its_table(question):
     text = (Path(stage1_step.__file__).parents[1] / question / "README.md").read_text()
