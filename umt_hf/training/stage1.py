@@ -51,6 +51,7 @@ from .clips import (
 )
 from .corpora import JoinedTable, TrainingTable, check_sampling, count_epoch_rows
 from .order import Position, StepShape, TrackedPlan, count_steps, plan_batches
+from .step.forward import align_student
 from .trainer import TrainState, build_accelerator, build_schedule, compute_held_out_losses, train
 
 logger = logging.getLogger(__name__)
@@ -180,14 +181,7 @@ class Stage1:
 
     def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The student sees the visible tokens and is compared with the teacher on them."""
-        pixel_values = batch["pixel_values"]
-        visible, features = self.compute_targets(
-            self.teacher, pixel_values, batch["mask_noise"], self.config.mask_type, self.config.mask_ratio
-        )
-        outputs = self.model(
-            pixel_values, visible_indices=visible, teacher_features=features, normalize_teacher_features=False
-        )
-        return {"uta_loss": outputs.loss}
+        return align_student(self, batch)
 
     def export(self, accelerator: Accelerator, folder: Path) -> None:
         """Write the student with processor, resolved arguments and versions; called in all processes."""
