@@ -110,10 +110,11 @@ def _describe_failure(number: int, started: list[tuple[Any, Connection, Path]], 
 
 
 def _describe_rank(rank: int, num_processes: int, port: int) -> dict[str, str]:
+    on_cpu = {} if torch.cuda.is_available() else {"ACCELERATE_USE_CPU": "true"}
     if num_processes == 1:
-        return {}
+        return on_cpu
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes}
-    return {name: str(value) for name, value in variables.items()} | {
+    return {name: str(value) for name, value in variables.items()} | on_cpu | {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
