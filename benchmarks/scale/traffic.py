@@ -20,7 +20,7 @@ COLLECTIVES = {
     "c10d.reduce_scatter_": (SCATTERED, 1),
     "c10d.reduce_scatter_tensor_coalesced_": (SCATTERED, 1),
 }
-SMALL_BYTES = 4096  # counters, norms and flags of the run itself
+SMALL_BYTES = 256  # counters, norms and flags of the run itself
 
 
 class TrafficCounter(TorchDispatchMode):
