@@ -82,6 +82,9 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.search.run
 	$(BIN)/python -m benchmarks.features.run
 	$(BIN)/python -m benchmarks.threads.run
+	$(BIN)/python -m benchmarks.training.run
+	$(BIN)/python -m benchmarks.scale.run
+	$(BIN)/python -m benchmarks.scale.model --write true
 
 # Every zoo entry at its real size, from synthetic files; `make check-zoo ENTRIES=umt-vit-l16-25m` takes some.
 check-zoo: $(VENV)/.installed

@@ -114,10 +114,14 @@ def _describe_rank(rank: int, num_processes: int, port: int) -> dict[str, str]:
     if num_processes == 1:
         return on_cpu
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes}
-    return {name: str(value) for name, value in variables.items()} | on_cpu | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    return (
+        {name: str(value) for name, value in variables.items()}
+        | on_cpu
+        | {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    )
 
 
 def _find_free_port() -> int:

@@ -37,6 +37,7 @@ class Job:
         steps: That are timed, or counted; as many come before.
         folder: Where the run writes; all processes share it.
         kind: How weights are held: complete in each process, or divided.
+        precision: As for `--mixed_precision`; `None` = bf16 on GPUs, else float32.
         counts: Whether bytes are counted, which slows a run down.
     """
 
@@ -45,6 +46,7 @@ class Job:
     steps: int
     folder: Path
     kind: str = DDP
+    precision: str | None = None
     counts: bool = False
 
 
@@ -120,7 +122,7 @@ def _build_arguments(job: Job) -> list[str]:
         "max_steps": 2 * job.steps,
         "logging_steps": 1000 if job.counts else job.steps,
         "dataloader_num_workers": 0,
-        "mixed_precision": "bf16" if torch.cuda.is_available() else "no",
+        "mixed_precision": job.precision or ("bf16" if torch.cuda.is_available() else "no"),
     }
     return [text for name, value in fields.items() for text in (f"--{name}", str(value))]
 

@@ -39,6 +39,8 @@ class Work:
 
 
 WORK = {"tiny": Work(32, 10, 3), "b16": Work(2, 1, 2), "l16": Work(1, 1, 2)}
+# Kind and precision.
+COUNTED = ((DDP, "no"), (DDP, "bf16"), (FSDP2, "no"), (FSDP2, "bf16"))
 COUNTED_PROCESSES = 2
 COUNTED_STEPS = 2
 TOLERANCE = 1e-4  # of losses, relative
@@ -73,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             check_agreement(inputs, args.threads)
             rows += measure_speed(inputs, processes, args)
             # FSDP2 was made for accelerators: what it sends is counted at a size that takes seconds on a CPU.
-            kinds = (DDP, FSDP2) if size == "tiny" or torch.cuda.is_available() else (DDP,)
-            traffic += [measure_traffic(inputs, kind, args.threads) for kind in kinds]
+            kinds = COUNTED if size == "tiny" or torch.cuda.is_available() else COUNTED[:1]
+            traffic += [measure_traffic(inputs, *kind, args.threads) for kind in kinds]
     report = {
         "question": "How does training scale with processes?",
         "machine": describe_machine(torch.device("cpu")) | {"threads": args.threads},
@@ -131,22 +133,24 @@ def _list_ratios(runs: Sequence[Found], first: Sequence[Found], expected: float)
     return [own.clips_per_second / other.clips_per_second / expected for own, other in pairs]
 
 
-def measure_traffic(inputs: Inputs, kind: str, threads: int) -> dict[str, Any]:
+def measure_traffic(inputs: Inputs, kind: str, precision: str, threads: int) -> dict[str, Any]:
     """What two processes hand over in a step, beside what the formulas say.
 
     Raises:
         RuntimeError: If it is something else.
     """
     steps = (COUNTED_STEPS + 2) // 2 + 1
-    found = run(inputs, COUNTED_PROCESSES, threads, batch_size=1, steps=steps, kind=kind, counts=True)
+    fields = {"batch_size": 1, "steps": steps, "kind": kind, "precision": precision, "counts": True}
+    found = run(inputs, COUNTED_PROCESSES, threads, **fields)
     counted = found.traffic
     assert counted is not None, "It was asked for."
-    expected = predict_traffic(kind, found.parameters, found.root_parameters)
+    expected = predict_traffic(kind, found.parameters, found.root_parameters, precision)
     if counted != expected:
         raise RuntimeError(f"A step of {kind} hands over {counted}, not {expected} as the formula says.")
     return {
         "size": inputs.size,
         "kind": kind,
+        "precision": precision,
         "processes": COUNTED_PROCESSES,
         "parameters": found.parameters,
         "counted": asdict(counted),
@@ -156,9 +160,7 @@ def measure_traffic(inputs: Inputs, kind: str, threads: int) -> dict[str, Any]:
     }
 
 
-def predict_traffic(
-    kind: str, parameters: int, root_parameters: int = 0, weight_bytes: int = 4, gradient_bytes: int = 4
-) -> Traffic:
+def predict_traffic(kind: str, parameters: int, root_parameters: int = 0, precision: str = "no") -> Traffic:
     """What a step hands over to the communication library, by formula.
 
     Args:
@@ -166,19 +168,21 @@ def predict_traffic(
             "zero2", which keeps complete weights and divides gradients and moments.
         parameters: Trained weights.
         root_parameters: Those of them that FSDP2 gathers once, outside the parts that it divides.
-        weight_bytes: Of a weight as it is gathered.
-        gradient_bytes: Of a gradient as it is summed.
+        precision: As for `--mixed_precision`. Weights are float32 in any case; what is divided travels in bf16, if that
+            is the run's.
 
     Raises:
         ValueError: If there is no such kind.
     """
-    weights, gradients = parameters * weight_bytes, parameters * gradient_bytes
     if kind == DDP:
-        return Traffic(reduced=gradients)
-    if kind in (FSDP2, "zero3"):
-        return Traffic(gathered=2 * weights - root_parameters * weight_bytes, scattered=gradients)
+        return Traffic(reduced=4 * parameters)
+    size = 4 if precision == "no" else 2
+    if kind == FSDP2:
+        return Traffic(gathered=size * (2 * parameters - root_parameters), scattered=size * parameters)
+    if kind == "zero3":
+        return Traffic(gathered=size * 2 * parameters, scattered=size * parameters)
     if kind == "zero2":
-        return Traffic(gathered=weights, scattered=gradients)
+        return Traffic(gathered=size * parameters, scattered=size * parameters)
     raise ValueError(f"kind must be ddp, fsdp2, zero2 or zero3, got {kind!r}.")
 
 
@@ -203,7 +207,16 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
 
 def format_traffic(rows: Sequence[dict[str, Any]]) -> str:
     """Write the bytes as a Markdown table."""
-    header = ["size", "kind", "weights", "reduced, bytes per weight", "gathered", "scattered", "by formula"]
+    header = [
+        "size",
+        "kind",
+        "precision",
+        "weights",
+        "reduced, bytes per weight",
+        "gathered",
+        "scattered",
+        "by formula",
+    ]
     header += ["sent per step and process, MB"]
     lines = []
     for row in rows:
@@ -212,7 +225,10 @@ def format_traffic(rows: Sequence[dict[str, Any]]) -> str:
             for name in ("counted", "predicted")
         )
         sent = f"{row['sent_bytes'] / 1e6:.3g}"
-        lines.append([row["size"], row["kind"], f"{row['parameters']:,}", *counted, " + ".join(predicted), sent])
+        precision = "float32" if row["precision"] == "no" else row["precision"]
+        lines.append(
+            [row["size"], row["kind"], precision, f"{row['parameters']:,}", *counted, " + ".join(predicted), sent]
+        )
     return format_table(header, lines)
 
 
