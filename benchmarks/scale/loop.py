@@ -14,9 +14,9 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 
+import umt_hf
 from benchmarks.processes import call_in_processes
 from benchmarks.training.inputs import STAGE1, Inputs, build_flags
-import umt_hf
 from umt_hf.runs.folder import read_metrics
 from umt_hf.training import stage1, trainer
 

@@ -168,8 +168,8 @@ def predict_traffic(kind: str, parameters: int, root_parameters: int = 0, precis
             "zero2", which keeps complete weights and divides gradients and moments.
         parameters: Trained weights.
         root_parameters: Those of them that FSDP2 gathers once, outside the parts that it divides.
-        precision: As for `--mixed_precision`. Weights are float32 in any case; what is divided travels in bf16, if that
-            is the run's.
+        precision: As for `--mixed_precision`. Weights are float32 in any case; what is divided travels in bf16, if
+            that is the run's.
 
     Raises:
         ValueError: If there is no such kind.

@@ -1,4 +1,4 @@
-"""What a run starts from: videos with captions, and models with random weights, since speed does not depend on them."""
+"""What a run starts from: videos with captions, and models with random weights, which do not change the speed."""
 
 import json
 from dataclasses import dataclass

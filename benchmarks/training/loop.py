@@ -88,15 +88,18 @@ def run_job(job: Job) -> Found:
     script = importlib.import_module(f"umt_hf.training.{job.stage}")
     stage_class = script.Stage1 if job.stage == STAGE1 else script.Stage2
     timed: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder, watched_steps(stage_class) as (losses, graphs):
-        with counted_waits(job.counts_waits) as waits:
-            arguments = _build_arguments(job, Path(folder))
-            if job.what == STEP:
-                with mock.patch.object(script, "train", lambda *given: timed.update(time_steps(job, *given))):
-                    script.main(arguments)
-            else:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        watched_steps(stage_class) as (losses, graphs),
+        counted_waits(job.counts_waits) as waits,
+    ):
+        arguments = _build_arguments(job, Path(folder))
+        if job.what == STEP:
+            with mock.patch.object(script, "train", lambda *given: timed.update(time_steps(job, *given))):
                 script.main(arguments)
-                timed = read_metrics(Path(folder) / "metrics.jsonl")[1]
+        else:
+            script.main(arguments)
+            timed = read_metrics(Path(folder) / "metrics.jsonl")[1]
     return Found(
         clips_per_second=timed["clips_per_second"],
         step_seconds=timed["step_seconds"],

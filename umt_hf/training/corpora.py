@@ -6,8 +6,11 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
+from transformers import AutoConfig
 
 from ..data.streams import Shards
+from ..inference.starts import locate_model
+from ..modeling.configuration_umt_video import UMTVideoConfig
 
 SPREAD_STRATEGIES = ("segments", "uniform", "middle")  # over all of a video
 
@@ -102,6 +105,19 @@ def check_stored_frames(table: TrainingTable | None, num_frames: int, strategy: 
                 f"num_frames={num_frames} is more than the {stored} frames kept of each video. Prepare the shards "
                 f"with `umt-hf prepare --num-frames {num_frames}` or more, or lower it."
             )
+
+
+def find_num_frames(given: int | None, folder: str | None) -> int:
+    """Frames of a clip, before the model is loaded.
+
+    Args:
+        given: As the run sets them, for a model that takes them from there.
+        folder: Model that the run goes on from, which keeps its own unless they are set; `None` = from scratch.
+    """
+    if folder is not None and given is None:
+        config: Any = AutoConfig.from_pretrained(locate_model(folder))
+        return getattr(config, "vision_config", config).num_frames
+    return UMTVideoConfig().num_frames if given is None else given
 
 
 def draw_order(table: TrainingTable, seed: int, epoch: int) -> torch.Tensor:
