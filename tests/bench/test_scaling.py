@@ -1,4 +1,4 @@
-"""Costs of a run as docs/scaling.md states them, compared with counters at small size; and the benchmarks behind it."""
+"""Costs of a run as docs/scaling.md states them, compared with counters at small size; the benchmarks behind it."""
 
 import json
 from dataclasses import asdict

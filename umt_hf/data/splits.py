@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from .lists.csv_lists import TEXT_SUFFIXES
 from .lists.json_lists import JSON_SUFFIXES
+from .lists.sharing import holds_files
 from .lists.sqlite_lists import SQLITE_SUFFIXES
 
 CSV, JSON, SQLITE = "a list of lines", "a JSON list", "an SQLite base"
@@ -32,7 +33,7 @@ def name_kind(source: str) -> str:
         return SQLITE if suffix in SQLITE_SUFFIXES else PARQUET
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return SAVED
-    return FOLDER if path.is_dir() and not any(path.rglob("*.parquet")) else DATASET
+    return FOLDER if path.is_dir() and not holds_files(path, ".parquet") else DATASET
 
 
 def refuse_idle_options(source: str, kind: str, options: dict[str, Any]) -> None:
@@ -81,7 +82,7 @@ def has_splits(source: str) -> bool:
         if (path / "dataset_info.json").is_file() and not (path / "dataset_dict.json").is_file():
             return False  # a single table, as `Dataset.save_to_disk` writes it
         return (path / "dataset_dict.json").is_file() or any(
-            file for suffix in ("parquet", "tar") for file in path.rglob(f"*.{suffix}")
+            holds_files(path, suffix) for suffix in (".parquet", ".tar")
         )
     if path.suffix.lower() == ".tar":
         return False

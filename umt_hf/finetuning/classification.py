@@ -29,6 +29,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback, set_seed
 
 from ..data.labels import get_label_names
+from ..data.lists.sharing import shared_folders
 from ..data.sources import get_source, load_videos
 from ..data.splits import select_data, share_options
 from ..data.targets import fit_labels, has_label_lists, list_labels
@@ -540,7 +541,8 @@ def build_classification_trainer(
     training: ClassificationTrainingArguments,
 ) -> ClassificationTrainer:
     """Data, model, augmentation and tests of a run, put together."""
-    videos = load_labelled_videos(data, training.seed)
+    with shared_folders():
+        videos = load_labelled_videos(data, training.seed)
     names = videos.names
     check_training_options(training, videos)
     model = build_classifier(args, names, videos.many_labels)

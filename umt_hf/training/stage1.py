@@ -16,6 +16,7 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..data.lists.sharing import shared_folders
 from ..data.loaders import build_loader
 from ..data.sources import load_videos
 from ..data.splits import require_split, select_data, share_options
@@ -322,9 +323,10 @@ def main(
     """Build and train."""
     parsed = (model_args, teacher_args, mask_args, data, augmentation, training)
     resolved = dict(zip(SECTIONS, parsed, strict=True))
-    tables = load_tables(data)
-    convert_named(model_args)
     accelerator = build_accelerator(training)
+    with shared_folders():
+        tables = load_tables(data)
+    convert_named(model_args)
     say_found_videos(tables)
     # Whatever the data rule out, before a model is loaded.
     refuse_idle_held_out(tables[1], accelerator.num_processes)

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
+from ..data.lists.sharing import shared_folders
 from ..data.loaders import build_loader
 from ..data.splits import has_effect, require_split, select_data
 from ..data.streams import choose_shards, load_shards
@@ -404,7 +405,8 @@ def main(
     weights = [value for name, value in vars(loss_args).items() if name.endswith("_loss_weight")]
 
     accelerator = build_accelerator(training, find_unused_parameters=0 in weights)
-    corpora = load_corpora(data, training)
+    with shared_folders():
+        corpora = load_corpora(data, training)
     held_out = None
     if (validation := select_data(data, "validation")) is not None:
         source, split = validation
