@@ -1,4 +1,4 @@
-"""A run of a stage in a process of its own: as its script runs it, or the step alone on batches that were read before.
+"""A run of a stage in a separate process: as its script runs it, or the step alone on batches that were read before.
 
 Each is timed over the second half of its steps; the first half warms up, compiles and fills the loader.
 """

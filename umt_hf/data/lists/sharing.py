@@ -1,6 +1,6 @@
 """What one process per machine finds in the folders of a run, for the others of the same start.
 
-A folder may have new files at the next start, so that nothing found is kept beyond the run: it lies in a folder for
+A folder may have new files at the next start, so that nothing found is kept beyond the run: it is in a folder for
 temporary files that goes with the process that made it.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from torch import distributed
 
 from ...runs.disk import hold_lock
+from ...runs.folder import UNFINISHED_SUFFIX
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def find_once(key: str, write: Callable[[Path], object]) -> Path | None:
         return None
     path = current.folder / hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=16).hexdigest()
     if current.is_owner and not path.exists():
-        unfinished = path.with_suffix(".unfinished")
+        unfinished = path.with_suffix(UNFINISHED_SUFFIX)
         try:
             write(unfinished)
             os.replace(unfinished, path)
@@ -95,8 +96,8 @@ def holds_files(folder: Path, suffix: str) -> bool:
     def look() -> bool:
         return any(folder.rglob(f"*{suffix}"))
 
-    found = find_once(f"{os.path.abspath(folder)} holds {suffix}", lambda path: path.write_text(str(look())))
-    return look() if found is None else found.read_text() == str(True)
+    found = find_once(f"{os.path.abspath(folder)} holds {suffix}", lambda path: path.write_text(str(look()), "utf-8"))
+    return look() if found is None else found.read_text(encoding="utf-8") == str(True)
 
 
 def _agree(held: contextlib.ExitStack) -> _Findings | None:
