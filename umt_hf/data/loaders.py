@@ -1,7 +1,9 @@
 """Loaders over planned batches."""
 
+import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +12,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..runs.cores import count_workers
-from .in_flight import ReadNotes, StuckReadingError, explain, explain_silence
+from ..runs.mistakes import WORKER_TRACEBACK
+from .in_flight import ReadNotes, StuckReadingError, explain, explain_death, explain_silence
+
+SECONDS_TO_DIE = 1.0  # between the end of a process's connections and the system's word that it has ended
 
 
 class NamingLoader(DataLoader):
@@ -46,15 +51,31 @@ class NamingLoader(DataLoader):
                     return
                 yield batch
         except (RuntimeError, OSError, EOFError) as error:
-            explained = guard.error or (
-                explain(error, self.timeout, notes) if isinstance(error, RuntimeError) else None
-            )
-            if explained is None:
-                raise
             with _unheard_children():
+                explained = guard.error or (
+                    explain(error, self.timeout, notes)
+                    if isinstance(error, RuntimeError)
+                    else _explain_broken_connection(error, notes)
+                )
+                if explained is None:
+                    raise
                 notes.kill()
                 getattr(batches, "_shutdown_workers", lambda: None)()
             raise explained from error
+
+
+def _explain_broken_connection(error: Exception, notes: ReadNotes) -> StuckReadingError | None:
+    """A worker that dies while it hands over a batch shows as a broken connection, before PyTorch says so."""
+    if WORKER_TRACEBACK in str(error):  # raised by what a worker read
+        return None
+    began = time.monotonic()
+    while time.monotonic() - began < SECONDS_TO_DIE:
+        alive = {child.pid for child in multiprocessing.active_children()}
+        if gone := {read.process for read in notes.list_reads()} - alive:
+            pids = ", ".join(map(str, sorted(gone)))
+            return explain_death(f"DataLoader worker (pid {pids}) is gone ({error})", gone, notes)
+        time.sleep(0.05)
+    return None
 
 
 class _Guard:
