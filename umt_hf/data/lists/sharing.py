@@ -96,7 +96,9 @@ def holds_files(folder: Path, suffix: str) -> bool:
     def look() -> bool:
         return any(folder.rglob(f"*{suffix}"))
 
-    found = find_once(f"{os.path.abspath(folder)} holds {suffix}", lambda path: path.write_text(str(look()), "utf-8"))
+    found = find_once(
+        f"{os.path.abspath(folder)} holds {suffix}", lambda path: path.write_text(str(look()), encoding="utf-8")
+    )
     return look() if found is None else found.read_text(encoding="utf-8") == str(True)
 
 
