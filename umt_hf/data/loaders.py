@@ -1,9 +1,11 @@
 """Loaders over planned batches."""
 
+import functools
 import signal
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -86,6 +88,57 @@ class _Guard:
     def _end(self) -> None:
         self.error = explain_silence(self.seconds, self.notes)
         self.notes.kill()
+
+
+class WatchedReads:
+    """The same for a loader that another library builds and drives, such as that of the `Trainer`.
+
+    Where batches are taken, the object is entered.
+
+    Args:
+        seconds: For which workers may give nothing; 0 = for ever.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.notes: ReadNotes | None = None
+        self.guard: _Guard | None = None
+
+    def watch(self, loader: Any) -> None:
+        """Give a loader the time-out, before its workers start; without workers nothing happens."""
+        loader = getattr(loader, "base_dataloader", loader)  # that of Accelerate passes settings on from there
+        if loader.num_workers:
+            self.notes = ReadNotes(loader.num_workers)
+            loader.timeout = self.seconds
+            loader.worker_init_fn = functools.partial(_start_worker, self.notes, loader.worker_init_fn)
+
+    def __enter__(self) -> "WatchedReads":
+        if self.notes is not None:
+            self.guard = _Guard(self.notes, self.seconds)
+            self.guard.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.guard is None or self.notes is None:
+            return
+        self.guard.__exit__()
+        if not isinstance(error, (RuntimeError, OSError, EOFError)):
+            return
+        explained = self.guard.error
+        if explained is None and isinstance(error, RuntimeError):
+            explained = explain(error, self.seconds, self.notes)
+        if explained is not None:
+            with _unheard_children():
+                self.notes.kill()
+            raise explained from error
+
+
+def _start_worker(notes: ReadNotes, former: Callable[[int], Any] | None, worker: int) -> None:
+    if former is not None:
+        former(worker)
+    notes.attach(worker)
 
 
 @contextmanager
