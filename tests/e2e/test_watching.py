@@ -15,7 +15,8 @@ import pytest
 
 from tests.e2e.mistakes import read_error, run_script
 from tests.e2e.runs import assert_same_weights, read_losses
-from tests.processes import START_METHOD, build_environment, read_output, run_ranks, start_process
+from tests.faults.kill import list_orphans
+from tests.processes import CONTEXT, START_METHOD, build_environment, read_output, run_ranks, start_process
 from umt_hf.runs import mistakes
 from umt_hf.runs.folder import read_metrics
 from umt_hf.training import clips, stage1
@@ -241,3 +242,21 @@ def test_workers_of_the_held_out_data_stay(flags, tmp_path, monkeypatch):
     assert [(line.get("loss"), line.get("eval_loss")) for line in one] == [
         (line.get("loss"), line.get("eval_loss")) for line in other
     ]
+
+
+def train_with_a_fork_server(words: list[str]) -> None:
+    os.setsid()
+    CONTEXT.set_forkserver_preload([])  # what the tests have in theirs takes long to import
+    run_script("training.stage1", words)
+
+
+@pytest.mark.slow
+def test_workers_that_are_not_forked_end_with_a_killed_run(flags, tmp_path):
+    """From Python 3.14 on a worker's parent is the fork server, which lives as long as the worker does."""
+    arguments = flags(validation_data=None, dataloader_num_workers=1, max_steps=5000)
+    environment = build_environment(0, 1, 0) | {START_METHOD: "forkserver"}
+    process = start_process(train_with_a_fork_server, arguments, environment=environment, output=tmp_path / "output")
+    wait_for_losses(tmp_path / "run", 2)
+    process.kill()
+    process.join()
+    assert list_orphans([process.pid]) == []

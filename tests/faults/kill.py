@@ -21,7 +21,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
 from tests.e2e.mistakes import run_script
-from tests.processes import build_environment, find_free_port, read_output, start_process
+from tests.processes import START_METHOD, build_environment, find_free_port, read_output, start_process
 
 # Inside a checkpoint's write, just after it got its name, while an old one is deleted, while the final model is
 # written, and at any time.
@@ -36,6 +36,8 @@ LAST_LINE = re.compile(r"(Process \d+: )?(Error: |Terminated|Interrupted)")
 SECONDS_TO_NOTICE = 60.0
 SECONDS_TO_SPEAK = 0.5
 SECONDS_OF_ORPHANS = 20.0
+# As on Linux up to Python 3.13, so that no worker imports everything again.
+FORKED = {START_METHOD: "fork"}
 
 _starting = threading.Lock()
 
@@ -203,7 +205,7 @@ def start_and_wait(
             output = folder / f"output_{rank}"
             for name in ("stdout", "stderr"):
                 Path(f"{output}.{name}").unlink(missing_ok=True)
-            variables = build_environment(rank, num_processes, port) | environment
+            variables = build_environment(rank, num_processes, port) | FORKED | environment
             arguments = (target, words, str(folder), rank, kill, is_sharded)
             processes.append(start_process(work, *arguments, environment=variables, output=output))
     deadline = began + timeout

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from tests.faults.cases import Inputs, build_stage1, build_stage2
-from tests.faults.kill import work
+from tests.faults.kill import FORKED, work
 from tests.processes import build_environment, read_output, start_process
 
 MAX_GROWTH = 20.0  # MB, between the first and the last third of the time after warm-up
@@ -130,7 +130,8 @@ def soak_stage(stage: int, inputs: Inputs, folder: Path, minutes: float) -> tupl
     target, fields = build_words(stage, inputs, folder / "run")
     folder.mkdir()
     arguments = (target, to_flags(**fields), str(folder), 0, None, False)
-    process = start_process(work, *arguments, environment=build_environment(0, 1, 0), output=folder / "output_0")
+    variables = build_environment(0, 1, 0) | FORKED
+    process = start_process(work, *arguments, environment=variables, output=folder / "output_0")
     deadline = time.monotonic() + 60 * minutes
     seconds, samples = [], []
     watched = psutil.Process(process.pid)
