@@ -22,6 +22,7 @@ from accelerate.utils import DistributedType
 
 from tests.e2e.mistakes import run_script
 from tests.processes import START_METHOD, build_environment, find_free_port, read_output, start_process
+from umt_hf.runs.folder import FINAL_FOLDER
 
 # Inside a checkpoint's write, just after it got its name, while an old one is deleted, while the final model is
 # written, and at any time.
@@ -30,7 +31,7 @@ FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chm
 SAVED = r"(checkpoint-\d+|[\w-]+\.tar)"
 WRITTEN = re.compile(rf"{SAVED}\.unfinished")
 NAMED = re.compile(rf"(.*/)?{SAVED}")
-EXPORTED = re.compile(r"(.*/)?final\.unfinished(/.*)?")
+EXPORTED = re.compile(rf"(.*/)?{FINAL_FOLDER}\.unfinished(/.*)?")
 LAST_LINE = re.compile(r"(Process \d+: )?(Error: |Terminated|Interrupted)")
 # For a process to notice that another one is gone, and to say so.
 SECONDS_TO_NOTICE = 60.0

@@ -124,7 +124,11 @@ def run_round(
 def run_case(case: Case, inputs: Inputs, folder: Path, seed: int, wholes: "Wholes") -> Row:
     """All rounds of a case."""
     row, generator, began = Row(case), random.Random(f"{seed} {case.name}"), time.monotonic()
-    whole, run_seconds = wholes.get(case)
+    try:
+        whole, run_seconds = wholes.get(case)
+    except RuntimeError as error:
+        row.findings.add("failed", str(error))
+        return row
     moments = [case.moments[number % len(case.moments)] for number in range(case.kills)]
     for number in range(MAX_ROUNDS):
         if not moments or row.findings.count("hang"):

@@ -15,6 +15,7 @@ from tests.faults.cases import CASES, NUM_STEPS, Inputs
 from tests.faults.compare import BAD, Findings, check_checkpoints, check_finished
 from tests.faults.kill import MOMENTS, Ended, Kill, Killer, list_orphans
 from tests.processes import CONTEXT
+from umt_hf.runs.folder import FINAL_FOLDER
 
 STAGE1, PREPARE = CASES[0], next(case for case in CASES if case.form == "shards")
 FINE_TUNING = next(case for case in CASES if case.form == "finetuning")
@@ -174,7 +175,7 @@ SAVE = [
     ("os.rename", "/run/checkpoint-1", "/run/checkpoint-1.deleted"),
     ("os.remove", "config.json"),
     ("os.rmdir", "/run/checkpoint-1.deleted"),
-    ("open", "/run/final.unfinished/config.json"),
+    ("open", f"/run/{FINAL_FOLDER}.unfinished/config.json"),
 ]
 
 
