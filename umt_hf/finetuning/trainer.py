@@ -345,11 +345,14 @@ class FinetuningTrainer(Trainer):
         return loader
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Take batches, as the base class does.
+        """Take batches, as the base class does; none where a run that has finished is started again.
 
         Raises:
             StuckReadingError: If workers gave nothing in time, or one has died.
         """
+        if self.step >= self.state.max_steps:  # the base class asks only after a step
+            self.control.should_training_stop = True
+            return [], None
         with self.reads:
             return super().get_batch_samples(*args, **kwargs)
 
