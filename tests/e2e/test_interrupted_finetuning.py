@@ -276,7 +276,7 @@ def test_the_best_checkpoint_outlives_rotation(flags, tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_finished_run_that_is_started_again_trains_no_further(flags, tmp_path, script):
-    """Also where its last step is within an epoch: the `Trainer` would take another step, and at each start one more."""
+    """Also where its last step is within an epoch: the `Trainer` would take another one at each start."""
     run, changes = tmp_path / "run", {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
     SCRIPTS[script].main(flags(script, **changes, max_steps=3))
     shutil.copytree(run, tmp_path / "finished")

@@ -76,7 +76,7 @@ class ReadNotes:
     def attach(self, worker: int) -> None:
         """Called in a worker at its start."""
         global _own_note
-        _end_with_parent()
+        end_with_parent()
         _own_note = self.table[worker]
         _write(_own_note, b"", is_open=False)
 
@@ -97,11 +97,11 @@ class ReadNotes:
                 os.kill(read.process, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
-def _end_with_parent() -> None:
-    """End this worker with the process that reads from it, also where that is killed.
+def end_with_parent() -> None:
+    """End this worker with the process that started it, also where that is killed; called in a worker at its start.
 
-    PyTorch asks for the number of the parent, which is that of the fork server where workers start by one: they would
-    stay for ever, and the server with them.
+    Workers of a pool notice nothing. Those of a loader ask for the number of their parent, which is that of the fork
+    server where they start by one: they would stay for ever, and the server with them.
     """
     parent = multiprocessing.parent_process()
     if parent is None or multiprocessing.get_start_method(allow_none=True) == "fork":
