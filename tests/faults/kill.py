@@ -185,6 +185,7 @@ def start_and_wait(
     kill: Kill | None = None,
     environment: dict[str, str] | None = None,
     timeout: float = 300,
+    is_group: bool = True,
 ) -> Ended:
     """Run a script in processes of a number, and wait until all of them have ended.
 
@@ -196,6 +197,7 @@ def start_and_wait(
         kill: Which of them are killed, and when.
         environment: Further variables; those of FSDP mean that weights are divided.
         timeout: Seconds after which a run is hung. Where one rank is gone, the others have `SECONDS_TO_NOTICE`.
+        is_group: Whether ranks wait for each other.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port, began, environment = find_free_port(), time.monotonic(), environment or {}
@@ -211,7 +213,7 @@ def start_and_wait(
             processes.append(start_process(work, *arguments, environment=variables, output=output))
     deadline = began + timeout
     while alive := [process for process in processes if process.is_alive()]:
-        if len(alive) < len(processes) and any(process.exitcode for process in processes):
+        if is_group and len(alive) < len(processes) and any(process.exitcode for process in processes):
             deadline = min(deadline, time.monotonic() + SECONDS_TO_NOTICE)
         if not connection.wait([process.sentinel for process in alive], max(deadline - time.monotonic(), 0)):
             break

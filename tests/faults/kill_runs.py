@@ -35,6 +35,7 @@ class Row:
         findings: What is wrong.
         kills: By moment.
         rounds: Runs that finished and were compared.
+        run_seconds: What a run takes that is not killed.
         seconds: For all of it.
     """
 
@@ -42,6 +43,7 @@ class Row:
     findings: Findings = field(default_factory=Findings)
     kills: Counter = field(default_factory=Counter)
     rounds: int = 0
+    run_seconds: float = 0.0
     seconds: float = 0.0
 
 
@@ -87,7 +89,6 @@ def run_round(
         inputs: Data and models.
         whole: Folder of the run that never stopped.
         folder: For this one.
-        run_seconds: What a run takes that never stops.
         moments: Of the kills that are still to come; those that were reached are taken away.
         generator: Draws the rest.
     """
@@ -95,17 +96,18 @@ def run_round(
     wanted, groups, is_finished = min(len(moments), MAX_KILLS), [], False
     while not is_finished:
         num_processes = case.processes[starts % len(case.processes)]
-        kill = draw_kill(moments[0], num_processes, run_seconds, generator) if wanted > 0 else None
+        kill = draw_kill(moments[0], num_processes, row.run_seconds, generator) if wanted > 0 else None
         words = case.build_words(inputs, run, num_processes)
         if case.form != "shards":
             words += ["--resume_from_checkpoint", "auto"]
         where = f"{case.name}, start {starts + 1} of {folder.name}, {kill}"
-        ended = start_and_wait(
-            case.target, words, folder / f"start_{starts}", num_processes, kill, case.environment, timeout=240
-        )
+        place, is_group = folder / f"start_{starts}", case.form != "shards"
+        ended = start_and_wait(case.target, words, place, num_processes, kill, case.environment, 240, is_group)
         starts += 1
         groups += ended.groups
         is_finished = not any(ended.codes)
+        if is_finished:  # sooner than expected, on a machine that is not as busy as it was
+            row.run_seconds = min(row.run_seconds, ended.seconds)
         note_end(ended, where, row.findings, is_finished)
         if ended.killed and kill is not None:
             row.kills[kill.moment] += 1
@@ -125,7 +127,7 @@ def run_case(case: Case, inputs: Inputs, folder: Path, seed: int, wholes: "Whole
     """All rounds of a case."""
     row, generator, began = Row(case), random.Random(f"{seed} {case.name}"), time.monotonic()
     try:
-        whole, run_seconds = wholes.get(case)
+        whole, row.run_seconds = wholes.get(case)
     except RuntimeError as error:
         row.findings.add("failed", str(error))
         return row
@@ -133,7 +135,7 @@ def run_case(case: Case, inputs: Inputs, folder: Path, seed: int, wholes: "Whole
     for number in range(MAX_ROUNDS):
         if not moments or row.findings.count("hang"):
             break
-        run_round(row, inputs, whole, folder / f"round_{number}", run_seconds, moments, generator)
+        run_round(row, inputs, whole, folder / f"round_{number}", moments, generator)
         if not row.findings.found:
             shutil.rmtree(folder / f"round_{number}")
     row.seconds = time.monotonic() - began
