@@ -78,7 +78,6 @@ def run_round(
     inputs: Inputs,
     whole: Path,
     folder: Path,
-    run_seconds: float,
     moments: list[str],
     generator: random.Random,
 ) -> None:
