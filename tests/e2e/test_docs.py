@@ -41,7 +41,8 @@ READMES = [str(path.relative_to(ROOT)) for path in [*ROOT.glob("benchmarks/**/*.
 # Flags that pages name without the script that has them.
 OTHER_FLAGS = {
     "docs/reproduction.md": {"--quick", "--budget"},  # of the tour
-    "docs/reliability.md": {"--disable_tqdm"},  # of every evaluation
+    # Of every evaluation, and of both pre-training stages.
+    "docs/reliability.md": {"--disable_tqdm", "--dataloader_timeout_seconds", "--profile"},
     "docs/hub.md": {"--mode"},  # of every fine-tuning script, which it does not list
 }
 

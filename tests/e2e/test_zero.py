@@ -1,10 +1,9 @@
 """Optimizer state and weights divided over processes by DeepSpeed: as with DDP, to the last printed digits."""
 
 import shutil
+from importlib.util import find_spec
 
 import pytest
-
-pytest.importorskip("deepspeed")
 
 from tests.e2e.runs import assert_complete, assert_same_weights, read_losses
 from tests.e2e.zero import run_zero, write_zero3_file
@@ -12,6 +11,10 @@ from tests.processes import run_ranks
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.runs.folder import read_metrics
 from umt_hf.training import stage1
+
+pytestmark = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="deepspeed is not installed; `make test-extras` installs it"
+)
 
 
 @pytest.mark.parametrize("zero", [2, 3])

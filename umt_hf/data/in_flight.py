@@ -124,11 +124,21 @@ def explain(error: Exception, seconds: float = 0, notes: "ReadNotes | None" = No
     """
     text = str(error).strip().rstrip(".")
     if gone := GONE.search(text):
-        processes = {int(number) for number in re.findall(r"\d+", gone[1])}
-        return StuckReadingError(
-            f"{text}; {describe_reads(notes, processes)}. Give it more memory, or leave the video out of the data."
-        )
+        return explain_death(text, {int(number) for number in re.findall(r"\d+", gone[1])}, notes)
     return explain_silence(seconds, notes) if TIMED_OUT.search(text) else None
+
+
+def explain_death(text: str, processes: Collection[int], notes: "ReadNotes | None" = None) -> StuckReadingError:
+    """What to say of workers that have died.
+
+    Args:
+        text: Who noticed what.
+        processes: Ids of the workers.
+        notes: Of the workers of a loader; `None` = of all.
+    """
+    return StuckReadingError(
+        f"{text}; {describe_reads(notes, processes)}. Give it more memory, or leave the video out of the data."
+    )
 
 
 def explain_silence(seconds: float, notes: "ReadNotes | None" = None) -> StuckReadingError:

@@ -1,8 +1,10 @@
 """Loaders over planned batches."""
 
 import functools
+import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -12,7 +14,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..runs.cores import count_workers
-from .in_flight import ReadNotes, StuckReadingError, explain, explain_silence
+from ..runs.mistakes import WORKER_TRACEBACK
+from .in_flight import ReadNotes, StuckReadingError, explain, explain_death, explain_silence
+
+SECONDS_TO_DIE = 1.0  # between the end of a process's connections and the system's word that it has ended
 
 
 class NamingLoader(DataLoader):
@@ -48,15 +53,26 @@ class NamingLoader(DataLoader):
                     return
                 yield batch
         except (RuntimeError, OSError, EOFError) as error:
-            explained = guard.error or (
-                explain(error, self.timeout, notes) if isinstance(error, RuntimeError) else None
-            )
-            if explained is None:
-                raise
             with _unheard_children():
+                if (explained := guard.explain(error)) is None:
+                    raise
                 notes.kill()
                 getattr(batches, "_shutdown_workers", lambda: None)()
             raise explained from error
+
+
+def _explain_broken_connection(error: Exception, notes: ReadNotes) -> StuckReadingError | None:
+    """A worker that dies while it hands over a batch shows as a broken connection, before PyTorch says so."""
+    if WORKER_TRACEBACK in str(error):  # raised by what a worker read
+        return None
+    began = time.monotonic()
+    while time.monotonic() - began < SECONDS_TO_DIE:
+        alive = {child.pid for child in multiprocessing.active_children()}
+        if gone := {read.process for read in notes.list_reads()} - alive:
+            pids = ", ".join(map(str, sorted(gone)))
+            return explain_death(f"DataLoader worker (pid {pids}) is gone ({error})", gone, notes)
+        time.sleep(0.05)
+    return None
 
 
 class _Guard:
@@ -84,6 +100,14 @@ class _Guard:
     def __exit__(self, *exception: object) -> None:
         if self.timer is not None:
             self.timer.cancel()
+
+    def explain(self, error: Exception) -> StuckReadingError | None:
+        """What an error means that was raised while a batch was taken; `None` for those of other kinds."""
+        if self.error is not None:
+            return self.error
+        if isinstance(error, RuntimeError):
+            return explain(error, self.seconds, self.notes)
+        return _explain_broken_connection(error, self.notes)
 
     def _end(self) -> None:
         self.error = explain_silence(self.seconds, self.notes)
@@ -124,15 +148,12 @@ class WatchedReads:
         if self.guard is None or self.notes is None:
             return
         self.guard.__exit__()
-        if not isinstance(error, (RuntimeError, OSError, EOFError)):
-            return
-        explained = self.guard.error
-        if explained is None and isinstance(error, RuntimeError):
-            explained = explain(error, self.seconds, self.notes)
-        if explained is not None:
+        if isinstance(error, (RuntimeError, OSError, EOFError)):
             with _unheard_children():
-                self.notes.kill()
-            raise explained from error
+                explained = self.guard.explain(error)
+                if explained is not None:
+                    self.notes.kill()
+                    raise explained from error
 
 
 def _start_worker(notes: ReadNotes, former: Callable[[int], Any] | None, worker: int) -> None:

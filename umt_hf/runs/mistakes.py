@@ -71,8 +71,25 @@ def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]
             os._exit(error.exit_code)
         _end(f"Terminated. {describe_interruption()}", error.exit_code)
     except (*MISTAKES, UserError) as error:
-        leaves_at_once = getattr(error, "leaves_at_once", False)
-        _end(f"Error: {summarize(error)}", getattr(error, "exit_code", MISTAKE_CODE), leaves_at_once)
+        _end_by(error)
+    except Exception as error:
+        # PyTorch speaks of a dead worker at any place: also while an error that says more is on its way out.
+        if (former := _find_user_error(error)) is None:
+            raise
+        _end_by(former)
+
+
+def _end_by(error: Exception) -> None:
+    leaves_at_once = getattr(error, "leaves_at_once", False)
+    _end(f"Error: {summarize(error)}", getattr(error, "exit_code", MISTAKE_CODE), leaves_at_once)
+
+
+def _find_user_error(error: BaseException) -> UserError | None:
+    """The error that was being handled when others came."""
+    former = error.__context__
+    while former is not None and not isinstance(former, UserError):
+        former = former.__context__
+    return former
 
 
 def summarize(error: BaseException) -> str:

@@ -72,6 +72,25 @@ def test_a_worker_that_dies_is_named_with_what_it_read(paths):
     assert "Give it more memory" in str(caught.value)
 
 
+class DyingHandover:
+    """What a worker hands over, and dies meanwhile."""
+
+    def __reduce__(self):
+        return _break_connection, (os.getpid(),)
+
+
+def _break_connection(worker: int):
+    os.kill(worker, signal.SIGKILL)
+    raise ConnectionResetError(104, "Connection reset by peer")
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_named(paths):
+    plan = [[number] for number in range(4)]
+    loader = build_loader(Readings(paths), plan, 1, 2, collate_fn=lambda rows: DyingHandover())
+    with pytest.raises(StuckReadingError, match=r"DataLoader worker \(pid.*read: .*\.mp4 \(worker "):
+        list(loader)
+
+
 def test_nothing_changes_without_workers_or_trouble(paths):
     assert load(paths) == load(paths, num_workers=0) == [[7]] * 4
 
