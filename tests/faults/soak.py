@@ -77,7 +77,7 @@ def sample(process: psutil.Process, run: Path) -> dict[str, float]:
         process.memory_info().rss / 1e6,
         max((worker.memory_info().rss / 1e6 for worker in workers), default=0.0),
         process.num_fds(),
-        min((worker.num_fds() for worker in workers), default=0),
+        min((count for worker in workers if (count := worker.num_fds())), default=0),  # 0: it ends
         process.num_threads(),
         len(re.findall(r"/dev/shm/|/memfd:|/torch_", maps)),
         sum(any(f"_{number}_" in name for number in numbers) for name in names),
