@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Collection, Generator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ import torch
 from ..runs.mistakes import UserError
 
 NOTE_BYTES = 1024
+SECONDS_TO_OUTLIVE = 300
 HEADER = struct.Struct("qd?H")  # process, when it began, whether it still reads, bytes of the name
 NAMED_READS = 5
 
@@ -77,6 +79,7 @@ class ReadNotes:
         """Called in a worker at its start."""
         global _own_note
         end_with_parent()
+        outlive_signals()
         _own_note = self.table[worker]
         _write(_own_note, b"", is_open=False)
 
@@ -97,6 +100,11 @@ class ReadNotes:
                 os.kill(read.process, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
+def list_workers() -> set[int]:
+    """Ids of the workers of all loaders."""
+    return {read.process for notes in list(_watched) for read in notes.list_reads()}
+
+
 def end_with_parent() -> None:
     """End this worker with the process that started it, also where that is killed; called in a worker at its start.
 
@@ -112,6 +120,26 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def outlive_signals() -> None:
+    """Let this worker work on when a signal asks the processes of a run to save and to end; called in a worker.
+
+    Schedulers send it to workers as well, and the run still needs their batches. It ends them when it is done.
+    """
+    parent = multiprocessing.parent_process()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if parent is not None and parent.is_alive() and hasattr(signal, "alarm"):
+            signal.alarm(SECONDS_TO_OUTLIVE)  # by which a worker ends that nobody needs or stops
+            return
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, handle)
+    for name in ("SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def explain(error: Exception, seconds: float = 0, notes: "ReadNotes | None" = None) -> StuckReadingError | None:

@@ -1,5 +1,6 @@
 """Loaders over planned batches."""
 
+import atexit
 import functools
 import multiprocessing
 import signal
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..runs.cores import count_workers
 from ..runs.mistakes import WORKER_TRACEBACK
-from .in_flight import ReadNotes, StuckReadingError, explain, explain_death, explain_silence
+from .in_flight import ReadNotes, StuckReadingError, explain, explain_death, explain_silence, list_workers
 
 SECONDS_TO_DIE = 1.0  # between the end of a process's connections and the system's word that it has ended
 
@@ -172,6 +173,16 @@ def _unheard_children() -> Generator[None]:
     finally:
         if is_possible:
             signal.signal(signal.SIGCHLD, handler)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End the workers that are left; `multiprocessing` would ask them by SIGTERM, which they outlive, and wait."""
+    own = list_workers()
+    with _unheard_children():
+        for child in multiprocessing.active_children():
+            if child.pid in own:
+                child.kill()
 
 
 def build_loader(
