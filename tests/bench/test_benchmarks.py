@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionModelWithProjection
 
 from benchmarks.common import TABLE_BEGIN, TABLE_END, PhaseClock, format_spread, run_interleaved, summarize
 from benchmarks.stage1_step import run as stage1_step
-from benchmarks.stage1_step.memory import MemoryJob, measure_peak_memory
+from benchmarks.stage1_step.memory import MemoryJob, measure_peak_memory, measure_saved_bytes
 from benchmarks.stage1_step.steps import PHASES, VARIANTS, build_step
 from benchmarks.stage1_step.workload import SIZES, sample_pixel_values
 
@@ -46,6 +47,7 @@ def test_stage1_step_writes_a_row_for_each_variant(tmp_path):
     assert [row["variant"] for row in report["rows"]] == list(VARIANTS)
     for row in report["rows"]:
         assert (row["size"], row["batch_size"], row["peak_memory_bytes"]) == ("tiny", 2, None)
+        assert row["saved_bytes_per_clip"] > 0
         assert row["clips_per_second"].keys() == SUMMARY and row["clips_per_second"]["min"] > 0
         assert len(row["clips_per_second"]["samples"]) == 2
         assert list(row["phase_shares"]) == list(PHASES)
@@ -54,9 +56,77 @@ def test_stage1_step_writes_a_row_for_each_variant(tmp_path):
         assert fractions["with_teacher"]["median"] >= fractions["without_teacher"]["median"] > 0
     plain, videomae = report["rows"][1:]
     assert plain["relative_to_plain"]["samples"] == [1, 1]
-    assert plain["phase_shares"]["teacher"]["median"] > 0 and videomae["phase_shares"]["teacher"]["median"] == 0
-    found = report["agreement"]["tiny"]
+    umt = report["rows"][0]
+    # With 32 visible tokens attention maps are small; see the next test.
+    assert umt["saved_relative_to_plain"] < 1.1 and plain["saved_relative_to_plain"] == 1
+    assert plain["phase_shares"]["teacher and mask"]["median"] > 0.2
+    assert videomae["phase_shares"]["teacher and mask"]["median"] < 0.1
+    found = report["agreement"]["tiny, float32"]
     assert found["gradient norm of umt_hf"] == pytest.approx(found["gradient norm of plain"], rel=1e-5)
+
+
+def test_stage2_writes_a_row_for_each_choice_of_losses(tmp_path, monkeypatch):
+    from benchmarks.stage2 import run as stage2
+
+    arguments = ["--sizes", "tiny", "--batch_size", "2", "--repeats", "2", "--threads", "1"]
+    monkeypatch.setattr(stage2, "STRETCH_SECONDS", 0.01)
+    path = stage2.main([*arguments, "--output_dir", str(tmp_path), "--name", "here"])
+    rows = read_report(path, "stage2")["rows"]
+    assert [row["losses"] for row in rows] == ["UTA", "UTA + VTC", "UTA + VTC + VTM", "UTA + VTC + VTM + MLM"]
+    for row in rows:
+        assert row["step_seconds"].keys() == SUMMARY and row["step_seconds"]["min"] > 0
+        assert 0 < row["teacher_share"] < 1
+    students = [row["flops_per_pair"]["student"] for row in rows]
+    assert students == sorted(students) and students[-1] > 1.5 * students[0]
+    assert len({row["flops_per_pair"]["teacher"] for row in rows}) == 1
+    assert rows[-1]["relative_to_all"]["samples"] == [1, 1]
+
+
+def test_stage2_computes_the_losses_that_are_chosen():
+    from benchmarks.stage2.workload import LOSSES, SIZES_OF_PAIRS, Stage2Step, sample_pairs
+
+    step, batch = Stage2Step("tiny", CPU, torch.float32), sample_pairs(SIZES_OF_PAIRS["tiny"], 2, CPU)
+    for losses in (LOSSES[:1], LOSSES, ("vtc", "mlm")):
+        step.choose(losses)
+        assert set(step.run(batch)) == {"loss", *(f"video_{name}_loss" for name in losses)}
+        assert (step.teacher is None) == ("uta" not in losses)
+    # Alignment costs what stage 1 costs for clips of four frames, and the text tower's first layers.
+    step.choose(("uta",))
+    size = SIZES_OF_PAIRS["tiny"].video
+    student, teacher = step.count_flops(batch)
+    assert teacher <= 2 * size.count_teacher_flops() < 1.05 * teacher
+    assert student > 2 * (size.count_student_flops() - 2 * size.student.count_patch_flops(size.visible_tokens))
+
+
+@pytest.mark.slow
+def test_precisions_of_the_teacher_write_a_row_each(tmp_path):
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    from benchmarks.stage1_step.workload import build_teacher_config
+    from benchmarks.teacher_precision import run as teacher_precision
+    from umt_hf.moving_shapes.render import write_moving_shapes
+
+    write_moving_shapes(tmp_path / "data", 8, 4, 4, num_workers=1)
+    torch.manual_seed(0)
+    CLIPVisionModelWithProjection(build_teacher_config(TINY)).save_pretrained(tmp_path / "teacher")
+    precisions = ["float32", "bfloat16", "int8_dynamic"]
+    sizes = ["--precisions", *precisions, "--seeds", "3", "--steps", "2", "--batch_size", "4", "--sizes", "tiny"]
+    arguments = ["--folder", str(tmp_path), *sizes, "--output_dir", str(tmp_path), "--name", "here"]
+    rows = read_report(teacher_precision.main(arguments), "teacher_precision")["rows"]
+    assert [row["precision"] for row in rows] == precisions
+    for row in rows:
+        assert row["least_cosine"].keys() == {"moving_shapes", "tiny, random"}
+        assert min(row["least_cosine"].values()) > 0.999
+        assert row["relative_to_float32"]["median"] == pytest.approx(1, abs=0.01)
+        assert 0.5 < row["held_out_loss"]["median"] < 4
+    assert rows[0]["relative_to_float32"]["samples"] == [1]
+    assert rows[0]["held_out_loss"] != rows[2]["held_out_loss"]
+
+
+def test_precisions_of_the_teacher_want_the_demo(tmp_path):
+    from benchmarks.teacher_precision import run as teacher_precision
+
+    with pytest.raises(SystemExit, match="make demo"):
+        teacher_precision.main(["--folder", str(tmp_path)])
 
 
 @pytest.mark.slow
@@ -126,16 +196,65 @@ def test_plain_mask_hides_as_many_patches_in_every_frame_and_follows_the_salienc
 def test_counted_operations_are_those_that_pytorch_sees():
     pixel_values = sample_pixel_values(TINY, 1, CPU)
     plain, umt, videomae = (build_tiny(variant) for variant in ("plain", "umt_hf", "videomae"))
-    assert count_flops(lambda: plain.teacher(pixel_values)) == TINY.count_teacher_flops(TINY.tokens)
-    # The class token's attention row costs one more key projection, one query and one row of scores.
-    tokens, width = TINY.teacher.patches + 1, TINY.teacher.width
-    row = 2 * TINY.frames * (tokens * width**2 + width**2 + tokens * width)
-    needed = umt.flops_of_student + umt.flops_of_teacher
-    assert count_flops(lambda: umt.run_backward(pixel_values, PhaseClock(CPU))) == needed + row
+    assert count_flops(lambda: plain.teacher(pixel_values)) == TINY.count_complete_teacher_flops()
+    # The last layer's products over the visible tokens and the class token's row of scores included.
+    assert count_flops(lambda: umt.run_backward(pixel_values, PhaseClock(CPU))) == (
+        umt.flops_of_student + umt.flops_of_teacher
+    )
     # VideoMAE embeds the hidden patches too, forward and for the weights' gradient.
     hidden = 2 * TINY.student.count_patch_flops(TINY.tokens - TINY.visible_tokens)
     seen = count_flops(lambda: videomae.run_backward(pixel_values, PhaseClock(CPU)))
     assert seen == videomae.flops_of_student + hidden
+
+
+def test_the_step_is_that_of_the_training_loop(monkeypatch):
+    """A step whose gradients are NaN changes neither weights nor moments, and is counted without waiting."""
+    from umt_hf.training.step.waits import WaitCounter
+
+    step, pixel_values = build_tiny("umt_hf"), sample_pixel_values(TINY, 2, CPU)
+    with WaitCounter() as counter:
+        step.run(pixel_values, PhaseClock(CPU))
+    assert not counter.counts
+    before = {name: weight.clone() for name, weight in step.model.state_dict().items()}
+    step.run(pixel_values * float("nan"), PhaseClock(CPU))
+    step.guard.read()
+    assert step.guard.state.nonfinite_steps == 1
+    assert all(torch.equal(weight, before[name]) for name, weight in step.model.state_dict().items())
+    step.run(pixel_values, PhaseClock(CPU))
+    assert not all(torch.equal(weight, before[name]) for name, weight in step.model.state_dict().items())
+
+
+def test_less_is_kept_for_the_backward_pass_than_in_the_plain_step():
+    size = SIZES["b16-2+2"]
+    clips = sample_pixel_values(size, 2, CPU)
+    ours, plain = (
+        measure_saved_bytes(build_step(variant, size, CPU, torch.float32, "sdpa"), clips)
+        for variant in ("umt_hf", "plain")
+    )
+    maps = 4 * size.student.layers * size.student.heads * size.visible_tokens**2
+    assert ours < 0.83 * plain and plain - ours < 1.1 * maps
+
+
+@pytest.mark.parametrize("variant", ["umt_hf", "plain"])
+def test_saved_bytes_leave_weights_and_their_copies_out(variant):
+    """In bfloat16 weights are cast for each step; per clip the same is kept, whatever the batch."""
+    step = build_tiny(variant, torch.bfloat16)
+    per_clip = [measure_saved_bytes(step, sample_pixel_values(TINY, clips, CPU)) for clips in (2, 5)]
+    assert per_clip[0] == pytest.approx(per_clip[1], rel=0.02)
+    # Both norms' inputs, queries, keys, values and what the MLP's activation sees, at least.
+    least = 2 * TINY.visible_tokens * TINY.student.layers * TINY.student.width * (2 + 3 + 4)
+    assert least < per_clip[0] < 10 * least
+
+
+def test_a_compiled_step_gives_the_losses_of_the_plain_one(monkeypatch):
+    from benchmarks.stage1_step import steps
+
+    monkeypatch.setattr(steps, "choose_compiler", lambda _: "aot_eager")
+    compiled, plain = build_tiny(steps.COMPILED), build_tiny("plain")
+    plain.load_weights(compiled)
+    found = stage1_step.check_agreement(compiled, plain, sample_pixel_values(TINY, 2, CPU))
+    assert found["loss of umt_hf"] == pytest.approx(found["loss of plain"], rel=1e-5)
+    torch._dynamo.reset()
 
 
 def test_published_sizes_cost_what_their_shapes_say():
@@ -144,7 +263,8 @@ def test_published_sizes_cost_what_their_shapes_say():
     for name, parameters in (("b16", 85e6), ("l16", 302e6)):
         size = SIZES[name]
         assert size.count_student_flops() == pytest.approx(6 * parameters * 320, rel=0.15)
-        assert size.count_teacher_flops() == pytest.approx(2 * parameters * 8 * 197, rel=0.15)
+        assert size.count_complete_teacher_flops() == pytest.approx(2 * parameters * 8 * 197, rel=0.15)
+        assert 0.9 * size.count_complete_teacher_flops() < size.count_teacher_flops()
 
 
 @pytest.mark.parametrize("name", ["moving_shapes", "340x256_gop12"])
@@ -323,7 +443,8 @@ def test_phases_are_added_up_and_time_between_steps_is_left_out(monkeypatch):
 
 
 @pytest.mark.parametrize("question", [
-    "stage1_step", "decoding", "search", "features", "threads", "annotations", "prepared_frames",
+    "stage1_step", "stage2", "cuda", "teacher_precision", "decoding", "search", "features", "threads", "annotations",
+    "prepared_frames",
 ])  # fmt: skip
 def test_readme_has_the_place_for_its_table(question):
     text = (Path(stage1_step.__file__).parents[1] / question / "README.md").read_text()

@@ -1,5 +1,6 @@
 """Annotation files, folders and `datasets` datasets as one kind of table: rows with a `video` and its labels."""
 
+import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -22,13 +23,14 @@ from datasets import (
 )
 
 from ..processing.media_files import VideoDecodingError
-from .arrow_cache import ListFile, load_rows, map_once
+from .arrow_cache import SHORTEST_CACHED_BYTES, ListFile, load_rows, map_once
 from .labels import LABEL, align_labels
 from .lists.columns import join_paths
 from .lists.csv_lists import TEXT_SUFFIXES, read_csv
 from .lists.folders import read_folder
 from .lists.json_lists import JSON_SUFFIXES, read_json
 from .lists.paths import join_root
+from .lists.sharing import find_once
 from .lists.sqlite_lists import read_sqlite
 from .lists.tar_rows import find_notes, read_class_order, read_tars
 from .splits import CSV, FOLDER, JSON, SAVED, SQLITE, TARS, name_kind, refuse_idle_options
@@ -133,16 +135,35 @@ def load_videos(
     elif suffix == ".parquet" and path.is_file():
         table = load_dataset("parquet", data_files=source, split="train", streaming=streaming)
     elif kind == FOLDER:
-        rows, feature = read_folder(path, class_names, needs_labels)
-        features = Features.from_arrow_schema(rows.schema)
-        return Dataset(
-            rows, DatasetInfo(features=features if feature is None else Features({**features, LABEL: feature}))
-        )
+        return _load_folder(path, class_names, needs_labels)
     else:
         options = {"class_names": class_names, "needs_labels": needs_labels}
         table = _load_from_hub(source, config_name, split, streaming, **options)
     table = _undecoded(table, source, video_column, data_root)
     return align_labels(table, source, class_names) if needs_labels else table
+
+
+def _load_folder(path: Path, class_names: Sequence[str] | None, needs_labels: bool) -> Dataset:
+    """Videos of a folder, as this process lists them, or another one of this machine has in this start."""
+
+    def read() -> Dataset:
+        rows, feature = read_folder(path, class_names, needs_labels)
+        features = Features.from_arrow_schema(rows.schema)
+        return Dataset(
+            rows, DatasetInfo(features=features if feature is None else Features({**features, LABEL: feature}))
+        )
+
+    def write(file: Path) -> None:
+        table = read()
+        rows = table.data.table.cast(table.features.arrow_schema)
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, rows.schema) as stream:
+            stream.write_table(rows)
+
+    names = None if class_names is None else list(class_names)
+    found = find_once(json.dumps([str(path), names, needs_labels]), write)
+    if found is None:
+        return read()
+    return Dataset.from_file(str(found), in_memory=found.stat().st_size < SHORTEST_CACHED_BYTES)
 
 
 def _load_list(

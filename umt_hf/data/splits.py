@@ -8,6 +8,7 @@ from typing import Any, Literal
 from .lists.csv_lists import TEXT_SUFFIXES
 from .lists.folders import VIDEO_SUFFIXES
 from .lists.json_lists import JSON_SUFFIXES
+from .lists.sharing import holds_files
 from .lists.sqlite_lists import SQLITE_SUFFIXES
 
 CSV, JSON, SQLITE = "a list of lines", "a JSON list", "an SQLite base"
@@ -35,10 +36,10 @@ def name_kind(source: str) -> str:
         return TARS if suffix == ".tar" else SQLITE if suffix in SQLITE_SUFFIXES else PARQUET
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return SAVED
-    if not path.is_dir() or any(path.rglob("*.parquet")):
+    if not path.is_dir() or holds_files(path, ".parquet"):
         return DATASET
     # Beside videos a tar is what they were unpacked from.
-    return TARS if any(path.rglob("*.tar")) and not _holds_videos(path) else FOLDER
+    return TARS if holds_files(path, ".tar") and not _holds_videos(path) else FOLDER
 
 
 def _holds_videos(folder: Path) -> bool:
@@ -95,7 +96,7 @@ def has_splits(source: str) -> bool:
         if (path / "dataset_info.json").is_file() and not (path / "dataset_dict.json").is_file():
             return False  # a single table, as `Dataset.save_to_disk` writes it
         return (path / "dataset_dict.json").is_file() or any(
-            file for suffix in ("parquet", "tar") for file in path.rglob(f"*.{suffix}")
+            holds_files(path, suffix) for suffix in (".parquet", ".tar")
         )
     if path.suffix.lower() == ".tar":
         return False

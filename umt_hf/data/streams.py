@@ -32,6 +32,7 @@ from ..processing.media_files import TAR_BLOCK, TAR_PLACE, VideoDecodingError
 from ..runs.folder import UNFINISHED_SUFFIX
 from .lists.folders import VIDEO_SUFFIXES
 from .lists.paths import join_root
+from .lists.sharing import holds_files
 from .lists.tar_rows import CAPTION, find_notes, parse_text
 
 logger = logging.getLogger(__name__)
@@ -274,7 +275,7 @@ def holds_tars(source: str) -> bool:
     """Whether a source is a tar, or a folder with tars; what else is there (notes of who wrote them) is not read."""
     path = Path(source)
     if path.is_dir():
-        return any(path.rglob("*.tar"))
+        return holds_files(path, ".tar")
     return path.suffix.lower() == ".tar"
 
 
@@ -339,7 +340,7 @@ def holds_shards(source: str) -> bool:
     """Whether a source is a tar, Parquet, a folder of either, or may be a dataset of the Hub."""
     path = Path(source)
     if path.is_dir():
-        return holds_tars(source) or any(path.rglob("*.parquet"))
+        return holds_tars(source) or holds_files(path, ".parquet")
     return path.suffix.lower() in (".tar", ".parquet") or not path.suffix or not (path.exists() or path.is_absolute())
 
 
@@ -406,7 +407,7 @@ def _find_files(source: str, config_name: str | None, split: str) -> list[str]:
         return [source]
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         raise ValueError(f"{source}: is a saved table, read from its place already. Leave out streaming.")
-    if path.is_dir() and not (holds_tars(source) or any(path.rglob("*.parquet"))):
+    if path.is_dir() and not (holds_tars(source) or holds_files(path, ".parquet")):
         raise ValueError(
             f"{source}: has neither tars nor Parquet files, so it cannot be streamed. Leave out streaming."
         )

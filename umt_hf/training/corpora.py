@@ -6,8 +6,11 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
+from transformers import AutoConfig
 
 from ..data.streams import Shards, check_stored_frames
+from ..inference.starts import locate_model
+from ..modeling.configuration_umt_video import UMTVideoConfig
 
 
 class TrainingTable(Protocol):
@@ -88,6 +91,19 @@ def check_sampling(table: TrainingTable | None, num_frames: int, strategy: str) 
     """
     for part in table.parts if isinstance(table, JoinedTable) else [table]:
         check_stored_frames(part, num_frames, strategy)
+
+
+def find_num_frames(given: int | None, folder: str | None) -> int:
+    """Frames of a clip, before the model is loaded.
+
+    Args:
+        given: As the run sets them, for a model that takes them from there.
+        folder: Model that the run goes on from, which keeps its own unless they are set; `None` = from scratch.
+    """
+    if folder is not None and given is None:
+        config: Any = AutoConfig.from_pretrained(locate_model(folder))
+        return getattr(config, "vision_config", config).num_frames
+    return UMTVideoConfig().num_frames if given is None else given
 
 
 def draw_order(table: TrainingTable, seed: int, epoch: int) -> torch.Tensor:
