@@ -119,6 +119,16 @@ def test_workers_end_with_a_killed_command(videos):
     assert process.exitcode == -signal.SIGKILL and list_orphans([process.pid]) == []
 
 
+def test_a_process_waits_for_no_other_one(videos, monkeypatch):
+    """One of two that never started, or was killed."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
+        monkeypatch.setenv(name, value)
+    words = ["prepare", str(videos / "list.json"), "--out", str(videos / "out"), "--videos-per-shard", "2"]
+    done = CliRunner().invoke(app, [*words, "--num-workers", "0"])
+    assert done.exit_code == 0, done.output
+    assert sorted(list_contents(videos / "out")) == ["train-000001.tar", "train-000003.tar"]
+
+
 def test_processes_share_the_shards(videos, monkeypatch):
     """By their number, as any launcher sets it, on one machine or several."""
     sources = [str(videos / "list.json")]
