@@ -84,6 +84,9 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.search.run
 	$(BIN)/python -m benchmarks.features.run
 	$(BIN)/python -m benchmarks.threads.run
+	$(BIN)/python -m benchmarks.training.run
+	$(BIN)/python -m benchmarks.scale.run
+	$(BIN)/python -m benchmarks.scale.model --write true
 
 # Nine minutes on one GPU; also without the environment that is made here: python -m benchmarks.cuda.run
 bench-cuda: $(VENV)/.installed

@@ -146,10 +146,13 @@ def test_annotations_write_a_row_for_each_list(tmp_path):
     from benchmarks.annotations import run as annotations
     from benchmarks.annotations.lists import FORMS
 
-    sizes = ["--num_rows", "30", "--folder", str(tmp_path)]
+    sizes = ["--num_rows", "30", "--num_tar_rows", "20", "--folder", str(tmp_path)]
     report = read_report(annotations.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "annotations")
-    assert [(row["num_rows"], row["form"]) for row in report["rows"]] == [(30, form) for form in FORMS]
-    assert all(row["first"]["num_rows"] == row["second"]["num_rows"] == 30 for row in report["rows"])
+    assert [(row["num_rows"], row["form"]) for row in report["rows"]] == [(30, form) for form in FORMS] + [
+        (20, "tars")
+    ]
+    assert all(row["first"]["num_rows"] == row["second"]["num_rows"] == row["num_rows"] for row in report["rows"])
+    assert 20 * 4096 < report["rows"][-1]["list_bytes"] < 30 * 4096
 
 
 @pytest.mark.slow
@@ -264,24 +267,75 @@ def test_published_sizes_cost_what_their_shapes_say():
         assert 0.9 * size.count_complete_teacher_flops() < size.count_teacher_flops()
 
 
-def test_decoding_writes_a_row_for_each_reader(tmp_path):
+@pytest.mark.parametrize("name", ["moving_shapes", "340x256_gop12"])
+def test_decoding_writes_a_row_for_each_reader(tmp_path, monkeypatch, name):
     pytest.importorskip("decord")
     from benchmarks.decoding import run as decoding
+    from benchmarks.decoding import videos
     from umt_hf.moving_shapes.render import FRAME_SIZE, NUM_FRAMES
 
-    arguments = ["--videos", "moving_shapes", "--clips_per_file", "1", "--repeats", "2"]
+    monkeypatch.setattr(videos, "NUM_FRAMES", 40)
+    arguments = ["--videos", name, "--clips_per_file", "1", "--repeats", "2"]
     path = decoding.main([*arguments, "--output_dir", str(tmp_path), "--name", "here"])
     report = read_report(path, "decoding")
     readers = [row["reader"] for row in report["rows"]]
     assert readers[:3] == ["decord + PIL, frame by frame", "umt_hf, pyav", "umt_hf, decord"]
-    assert ("umt_hf, torchcodec" in readers) != ("torchcodec" in report["unusable_decoders"])
+    assert {"umt_hf, shards (PIL)", "shards, torchvision", "load_video, pyav + torchvision"} <= set(readers)
+    known = {"umt_hf, torchcodec", "torchcodec, exact + torchvision", "load_video, torchcodec + torchvision"}
+    known |= {"torchcodec, approximate + torchvision", "shards, turbo"}
+    assert known <= set(readers) | set(report["unusable"]) and not set(readers) & set(report["unusable"])
+    size = {"moving_shapes": (FRAME_SIZE, FRAME_SIZE, NUM_FRAMES, 8), "340x256_gop12": (340, 256, 40, 1)}[name]
     for row in report["rows"]:
-        assert (row["video"], row["num_frames"], row["batch_size"]) == ("moving_shapes", NUM_FRAMES, 8)
-        assert row["width"] == row["height"] == row["image_size"] == FRAME_SIZE
+        assert (row["width"], row["height"], row["num_frames"], row["batch_size"]) == size
         decoded, batched = row["decoded_clips_per_core_second"], row["batched_clips_per_core_second"]
         assert decoded.keys() == SUMMARY and len(batched["samples"]) == 2
-        assert decoded["median"] > batched["median"] > 0
-    assert report["rows"][0]["relative_to_baseline"]["samples"] == [1, 1]
+        assert decoded["median"] > batched["median"] > 0 and row["bytes_per_video"] > 0
+    first = report["rows"][0]
+    assert first["relative_to_baseline"]["samples"] == [1, 1] and first["lost_grey_levels"] < 6
+    assert first["opening_milliseconds"].keys() >= {"PyAV", "PyAV, first picture not decoded", "decord"}
+    best = first["best_reader_relative_to_others"]
+    assert best["best"] in readers and not best["best"].startswith("umt_hf")
+
+
+def test_decoding_puts_key_frames_where_it_says(tmp_path):
+    import av
+
+    from benchmarks.decoding.videos import encode, find_real_clips, iterate_footage, iterate_pan
+
+    frames = list(iterate_pan(30, 64, 96))
+    if clip := find_real_clips().get("bikes"):
+        frames = list(iterate_footage(clip, 30, 64, 96))
+    encode(tmp_path / "a.mp4", frames, 12)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        numbers = [i for i, frame in enumerate(container.decode(video=0)) if frame.key_frame]
+    assert numbers == [0, 12, 24] and len(frames) == 30 and frames[0].shape == (64, 96, 3)
+
+
+def test_other_frames_in_shards_stop_the_benchmark(tmp_path):
+    from benchmarks.decoding.shards import check_frames, write_shards
+    from benchmarks.decoding.videos import write_kinetics_like
+
+    videos = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    for path, num_frames in zip(videos, (40, 80), strict=True):
+        write_kinetics_like(path, num_frames=num_frames, height=64, width=96)
+    shards = write_shards(videos, tmp_path / "shards")
+    assert 0 < check_frames(videos, shards) < 6
+    with pytest.raises(RuntimeError, match="The frames kept differ from those of the videos by"):
+        check_frames(videos[::-1], shards)
+
+
+@pytest.mark.slow
+def test_prepared_frames_write_a_row_for_each_case(tmp_path):
+    from benchmarks.prepared_frames import run as prepared_frames
+
+    sizes = ["--num_clips", "40", "--num_eval_clips", "8", "--kept", "4", "--seeds", "0", "1", "--max_steps", "4"]
+    sizes += ["--eval_steps", "2", "--teacher_steps", "4"]
+    path = prepared_frames.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"])
+    report = read_report(path, "prepared_frames")
+    assert [(row["case"], row["choices_per_part"]) for row in report["rows"]] == [("videos", 6), ("4 frames kept", 1)]
+    for row in report["rows"]:
+        assert len(row["held_out_losses"]) == 2 and [step for step, _ in row["curves"][0]] == [2, 4]
+    assert report["rows"][0]["differences"] == [0, 0] and path.with_name("prepared_frames.png").stat().st_size > 5000
 
 
 def test_decoding_compares_readers_on_the_same_pixels(tmp_path):
@@ -388,10 +442,10 @@ def test_phases_are_added_up_and_time_between_steps_is_left_out(monkeypatch):
     assert clock.compute_phase_seconds() == {"first": 5.0, "second": 3.0}
 
 
-@pytest.mark.parametrize(
-    "question",
-    ["stage1_step", "stage2", "cuda", "teacher_precision", "decoding", "search", "features", "threads", "annotations"],
-)
+@pytest.mark.parametrize("question", [
+    "stage1_step", "stage2", "cuda", "teacher_precision", "decoding", "search", "features", "threads", "annotations",
+    "prepared_frames",
+])  # fmt: skip
 def test_readme_has_the_place_for_its_table(question):
     text = (Path(stage1_step.__file__).parents[1] / question / "README.md").read_text()
     assert text.count(TABLE_BEGIN) == text.count(TABLE_END) == 1

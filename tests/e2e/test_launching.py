@@ -30,6 +30,34 @@ def test_stage_1_in_two_processes(flags, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["umt-hf", "torchrun"])
+def test_two_machines_train_as_one_process(flags, tmp_path, launcher):
+    """The commands of docs/scaling.md, for two machines on the loopback device with a process each."""
+    stage1.main(flags(output_dir=tmp_path / "one", per_device_train_batch_size=8, max_steps=2))
+    port, arguments = str(find_free_port()), flags(output_dir=tmp_path / "two", max_steps=2)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    machines = []
+    for rank in ("0", "1"):
+        if launcher == "umt-hf":
+            words = ["umt_hf.cli", "pretrain", "stage1", "--num_processes", "2", "--num_machines", "2"]
+            words += ["--machine_rank", rank, "--main_process_ip", "127.0.0.1", "--main_process_port", port]
+        else:
+            words = ["torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d"]
+            words += ["--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "run", "-m", "umt_hf.training.stage1"]
+        log = (tmp_path / f"{rank}.log").open("wb")
+        command = [sys.executable, "-m", *words, *arguments]
+        machines.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
+    try:
+        codes = [machine.wait(timeout=300) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    written = "".join((tmp_path / f"{rank}.log").read_text(errors="replace")[-3000:] for rank in (0, 1))
+    assert codes == [0, 0], written
+    assert read_losses(tmp_path / "two") == pytest.approx(read_losses(tmp_path / "one"), abs=1e-5)
+
+
+@pytest.mark.slow
 def test_a_classifier_is_fine_tuned_and_evaluated(colors, student, tmp_path):
     data = {"train_data": colors / "few_train.csv", "validation_data": colors / "few_validation.csv"}
     fields = {**FINE_TUNING, **data, "model_name_or_path": student, "output_dir": tmp_path / "run", "max_steps": 1}

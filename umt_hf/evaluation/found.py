@@ -1,7 +1,9 @@
 """What a run has found, counted without reading a video, and which videos two sets of it share."""
 
 import itertools
+import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +13,11 @@ from datasets import Dataset
 from ..data.key_frames import KeyFrame
 from ..data.lists.paths import is_url
 
+logger = logging.getLogger(__name__)
+
+# Held-out files that are looked for before a run starts; more would take long on a network disk.
+MOST_LOOKED_FOR = 10_000
+BYTES_NAME = re.compile(r" of \d+ bytes$")
 # Of fewer files the links are found one by one, not by listing their folder, which may hold millions of others.
 MIN_TO_LIST = 256
 NAMED_FILES = 3
@@ -56,6 +63,32 @@ def name_media(videos: Iterable[Any]) -> list[str]:
     """The same of videos that are loaded already: paths, or `{"path", "bytes"}`."""
     pairs = ((video.get("path"), video.get("bytes")) if isinstance(video, dict) else (video, None) for video in videos)
     return [_name(row, path, len(content or b"")) for row, (path, content) in enumerate(pairs)]
+
+
+def refuse_missing(names: Iterable[str], role: str, allowed_ratio: float = 0.0) -> None:
+    """Refuse held-out data whose files are not there, before a run that could not be tested; a few are warned of.
+
+    Args:
+        names: Of the videos, as `list_names` gives them; not looked for are URLs, bytes, and more than
+            `MOST_LOOKED_FOR` files.
+        role: Of the data: "validation", "test".
+        allowed_ratio: Share of the names that may be unreadable when the model is tested.
+
+    Raises:
+        ValueError: If more of them are missing.
+    """
+    rows = list(names)
+    different = set(rows)
+    files = [name for name in different if not (is_url(name) or name.startswith("row ") or BYTES_NAME.search(name))]
+    if len(files) > MOST_LOOKED_FOR:
+        return
+    missing = {file for file in files if not os.path.exists(file)}
+    if not missing:
+        return
+    found = f"{len(missing)} of {len(different)} {role} videos are not there, such as {min(missing)}"
+    if sum(row in missing for row in rows) > allowed_ratio * len(rows):
+        raise ValueError(f"{found}: correct the list, or the folder that its paths start from, before training.")
+    logger.warning("%s.", found)
 
 
 def resolve_places(names: Sequence[str]) -> list[str]:

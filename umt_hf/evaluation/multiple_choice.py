@@ -32,7 +32,7 @@ from ..runs.config import script
 from .found import describe_choices
 from .metrics.accuracy import ChoiceAccuracy
 from .report import describe_run, write_report
-from .setup import load_model_and_processor, say_tested
+from .setup import load_model_and_processor, require_names, say_tested
 
 MATCHING_SHARE = 0.7
 
@@ -140,8 +140,9 @@ def main(
         `accuracy`.
     """
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
+    _, source = require_names(model_args, data)
+    choices = load_choices(source, **data.source_options())
     model, processor = load_model_and_processor(UMTVideoTextForRetrieval, model_args, data)
-    choices = load_choices(str(data.data), **data.source_options())
     say_tested(model_args, data, describe_choices(choices))
     scores = score_choices(
         model.to(accelerator.device),

@@ -31,7 +31,7 @@ from ..runs.folder import hash_source
 from .found import describe_questions
 from .metrics.accuracy import ExactAnswerAccuracy
 from .report import describe_run, write_report
-from .setup import load_model_and_processor, say_tested
+from .setup import load_model_and_processor, require_names, say_tested
 
 logger = logging.getLogger(__name__)
 
@@ -87,15 +87,17 @@ def main(
         `accuracy`, or nothing without annotated answers.
     """
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
+    _, source = require_names(model_args, data)
+    questions = load_questions(source, **data.source_options())
+    answers = None if args.answers is None else load_answers(args.answers)
     model, processor = load_model_and_processor(UMTVideoTextForQuestionAnswering, model_args, data)
-    questions = load_questions(str(data.data), **data.source_options())
     say_tested(model_args, data, describe_questions(questions))
     predictions = answer_questions(
         model.to(accelerator.device),
         processor,
         questions,
         accelerator,
-        None if args.answers is None else load_answers(args.answers),
+        answers,
         batch_size=args.per_device_eval_batch_size,
         top_k=args.top_k,
         max_answer_tokens=args.max_answer_tokens,

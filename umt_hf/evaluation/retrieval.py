@@ -43,7 +43,7 @@ from ..runs.config import describe, script, set_defaults
 from .found import count_texts
 from .metrics.ranks import RECALL_AT, RetrievalRecall, compute_ranks, mark_right_items
 from .report import describe_run, write_report
-from .setup import load_model_and_processor, say_tested
+from .setup import load_model_and_processor, require_names, say_tested
 
 BLOCK_SCORES = 2**24  # similarities computed at a time
 
@@ -490,10 +490,9 @@ def main(
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
     rerank = args.rerank and args.rerank_top_k > 0
     model_class = UMTVideoTextForRetrieval if rerank else UMTVideoTextModel
+    _, source = require_names(model_args, data)
+    retrieval_set = load_retrieval_set(source, args.captions, args.multiple_videos_per_text, **data.source_options())
     model, processor = load_model_and_processor(model_class, model_args, data)
-    retrieval_set = load_retrieval_set(
-        str(data.data), args.captions, args.multiple_videos_per_text, **data.source_options()
-    )
     say_tested(model_args, data, count_texts(len(retrieval_set.videos), len(retrieval_set.texts)))
     warn_of_equal_texts(retrieval_set)
     metrics = evaluate_retrieval(

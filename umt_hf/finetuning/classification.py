@@ -29,10 +29,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback, set_seed
 
 from ..data.labels import get_label_names
+from ..data.lists.sharing import shared_folders
 from ..data.sources import get_source, load_videos
 from ..data.splits import select_data, share_options
+from ..data.streams import check_stored_frames
 from ..data.targets import fit_labels, has_label_lists, list_labels
 from ..evaluation.classification import classify_videos, list_metric_names
+from ..evaluation.found import list_names, refuse_missing
 from ..hub_cards.label_names import read_label_names
 from ..hub_cards.released_names import convert_named
 from ..inference.loading import load_complete_model, load_with_report
@@ -217,6 +220,7 @@ class LabeledClips(TrainingClips):
         seed: int,
         repeated_augmentation: int = 1,
     ):
+        check_stored_frames(table, processor.num_frames, processor.sampling_strategy)
         super().__init__(table, seed)
         self.processor, self.transform = processor, transform
         self.repeated_augmentation = repeated_augmentation
@@ -464,6 +468,9 @@ def load_labelled_videos(args: ClassificationDataArguments, seed: int = 0) -> Cl
             "validation_split, if train_data is a `datasets` dataset of splits."
         )
     tested = None if test is None else fit_labels(*test, names, many_labels)
+    for role, table in (("validation", held_out), ("test", tested)):
+        if table is not None:
+            refuse_missing(list_names(table), role, args.max_skipped_ratio)
     if read_rank() == 0:
         logger.info(describe_found(train, held_out, tested, names))
         roles = {"validation": held_out} | ({} if tested is None else {"test": tested})
@@ -495,6 +502,7 @@ def build_accuracy_test(
     num_crops: int = 1,
 ) -> Evaluation:
     """Figures on held-out videos, by one view or several."""
+    check_stored_frames(table, processor.num_frames, processor.sampling_strategy)
 
     def test(model: UMTVideoForVideoClassification, accelerator: Accelerator) -> dict[str, float]:
         return classify_videos(
@@ -536,7 +544,8 @@ def build_classification_trainer(
     training: ClassificationTrainingArguments,
 ) -> ClassificationTrainer:
     """Data, model, augmentation and tests of a run, put together."""
-    videos = load_labelled_videos(data, training.seed)
+    with shared_folders():
+        videos = load_labelled_videos(data, training.seed)
     names = videos.names
     check_training_options(training, videos)
     model = build_classifier(args, names, videos.many_labels)

@@ -28,7 +28,7 @@ from ..evaluation.detection import (
     detect_actions,
     load_detection_data,
 )
-from ..evaluation.found import count_key_frames, join_roles, list_shared
+from ..evaluation.found import count_key_frames, join_roles, list_shared, refuse_missing
 from ..hub_cards.convert_umt_checkpoint import build_label_maps
 from ..hub_cards.label_names import read_label_names
 from ..hub_cards.released_names import convert_named
@@ -284,6 +284,7 @@ def build_detection_trainer(
     check_best_metric(training, ["map50"])
     frames, names = load_training_frames(data.train_data, data)
     held_out = data.load_test(names)
+    refuse_missing([frame.video for frame in held_out.frames], "validation", data.max_skipped_ratio)
     if read_rank() == 0:
         say_found_frames(frames, held_out, names)
     model = build_detector(args, names)

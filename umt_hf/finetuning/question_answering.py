@@ -8,7 +8,6 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4; Li et al., "Align b
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -40,10 +39,10 @@ from .trainer import (
     VideoTextClips,
     VideoTextDataArguments,
     add_adapters,
-    build_evaluations,
     build_processor,
     fine_tune,
     load_config,
+    load_held_out,
     say_found_sets,
 )
 
@@ -134,18 +133,14 @@ def load_training_questions(data: QuestionDataArguments) -> Dataset:
 
 
 def build_answer_evaluation(
-    source: str,
-    options: dict[str, Any],
+    questions: Dataset,
     processor: UMTVideoTextProcessor,
     data: QuestionDataArguments,
     args: AnswerArguments,
     training: FinetuningArguments,
-    found: list[FoundSet],
+    answers: list[str] | None,
 ) -> Evaluation:
-    """Accuracy on held-out questions, which are read once, and added to `found`."""
-    questions = load_questions(source, **options)
-    found.append(FoundSet(describe_questions(questions), list_names(questions)))
-    answers = None if args.answers is None else load_answers(args.answers)
+    """Accuracy on held-out questions; `answers` is the closed list that they are ranked in, if any."""
 
     def answer(model: UMTVideoTextForQuestionAnswering, accelerator: Accelerator) -> dict[str, float]:
         predictions = answer_questions(
@@ -182,14 +177,16 @@ def main(
     convert_named(args)
     set_seed(training.seed)  # before the model is built, which may have fresh weights
     table = load_training_questions(data)
+    tables = load_held_out(training, data, lambda source, options: load_questions(source, **options))
+    found = {prefix: FoundSet(describe_questions(own), list_names(own)) for prefix, own in tables.items()}
+    say_found_sets(FoundSet(describe_questions(table), list_names(table)), found)
+    answers = None if evaluation.answers is None else load_answers(evaluation.answers)
     model = load_question_model(args, data)
     processor = build_processor(args.model_name_or_path, model.config, data, data.max_question_tokens)
-    found: list[FoundSet] = []
-    build = partial(
-        build_answer_evaluation, processor=processor, data=data, args=evaluation, training=training, found=found
-    )
-    evaluations = build_evaluations(training, data, build)
-    say_found_sets(FoundSet(describe_questions(table), list_names(table)), evaluations, found)
+    evaluations = {
+        prefix: build_answer_evaluation(own, processor, data, evaluation, training, answers)
+        for prefix, own in tables.items()
+    }
     trainer = FinetuningTrainer(
         model=add_adapters(model, args.mode, args.lora_rank, HEADS),
         args=training,

@@ -13,9 +13,11 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from transformers import set_seed
 
 from ..data.annotations import (
+    RetrievalSet,
     compute_pair_id,
     identify_video,
     load_choices,
@@ -42,10 +44,10 @@ from .trainer import (
     VideoTextClips,
     VideoTextDataArguments,
     add_adapters,
-    build_evaluations,
     build_processor,
     fine_tune,
     load_config,
+    load_held_out,
     say_found_sets,
 )
 
@@ -123,29 +125,40 @@ def load_retrieval_model(args: FinetunedModelArguments, data: RetrievalDataArgum
     )
 
 
+def load_tested(
+    source: str, options: dict[str, Any], data: RetrievalDataArguments, task: str
+) -> RetrievalSet | Dataset:
+    """A held-out set to search in, or of choices among captions."""
+    if task == "multiple_choice":
+        return load_choices(source, **options)
+    captions = "paragraph" if data.captions == "paragraph" else "each"
+    return load_retrieval_set(source, captions, data.multiple_videos_per_text, **options)
+
+
+def describe_tested(tested: RetrievalSet | Dataset) -> FoundSet:
+    """What a held-out set holds."""
+    if isinstance(tested, Dataset):
+        return FoundSet(describe_choices(tested), list_names(tested))
+    return FoundSet(count_texts(len(tested.videos), len(tested.texts)), name_media(tested.videos))
+
+
 def build_retrieval_evaluation(
-    source: str,
-    options: dict[str, Any],
+    tested: RetrievalSet | Dataset,
     processor: UMTVideoTextProcessor,
-    data: RetrievalDataArguments,
     args: RetrievalEvaluationArguments,
     training: FinetuningArguments,
-    found: list[FoundSet],
 ) -> Evaluation:
-    """Search in, or choice among the captions of, a held-out set that is read once, and added to `found`."""
+    """Search in, or choice among the captions of, a held-out set."""
     common = {"batch_size": training.per_device_eval_batch_size, "num_workers": training.dataloader_num_workers}
     common["show_progress"] = not training.disable_tqdm
-    if args.task == "multiple_choice":
-        choices = load_choices(source, **options)
-        found.append(FoundSet(describe_choices(choices), list_names(choices)))
+    if isinstance(tested, Dataset):
+        choices = tested
 
         def choose(model: UMTVideoTextForRetrieval, accelerator: Accelerator) -> dict[str, float]:
             return compute_choice_accuracy(score_choices(model, processor, choices, accelerator, **common), choices)
 
         return choose
-    captions = "paragraph" if data.captions == "paragraph" else "each"
-    held_out = load_retrieval_set(source, captions, data.multiple_videos_per_text, **options)
-    found.append(FoundSet(count_texts(len(held_out.videos), len(held_out.texts)), name_media(held_out.videos)))
+    held_out = tested
 
     def search(model: UMTVideoTextForRetrieval, accelerator: Accelerator) -> dict[str, float]:
         return evaluate_retrieval(
@@ -184,15 +197,15 @@ def main(
     set_seed(training.seed)  # before the model is built, which may have fresh weights
     source, options = data.select_source("train")
     table = load_pairs(source, data.captions, **options)
+    tested = load_held_out(training, data, partial(load_tested, data=data, task=evaluation.task))
+    names = list_names(table)
+    found = {prefix: describe_tested(own) for prefix, own in tested.items()}
+    say_found_sets(FoundSet(count_texts(len(set(names)), len(table)), names), found)
     model = load_retrieval_model(args, data)
     processor = build_processor(args.model_name_or_path, model.config, data, data.max_text_tokens)
-    found: list[FoundSet] = []
-    build = partial(
-        build_retrieval_evaluation, processor=processor, data=data, args=evaluation, training=training, found=found
-    )
-    evaluations = build_evaluations(training, data, build)
-    names = list_names(table)
-    say_found_sets(FoundSet(count_texts(len(set(names)), len(table)), names), evaluations, found)
+    evaluations = {
+        prefix: build_retrieval_evaluation(own, processor, evaluation, training) for prefix, own in tested.items()
+    }
     trainer = FinetuningTrainer(
         model=add_adapters(model, args.mode, args.lora_rank, HEADS),
         args=training,

@@ -12,11 +12,11 @@ import math
 import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -29,8 +29,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.sources import get_source
 from ..data.splits import select_data, share_options
+from ..data.streams import check_stored_frames
 from ..data.unreadable import UnreadableList, UnreadableVideos, read_first_readable, sample_replacements
-from ..evaluation.found import join_roles, list_shared
+from ..evaluation.found import join_roles, list_shared, refuse_missing
 from ..inference.loading import load_video_text_processor
 from ..inference.starts import locate_model
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
@@ -105,6 +106,7 @@ class FoundSet:
     names: list[str]
 
 
+HeldOut = TypeVar("HeldOut")
 # Gets the model, with its adapters inside, if any, but without what distributes it.
 Evaluation = Callable[[Any, Accelerator], dict[str, float]]
 
@@ -250,6 +252,7 @@ class VideoTextClips(TrainingClips):
     def __init__(
         self, table: Dataset, data: VideoTextDataArguments, augmentation: CropArguments, image_size: int, seed: int
     ):
+        check_stored_frames(table, data.num_frames, "middle", data.first_seconds)
         super().__init__(table, seed)
         self.data = data
         self.transform = ResizedCropTransform(
@@ -754,34 +757,38 @@ def log_peak_memory() -> None:
     logger.info("Peak memory of the %s: %.2f GiB.", place, peak / 2**30)
 
 
-def say_found_sets(train: FoundSet, evaluations: Iterable[str], held_out: Sequence[FoundSet]) -> None:
+def say_found_sets(train: FoundSet, held_out: Mapping[str, FoundSet]) -> None:
     """Say in one line what was found for each role, and warn of held-out videos that are trained on.
 
     Args:
         train: Training data.
-        evaluations: Prefixes of the evaluations.
-        held_out: Data of each.
+        held_out: Data of each evaluation, by the prefix of its metrics.
+
+    Raises:
+        ValueError: If held-out videos are not there.
     """
+    roles = {ROLES[prefix]: found for prefix, found in held_out.items()}
+    for role, found in roles.items():
+        refuse_missing(found.names, role)
     if read_rank() > 0:
         return
-    roles = {ROLES[prefix]: found for prefix, found in zip(evaluations, held_out, strict=True)}
     logger.info(join_roles({"training": train.described, **{role: found.described for role, found in roles.items()}}))
     for doubt in list_shared(train.names, {role: found.names for role, found in roles.items()}):
         logger.warning(doubt)
 
 
-def build_evaluations(
-    training: TrainingArguments, data: VideoTextDataArguments, build: Callable[[str, dict[str, Any]], Evaluation]
-) -> dict[str, Evaluation]:
-    """One evaluation for each kind of held-out data that is given.
+def load_held_out(
+    training: TrainingArguments, data: VideoTextDataArguments, load: Callable[[str, dict[str, Any]], HeldOut]
+) -> dict[str, HeldOut]:
+    """Each kind of held-out data that is given, read before a model is loaded.
 
     Args:
         training: Says whether there must be validation data.
         data: Names the data.
-        build: Makes an evaluation of a source and the options to read it with.
+        load: Reads a source with its options.
 
     Returns:
-        Prefix of the metrics -> evaluation.
+        Prefix of the metrics -> what was read.
 
     Raises:
         ValueError: If evaluations are asked for, and there is no validation data.
@@ -789,4 +796,4 @@ def build_evaluations(
     named = {prefix: role for prefix, role in ROLES.items() if select_data(data, role) is not None}
     if training.eval_strategy != "no" and "eval" not in named:
         raise ValueError("eval_strategy needs validation_data: a JSON file, or the name of a dataset.")
-    return {prefix: build(*data.select_source(role)) for prefix, role in named.items()}
+    return {prefix: load(*data.select_source(role)) for prefix, role in named.items()}

@@ -16,12 +16,13 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..data.lists.sharing import shared_folders
 from ..data.loaders import build_loader
 from ..data.sources import load_videos
 from ..data.splits import require_split, select_data, share_options
 from ..data.streams import choose_shards, holds_tars, load_shards
 from ..data.unreadable import UnreadableList
-from ..evaluation.found import iterate_names, list_names, list_shared
+from ..evaluation.found import iterate_names, list_names, list_shared, refuse_missing
 from ..hub_cards.released_names import convert_named
 from ..inference.held_out import build_bar
 from ..inference.loading import load_complete_model
@@ -49,7 +50,7 @@ from .clips import (
     ClipRequest,
     finish_batch,
 )
-from .corpora import JoinedTable, TrainingTable, check_stored_frames, count_epoch_rows
+from .corpora import JoinedTable, TrainingTable, check_sampling, count_epoch_rows, find_num_frames
 from .order import Position, StepShape, TrackedPlan, count_steps, plan_batches
 from .step.forward import align_student
 from .trainer import TrainState, build_accelerator, build_schedule, compute_held_out_losses, train
@@ -289,6 +290,21 @@ def say_found_videos(tables: tuple[TrainingTable, TrainingTable | None]) -> None
             logger.warning(doubt)
 
 
+def refuse_idle_held_out(table: TrainingTable | None, num_processes: int) -> None:
+    """Refuse held-out videos of which some process would have none, or none is there.
+
+    Raises:
+        ValueError: How many there are.
+    """
+    if table is None:
+        return
+    if len(table) < num_processes:
+        raise ValueError(f"{len(table)} held-out videos are fewer than {num_processes} processes.")
+    if isinstance(table, Dataset):
+        # Those that cannot be read are left out when it is tested, as long as one can.
+        refuse_missing(list_names(table), "validation", 1 - 0.5 / len(table))
+
+
 @script(SECTIONS)
 def main(
     model_args: ModelArguments,
@@ -301,21 +317,23 @@ def main(
     """Build and train."""
     parsed = (model_args, teacher_args, mask_args, data, augmentation, training)
     resolved = dict(zip(SECTIONS, parsed, strict=True))
-    tables = load_tables(data)
-    convert_named(model_args)
     accelerator = build_accelerator(training)
+    with shared_folders():
+        tables = load_tables(data)
+    convert_named(model_args)
     say_found_videos(tables)
-    teacher = load_teacher(teacher_args, model_args.attn_implementation, accelerator)
-    student = build_student(model_args, teacher_args, mask_args, teacher)
-    if tables[1] is not None and len(tables[1]) < accelerator.num_processes:
-        raise ValueError(f"{len(tables[1])} held-out videos are fewer than {accelerator.num_processes} processes.")
-
+    # Whatever the data rule out, before a model is loaded.
+    refuse_idle_held_out(tables[1], accelerator.num_processes)
+    start = model_args.model_name_or_path
+    num_frames = find_num_frames(model_args.num_frames if start is None else None, start)
     for table in tables:
-        check_stored_frames(table, student.config.num_frames, data.sampling_strategy or "segments")
-    stage = Stage1(student, teacher, data, augmentation, training, tables, resolved)
+        check_sampling(table, num_frames, data.sampling_strategy or "segments")
     shape = StepShape(accelerator.num_processes, accumulation_steps=training.gradient_accumulation_steps)
     per_epoch = count_steps(tables[0], training.per_device_train_batch_size, shape)
     schedule = build_schedule(training, per_epoch, accelerator.num_processes, augmentation.repeated_augmentation)
+    teacher = load_teacher(teacher_args, model_args.attn_implementation, accelerator)
+    student = build_student(model_args, teacher_args, mask_args, teacher)
+    stage = Stage1(student, teacher, data, augmentation, training, tables, resolved)
     logger.info(
         "Attention: student %s, precision %s", student.config._attn_implementation, accelerator.mixed_precision
     )

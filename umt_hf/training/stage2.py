@@ -20,10 +20,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
+from ..data.lists.sharing import shared_folders
 from ..data.loaders import build_loader
 from ..data.splits import has_effect, require_split, select_data
 from ..data.streams import choose_shards, load_shards
-from ..evaluation.found import count_texts, iterate_names, join_roles, list_shared, name_media
+from ..evaluation.found import count_texts, iterate_names, join_roles, list_shared, name_media, refuse_missing
 from ..evaluation.retrieval import evaluate_retrieval
 from ..hub_cards.released_names import convert_named
 from ..inference.loading import describe_fresh, load_complete_model
@@ -51,7 +52,7 @@ from .arguments import (
 )
 from .checkpointing import export_run
 from .clips import finish_batch
-from .corpora import JoinedTable, TrainingTable, check_stored_frames, count_epoch_rows
+from .corpora import JoinedTable, TrainingTable, check_sampling, count_epoch_rows, find_num_frames
 from .order import Position, StepShape, TrackedPlan, count_steps, plan_mixed_batches
 from .pairs import MediaType, MixedCorpora, PairCollator, PairDataset
 from .step.forward import join_video_and_text
@@ -380,7 +381,8 @@ def main(
     weights = [value for name, value in vars(loss_args).items() if name.endswith("_loss_weight")]
 
     accelerator = build_accelerator(training, find_unused_parameters=0 in weights)
-    corpora = load_corpora(data, training)
+    with shared_folders():
+        corpora = load_corpora(data, training)
     held_out = None
     if (validation := select_data(data, "validation")) is not None:
         source, split = validation
@@ -391,6 +393,18 @@ def main(
             data_root=data.validation_root,
             split=split,
         )
+        refuse_missing(name_media(held_out.videos), "validation")
+    # Whatever the data rule out, before a model is loaded.
+    start = model_args.model_name_or_path or model_args.vision_name_or_path
+    for corpus in corpora:
+        check_sampling(corpus.table, find_num_frames(model_args.num_frames, start), "middle")
+    shape = StepShape(accelerator.num_processes, accumulation_steps=training.gradient_accumulation_steps)
+    per_epoch = sum(
+        count_steps(corpus.table, corpus.batch_size, shape, corpus.media_type, "batch_sizes") for corpus in corpora
+    )
+    if accelerator.is_main_process:
+        say_found_corpora(data, corpora, held_out)
+    schedule = build_schedule(training, per_epoch, accelerator.num_processes)
     teacher, recorded = None, {}
     if loss_args.uta_loss_weight > 0:
         teacher = load_teacher(teacher_args, model_args.attn_implementation, accelerator)
@@ -401,18 +415,8 @@ def main(
     model = build_video_text_student(model_args, loss_args, recorded, tokenizer)
     if teacher is not None:
         check_grids(model.config.vision_config, teacher)
-    for corpus in corpora:
-        check_stored_frames(corpus.table, model.config.vision_config.num_frames, "middle")
     video_processor = UMTVideoProcessor.from_model_config(model.config, decoder=data.decoder)
     processor = UMTVideoTextProcessor(video_processor, tokenizer)
-
-    shape = StepShape(accelerator.num_processes, accumulation_steps=training.gradient_accumulation_steps)
-    per_epoch = sum(
-        count_steps(corpus.table, corpus.batch_size, shape, corpus.media_type, "batch_sizes") for corpus in corpora
-    )
-    if accelerator.is_main_process:
-        say_found_corpora(data, corpora, held_out)
-    schedule = build_schedule(training, per_epoch, accelerator.num_processes)
     resolved = dict(zip(SECTIONS, parsed, strict=True))
     stage = Stage2(model, teacher, processor, corpora, held_out, data, augmentation, training, resolved)
     return train(stage, training, accelerator, schedule, data.max_skipped_ratio, flatten_config(parsed))

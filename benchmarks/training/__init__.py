@@ -1,0 +1,1 @@
+"""What does the training loop cost beyond its step?"""
