@@ -103,6 +103,21 @@ def test_an_older_checkpoint_begins_a_new_line(flags, tmp_path, caplog):
         stage1.main(flags(resume_from_checkpoint=run / "checkpoint-3", **arguments))
 
 
+def test_a_kill_between_the_last_save_and_the_deletion_leaves_no_surplus(flags, tmp_path):
+    """A run that had finished saves nothing more when it is started again."""
+    arguments = {"max_steps": 4, "save_steps": 1, "validation_data": None}
+    stage1.main(flags(**arguments))
+    run = tmp_path / "run"
+    stage1.main(flags(**arguments, save_total_limit=2, resume_from_checkpoint="auto"))
+    assert [path.name for path in list_checkpoints(run)] == ["checkpoint-3", "checkpoint-4"]
+    # The one that a run goes back to is the newest by then.
+    stage1.main(flags(output_dir=tmp_path / "other", **arguments))
+    older = {"resume_from_checkpoint": tmp_path / "other" / "checkpoint-1", "save_total_limit": 1}
+    stage1.main(flags(output_dir=tmp_path / "other", **arguments, **older))
+    assert [path.name for path in list_checkpoints(tmp_path / "other")] == ["checkpoint-4"]
+    assert len(list((tmp_path / "other").glob("*.superseded-*"))) == 3
+
+
 def test_counts_of_videos_survive_other_numbers_of_processes(flags, shapes, tmp_path):
     rows = (shapes / "train.csv").read_text().splitlines()
     broken = tmp_path / "broken.mp4"

@@ -5,10 +5,12 @@ shares with the process that waits for it.
 """
 
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
 import struct
+import threading
 import time
 import weakref
 from collections.abc import Collection, Generator
@@ -74,6 +76,7 @@ class ReadNotes:
     def attach(self, worker: int) -> None:
         """Called in a worker at its start."""
         global _own_note
+        end_with_parent()
         _own_note = self.table[worker]
         _write(_own_note, b"", is_open=False)
 
@@ -92,6 +95,23 @@ class ReadNotes:
         for read in self.list_reads():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(read.process, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def end_with_parent() -> None:
+    """End this worker with the process that started it, also where that is killed; called in a worker at its start.
+
+    Workers of a pool notice nothing. Those of a loader ask for the number of their parent, which is that of the fork
+    server where they start by one: they would stay for ever, and the server with them.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or multiprocessing.get_start_method(allow_none=True) == "fork":
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def explain(error: Exception, seconds: float = 0, notes: "ReadNotes | None" = None) -> StuckReadingError | None:

@@ -95,12 +95,13 @@ class Preemption:
 
 
 @contextmanager
-def named_silence(accelerator: Accelerator, place: Any) -> Iterator[None]:
+def named_silence(accelerator: Accelerator, place: Any, flag: str = "--ddp_timeout_seconds") -> Iterator[None]:
     """Say in one sentence that another process, or a loader's worker, does not answer.
 
     Args:
         accelerator: Of the run.
         place: Counters of the run; its `step` is named.
+        flag: What sets how long processes wait for each other.
 
     Raises:
         UserError: If a process waited for the others in vain.
@@ -117,5 +118,5 @@ def named_silence(accelerator: Accelerator, place: Any) -> Iterator[None]:
             raise
         raise UserError(
             f"Process {accelerator.process_index} waited in vain for another one at step {place.step + 1}: it is gone "
-            f"or slower than --ddp_timeout_seconds; resume with --resume_from_checkpoint auto ({error})."
+            f"or slower than {flag}; resume with --resume_from_checkpoint auto ({error})."
         ) from error

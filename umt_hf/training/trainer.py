@@ -34,6 +34,7 @@ from .checkpointing import (
     choose_checkpoint,
     list_checkpoints,
     refuse_nonfinite_weights,
+    remove_surplus,
     remove_unfinished,
     save_checkpoint,
     set_aside_later,
@@ -281,6 +282,8 @@ def train(
     refuse_nonfinite_weights(stage.model, accelerator, str(checkpoint or "The model to start from"))
     if checkpoint is not None:
         set_aside_later(args.output_dir, state.step)
+        if accelerator.is_main_process:  # a kill may have come between the last save and the deletion
+            remove_surplus(args.output_dir, args.save_total_limit, checkpoint)
     limit = limit_nonfinite_steps(
         args.max_nonfinite_steps, schedule.total_steps, has_scaler=accelerator.scaler is not None
     )
