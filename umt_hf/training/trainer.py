@@ -331,7 +331,7 @@ def _take_batch(
     flops = keeper.measure_flops(batch)
     learning_rate = schedule(state.step)
     done = run_micro_batch(stage, accelerator, optimizer, batch, learning_rate, keeper.args.max_grad_norm)
-    if done.is_bad is not None:
+    if done.norm is not None and done.is_bad is not None:
         keeper.guard.add(state.step, done.is_bad)
         keeper.meter.update({"grad_norm": done.norm})
     keeper.count(done.losses, len(batch["pixel_values"]), flops)
