@@ -7,7 +7,7 @@ SOURCES = umt_hf umt_hf_launcher.py setup.py tests benchmarks examples docs
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-extras test-oldest faults quality workflows style notebooks bench check-zoo test-readme docs docs-serve dist clean
+.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-extras test-oldest faults quality workflows style notebooks bench bench-cuda check-zoo test-readme docs docs-serve dist clean
 
 # Minutes on two cores.
 demo: $(VENV)/.installed
@@ -38,9 +38,10 @@ test-fast: $(VENV)/.installed
 
 # Large optional libraries, which are installed for it.
 test-extras: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e ".[deepspeed,trackers]"
+	$(BIN)/python -m pip install --quiet -e ".[deepspeed,trackers,quantization]"
 	$(BIN)/python -m pytest tests/e2e/test_zero.py tests/e2e/test_stage2.py -k zero
 	$(BIN)/python -m pytest tests/e2e/test_watching.py -k trackers
+	$(BIN)/python -m pytest tests/unit/training/test_teacher_quantization.py tests/e2e/test_teacher_quantization.py
 
 # Loader workers start as from Python 3.14 on, in every run from end to end.
 test-forkserver: $(VENV)/.installed
@@ -79,12 +80,17 @@ notebooks: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.stage1_step.run
 	$(BIN)/python -m benchmarks.decoding.run
+	$(BIN)/python -m benchmarks.stage2.run
 	$(BIN)/python -m benchmarks.search.run
 	$(BIN)/python -m benchmarks.features.run
 	$(BIN)/python -m benchmarks.threads.run
 	$(BIN)/python -m benchmarks.training.run
 	$(BIN)/python -m benchmarks.scale.run
 	$(BIN)/python -m benchmarks.scale.model --write true
+
+# Nine minutes on one GPU; also without the environment that is made here: python -m benchmarks.cuda.run
+bench-cuda: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.cuda.run
 
 # Every zoo entry at its real size, from synthetic files; `make check-zoo ENTRIES=umt-vit-l16-25m` takes some.
 check-zoo: $(VENV)/.installed

@@ -1,7 +1,9 @@
 """Synthetic lists of videos that do not exist, in every form."""
 
+import io
 import json
 import random
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 FORMS = ("csv", "txt", "jsonl", "json", "parquet")
+TARS = "tars"
+ROWS_OF_TAR, VIDEO_BYTES = 5000, 4096
 WORDS = [
     "a",
     "man",
@@ -30,8 +34,12 @@ ROWS_AT_ONCE = 100_000
 
 
 def write_list(folder: Path, form: str, num_rows: int) -> Path:
-    """Write a list: paths with labels (CSV), paths alone (TXT), or paths with captions (the others)."""
+    """Write a list: paths with labels (CSV), paths alone (TXT), paths with captions, or a folder of tars."""
     path = folder / f"list.{form}"
+    if form == TARS:
+        path.mkdir()
+        _write_tars(path, num_rows)
+        return path
     if form == "parquet":
         _write_parquet(path, num_rows)
         return path
@@ -65,3 +73,14 @@ def _write_parquet(path: Path, num_rows: int) -> None:
         for first in range(0, num_rows, ROWS_AT_ONCE):
             rows = list(iterate_rows(min(first + ROWS_AT_ONCE, num_rows), first))
             writer.write_table(pa.table(list(zip(*rows, strict=True)), schema=schema))
+
+
+def _write_tars(folder: Path, num_rows: int) -> None:
+    for first in range(0, num_rows, ROWS_OF_TAR):
+        with tarfile.open(folder / f"train-{first // ROWS_OF_TAR:06d}.tar", "w") as tar:
+            for video, caption in iterate_rows(min(first + ROWS_OF_TAR, num_rows), first):
+                notes = json.dumps({"caption": caption}).encode()
+                for name, content in ((video, bytes(VIDEO_BYTES)), (f"{video.removesuffix('.mp4')}.json", notes)):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))

@@ -15,6 +15,7 @@ import datasets
 
 from umt_hf.data.annotations import load_pairs
 from umt_hf.data.sources import load_videos
+from umt_hf.data.streams import load_shards
 
 STATUS = Path("/proc/self/status")
 SECONDS_BETWEEN_LOOKS = 0.02
@@ -48,8 +49,12 @@ def load(source: str, has_captions: bool) -> dict[str, Any]:
     before, watch = read_own_memory(), PeakWatch()
     watch.start()
     start = time.perf_counter()
-    table = load_pairs(source) if has_captions else load_videos(source, needs_labels=False)
-    ends = [table[0]["video"], table[len(table) - 1]["video"]]
+    if Path(source).is_dir():
+        table: Any = load_shards(source, needs_captions=has_captions)
+    else:
+        table = load_pairs(source) if has_captions else load_videos(source, needs_labels=False)
+    videos = [table[0]["video"], table[len(table) - 1]["video"]]
+    ends = [video["path"] if isinstance(video, dict) else video for video in videos]
     seconds = time.perf_counter() - start
     watch.is_over.set()
     watch.join()

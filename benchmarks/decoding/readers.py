@@ -1,12 +1,12 @@
-"""What is compared: `umt_hf`'s path from files to a batch, by decoder, and decord with PIL frame by frame."""
+"""The readers that are compared: `umt_hf`'s way from files to a batch, by decoder, and the published way."""
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import decord
 import numpy as np
 import torch
 from PIL import Image
@@ -18,6 +18,7 @@ from umt_hf.processing.train_transforms import ClipCrop, PretrainingTransform
 
 NUM_FRAMES = 8
 BASELINE = "decord + PIL, frame by frame"
+OURS = "umt_hf, pyav"
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,20 @@ class BatchReader(ABC):
         start = time.process_time()
         clips = [self.decode(path, generator) for path in paths]
         decoded = time.process_time()
-        crops = [self.transform.sample(clip.shape[1], clip.shape[2], generator) for clip in clips]
+        crops = [self.transform.sample(*self.measure(clip), generator) for clip in clips]
         batch = self.augment(clips, crops)
         return batch, BatchTime(decoded - start, time.process_time() - decoded)
 
+    def measure(self, clip: Any) -> tuple[int, int]:
+        """Height and width of a clip's frames."""
+        return clip.shape[1], clip.shape[2]
+
     @abstractmethod
-    def decode(self, path: Path, generator: torch.Generator) -> np.ndarray:
+    def decode(self, path: Path, generator: torch.Generator) -> Any:
         """Open a file and decode random frames, one of each of eight parts: uint8 `(frames, height, width, 3)`."""
 
     @abstractmethod
-    def augment(self, clips: Sequence[np.ndarray], crops: Sequence[ClipCrop]) -> torch.Tensor:
+    def augment(self, clips: Sequence[Any], crops: Sequence[ClipCrop]) -> torch.Tensor:
         """Crop, resize, mirror and normalise."""
 
 
@@ -70,7 +75,11 @@ class UMTReader(BatchReader):
 
     def decode(self, path: Path, generator: torch.Generator) -> np.ndarray:
         """Open a file and decode the chosen frames."""
-        with open_video(path, self.decoder) as reader:
+        return self.read(path, generator)
+
+    def read(self, source: Any, generator: torch.Generator) -> np.ndarray:
+        """Open what `open_video` takes and decode the chosen frames."""
+        with open_video(source, self.decoder) as reader:
             indices = sample_frame_indices(reader.num_frames, NUM_FRAMES, "segments", generator=generator)
             return reader.get_frames(indices)
 
@@ -82,13 +91,19 @@ class UMTReader(BatchReader):
 
 
 class FrameByFrameReader(BatchReader):
-    """The usual way: decord decodes, and every frame goes through PIL on its own."""
+    """The published way: decord decodes, and every frame goes through PIL by itself."""
 
     name = BASELINE
 
+    def __init__(self, transform: PretrainingTransform):
+        import decord  # a peer, not a part of the package
+
+        super().__init__(transform)
+        self.decord = decord
+
     def decode(self, path: Path, generator: torch.Generator) -> np.ndarray:
         """Open a file with decord and decode the chosen frames."""
-        reader = decord.VideoReader(str(path), num_threads=1)
+        reader = self.decord.VideoReader(str(path), num_threads=1)
         indices = sample_frame_indices(len(reader), NUM_FRAMES, "segments", generator=generator)
         return reader.get_batch(indices).asnumpy()
 

@@ -1,4 +1,4 @@
-"""Peak memory of one variant, measured in a separate process, where nothing else adds to the peak."""
+"""What a variant keeps for its backward pass, and its peak memory in a separate process, where nothing adds to it."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.common import PhaseClock, read_peak_resident_memory, run_in_new_process
 
-from .steps import build_step
+from .steps import TrainingStep, build_step
 from .workload import SIZES, sample_pixel_values
 
 NUM_STEPS = 2  # the optimizer's state is first there in the second
@@ -52,6 +52,33 @@ def run_job(job: MemoryJob) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return read_peak_resident_memory() - imports
+
+
+def measure_saved_bytes(step: TrainingStep, pixel_values: torch.Tensor) -> int:
+    """Bytes that the forward pass of one clip keeps for the backward pass.
+
+    What does not grow with the batch is left out: weights, and copies of them in another precision. So it is the
+    difference between all clips and one clip less.
+
+    Args:
+        step: Not compiled.
+        pixel_values: At least two clips.
+    """
+    more, fewer = (_count_saved_bytes(step, clips) for clips in (pixel_values, pixel_values[:-1]))
+    return more - fewer
+
+
+def _count_saved_bytes(step: TrainingStep, pixel_values: torch.Tensor) -> int:
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage  # kept, so that no other one gets its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step.compute_loss(pixel_values, PhaseClock(step.device))
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 if __name__ == "__main__":

@@ -27,13 +27,45 @@ from benchmarks.common import (
 )
 from umt_hf.modeling.masking_umt_video import sample_random_mask
 
-from .memory import MemoryJob, measure_peak_memory
-from .steps import COMPILED, PHASES, VARIANTS, PlainStep, TrainingStep, UMTStep, build_step
+from .memory import MemoryJob, measure_peak_memory, measure_saved_bytes
+from .steps import (
+    COMPILED,
+    PHASES,
+    PLAIN,
+    UMT,
+    VARIANTS,
+    PlainStep,
+    TrainingStep,
+    UMTStep,
+    build_step,
+    choose_compiler,
+)
 from .workload import SIZES, sample_pixel_values
 
 # Largest difference of loss and of gradient norm, relative, between umt_hf and the plain step.
 AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
+STRETCH_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A setting in which variants are compared."""
+
+    size: str
+    dtype: str
+    batch_size: int
+    variants: tuple[str, ...]
+
+
+# What runs by default on a CPU. Compilers take a minute where a model has many layers.
+CPU_CASES = (
+    Case("tiny", "float32", 32, (*VARIANTS, COMPILED)),
+    Case("b16", "float32", 1, VARIANTS),
+    Case("b16-2+2", "float32", 4, (UMT, PLAIN, COMPILED)),
+    Case("tiny", "bfloat16", 32, (UMT, PLAIN)),
+    Case("b16-2+2", "bfloat16", 2, (UMT, PLAIN)),
+)
 
 
 @dataclass(kw_only=True)
@@ -42,39 +74,50 @@ class Arguments:
 
     device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
     sizes: list[str] | None = field(
-        default=None, metadata={"help": f"Some of {list(SIZES)}; by default tiny b16 on CPU, b16 l16 on CUDA."}
+        default=None,
+        metadata={"help": f"Some of {list(SIZES)}; by default five cases on CPU (see README), b16 l16 on CUDA."},
     )
     batch_size: int | None = field(default=None, metadata={"help": "Clips in a step; by default as the size says."})
     dtype: Literal["float32", "bfloat16"] | None = field(
-        default=None, metadata={"help": "By default float32 on CPU; bfloat16 (autocast) on CUDA."}
+        default=None, metadata={"help": "With sizes: by default float32 on CPU; bfloat16 (autocast) on CUDA."}
     )
     attn: str = field(default="sdpa", metadata={"help": "Attention of umt_hf and VideoMAE, Transformers' name."})
-    compile: bool = field(default=False, metadata={"help": "Time umt_hf under torch.compile too."})
+    compile: bool = field(default=False, metadata={"help": "With sizes: time umt_hf under torch.compile too."})
     steps: int | None = field(
         default=None, metadata={"help": "Steps timed at a stretch; by default as many as fill a second."}
     )
-    repeats: int = field(default=5, metadata={"help": "Rounds; each times every variant once."})
+    repeats: int = field(default=3, metadata={"help": "Rounds; each times every variant once."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads; by default PyTorch's choice."})
-    measure_memory: bool = field(default=True, metadata={"help": "Run each variant in a separate process too."})
+    measure_memory: bool | None = field(
+        default=None,
+        metadata={"help": "Run each variant in a separate process too, for its peak memory; by default on CUDA."},
+    )
     output_dir: Path = field(default=RESULTS_DIR, metadata={"help": "Folder of all results."})
     name: str | None = field(default=None, metadata={"help": "Folder of this machine; by default its hardware."})
 
     def __post_init__(self) -> None:
-        is_cuda = torch.device(self.device).type == "cuda"
-        self.sizes = self.sizes or (["b16", "l16"] if is_cuda else ["tiny", "b16"])
-        self.dtype = self.dtype or ("bfloat16" if is_cuda else "float32")
-        if unknown := set(self.sizes) - SIZES.keys():
+        if unknown := set(self.sizes or ()) - SIZES.keys():
             raise ValueError(f"sizes must be among {list(SIZES)}, got {sorted(unknown)}.")
+        if self.measure_memory is None:
+            self.measure_memory = self.is_cuda
 
     @property
-    def variants(self) -> tuple[str, ...]:
-        """What is compared."""
-        return (*VARIANTS, COMPILED) if self.compile else VARIANTS
+    def is_cuda(self) -> bool:
+        """Whether there is an accelerator."""
+        return torch.device(self.device).type == "cuda"
 
-    def choose_batch_size(self, size: str) -> int:
-        """Clips in a step."""
-        is_cuda = torch.device(self.device).type == "cuda"
-        return self.batch_size or (SIZES[size].cuda_batch_size if is_cuda else SIZES[size].cpu_batch_size)
+    def list_cases(self) -> list[Case]:
+        """What is compared."""
+        if not (self.sizes or self.dtype or self.compile or self.batch_size or self.is_cuda):
+            return list(CPU_CASES)
+        sizes = self.sizes or (["b16", "l16"] if self.is_cuda else ["tiny", "b16"])
+        dtype = self.dtype or ("bfloat16" if self.is_cuda else "float32")
+        variants = (*VARIANTS, COMPILED) if self.compile else VARIANTS
+        return [Case(size, dtype, self._choose_batch_size(size), variants) for size in sizes]
+
+    def _choose_batch_size(self, size: str) -> int:
+        own = SIZES[size].cuda_batch_size if self.is_cuda else SIZES[size].cpu_batch_size
+        return self.batch_size or own
 
 
 @dataclass(frozen=True)
@@ -90,19 +133,13 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    device = torch.device(args.device)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions too
-    memory = measure_memory(args)
     rows, agreement = [], {}
-    for size in args.sizes:
-        print(f"Timing {size} on {device} in {args.dtype} ...", flush=True)
-        pixel_values = sample_pixel_values(SIZES[size], args.choose_batch_size(size), device)
-        steps = {variant: build_step(variant, SIZES[size], device, dtype, args.attn) for variant in args.variants}
-        steps["plain"].load_weights(steps["umt_hf"])
-        agreement[size] = check_agreement(steps["umt_hf"], steps["plain"], pixel_values)
-        rows += [row | {"size": size, "dtype": args.dtype} for row in time_variants(steps, pixel_values, args)]
-    for row in rows:
-        row["peak_memory_bytes"] = memory.get((row["size"], row["variant"]))
+    for case in args.list_cases():
+        print(f"Timing {case.size} on {device} in {case.dtype}, {case.batch_size} clips a step ...", flush=True)
+        own_rows, agreement[f"{case.size}, {case.dtype}"] = measure_case(case, device, args)
+        rows += own_rows
     settings = {name: value for name, value in asdict(args).items() if name not in ("output_dir", "name")}
     report = {
         "question": "How fast is one complete stage-1 step?",
@@ -116,25 +153,52 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     return write_results("stage1_step", report, table, args.output_dir, args.name)
 
 
-def measure_memory(args: Arguments) -> dict[tuple[str, str], int]:
-    """Peak memory of each variant at each size, in bytes."""
-    if not args.measure_memory:
-        return {}
-    return {
-        (size, variant): measure_peak_memory(
-            MemoryJob(
-                variant=variant,
-                size=size,
-                batch_size=args.choose_batch_size(size),
-                device=args.device,
-                dtype=args.dtype,
-                attn=args.attn,
-                threads=torch.get_num_threads(),
-            )
-        )
-        for size in args.sizes
-        for variant in args.variants
+def measure_case(case: Case, device: torch.device, args: Arguments) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """A row for each variant, and the losses and norms by which they agree."""
+    size, dtype = SIZES[case.size], getattr(torch, case.dtype)
+    memory = {variant: measure_memory(case, variant, args) for variant in case.variants}
+    pixel_values = sample_pixel_values(size, case.batch_size, device)
+    # In the order of building, since each precision resets Accelerate's state.
+    steps = {variant: build_step(variant, size, device, dtype, args.attn) for variant in case.variants}
+    steps[PLAIN].load_weights(steps[UMT])
+    agreement = check_agreement(steps[UMT], steps[PLAIN], pixel_values)
+    saved = {
+        variant: None if variant == COMPILED else measure_saved_bytes(step, sample_pixel_values(size, 2, device))
+        for variant, step in steps.items()
     }
+    rows = time_variants(steps, pixel_values, args)
+    for row, variant in zip(rows, case.variants, strict=True):
+        row |= {
+            "variant": name_variant(variant, device),
+            "size": case.size,
+            "dtype": case.dtype,
+            "peak_memory_bytes": memory[variant],
+            "saved_bytes_per_clip": saved[variant],
+            "saved_relative_to_plain": saved[variant] and saved[variant] / saved[PLAIN],
+        }
+    return rows, agreement
+
+
+def name_variant(variant: str, device: torch.device) -> str:
+    """Name for the table, with the compiler that was used."""
+    return f"{variant} by {choose_compiler(device.type)}" if variant == COMPILED else variant
+
+
+def measure_memory(case: Case, variant: str, args: Arguments) -> int | None:
+    """Peak memory of a variant in a process of its own, in bytes; `None` where it is not asked for."""
+    if not args.measure_memory:
+        return None
+    return measure_peak_memory(
+        MemoryJob(
+            variant=variant,
+            size=case.size,
+            batch_size=case.batch_size,
+            device=args.device,
+            dtype=case.dtype,
+            attn=args.attn,
+            threads=torch.get_num_threads(),
+        )
+    )
 
 
 def check_agreement(step: UMTStep, plain_step: PlainStep, pixel_values: torch.Tensor) -> dict[str, float]:
@@ -164,11 +228,11 @@ def check_agreement(step: UMTStep, plain_step: PlainStep, pixel_values: torch.Te
 
 def time_variants(steps: dict[str, TrainingStep], pixel_values: torch.Tensor, args: Arguments) -> list[dict[str, Any]]:
     """Time all variants in turn, with a large matrix product beside them, and give a row for each."""
-    device, dtype = pixel_values.device, steps["umt_hf"].dtype
+    device, dtype = pixel_values.device, steps[UMT].dtype
     cases = {}
     for variant, step in steps.items():
         seconds = time_one_step(step, pixel_values)
-        num_steps = args.steps or max(1, round(1 / seconds))
+        num_steps = args.steps or max(1, round(STRETCH_SECONDS / seconds))
         cases[variant] = partial(run_stretch, step, pixel_values, num_steps)
     ceiling = "ceiling"
     stretches = run_interleaved(cases | {ceiling: partial(measure_matmul_rate, device, dtype)}, args.repeats)
@@ -223,7 +287,7 @@ def summarize_variant(
         phase: summarize(stretch.phase_seconds.get(phase, 0) / sum(stretch.phase_seconds.values()) for stretch in own)
         for phase in PHASES
     }
-    plain_rates = [stretch.clips_per_second for stretch in stretches["plain"]]
+    plain_rates = [stretch.clips_per_second for stretch in stretches[PLAIN]]
     return {
         "variant": variant,
         "clips_per_second": summarize(rates),
@@ -245,14 +309,17 @@ def summarize_fraction(flops: int, rates: Sequence[float], ceilings: Sequence[fl
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> str:
     """Write the rows as a Markdown table."""
-    header = ["size", "batch", "precision", "variant", "clips/s", "x plain", "peak memory, GiB"]
-    header += ["of matmul ceiling", "the same, student's work alone", *(f"{phase}, %" for phase in PHASES)]
-    return format_table(header, map(format_row, rows))
+    has_memory = any(row["peak_memory_bytes"] is not None for row in rows)
+    header = ["size", "batch", "precision", "variant", "clips/s", "x plain", "of matmul ceiling"]
+    header += ["saved for backward, MiB a clip", "x plain", *(["peak memory, GiB"] if has_memory else [])]
+    header += [f"{phase}, %" for phase in PHASES]
+    return format_table(header, [format_row(row, has_memory) for row in rows])
 
 
-def format_row(row: dict[str, Any]) -> list[str]:
+def format_row(row: dict[str, Any], has_memory: bool) -> list[str]:
     """Write one line of the table."""
-    memory = row["peak_memory_bytes"]
+    memory, saved, ratio = row["peak_memory_bytes"], row["saved_bytes_per_clip"], row["saved_relative_to_plain"]
+    peak = ["-" if memory is None else f"{memory / 2**30:.2f}"] if has_memory else []
     return [
         row["size"],
         str(row["batch_size"]),
@@ -260,9 +327,10 @@ def format_row(row: dict[str, Any]) -> list[str]:
         row["variant"],
         format_spread(row["clips_per_second"]),
         format_spread(row["relative_to_plain"], ".2f"),
-        "-" if memory is None else f"{memory / 2**30:.2f}",
         format_spread(row["ceiling_fraction"]["with_teacher"], ".0%"),
-        format_spread(row["ceiling_fraction"]["without_teacher"], ".0%"),
+        "-" if saved is None else f"{saved / 2**20:.1f}",
+        "-" if ratio is None else f"{ratio:.2f}",
+        *peak,
         *(f"{share['median'] * 100:.0f}" for share in row["phase_shares"].values()),
     ]
 

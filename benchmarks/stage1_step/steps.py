@@ -1,26 +1,50 @@
 """One training step of each variant, cut into the same phases: teacher, mask, student forward, backward, optimizer."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import CLIPVisionModelWithProjection, VideoMAEForPreTraining
 
 from benchmarks.common import PhaseClock
-from umt_hf.modeling.masking_umt_video import compute_visible_indices, sample_attention_indices, sample_tube_mask
+from umt_hf.modeling.masking_umt_video import compute_visible_indices, sample_tube_mask
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.teachers.clip import UMTTeacher
+from umt_hf.teachers.quantization import quantize_teacher
+from umt_hf.training.alignment import compute_targets
+from umt_hf.training.arguments import PretrainingArguments
+from umt_hf.training.optimization import build_optimizer
+from umt_hf.training.step.compilation import choose_compilation, compile_stage
+from umt_hf.training.step.forward import align_student
+from umt_hf.training.step.guard import NonfiniteSteps, StepGuard
+from umt_hf.training.step.update import run_micro_batch, with_total
 
 from . import plain
 from .workload import Size, build_student_config, build_teacher_config, build_videomae_config
 
-TEACHER, MASK, FORWARD, BACKWARD, OPTIMIZER = PHASES = (
-    "teacher",
-    "mask",
-    "student forward",
-    "backward",
-    "optimizer",
-)
+TEACHER, FORWARD, BACKWARD, OPTIMIZER = PHASES = ("teacher and mask", "student forward", "backward", "optimizer")
+LEARNING_RATE = 1.5e-4
+PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16"}
+FALLBACK = "aot_eager"
+
+
+def build_accelerator(device: torch.device, dtype: torch.dtype) -> Accelerator:
+    """Accelerate for a precision, which a process otherwise has once and for all."""
+    precision = PRECISIONS[dtype]
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+
+
+def sample_mask_noise(size: Size, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The exponential noise that comes with clips, `(B, N)`."""
+    return torch.empty(pixel_values.shape[0], size.tokens, device=pixel_values.device).exponential_()
 
 
 class TrainingStep(ABC):
@@ -44,7 +68,7 @@ class TrainingStep(ABC):
         self.device = device
         self.dtype = dtype
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+            model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.05, fused=True
         )
 
     @property
@@ -82,16 +106,17 @@ class TrainingStep(ABC):
 
 
 class UMTStep(TrainingStep):
-    """`umt_hf`, as its trainer runs it: saliency first, then features at the visible tokens alone.
+    """`umt_hf`: the step of its training loop, with Accelerate, its optimizer and its guard against bad gradients.
 
-    The teacher's frozen weights are kept in `dtype`; only the student needs autocast.
+    Only the loop's surroundings are left out: reading clips, logging, saving. There is no stochastic depth.
 
     Args:
         size: Models and clip shape.
         device: Where it runs.
-        dtype: Precision of the matrix products.
+        dtype: Precision of the run; the frozen teacher's weights have it too.
         attn_implementation: Attention kernel of student and teacher, by its name in Transformers.
-        is_compiled: Whether student and teacher go through `torch.compile`.
+        compiler: Backend of `torch.compile` for student and teacher; `None` = not compiled.
+        quantization: As `--teacher_quantization`.
     """
 
     def __init__(
@@ -100,47 +125,88 @@ class UMTStep(TrainingStep):
         device: torch.device,
         dtype: torch.dtype,
         attn_implementation: str = "sdpa",
-        is_compiled: bool = False,
+        compiler: str | None = None,
+        quantization: str | None = None,
     ):
-        student = UMTVideoForPreTraining._from_config(
+        self.size, self.device, self.dtype = size, device, dtype
+        self.accelerator = build_accelerator(device, dtype)
+        self.args = PretrainingArguments(torch_compile_backend=compiler, report_to="none")
+        self.model: Any = UMTVideoForPreTraining._from_config(
             build_student_config(size), attn_implementation=attn_implementation
         )
         tower = CLIPVisionModelWithProjection._from_config(
             build_teacher_config(size), attn_implementation=attn_implementation, dtype=dtype
         )
-        super().__init__(size, student, device, dtype)
         self.teacher = UMTTeacher(tower, size.aligned_layers).to(device)
+        if quantization is not None:
+            quantize_teacher(self.teacher, quantization)
+        self.config, self.compute_targets = self.model.config, compute_targets
+        optimizer = build_optimizer(self.model, self.args, LEARNING_RATE, device)
+        compile_stage(self, choose_compilation(self.args, self.accelerator))
+        self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.model.train()
         self.flops_of_teacher = size.count_teacher_flops()
-        self.encode, self.project, self.student = self.teacher.encode, self.teacher.project, self.model
-        if is_compiled:
-            self.encode, self.project = torch.compile(self.encode), torch.compile(self.project)
-            self.student = torch.compile(self.model, fullgraph=True)
+        self.guard, self.step = StepGuard(NonfiniteSteps(), limit=10), 0
 
     @property
     def flops_of_student(self) -> int:
         """Operations of the student's forward and backward pass for one clip."""
         return self.size.count_student_flops()
 
+    def autocast(self) -> Any:
+        """Accelerate's context, which it also puts around the student's forward."""
+        return self.accelerator.autocast()
+
     def compute_loss(
         self, pixel_values: torch.Tensor, clock: PhaseClock, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Saliency, mask, teacher features at the visible tokens, student, loss."""
-        states, saliency = self.encode(pixel_values)
-        clock.mark(TEACHER)
-        if mask is None:
-            visible_indices = sample_attention_indices(saliency, self.size.mask_ratio, num_frames=self.size.frames)
-        else:
-            visible_indices = compute_visible_indices(mask, self.size.visible_tokens)
-        clock.mark(MASK)
-        features = self.project(states, pixel_values.shape[0], visible_indices)
-        clock.mark(TEACHER)
-        with self.autocast():
-            return self.student(
-                pixel_values,
-                visible_indices=visible_indices,
-                teacher_features=features,
-                normalize_teacher_features=False,
-            ).loss
+        """Forward part of a step, with the given mask in place of a drawn one."""
+        with self._marked(clock, mask):
+            return with_total(self.forward_step(self._build_batch(pixel_values)))["loss"]
+
+    def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """As stage 1 has it."""
+        return align_student(self, batch)
+
+    def run(self, pixel_values: torch.Tensor, clock: PhaseClock) -> None:
+        """Run one complete step, as the loop does."""
+        clock.start()
+        with self._marked(clock):
+            done = run_micro_batch(
+                self, self.accelerator, self.optimizer, self._build_batch(pixel_values), LEARNING_RATE, None
+            )
+            assert done.is_bad is not None
+            self.guard.add(self.step, done.is_bad)
+            self.step += 1
+        clock.mark(OPTIMIZER)
+
+    def _build_batch(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"pixel_values": pixel_values, "mask_noise": sample_mask_noise(self.size, pixel_values)}
+
+    @contextmanager
+    def _marked(self, clock: PhaseClock, mask: torch.Tensor | None = None) -> Iterator[None]:
+        """Mark the phases of what runs within, from outside: the code that is timed is the loop's."""
+        own_targets, own_backward = self.compute_targets, self.accelerator.backward
+
+        def marked_targets(*args: Any) -> Any:
+            if mask is None:
+                targets = own_targets(*args)
+            else:
+                visible = compute_visible_indices(mask, self.size.visible_tokens)
+                targets = self.teacher.align_visible(args[1], lambda _: visible)
+            clock.mark(TEACHER)
+            return targets
+
+        def marked_backward(loss: torch.Tensor, **kwargs: Any) -> None:
+            clock.mark(FORWARD)
+            own_backward(loss, **kwargs)
+            clock.mark(BACKWARD)
+
+        self.compute_targets, self.accelerator.backward = marked_targets, marked_backward
+        try:
+            yield
+        finally:
+            self.compute_targets, self.accelerator.backward = own_targets, own_backward
 
 
 class PlainStep(TrainingStep):
@@ -168,10 +234,9 @@ class PlainStep(TrainingStep):
         """Teacher features at all tokens, mask, student, features at the visible ones, loss."""
         with self.autocast():
             features, saliency = self.teacher(pixel_values)
-            clock.mark(TEACHER)
             if mask is None:
                 mask = plain.draw_mask(saliency, pixel_values.shape[0], self.size.mask_ratio)
-            clock.mark(MASK)
+            clock.mark(TEACHER)
             return plain.compute_loss(self.model(pixel_values, mask), features, mask)
 
 
@@ -198,13 +263,24 @@ class VideoMAEStep(TrainingStep):
             mask = sample_tube_mask(
                 pixel_values.shape[0], size.frames, size.student.patches, size.mask_ratio, device=self.device
             )
-        clock.mark(MASK)
+        clock.mark(TEACHER)
         with self.autocast():
             return self.model(pixel_values, bool_masked_pos=mask).loss
 
 
-VARIANTS = ("umt_hf", "plain", "videomae")
+UMT, PLAIN, VIDEOMAE = VARIANTS = ("umt_hf", "plain", "videomae")
 COMPILED = "umt_hf, compiled"
+
+
+@cache
+def choose_compiler(device_type: str) -> str:
+    """Backend of `torch.compile`: inductor where it can build a kernel on this machine, else one without kernels."""
+    try:
+        torch.compile(lambda x: x.sin() + 1, backend="inductor")(torch.ones(8, device=device_type))
+    except Exception as error:  # whatever a compiler that is missing or unfit raises
+        print(f"Inductor does not work here, so {FALLBACK} stands in for it: {str(error).splitlines()[0]}")
+        return FALLBACK
+    return "inductor"
 
 
 def build_step(
@@ -216,10 +292,11 @@ def build_step(
         ValueError: If there is no such variant.
     """
     torch.manual_seed(0)
-    if variant in ("umt_hf", COMPILED):
-        return UMTStep(size, device, dtype, attn_implementation, is_compiled=variant == COMPILED)
-    if variant == "plain":
+    if variant in (UMT, COMPILED):
+        compiler = choose_compiler(device.type) if variant == COMPILED else None
+        return UMTStep(size, device, dtype, attn_implementation, compiler)
+    if variant == PLAIN:
         return PlainStep(size, device, dtype)
-    if variant == "videomae":
+    if variant == VIDEOMAE:
         return VideoMAEStep(size, device, dtype, attn_implementation)
     raise ValueError(f"variant must be one of {(*VARIANTS, COMPILED)}, got {variant!r}.")

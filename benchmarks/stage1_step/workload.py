@@ -71,17 +71,29 @@ class Size:
         patches = self.student.count_patch_flops(self.visible_tokens)
         return 3 * (self.student.count_layers_flops(self.visible_tokens) + heads) + 2 * patches
 
-    def count_teacher_flops(self, projected_tokens: int | None = None) -> int:
-        """Operations of the teacher's forward pass for one clip.
+    def count_teacher_flops(self) -> int:
+        """Operations of the teacher's forward pass for one clip, as the method needs it.
 
-        Args:
-            projected_tokens: Tokens whose features are projected; the method needs the visible ones.
+        The last layer's keys and values are of all tokens, all else in it is needed at the visible tokens alone, and
+        so is the projection of the features. The saliency takes the class token's query and its row of scores.
         """
-        projected_tokens = self.visible_tokens if projected_tokens is None else projected_tokens
+        teacher = self.teacher
+        tokens, visible = teacher.patches + 1, self.visible_tokens // self.frames
+        layers = teacher.count_layers_flops(tokens)
+        hidden = tokens - visible
+        spared = 2 * hidden * ((2 + 2 * teacher.mlp_ratio) * teacher.width**2 + 2 * tokens * teacher.width)
+        saliency = 2 * (teacher.width**2 + tokens * teacher.width)
+        frame = teacher.count_patch_flops(teacher.patches) + layers - spared + saliency
+        return self.frames * frame + self._count_projection_flops(self.visible_tokens)
+
+    def count_complete_teacher_flops(self) -> int:
+        """Operations of the teacher's forward pass for one clip where all layers see, and give, all tokens."""
         patches = self.teacher.patches
         frame = self.teacher.count_patch_flops(patches) + self.teacher.count_layers_flops(patches + 1)
-        projection = 2 * self.aligned_layers * projected_tokens * self.teacher.width * self.teacher_channels
-        return self.frames * frame + projection
+        return self.frames * frame + self._count_projection_flops(self.tokens)
+
+    def _count_projection_flops(self, tokens: int) -> int:
+        return 2 * self.aligned_layers * tokens * self.teacher.width * self.teacher_channels
 
     def count_videomae_flops(self) -> int:
         """Operations of VideoMAE's forward and backward pass for one clip, its decoder seeing all tokens."""
@@ -116,6 +128,15 @@ SIZES = {
         teacher_channels=512,
         aligned_layers=6,
         cpu_batch_size=1,
+        cuda_batch_size=64,
+    ),
+    # As wide as B/16, with as many tokens, but quick enough for batches on a CPU.
+    "b16-2+2": Size(
+        student=Encoder(width=768, layers=2, heads=12, patch_size=16, image_size=224),
+        teacher=Encoder(width=768, layers=2, heads=12, patch_size=16, image_size=224),
+        teacher_channels=512,
+        aligned_layers=2,
+        cpu_batch_size=4,
         cuda_batch_size=64,
     ),
     "l16": Size(

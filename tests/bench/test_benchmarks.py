@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionModelWithProjection
 
 from benchmarks.common import TABLE_BEGIN, TABLE_END, PhaseClock, format_spread, run_interleaved, summarize
 from benchmarks.stage1_step import run as stage1_step
-from benchmarks.stage1_step.memory import MemoryJob, measure_peak_memory
+from benchmarks.stage1_step.memory import MemoryJob, measure_peak_memory, measure_saved_bytes
 from benchmarks.stage1_step.steps import PHASES, VARIANTS, build_step
 from benchmarks.stage1_step.workload import SIZES, sample_pixel_values
 
@@ -46,6 +47,7 @@ def test_stage1_step_writes_a_row_for_each_variant(tmp_path):
     assert [row["variant"] for row in report["rows"]] == list(VARIANTS)
     for row in report["rows"]:
         assert (row["size"], row["batch_size"], row["peak_memory_bytes"]) == ("tiny", 2, None)
+        assert row["saved_bytes_per_clip"] > 0
         assert row["clips_per_second"].keys() == SUMMARY and row["clips_per_second"]["min"] > 0
         assert len(row["clips_per_second"]["samples"]) == 2
         assert list(row["phase_shares"]) == list(PHASES)
@@ -54,9 +56,77 @@ def test_stage1_step_writes_a_row_for_each_variant(tmp_path):
         assert fractions["with_teacher"]["median"] >= fractions["without_teacher"]["median"] > 0
     plain, videomae = report["rows"][1:]
     assert plain["relative_to_plain"]["samples"] == [1, 1]
-    assert plain["phase_shares"]["teacher"]["median"] > 0 and videomae["phase_shares"]["teacher"]["median"] == 0
-    found = report["agreement"]["tiny"]
+    umt = report["rows"][0]
+    # With 32 visible tokens attention maps are small; see the next test.
+    assert umt["saved_relative_to_plain"] < 1.1 and plain["saved_relative_to_plain"] == 1
+    assert plain["phase_shares"]["teacher and mask"]["median"] > 0.2
+    assert videomae["phase_shares"]["teacher and mask"]["median"] < 0.1
+    found = report["agreement"]["tiny, float32"]
     assert found["gradient norm of umt_hf"] == pytest.approx(found["gradient norm of plain"], rel=1e-5)
+
+
+def test_stage2_writes_a_row_for_each_choice_of_losses(tmp_path, monkeypatch):
+    from benchmarks.stage2 import run as stage2
+
+    arguments = ["--sizes", "tiny", "--batch_size", "2", "--repeats", "2", "--threads", "1"]
+    monkeypatch.setattr(stage2, "STRETCH_SECONDS", 0.01)
+    path = stage2.main([*arguments, "--output_dir", str(tmp_path), "--name", "here"])
+    rows = read_report(path, "stage2")["rows"]
+    assert [row["losses"] for row in rows] == ["UTA", "UTA + VTC", "UTA + VTC + VTM", "UTA + VTC + VTM + MLM"]
+    for row in rows:
+        assert row["step_seconds"].keys() == SUMMARY and row["step_seconds"]["min"] > 0
+        assert 0 < row["teacher_share"] < 1
+    students = [row["flops_per_pair"]["student"] for row in rows]
+    assert students == sorted(students) and students[-1] > 1.5 * students[0]
+    assert len({row["flops_per_pair"]["teacher"] for row in rows}) == 1
+    assert rows[-1]["relative_to_all"]["samples"] == [1, 1]
+
+
+def test_stage2_computes_the_losses_that_are_chosen():
+    from benchmarks.stage2.workload import LOSSES, SIZES_OF_PAIRS, Stage2Step, sample_pairs
+
+    step, batch = Stage2Step("tiny", CPU, torch.float32), sample_pairs(SIZES_OF_PAIRS["tiny"], 2, CPU)
+    for losses in (LOSSES[:1], LOSSES, ("vtc", "mlm")):
+        step.choose(losses)
+        assert set(step.run(batch)) == {"loss", *(f"video_{name}_loss" for name in losses)}
+        assert (step.teacher is None) == ("uta" not in losses)
+    # Alignment costs what stage 1 costs for clips of four frames, and the text tower's first layers.
+    step.choose(("uta",))
+    size = SIZES_OF_PAIRS["tiny"].video
+    student, teacher = step.count_flops(batch)
+    assert teacher <= 2 * size.count_teacher_flops() < 1.05 * teacher
+    assert student > 2 * (size.count_student_flops() - 2 * size.student.count_patch_flops(size.visible_tokens))
+
+
+@pytest.mark.slow
+def test_precisions_of_the_teacher_write_a_row_each(tmp_path):
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    from benchmarks.stage1_step.workload import build_teacher_config
+    from benchmarks.teacher_precision import run as teacher_precision
+    from umt_hf.moving_shapes.render import write_moving_shapes
+
+    write_moving_shapes(tmp_path / "data", 8, 4, 4, num_workers=1)
+    torch.manual_seed(0)
+    CLIPVisionModelWithProjection(build_teacher_config(TINY)).save_pretrained(tmp_path / "teacher")
+    precisions = ["float32", "bfloat16", "int8_dynamic"]
+    sizes = ["--precisions", *precisions, "--seeds", "3", "--steps", "2", "--batch_size", "4", "--sizes", "tiny"]
+    arguments = ["--folder", str(tmp_path), *sizes, "--output_dir", str(tmp_path), "--name", "here"]
+    rows = read_report(teacher_precision.main(arguments), "teacher_precision")["rows"]
+    assert [row["precision"] for row in rows] == precisions
+    for row in rows:
+        assert row["least_cosine"].keys() == {"moving_shapes", "tiny, random"}
+        assert min(row["least_cosine"].values()) > 0.999
+        assert row["relative_to_float32"]["median"] == pytest.approx(1, abs=0.01)
+        assert 0.5 < row["held_out_loss"]["median"] < 4
+    assert rows[0]["relative_to_float32"]["samples"] == [1]
+    assert rows[0]["held_out_loss"] != rows[2]["held_out_loss"]
+
+
+def test_precisions_of_the_teacher_want_the_demo(tmp_path):
+    from benchmarks.teacher_precision import run as teacher_precision
+
+    with pytest.raises(SystemExit, match="make demo"):
+        teacher_precision.main(["--folder", str(tmp_path)])
 
 
 @pytest.mark.slow
@@ -76,10 +146,13 @@ def test_annotations_write_a_row_for_each_list(tmp_path):
     from benchmarks.annotations import run as annotations
     from benchmarks.annotations.lists import FORMS
 
-    sizes = ["--num_rows", "30", "--folder", str(tmp_path)]
+    sizes = ["--num_rows", "30", "--num_tar_rows", "20", "--folder", str(tmp_path)]
     report = read_report(annotations.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "annotations")
-    assert [(row["num_rows"], row["form"]) for row in report["rows"]] == [(30, form) for form in FORMS]
-    assert all(row["first"]["num_rows"] == row["second"]["num_rows"] == 30 for row in report["rows"])
+    assert [(row["num_rows"], row["form"]) for row in report["rows"]] == [(30, form) for form in FORMS] + [
+        (20, "tars")
+    ]
+    assert all(row["first"]["num_rows"] == row["second"]["num_rows"] == row["num_rows"] for row in report["rows"])
+    assert 20 * 4096 < report["rows"][-1]["list_bytes"] < 30 * 4096
 
 
 @pytest.mark.slow
@@ -123,16 +196,65 @@ def test_plain_mask_hides_as_many_patches_in_every_frame_and_follows_the_salienc
 def test_counted_operations_are_those_that_pytorch_sees():
     pixel_values = sample_pixel_values(TINY, 1, CPU)
     plain, umt, videomae = (build_tiny(variant) for variant in ("plain", "umt_hf", "videomae"))
-    assert count_flops(lambda: plain.teacher(pixel_values)) == TINY.count_teacher_flops(TINY.tokens)
-    # The class token's attention row costs one more key projection, one query and one row of scores.
-    tokens, width = TINY.teacher.patches + 1, TINY.teacher.width
-    row = 2 * TINY.frames * (tokens * width**2 + width**2 + tokens * width)
-    needed = umt.flops_of_student + umt.flops_of_teacher
-    assert count_flops(lambda: umt.run_backward(pixel_values, PhaseClock(CPU))) == needed + row
+    assert count_flops(lambda: plain.teacher(pixel_values)) == TINY.count_complete_teacher_flops()
+    # The last layer's products over the visible tokens and the class token's row of scores included.
+    assert count_flops(lambda: umt.run_backward(pixel_values, PhaseClock(CPU))) == (
+        umt.flops_of_student + umt.flops_of_teacher
+    )
     # VideoMAE embeds the hidden patches too, forward and for the weights' gradient.
     hidden = 2 * TINY.student.count_patch_flops(TINY.tokens - TINY.visible_tokens)
     seen = count_flops(lambda: videomae.run_backward(pixel_values, PhaseClock(CPU)))
     assert seen == videomae.flops_of_student + hidden
+
+
+def test_the_step_is_that_of_the_training_loop(monkeypatch):
+    """A step whose gradients are NaN changes neither weights nor moments, and is counted without waiting."""
+    from umt_hf.training.step.waits import WaitCounter
+
+    step, pixel_values = build_tiny("umt_hf"), sample_pixel_values(TINY, 2, CPU)
+    with WaitCounter() as counter:
+        step.run(pixel_values, PhaseClock(CPU))
+    assert not counter.counts
+    before = {name: weight.clone() for name, weight in step.model.state_dict().items()}
+    step.run(pixel_values * float("nan"), PhaseClock(CPU))
+    step.guard.read()
+    assert step.guard.state.nonfinite_steps == 1
+    assert all(torch.equal(weight, before[name]) for name, weight in step.model.state_dict().items())
+    step.run(pixel_values, PhaseClock(CPU))
+    assert not all(torch.equal(weight, before[name]) for name, weight in step.model.state_dict().items())
+
+
+def test_less_is_kept_for_the_backward_pass_than_in_the_plain_step():
+    size = SIZES["b16-2+2"]
+    clips = sample_pixel_values(size, 2, CPU)
+    ours, plain = (
+        measure_saved_bytes(build_step(variant, size, CPU, torch.float32, "sdpa"), clips)
+        for variant in ("umt_hf", "plain")
+    )
+    maps = 4 * size.student.layers * size.student.heads * size.visible_tokens**2
+    assert ours < 0.83 * plain and plain - ours < 1.1 * maps
+
+
+@pytest.mark.parametrize("variant", ["umt_hf", "plain"])
+def test_saved_bytes_leave_weights_and_their_copies_out(variant):
+    """In bfloat16 weights are cast for each step; per clip the same is kept, whatever the batch."""
+    step = build_tiny(variant, torch.bfloat16)
+    per_clip = [measure_saved_bytes(step, sample_pixel_values(TINY, clips, CPU)) for clips in (2, 5)]
+    assert per_clip[0] == pytest.approx(per_clip[1], rel=0.02)
+    # Both norms' inputs, queries, keys, values and what the MLP's activation sees, at least.
+    least = 2 * TINY.visible_tokens * TINY.student.layers * TINY.student.width * (2 + 3 + 4)
+    assert least < per_clip[0] < 10 * least
+
+
+def test_a_compiled_step_gives_the_losses_of_the_plain_one(monkeypatch):
+    from benchmarks.stage1_step import steps
+
+    monkeypatch.setattr(steps, "choose_compiler", lambda _: "aot_eager")
+    compiled, plain = build_tiny(steps.COMPILED), build_tiny("plain")
+    plain.load_weights(compiled)
+    found = stage1_step.check_agreement(compiled, plain, sample_pixel_values(TINY, 2, CPU))
+    assert found["loss of umt_hf"] == pytest.approx(found["loss of plain"], rel=1e-5)
+    torch._dynamo.reset()
 
 
 def test_published_sizes_cost_what_their_shapes_say():
@@ -141,27 +263,79 @@ def test_published_sizes_cost_what_their_shapes_say():
     for name, parameters in (("b16", 85e6), ("l16", 302e6)):
         size = SIZES[name]
         assert size.count_student_flops() == pytest.approx(6 * parameters * 320, rel=0.15)
-        assert size.count_teacher_flops() == pytest.approx(2 * parameters * 8 * 197, rel=0.15)
+        assert size.count_complete_teacher_flops() == pytest.approx(2 * parameters * 8 * 197, rel=0.15)
+        assert 0.9 * size.count_complete_teacher_flops() < size.count_teacher_flops()
 
 
-def test_decoding_writes_a_row_for_each_reader(tmp_path):
+@pytest.mark.parametrize("name", ["moving_shapes", "340x256_gop12"])
+def test_decoding_writes_a_row_for_each_reader(tmp_path, monkeypatch, name):
     pytest.importorskip("decord")
     from benchmarks.decoding import run as decoding
+    from benchmarks.decoding import videos
     from umt_hf.moving_shapes.render import FRAME_SIZE, NUM_FRAMES
 
-    arguments = ["--videos", "moving_shapes", "--clips_per_file", "1", "--repeats", "2"]
+    monkeypatch.setattr(videos, "NUM_FRAMES", 40)
+    arguments = ["--videos", name, "--clips_per_file", "1", "--repeats", "2"]
     path = decoding.main([*arguments, "--output_dir", str(tmp_path), "--name", "here"])
     report = read_report(path, "decoding")
     readers = [row["reader"] for row in report["rows"]]
     assert readers[:3] == ["decord + PIL, frame by frame", "umt_hf, pyav", "umt_hf, decord"]
-    assert ("umt_hf, torchcodec" in readers) != ("torchcodec" in report["unusable_decoders"])
+    assert {"umt_hf, shards (PIL)", "shards, torchvision", "load_video, pyav + torchvision"} <= set(readers)
+    known = {"umt_hf, torchcodec", "torchcodec, exact + torchvision", "load_video, torchcodec + torchvision"}
+    known |= {"torchcodec, approximate + torchvision", "shards, turbo"}
+    assert known <= set(readers) | set(report["unusable"]) and not set(readers) & set(report["unusable"])
+    size = {"moving_shapes": (FRAME_SIZE, FRAME_SIZE, NUM_FRAMES, 8), "340x256_gop12": (340, 256, 40, 1)}[name]
     for row in report["rows"]:
-        assert (row["video"], row["num_frames"], row["batch_size"]) == ("moving_shapes", NUM_FRAMES, 8)
-        assert row["width"] == row["height"] == row["image_size"] == FRAME_SIZE
+        assert (row["width"], row["height"], row["num_frames"], row["batch_size"]) == size
         decoded, batched = row["decoded_clips_per_core_second"], row["batched_clips_per_core_second"]
         assert decoded.keys() == SUMMARY and len(batched["samples"]) == 2
-        assert decoded["median"] > batched["median"] > 0
-    assert report["rows"][0]["relative_to_baseline"]["samples"] == [1, 1]
+        assert decoded["median"] > batched["median"] > 0 and row["bytes_per_video"] > 0
+    first = report["rows"][0]
+    assert first["relative_to_baseline"]["samples"] == [1, 1] and first["lost_grey_levels"] < 6
+    assert first["opening_milliseconds"].keys() >= {"PyAV", "PyAV, first picture not decoded", "decord"}
+    best = first["best_reader_relative_to_others"]
+    assert best["best"] in readers and not best["best"].startswith("umt_hf")
+
+
+def test_decoding_puts_key_frames_where_it_says(tmp_path):
+    import av
+
+    from benchmarks.decoding.videos import encode, find_real_clips, iterate_footage, iterate_pan
+
+    frames = list(iterate_pan(30, 64, 96))
+    if clip := find_real_clips().get("bikes"):
+        frames = list(iterate_footage(clip, 30, 64, 96))
+    encode(tmp_path / "a.mp4", frames, 12)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        numbers = [i for i, frame in enumerate(container.decode(video=0)) if frame.key_frame]
+    assert numbers == [0, 12, 24] and len(frames) == 30 and frames[0].shape == (64, 96, 3)
+
+
+def test_other_frames_in_shards_stop_the_benchmark(tmp_path):
+    from benchmarks.decoding.shards import check_frames, write_shards
+    from benchmarks.decoding.videos import write_kinetics_like
+
+    videos = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    for path, num_frames in zip(videos, (40, 80), strict=True):
+        write_kinetics_like(path, num_frames=num_frames, height=64, width=96)
+    shards = write_shards(videos, tmp_path / "shards")
+    assert 0 < check_frames(videos, shards) < 6
+    with pytest.raises(RuntimeError, match="The frames kept differ from those of the videos by"):
+        check_frames(videos[::-1], shards)
+
+
+@pytest.mark.slow
+def test_prepared_frames_write_a_row_for_each_case(tmp_path):
+    from benchmarks.prepared_frames import run as prepared_frames
+
+    sizes = ["--num_clips", "40", "--num_eval_clips", "8", "--kept", "4", "--seeds", "0", "1", "--max_steps", "4"]
+    sizes += ["--eval_steps", "2", "--teacher_steps", "4"]
+    path = prepared_frames.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"])
+    report = read_report(path, "prepared_frames")
+    assert [(row["case"], row["choices_per_part"]) for row in report["rows"]] == [("videos", 6), ("4 frames kept", 1)]
+    for row in report["rows"]:
+        assert len(row["held_out_losses"]) == 2 and [step for step, _ in row["curves"][0]] == [2, 4]
+    assert report["rows"][0]["differences"] == [0, 0] and path.with_name("prepared_frames.png").stat().st_size > 5000
 
 
 def test_decoding_compares_readers_on_the_same_pixels(tmp_path):
@@ -268,7 +442,10 @@ def test_phases_are_added_up_and_time_between_steps_is_left_out(monkeypatch):
     assert clock.compute_phase_seconds() == {"first": 5.0, "second": 3.0}
 
 
-@pytest.mark.parametrize("question", ["stage1_step", "decoding", "search", "features", "threads", "annotations"])
+@pytest.mark.parametrize("question", [
+    "stage1_step", "stage2", "cuda", "teacher_precision", "decoding", "search", "features", "threads", "annotations",
+    "prepared_frames",
+])  # fmt: skip
 def test_readme_has_the_place_for_its_table(question):
     text = (Path(stage1_step.__file__).parents[1] / question / "README.md").read_text()
     assert text.count(TABLE_BEGIN) == text.count(TABLE_END) == 1

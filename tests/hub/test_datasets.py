@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Video
 from tests.unit.shard_files import write_parquets, write_tar
 from tests.unit.video_files import write_video
 from umt_hf.data.annotations import identify_video
+from umt_hf.data.prepare import ShardSettings, prepare_shards
 
 # In another process: `datasets` reads the address of the Hub when it is imported.
 SCRIPT = """
@@ -56,24 +57,58 @@ import json
 from umt_hf.data.annotations import identify_video
 from umt_hf.data.streams import load_shards
 shards = load_shards("me/shapes", "validation")
+print(json.dumps([[identify_video(shards[i]["video"], i) for i in (2, 0, 1)], shards.paths]))
+"""
+
+TARS = """
+import json
+from umt_hf.data.labels import get_label_names
+from umt_hf.data.sources import load_videos
+from umt_hf.data.streams import load_shards
+from umt_hf.processing.decoding import open_video
+shards = load_shards("me/tars", "validation")
+frames = []
+for video in (*(shards[i]["video"] for i in range(3)), *load_videos("me/tars", split="validation")["video"]):
+    with open_video(video) as reader:
+        frames.append(int(reader.get_frames([0, reader.num_frames - 1]).sum()))
+table = load_videos("me/tars", split="validation", class_names=["swim", "run", "jump"])
 try:
-    load_shards("me/tars")
+    load_videos("me/tars", split="other")
 except ValueError as error:
     refusal = str(error)
-print(json.dumps([[identify_video(shards[i]["video"], i) for i in (2, 0, 1)], shards.paths, refusal]))
+print(json.dumps([frames, table["label"][:], get_label_names(table.features), shards.paths, refusal]))
 """
 
 
 def test_parquet_on_the_hub_is_read_where_it_is(hub, tmp_path):
-    """By row and group, with no file of it kept on this machine; tars there are refused with the cure."""
+    """By row and group, with no file of it kept on this machine."""
     videos = [write_video(tmp_path / f"{i}.mp4", num_frames=4 + i).read_bytes() for i in range(3)]
     rows = [{"video": {"path": None, "bytes": content}} for content in videos]
     write_parquets(tmp_path / "parquet", rows, 3, rows_per_group=2)
     content = (tmp_path / "parquet" / "train-00000.parquet").read_bytes()
     hub.add_repo("me/shapes", {"data/validation-00000-of-00001.parquet": content}, repo_type="dataset")
-    tar = write_tar(tmp_path / "a.tar", [{"mp4": videos[0]}]).read_bytes()
-    hub.add_repo("me/tars", {"train-00000.tar": tar}, repo_type="dataset")
-    found, paths, refusal = run(hub, tmp_path, SHARDS)
+    found, paths = run(hub, tmp_path, SHARDS)
     assert found == [identify_video(videos[i], i) for i in (2, 0, 1)]
     assert paths[0].startswith("hf://datasets/me/shapes@") and not list((tmp_path / "home").rglob("*.parquet"))
-    assert refusal.startswith("me/tars: has .tar files there; shards are Parquet files, or tars on this machine. Down")
+
+
+def test_tars_on_the_hub_are_fetched_once(hub, tmp_path):
+    """Those of the split alone; as a stream for pre-training, and as a table with labels by name."""
+    videos = [tmp_path / "videos" / name / f"{i}.mp4" for i, name in enumerate(("run", "jump", "run"))]
+    for i, path in enumerate(videos):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, num_frames=4 + i)
+    settings = ShardSettings(videos_per_shard=2, split="validation")
+    prepare_shards([str(tmp_path / "videos")], tmp_path / "shards", settings, num_workers=0)
+    written = [file for file in (tmp_path / "shards").iterdir() if file.suffix in (".tar", ".json")]
+    files = {file.name: file.read_bytes() for file in written}
+    train = write_tar(tmp_path / "train-000000.tar", [{"mp4": videos[0].read_bytes()}])
+    hub.add_repo("me/tars", {**files, train.name: train.read_bytes()}, repo_type="dataset")
+    frames, labels, names, paths, refusal = run(hub, tmp_path, TARS)
+    assert frames[:3] == frames[3:] and len(set(frames)) == 3
+    assert (labels, names) == ([2, 1, 1], ["swim", "run", "jump"])
+    expected = ["validation-000000.tar", "validation-000001.tar"]
+    assert sorted(path.rpartition("/")[2] for path in paths) == expected
+    assert sorted({path.name for path in (tmp_path / "home").rglob("*.tar")}) == expected
+    assert "has no split 'other'" in refusal
+    assert hub.count_requests(r"^GET .*validation-000000\.tar") == 1

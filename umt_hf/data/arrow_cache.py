@@ -57,12 +57,14 @@ class ListFile:
         options: What changes the rows, as JSON values.
         class_names: Names of the classes by number; `None` = those that the list has.
         needs_labels: Whether labels are read.
+        files: What is read, where that is not `source`.
     """
 
     source: str
     options: dict[str, Any] = field(default_factory=dict)
     class_names: Sequence[str] | None = None
     needs_labels: bool = True
+    files: Sequence[str] = ()
 
     @property
     def is_long(self) -> bool:
@@ -73,7 +75,7 @@ class ListFile:
         """Name, size and time in nanoseconds of the list, and of the journal that an SQLite base may have."""
         path = os.path.abspath(self.source)
         found = []
-        for name in (path, f"{path}-wal"):
+        for name in map(os.path.abspath, self.files) if self.files else (path, f"{path}-wal"):
             with contextlib.suppress(FileNotFoundError):
                 status = os.stat(name)
                 found.append((name, status.st_size, status.st_mtime_ns))

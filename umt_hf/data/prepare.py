@@ -31,12 +31,13 @@ from ..runs.folder import UNREADABLE_FILE
 from ..runs.mistakes import UserError, read_rank
 from .annotations import name_video
 from .labels import LABEL, get_label_names
+from .lists.tar_rows import CAPTION, PREPARED_SUFFIX, name_label
 from .sources import get_source, load_videos
 from .video_files import list_videos
 
 logger = logging.getLogger(__name__)
 
-SETTINGS_FILE, DONE_FOLDER = "prepare.json", "done"
+DONE_FOLDER = "done"
 NAMED_VIDEOS = 65_536  # hashed at a time
 LIST_SUFFIXES = frozenset({
     ".csv", ".tsv", ".txt", ".lst", ".json", ".jsonl", ".ndjson", ".db", ".sqlite", ".sqlite3", ".parquet",
@@ -140,7 +141,7 @@ class VideoList:
         for table in self.tables:
             if first < len(table) and len(rows) < count:
                 part: Any = table.select(range(first, min(first + count - len(rows), len(table))))
-                rows += part.to_list()
+                rows += _name_labels(part.to_list(), get_label_names(table.features))
             first = max(first - len(table), 0)
         return rows
 
@@ -155,6 +156,13 @@ class VideoList:
                     for first in range(0, len(paths), NAMED_VIDEOS):
                         digest.update(repr(paths[first : first + NAMED_VIDEOS][name]).encode(errors="replace"))
         return digest.hexdigest()
+
+
+def _name_labels(rows: list[Row], names: Sequence[str] | None) -> list[Row]:
+    """Rows with their labels by name, where classes have names: sources number them each in its own way."""
+    if names is None:
+        return rows
+    return [{**row, LABEL: name_label(row[LABEL], names)} if row.get(LABEL) is not None else row for row in rows]
 
 
 def prepare_shards(
@@ -229,7 +237,7 @@ def list_rows(sources: Sequence[str], data_root: str | None = None) -> VideoList
 def _check_settings(folder: Path, settings: ShardSettings, videos: VideoList, rank: int) -> None:
     names = [get_label_names(table.features) for table in videos.tables]
     own = asdict(settings) | {"num_videos": len(videos), "list": videos.hash(), "label_names": names}
-    file = folder / f"{settings.split}.{SETTINGS_FILE}"
+    file = folder / f"{settings.split}{PREPARED_SUFFIX}"
     if file.exists():
         former = json.loads(file.read_text(encoding="utf-8"))
         if changed := sorted(name for name, value in own.items() if former.get(name) != value):
@@ -286,7 +294,7 @@ def write_shard(job: ShardJob) -> str:
                 unreadable.append(str(error))
                 continue
             num_videos += 1
-            notes = {name: row[name] for name in ("caption", LABEL) if row.get(name) is not None}
+            notes = {name: row[name] for name in (CAPTION, LABEL) if row.get(name) is not None}
             notes["source"] = name_video(row["video"], number)
             _add(tar, f"{number:09d}{STORED_SUFFIX}", pictures)
             _add(tar, f"{number:09d}.json", json.dumps(notes).encode())

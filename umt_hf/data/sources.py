@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import numpy as np
 import pyarrow as pa
 from datasets import (
     ClassLabel,
@@ -31,7 +32,9 @@ from .lists.json_lists import JSON_SUFFIXES, read_json
 from .lists.paths import join_root
 from .lists.sharing import find_once
 from .lists.sqlite_lists import read_sqlite
-from .splits import CSV, FOLDER, JSON, SAVED, SQLITE, name_kind, refuse_idle_options
+from .lists.tar_rows import find_notes, read_class_order, read_tars
+from .splits import CSV, FOLDER, JSON, SAVED, SQLITE, TARS, name_kind, refuse_idle_options
+from .streams import fetch_hub_tars, find_tars, index_tars
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +85,9 @@ def load_videos(
     Args:
         source: CSV file (`.csv`, `.tsv`, `.txt`; see `csv_lists` for its forms), JSON list of objects, or JSON lines,
             with a `video` key, SQLite base with a table `annos` (id, file name, caption), folder of videos
-            (sub-folders are classes; see `folders`), folder written by `Dataset.save_to_disk`, Parquet file or folder
-            of such files, or name of a dataset on the Hub.
+            (sub-folders are classes; see `folders`), tar or folder of tars (WebDataset, as `umt-hf prepare` writes
+            them), folder written by `Dataset.save_to_disk`, Parquet file or folder of such files, or name of a dataset
+            on the Hub.
         data_root: Folder that relative paths start from; `None` = that of the annotation file.
         csv_separator: Separator of CSV columns; `None` = found.
         config_name: Configuration of a Hub dataset.
@@ -124,6 +128,8 @@ def load_videos(
     refuse_idle_options(source, kind, {**options, "video_column": video_column, "data_root": data_root})
     if kind in (CSV, JSON, SQLITE):
         return _load_list(path, source, data_root, csv_separator, video_column, class_names, needs_labels)
+    if kind == TARS:
+        return _load_tars(source, *find_tars(source, split), class_names, needs_labels)
     if kind == SAVED:
         table = _choose_split(source, load_from_disk(source), split)
     elif suffix == ".parquet" and path.is_file():
@@ -131,7 +137,8 @@ def load_videos(
     elif kind == FOLDER:
         return _load_folder(path, class_names, needs_labels)
     else:
-        table = _load_from_hub(source, config_name, split, streaming)
+        options = {"class_names": class_names, "needs_labels": needs_labels}
+        table = _load_from_hub(source, config_name, split, streaming, **options)
     table = _undecoded(table, source, video_column, data_root)
     return align_labels(table, source, class_names) if needs_labels else table
 
@@ -184,6 +191,18 @@ def _load_list(
     return load_rows(file, read, lambda: not looked_up)
 
 
+def _load_tars(
+    source: str, tars: list[str], index: np.ndarray, class_names: Sequence[str] | None, needs_labels: bool
+) -> Dataset:
+    """Rows of tars, by the place of each video."""
+    known = {tuple(names) for tar in tars if (names := read_class_order(tar)) is not None}
+    if class_names is None and len(known) == 1:
+        class_names = list(next(iter(known)))  # with those that no video has, in their order
+    notes = sorted({str(file) for tar in tars if (file := find_notes(tar)).is_file()})
+    file = ListFile(source, {"kind": TARS}, class_names, needs_labels, (*tars, *notes))
+    return load_rows(file, lambda: read_tars(tars, index, needs_labels))
+
+
 def _choose_split(source: str, table: Any, split: str) -> Dataset:
     if not isinstance(table, dict):
         return table
@@ -195,7 +214,14 @@ def _choose_split(source: str, table: Any, split: str) -> Dataset:
 HUB_NAME = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?")
 
 
-def _load_from_hub(source: str, config_name: str | None, split: str, streaming: bool) -> Dataset | IterableDataset:
+def _load_from_hub(
+    source: str,
+    config_name: str | None,
+    split: str,
+    streaming: bool,
+    class_names: Sequence[str] | None,
+    needs_labels: bool,
+) -> Dataset | IterableDataset:
     """A dataset of the Hub, or a folder of Parquet files."""
     path = Path(source)
     if path.is_file():
@@ -207,6 +233,9 @@ def _load_from_hub(source: str, config_name: str | None, split: str, streaming: 
     looks_local = looks_local or not HUB_NAME.fullmatch(source)
     if not path.exists() and looks_local:
         raise FileNotFoundError(f"{source}: no such file or folder.")
+    # `datasets` would decode videos in tars, and does not know frames that are kept.
+    if not streaming and not path.exists() and (tars := fetch_hub_tars(source, config_name, split)) is not None:
+        return _load_tars(source, tars, index_tars(source, tars), class_names, needs_labels)
     try:
         return load_dataset(source, config_name, split=split, streaming=streaming)
     except (ConnectionError, FileNotFoundError) as error:

@@ -1,23 +1,26 @@
 """What of its data a run reads: splits by name, and options, each refused where the data have no use for it."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from .lists.csv_lists import TEXT_SUFFIXES
+from .lists.folders import VIDEO_SUFFIXES
 from .lists.json_lists import JSON_SUFFIXES
 from .lists.sharing import holds_files
 from .lists.sqlite_lists import SQLITE_SUFFIXES
 
 CSV, JSON, SQLITE = "a list of lines", "a JSON list", "an SQLite base"
 SAVED, PARQUET, FOLDER, DATASET = "a saved table", "a Parquet file", "a folder of videos", "a `datasets` dataset"
+TARS = "tars of videos"
 # Sources that an option of `load_videos` means nothing to.
 IDLE_FOR = {
-    "csv_separator": {JSON, SQLITE, SAVED, PARQUET, FOLDER, DATASET},
-    "streaming": {CSV, JSON, SQLITE, SAVED, FOLDER},
-    "config_name": {CSV, JSON, SQLITE, SAVED, PARQUET, FOLDER},
-    "video_column": {SQLITE, FOLDER},
-    "data_root": {FOLDER},
+    "csv_separator": {JSON, SQLITE, SAVED, PARQUET, FOLDER, DATASET, TARS},
+    "streaming": {CSV, JSON, SQLITE, SAVED, FOLDER, TARS},
+    "config_name": {CSV, JSON, SQLITE, SAVED, PARQUET, FOLDER, TARS},
+    "video_column": {SQLITE, FOLDER, TARS},
+    "data_root": {FOLDER, TARS},
 }
 # What options are if nobody sets them; published recipes state the comma.
 UNSET: dict[str, tuple[Any, ...]] = {"csv_separator": (None, ","), "streaming": (False,), "video_column": ("video",)}
@@ -30,10 +33,21 @@ def name_kind(source: str) -> str:
     if suffix in TEXT_SUFFIXES | JSON_SUFFIXES:
         return CSV if suffix in TEXT_SUFFIXES else JSON
     if path.is_file():
-        return SQLITE if suffix in SQLITE_SUFFIXES else PARQUET
+        return TARS if suffix == ".tar" else SQLITE if suffix in SQLITE_SUFFIXES else PARQUET
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return SAVED
-    return FOLDER if path.is_dir() and not holds_files(path, ".parquet") else DATASET
+    if not path.is_dir() or holds_files(path, ".parquet"):
+        return DATASET
+    # Beside videos a tar is what they were unpacked from.
+    return TARS if holds_files(path, ".tar") and not _holds_videos(path) else FOLDER
+
+
+def _holds_videos(folder: Path) -> bool:
+    return any(
+        os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+        for _, _, names in os.walk(folder, followlinks=True)
+        for name in names
+    )
 
 
 def refuse_idle_options(source: str, kind: str, options: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ number, and going on from it reads nothing that came before. Bytes are read by t
 shuffled by shard and within the shards that are mixed at a time, without a buffer that would have to be saved.
 """
 
+import glob
 import hashlib
 import json
 import logging
@@ -24,14 +25,15 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Features, Video, load_dataset_builder
 from filelock import FileLock
-from huggingface_hub import HfFileSystem
+from huggingface_hub import HfFileSystem, snapshot_download
 
-from ..processing.decoding import STORED_SUFFIX, open_video
-from ..processing.media_files import VideoDecodingError
+from ..processing.decoding import SPREAD_STRATEGIES, STORED_SUFFIX, open_video
+from ..processing.media_files import TAR_BLOCK, TAR_PLACE, VideoDecodingError
 from ..runs.folder import UNFINISHED_SUFFIX
 from .lists.folders import VIDEO_SUFFIXES
 from .lists.paths import join_root
 from .lists.sharing import holds_files
+from .lists.tar_rows import CAPTION, find_notes, parse_text
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,6 @@ SHORTEST_CACHED_BYTES = 1 << 30  # the headers of smaller tars are read in a sec
 READING_THREADS = 16
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 SPLITS = ("train", "validation", "test")
-TAR_BLOCK = 512
 CHANGED = "the shard has changed since the run began. Leave shards as they are, or start again."
 # A row of a Parquet file costs the reading of its row group: so many of a group come one after the other.
 PARQUET_RUN = 16
@@ -86,18 +87,6 @@ class Shards(torch.utils.data.Dataset):
 
     def _read(self, number: int) -> dict[str, Any]:
         raise NotImplementedError
-
-    def count_stored_frames(self) -> int | None:
-        """Frames that are kept of each video, where `umt-hf prepare` wrote the shards; `None` for complete videos."""
-        counts = []
-        for number in np.linspace(0, len(self) - 1, min(PROBED_ROWS, len(self)), dtype=int).tolist():
-            video = self[number]["video"]
-            name = video.get("path") if isinstance(video, dict) else video
-            if not str(name).endswith(STORED_SUFFIX):
-                return None
-            with open_video(video) as reader:
-                counts.append(reader.num_frames)
-        return max(counts)
 
     def sample_order(self, generator: torch.Generator) -> torch.Tensor:
         """Draw an order of all rows: parts in a random order, and the rows of those that are mixed.
@@ -178,12 +167,9 @@ class TarShards(Shards):
 
 def _read_caption(text: bytes, is_json: bool, name: str) -> Any:
     try:
-        if not is_json:
-            return text.decode().strip()
-        content = json.loads(text)
+        return parse_text(text, is_json).get(CAPTION)
     except ValueError as error:
         raise VideoDecodingError(f"{name}: its text is not UTF-8 or JSON ({error}). Write it again.") from error
-    return content.get("caption") if isinstance(content, dict) else None
 
 
 class ParquetShards(Shards):
@@ -233,6 +219,52 @@ class ParquetShards(Shards):
             raise VideoDecodingError(f"{path}, row group {group}: cannot be read ({error}). Check it.") from error
 
 
+def count_stored_frames(table: Shards | datasets.Dataset) -> int | None:
+    """Frames that are kept of each video, where `umt-hf prepare` wrote them; `None` for complete videos."""
+    counts = []
+    for number in np.linspace(0, len(table) - 1, min(PROBED_ROWS, len(table)), dtype=int).tolist():
+        video: Any = table[number]["video"]
+        name = video.get("path") if isinstance(video, dict) else video
+        if not isinstance(name, str) or not (TAR_PLACE.sub(r"\1", name).endswith(STORED_SUFFIX)):
+            return None
+        with open_video(video) as reader:
+            counts.append(reader.num_frames)
+    return max(counts, default=None)
+
+
+def check_stored_frames(
+    table: Any, num_frames: int | None, strategy: str = "uniform", first_seconds: float | None = None
+) -> None:
+    """Refuse a sampling that the frames kept in shards cannot give.
+
+    Args:
+        table: Rows with `video`: shards or a table.
+        num_frames: Frames of a clip.
+        strategy: How they are chosen.
+        first_seconds: Length of the video to choose from.
+
+    Raises:
+        ValueError: If frames are kept, and too few, or times or frames between them are needed.
+    """
+    if not isinstance(table, Shards | datasets.Dataset) or (stored := count_stored_frames(table)) is None:
+        return
+    if strategy not in SPREAD_STRATEGIES:
+        raise ValueError(
+            f"sampling_strategy={strategy} takes frames at distances that the {stored} frames kept of each video "
+            f"cannot give. Set it to {' or '.join(SPREAD_STRATEGIES)}, or read the videos themselves."
+        )
+    if first_seconds is not None:
+        raise ValueError(
+            f"first_seconds={first_seconds} needs the times of frames, which the {stored} frames kept of each video "
+            "do not have. Leave it out, or read the videos themselves."
+        )
+    if num_frames is not None and num_frames > stored:
+        raise ValueError(
+            f"num_frames={num_frames} is more than the {stored} frames kept of each video. Prepare the shards "
+            f"with `umt-hf prepare --num-frames {num_frames}` or more, or lower it."
+        )
+
+
 def _open(path: str) -> Any:
     if "://" not in path:
         return open(path, "rb")
@@ -245,6 +277,63 @@ def holds_tars(source: str) -> bool:
     if path.is_dir():
         return holds_files(path, ".tar")
     return path.suffix.lower() == ".tar"
+
+
+def fetch_files(source: str, paths: Sequence[str]) -> list[str]:
+    """Paths on this machine; files of the Hub are in its cache afterwards, fetched once for all processes.
+
+    Args:
+        source: Name of the dataset, for the log.
+        paths: Local paths, or URLs of one repository of the Hub.
+    """
+    if not any("://" in path for path in paths):
+        return list(paths)
+    places: list[Any] = [HfFileSystem().resolve_path(path) for path in paths]
+    repo, names = places[0], [place.path_in_repo for place in places]
+    notes = sorted({find_notes(name).as_posix() for name in names})
+    logger.info("%s: %d tars are read from the Hub's cache; those that are not there are fetched.", source, len(names))
+    folder = snapshot_download(
+        repo.repo_id,
+        repo_type=repo.repo_type,
+        revision=repo.revision,
+        allow_patterns=[glob.escape(name) for name in (*names, *notes)],
+    )
+    return [os.path.join(folder, *name.split("/")) for name in names]
+
+
+def fetch_hub_tars(source: str, config_name: str | None, split: str) -> list[str] | None:
+    """Tars of a dataset of the Hub, fetched; `None` for one in another form.
+
+    Raises:
+        FileNotFoundError: If there is no such dataset.
+        ValueError: If it has no such split.
+    """
+    paths = _list_hub_files(source, config_name, split)
+    return fetch_files(source, paths) if all(path.lower().endswith(".tar") for path in paths) else None
+
+
+def find_tars(source: str, split: str) -> tuple[list[str], np.ndarray]:
+    """Paths of the tars of a source, and the index of their videos.
+
+    Args:
+        source: A tar, or a folder with tars.
+        split: Which of them, where their names say.
+
+    Raises:
+        ValueError: If there are none of the split, or one is not a complete tar.
+    """
+    path = Path(source)
+    tars = _choose_tars(path, split) if path.is_dir() else [source]
+    return tars, index_tars(source, tars)
+
+
+def index_tars(source: str, tars: list[str]) -> np.ndarray:
+    """The index of the videos in some tars.
+
+    Raises:
+        ValueError: If there are none, or one is not a complete tar.
+    """
+    return _load_tar_index(source, tars, "video")
 
 
 def holds_shards(source: str) -> bool:
@@ -277,7 +366,7 @@ def load_shards(
     """Find the shards of a source, and the place of every row in them.
 
     Args:
-        source: A tar or a folder of tars; a Parquet file, a folder of such files, or a dataset of the Hub in Parquet.
+        source: A tar or a folder of tars; a Parquet file or a folder of such files; a dataset of the Hub in either.
         split: Split, of tars a word in the names of files or folders, else as `datasets` knows it.
         config_name: Configuration of a Hub dataset.
         video_column: Column of the videos in Parquet; "image" also makes pictures the media of tars.
@@ -293,7 +382,8 @@ def load_shards(
     paths = _find_files(source, config_name, split)
     suffixes = {posixpath.splitext(path)[1].lower() for path in paths}
     options: dict[str, Any] = {"shuffle_rows": shuffle_rows, "extra": extra}
-    if suffixes == {".tar"} and not any("://" in path for path in paths):
+    if suffixes == {".tar"}:
+        paths = fetch_files(source, paths)
         media: Literal["image", "video"] = "image" if video_column == "image" else "video"
         index = _load_tar_index(source, paths, media)
         if needs_captions and not index["text_size"].any():
@@ -302,8 +392,8 @@ def load_shards(
     if suffixes == {".parquet"}:
         return _load_parquet(source, paths, video_column, needs_captions, data_root, options)
     raise ValueError(
-        f"{source}: has {', '.join(sorted(suffixes))} files there; shards are Parquet files, or tars on this machine. "
-        "Download it, or leave out streaming."
+        f"{source}: has {', '.join(sorted(suffixes))} files there; shards are Parquet files, or tars without "
+        "compression. Leave out streaming."
     )
 
 
@@ -325,6 +415,11 @@ def _find_files(source: str, config_name: str | None, split: str) -> list[str]:
         raise FileNotFoundError(f"{source}: no such file or folder.")
     if path.is_dir() and holds_tars(source):
         return _choose_tars(path, split)
+    return _list_hub_files(source, config_name, split)
+
+
+def _list_hub_files(source: str, config_name: str | None, split: str) -> list[str]:
+    """Files of a split of a dataset of the Hub, or of a folder of Parquet files."""
     try:
         files = load_dataset_builder(source, config_name).config.data_files or {}
     except (ConnectionError, FileNotFoundError) as error:

@@ -21,6 +21,7 @@ from datasets import Dataset
 from ..data.annotations import name_video
 from ..data.lists.sharing import shared_folders
 from ..data.sources import load_videos
+from ..data.streams import check_stored_frames
 from ..data.targets import fit_labels, list_labels
 from ..data.unreadable import UnreadableVideos
 from ..inference.classification import VideoClassifier, score_videos
@@ -276,6 +277,7 @@ def main(
         table = load_videos(
             source, data.data_root, data.csv_separator, **data.dataset_options(), class_names=classifier.labels
         )
+    check_stored_frames(table, classifier.processor.num_frames, classifier.processor.sampling_strategy)
     table = fit_labels(source, table, classifier.labels, classifier.many_labels)
     numbers = Counter(label for own in list_labels(source, table) for label in own)
     shown = f"{len(table):,} videos of {len(numbers):,} of the model's {len(classifier.labels):,} classes"

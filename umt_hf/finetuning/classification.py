@@ -32,6 +32,7 @@ from ..data.labels import get_label_names
 from ..data.lists.sharing import shared_folders
 from ..data.sources import get_source, load_videos
 from ..data.splits import select_data, share_options
+from ..data.streams import check_stored_frames
 from ..data.targets import fit_labels, has_label_lists, list_labels
 from ..evaluation.classification import classify_videos, list_metric_names
 from ..evaluation.found import list_names, refuse_missing
@@ -219,6 +220,7 @@ class LabeledClips(TrainingClips):
         seed: int,
         repeated_augmentation: int = 1,
     ):
+        check_stored_frames(table, processor.num_frames, processor.sampling_strategy)
         super().__init__(table, seed)
         self.processor, self.transform = processor, transform
         self.repeated_augmentation = repeated_augmentation
@@ -508,6 +510,7 @@ def build_accuracy_test(
     num_crops: int = 1,
 ) -> Evaluation:
     """Figures on held-out videos, by one view or several."""
+    check_stored_frames(table, processor.num_frames, processor.sampling_strategy)
 
     def test(model: UMTVideoForVideoClassification, accelerator: Accelerator) -> dict[str, float]:
         return classify_videos(

@@ -29,6 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.sources import get_source
 from ..data.splits import select_data, share_options
+from ..data.streams import check_stored_frames
 from ..data.unreadable import UnreadableList, UnreadableVideos, read_first_readable, sample_replacements
 from ..evaluation.found import join_roles, list_shared, refuse_missing
 from ..inference.loading import load_video_text_processor
@@ -251,6 +252,7 @@ class VideoTextClips(TrainingClips):
     def __init__(
         self, table: Dataset, data: VideoTextDataArguments, augmentation: CropArguments, image_size: int, seed: int
     ):
+        check_stored_frames(table, data.num_frames, "middle", data.first_seconds)
         super().__init__(table, seed)
         self.data = data
         self.transform = ResizedCropTransform(

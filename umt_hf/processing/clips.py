@@ -32,8 +32,10 @@ def read_clip(
 
     Raises:
         VideoDecodingError: If the video cannot be read, or `first_seconds` is given and it has no frame rate.
+        ValueError: If the strategy needs frames that were not kept (see `VideoReader.check_strategy`).
     """
     with open_video(source, decoder) as reader:
+        reader.check_strategy(strategy)
         total = reader.num_frames
         if first_seconds is not None:
             if reader.fps is None:

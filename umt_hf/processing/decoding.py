@@ -81,6 +81,7 @@ MAX_SANE_SECONDS = 10_000_000  # timestamps beyond make decord end the process
 KEY_FRAME_NAMES = {"open": "open groups of pictures", "gradual": "intra-refresh"}
 
 STORED_SUFFIX = ".mjpeg"
+SPREAD_STRATEGIES = ("segments", "uniform", "middle")  # over all of a video, whatever its frames are apart
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 # A one-pixel GIF: the smallest file that shows whether torchcodec finds FFmpeg.
@@ -97,11 +98,13 @@ class VideoReader(ABC):
         name: What errors call the file: its path, its URL, or a description of the bytes given.
         num_frames: Number of frames that can be asked for.
         fps: Average frames per second; `None` where the file does not state it.
+        has_gaps: Whether these are some frames of a video, so that neighbours are not those of the video.
     """
 
     name: str
     num_frames: int
     fps: float | None
+    has_gaps: bool = False
     _backend_errors: tuple[type[Exception], ...] = ()
 
     @abstractmethod
@@ -146,6 +149,21 @@ class VideoReader(ABC):
         """
         for start in range(0, len(indices), ITERATED_FRAMES):
             yield from self.get_frames(indices[start : start + ITERATED_FRAMES])
+
+    def check_strategy(self, strategy: str) -> None:
+        """Refuse to choose frames at distances where frames in between are missing.
+
+        Args:
+            strategy: As for `sampling.sample_frame_indices`.
+
+        Raises:
+            ValueError: If it counts frames or seconds, and only some frames of the video were kept.
+        """
+        if self.has_gaps and strategy not in SPREAD_STRATEGIES:
+            raise ValueError(
+                f"{self.name}: holds {self.num_frames} frames of a video, which sampling_strategy={strategy} cannot "
+                f"choose from. Set it to {' or '.join(SPREAD_STRATEGIES)}, or read the video itself."
+            )
 
     def compute_timestamps(self) -> np.ndarray:
         """Seconds from the first frame to each, float64 `(num_frames,)`, rising.
@@ -327,6 +345,7 @@ class StoredFramesReader(VideoReader):
     """A few frames of a video, kept as JPEG pictures one after the other (`.mjpeg`), with no frame rate."""
 
     fps = None
+    has_gaps = True
     _backend_errors = (OSError, SyntaxError)
 
     def __init__(self, media: MediaFile):

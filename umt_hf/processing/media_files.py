@@ -25,6 +25,7 @@ import os
 import re
 import socket
 import struct
+import tarfile
 import threading
 import unicodedata
 import urllib.request
@@ -39,6 +40,10 @@ VideoSource = str | os.PathLike | bytes | BinaryIO | dict[str, Any]
 DOWNLOAD_TIMEOUT_SECONDS = 60  # without a byte
 DOWNLOAD_BLOCK = 1 << 20
 URL_START = re.compile(r"(https?|file)://", re.IGNORECASE)
+TAR_PLACE = re.compile(r"(.+\.tar/.+):(\d+):(\d+)", re.IGNORECASE | re.DOTALL)
+TAR_END = re.compile(r"\.tar(?=/)", re.IGNORECASE)
+TAR_BLOCK = 512
+TAR_CHANGED = "the tar has changed since it was listed. Leave tars as they are, or start again."
 LIMIT_VARIABLE = "UMT_HF_"
 
 MP4_TOP_LEVEL_BOXES = b"ftyp styp moov moof mdat free skip wide sidx mfra uuid".split()
@@ -197,6 +202,8 @@ def _resolve_source(source: VideoSource, kind: str) -> MediaFile:
             f"{type(source).__name__}."
         )
     name = path = os.fsdecode(source)
+    if (media := _open_in_tar(name)) is not None:
+        return media
     if scheme := URL_START.match(name):
         if scheme[1].lower() != "file":
             return MediaFile(name, io.BytesIO(download(name)))
@@ -213,6 +220,44 @@ def _resolve_source(source: VideoSource, kind: str) -> MediaFile:
         return MediaFile(name, open(path, "rb"), os.path.abspath(path))
     except OSError as error:
         raise VideoDecodingError(f"{name}: cannot be read ({error.strerror}). Check the path.") from error
+
+
+def name_tar_place(tar: str, member: str, offset: int, size: int) -> str:
+    """The path under which a file in a tar is opened without a look at the files before it.
+
+    Args:
+        tar: Path of the tar, which is not compressed.
+        member: Name of the file in it.
+        offset: Where its first byte is.
+        size: Its bytes.
+    """
+    return f"{tar}/{member}:{offset}:{size}"
+
+
+def _open_in_tar(path: str) -> MediaFile | None:
+    """A file in a tar, by its place; `None` for any other path.
+
+    Raises:
+        VideoDecodingError: If the tar has changed or cannot be read.
+    """
+    if not (place := TAR_PLACE.fullmatch(path)):
+        return None
+    name, offset, size = place[1], int(place[2]), int(place[3])
+    tars = [name[: end.end()] for end in TAR_END.finditer(name)]
+    if not (tar := next((tar for tar in tars if os.path.isfile(tar)), None)):
+        return None
+    try:
+        with open(tar, "rb") as file:
+            file.seek(max(offset - TAR_BLOCK, 0))
+            header = tarfile.TarInfo.frombuf(file.read(TAR_BLOCK), "utf-8", "surrogateescape")
+            content = file.read(size) if header.size == size else b""
+    except OSError as error:
+        raise VideoDecodingError(f"{name}: cannot be read ({error.strerror}). Check the tar.") from error
+    except tarfile.TarError as error:
+        raise VideoDecodingError(f"{name}: {TAR_CHANGED}") from error
+    if len(content) != size:
+        raise VideoDecodingError(f"{name}: {TAR_CHANGED}")
+    return MediaFile(name, io.BytesIO(content))
 
 
 def download(url: str) -> bytes:

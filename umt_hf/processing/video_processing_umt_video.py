@@ -312,7 +312,8 @@ class UMTVideoProcessor(BaseVideoProcessor):
         elif self._setting("num_clips", kwargs) > 1:
             raise ValueError("num_clips above 1 needs do_sample_frames=True.")
         if _is_file(source):
-            frames, metadata = _read_file(source, self._setting("decoder", kwargs), choose_frames)
+            strategy = self._setting("sampling_strategy", kwargs) if choose_frames is not None else None
+            frames, metadata = _read_file(source, self._setting("decoder", kwargs), choose_frames, strategy)
             return torch.from_numpy(frames).permute(0, 3, 1, 2), metadata
         if _is_decoder(source):
             return _read_decoder(source, choose_frames)
@@ -562,10 +563,12 @@ def _read_decoder(decoder: Any, choose_frames: Callable | None) -> tuple[torch.T
 
 
 def _read_file(
-    source: VideoSource, decoder: DecoderName, choose_frames: Callable | None
+    source: VideoSource, decoder: DecoderName, choose_frames: Callable | None, strategy: str | None = None
 ) -> tuple[np.ndarray, VideoMetadata]:
     """Decode the frames that `choose_frames(metadata=...)` names, by default all, `(T, H, W, 3)`."""
     with open_video(source, decoder) as reader:
+        if strategy == "dense":  # "fps" asks for a rate, which kept frames do not have
+            reader.check_strategy(strategy)
         metadata = VideoMetadata(
             total_num_frames=reader.num_frames,
             fps=reader.fps,

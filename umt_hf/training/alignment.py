@@ -14,6 +14,7 @@ from ..modeling.masking_umt_video import (
     sample_tube_indices,
 )
 from ..teachers.clip import CLIP_TYPES, UMTTeacher
+from ..teachers.quantization import quantize_teacher, require_quantization
 from .arguments import MaskArguments, TeacherArguments
 
 
@@ -49,8 +50,11 @@ def load_teacher(
 
     Raises:
         OSError: If there is no such folder or repository.
-        ValueError: If it is not a complete CLIP.
+        ImportError: If it is to be quantised and torchao is missing.
+        ValueError: If it is not a complete CLIP, or cannot be quantised so on the run's device.
     """
+    if args.teacher_quantization is not None:
+        require_quantization(args.teacher_quantization, accelerator.device)
     try:
         name = require_other_model(args.teacher_name_or_path, CLIP_TYPES, "a CLIP, which the teacher must be")
     except OSError as error:
@@ -64,7 +68,10 @@ def load_teacher(
         dtype=choose_precision(accelerator),
         attn_implementation=attn_implementation,
     )
-    return teacher.to(accelerator.device)
+    teacher.to(accelerator.device)
+    if args.teacher_quantization is not None:
+        quantize_teacher(teacher, args.teacher_quantization)
+    return teacher
 
 
 def choose_precision(accelerator: Accelerator) -> torch.dtype:

@@ -53,6 +53,9 @@ class TeacherArguments:
     alignment_interval: float = describe(1.0, "Step between aligned layers.")
     alignment_norm: Literal["l2", "none"] = describe("l2", "Normalisation of features.")
     alignment_loss: Literal["l2", "mse", "smooth_l1"] = describe("l2", "Distance between features.")
+    teacher_quantization: Literal["int8_weight_only", "int8_dynamic", "fp8_dynamic"] | None = describe(
+        None, "8 bits for the teacher, by torchao; fp8 wants a GPU of compute capability 8.9. Default: off."
+    )
 
 
 @dataclass(kw_only=True)

@@ -8,11 +8,9 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoConfig
 
-from ..data.streams import Shards
+from ..data.streams import Shards, check_stored_frames
 from ..inference.starts import locate_model
 from ..modeling.configuration_umt_video import UMTVideoConfig
-
-SPREAD_STRATEGIES = ("segments", "uniform", "middle")  # over all of a video
 
 
 class TrainingTable(Protocol):
@@ -80,7 +78,7 @@ def count_epoch_rows(table: TrainingTable) -> int:
     return sum(table.counts) if isinstance(table, JoinedTable) else len(table)
 
 
-def check_stored_frames(table: TrainingTable | None, num_frames: int, strategy: str) -> None:
+def check_sampling(table: TrainingTable | None, num_frames: int, strategy: str) -> None:
     """Refuse a sampling that the frames kept in shards cannot give.
 
     Args:
@@ -92,19 +90,7 @@ def check_stored_frames(table: TrainingTable | None, num_frames: int, strategy: 
         ValueError: If frames are kept, and too few, or the strategy needs those between them.
     """
     for part in table.parts if isinstance(table, JoinedTable) else [table]:
-        stored = part.count_stored_frames() if isinstance(part, Shards) else None
-        if stored is None:
-            continue
-        if strategy not in SPREAD_STRATEGIES:
-            raise ValueError(
-                f"sampling_strategy={strategy} takes frames at distances that the {stored} frames kept of each video "
-                f"cannot give. Set it to {' or '.join(SPREAD_STRATEGIES)}, or train from the videos themselves."
-            )
-        if num_frames > stored:
-            raise ValueError(
-                f"num_frames={num_frames} is more than the {stored} frames kept of each video. Prepare the shards "
-                f"with `umt-hf prepare --num-frames {num_frames}` or more, or lower it."
-            )
+        check_stored_frames(part, num_frames, strategy)
 
 
 def find_num_frames(given: int | None, folder: str | None) -> int:

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from .arguments import PretrainingArguments
+
 ScheduleType = Literal["cosine_to_minimum", "cosine_above_minimum"]
 
 # Of several dimensions, and yet not matrices.
@@ -70,6 +72,20 @@ def build_parameter_groups(model: nn.Module, weight_decay: float, layer_decay: f
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def build_optimizer(
+    model: nn.Module, args: PretrainingArguments, peak: float, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW over `build_parameter_groups`, whose `lr_scale` the loop applies."""
+    groups = build_parameter_groups(model, args.weight_decay)
+    return torch.optim.AdamW(
+        [{key: value for key, value in group.items() if key != "names"} for group in groups],
+        lr=peak,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        fused=device.type in ("cpu", "cuda"),
+    )
 
 
 def compute_layer_depth(name: str, num_layers: int) -> int:

@@ -50,8 +50,9 @@ from .clips import (
     ClipRequest,
     finish_batch,
 )
-from .corpora import JoinedTable, TrainingTable, check_stored_frames, count_epoch_rows, find_num_frames
+from .corpora import JoinedTable, TrainingTable, check_sampling, count_epoch_rows, find_num_frames
 from .order import Position, StepShape, TrackedPlan, count_steps, plan_batches
+from .step.forward import align_student
 from .trainer import TrainState, build_accelerator, build_schedule, compute_held_out_losses, train
 
 logger = logging.getLogger(__name__)
@@ -181,14 +182,7 @@ class Stage1:
 
     def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The student sees the visible tokens and is compared with the teacher on them."""
-        pixel_values = batch["pixel_values"]
-        visible, features = self.compute_targets(
-            self.teacher, pixel_values, batch["mask_noise"], self.config.mask_type, self.config.mask_ratio
-        )
-        outputs = self.model(
-            pixel_values, visible_indices=visible, teacher_features=features, normalize_teacher_features=False
-        )
-        return {"uta_loss": outputs.loss}
+        return align_student(self, batch)
 
     def export(self, accelerator: Accelerator, folder: Path) -> None:
         """Write the student with processor, resolved arguments and versions; called in all processes."""
@@ -333,7 +327,7 @@ def main(
     start = model_args.model_name_or_path
     num_frames = find_num_frames(model_args.num_frames if start is None else None, start)
     for table in tables:
-        check_stored_frames(table, num_frames, data.sampling_strategy or "segments")
+        check_sampling(table, num_frames, data.sampling_strategy or "segments")
     shape = StepShape(accelerator.num_processes, accumulation_steps=training.gradient_accumulation_steps)
     per_epoch = count_steps(tables[0], training.per_device_train_batch_size, shape)
     schedule = build_schedule(training, per_epoch, accelerator.num_processes, augmentation.repeated_augmentation)

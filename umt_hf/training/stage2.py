@@ -52,9 +52,10 @@ from .arguments import (
 )
 from .checkpointing import export_run
 from .clips import finish_batch
-from .corpora import JoinedTable, TrainingTable, check_stored_frames, count_epoch_rows, find_num_frames
+from .corpora import JoinedTable, TrainingTable, check_sampling, count_epoch_rows, find_num_frames
 from .order import Position, StepShape, TrackedPlan, count_steps, plan_mixed_batches
 from .pairs import MediaType, MixedCorpora, PairCollator, PairDataset
+from .step.forward import join_video_and_text
 from .trainer import TrainState, build_accelerator, build_schedule, train
 
 logger = logging.getLogger(__name__)
@@ -170,32 +171,7 @@ class Stage2:
 
     def forward_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The four losses, each named by the kind of media, which the log keeps apart."""
-        pixel_values = batch["pixel_values"]
-        is_image = pixel_values.shape[1] == 1
-        targets = {}  # without a teacher nothing is masked either
-        if self.teacher is not None:
-            config = self.config.vision_config
-            ratio = config.image_mask_ratio if is_image else config.mask_ratio
-            visible, features = self.compute_targets(
-                self.teacher, pixel_values, batch["mask_noise"], config.mask_type, ratio
-            )
-            targets = {
-                "visible_indices": visible,
-                "teacher_features": features,
-                "normalize_teacher_features": False,
-            }
-        outputs = self.model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            pixel_values=pixel_values,
-            pair_ids=batch["pair_ids"],
-            return_loss=True,
-            **targets,
-        )
-        media = "image" if is_image else "video"
-        weights = {name: getattr(self.config, f"{name}_loss_weight") for name in ("uta", "vtc", "vtm", "mlm")}
-        losses = {name: outputs[f"{name}_loss"] for name in weights if outputs.get(f"{name}_loss") is not None}
-        return {f"{media}_{name}_loss": weights[name] * loss for name, loss in losses.items()}
+        return join_video_and_text(self, batch)
 
     def monitor(self) -> dict[str, float]:
         """The learned temperature of the contrast."""
@@ -421,7 +397,7 @@ def main(
     # Whatever the data rule out, before a model is loaded.
     start = model_args.model_name_or_path or model_args.vision_name_or_path
     for corpus in corpora:
-        check_stored_frames(corpus.table, find_num_frames(model_args.num_frames, start), "middle")
+        check_sampling(corpus.table, find_num_frames(model_args.num_frames, start), "middle")
     shape = StepShape(accelerator.num_processes, accumulation_steps=training.gradient_accumulation_steps)
     per_epoch = sum(
         count_steps(corpus.table, corpus.batch_size, shape, corpus.media_type, "batch_sizes") for corpus in corpora

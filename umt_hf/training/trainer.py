@@ -27,7 +27,7 @@ from ..data.unreadable import UnreadableList, UnreadableVideos, say_unreadable
 from ..runs.config import flatten_recipe, require
 from ..runs.disk import write_text
 from ..runs.folder import COUNTERS_FILE, RECIPE_FILE, STATE_FOLDER, UNREADABLE_FILE
-from ..runs.mistakes import DivergenceError, UserError
+from ..runs.mistakes import UserError
 from .arguments import PretrainingArguments
 from .background_push import build_hub_push
 from .checkpointing import (
@@ -39,7 +39,7 @@ from .checkpointing import (
     set_aside_later,
 )
 from .interruption import Preemption, named_silence
-from .optimization import Schedule, build_parameter_groups, keep_group_settings, scale_learning_rate
+from .optimization import Schedule, build_optimizer, keep_group_settings, scale_learning_rate
 from .order import Position, RunShape, measure_epoch
 from .reporting.flops import FlopMeter, find_peak_tflops
 from .reporting.metric_meter import MetricMeter
@@ -48,12 +48,12 @@ from .reporting.rates import StepClock
 from .reporting.run_log import RunLog
 from .sharding import gathered_model, refuse_silent_ddp, settle_deepspeed
 from .step.compilation import choose_compilation, compile_stage, uncompiled
-from .step.gradients import take_step
+from .step.guard import NonfiniteSteps, StepGuard
+from .step.update import run_micro_batch, with_total
 
 logger = logging.getLogger(__name__)
 
 MIN_SKIPS_TO_STOP = 20
-MAX_UNREAD_STEPS = 1000  # of which the device alone knows whether their gradients were finite
 # What changes nothing in the course of a run: fields, and beginnings of fields of Transformers.
 FREE_TO_CHANGE = {
     "output_dir",
@@ -96,69 +96,6 @@ class Stage(Protocol):
 
     def export(self, accelerator: Accelerator, folder: Path) -> None:
         """Write a folder that `from_pretrained` loads; called in all processes."""
-
-
-@dataclass
-class NonfiniteSteps:
-    """Steps whose gradients were NaN or infinite: all of them, and the last ones without another between them."""
-
-    nonfinite_steps: int = 0
-    nonfinite_in_a_row: int = 0
-
-    def count_step(self, is_finite: bool, step: int, limit: int) -> None:
-        """Count a step.
-
-        Args:
-            is_finite: Whether its gradients were; all processes must agree.
-            step: Its number.
-            limit: Bad steps in a row after which the run stops.
-
-        Raises:
-            DivergenceError: If there were more.
-        """
-        if is_finite:
-            self.nonfinite_in_a_row = 0
-            return
-        self.nonfinite_steps += 1
-        self.nonfinite_in_a_row += 1
-        logger.warning("Step %d skipped: its gradients are not finite.", step)
-        if self.nonfinite_in_a_row > limit:
-            raise DivergenceError(
-                f"{self.nonfinite_in_a_row} steps in a row had NaN or Inf gradients: lower learning_rate, set "
-                "max_grad_norm, or use bf16 instead of fp16."
-            )
-
-
-class StepGuard:
-    """Counts bad steps where the run waits for the device anyway, in order and exactly.
-
-    Args:
-        state: Counters of the run.
-        limit: Bad steps in a row after which the run stops.
-    """
-
-    def __init__(self, state: NonfiniteSteps, limit: int):
-        self.state, self.limit = state, limit
-        self.unread: list[tuple[int, torch.Tensor]] = []
-
-    def add(self, step: int, is_bad: torch.Tensor) -> None:
-        """Note a step; `is_bad` is a scalar on the device."""
-        self.unread.append((step, is_bad))
-        if len(self.unread) >= MAX_UNREAD_STEPS:
-            self.read()
-
-    def read(self) -> None:
-        """Count the steps noted since the last call, for which the run waits.
-
-        Raises:
-            DivergenceError: If too many in a row were bad.
-        """
-        if not self.unread:
-            return
-        steps, flags = zip(*self.unread, strict=True)
-        self.unread = []
-        for step, is_bad in zip(steps, torch.stack(flags).tolist(), strict=True):
-            self.state.count_step(not is_bad, step, self.limit)
 
 
 def limit_nonfinite_steps(max_nonfinite_steps: int, total_steps: int, has_scaler: bool) -> int:
@@ -389,38 +326,17 @@ def _take_batch(
     failures = batch.pop("failures", [])
     count_videos(state, failures, batch.pop("num_videos"), max_skipped_ratio, keeper.unreadable)
     flops = keeper.measure_flops(batch)
-    with accelerator.accumulate(stage.model):
-        # Set by hand, since a prepared scheduler would advance once per process.
-        learning_rate = schedule(state.step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * group["lr_scale"]
-        losses = _with_total(stage.forward_step(batch))
-        accelerator.backward(losses["loss"])
-        if accelerator.sync_gradients:
-            norm, is_bad = take_step(accelerator, stage.model, optimizer, keeper.args.max_grad_norm)
-            keeper.guard.add(state.step, is_bad)
-            keeper.meter.update({"grad_norm": norm})
-            optimizer.zero_grad()
-    keeper.count(losses, len(batch["pixel_values"]), flops)
+    learning_rate = schedule(state.step)
+    done = run_micro_batch(stage, accelerator, optimizer, batch, learning_rate, keeper.args.max_grad_norm)
+    if done.is_bad is not None:
+        keeper.guard.add(state.step, done.is_bad)
+        keeper.meter.update({"grad_norm": done.norm})
+    keeper.count(done.losses, len(batch["pixel_values"]), flops)
     if not accelerator.sync_gradients:
         return False
     state.step, state.position = state.step + 1, position
     keeper.finish_step(learning_rate)
     return True
-
-
-def build_optimizer(
-    model: nn.Module, args: PretrainingArguments, peak: float, device: torch.device
-) -> torch.optim.Optimizer:
-    """AdamW over `build_parameter_groups`, whose `lr_scale` the loop applies."""
-    groups = build_parameter_groups(model, args.weight_decay)
-    return torch.optim.AdamW(
-        [{key: value for key, value in group.items() if key != "names"} for group in groups],
-        lr=peak,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        fused=device.type in ("cpu", "cuda"),
-    )
 
 
 class RunKeeper:
@@ -579,14 +495,10 @@ def compute_held_out_losses(
         say_unreadable(batch.pop("failures"), unreadable, "Held-out video left out: %s")
         if "pixel_values" in batch:
             # By clips, since last batches are smaller.
-            meter.update(_with_total(stage.forward_step(batch)), len(batch["pixel_values"]))
+            meter.update(with_total(stage.forward_step(batch)), len(batch["pixel_values"]))
     if not meter.sums:
         raise UserError("None of the held-out videos could be read; the log above names them.")
     return {f"eval_{name}": value for name, value in meter.flush().items()}
-
-
-def _with_total(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
 
 def count_videos(

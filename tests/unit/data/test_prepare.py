@@ -7,12 +7,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.processes import run_and_kill
+from tests.processes import run_and_kill, run_ranks
 from tests.unit.shard_files import write_parquets
 from tests.unit.video_files import write_video
 from umt_hf.cli import app
 from umt_hf.data.prepare import ShardSettings, prepare_shards
-from umt_hf.data.streams import load_shards
+from umt_hf.data.streams import count_stored_frames, load_shards
 from umt_hf.processing.clips import read_clip
 from umt_hf.processing.decoding import VideoDecodingError, open_video
 
@@ -43,7 +43,7 @@ def test_frames_captions_and_labels_are_kept(videos):
     assert (videos / "out" / "unreadable.txt").read_text().startswith(f"{videos}/videos/3.mp4: ")
     shards = load_shards(str(videos / "out"), needs_captions=True)
     assert [shards[i]["caption"] for i in range(6)] == [f"text {i}" for i in (0, 1, 2, 4, 5, 6)]
-    assert shards.count_stored_frames() == 8
+    assert count_stored_frames(shards) == 8
     with open_video(shards[5]["video"]) as kept, open_video(videos / "videos" / "6.mp4") as video:
         assert (kept.num_frames, kept.height, kept.width, kept.fps) == (8, 32, 48, None)
         assert kept.name.endswith("train-000003.tar/000000006.mjpeg")
@@ -111,6 +111,18 @@ def test_processes_share_the_shards(videos, monkeypatch):
     assert [report.num_missing for report in reports] == [3, 1, 0]
     assert list_contents(videos / "three") == list_contents(videos / "one")
     assert (videos / "three" / "unreadable.txt").read_text() == (videos / "one" / "unreadable.txt").read_text()
+
+
+def test_two_processes_at_once_write_the_bytes_of_one(videos):
+    """As `torchrun` starts them; one that is killed leaves what the same command, in one process, completes."""
+    sources = [str(videos / "list.json")]
+    prepare_shards(sources, videos / "one", SETTINGS, num_workers=0)
+    run_ranks(prepare_shards, sources, videos / "two", SETTINGS, None, 0)
+    assert list_contents(videos / "two") == list_contents(videos / "one")
+    assert (videos / "two" / "unreadable.txt").read_text() == (videos / "one" / "unreadable.txt").read_text()
+    (videos / "two" / "train-000001.tar").unlink()  # that of the second process, which died
+    assert prepare_shards(sources, videos / "two", SETTINGS, num_workers=0).num_written == 1
+    assert list_contents(videos / "two") == list_contents(videos / "one")
 
 
 def test_other_settings_and_lists_are_refused(videos):

@@ -15,9 +15,8 @@ from umt_hf.training.checkpointing import find_checkpoint, list_checkpoints
 from umt_hf.training.order import RunShape
 from umt_hf.training.reporting.metric_meter import MetricMeter
 from umt_hf.training.step.gradients import measure_gradients, take_step
+from umt_hf.training.step.guard import MAX_UNREAD_STEPS, StepGuard
 from umt_hf.training.trainer import (
-    MAX_UNREAD_STEPS,
-    StepGuard,
     TrainState,
     build_schedule,
     limit_nonfinite_steps,

@@ -4,11 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from umt_hf import UMTVideoConfig, UMTVideoForPreTraining
-from umt_hf.teachers.clip import UMTTeacher
+from umt_hf.teachers.clip import FrozenMLP, UMTTeacher
 from umt_hf.training.alignment import TokenGrid, choose_precision, compute_targets, draw_visible_indices
 
 
@@ -101,3 +103,65 @@ def test_the_teachers_precision_follows_the_run():
     policy = SimpleNamespace(param_dtype=torch.bfloat16)
     assert choose("no", fsdp_plugin=SimpleNamespace(mixed_precision_policy=policy)) == torch.bfloat16
     assert choose("fp16", fsdp_plugin=SimpleNamespace(mixed_precision_policy=None)) == torch.float16
+
+
+def build_quick_tower(dtype: torch.dtype = torch.float32) -> CLIPVisionModelWithProjection:
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        image_size=32,
+        patch_size=8,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=256,
+        projection_dim=12,
+        hidden_act="quick_gelu",
+    )
+    tower = CLIPVisionModelWithProjection(config)
+    for layer in tower.vision_model.encoder.layers:  # drawn weights are small: the curve is to matter, and the bias
+        nn.init.normal_(layer.mlp.fc1.weight, std=0.3)
+        nn.init.normal_(layer.mlp.fc1.bias)
+    return tower.to(dtype)
+
+
+def test_the_teachers_mlp_keeps_names_weights_and_results():
+    own = build_quick_tower()
+    expected = {name: weight.clone() for name, weight in own.state_dict().items()}
+    frames = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        states = own.vision_model(frames, output_hidden_states=True).hidden_states[-2:]
+    teacher = UMTTeacher(own, num_aligned_layers=2)
+    assert all(type(layer.mlp) is FrozenMLP for layer in own.vision_model.encoder.layers)
+    found = teacher.encode(frames[None])[0]
+    for one, other in zip(found, states, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
+    assert own.state_dict().keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in own.state_dict().items())
+
+
+def test_the_teachers_mlp_is_as_exact_in_bfloat16():
+    exact, own = build_quick_tower(), build_quick_tower(torch.bfloat16)
+    mlp, wide = own.vision_model.encoder.layers[0].mlp, exact.vision_model.encoder.layers[0].mlp
+    states = torch.randn(50, 17, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        target = wide.double()(states.double())
+        errors = [(run(states).double() - target).norm() for run in (FrozenMLP(mlp), mlp)]
+    assert errors[0] <= 1.05 * errors[1]
+
+
+def test_the_teachers_mlp_leaves_other_activations_quantised_and_offloaded_layers_alone():
+    assert not any(type(layer.mlp) is FrozenMLP for layer in build_gelu_layers())
+    mlp = build_quick_tower().vision_model.encoder.layers[0].mlp
+    frozen, states = FrozenMLP(mlp), torch.randn(2, 5, 64)
+    with torch.no_grad():
+        expected = mlp(states)
+        add_hook_to_module(frozen.fc1, AlignDevicesHook(execution_device="cpu", offload=True))
+        assert frozen.fc1.weight.device.type == "meta"  # until it is called
+        assert torch.equal(frozen(states), expected)
+
+
+def build_gelu_layers() -> nn.ModuleList:
+    config = CLIPVisionConfig(
+        image_size=32, patch_size=8, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, hidden_act="gelu"
+    )
+    return UMTTeacher(CLIPVisionModelWithProjection(config), 2).vision_tower.vision_model.encoder.layers

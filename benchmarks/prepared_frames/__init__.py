@@ -1,0 +1,1 @@
+"""What do fewer choices per segment do to the loss of stage 1?"""

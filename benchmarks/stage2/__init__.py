@@ -1,0 +1,1 @@
+"""What does a stage-2 step cost, loss by loss?"""

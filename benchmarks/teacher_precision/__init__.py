@@ -1,0 +1,1 @@
+"""What does a teacher in 8 bits cost the student?"""
