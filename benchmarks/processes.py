@@ -19,10 +19,14 @@ import torch
 
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 CONTEXT = multiprocessing.get_context(START_METHOD)
-if START_METHOD == "forkserver":
-    CONTEXT.set_forkserver_preload(["benchmarks.preloaded"])
 SYSTEM_METHOD = "UMT_HF_BENCHMARK_START_METHOD"
 LINES_OF_A_FAILURE = 30
+
+
+def import_once() -> None:
+    """Let the server import the package; called where a benchmark is the program, since there is one server only."""
+    if START_METHOD == "forkserver":
+        CONTEXT.set_forkserver_preload(["benchmarks.preloaded"])
 
 
 def call_in_processes(

@@ -22,6 +22,7 @@ from benchmarks.common import (
     summarize,
     write_results,
 )
+from benchmarks.processes import import_once
 from benchmarks.training.inputs import Inputs, write_inputs
 from umt_hf.runs.cores import count_physical_cores
 
@@ -233,4 +234,5 @@ def format_traffic(rows: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+    import_once()
     main()

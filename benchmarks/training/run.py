@@ -22,7 +22,7 @@ from benchmarks.common import (
     summarize,
     write_results,
 )
-from benchmarks.processes import call_in_processes
+from benchmarks.processes import call_in_processes, import_once
 from benchmarks.stage1_step.workload import SIZES
 from umt_hf.runs.cores import count_physical_cores
 
@@ -178,4 +178,5 @@ def format_row(row: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
+    import_once()
     main()

@@ -1,5 +1,6 @@
 """The processes that tests fork: what they are given, what is read of them, and how they end."""
 
+import importlib
 import os
 import re
 import sys
@@ -49,7 +50,11 @@ def test_a_process_has_its_input_variables_and_one_thread(monkeypatch):
 
 
 def test_everything_is_imported_before():
-    """Otherwise `multiprocessing` goes on without a word, and each process imports for itself."""
+    """Otherwise `multiprocessing` goes on without a word, and each process imports for itself.
+
+    There is one server for all: what is imported beside it may not choose another.
+    """
+    importlib.import_module("benchmarks.processes")
     run_ranks(check_imports)
 
 
