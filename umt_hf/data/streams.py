@@ -30,10 +30,11 @@ from huggingface_hub import HfFileSystem, snapshot_download
 from ..processing.decoding import SPREAD_STRATEGIES, STORED_SUFFIX, open_video
 from ..processing.media_files import TAR_BLOCK, TAR_PLACE, VideoDecodingError
 from ..runs.folder import UNFINISHED_SUFFIX
-from .lists.folders import VIDEO_SUFFIXES
+from .lists.contents import look_through, refuse_packed, say_left_out
+from .lists.folders import VIDEO_SUFFIXES, is_packed_tar
 from .lists.paths import join_root
-from .lists.sharing import holds_files
 from .lists.tar_rows import CAPTION, find_notes, parse_text
+from .splits import DATASET, TARS, name_kind
 
 logger = logging.getLogger(__name__)
 
@@ -272,11 +273,9 @@ def _open(path: str) -> Any:
 
 
 def holds_tars(source: str) -> bool:
-    """Whether a source is a tar, or a folder with tars; what else is there (notes of who wrote them) is not read."""
+    """Whether a source is a tar, or a folder that is read as tars (see `splits.name_kind`)."""
     path = Path(source)
-    if path.is_dir():
-        return holds_files(path, ".tar")
-    return path.suffix.lower() == ".tar"
+    return name_kind(source) == TARS or path.suffix.lower() == ".tar" and not path.is_dir()
 
 
 def fetch_files(source: str, paths: Sequence[str]) -> list[str]:
@@ -309,7 +308,14 @@ def fetch_hub_tars(source: str, config_name: str | None, split: str) -> list[str
         ValueError: If it has no such split.
     """
     paths = _list_hub_files(source, config_name, split)
-    return fetch_files(source, paths) if all(path.lower().endswith(".tar") for path in paths) else None
+    tars = [path for path in paths if path.lower().endswith(".tar")]
+    num_parquet = sum(path.lower().endswith(".parquet") for path in paths)
+    packed = [path for path in paths if is_packed_tar(path)]
+    if not tars or len(tars) + num_parquet + len(packed) < len(paths):
+        return None
+    refuse_packed(source, packed)
+    say_left_out(source, f"{len(tars)} tar(s) of the split {split!r} are read", {"Parquet files": num_parquet})
+    return fetch_files(source, tars)
 
 
 def find_tars(source: str, split: str) -> tuple[list[str], np.ndarray]:
@@ -340,7 +346,7 @@ def holds_shards(source: str) -> bool:
     """Whether a source is a tar, Parquet, a folder of either, or may be a dataset of the Hub."""
     path = Path(source)
     if path.is_dir():
-        return holds_tars(source) or holds_files(path, ".parquet")
+        return name_kind(source) in (TARS, DATASET)
     return path.suffix.lower() in (".tar", ".parquet") or not path.suffix or not (path.exists() or path.is_absolute())
 
 
@@ -407,7 +413,7 @@ def _find_files(source: str, config_name: str | None, split: str) -> list[str]:
         return [source]
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         raise ValueError(f"{source}: is a saved table, read from its place already. Leave out streaming.")
-    if path.is_dir() and not (holds_tars(source) or holds_files(path, ".parquet")):
+    if path.is_dir() and not holds_shards(source):
         raise ValueError(
             f"{source}: has neither tars nor Parquet files, so it cannot be streamed. Leave out streaming."
         )
@@ -431,16 +437,20 @@ def _list_hub_files(source: str, config_name: str | None, split: str) -> list[st
 
 def _choose_tars(folder: Path, split: str) -> list[str]:
     """Tars of a split, which is a word of their names or folders; where none names a split, all are to train on."""
+    contents = look_through(folder)
     found: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("*.tar")):
-        words = re.split(r"[^a-z0-9]+", path.relative_to(folder).as_posix().lower())
+    for path in contents.tars:
+        words = re.split(r"[^a-z0-9]+", os.path.relpath(path, folder).lower())
         named = next((name for name in (split.lower(), *SPLITS) if name in words), "")
-        found.setdefault(named, []).append(str(path))
+        found.setdefault(named, []).append(path)
     if found.keys() == {""}:
         found = {"train": found[""]}
     if split.lower() not in found:
-        raise ValueError(f"{folder}: has no split {split!r}; it has {sorted(found)}.")
-    return found[split.lower()]
+        raise ValueError(f"{folder}: has no split {split!r}; it has {sorted(name for name in found if name)}.")
+    chosen = found[split.lower()]
+    left_out = {"Parquet files": contents.num_parquet, "tars that name no split": len(found.get("", []))}
+    say_left_out(str(folder), f"{len(chosen)} tar(s) of the split {split!r} are read", left_out)
+    return chosen
 
 
 def _map_files(function: Callable[[str], Result], paths: Sequence[str]) -> list[Result]:
