@@ -393,7 +393,7 @@ def _sniff(head: list[str], is_complete: bool, video_column: str) -> str:
         head = head[:-1]  # a quoted field may go on behind it
     best, best_score = ",", (0, 0)
     for separator in SEPARATORS:
-        forms, numbers = 0, 0
+        forms, numbers, alone = 0, 0, 0
         try:
             given = [
                 columns for columns in csv.reader(head, delimiter=separator, strict=True) if "".join(columns).strip()
@@ -403,8 +403,8 @@ def _sniff(head: list[str], is_complete: bool, video_column: str) -> str:
         rows = [_trim([*columns], separator) for columns in given]
         header = bool(rows) and _find_header(rows[0], video_column) is not None
         for columns, uncut in zip(rows[header:], given[header:], strict=True):
-            if separator != " " and len(columns) == 1 < len(uncut) and (_has_suffix(columns[0]) or is_url(columns[0])):
-                forms += 1
+            if len(columns) == 1 < len(uncut) and (_has_suffix(columns[0]) or is_url(columns[0])):
+                alone += 1
                 continue
             try:
                 row = None if len(columns) < 2 else CSVRow("") if header else read_form(columns, separator)
@@ -413,6 +413,8 @@ def _sniff(head: list[str], is_complete: bool, video_column: str) -> str:
             if row is not None:
                 forms += 1
                 numbers += row.label is None or INTEGER.fullmatch(row.label) is not None
+        if separator != " " or alone + header == len(rows):  # else a space belongs to the paths
+            forms += alone
         if (score := (forms + header, numbers)) > best_score:
             best, best_score = separator, score
     return best
