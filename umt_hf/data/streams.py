@@ -33,7 +33,7 @@ from ..runs.folder import UNFINISHED_SUFFIX
 from .lists.contents import look_through, refuse_packed, say_left_out
 from .lists.folders import VIDEO_SUFFIXES, is_packed_tar
 from .lists.paths import join_root
-from .lists.tar_rows import CAPTION, find_notes, parse_text
+from .lists.tar_rows import BAD_TEXT, CAPTION, find_notes, parse_text
 from .splits import DATASET, TARS, name_kind
 
 logger = logging.getLogger(__name__)
@@ -126,13 +126,14 @@ class TarShards(Shards):
     Args:
         paths: Tars.
         index: A `TAR_INDEX` record for each row.
+        reads_captions: Whether the texts beside the videos are read.
         **options: As for `Shards`.
     """
 
-    def __init__(self, paths: list[str], index: np.ndarray, **options: Any):
+    def __init__(self, paths: list[str], index: np.ndarray, reads_captions: bool = True, **options: Any):
         counts = np.bincount(index["shard"], minlength=len(paths))
         super().__init__(np.concatenate([[0], np.cumsum(counts)]), **options)
-        self.paths, self.index = paths, index
+        self.paths, self.index, self.reads_captions = paths, index, reads_captions
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers that are not forked map the file again instead of getting a copy of the index.
@@ -151,8 +152,10 @@ class TarShards(Shards):
                 file.seek(int(place["offset"]) - TAR_BLOCK)
                 header = tarfile.TarInfo.frombuf(file.read(TAR_BLOCK), "utf-8", "surrogateescape")
                 content = file.read(int(place["size"]))
-                file.seek(int(place["text"]))
-                text = file.read(int(place["text_size"]))
+                text = b""
+                if self.reads_captions:
+                    file.seek(int(place["text"]))
+                    text = file.read(int(place["text_size"]))
         except OSError as error:
             raise VideoDecodingError(f"{path}, row {number}: {error.strerror}. Check the shard.") from error
         except tarfile.TarError as error:
@@ -170,7 +173,7 @@ def _read_caption(text: bytes, is_json: bool, name: str) -> Any:
     try:
         return parse_text(text, is_json).get(CAPTION)
     except ValueError as error:
-        raise VideoDecodingError(f"{name}: its text is not UTF-8 or JSON ({error}). Write it again.") from error
+        raise VideoDecodingError(f"{name}: {BAD_TEXT} ({error}). Write it again.") from error
 
 
 class ParquetShards(Shards):
@@ -368,6 +371,7 @@ def load_shards(
     shuffle_rows: int = 1000,
     needs_captions: bool = False,
     extra: dict[str, Any] | None = None,
+    reads_captions: bool = True,
 ) -> Shards:
     """Find the shards of a source, and the place of every row in them.
 
@@ -380,6 +384,7 @@ def load_shards(
         shuffle_rows: As for `Shards`.
         needs_captions: Whether rows must have a caption.
         extra: As for `Shards`.
+        reads_captions: As for `TarShards`.
 
     Raises:
         FileNotFoundError: If there is no such file, folder or dataset.
@@ -394,7 +399,7 @@ def load_shards(
         index = _load_tar_index(source, paths, media)
         if needs_captions and not index["text_size"].any():
             raise ValueError(f"{source}: no video has a caption; give each a .txt, or a .json with `caption`.")
-        return TarShards(paths, index, **options)
+        return TarShards(paths, index, reads_captions, **options)
     if suffixes == {".parquet"}:
         return _load_parquet(source, paths, video_column, needs_captions, data_root, options)
     raise ValueError(

@@ -265,6 +265,7 @@ def load_corpus_rows(source: str, split: str, data: DataArguments, is_sharded: b
             data.video_column,
             data.data_root,
             data.shuffle_buffer_size,
+            reads_captions=False,
         )
     options = {
         "data_root": data.data_root,
