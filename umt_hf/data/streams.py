@@ -34,7 +34,7 @@ from .lists.contents import look_through, refuse_packed, say_left_out
 from .lists.folders import VIDEO_SUFFIXES, is_packed_tar
 from .lists.paths import join_root
 from .lists.tar_rows import BAD_TEXT, CAPTION, find_notes, parse_text
-from .splits import DATASET, TARS, name_kind
+from .splits import DATASET, TARS, name_kind, refuse_idle_options
 
 logger = logging.getLogger(__name__)
 
@@ -357,8 +357,14 @@ def choose_shards(sources: Sequence[str], streaming: bool) -> list[bool]:
     """Which corpora are read as shards: tars, and with `streaming` all that can be, at least one of them.
 
     If none can, the first one is chosen, so that `load_shards` says why.
+
+    Raises:
+        ValueError: If `streaming` has no effect, since only tars are read as shards.
     """
-    chosen = [holds_tars(source) or (streaming and holds_shards(source)) for source in sources]
+    are_tars = [holds_tars(source) for source in sources]
+    chosen = [is_tar or (streaming and holds_shards(source)) for source, is_tar in zip(sources, are_tars, strict=True)]
+    if streaming and any(are_tars) and chosen == are_tars:
+        refuse_idle_options(sources[are_tars.index(True)], TARS, {"streaming": True})
     return chosen if any(chosen) or not streaming else [True, *chosen[1:]]
 
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from ..data.streams import Shards, check_stored_frames
 from ..inference.starts import locate_model
 from ..modeling.configuration_umt_video import UMTVideoConfig
+from .arguments import SHUFFLE_ROWS
 
 
 class TrainingTable(Protocol):
@@ -76,6 +77,19 @@ class JoinedTable(torch.utils.data.Dataset):
 def count_epoch_rows(table: TrainingTable) -> int:
     """Rows that an epoch takes."""
     return sum(table.counts) if isinstance(table, JoinedTable) else len(table)
+
+
+def refuse_idle_shuffle(num_rows: int, chosen: Sequence[bool]) -> None:
+    """Refuse a number of rows to mix where no corpus is read as shards.
+
+    Raises:
+        ValueError: If it is another one than the default.
+    """
+    if num_rows != SHUFFLE_ROWS and not any(chosen):
+        raise ValueError(
+            f"shuffle_buffer_size={num_rows} has no effect, since no corpus is read as shards: all rows of a list, "
+            "folder or table are shuffled among each other. Leave it out."
+        )
 
 
 def check_sampling(table: TrainingTable | None, num_frames: int, strategy: str) -> None:
