@@ -446,14 +446,25 @@ def _list_hub_files(source: str, config_name: str | None, split: str) -> list[st
     return sorted(map(str, files[split]))
 
 
+def name_splits(source: str) -> list[str]:
+    """Splits that the names of the tars in a folder have; empty for other sources."""
+    if not Path(source).is_dir() or not holds_tars(source):
+        return []
+    return sorted({name for path in look_through(source).tars if (name := _name_split(path, Path(source)))})
+
+
+def _name_split(tar: str, folder: Path, split: str = "") -> str:
+    """The word of a tar's name or folders that is `split` or a usual split; empty if there is none."""
+    words = re.split(r"[^a-z0-9]+", os.path.relpath(tar, folder).lower())
+    return next((name for name in (split.lower(), *SPLITS) if name and name in words), "")
+
+
 def _choose_tars(folder: Path, split: str) -> list[str]:
     """Tars of a split, which is a word of their names or folders; where none names a split, all are to train on."""
     contents = look_through(folder)
     found: dict[str, list[str]] = {}
     for path in contents.tars:
-        words = re.split(r"[^a-z0-9]+", os.path.relpath(path, folder).lower())
-        named = next((name for name in (split.lower(), *SPLITS) if name in words), "")
-        found.setdefault(named, []).append(path)
+        found.setdefault(_name_split(path, folder, split), []).append(path)
     if found.keys() == {""}:
         found = {"train": found[""]}
     if split.lower() not in found:
