@@ -144,6 +144,12 @@ class TarShards(Shards):
         index = state["index"]
         self.__dict__ = state | {"index": np.load(index, mmap_mode="r") if isinstance(index, str) else index}
 
+    def iterate_names(self) -> Iterator[str]:
+        """What stands for each video: its tar, links followed, and its place there."""
+        paths = [os.path.realpath(path) for path in self.paths]
+        for place in self.index:
+            yield f"{paths[int(place['shard'])]} at byte {int(place['offset'])}"
+
     def _read(self, number: int) -> dict[str, Any]:
         place = self.index[number]
         path = self.paths[int(place["shard"])]

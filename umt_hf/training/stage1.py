@@ -22,7 +22,7 @@ from ..data.sources import load_videos
 from ..data.splits import name_kind, refuse_idle_options, require_split, select_data, share_options
 from ..data.streams import choose_shards, holds_tars, load_shards
 from ..data.unreadable import UnreadableList
-from ..evaluation.found import iterate_names, list_names, list_shared, refuse_missing
+from ..evaluation.found import list_names, list_shared, refuse_missing
 from ..hub_cards.released_names import convert_named
 from ..inference.held_out import build_bar
 from ..inference.loading import load_complete_model
@@ -56,6 +56,7 @@ from .corpora import (
     check_sampling,
     count_epoch_rows,
     find_num_frames,
+    iterate_video_names,
     refuse_idle_shuffle,
 )
 from .order import Position, StepShape, TrackedPlan, count_steps, plan_batches
@@ -297,8 +298,8 @@ def say_found_videos(tables: tuple[TrainingTable, TrainingTable | None]) -> None
     """Say how many videos there are, and whether some of them are in both tables; in the main process."""
     training, held_out = tables
     logger.info("%s training videos, %s held out.", *map(count_rows, tables))
-    if read_rank() == 0 and isinstance(training, Dataset) and isinstance(held_out, Dataset):
-        for doubt in list_shared(iterate_names(training), {"validation": list_names(held_out)}):
+    if read_rank() == 0 and held_out is not None:
+        for doubt in list_shared(iterate_video_names(training), {"validation": [*iterate_video_names(held_out)]}):
             logger.warning(doubt)
 
 

@@ -15,7 +15,7 @@ from umt_hf.data.streams import TarShards, choose_shards, holds_tars, load_shard
 from umt_hf.data.video_files import list_videos
 from umt_hf.runs.mistakes import UserError
 from umt_hf.training.arguments import CorpusArguments, DataArguments
-from umt_hf.training.stage1 import load_tables
+from umt_hf.training.stage1 import load_tables, say_found_videos
 from umt_hf.training.stage2 import load_corpus
 
 PACKED = ("c.tar.gz", "c.tgz", "sub/c.tar.zst", "c.tar.xz", "C.TAR.BZ2")
@@ -126,3 +126,21 @@ def test_a_folder_of_tars_is_no_folder_of_videos_and_says_so(tars, caplog):
     with pytest.raises(ValueError, match=r"no videos found.* The videos in tars are read by `umt-hf prepare`"):
         list_videos([str(tars)])
     assert "left out: 2 tars." in caplog.text
+
+
+def test_held_out_videos_in_tars_that_are_trained_on_are_warned_of(tars, tmp_path, caplog):
+    """As of lists: alone, through a link, and among several corpora."""
+    os.symlink(tars / "b.tar", tmp_path / "link.tar")
+    (tmp_path / "list.csv").write_text("c.mp4\n")
+    for training in ({"train_data": str(tars)}, {"train_corpora": [str(tmp_path / "list.csv"), str(tars)]}):
+        caplog.clear()
+        limit = {"max_eval_samples": 1} if "train_data" in training else {}
+        data = DataArguments(**training, validation_data=str(tmp_path / "link.tar"), **limit)
+        say_found_videos(load_tables(data))
+        count = 1 if limit else 2
+        assert f"{count} of {count} validation videos are training videos" in caplog.text
+        assert "b.tar at byte" in caplog.text
+    caplog.clear()
+    other = write_tar(tmp_path / "other.tar", [{"mp4": b"z"}])
+    say_found_videos(load_tables(DataArguments(train_data=str(tars), validation_data=str(other))))
+    assert "are training videos" not in caplog.text
