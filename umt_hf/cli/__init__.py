@@ -388,7 +388,7 @@ def prepare(
     videos: Annotated[
         list[str],
         typer.Argument(
-            help="Lists with captions and labels, video files and folders; - reads names from standard input."
+            help="Lists with captions and labels, tars, video files and folders; - reads names from standard input."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the shards, to make or to complete.")],
@@ -396,7 +396,9 @@ def prepare(
     short_side: Annotated[int, typer.Option(help="Pixels of the shorter side; smaller videos stay.", min=1)] = 256,
     quality: Annotated[int, typer.Option(help="Of the JPEG pictures.", min=1, max=100)] = 85,
     videos_per_shard: Annotated[int, typer.Option(help="Videos in a tar.", min=1)] = 256,
-    split: Annotated[str, typer.Option(help="Split that the tars are named after.")] = "train",
+    split: Annotated[
+        str, typer.Option(help="Split that the tars are named after; of tars by split, the one that is read.")
+    ] = "train",
     data_root: Annotated[
         str | None, typer.Option(help="Folder that relative paths of lists start from; default: the list's.")
     ] = None,

@@ -5,11 +5,12 @@ is the processor's job.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from datasets import Dataset
+import pyarrow as pa
+from datasets import Dataset, Features, Value
 
 from ..runs.mistakes import read_rank
 from ..runs.noise import show_bar
@@ -48,16 +49,18 @@ def load_pairs(source: str, captions: CaptionMode = "single", **options: Any) ->
         **options: As for `load_videos`; `video_column="image"` for images.
 
     Returns:
-        Rows with `video` and one `caption`.
+        Rows with `video` and one `caption`, `None` where a row has none: it is skipped and counted like a video that
+        cannot be read.
 
     Raises:
         ValueError: If there are no captions, or one is a list where a single one is expected.
     """
     table = load_videos(source, needs_labels=False, **options)
-    _require_columns(table, source, ["caption"])
+    _require_captions(table, source)
     if getattr(table.features["caption"], "dtype", None) == "string" and not table.data.column("caption").null_count:
         return table  # a text in each row
     options = {"batched": True, "fn_kwargs": {"captions": captions, "source": source}, "desc": "reading captions"}
+    options["features"] = Features({**table.features, "caption": Value("string")})
     with show_bar(len(table), read_rank()), map_once(table):
         return table.map(_expand_captions, **options)
 
@@ -84,7 +87,7 @@ def load_retrieval_set(
     Source: the published evaluation's ground truth.
     """
     rows = load_videos(source, needs_labels=False, **options)
-    _require_columns(rows, source, ["caption"])
+    _require_captions(rows, source)
     video_index: dict[str, int] = {}
     text_index: dict[str, int] = {}
     found = RetrievalSet([], [], [], [])
@@ -96,6 +99,9 @@ def load_retrieval_set(
             found.texts_of_video.append([])
         video = video_index[key]
         for caption in _list_captions(row["caption"], captions, source):
+            if caption is None:
+                name = name_video(row["video"], number)
+                raise ValueError(f"{source}: row {number} ({name}) has no caption. Fill it in or leave it out.")
             text = text_index.get(caption) if multiple_videos_per_text else None
             if text is None:
                 text = text_index[caption] = len(found.texts)
@@ -213,11 +219,12 @@ def _expand_captions(batch: dict[str, list], captions: CaptionMode, source: str)
     return columns
 
 
-def _list_captions(caption: str | list[str], captions: CaptionMode, source: str) -> list[str]:
+def _list_captions(caption: str | list[str] | None, captions: CaptionMode, source: str) -> Sequence[str | None]:
+    """Texts of a row; `None` in place of those that are not complete."""
     if isinstance(caption, str):
         return [caption]
     if not caption or not all(isinstance(text, str) for text in caption):
-        raise ValueError(f"{source}: expected a caption or a list of captions, got {caption!r}.")
+        return [None]
     if captions == "paragraph":
         return [" ".join(caption)]
     if captions == "single" and len(caption) > 1:
@@ -232,6 +239,18 @@ def _require_columns(table: Dataset, source: str, names: Iterable[str]) -> None:
     known = table.column_names
     if missing := [name for name in names if name not in known]:
         raise ValueError(f"{source}: rows have no {' and no '.join(missing)}; they have {', '.join(known)}.")
+
+
+def _require_captions(table: Dataset, source: str) -> None:
+    """Refuse rows whose captions are not texts or lists of texts, or of which none has one."""
+    _require_columns(table, source, ["caption"])
+    kind = table.data.schema.field("caption").type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    inner = kind.value_type if is_list else kind
+    if table.data.column("caption").null_count == len(table):
+        raise ValueError(f"{source}: no row has a caption. Fill them in.")
+    if not (pa.types.is_string(inner) or pa.types.is_large_string(inner)):
+        raise ValueError(f"{source}: expected a caption or a list of captions in a row, got values of type {kind}.")
 
 
 def load_answers(path: str) -> list[str]:

@@ -23,7 +23,7 @@ from datasets import Dataset
 from PIL import Image
 
 from ..processing.decoding import STORED_SUFFIX, open_video
-from ..processing.media_files import VideoDecodingError
+from ..processing.media_files import TAR_PLACE, VideoDecodingError
 from ..processing.sampling import sample_frame_indices
 from ..runs.cores import count_workers
 from ..runs.disk import hold_lock, name_unfinished, put_file, write_text
@@ -32,8 +32,11 @@ from ..runs.mistakes import UserError, read_rank
 from .annotations import name_video
 from .in_flight import end_with_parent
 from .labels import LABEL, get_label_names
-from .lists.tar_rows import CAPTION, PREPARED_SUFFIX, name_label
+from .lists.contents import look_through
+from .lists.folders import is_packed_tar
+from .lists.tar_rows import CAPTION, PREPARED_SUFFIX, find_notes, name_label
 from .sources import get_source, load_videos
+from .streams import count_stored_frames, name_splits
 from .video_files import list_videos
 
 logger = logging.getLogger(__name__)
@@ -41,7 +44,7 @@ logger = logging.getLogger(__name__)
 DONE_FOLDER = "done"
 NAMED_VIDEOS = 65_536  # hashed at a time
 LIST_SUFFIXES = frozenset({
-    ".csv", ".tsv", ".txt", ".lst", ".json", ".jsonl", ".ndjson", ".db", ".sqlite", ".sqlite3", ".parquet",
+    ".csv", ".tsv", ".txt", ".lst", ".json", ".jsonl", ".ndjson", ".db", ".sqlite", ".sqlite3", ".parquet", ".tar",
 })  # fmt: skip
 
 Row = dict[str, Any]
@@ -180,7 +183,7 @@ def prepare_shards(
     folder), each writes the shards of its number and waits for no other.
 
     Args:
-        sources: Videos and folders of them, lists with captions and labels, Parquet files.
+        sources: Videos and folders of them, lists with captions and labels, tars, Parquet files.
         out: Folder of the shards.
         settings: What is kept; `None` = the defaults.
         data_root: Folder that relative paths of lists start from; `None` = that of the list.
@@ -193,13 +196,14 @@ def prepare_shards(
     Raises:
         FileNotFoundError: If a source does not exist.
         UserError: If a worker was ended.
-        ValueError: If there are no videos, or the folder holds shards of other videos or settings.
+        ValueError: If there are no videos, shards hold fewer or smaller frames than are to be kept, or the folder
+            holds shards of other videos or settings.
     """
     settings, folder = settings or ShardSettings(), Path(out)
     rank, num_processes = read_rank(), int(os.environ.get("WORLD_SIZE", "1"))
     (folder / DONE_FOLDER).mkdir(parents=True, exist_ok=True)
     with hold_lock(folder / f".lock-{settings.split}-{rank}", f"{folder} (process {rank})"):
-        videos = list_rows(sources, data_root)
+        videos = list_rows(sources, data_root, settings)
         _check_settings(folder, settings, videos, rank)
         count = settings.videos_per_shard
         paths = [folder / f"{settings.split}-{number:06d}.tar" for number in range(-(-len(videos) // count))]
@@ -212,11 +216,21 @@ def prepare_shards(
         return _sum_up(folder, paths, len(videos), len(missing))
 
 
-def list_rows(sources: Sequence[str], data_root: str | None = None) -> VideoList:
-    """Rows of all sources in order, with `video` and, where known, `caption` and `label`."""
-    files = [
-        source for source in sources if Path(source).is_file() and Path(source).suffix.lower() not in LIST_SUFFIXES
-    ]
+def list_rows(
+    sources: Sequence[str], data_root: str | None = None, settings: ShardSettings | None = None
+) -> VideoList:
+    """Rows of all sources in order, with `video` and, where known, `caption` and `label`.
+
+    Args:
+        sources: As for `prepare_shards`.
+        data_root: Folder that relative paths of lists start from; `None` = that of the list.
+        settings: What is to be kept: of tars whose names have splits, those of its split are read.
+
+    Raises:
+        ValueError: If there are no videos, or more or larger frames are to be kept than shards hold.
+    """
+    settings = settings or ShardSettings(num_frames=1, short_side=1)
+    files = [source for source in sources if _is_video_file(Path(source))]
     videos = VideoList()
     if files:
         found, _ = list_videos(files)
@@ -224,15 +238,43 @@ def list_rows(sources: Sequence[str], data_root: str | None = None) -> VideoList
     for source in sources:
         if source in files:
             continue
+        split = settings.split if name_splits(source) else "train"
         try:
-            table = load_videos(source, data_root)
+            table = load_videos(source, data_root, split=split)
         except ValueError as error:
-            table = load_videos(source, data_root, needs_labels=False)
+            table = load_videos(source, data_root, needs_labels=False, split=split)
             logger.info("%s: labels are left out: %s", source, error)
+        _check_kept(source, table, settings)
         videos.tables.append(table)
     if not len(videos):
         raise ValueError("Give at least one video: a file, a folder or a list.")
     return videos
+
+
+def _is_video_file(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() not in LIST_SUFFIXES and not is_packed_tar(path.name)
+
+
+def _check_kept(source: str, table: Dataset, settings: ShardSettings) -> None:
+    """Refuse to make frames of shards that these do not hold.
+
+    Raises:
+        ValueError: If more or larger frames are asked for than were kept.
+    """
+    if (num_frames := count_stored_frames(table) if len(table) else None) is None:
+        return
+    path = Path(source)
+    tars = look_through(path).tars if path.is_dir() else [source] if path.is_file() else []
+    notes = [json.loads(file.read_text(encoding="utf-8")) for file in {*map(find_notes, tars)} if file.is_file()]
+    kept = {"num_frames": num_frames, "short_side": None}
+    for name in kept:  # short videos have fewer frames than were to be kept
+        kept[name] = min((note[name] for note in notes if name in note), default=kept[name])
+    for name, most in kept.items():
+        if most is not None and getattr(settings, name) > most:
+            raise ValueError(
+                f"{source}: --{name.replace('_', '-')} {getattr(settings, name)} is more than the {most} that are "
+                "kept in these shards. Lower it, or prepare the videos themselves."
+            )
 
 
 def _check_settings(folder: Path, settings: ShardSettings, videos: VideoList, rank: int) -> None:
@@ -296,7 +338,7 @@ def write_shard(job: ShardJob) -> str:
                 continue
             num_videos += 1
             notes = {name: row[name] for name in (CAPTION, LABEL) if row.get(name) is not None}
-            notes["source"] = name_video(row["video"], number)
+            notes["source"] = TAR_PLACE.sub(r"\1", name_video(row["video"], number))
             _add(tar, f"{number:09d}{STORED_SUFFIX}", pictures)
             _add(tar, f"{number:09d}.json", json.dumps(notes).encode())
     put_file(unfinished, job.path)

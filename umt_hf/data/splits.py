@@ -1,14 +1,13 @@
 """What of its data a run reads: splits by name, and options, each refused where the data have no use for it."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from .lists.contents import look_through, refuse_packed
 from .lists.csv_lists import TEXT_SUFFIXES
-from .lists.folders import VIDEO_SUFFIXES
+from .lists.folders import is_packed_tar
 from .lists.json_lists import JSON_SUFFIXES
-from .lists.sharing import holds_files
 from .lists.sqlite_lists import SQLITE_SUFFIXES
 
 CSV, JSON, SQLITE = "a list of lines", "a JSON list", "an SQLite base"
@@ -28,26 +27,26 @@ FLAGS = {"config_name": "dataset_config_name"}
 
 
 def name_kind(source: str) -> str:
-    """What kind of data a source of `load_videos` is, in words."""
+    """What kind of data a source of `load_videos` is, in words.
+
+    Raises:
+        ValueError: If it is a tar with compression, or a folder with such tars that would be read.
+    """
     path, suffix = Path(source), Path(source).suffix.lower()
     if suffix in TEXT_SUFFIXES | JSON_SUFFIXES:
         return CSV if suffix in TEXT_SUFFIXES else JSON
     if path.is_file():
+        if is_packed_tar(path.name):
+            refuse_packed(source, [source])
         return TARS if suffix == ".tar" else SQLITE if suffix in SQLITE_SUFFIXES else PARQUET
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return SAVED
-    if not path.is_dir() or holds_files(path, ".parquet"):
+    if not path.is_dir():
         return DATASET
-    # Beside videos a tar is what they were unpacked from.
-    return TARS if holds_files(path, ".tar") and not _holds_videos(path) else FOLDER
-
-
-def _holds_videos(folder: Path) -> bool:
-    return any(
-        os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
-        for _, _, names in os.walk(folder, followlinks=True)
-        for name in names
-    )
+    contents = look_through(path)
+    if not contents.num_videos and (contents.tars or not contents.num_parquet):
+        refuse_packed(source, contents.packed)
+    return TARS if contents.is_of_tars else DATASET if contents.is_of_parquet else FOLDER
 
 
 def refuse_idle_options(source: str, kind: str, options: dict[str, Any]) -> None:
@@ -92,15 +91,13 @@ def share_options(source: str, sources: Sequence[str | None], options: dict[str,
 def has_splits(source: str) -> bool:
     """Whether a source of `load_videos` has splits to choose from: saved with them, Parquet, tars, or the Hub's."""
     path = Path(source)
-    if path.is_dir():
-        if (path / "dataset_info.json").is_file() and not (path / "dataset_dict.json").is_file():
-            return False  # a single table, as `Dataset.save_to_disk` writes it
-        return (path / "dataset_dict.json").is_file() or any(
-            holds_files(path, suffix) for suffix in (".parquet", ".tar")
-        )
-    if path.suffix.lower() == ".tar":
-        return False
-    return not path.is_file() and path.suffix.lower() not in TEXT_SUFFIXES | JSON_SUFFIXES | SQLITE_SUFFIXES
+    if not path.is_dir():
+        suffixes = {".tar"} | TEXT_SUFFIXES | JSON_SUFFIXES | SQLITE_SUFFIXES
+        return not path.is_file() and path.suffix.lower() not in suffixes
+    kind = name_kind(source)
+    if kind == SAVED:  # with splits, or a single table, as `Dataset.save_to_disk` writes it
+        return (path / "dataset_dict.json").is_file()
+    return kind in (DATASET, TARS)
 
 
 def require_split(source: str, split: str | None, default: str, flag: str = "split") -> str:

@@ -30,10 +30,11 @@ from huggingface_hub import HfFileSystem, snapshot_download
 from ..processing.decoding import SPREAD_STRATEGIES, STORED_SUFFIX, open_video
 from ..processing.media_files import TAR_BLOCK, TAR_PLACE, VideoDecodingError
 from ..runs.folder import UNFINISHED_SUFFIX
-from .lists.folders import VIDEO_SUFFIXES
+from .lists.contents import look_through, refuse_packed, say_left_out
+from .lists.folders import VIDEO_SUFFIXES, is_packed_tar
 from .lists.paths import join_root
-from .lists.sharing import holds_files
-from .lists.tar_rows import CAPTION, find_notes, parse_text
+from .lists.tar_rows import BAD_TEXT, CAPTION, find_notes, parse_text
+from .splits import DATASET, TARS, name_kind, refuse_idle_options
 
 logger = logging.getLogger(__name__)
 
@@ -125,13 +126,14 @@ class TarShards(Shards):
     Args:
         paths: Tars.
         index: A `TAR_INDEX` record for each row.
+        reads_captions: Whether the texts beside the videos are read.
         **options: As for `Shards`.
     """
 
-    def __init__(self, paths: list[str], index: np.ndarray, **options: Any):
+    def __init__(self, paths: list[str], index: np.ndarray, reads_captions: bool = True, **options: Any):
         counts = np.bincount(index["shard"], minlength=len(paths))
         super().__init__(np.concatenate([[0], np.cumsum(counts)]), **options)
-        self.paths, self.index = paths, index
+        self.paths, self.index, self.reads_captions = paths, index, reads_captions
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers that are not forked map the file again instead of getting a copy of the index.
@@ -142,6 +144,12 @@ class TarShards(Shards):
         index = state["index"]
         self.__dict__ = state | {"index": np.load(index, mmap_mode="r") if isinstance(index, str) else index}
 
+    def iterate_names(self) -> Iterator[str]:
+        """What stands for each video: its tar, links followed, and its place there."""
+        paths = [os.path.realpath(path) for path in self.paths]
+        for place in self.index:
+            yield f"{paths[int(place['shard'])]} at byte {int(place['offset'])}"
+
     def _read(self, number: int) -> dict[str, Any]:
         place = self.index[number]
         path = self.paths[int(place["shard"])]
@@ -150,8 +158,10 @@ class TarShards(Shards):
                 file.seek(int(place["offset"]) - TAR_BLOCK)
                 header = tarfile.TarInfo.frombuf(file.read(TAR_BLOCK), "utf-8", "surrogateescape")
                 content = file.read(int(place["size"]))
-                file.seek(int(place["text"]))
-                text = file.read(int(place["text_size"]))
+                text = b""
+                if self.reads_captions:
+                    file.seek(int(place["text"]))
+                    text = file.read(int(place["text_size"]))
         except OSError as error:
             raise VideoDecodingError(f"{path}, row {number}: {error.strerror}. Check the shard.") from error
         except tarfile.TarError as error:
@@ -169,7 +179,7 @@ def _read_caption(text: bytes, is_json: bool, name: str) -> Any:
     try:
         return parse_text(text, is_json).get(CAPTION)
     except ValueError as error:
-        raise VideoDecodingError(f"{name}: its text is not UTF-8 or JSON ({error}). Write it again.") from error
+        raise VideoDecodingError(f"{name}: {BAD_TEXT} ({error}). Write it again.") from error
 
 
 class ParquetShards(Shards):
@@ -272,11 +282,9 @@ def _open(path: str) -> Any:
 
 
 def holds_tars(source: str) -> bool:
-    """Whether a source is a tar, or a folder with tars; what else is there (notes of who wrote them) is not read."""
+    """Whether a source is a tar, or a folder that is read as tars (see `splits.name_kind`)."""
     path = Path(source)
-    if path.is_dir():
-        return holds_files(path, ".tar")
-    return path.suffix.lower() == ".tar"
+    return name_kind(source) == TARS or path.suffix.lower() == ".tar" and not path.is_dir()
 
 
 def fetch_files(source: str, paths: Sequence[str]) -> list[str]:
@@ -309,7 +317,14 @@ def fetch_hub_tars(source: str, config_name: str | None, split: str) -> list[str
         ValueError: If it has no such split.
     """
     paths = _list_hub_files(source, config_name, split)
-    return fetch_files(source, paths) if all(path.lower().endswith(".tar") for path in paths) else None
+    tars = [path for path in paths if path.lower().endswith(".tar")]
+    num_parquet = sum(path.lower().endswith(".parquet") for path in paths)
+    packed = [path for path in paths if is_packed_tar(path)]
+    if not tars or len(tars) + num_parquet + len(packed) < len(paths):
+        return None
+    refuse_packed(source, packed)
+    say_left_out(source, f"{len(tars)} tar(s) of the split {split!r} are read", {"Parquet files": num_parquet})
+    return fetch_files(source, tars)
 
 
 def find_tars(source: str, split: str) -> tuple[list[str], np.ndarray]:
@@ -340,7 +355,7 @@ def holds_shards(source: str) -> bool:
     """Whether a source is a tar, Parquet, a folder of either, or may be a dataset of the Hub."""
     path = Path(source)
     if path.is_dir():
-        return holds_tars(source) or holds_files(path, ".parquet")
+        return name_kind(source) in (TARS, DATASET)
     return path.suffix.lower() in (".tar", ".parquet") or not path.suffix or not (path.exists() or path.is_absolute())
 
 
@@ -348,8 +363,14 @@ def choose_shards(sources: Sequence[str], streaming: bool) -> list[bool]:
     """Which corpora are read as shards: tars, and with `streaming` all that can be, at least one of them.
 
     If none can, the first one is chosen, so that `load_shards` says why.
+
+    Raises:
+        ValueError: If `streaming` has no effect, since only tars are read as shards.
     """
-    chosen = [holds_tars(source) or (streaming and holds_shards(source)) for source in sources]
+    are_tars = [holds_tars(source) for source in sources]
+    chosen = [is_tar or (streaming and holds_shards(source)) for source, is_tar in zip(sources, are_tars, strict=True)]
+    if streaming and any(are_tars) and chosen == are_tars:
+        refuse_idle_options(sources[are_tars.index(True)], TARS, {"streaming": True})
     return chosen if any(chosen) or not streaming else [True, *chosen[1:]]
 
 
@@ -362,6 +383,7 @@ def load_shards(
     shuffle_rows: int = 1000,
     needs_captions: bool = False,
     extra: dict[str, Any] | None = None,
+    reads_captions: bool = True,
 ) -> Shards:
     """Find the shards of a source, and the place of every row in them.
 
@@ -374,6 +396,7 @@ def load_shards(
         shuffle_rows: As for `Shards`.
         needs_captions: Whether rows must have a caption.
         extra: As for `Shards`.
+        reads_captions: As for `TarShards`.
 
     Raises:
         FileNotFoundError: If there is no such file, folder or dataset.
@@ -388,7 +411,7 @@ def load_shards(
         index = _load_tar_index(source, paths, media)
         if needs_captions and not index["text_size"].any():
             raise ValueError(f"{source}: no video has a caption; give each a .txt, or a .json with `caption`.")
-        return TarShards(paths, index, **options)
+        return TarShards(paths, index, reads_captions, **options)
     if suffixes == {".parquet"}:
         return _load_parquet(source, paths, video_column, needs_captions, data_root, options)
     raise ValueError(
@@ -407,7 +430,7 @@ def _find_files(source: str, config_name: str | None, split: str) -> list[str]:
         return [source]
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         raise ValueError(f"{source}: is a saved table, read from its place already. Leave out streaming.")
-    if path.is_dir() and not (holds_tars(source) or holds_files(path, ".parquet")):
+    if path.is_dir() and not holds_shards(source):
         raise ValueError(
             f"{source}: has neither tars nor Parquet files, so it cannot be streamed. Leave out streaming."
         )
@@ -429,18 +452,33 @@ def _list_hub_files(source: str, config_name: str | None, split: str) -> list[st
     return sorted(map(str, files[split]))
 
 
+def name_splits(source: str) -> list[str]:
+    """Splits that the names of the tars in a folder have; empty for other sources."""
+    if not Path(source).is_dir() or not holds_tars(source):
+        return []
+    return sorted({name for path in look_through(source).tars if (name := _name_split(path, Path(source)))})
+
+
+def _name_split(tar: str, folder: Path, split: str = "") -> str:
+    """The word of a tar's name or folders that is `split` or a usual split; empty if there is none."""
+    words = re.split(r"[^a-z0-9]+", os.path.relpath(tar, folder).lower())
+    return next((name for name in (split.lower(), *SPLITS) if name and name in words), "")
+
+
 def _choose_tars(folder: Path, split: str) -> list[str]:
     """Tars of a split, which is a word of their names or folders; where none names a split, all are to train on."""
+    contents = look_through(folder)
     found: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("*.tar")):
-        words = re.split(r"[^a-z0-9]+", path.relative_to(folder).as_posix().lower())
-        named = next((name for name in (split.lower(), *SPLITS) if name in words), "")
-        found.setdefault(named, []).append(str(path))
+    for path in contents.tars:
+        found.setdefault(_name_split(path, folder, split), []).append(path)
     if found.keys() == {""}:
         found = {"train": found[""]}
     if split.lower() not in found:
-        raise ValueError(f"{folder}: has no split {split!r}; it has {sorted(found)}.")
-    return found[split.lower()]
+        raise ValueError(f"{folder}: has no split {split!r}; it has {sorted(name for name in found if name)}.")
+    chosen = found[split.lower()]
+    left_out = {"Parquet files": contents.num_parquet, "tars that name no split": len(found.get("", []))}
+    say_left_out(str(folder), f"{len(chosen)} tar(s) of the split {split!r} are read", left_out)
+    return chosen
 
 
 def _map_files(function: Callable[[str], Result], paths: Sequence[str]) -> list[Result]:

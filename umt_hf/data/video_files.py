@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..processing.frame_folders import list_frames
-from .lists.folders import VIDEO_SUFFIXES, list_folder
+from .lists.folders import list_folder
 from .lists.paths import is_url, require_video
 
 
@@ -54,12 +54,8 @@ def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVi
             paths.add(path)
             continue
         listing = list_folder(path)
+        listing.require_videos(path)
         listing.say(path)
-        if not listing.videos:
-            raise ValueError(
-                f"{path}: no videos found; known suffixes are {', '.join(sorted(VIDEO_SUFFIXES))}, and numbered "
-                "pictures are the frames of a video."
-            )
         paths.update(video.path for video in listing.videos)
     found, missing = [], []
     for path in sorted(paths):

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..data.annotations import name_video
 from ..data.in_flight import noted
 from ..data.loaders import WatchedReads
 from ..data.sources import get_source
@@ -39,6 +40,7 @@ from ..inference.loading import load_video_text_processor
 from ..inference.starts import locate_model
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.clips import read_clip
+from ..processing.media_files import VideoDecodingError
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.train_transforms import ResizedCropTransform
 from ..processing.video_processing_umt_video import UMTVideoProcessor
@@ -268,7 +270,13 @@ class VideoTextClips(TrainingClips):
         )
 
     def read_augmented(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Read frames of a video, and crop and flip them all alike."""
+        """Read frames of a video, and crop and flip them all alike.
+
+        Raises:
+            VideoDecodingError: If the video cannot be read, or the row has no caption where others have one.
+        """
+        if "caption" in row and row["caption"] is None:
+            raise VideoDecodingError(f"{name_video(row['video'], 0)}: has no caption. Fill it in.")
         frames = read_clip(
             get_source(row["video"]),
             require(self.data.num_frames, "num_frames"),

@@ -32,6 +32,8 @@ from ..runs.arguments import (
 )
 from ..runs.config import describe, set_defaults
 
+SHUFFLE_ROWS = 1000
+
 
 @dataclass(kw_only=True)
 @set_defaults(image_size=224, num_frames=8)
@@ -125,8 +127,18 @@ class StreamArguments:
     )
     streaming: bool = describe(False, "Read Parquet files, here or on the Hub, where they are. Tars always are.")
     shuffle_buffer_size: int = describe(
-        1000, "Rows of shards that are shuffled among each other; as many shards as hold them are mixed."
+        SHUFFLE_ROWS, "Rows of shards that are shuffled among each other; as many shards as hold them are mixed."
     )
+
+
+def check_buffer(num_rows: int) -> None:
+    """Refuse a number of rows that cannot be mixed.
+
+    Raises:
+        ValueError: If it is below 1, at which shards are read in a random order and their rows within each.
+    """
+    if num_rows < 1:
+        raise ValueError(f"shuffle_buffer_size must be at least 1, got {num_rows}; 1 shuffles the rows of each shard.")
 
 
 def check_weights(weights: list[float], num_corpora: int) -> None:
@@ -177,6 +189,7 @@ class CorpusArguments(
         if not self.train_corpora:
             raise ValueError("Set train_corpora: JSON or SQLite lists, or names of datasets, with captions.")
         check_weights(self.corpus_weights, len(self.train_corpora))
+        check_buffer(self.shuffle_buffer_size)
         for name in ("media_types", "train_splits", "data_roots", "batch_sizes"):
             if len(getattr(self, name)) not in (1, len(self.train_corpora)) and (
                 name in ("media_types", "train_splits") or getattr(self, name)
@@ -222,6 +235,7 @@ class DataArguments(
         if self.train_data is not None and self.train_corpora:
             raise ValueError("Set train_data or train_corpora, not both.")
         check_weights(self.corpus_weights, len(self.train_corpora) or 1)
+        check_buffer(self.shuffle_buffer_size)
 
     def get_weights(self) -> list[float]:
         """Passes over each corpus in an epoch."""

@@ -92,20 +92,24 @@ class ClipDataset(torch.utils.data.Dataset):
     # pyrefly: ignore[bad-override-param-name]  what it is asked for is more than an index
     def __getitem__(self, request: ClipRequest) -> tuple[list[Clip], list[str]]:
         """Clips of a video, or of its replacement, and a line for each video that could not be read."""
-        clips, failures = read_first_readable(self._list_rows(request), lambda row: self._read_clips(row, request.key))
+
+        def read(row: int | dict[str, Any]) -> list[Clip]:
+            # A shard may be damaged, too.
+            return self._read_clips(row if isinstance(row, dict) else self._get_table()[row], request.key)
+
+        clips, failures = read_first_readable(self._list_rows(request), read)
         return clips or [], failures
 
-    def _list_rows(self, request: ClipRequest) -> Iterator[dict[str, Any]]:
-        """The row itself, then, in training, others in its place, drawn by its key."""
-        if isinstance(request.row, dict):
-            yield request.row
-            return
+    def _get_table(self) -> TrainingTable:
         assert self.table is not None, "A request by number needs a table."
-        yield self.table[request.row]
-        if self.is_training:
+        return self.table
+
+    def _list_rows(self, request: ClipRequest) -> Iterator[int | dict[str, Any]]:
+        """The row itself, then, in training, the numbers of others in its place, drawn by its key."""
+        yield request.row
+        if not isinstance(request.row, dict) and self.is_training:
             # A source apart from that of the clip, whose draws are the same whether rows are replaced or not.
-            for number in sample_replacements(len(self.table), build_generator(*request.key, -1)):
-                yield self.table[number]
+            yield from sample_replacements(len(self._get_table()), build_generator(*request.key, -1))
 
     def _read_clips(self, row: dict[str, Any], key: tuple[int, ...]) -> list[Clip]:
         # Decoding takes most of the time: copies of a video differ in crop, flip and mask alone.

@@ -1,16 +1,19 @@
 """What an epoch takes of its data: tables and shards, alone or several corpora with weights."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
+from datasets import Dataset
 from transformers import AutoConfig
 
-from ..data.streams import Shards, check_stored_frames
+from ..data.streams import Shards, TarShards, check_stored_frames
+from ..evaluation.found import iterate_names
 from ..inference.starts import locate_model
 from ..modeling.configuration_umt_video import UMTVideoConfig
+from .arguments import SHUFFLE_ROWS
 
 
 class TrainingTable(Protocol):
@@ -78,6 +81,19 @@ def count_epoch_rows(table: TrainingTable) -> int:
     return sum(table.counts) if isinstance(table, JoinedTable) else len(table)
 
 
+def refuse_idle_shuffle(num_rows: int, chosen: Sequence[bool]) -> None:
+    """Refuse a number of rows to mix where no corpus is read as shards.
+
+    Raises:
+        ValueError: If it is another one than the default.
+    """
+    if num_rows != SHUFFLE_ROWS and not any(chosen):
+        raise ValueError(
+            f"shuffle_buffer_size={num_rows} has no effect, since no corpus is read as shards: all rows of a list, "
+            "folder or table are shuffled among each other. Leave it out."
+        )
+
+
 def check_sampling(table: TrainingTable | None, num_frames: int, strategy: str) -> None:
     """Refuse a sampling that the frames kept in shards cannot give.
 
@@ -91,6 +107,21 @@ def check_sampling(table: TrainingTable | None, num_frames: int, strategy: str) 
     """
     for part in table.parts if isinstance(table, JoinedTable) else [table]:
         check_stored_frames(part, num_frames, strategy)
+
+
+def iterate_video_names(table: TrainingTable | None) -> Iterator[str]:
+    """What stands for each video of a table, as `list_shared` compares it; nothing for streamed Parquet files."""
+    if isinstance(table, JoinedTable):
+        for part in table.parts:
+            yield from iterate_video_names(part)
+    elif isinstance(table, torch.utils.data.Subset):
+        chosen = set(table.indices)
+        complete: Any = table.dataset
+        yield from (name for row, name in enumerate(iterate_video_names(complete)) if row in chosen)
+    elif isinstance(table, Dataset):
+        yield from iterate_names(table)
+    elif isinstance(table, TarShards):
+        yield from table.iterate_names()
 
 
 def find_num_frames(given: int | None, folder: str | None) -> int:

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 from ..data.lists.sharing import shared_folders
 from ..data.loaders import build_loader
 from ..data.sources import load_videos
-from ..data.splits import require_split, select_data, share_options
+from ..data.splits import name_kind, refuse_idle_options, require_split, select_data, share_options
 from ..data.streams import choose_shards, holds_tars, load_shards
 from ..data.unreadable import UnreadableList
-from ..evaluation.found import iterate_names, list_names, list_shared, refuse_missing
+from ..evaluation.found import list_names, list_shared, refuse_missing
 from ..hub_cards.released_names import convert_named
 from ..inference.held_out import build_bar
 from ..inference.loading import load_complete_model
@@ -50,7 +50,15 @@ from .clips import (
     ClipRequest,
     finish_batch,
 )
-from .corpora import JoinedTable, TrainingTable, check_sampling, count_epoch_rows, find_num_frames
+from .corpora import (
+    JoinedTable,
+    TrainingTable,
+    check_sampling,
+    count_epoch_rows,
+    find_num_frames,
+    iterate_video_names,
+    refuse_idle_shuffle,
+)
 from .order import Position, StepShape, TrackedPlan, count_steps, plan_batches
 from .step.forward import align_student
 from .trainer import TrainState, build_accelerator, build_schedule, compute_held_out_losses, train
@@ -232,6 +240,7 @@ def load_tables(data: DataArguments) -> tuple[TrainingTable, TrainingTable | Non
     """
     sources = list_sources(data)
     chosen = choose_shards([source for source, _ in sources], data.streaming)
+    refuse_idle_shuffle(data.shuffle_buffer_size, chosen)
     parts = [load_corpus_rows(*source, data, is_sharded) for source, is_sharded in zip(sources, chosen, strict=True)]
     training = parts[0] if len(parts) == 1 and not data.corpus_weights else JoinedTable(parts, data.get_weights())
     validation = select_data(data, "validation")
@@ -257,15 +266,6 @@ def list_sources(data: DataArguments) -> list[tuple[str, str]]:
 
 def load_corpus_rows(source: str, split: str, data: DataArguments, is_sharded: bool) -> TrainingTable:
     """Rows of a corpus, as shards or as a table."""
-    if is_sharded:
-        return load_shards(
-            source,
-            split,
-            data.dataset_config_name,
-            data.video_column,
-            data.data_root,
-            data.shuffle_buffer_size,
-        )
     options = {
         "data_root": data.data_root,
         "csv_separator": data.csv_separator,
@@ -273,7 +273,20 @@ def load_corpus_rows(source: str, split: str, data: DataArguments, is_sharded: b
         "video_column": data.video_column,
     }
     sources = [*(name for name, _ in list_sources(data)), data.validation_data]
-    return load_videos(source, split=split, needs_labels=False, **share_options(source, sources, options))
+    options = share_options(source, sources, options)
+    if is_sharded:
+        # In tars the column says whether pictures are meant.
+        refuse_idle_options(source, name_kind(source), options | {"video_column": "video"})
+        return load_shards(
+            source,
+            split,
+            options["config_name"],
+            data.video_column,
+            options["data_root"],
+            data.shuffle_buffer_size,
+            reads_captions=False,
+        )
+    return load_videos(source, split=split, needs_labels=False, **options)
 
 
 def count_rows(table: TrainingTable | None) -> str:
@@ -285,8 +298,8 @@ def say_found_videos(tables: tuple[TrainingTable, TrainingTable | None]) -> None
     """Say how many videos there are, and whether some of them are in both tables; in the main process."""
     training, held_out = tables
     logger.info("%s training videos, %s held out.", *map(count_rows, tables))
-    if read_rank() == 0 and isinstance(training, Dataset) and isinstance(held_out, Dataset):
-        for doubt in list_shared(iterate_names(training), {"validation": list_names(held_out)}):
+    if read_rank() == 0 and held_out is not None:
+        for doubt in list_shared(iterate_video_names(training), {"validation": [*iterate_video_names(held_out)]}):
             logger.warning(doubt)
 
 

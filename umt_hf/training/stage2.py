@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from ..data.annotations import RetrievalSet, load_pairs, load_retrieval_set
 from ..data.lists.sharing import shared_folders
 from ..data.loaders import build_loader
-from ..data.splits import has_effect, require_split, select_data
+from ..data.splits import has_effect, name_kind, refuse_idle_options, require_split, select_data, share_options
 from ..data.streams import choose_shards, load_shards
 from ..evaluation.found import count_texts, iterate_names, join_roles, list_shared, name_media, refuse_missing
 from ..evaluation.retrieval import evaluate_retrieval
@@ -52,7 +52,14 @@ from .arguments import (
 )
 from .checkpointing import export_run
 from .clips import finish_batch
-from .corpora import JoinedTable, TrainingTable, check_sampling, count_epoch_rows, find_num_frames
+from .corpora import (
+    JoinedTable,
+    TrainingTable,
+    check_sampling,
+    count_epoch_rows,
+    find_num_frames,
+    refuse_idle_shuffle,
+)
 from .order import Position, StepShape, TrackedPlan, count_steps, plan_mixed_batches
 from .pairs import MediaType, MixedCorpora, PairCollator, PairDataset
 from .step.forward import join_video_and_text
@@ -214,7 +221,9 @@ def warn_of_single_ids(batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, 
 def load_corpora(data: CorpusArguments, training: PretrainingArguments) -> list[Corpus]:
     """Read the corpora; those of one kind and batch size are mixed within batches, as published."""
     groups: dict[tuple[MediaType, int], dict[int, TrainingTable]] = {}
-    for number, is_sharded in enumerate(choose_shards(data.train_corpora, data.streaming)):
+    chosen = choose_shards(data.train_corpora, data.streaming)
+    refuse_idle_shuffle(data.shuffle_buffer_size, chosen)
+    for number, is_sharded in enumerate(chosen):
         kind = (
             data.get_corpus("media_types", number),
             data.get_corpus("batch_sizes", number) or training.per_device_train_batch_size,
@@ -232,9 +241,12 @@ def load_corpus(data: CorpusArguments, number: int, is_sharded: bool) -> Trainin
     """Rows of a corpus with `video`, `caption` and `corpus`."""
     source, media_type = data.train_corpora[number], data.get_corpus("media_types", number)
     root = data.get_corpus("data_roots", number)
+    sharing = data.train_corpora if len(data.data_roots) == 1 else [source]
+    root = share_options(source, sharing, {"data_root": root})["data_root"]
     split = require_split(source, data.get_corpus("train_splits", number), "train", "train_splits")
     # The number becomes a part of the pair ids, see `PairDataset`.
     if is_sharded:
+        refuse_idle_options(source, name_kind(source), {"data_root": root})
         return load_shards(
             source,
             split,

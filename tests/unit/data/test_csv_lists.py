@@ -168,3 +168,20 @@ def test_doubtful_labels_are_warned_of(tmp_path, caplog):
     read(tmp_path, "a.mp4,0\nb.mp4,3\n", class_names=["a", "b", "c", "d"])
     assert read(tmp_path, "a.mp4,0\na.mp4,3\n", needs_labels=False)[0] == [{"video": "a.mp4"}] * 2
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", " "])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("first", ["", "video{}\n", "sep={}\n", '"sep={}"\n', "sep={0}\nvideo{0}\n"])
+def test_an_empty_last_column_of_paths_alone_is_passed_over(tmp_path, separator, count, first):
+    """With and without a first line, quotes, a label in some line, or a blank one."""
+    end = separator * count
+    for names in (["a.mp4", "b c.mp4", "http://x.y/d"], ['"a.mp4"', '"b c.mp4"', "http://x.y/d"]):
+        if separator == " " and first:  # it is stated
+            names[1] = '"b c.mp4"' if "sep" in first else "b.mp4"
+        text = first.format(separator if "sep" in first else end) + "".join(f"{n}{end}\n" for n in names)
+        rows, _ = read(tmp_path, text, needs_labels=False)
+        assert [row["video"] for row in rows] == [name.strip('"') for name in names]
+        if "video" not in first and (separator != " " or first):
+            rows, _ = read(tmp_path, f"{text}\ne.mp4{separator}3{separator}\n", needs_labels=False)
+            assert [row["video"] for row in rows] == [name.strip('"') for name in [*names, "e.mp4"]]

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tarfile
 import time
 
 import numpy as np
@@ -12,10 +13,12 @@ from typer.testing import CliRunner
 
 from tests.faults.kill import list_orphans
 from tests.processes import run_and_kill, run_ranks, start_process
-from tests.unit.shard_files import write_parquets
+from tests.unit.shard_files import write_parquets, write_tar
 from tests.unit.video_files import write_video
 from umt_hf.cli import app
+from umt_hf.data.labels import get_label_names
 from umt_hf.data.prepare import ShardSettings, prepare_shards
+from umt_hf.data.sources import load_videos
 from umt_hf.data.streams import count_stored_frames, load_shards
 from umt_hf.processing.clips import read_clip
 from umt_hf.processing.decoding import VideoDecodingError, open_video
@@ -192,3 +195,61 @@ def test_the_command(videos):
     assert "3 of 3 shards, 0 of them written now" in again.stdout and "1 videos could not be read" in again.stdout
     failed = runner.invoke(app, ["prepare", str(videos / "absent.json"), *common])
     assert failed.exit_code == 2 and "absent.json: no such file" in failed.stderr
+
+
+def test_tars_are_read_as_lists_with_captions_and_labels(videos):
+    """A tar, a folder of them, and what this command wrote; each gives the shards that the videos give."""
+    names = [f"{number}.mp4" for number in (0, 1, 2, 4, 5, 6)]
+    rows = [
+        {"mp4": (videos / "videos" / name).read_bytes(), "json": {"caption": f"text {name}", "label": "run"}}
+        for name in names
+    ]
+    write_tar(videos / "tars" / "a.tar", rows[:4])
+    write_tar(videos / "tars" / "b.tar", rows[4:])
+    report = prepare_shards([str(videos / "tars")], videos / "out", SETTINGS, num_workers=0)
+    assert (report.num_videos, report.num_unreadable) == (6, 0)
+    single = prepare_shards([str(videos / "tars" / "a.tar")], videos / "single", SETTINGS, num_workers=0)
+    assert (single.num_videos, single.num_unreadable) == (4, 0)
+    table = load_videos(str(videos / "out"))
+    assert table["caption"][:] == [f"text {name}" for name in names] and get_label_names(table.features) == ["run"]
+    shards = load_shards(str(videos / "out"))
+    with tarfile.open(videos / "out" / "train-000000.tar") as tar:
+        notes = json.load(tar.extractfile("000000000.json"))
+    assert notes["source"] == f"{videos}/tars/a.tar/a_0000.mp4"
+    # Its own shards again: fewer and smaller frames, with captions and labels.
+    smaller = ShardSettings(num_frames=4, short_side=16, videos_per_shard=3)
+    again = prepare_shards([str(videos / "out")], videos / "again", smaller, num_workers=0)
+    assert (again.num_videos, again.num_unreadable) == (6, 0)
+    kept = load_shards(str(videos / "again"))
+    with open_video(kept[5]["video"]) as few, open_video(shards[5]["video"]) as many:
+        assert (few.num_frames, few.height, few.width) == (4, 16, 24) and many.num_frames == 8
+        middle = many.get_frames([1, 3, 5, 7])[:, ::2, ::2].astype(float)
+        assert np.abs(few.get_frames(range(4)) - middle).mean() < 20
+    assert load_videos(str(videos / "again"))["caption"][:] == table["caption"][:]
+
+
+def test_more_or_larger_frames_than_are_kept_are_refused(videos):
+    prepare_shards([str(videos / "list.json")], videos / "out", SETTINGS, num_workers=0)
+    for source in (videos / "out", videos / "out" / "train-000000.tar"):
+        for settings, said in (
+            (ShardSettings(num_frames=9, short_side=32), r"--num-frames 9 is more than the 8 that are kept"),
+            (ShardSettings(num_frames=8, short_side=33), r"--short-side 33 is more than the 32 that are kept"),
+            (ShardSettings(), r"--num-frames 32 is more than the 8 that are kept"),
+        ):
+            with pytest.raises(ValueError, match=rf"{source}: {said}.*prepare the videos themselves"):
+                prepare_shards([str(source)], videos / "again", settings, num_workers=0)
+            assert not list((videos / "again").glob("*.prepare.json"))
+    # Without the notes, the frames of some videos say it.
+    (videos / "out" / "train.prepare.json").unlink()
+    with pytest.raises(ValueError, match="--num-frames 32 is more than the 8 that are kept"):
+        prepare_shards([str(videos / "out")], videos / "again", ShardSettings(), num_workers=0)
+
+
+def test_shards_of_a_split_are_prepared_by_its_name(videos):
+    for split in ("train", "validation"):
+        settings = ShardSettings(num_frames=8, short_side=32, videos_per_shard=4, split=split)
+        prepare_shards([str(videos / "list.json")], videos / "out", settings, num_workers=0)
+    smaller = ShardSettings(num_frames=4, short_side=32, split="validation")
+    prepare_shards([str(videos / "out")], videos / "again", smaller, num_workers=0)
+    with tarfile.open(videos / "again" / "validation-000000.tar") as tar:
+        assert "validation-000000.tar" in json.load(tar.extractfile("000000000.json"))["source"]

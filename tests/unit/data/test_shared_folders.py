@@ -9,7 +9,7 @@ from torch import distributed
 
 from tests.processes import run_ranks
 from umt_hf.data import sources
-from umt_hf.data.lists import sharing
+from umt_hf.data.lists import contents, sharing
 from umt_hf.data.lists.sharing import find_once, shared_folders
 from umt_hf.data.sources import load_videos
 from umt_hf.data.splits import has_splits, name_kind
@@ -35,9 +35,9 @@ def say(**found) -> None:
 def read_all(folder: Path, shortest: int, temporary: str | None = None) -> None:
     """What a rank finds, and how often it looks."""
     looks: list[str] = []
-    original_read, original_glob = sources.read_folder, Path.rglob
+    original_read, original_look = sources.read_folder, contents._look
     sources.read_folder = lambda *given: looks.append("list") or original_read(*given)
-    Path.rglob = lambda self, pattern: looks.append(pattern) or original_glob(self, pattern)
+    contents._look = lambda folder: looks.append("look") or original_look(folder)
     sources.SHORTEST_CACHED_BYTES = shortest
     distributed.init_process_group("gloo")
     if temporary is not None:
@@ -77,7 +77,7 @@ def test_the_first_process_looks_and_the_other_reads(videos, tmp_path, shortest)
     assert [os.path.relpath(path, videos) for path in paths] == ["jump/a.mp4", "jump/b.mp4", "run/c.mp4"]
     assert labels == [0, 0, 1] and names == ["jump", "run"] and num_files == (shortest == 0)
     assert first[0]["kind"] == other[0]["kind"] == ["a folder of videos", False, False]
-    assert sorted(first[0]["looks"]) == ["*.parquet", "*.tar", "list"] and other[0]["looks"] == []
+    assert sorted(first[0]["looks"]) == ["list", "look"] and other[0]["looks"] == []
     # A file that came between two starts is there in the second one.
     assert first[1]["rows"] == other[1]["rows"] == 4 and "list" in first[1]["looks"] and other[1]["looks"] == []
     assert "list" in first[2]["alone"] and "list" in other[2]["alone"]

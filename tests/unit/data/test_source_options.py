@@ -7,11 +7,13 @@ import sqlite3
 import pytest
 from datasets import Dataset
 
+from tests.unit.shard_files import write_tar
 from umt_hf.data.annotations import load_pairs
 from umt_hf.data.sources import load_videos
 from umt_hf.data.splits import share_options
-from umt_hf.training.arguments import DataArguments
+from umt_hf.training.arguments import CorpusArguments, DataArguments, PretrainingArguments
 from umt_hf.training.stage1 import load_tables
+from umt_hf.training.stage2 import load_corpora
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,48 @@ def test_a_flag_of_a_run_holds_for_those_of_its_data_that_have_a_use_for_it(sour
         load_tables(DataArguments(train_data=both[0], streaming=True))
     with pytest.raises(ValueError, match="data_root=/root has no effect on .*videos, which is a folder of videos"):
         load_tables(DataArguments(train_data=both[1], data_root="/root"))
+
+
+@pytest.mark.parametrize("form", ["list.csv", "list.json", "list.sqlite", "saved", "shards", "parquet", "videos"])
+def test_shuffling_of_shards_is_refused_where_there_are_none(sources, tmp_path, form):
+    tar = str(write_tar(tmp_path / "a.tar", [{"mp4": b"x", "txt": "a"}]))
+    said = "shuffle_buffer_size=10 has no effect, since no corpus is read as shards"
+    with pytest.raises(ValueError, match=said):
+        load_tables(DataArguments(train_data=sources[form], shuffle_buffer_size=10))
+    with pytest.raises(ValueError, match=said):  # held-out rows are never shuffled
+        load_tables(DataArguments(train_data=sources[form], validation_data=tar, shuffle_buffer_size=10))
+    training = PretrainingArguments(per_device_train_batch_size=1)
+    with pytest.raises(ValueError, match=said):
+        load_corpora(CorpusArguments(train_corpora=[sources[form]], shuffle_buffer_size=10), training)
+    both = load_tables(DataArguments(train_corpora=[sources[form], tar], shuffle_buffer_size=10))[0]
+    assert both.parts[1].shuffle_rows == 10
+    for kind in (DataArguments, CorpusArguments):
+        for number in (0, -3):
+            with pytest.raises(ValueError, match=f"shuffle_buffer_size must be at least 1, got {number}"):
+                kind(train_corpora=[tar], shuffle_buffer_size=number)
+
+
+@pytest.mark.parametrize("option", ["streaming", "data_root", "csv_separator", "dataset_config_name"])
+def test_options_that_mean_nothing_to_tars_are_refused_in_pretraining(sources, tmp_path, option):
+    tars = str(write_tar(tmp_path / "tars" / "a.tar", [{"mp4": b"x", "txt": "a"}]).parent)
+    flags = {option: True if option == "streaming" else ";"}
+    with pytest.raises(ValueError, match=rf"{option}=\S+ has no effect on {tars}, which is tars of videos"):
+        load_tables(DataArguments(train_data=tars, **flags))
+    training = PretrainingArguments(per_device_train_batch_size=1)
+    if option in ("streaming", "data_root"):
+        others = {"data_roots": [";"]} if option == "data_root" else flags
+        with pytest.raises(ValueError, match=rf"{option}s?=\S+ has no effect on {tars}, which is tars of videos"):
+            load_corpora(CorpusArguments(train_corpora=[tars], **others), training)
+    # Beside a corpus that has a use for it, it is no mistake.
+    other = sources["list.csv" if option in ("csv_separator", "data_root") else "shards"]
+    if option == "csv_separator":
+        other = str(tmp_path / "list.csv")
+        (tmp_path / "list.csv").write_text("video;label\na.mp4;1\n")
+    if option != "dataset_config_name":
+        assert len(load_tables(DataArguments(train_corpora=[tars, other], **flags))[0]) > 1
+        if option != "csv_separator":
+            others = {"data_roots": [";"]} if option == "data_root" else flags
+            assert load_corpora(CorpusArguments(train_corpora=[tars, other], **others), training)
 
 
 def test_labels_are_optional_where_none_are_read(tmp_path, caplog):

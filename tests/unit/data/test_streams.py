@@ -166,3 +166,16 @@ def test_lists_and_tables_are_not_streamed(tmp_path, tars):
     assert choose_shards([listed, str(tars), "me/shapes"], False) == [False, True, False]
     assert choose_shards([listed, str(tars), "me/shapes"], True) == [False, True, True]
     assert choose_shards([listed, folder], True) == [True, False]  # which says why not
+
+
+def test_texts_are_not_read_where_none_are_needed(tmp_path):
+    rows = [{"mp4": b"first", "json": b'{"caption": '}, {"mp4": b"second", "txt": b"\xff\xfe"}]
+    tar = write_tar(tmp_path / "a.tar", rows, ["one", "two"])
+    mute = load_shards(str(tar), reads_captions=False)
+    assert [mute[number]["video"]["bytes"] for number in range(2)] == [b"first", b"second"]
+    shards = load_shards(str(tar), needs_captions=True)
+    for number, name in enumerate(("one.mp4", "two.mp4")):
+        with pytest.raises(
+            VideoDecodingError, match=f"a.tar/{name}: the text beside it is not UTF-8 or JSON .*Write it again"
+        ):
+            shards[number]

@@ -1,6 +1,7 @@
 """Rows that cannot be read, in every data set of training clips: a counted, named skip, never the end of a run."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ from datasets import Dataset
 from PIL import Image
 
 from tests.unit.processing.test_untrusted_files import MALFORMED_ADDRESSES, NUMPY_KINDS, write_numpy
+from tests.unit.shard_files import write_tar
 from tests.unit.video_files import write_video
 from umt_hf import UMTVideoProcessor
+from umt_hf.data.annotations import load_pairs, load_retrieval_set
 from umt_hf.data.key_frames import KeyFrame, build_key_frame_table
 from umt_hf.data.sources import get_source
+from umt_hf.data.streams import load_shards
 from umt_hf.finetuning.classification import LabeledClips
 from umt_hf.finetuning.detection import BoxedClips
 from umt_hf.finetuning.retrieval import RetrievalDataArguments
@@ -23,8 +27,11 @@ from umt_hf.processing.decoding import VideoDecodingError
 from umt_hf.processing.detection_transforms import DetectionTransform
 from umt_hf.processing.train_transforms import PretrainingTransform, ResizedCropTransform
 from umt_hf.runs.arguments import CropArguments
+from umt_hf.training.arguments import CorpusArguments, DataArguments
 from umt_hf.training.clips import ClipCollator, ClipDataset, ClipRequest
 from umt_hf.training.pairs import PairDataset
+from umt_hf.training.stage1 import load_corpus_rows
+from umt_hf.training.stage2 import load_corpus
 
 MEDIA = Path(__file__).parents[2] / "fixtures" / "media"
 PLAYLIST = b"#EXTM3U\n#EXTINF:1,\n/nowhere.ts\n#EXT-X-ENDLIST\n"
@@ -102,6 +109,71 @@ def test_a_stage_2_row_without_caption_is_a_skip(good):
         Dataset.from_list(rows), "video", transform=ResizedCropTransform(32), num_frames=4, num_tokens=16
     )
     assert read_sample(clips, 0)[0] and "has no caption" in read_sample(clips, 0)[1][0]
+
+
+BAD_TEXTS = [
+    {"txt": b"\xff\xfe\xfa"}, {"json": b"\xff"}, {"json": b'{"caption": '}, {"json": b""}, {"json": b"[1, 2]"},
+    {"json": b'{"caption": null}'}, {"json": b'{"caption": 5}'}, {"json": b'{"caption": ["a", 5]}'},
+    {"json": b'{"caption": []}'}, {"json": b'{"label": 1}'}, {"json": b"[" * 100_000},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD_TEXTS, ids=lambda text: str(text)[:24])
+def test_a_text_in_a_tar_that_cannot_be_read_is_a_skip_of_stage_2_and_nothing_to_stage_1(good, tmp_path, text):
+    tar = write_tar(tmp_path / "a.tar", [{"mp4": good, **text}, *[{"mp4": good, "txt": "fine"}] * 9])
+    shards = load_shards(str(tar), needs_captions=True, extra={"corpus": 0})
+    options = {"num_frames": 4, "num_tokens": 16}
+    is_read, failures = read_sample(PairDataset(shards, "video", transform=ResizedCropTransform(32), **options), 0)
+    assert is_read and failures and all("a.tar/a_0000.mp4: " in line for line in failures)
+    mute = load_corpus_rows(str(tar), "train", DataArguments(train_data=str(tar)), is_sharded=True)
+    assert read_sample(ClipDataset(mute, PretrainingTransform(32), **options), 0) == (True, [])
+
+
+def test_a_shard_that_has_changed_is_a_skip(good, tmp_path):
+    tar = write_tar(tmp_path / "a.tar", [{"mp4": good}] * 9)
+    shards = load_shards(str(tar))
+    last, content = int(shards.index[-1]["offset"]), tar.read_bytes()
+    tar.write_bytes(content[: last + 9])
+    clips = ClipDataset(shards, PretrainingTransform(32), 4, 16)
+    is_read, failures = read_sample(clips, 8)
+    assert is_read and "a.tar, row 8: the shard has changed" in failures[0]
+    clips.is_training = False
+    assert read_sample(clips, 8)[0] is False
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "parquet", "streamed", "saved"])
+def test_rows_of_tables_without_a_caption_are_counted_skips(good, tmp_path, form):
+    (tmp_path / "good.mp4").write_bytes(good)
+    rows = [{"video": str(tmp_path / "good.mp4"), "caption": text} for text in (None, *"abcdefghi")]
+    source = str(tmp_path / f"list.{'parquet' if form == 'streamed' else form}")
+    if form == "json":
+        Path(source).write_text(json.dumps(rows))
+    elif form == "jsonl":
+        Path(source).write_text("\n".join(map(json.dumps, rows)))
+    elif form == "saved":
+        Dataset.from_list(rows).save_to_disk(source)
+    else:
+        Dataset.from_list(rows).to_parquet(source)
+    for captions in ("single", "each", "paragraph"):
+        data = CorpusArguments(train_corpora=[source], captions=captions)
+        table = load_corpus(data, 0, is_sharded=form == "streamed")
+        clips = PairDataset(
+            table, "video", captions=captions, transform=ResizedCropTransform(32), num_frames=4, num_tokens=16
+        )
+        assert len(clips) == 10
+        tuned = VideoTextClips(table, RetrievalDataArguments(num_frames=4), CropArguments(), image_size=32, seed=3)
+        for data_set in (clips, tuned):
+            is_read, failures = read_sample(data_set, 0)
+            assert is_read and "has no caption. Fill it in." in failures[0], (form, captions)
+
+
+@pytest.mark.parametrize("captions", [[5, 6], [[5], [6]], [{"text": "a"}] * 2, [None, None], [True, False]])
+def test_a_column_of_captions_of_another_type_is_refused_at_the_start(tmp_path, captions):
+    (tmp_path / "list.json").write_text(json.dumps([{"video": "a.mp4", "caption": text} for text in captions]))
+    with pytest.raises(ValueError, match=r"list\.json: .*caption"):
+        load_pairs(str(tmp_path / "list.json"))
+    with pytest.raises(ValueError, match=r"list\.json: .*caption"):
+        load_retrieval_set(str(tmp_path / "list.json"))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (2, 4096)])

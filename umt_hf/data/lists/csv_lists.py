@@ -385,18 +385,27 @@ def _settle_separator(
 
 
 def _sniff(head: list[str], is_complete: bool, video_column: str) -> str:
-    """The separator with which most lines have a known form with a label; of equals the one that gives numbers."""
+    """The separator with which most lines have a known form with a label; of equals the one that gives numbers.
+
+    A path alone with empty columns behind it has a known form, too.
+    """
     if not is_complete:
         head = head[:-1]  # a quoted field may go on behind it
     best, best_score = ",", (0, 0)
     for separator in SEPARATORS:
-        forms, numbers = 0, 0
+        forms, numbers, alone = 0, 0, 0
         try:
-            rows = [columns for _, columns in _split(head, separator)]
+            given = [
+                columns for columns in csv.reader(head, delimiter=separator, strict=True) if "".join(columns).strip()
+            ]
         except csv.Error:
             continue
+        rows = [_trim([*columns], separator) for columns in given]
         header = bool(rows) and _find_header(rows[0], video_column) is not None
-        for columns in rows[header:]:
+        for columns, uncut in zip(rows[header:], given[header:], strict=True):
+            if len(columns) == 1 < len(uncut) and (_has_suffix(columns[0]) or is_url(columns[0])):
+                alone += 1
+                continue
             try:
                 row = None if len(columns) < 2 else CSVRow("") if header else read_form(columns, separator)
             except ValueError:
@@ -404,6 +413,8 @@ def _sniff(head: list[str], is_complete: bool, video_column: str) -> str:
             if row is not None:
                 forms += 1
                 numbers += row.label is None or INTEGER.fullmatch(row.label) is not None
+        if separator != " " or alone + header == len(rows):  # else a space belongs to the paths
+            forms += alone
         if (score := (forms + header, numbers)) > best_score:
             best, best_score = separator, score
     return best

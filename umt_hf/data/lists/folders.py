@@ -5,6 +5,7 @@ A video is a file with a known suffix, or, where a tree has no such files, a fol
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +25,12 @@ VIDEO_SUFFIXES = {
 }  # fmt: skip
 # What a list may name and a folder may not: clips decoded before, which lie beside their videos.
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | {".npy"} | FRAME_SUFFIXES
+PACKED_TAR = re.compile(r"(\.tar\.(gz|bz2|xz|lzma|zst|lz4)|\.(tgz|tbz2?|txz|tzst))$", re.IGNORECASE)
 # Folders that file systems, archives and network disks put beside one's own.
 SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
 HIDDEN_FILES, HIDDEN_FOLDERS, STRAY = "hidden files", "hidden or system folders", "videos beside the class folders"
 UNNAMEABLE = "names that are not UTF-8"
+TARS, PARQUET = "tars", "Parquet files"
 PICTURES, OTHERS, LOOPS = "folders of pictures beside videos", "other files", "links back to a folder above"
 
 
@@ -59,6 +62,21 @@ class FolderListing:
     videos: list[FolderVideo] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     empty: list[str] = field(default_factory=list)
+
+    def require_videos(self, source: str | os.PathLike) -> None:
+        """Refuse a tree without videos.
+
+        Raises:
+            ValueError: With what is a video, and what is there instead.
+        """
+        if self.videos:
+            return
+        self.say(source)
+        hint = " The videos in tars are read by `umt-hf prepare`, pre-training, fine-tuning and evaluation alone."
+        raise ValueError(
+            f"{source}: no videos found; known suffixes are {', '.join(sorted(VIDEO_SUFFIXES))}, and numbered "
+            f"pictures are the frames of a video.{hint if self.left_out[TARS] else ''}"
+        )
 
     def say(self, source: str | os.PathLike) -> None:
         """Log what was left out, in one line: a warning where videos may be among it."""
@@ -139,7 +157,7 @@ def _list_files(
         if _is_folder(entry):
             continue
         if suffix not in VIDEO_SUFFIXES:
-            listing.left_out[OTHERS] += suffix not in FRAME_SUFFIXES
+            listing.left_out[_name_other(entry.name, suffix)] += suffix not in FRAME_SUFFIXES
         elif entry.name.startswith("."):
             listing.left_out[HIDDEN_FILES] += 1
         elif not _is_text(entry.name):
@@ -148,6 +166,21 @@ def _list_files(
             identity = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
             videos.append(FolderVideo(entry.path, (*parts, entry.name), identity))
     return videos
+
+
+def is_packed_tar(name: str) -> bool:
+    """Whether a file's name is that of a tar with compression."""
+    return PACKED_TAR.search(name) is not None
+
+
+def _name_other(name: str, suffix: str) -> str:
+    """What a file that is not a video counts as."""
+    if not name.startswith("."):
+        if suffix == ".tar" or is_packed_tar(name):
+            return TARS
+        if suffix == ".parquet":
+            return PARQUET
+    return OTHERS
 
 
 def _is_left_out(entry: os.DirEntry[str], listing: FolderListing) -> bool:
@@ -184,12 +217,7 @@ def read_folder(
         ValueError: If there are no videos, or `class_names` lacks a sub-folder's name.
     """
     listing = list_folder(path)
-    if not listing.videos:
-        listing.say(path)
-        raise ValueError(
-            f"{path}: no videos found; known suffixes are {', '.join(sorted(VIDEO_SUFFIXES))}, and numbered pictures "
-            "are the frames of a video."
-        )
+    listing.require_videos(path)
     inside = [video for video in listing.videos if len(video.parts) > 1]
     num_strays = len(listing.videos) - len(inside)
     is_labelled = inside and (not num_strays or needs_labels and num_strays < len(inside))

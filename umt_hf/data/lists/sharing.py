@@ -90,18 +90,6 @@ def find_once(key: str, write: Callable[[Path], object]) -> Path | None:
     return path if path.exists() else None
 
 
-def holds_files(folder: Path, suffix: str) -> bool:
-    """Whether a folder holds a file with a suffix, at any depth."""
-
-    def look() -> bool:
-        return any(folder.rglob(f"*{suffix}"))
-
-    found = find_once(
-        f"{os.path.abspath(folder)} holds {suffix}", lambda path: path.write_text(str(look()), encoding="utf-8")
-    )
-    return look() if found is None else found.read_text(encoding="utf-8") == str(True)
-
-
 def _agree(held: contextlib.ExitStack) -> _Findings | None:
     """The folder of this machine; its owner holds the lock until `held` is closed."""
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() < 2:

@@ -16,6 +16,7 @@ from .columns import VIDEO
 
 CAPTION = "caption"
 PREPARED_SUFFIX = ".prepare.json"  # beside tars that `umt-hf prepare` wrote: <split>.prepare.json
+BAD_TEXT = "the text beside it is not UTF-8 or JSON"
 READING_THREADS = 16
 
 Row = dict[str, Any]
@@ -67,10 +68,13 @@ def _read_row(tar: str, file: Any, place: Any, names: Sequence[str] | None) -> R
     file.seek(offset - TAR_BLOCK)
     try:
         member = tarfile.TarInfo.frombuf(file.read(TAR_BLOCK), "utf-8", "replace").name
-        file.seek(int(place["text"]))
+    except tarfile.TarError as error:
+        raise ValueError(f"{tar}: has changed while it was read ({error}). Start again.") from error
+    file.seek(int(place["text"]))
+    try:
         notes = parse_text(file.read(int(place["text_size"])), bool(place["json"]))
-    except (tarfile.TarError, ValueError) as error:
-        raise ValueError(f"{tar}: the text at byte {int(place['text'])} cannot be read ({error}).") from error
+    except ValueError as error:
+        raise ValueError(f"{tar}/{member}: {BAD_TEXT} ({error}). Write it again, or leave the video out.") from error
     row: Row = {VIDEO: name_tar_place(tar, member, offset, size)}
     row |= {name: notes[name] for name in (CAPTION, LABEL) if notes.get(name) is not None}
     if LABEL in row:
@@ -88,7 +92,10 @@ def parse_text(text: bytes, is_json: bool) -> Row:
         return {}
     if not is_json:
         return {CAPTION: text.decode().strip()}
-    content = json.loads(text)
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("too many brackets within each other") from error
     return content if isinstance(content, dict) else {}
 
 
