@@ -59,7 +59,7 @@ from ..runs.config import REQUIRED, describe, dump_changes, flatten_recipe, requ
 from ..runs.cores import count_workers
 from ..runs.disk import fill_folder, name_unfinished, put_folder, remove_folder, write_text
 from ..runs.folder import ADAPTER_FOLDER, FINAL_FOLDER, RECIPE_FILE, UNREADABLE_FILE, VERSIONS_FILE, collect_versions
-from ..runs.mistakes import UserError, read_rank
+from ..runs.mistakes import UserError, naming_full_disk, read_rank
 from ..training.background_push import HubPush, build_hub_push
 from ..training.checkpointing import (
     choose_checkpoint,
@@ -443,6 +443,13 @@ class FinetuningTrainer(Trainer):
         final = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         # The base class makes its folder in this one.
         unfinished = name_unfinished(final)
+        with naming_full_disk(final):
+            self._write_checkpoint(model, trial, unfinished, final)
+        if self.args.should_save:
+            self.remove_old_checkpoints(final)
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, model: nn.Module, trial: Any, unfinished: Path, final: Path) -> None:
         if self.args.should_save:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
@@ -460,8 +467,6 @@ class FinetuningTrainer(Trainer):
             self.complete_checkpoint(written)
             put_folder(written, final)
             unfinished.rmdir()
-            self.remove_old_checkpoints(final)
-        self.accelerator.wait_for_everyone()
 
     def complete_checkpoint(self, folder: Path) -> None:
         """Add what the base class does not know of; called where checkpoints are written."""
@@ -728,7 +733,7 @@ def _test(trainer: FinetuningTrainer, prefix: str) -> dict[str, float]:
 def _write_model(trainer: FinetuningTrainer, output_dir: Path) -> None:
     """Write the final model with its processor and records, all at once; called in all processes."""
     is_main, folder = trainer.is_world_process_zero(), name_unfinished(output_dir / FINAL_FOLDER)
-    with fill_folder(output_dir) if trainer.args.should_save else nullcontext():
+    with naming_full_disk(output_dir), fill_folder(output_dir) if trainer.args.should_save else nullcontext():
         if isinstance(trainer.model, PeftModel):  # one folder that needs no PEFT to load
             if is_main:
                 trainer.model.save_pretrained(str(folder / ADAPTER_FOLDER))

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from ..version import __version__
+from .mistakes import naming_full_disk
 
 # A model, as Transformers saves it.
 CONFIG_FILE = "config.json"
@@ -77,8 +78,9 @@ class MetricLog:
         kept = [line for line in read_metrics(self.path) if line["step"] <= last_step] if last_step else []
         # Renamed into place, so that a kill never leaves half of a log.
         unfinished = self.path.with_name(self.path.name + UNFINISHED_SUFFIX)
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8", newline="\n")
-        os.replace(unfinished, self.path)
+        with naming_full_disk(self.path):
+            unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8", newline="\n")
+            os.replace(unfinished, self.path)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append one line."""
@@ -87,7 +89,7 @@ class MetricLog:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+        with naming_full_disk(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
 
 

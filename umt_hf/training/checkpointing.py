@@ -37,6 +37,7 @@ from ..runs.folder import (
     VERSIONS_FILE,
     collect_versions,
 )
+from ..runs.mistakes import naming_full_disk
 from .sharding import get_local_part
 
 logger = logging.getLogger(__name__)
@@ -66,21 +67,26 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        MachineError: If the disk is full.
     """
     final = Path(output_dir) / f"checkpoint-{step}"
     unfinished = name_unfinished(final)
+    with naming_full_disk(final):
+        if accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        # Called by all: sharded weights are collected, and every process has a random state to save.
+        save_model(unfinished)
+        accelerator.save_state(str(unfinished / STATE_FOLDER))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            if save_counters is not None:
+                save_counters(unfinished / STATE_FOLDER)
+            put_folder(unfinished, final)
     if accelerator.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    # Called by all: sharded weights are collected, and every process has a random state to save.
-    save_model(unfinished)
-    accelerator.save_state(str(unfinished / STATE_FOLDER))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        if save_counters is not None:
-            save_counters(unfinished / STATE_FOLDER)
-        put_folder(unfinished, final)
         logger.info("Wrote %s.", final)
         if limit is not None:
             others = [path for path in list_checkpoints(output_dir) if path != final]

@@ -27,7 +27,7 @@ from ..data.unreadable import UnreadableList, UnreadableVideos, say_unreadable
 from ..runs.config import flatten_recipe, require
 from ..runs.disk import write_text
 from ..runs.folder import COUNTERS_FILE, RECIPE_FILE, STATE_FOLDER, UNREADABLE_FILE
-from ..runs.mistakes import UserError
+from ..runs.mistakes import UserError, naming_full_disk
 from .arguments import PretrainingArguments
 from .background_push import build_hub_push
 from .checkpointing import (
@@ -413,7 +413,8 @@ class RunKeeper:
         """
         refuse_nonfinite_weights(self.stage.model, self.accelerator, "The trained model")
         # Before it is tested: a held-out video that cannot be read is not to cost the training.
-        self.stage.export(self.accelerator, self.output_dir)
+        with naming_full_disk(self.output_dir):
+            self.stage.export(self.accelerator, self.output_dir)
         self.accelerator.wait_for_everyone()
         if is_tested:
             try:
