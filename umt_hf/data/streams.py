@@ -34,7 +34,7 @@ from .lists.folders import VIDEO_SUFFIXES
 from .lists.paths import join_root
 from .lists.sharing import holds_files
 from .lists.tar_rows import CAPTION, find_notes, parse_text
-from .unreadable import LOST_SHARD
+from .unreadable import LOST_SHARD, LostShardError
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class TarShards(Shards):
                 file.seek(int(place["text"]))
                 text = file.read(int(place["text_size"]))
         except OSError as error:
-            raise VideoDecodingError(f"{path}, row {number}: {error.strerror}. {LOST_SHARD}") from error
+            raise LostShardError(f"{path}, row {number}: {error.strerror}. {LOST_SHARD}") from error
         except tarfile.TarError as error:
             raise VideoDecodingError(f"{path}, row {number}: {CHANGED}") from error
         if not len(content) == header.size == int(place["size"]):
@@ -217,7 +217,7 @@ class ParquetShards(Shards):
             with _open(path) as opened:
                 return pq.ParquetFile(opened).read_row_group(group, columns=list(self.columns.values()))
         except (OSError, pa.ArrowException) as error:
-            raise VideoDecodingError(f"{path}, row group {group}: cannot be read ({error}). {LOST_SHARD}") from error
+            raise LostShardError(f"{path}, row group {group}: cannot be read ({error}). {LOST_SHARD}") from error
 
 
 def count_stored_frames(table: Shards | datasets.Dataset) -> int | None:

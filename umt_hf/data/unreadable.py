@@ -11,6 +11,7 @@ import torch
 from ..processing.decoding import VideoDecodingError
 from ..runs.disk import append_new_lines
 from ..runs.mistakes import MachineError, UserError
+from ..runs.scripts import MACHINE_CODE
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,12 @@ def read_first_readable(rows: Iterable[Row], read: Callable[[Row], Sample]) -> t
         except VideoDecodingError as error:
             reasons.append(str(error))
     return None, reasons
+
+
+class LostShardError(VideoDecodingError):
+    """A shard that was there when the run began cannot be read any more."""
+
+    exit_code = MACHINE_CODE
 
 
 def choose_error(reasons: Iterable[str]) -> type[UserError]:

@@ -58,7 +58,15 @@ from ..runs.arguments import (
 from ..runs.config import REQUIRED, describe, dump_changes, flatten_recipe, require, set_defaults
 from ..runs.cores import count_workers
 from ..runs.disk import fill_folder, name_unfinished, put_folder, remove_folder, write_text
-from ..runs.folder import ADAPTER_FOLDER, FINAL_FOLDER, RECIPE_FILE, UNREADABLE_FILE, VERSIONS_FILE, collect_versions
+from ..runs.folder import (
+    ADAPTER_FOLDER,
+    FINAL_FOLDER,
+    RECIPE_FILE,
+    UNREADABLE_FILE,
+    VERSIONS_FILE,
+    collect_versions,
+    read_json,
+)
 from ..runs.mistakes import UserError, naming_full_disk, read_rank
 from ..training.background_push import HubPush, build_hub_push
 from ..training.checkpointing import (
@@ -67,6 +75,7 @@ from ..training.checkpointing import (
     refuse_nonfinite_weights,
     remove_unfinished,
     require_own_weights,
+    require_same_model,
     set_aside_later,
 )
 from ..training.clips import build_generator
@@ -663,7 +672,8 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
     trainer.accelerator.wait_for_everyone()
     checkpoint = choose_checkpoint(args.resume_from_checkpoint, output_dir, TRAINER_STATE_NAME)
     if checkpoint is not None:
-        former = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        require_same_model(checkpoint, trainer.model)
+        former = read_json(checkpoint / TRAINER_STATE_NAME)
         set_aside_later(output_dir, former["global_step"], TRAINER_STATE_NAME)
     trainer.recipe = dump_changes(sections)
     if checkpoint is not None and is_main:

@@ -53,6 +53,9 @@ FINAL_FOLDER = "final-model"
 ADAPTER_FOLDER = "adapter"
 
 
+CURE_OF_DAMAGE = "Restore it, or go on from an earlier checkpoint."
+
+
 def collect_versions() -> dict[str, str]:
     """Versions of what a run depends on."""
     return {
@@ -62,6 +65,18 @@ def collect_versions() -> dict[str, str]:
         "transformers": transformers.__version__,
         "accelerate": accelerate.__version__,
     }
+
+
+def read_json(path: str | Path) -> Any:
+    """Content of a JSON file of a run or a model.
+
+    Raises:
+        ValueError: If the file is damaged; it is named.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # also bytes that are not text
+        raise ValueError(f"{path} is damaged: it cannot be read as JSON ({error}). {CURE_OF_DAMAGE}") from error
 
 
 class MetricLog:
@@ -94,12 +109,24 @@ class MetricLog:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Lines of a run's log; the last may be cut off by a kill and is then left out."""
+    """Lines of a run's log; the last may be cut off by a kill and is then left out.
+
+    Raises:
+        ValueError: If another one is damaged; file and line are named.
+    """
     path = Path(path)
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    metrics = []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith("\n"):
+            continue
+        try:
+            metrics.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: is not JSON ({error}). Delete the line.") from error
+    return metrics
 
 
 def hash_source(source: str) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -26,7 +27,7 @@ from torch import nn
 from ..data.unreadable import UnreadableList, UnreadableVideos, say_unreadable
 from ..runs.config import flatten_recipe, require
 from ..runs.disk import write_text
-from ..runs.folder import COUNTERS_FILE, RECIPE_FILE, STATE_FOLDER, UNREADABLE_FILE
+from ..runs.folder import COUNTERS_FILE, CURE_OF_DAMAGE, RECIPE_FILE, STATE_FOLDER, UNREADABLE_FILE, read_json
 from ..runs.mistakes import UserError, naming_full_disk
 from .arguments import PretrainingArguments
 from .background_push import build_hub_push
@@ -35,6 +36,7 @@ from .checkpointing import (
     list_checkpoints,
     refuse_nonfinite_weights,
     remove_unfinished,
+    require_same_model,
     save_checkpoint,
     set_aside_later,
 )
@@ -143,7 +145,7 @@ class TrainState(UnreadableVideos, NonfiniteSteps):
             FileNotFoundError: If the checkpoint is from a version that kept them otherwise.
         """
         file = folder / COUNTERS_FILE
-        values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        values = read_json(file) if file.is_file() else {}
         if not {"position", "shape"} <= values.keys():
             missing = "position in the data" if values else COUNTERS_FILE
             raise FileNotFoundError(
@@ -268,6 +270,8 @@ def train(
         remove_unfinished(args.output_dir)
     accelerator.wait_for_everyone()
     checkpoint = choose_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    if checkpoint is not None:
+        require_same_model(checkpoint, stage.model)
     set_seed(args.seed, device_specific=True)  # the weights were drawn alike everywhere; dropout is not to be
     optimizer = build_optimizer(stage.model, args, schedule.peak, accelerator.device)
     compile_stage(stage, choose_compilation(args, accelerator))
@@ -591,7 +595,14 @@ def _compare_shapes(
 def read_former_settings(checkpoint: Path) -> dict[str, Any]:
     """Arguments of the run that wrote a checkpoint, as its `run.yaml` has them; empty without one."""
     recipe = checkpoint / RECIPE_FILE
-    return flatten_recipe(recipe.read_text(encoding="utf-8-sig")) if recipe.is_file() else {}
+    if not recipe.is_file():
+        return {}
+    try:
+        return flatten_recipe(recipe.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, ValueError, AttributeError) as error:  # also bytes that are not text, and cut sections
+        raise ValueError(
+            f"{recipe} is damaged: it is not a recipe ({' '.join(str(error).split())}). {CURE_OF_DAMAGE}"
+        ) from error
 
 
 def warn_of_changes(former: dict[str, Any], present: dict[str, Any]) -> None:
