@@ -1,5 +1,6 @@
 """A checkpoint that is resumed with another model, other data or damaged files is answered in one line."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from tests.e2e.mistakes import fail, read_error
 from tests.e2e.runs import save_student, save_video_text_model, to_flags
+from umt_hf.data.prepare import ShardSettings, prepare_shards
 from umt_hf.finetuning import classification
 from umt_hf.training import stage1, stage2
 
@@ -105,8 +107,8 @@ def write_finetuning(shapes: Path, student: Path, folder: Path, **changes) -> li
     [
         ("full", {"model_name_or_path": "other"}, "num_hidden_layers 2 there, 3 here"),
         ("lora", {"lora_rank": 4}, "lora_rank 2 there, 4 here"),
-        ("full", {"mode": "lora"}, "trained all weights, and this one trains adapters"),
-        ("lora", {"mode": "full"}, "trained adapters, and this one trains all weights"),
+        ("full", {"mode": "lora"}, "trained are all weights there, adapters here"),
+        ("lora", {"mode": "full"}, "trained are adapters there, all weights here"),
     ],
 )
 def test_another_model_of_a_fine_tuning_is_named(mode, changes, named, shapes, student, tmp_path):
@@ -159,3 +161,68 @@ def test_a_damaged_state_of_a_fine_tuning_is_named(shapes, student, tmp_path):
     state.write_text(state.read_text()[:100])
     words = write_finetuning(shapes, student, tmp_path, resume_from_checkpoint="auto")
     assert read_error(fail("finetuning.classification", words)).startswith(f"Error: {state} is damaged")
+
+
+def edit_list(path: Path, edit: str) -> None:
+    """Change a list in place, which its name does not show."""
+    lines = path.read_text().splitlines()
+    if edit == "shorter":
+        lines = lines[:12]
+    elif edit == "reversed":
+        lines = lines[::-1]
+    elif edit == "other names":
+        lines[0], lines[5] = lines[5], lines[0]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ("shorter", "train.csv had 24 rows then and has 12 now"),
+        ("reversed", "train.csv has its 24 rows under other names"),
+        ("other names", "train.csv has its 24 rows under other names"),
+        ("untouched", None),
+    ],
+)
+def test_a_list_that_was_edited_is_warned_of(edit, said, flags, shapes, tmp_path, caplog):
+    path = tmp_path / "train.csv"
+    path.write_text("".join(f"{shapes}/{line}\n" for line in (shapes / "train.csv").read_text().splitlines()))
+    common = {"train_data": path, "validation_data": None, "save_steps": 2}
+    stage1.main(flags(**common))
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    edit_list(path, edit)
+    caplog.clear()
+    assert stage1.main(flags(**common, resume_from_checkpoint="auto")).step == 4
+    warnings = [record.getMessage() for record in caplog.records if "have changed since" in record.getMessage()]
+    assert len(warnings) == (said is not None), warnings
+    assert said is None or said in warnings[0]
+
+
+def test_a_caption_list_and_shards_that_were_edited_are_warned_of(shapes, tmp_path, caplog):
+    """One of several corpora of stage 2 is named; the other one, of shards, is not, until it is written again."""
+    save_video_text_model(tmp_path / "model", shapes)
+    rows = json.loads((shapes / "train_captions.json").read_text())
+    for row in rows:
+        row["video"] = str(shapes / row["video"])
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    prepare_shards([str(shapes / "train_captions.json")], tmp_path / "b", ShardSettings(4, 64), num_workers=0)
+    common = {"train_corpora": [tmp_path / "a.json", tmp_path / "b"], "num_frames": 2}
+    stage2.main(write_stage2(shapes, tmp_path, **common))
+    rows[3]["caption"] = "another caption"
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    again = write_stage2(shapes, tmp_path, resume_from_checkpoint="auto", **common)
+    caplog.clear()
+    stage2.main(again)
+    (said,) = [record.getMessage() for record in caplog.records if "have changed since" in record.getMessage()]
+    assert f"({tmp_path}/a.json has its 24 rows under other names, with other captions" in said and "/b " not in said
+
+
+def test_an_edited_list_of_a_fine_tuning_is_warned_of(shapes, student, tmp_path, caplog):
+    path = tmp_path / "train.csv"
+    path.write_text("".join(f"{shapes}/{line}\n" for line in (shapes / "train.csv").read_text().splitlines()))
+    classification.main(write_finetuning(shapes, student, tmp_path, train_data=path))
+    edit_list(path, "other names")
+    caplog.clear()
+    words = write_finetuning(shapes, student, tmp_path, train_data=path, resume_from_checkpoint="auto")
+    classification.main(words)
+    assert "train_data has its 24 rows under other names" in caplog.text

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..data.lists.fingerprints import Fingerprint, fingerprint_rows
 from ..data.sources import get_source
 from ..data.splits import select_data, share_options
 from ..data.streams import check_stored_frames
@@ -62,6 +63,7 @@ from ..runs.folder import (
     ADAPTER_FOLDER,
     FINAL_FOLDER,
     RECIPE_FILE,
+    TRAINING_DATA_FILE,
     UNREADABLE_FILE,
     VERSIONS_FILE,
     collect_versions,
@@ -88,6 +90,7 @@ from ..training.trainer import (
     read_former_settings,
     sum_skipped_videos,
     warn_of_changes,
+    warn_of_other_rows,
 )
 
 try:
@@ -329,6 +332,7 @@ class FinetuningTrainer(Trainer):
         self.meter = MetricMeter(self.accelerator)
         self.bad_steps = NonfiniteSteps()
         self.recipe = ""  # what checkpoints record of the run's arguments
+        self.data: Fingerprint | None = None  # and of its training data
         self._unfinished: Path | None = None
         self.add_callback(_EpochCallback(self.train_dataset))
         self.add_callback(_StartCallback(self))
@@ -482,6 +486,8 @@ class FinetuningTrainer(Trainer):
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))  # with the name that the best checkpoint has
         if self.recipe:
             write_text(folder / RECIPE_FILE, self.recipe)
+        if self.data is not None:
+            write_text(folder / TRAINING_DATA_FILE, json.dumps(self.data) + "\n")
 
     def remove_old_checkpoints(self, newest: Path | None) -> None:
         """Delete the oldest checkpoints above `save_total_limit`, but neither the best nor `newest`."""
@@ -676,8 +682,12 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
         former = read_json(checkpoint / TRAINER_STATE_NAME)
         set_aside_later(output_dir, former["global_step"], TRAINER_STATE_NAME)
     trainer.recipe = dump_changes(sections)
-    if checkpoint is not None and is_main:
+    if is_main:
+        trainer.data = fingerprint_rows(trainer.train_dataset.table)
+    if checkpoint is not None and trainer.data is not None:
         _name_changes(checkpoint, trainer.recipe, sections)
+        file = checkpoint / TRAINING_DATA_FILE
+        warn_of_other_rows([read_json(file)] if file.is_file() else [], {"train_data": trainer.data})
     if trainer.hub is not None:
         trainer.add_callback(_PushCallback(trainer.hub))  # the last one: what others add to a checkpoint goes up too
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -356,8 +356,9 @@ class ConfigParser(HfArgumentParser):
                 try:
                     action.default, action.required = _read_value(action, value), False
                 except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+                    reason = str(error).rstrip(".")
                     raise ValueError(
-                        f"{name_or_path}: {key} in section {section!r} is {value!r}: {str(error).rstrip('.')}."
+                        f"{name_or_path}: {key} in section {section!r} is {value!r}: {reason}."
                     ) from error
 
 

@@ -33,6 +33,7 @@ TRAINER_STATE_FILE = "trainer_state.json"
 TRAINER_ARGUMENTS_FILE = "training_args.bin"
 STATE_FOLDER = "training_state"
 COUNTERS_FILE = "counters.json"
+TRAINING_DATA_FILE = "training_data.json"  # of a checkpoint of fine-tuning
 CONVERSION_FILE = "conversion.json"
 # What people read.
 CARD_FILE = "README.md"

@@ -373,6 +373,7 @@ def require_same_model(checkpoint: Path, model: nn.Module) -> None:
     Raises:
         ValueError: With the settings that differ.
     """
+    # Sharded training may keep its weights in the state alone.
     if isinstance(model, PeftModel) or not list(checkpoint.glob("model*.safetensors")):
         _require_same_adapters(checkpoint, model)
         return
@@ -387,35 +388,31 @@ def require_same_model(checkpoint: Path, model: nn.Module) -> None:
         for name, value in present.items()
         if name in former and former[name] != value and name.split(".")[-1] not in WEIGHTLESS_SETTINGS
     ]
-    raise ValueError(
-        f"{checkpoint} is of another model than this run's ({'; '.join(differing) or 'other weights'}). Give the "
-        "settings that it was made with, or start a new run in another output_dir."
-    )
+    raise ValueError(_describe_other_model(checkpoint, differing))
 
 
 def _require_same_adapters(checkpoint: Path, model: nn.Module) -> None:
     file = checkpoint / ADAPTER_CONFIG_FILE
-    if not isinstance(model, PeftModel) or not file.is_file():
-        there, here = "adapters" if file.is_file() else "all weights", "all weights"
-        if isinstance(model, PeftModel):
-            here = "adapters"
-        if there != here:
-            raise ValueError(
-                f"{checkpoint} is of a run that trained {there}, and this one trains {here}. Give the mode that it was "
-                "made with, or start a new run in another output_dir."
-            )
-        return
-    former, present = read_json(file), model.active_peft_config.to_dict()
-    names = {"r": "lora_rank", "use_dora": "use_dora"}
-    if differing := [
-        f"{flag} {former[name]} there, {present[name]} here"
-        for name, flag in names.items()
-        if name in former and former[name] != present[name]
-    ]:
-        raise ValueError(
-            f"{checkpoint} has other adapters than this run ({'; '.join(differing)}). Give the settings that it was "
-            "made with, or start a new run in another output_dir."
-        )
+    there, here = ("adapters" if some else "all weights" for some in (file.is_file(), isinstance(model, PeftModel)))
+    differing = [] if there == here else [f"trained are {there} there, {here} here"]
+    if there == here == "adapters":
+        present: Any = model.active_peft_config  # pyrefly: ignore[missing-attribute]  it has adapters
+        former, present = read_json(file), present.to_dict()
+        names = {"r": "lora_rank", "use_dora": "dora"}
+        differing = [
+            f"{flag} {former[name]} there, {present[name]} here"
+            for name, flag in names.items()
+            if name in former and former[name] != present[name]
+        ]
+    if differing:
+        raise ValueError(_describe_other_model(checkpoint, differing))
+
+
+def _describe_other_model(checkpoint: Path, differing: list[str]) -> str:
+    return (
+        f"{checkpoint} is of another model than this run's ({'; '.join(differing) or 'other weights'}). Give the "
+        "settings that it was made with, or start a new run in another output_dir."
+    )
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -50,7 +50,14 @@ from .clips import (
     ClipRequest,
     finish_batch,
 )
-from .corpora import JoinedTable, TrainingTable, check_sampling, count_epoch_rows, find_num_frames
+from .corpora import (
+    JoinedTable,
+    TrainingTable,
+    check_sampling,
+    count_epoch_rows,
+    find_num_frames,
+    name_corpora,
+)
 from .order import Position, StepShape, TrackedPlan, count_steps, plan_batches
 from .step.forward import align_student
 from .trainer import TrainState, build_accelerator, build_schedule, compute_held_out_losses, train
@@ -107,6 +114,9 @@ class Stage1:
         self.data, self.augmentation = data, augmentation
         self.training, self.resolved = training, resolved
         self.train_table, self.eval_table = tables
+        parts = self.train_table.parts if isinstance(self.train_table, JoinedTable) else [self.train_table]
+        sources = data.train_corpora or [data.train_data or "training data"]
+        self.named_tables = name_corpora(sources, parts)
         self.batch_sizes = [training.per_device_train_batch_size]
         self.table_lengths: list[int] | None = [count_epoch_rows(self.train_table)]
         size = self.config.image_size

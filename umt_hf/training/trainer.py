@@ -7,7 +7,7 @@ precision, gradient accumulation, distribution and state.
 import json
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from accelerate.utils import (
 )
 from torch import nn
 
+from ..data.lists.fingerprints import Fingerprint, describe_changes, fingerprint_rows
 from ..data.unreadable import UnreadableList, UnreadableVideos, say_unreadable
 from ..runs.config import flatten_recipe, require
 from ..runs.disk import write_text
@@ -82,6 +83,8 @@ class Stage(Protocol):
 
     batch_sizes: list[int]  # videos that a process takes at a time, for each kind of batch
 
+    named_tables: dict[str, Any]  # rows of each corpus, by its name
+
     table_lengths: list[int] | None  # rows for each kind of batch; `None` = streamed
 
     def build_batches(self, accelerator: Accelerator, position: Position | None) -> Iterable[dict[str, Any]]:
@@ -116,11 +119,13 @@ class TrainState(UnreadableVideos, NonfiniteSteps):
         step: Optimizer steps taken.
         position: Where it is in its data; `None` = at the beginning.
         shape: How it is laid out.
+        data: What stands for the rows of each corpus; empty = not known.
     """
 
     step: int = 0
     position: Position | None = None
     shape: RunShape | None = None
+    data: list[Fingerprint] = field(default_factory=list)
 
     def sum_up(self, accelerator: Accelerator) -> "TrainState":
         """The counters of the run, with the videos of all processes; called in all of them."""
@@ -280,8 +285,15 @@ def train(
         accelerator.num_processes, args.gradient_accumulation_steps, stage.batch_sizes, schedule.total_steps
     )
     state = TrainState(shape=shape)
+    present = (
+        {name: fingerprint_rows(rows) for name, rows in stage.named_tables.items()}
+        if accelerator.is_main_process
+        else {}
+    )
     if checkpoint is not None:
         _resume(checkpoint, accelerator, optimizer, state, args.allow_schedule_change, run_config or {})
+        warn_of_other_rows(state.data, present)
+    state.data = list(present.values())
     refuse_nonfinite_weights(stage.model, accelerator, str(checkpoint or "The model to start from"))
     if checkpoint is not None:
         set_aside_later(args.output_dir, state.step)
@@ -622,6 +634,21 @@ def warn_of_changes(former: dict[str, Any], present: dict[str, Any]) -> None:
     ]
     if changed:
         logger.warning("Resuming with other settings than before: %s.", "; ".join(changed))
+
+
+def warn_of_other_rows(former: list[Fingerprint], present: dict[str, Fingerprint]) -> None:
+    """Name, in one warning, training data that are not those of the run that is resumed.
+
+    Args:
+        former: As the checkpoint has them; empty = not known, as in checkpoints of older versions.
+        present: Name of each corpus -> what stands for its rows; empty where another process speaks.
+    """
+    if former and present and (changed := describe_changes(former, present)) is not None:
+        logger.warning(
+            "The training data have changed since the checkpoint was written (%s): the run goes on with other videos "
+            "than one that never stopped.",
+            changed,
+        )
 
 
 def _counts(accelerator: Accelerator, state: TrainState) -> dict[str, float]:
