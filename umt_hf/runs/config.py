@@ -356,10 +356,8 @@ class ConfigParser(HfArgumentParser):
                 try:
                     action.default, action.required = _read_value(action, value), False
                 except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-                    reason = str(error).rstrip(".")
-                    raise ValueError(
-                        f"{name_or_path}: {key} in section {section!r} is {value!r}: {reason}."
-                    ) from error
+                    place, reason = f"{key} in section {section!r}", str(error).rstrip(".")
+                    raise ValueError(f"{name_or_path}: {place} is {value!r}: {reason}.") from error
 
 
 def _read_value(action: argparse.Action, value: Any) -> Any:

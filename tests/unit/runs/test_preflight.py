@@ -1,15 +1,15 @@
 """Numbers that nobody can mean are refused before anything is loaded, in every script."""
 
+import copy
 import dataclasses
 import importlib
 
 import pytest
 
-from umt_hf.runs.config import list_recipes, parse_config
+from umt_hf.runs.config import ConfigParser, list_recipes, parse_config
 from umt_hf.runs.preflight import RANGES, refuse_numbers_out_of_range
 from umt_hf.runs.scripts import SCRIPTS, find_script_of_recipe
 
-REQUIRED = ["--model_name_or_path", "model"]
 # Flag -> values that are refused, in each script that has the flag.
 REFUSED = {
     "preemption_exit_code": ["300", "0", "-1"],
@@ -42,7 +42,7 @@ REFUSED = {
     "ddp_timeout_seconds": ["0"],
     "alignment_interval": ["0", "nan"],
     "repeated_augmentation": ["0"],
-    "peak_tflops": ["nan", "-1"],
+    "peak_tflops": ["nan", "inf"],
     "min_learning_rate_share": ["2", "nan"],
 }
 
@@ -51,32 +51,55 @@ def find_sections(entry) -> dict[str, type]:
     return importlib.import_module(entry.module).SECTIONS
 
 
-def parse(entry, *words: str) -> None:
+def parse(entry, *words: str) -> tuple:
+    """Sections of a command line with what the script needs; ranges are looked at."""
     sections = find_sections(entry)
-    names = {own.name for section in sections.values() for own in dataclasses.fields(section)}
-    needed = REQUIRED if "model_name_or_path" in names and "corpora" not in words else []
-    extra = ["--train_corpora", "a.json"] if "train_corpora" in names and entry.verb == "stage2" else []
-    refuse_numbers_out_of_range(parse_config(sections, [*needed, *extra, *words], entry))
+    needed = [f"--{action.dest}=given" for action in ConfigParser(sections, entry)._actions if action.required]
+    if entry.verb == "stage2" and "--config" not in words:
+        needed.append("--train_corpora=a.json")
+    if entry.group == "finetune":
+        needed.append("--use_cpu=true")
+    parsed = parse_config(sections, [*needed, *words], entry)
+    refuse_numbers_out_of_range(parsed)
+    return parsed
 
 
-CASES = [
-    (entry, name, value)
-    for entry in SCRIPTS
-    for name, values in REFUSED.items()
-    for value in values
-    if any(own.name == name for section in find_sections(entry).values() for own in dataclasses.fields(section))
-]
+def list_cases(section: type) -> list[tuple[str, str]]:
+    names = {own.name for own in dataclasses.fields(section)}
+    return [(name, value) for name, values in REFUSED.items() if name in names for value in values]
 
 
-@pytest.mark.parametrize(("entry", "name", "value"), CASES, ids=lambda item: getattr(item, "module", str(item)))
-def test_a_number_that_cannot_be_meant_is_refused_by_name(entry, name, value):
-    with pytest.raises(ValueError, match=rf"^{name} must be .*got .*\.$") as error:
-        parse(entry, f"--{name}={value}")
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("entry", SCRIPTS, ids=lambda entry: entry.module)
+def test_a_number_that_cannot_be_meant_is_refused_by_name(entry):
+    for section in parse(entry):
+        for name, value in list_cases(type(section)):
+            changed = copy.copy(section)
+            setattr(changed, name, [float(value), 1.0] if name.startswith("crop_scale") else float(value))
+            with pytest.raises(ValueError, match=rf"^{name} must be .*, got \S+\.$"):
+                refuse_numbers_out_of_range([changed])
 
 
 def test_each_case_is_looked_at_in_some_script():
-    assert {name for _, name, _ in CASES} == set(REFUSED) and len(CASES) > 150
+    sections = [section for entry in SCRIPTS for section in find_sections(entry).values()]
+    cases = [case for section in sections for case in list_cases(section)]
+    assert {name for name, _ in cases} == set(REFUSED) and len(cases) > 150
+
+
+@pytest.mark.parametrize(
+    ("verb", "word"),
+    [
+        ("stage1", "--preemption_exit_code=300"),
+        ("stage1", "--max_skipped_ratio=nan"),
+        ("stage2", "--learning_rate=nan"),
+        ("stage2", "--peak_tflops=-1"),
+        ("retrieval", "--weight_decay=-1"),
+        ("detection", "--max_skipped_ratio=5"),
+    ],
+)
+def test_it_is_refused_on_the_command_line(verb, word):
+    entry = next(entry for entry in SCRIPTS if entry.verb == verb and entry.group != "evaluate")
+    with pytest.raises(ValueError, match=rf"^{word[2:].split('=')[0]} must be .*\.$"):
+        parse(entry, word)
 
 
 @pytest.mark.parametrize("entry", SCRIPTS, ids=lambda entry: entry.module)
