@@ -67,7 +67,7 @@ from ..runs.folder import (
     UNREADABLE_FILE,
     VERSIONS_FILE,
     collect_versions,
-    read_json,
+    read_run_json,
 )
 from ..runs.mistakes import UserError, naming_full_disk, read_rank
 from ..training.background_push import HubPush, build_hub_push
@@ -679,7 +679,7 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
     checkpoint = choose_checkpoint(args.resume_from_checkpoint, output_dir, TRAINER_STATE_NAME)
     if checkpoint is not None:
         require_same_model(checkpoint, trainer.model)
-        former = read_json(checkpoint / TRAINER_STATE_NAME)
+        former = read_run_json(checkpoint / TRAINER_STATE_NAME)
         set_aside_later(output_dir, former["global_step"], TRAINER_STATE_NAME)
     trainer.recipe = dump_changes(sections)
     if is_main:
@@ -687,7 +687,7 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
     if checkpoint is not None and trainer.data is not None:
         _name_changes(checkpoint, trainer.recipe, sections)
         file = checkpoint / TRAINING_DATA_FILE
-        warn_of_other_rows([read_json(file)] if file.is_file() else [], {"train_data": trainer.data})
+        warn_of_other_rows([read_run_json(file)] if file.is_file() else [], {"train_data": trainer.data})
     if trainer.hub is not None:
         trainer.add_callback(_PushCallback(trainer.hub))  # the last one: what others add to a checkpoint goes up too
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -68,7 +68,7 @@ def collect_versions() -> dict[str, str]:
     }
 
 
-def read_json(path: str | Path) -> Any:
+def read_run_json(path: str | Path) -> Any:
     """Content of a JSON file of a run or a model.
 
     Raises:

@@ -39,7 +39,7 @@ from ..runs.folder import (
     UNFINISHED_SUFFIX,
     VERSIONS_FILE,
     collect_versions,
-    read_json,
+    read_run_json,
 )
 from ..runs.mistakes import naming_full_disk
 from .sharding import get_local_part
@@ -333,7 +333,7 @@ def require_own_weights(folder: Path, model: PreTrainedModel | nn.Module) -> Non
     Raises:
         RuntimeError: If a weight is missing, unknown or of another shape; the first of them are named.
     """
-    lost, wrong = compare_weights(folder, model)
+    lost, wrong = find_other_weights(folder, model)
     if lost or wrong:
         raise RuntimeError(
             f"{folder} does not hold the weights of the {type(model).__name__}: "
@@ -342,7 +342,7 @@ def require_own_weights(folder: Path, model: PreTrainedModel | nn.Module) -> Non
         )
 
 
-def compare_weights(folder: Path, model: nn.Module) -> tuple[list[str], list[str]]:
+def find_other_weights(folder: Path, model: nn.Module) -> tuple[list[str], list[str]]:
     """Names of a model's weights that the safetensors files of a folder lack, and of stored ones that do not fit it.
 
     Args:
@@ -377,11 +377,11 @@ def require_same_model(checkpoint: Path, model: nn.Module) -> None:
     if isinstance(model, PeftModel) or not list(checkpoint.glob("model*.safetensors")):
         _require_same_adapters(checkpoint, model)
         return
-    if not any(compare_weights(checkpoint, model)):
+    if not any(find_other_weights(checkpoint, model)):
         return
     config: Any = getattr(model, "config", None)
     file = checkpoint / CONFIG_FILE
-    former = _flatten(read_json(file)) if file.is_file() else {}
+    former = _flatten(read_run_json(file)) if file.is_file() else {}
     present = _flatten(json.loads(json.dumps(config.to_dict(), default=str))) if config is not None else {}
     differing = [
         f"{name} {former[name]} there, {value} here"
@@ -397,7 +397,7 @@ def _require_same_adapters(checkpoint: Path, model: nn.Module) -> None:
     differing = [] if there == here else [f"trained are {there} there, {here} here"]
     if there == here == "adapters":
         present: Any = model.active_peft_config  # pyrefly: ignore[missing-attribute]  it has adapters
-        former, present = read_json(file), present.to_dict()
+        former, present = read_run_json(file), present.to_dict()
         names = {"r": "lora_rank", "use_dora": "dora"}
         differing = [
             f"{flag} {former[name]} there, {present[name]} here"

@@ -28,7 +28,7 @@ from ..data.lists.fingerprints import Fingerprint, describe_changes, fingerprint
 from ..data.unreadable import UnreadableList, UnreadableVideos, say_unreadable
 from ..runs.config import flatten_recipe, require
 from ..runs.disk import write_text
-from ..runs.folder import COUNTERS_FILE, CURE_OF_DAMAGE, RECIPE_FILE, STATE_FOLDER, UNREADABLE_FILE, read_json
+from ..runs.folder import COUNTERS_FILE, CURE_OF_DAMAGE, RECIPE_FILE, STATE_FOLDER, UNREADABLE_FILE, read_run_json
 from ..runs.mistakes import UserError, naming_full_disk
 from .arguments import PretrainingArguments
 from .background_push import build_hub_push
@@ -150,7 +150,7 @@ class TrainState(UnreadableVideos, NonfiniteSteps):
             FileNotFoundError: If the checkpoint is from a version that kept them otherwise.
         """
         file = folder / COUNTERS_FILE
-        values = read_json(file) if file.is_file() else {}
+        values = read_run_json(file) if file.is_file() else {}
         if not {"position", "shape"} <= values.keys():
             missing = "position in the data" if values else COUNTERS_FILE
             raise FileNotFoundError(
