@@ -7,7 +7,7 @@ SOURCES = umt_hf umt_hf_launcher.py setup.py tests benchmarks examples docs
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-extras test-oldest faults quality workflows style notebooks bench bench-cuda check-zoo test-readme docs docs-serve dist clean
+.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-extras test-oldest faults soak quality workflows style notebooks bench bench-cuda check-zoo test-readme docs docs-serve dist clean
 
 # Minutes on two cores.
 demo: $(VENV)/.installed
@@ -51,9 +51,18 @@ test-oldest:
 	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt .venv-oldest/.installed
 	.venv-oldest/bin/python $(PYTEST)
 
-# Hundreds of hostile files against an independent decode, traced by strace where it is installed; see docs/reliability.md.
+# Hundreds of hostile files against an independent decode, traced by strace where it is installed, then runs that are
+# killed again and again; see docs/reliability.md. Other moments: make faults SEED=1 KILLS=200
+SEED ?= 0
+KILLS ?= 76
 faults: $(VENV)/.installed
-	$(BIN)/python -m tests.faults.run
+	$(BIN)/python -m tests.faults.run --seed $(SEED)
+	$(BIN)/python -m tests.faults.kill_runs --seed $(SEED) --kills $(KILLS)
+
+# Both stages of pre-training while memory and handles are watched: make soak MINUTES=60
+MINUTES ?= 20
+soak: $(VENV)/.installed
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
 
 quality: $(VENV)/.installed
 	$(BIN)/ruff check $(SOURCES)

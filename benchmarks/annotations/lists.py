@@ -77,7 +77,7 @@ def _write_parquet(path: Path, num_rows: int) -> None:
 
 def _write_tars(folder: Path, num_rows: int) -> None:
     for first in range(0, num_rows, ROWS_OF_TAR):
-        with tarfile.open(folder / f"train-{first // ROWS_OF_TAR:06d}.tar", "w") as tar:
+        with tarfile.open(folder / f"train-{first // ROWS_OF_TAR:06d}.tar", "w", encoding="utf-8") as tar:
             for video, caption in iterate_rows(min(first + ROWS_OF_TAR, num_rows), first):
                 notes = json.dumps({"caption": caption}).encode()
                 for name, content in ((video, bytes(VIDEO_BYTES)), (f"{video.removesuffix('.mp4')}.json", notes)):

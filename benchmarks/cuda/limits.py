@@ -42,7 +42,8 @@ class Row:
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise `OutOfTime` in the code within when its time is over; only in the main thread, on POSIX systems."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    has_timer = hasattr(signal, "SIGALRM") and hasattr(signal, "setitimer")
+    if not has_timer or threading.current_thread() is not threading.main_thread():
         yield
         return
 

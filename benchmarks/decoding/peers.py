@@ -70,12 +70,12 @@ class TorchcodecReader(TorchvisionReader):
         from torchcodec.decoders import VideoDecoder
 
         super().__init__(transform)
-        self.open = partial(VideoDecoder, seek_mode=seek_mode, num_ffmpeg_threads=1)
+        self.build_decoder = partial(VideoDecoder, seek_mode=seek_mode, num_ffmpeg_threads=1)
         self.name = f"torchcodec, {seek_mode} + torchvision"
 
     def decode(self, path: Path, generator: torch.Generator) -> torch.Tensor:
         """Open a file with torchcodec and decode the chosen frames."""
-        decoder = self.open(str(path))
+        decoder = self.build_decoder(str(path))
         indices = sample_frame_indices(len(decoder), NUM_FRAMES, "segments", generator=generator)
         return decoder.get_frames_at(indices=indices).data
 

@@ -185,7 +185,7 @@ def name_variant(variant: str, device: torch.device) -> str:
 
 
 def measure_memory(case: Case, variant: str, args: Arguments) -> int | None:
-    """Peak memory of a variant in a process of its own, in bytes; `None` where it is not asked for."""
+    """Peak memory of a variant in a separate process, in bytes; `None` where it is not asked for."""
     if not args.measure_memory:
         return None
     return measure_peak_memory(

@@ -1,4 +1,4 @@
-"""A short run of stage 1 in a process of its own, and its loss on held-out clips against the float32 teacher."""
+"""A short run of stage 1 in a separate process, and its loss on held-out clips against the float32 teacher."""
 
 import json
 import sys

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from transformers import AutoVideoProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection, Pipeline, pipeline
+from transformers import AutoVideoProcessor, Pipeline, pipeline
 
-from tests.e2e.runs import PRETRAINING, save_student, to_flags
+from tests.e2e.runs import PRETRAINING, save_student, save_teacher, to_flags
 from tests.processes import start_server
 from umt_hf.moving_shapes.render import render_clip, sample_clip, write_moving_shapes, write_video
 
@@ -62,19 +62,7 @@ def student(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        image_size=64,
-        patch_size=16,
-        hidden_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        projection_dim=12,
-    )
-    folder = tmp_path_factory.mktemp("teacher")
-    CLIPVisionModelWithProjection(config).save_pretrained(folder)
-    return folder
+    return save_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import torch
 from safetensors.torch import load_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from tests.processes import START_METHOD
 from umt_hf import UMTVideoConfig, UMTVideoForPreTraining, UMTVideoProcessor, UMTVideoTextProcessor
@@ -98,6 +99,22 @@ def save_student(folder: Path, **changes) -> Path:
         **sizes,
     )
     UMTVideoForPreTraining(config).save_pretrained(folder)
+    return folder
+
+
+def save_teacher(folder: Path) -> Path:
+    """An untrained CLIP for clips of 64 pixels."""
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        image_size=64,
+        patch_size=16,
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        projection_dim=12,
+    )
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
     return folder
 
 

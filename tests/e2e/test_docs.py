@@ -14,6 +14,7 @@ import pytest
 from safetensors import safe_open
 
 import umt_hf
+from benchmarks.scale import model as scale_model
 from tests.e2e.conftest import ROOT
 from tests.e2e.pages import (
     NOT_RUN,
@@ -42,7 +43,10 @@ READMES = [str(path.relative_to(ROOT)) for path in [*ROOT.glob("benchmarks/**/*.
 OTHER_FLAGS = {
     "docs/reproduction.md": {"--quick", "--budget"},  # of the tour
     # Of every evaluation, and of both pre-training stages.
-    "docs/reliability.md": {"--disable_tqdm", "--dataloader_timeout_seconds", "--profile"},
+    "docs/reliability.md": {"--disable_tqdm", "--dataloader_timeout_seconds", "--profile", "--teacher_quantization"},
+    "docs/dependencies.md": {"--teacher_quantization"},
+    "docs/precision.md": {"--teacher_quantization"},
+    "docs/scaling.md": {f"--{field.name}" for field in dataclasses.fields(scale_model.Arguments)},
     "docs/hub.md": {"--mode"},  # of every fine-tuning script, which it does not list
 }
 

@@ -274,6 +274,18 @@ def test_the_best_checkpoint_outlives_rotation(flags, tmp_path):
     assert_same_weights(best, run)
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_finished_run_that_is_started_again_trains_no_further(flags, tmp_path, script):
+    """Also where its last step is within an epoch: the `Trainer` would take another one at each start."""
+    run, changes = tmp_path / "run", {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    SCRIPTS[script].main(flags(script, **changes, max_steps=3))
+    shutil.copytree(run, tmp_path / "finished")
+    SCRIPTS[script].main(flags(script, **changes, max_steps=3, resume_from_checkpoint="auto"))
+    assert [line["step"] for line in read_log(run)] == [1, 2, 3]
+    assert [path.name for path in list_checkpoints(run, STATE)] == ["checkpoint-3"]
+    assert_same_weights(run, tmp_path / "finished")
+
+
 @pytest.mark.skipif(torch.__version__.startswith("2.6"), reason="Trainer asks for cpu:0, which PyTorch 2.6 refuses")
 def test_two_processes_save_and_resume(flags, tmp_path):
     changes = {"save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2}

@@ -1,5 +1,6 @@
 """One run, whatever happens to it: other processes, another batch or schedule, an older checkpoint, two disks."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -10,6 +11,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.e2e.mistakes import run_script
@@ -103,6 +105,21 @@ def test_an_older_checkpoint_begins_a_new_line(flags, tmp_path, caplog):
         stage1.main(flags(resume_from_checkpoint=run / "checkpoint-3", **arguments))
 
 
+def test_a_kill_between_the_last_save_and_the_deletion_leaves_no_surplus(flags, tmp_path):
+    """A run that had finished saves nothing more when it is started again."""
+    arguments = {"max_steps": 4, "save_steps": 1, "validation_data": None}
+    stage1.main(flags(**arguments))
+    run = tmp_path / "run"
+    stage1.main(flags(**arguments, save_total_limit=2, resume_from_checkpoint="auto"))
+    assert [path.name for path in list_checkpoints(run)] == ["checkpoint-3", "checkpoint-4"]
+    # The one that a run goes back to is the newest by then.
+    stage1.main(flags(output_dir=tmp_path / "other", **arguments))
+    older = {"resume_from_checkpoint": tmp_path / "other" / "checkpoint-1", "save_total_limit": 1}
+    stage1.main(flags(output_dir=tmp_path / "other", **arguments, **older))
+    assert [path.name for path in list_checkpoints(tmp_path / "other")] == ["checkpoint-4"]
+    assert len(list((tmp_path / "other").glob("*.superseded-*"))) == 3
+
+
 def test_counts_of_videos_survive_other_numbers_of_processes(flags, shapes, tmp_path):
     rows = (shapes / "train.csv").read_text().splitlines()
     broken = tmp_path / "broken.mp4"
@@ -178,6 +195,22 @@ def has_steps(run: Path, count: int) -> bool:
     return (run / "metrics.jsonl").exists() and len(read_losses(run)) >= count
 
 
+def assert_saved_and_ended(run: Path, processes: list, outputs: list[Path], code: int) -> Path:
+    """Join processes that got a signal; returns the checkpoint."""
+    for process in processes:
+        process.join(60)
+    said = read_output(outputs[0]).stderr
+    assert [process.exitcode for process in processes] == [code] * len(processes), said[-2000:]
+    (checkpoint,) = list_checkpoints(run)
+    assert said.strip().splitlines()[-1] == (
+        f"Terminated. The newest checkpoint is {checkpoint}; the same command with --resume_from_checkpoint auto goes "
+        "on from it."
+    )
+    assert json.loads((checkpoint / "training_state" / "counters.json").read_text())["step"] == read_step(checkpoint)
+    assert "Traceback" not in said
+    return checkpoint
+
+
 @pytest.mark.parametrize(
     ("number", "changes", "code", "num_processes"),
     [
@@ -193,21 +226,52 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(flags, tmp_path, 
     processes, outputs = start_ranks(arguments, tmp_path, num_processes)
     wait_until(lambda: has_steps(tmp_path / "run", 2))
     os.kill(processes[-1].pid, number)
-    for process in processes:
-        process.join(60)
-    said = read_output(outputs[0]).stderr
-    assert [process.exitcode for process in processes] == [code] * num_processes, said[-2000:]
-    (checkpoint,) = list_checkpoints(tmp_path / "run")
-    assert said.strip().splitlines()[-1] == (
-        f"Terminated. The newest checkpoint is {checkpoint}; the same command with --resume_from_checkpoint auto goes "
-        "on from it."
-    )
+    checkpoint = assert_saved_and_ended(tmp_path / "run", processes, outputs, code)
     assert 2 <= read_step(checkpoint) < 40
-    assert json.loads((checkpoint / "training_state" / "counters.json").read_text())["step"] == read_step(checkpoint)
     if num_processes == 1:
         stage1.main(flags(output_dir=tmp_path / "whole", **common))
         stage1.main(flags(**common, resume_from_checkpoint="auto"))
         assert read_losses(tmp_path / "run") == read_losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("number", "changes", "code", "num_processes"),
+    [
+        (signal.SIGTERM, {}, 143, 1),
+        (signal.SIGTERM, {}, 143, 2),
+        (signal.SIGUSR1, {"preemption_signal": "SIGUSR1", "preemption_exit_code": 75}, 75, 1),
+    ],
+    ids=["one process", "two processes", "named signal"],
+)
+def test_a_signal_to_every_process_and_worker_twice_saves_all_the_same(
+    flags, tmp_path, number, changes, code, num_processes
+):
+    """As Slurm, `timeout`, `kill -- -GROUP` and `torchrun` send it; some of them hand it on as well."""
+    arguments = flags(
+        max_steps=5000,
+        validation_data=None,
+        per_device_train_batch_size=4,
+        num_frames=8,
+        **changes,
+        dataloader_num_workers=2,
+        ddp_timeout_seconds=20,
+    )
+    processes, outputs = start_ranks(arguments, tmp_path, num_processes)
+    wait_until(lambda: has_steps(tmp_path / "run", 2))
+    everyone = [own for process in processes for own in find_family(process.pid)]
+    assert len(everyone) >= 3 * num_processes
+    for _ in range(2):
+        for process in everyone:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+    assert_saved_and_ended(tmp_path / "run", processes, outputs, code)
+    assert not [process for process in everyone if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def find_family(pid: int) -> list[psutil.Process]:
+    own = psutil.Process(pid)
+    children = own.children(recursive=True)
+    return [own, *(child for child in children if "resource_tracker" not in " ".join(child.cmdline()))]
 
 
 def test_a_process_that_stops_ends_the_run_with_the_step_in_the_last_line(flags, tmp_path):

@@ -1,5 +1,6 @@
 """What a run lets see of itself, and reads that never end: whole runs, in processes of their own."""
 
+import itertools
 import json
 import logging
 import os
@@ -14,7 +15,9 @@ import pytest
 
 from tests.e2e.mistakes import read_error, run_script
 from tests.e2e.runs import assert_same_weights, read_losses
-from tests.processes import START_METHOD, build_environment, read_output, run_ranks, start_process
+from tests.faults.kill import list_orphans
+from tests.processes import CONTEXT, START_METHOD, build_environment, read_output, run_ranks, start_process
+from umt_hf.runs import mistakes
 from umt_hf.runs.folder import read_metrics
 from umt_hf.training import clips, stage1
 
@@ -111,11 +114,39 @@ def test_a_file_that_never_comes_ends_the_run_and_is_named_with_the_step(flags, 
     )  # fmt: skip
     began = time.monotonic()
     said = read_error(
-        run_ranks(run_on_a_disk_that_does_not_answer, arguments, exit_code=2, environment=FORKED, num_processes=1)
+        run_ranks(run_on_a_disk_that_does_not_answer, arguments, exit_code=4, environment=FORKED, num_processes=1)
     )
     assert said.startswith("Error: Step ")
     assert time.monotonic() - began < 60
     assert re.search(rf"Step \d+: No data came for 3 s \(--dataloader_timeout_seconds\); being read: {stuck} \(", said)
+
+
+def stop_reading(rank: int, words: list[str]) -> None:
+    """Stage 1, one of whose processes has a worker that waits for ever for its fourth file."""
+    read, numbers = clips.read_clip, itertools.count(1)
+
+    def wait_or_read(source, *arguments, **options):
+        while os.environ["RANK"] == str(rank) and next(numbers) > 3:
+            time.sleep(600)
+        return read(source, *arguments, **options)
+
+    clips.read_clip = wait_or_read
+    run_script("training.stage1", words, patience=mistakes.SECONDS_TO_BE_STOPPED)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_two_processes_one_waits_for_a_file_and_both_end_soon(flags, tmp_path, rank):
+    """The process with the file names it, the other one the step, each at the end of its own output."""
+    arguments = flags(
+        validation_data=None, dataloader_num_workers=1, max_steps=1000, dataloader_timeout_seconds=3,
+        per_device_train_batch_size=2, ddp_timeout_seconds=20,
+    )  # fmt: skip
+    began = time.monotonic()
+    said = run_ranks(stop_reading, rank, arguments, exit_code=4, environment=FORKED, timeout=60).stderr
+    assert time.monotonic() - began < 40 and "Traceback" not in said
+    prefix = "Process 1: " if rank else ""
+    assert re.search(rf"^{prefix}Error: Step \d+: No data came for 3 s .*read: \S+\.mp4 \(", said, re.MULTILINE), said
+    assert re.search(rf"Error: Process {1 - rank} waited in vain for another one at step \d+: ", said)
 
 
 def start(arguments: list[str], tmp_path: Path):
@@ -211,3 +242,21 @@ def test_workers_of_the_held_out_data_stay(flags, tmp_path, monkeypatch):
     assert [(line.get("loss"), line.get("eval_loss")) for line in one] == [
         (line.get("loss"), line.get("eval_loss")) for line in other
     ]
+
+
+def train_with_a_fork_server(words: list[str]) -> None:
+    os.setsid()
+    CONTEXT.set_forkserver_preload([])  # what the tests have in theirs takes long to import
+    run_script("training.stage1", words)
+
+
+@pytest.mark.slow
+def test_workers_that_are_not_forked_end_with_a_killed_run(flags, tmp_path):
+    """From Python 3.14 on a worker's parent is the fork server, which lives as long as the worker does."""
+    arguments = flags(validation_data=None, dataloader_num_workers=1, max_steps=5000)
+    environment = build_environment(0, 1, 0) | {START_METHOD: "forkserver"}
+    process = start_process(train_with_a_fork_server, arguments, environment=environment, output=tmp_path / "output")
+    wait_for_losses(tmp_path / "run", 2)
+    process.kill()
+    process.join()
+    assert list_orphans([process.pid]) == []

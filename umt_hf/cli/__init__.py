@@ -128,10 +128,11 @@ def read_sources(videos: Iterable[str]) -> Iterator[str]:
 
 def print_report(report: Any, as_json: bool) -> None:
     """Print a dataclass as JSON, or as its own lines for people; of several processes the main one does."""
-    # Under `accelerate launch` every process comes here, and one report is enough.
-    from ..inference.loading import get_process_state
+    # Under `accelerate launch` every process comes here, and one report is enough. Nobody is asked for it: `prepare`
+    # forms no group, and one of its processes may be gone.
+    from ..runs.mistakes import read_rank
 
-    if get_process_state().is_main_process:
+    if read_rank() == 0:
         typer.echo(json.dumps(asdict(report)) if as_json else report.format())
 
 

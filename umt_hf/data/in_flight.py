@@ -5,14 +5,17 @@ shares with the process that waits for it.
 """
 
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
 import struct
+import threading
 import time
 import weakref
 from collections.abc import Collection, Generator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ import torch
 from ..runs.mistakes import MachineError
 
 NOTE_BYTES = 1024
+SECONDS_TO_OUTLIVE = 300
 HEADER = struct.Struct("qd?H")  # process, when it began, whether it still reads, bytes of the name
 NAMED_READS = 5
 
@@ -74,6 +78,8 @@ class ReadNotes:
     def attach(self, worker: int) -> None:
         """Called in a worker at its start."""
         global _own_note
+        end_with_parent()
+        outlive_signals()
         _own_note = self.table[worker]
         _write(_own_note, b"", is_open=False)
 
@@ -92,6 +98,48 @@ class ReadNotes:
         for read in self.list_reads():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(read.process, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def list_workers() -> set[int]:
+    """Ids of the workers of all loaders."""
+    return {read.process for notes in list(_watched) for read in notes.list_reads()}
+
+
+def end_with_parent() -> None:
+    """End this worker with the process that started it, also where that is killed; called in a worker at its start.
+
+    Workers of a pool notice nothing. Those of a loader ask for the number of their parent, which is that of the fork
+    server where they start by one: they would stay for ever, and the server with them.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or multiprocessing.get_start_method(allow_none=True) == "fork":
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def outlive_signals() -> None:
+    """Let this worker work on when a signal asks the processes of a run to save and to end; called in a worker.
+
+    Schedulers send it to workers as well, and the run still needs their batches. It ends them when it is done.
+    """
+    parent = multiprocessing.parent_process()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if parent is not None and parent.is_alive() and hasattr(signal, "alarm"):
+            signal.alarm(SECONDS_TO_OUTLIVE)  # by which a worker ends that nobody needs or stops
+            return
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, handle)
+    for name in ("SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def explain(error: Exception, seconds: float = 0, notes: "ReadNotes | None" = None) -> StuckReadingError | None:

@@ -1,11 +1,14 @@
 """Loaders over planned batches."""
 
+import atexit
+import functools
 import multiprocessing
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -13,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..runs.cores import count_workers
 from ..runs.mistakes import WORKER_TRACEBACK
-from .in_flight import ReadNotes, StuckReadingError, explain, explain_death, explain_silence
+from .in_flight import ReadNotes, StuckReadingError, explain, explain_death, explain_silence, list_workers
 
 SECONDS_TO_DIE = 1.0  # between the end of a process's connections and the system's word that it has ended
 
@@ -52,12 +55,7 @@ class NamingLoader(DataLoader):
                 yield batch
         except (RuntimeError, OSError, EOFError) as error:
             with _unheard_children():
-                explained = guard.error or (
-                    explain(error, self.timeout, notes)
-                    if isinstance(error, RuntimeError)
-                    else _explain_broken_connection(error, notes)
-                )
-                if explained is None:
+                if (explained := guard.explain(error)) is None:
                     raise
                 notes.kill()
                 getattr(batches, "_shutdown_workers", lambda: None)()
@@ -104,9 +102,65 @@ class _Guard:
         if self.timer is not None:
             self.timer.cancel()
 
+    def explain(self, error: Exception) -> StuckReadingError | None:
+        """What an error means that was raised while a batch was taken; `None` for those of other kinds."""
+        if self.error is not None:
+            return self.error
+        if isinstance(error, RuntimeError):
+            return explain(error, self.seconds, self.notes)
+        return _explain_broken_connection(error, self.notes)
+
     def _end(self) -> None:
         self.error = explain_silence(self.seconds, self.notes)
         self.notes.kill()
+
+
+class WatchedReads:
+    """The same for a loader that another library builds and drives, such as that of the `Trainer`.
+
+    Where batches are taken, the object is entered.
+
+    Args:
+        seconds: For which workers may give nothing; 0 = for ever.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.notes: ReadNotes | None = None
+        self.guard: _Guard | None = None
+
+    def watch(self, loader: Any) -> None:
+        """Give a loader the time-out, before its workers start; without workers nothing happens."""
+        loader = getattr(loader, "base_dataloader", loader)  # that of Accelerate passes settings on from there
+        if loader.num_workers:
+            self.notes = ReadNotes(loader.num_workers)
+            loader.timeout = self.seconds
+            loader.worker_init_fn = functools.partial(_start_worker, self.notes, loader.worker_init_fn)
+
+    def __enter__(self) -> "WatchedReads":
+        if self.notes is not None:
+            self.guard = _Guard(self.notes, self.seconds)
+            self.guard.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.guard is None or self.notes is None:
+            return
+        self.guard.__exit__()
+        if isinstance(error, (RuntimeError, OSError, EOFError)):
+            with _unheard_children():
+                explained = self.guard.explain(error)
+                if explained is not None:
+                    self.notes.kill()
+                    raise explained from error
+
+
+def _start_worker(notes: ReadNotes, former: Callable[[int], Any] | None, worker: int) -> None:
+    if former is not None:
+        former(worker)
+    notes.attach(worker)
 
 
 @contextmanager
@@ -119,6 +173,16 @@ def _unheard_children() -> Generator[None]:
     finally:
         if is_possible:
             signal.signal(signal.SIGCHLD, handler)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End the workers that are left; `multiprocessing` would ask them by SIGTERM, which they outlive, and wait."""
+    own = list_workers()
+    with _unheard_children():
+        for child in multiprocessing.active_children():
+            if child.pid in own:
+                child.kill()
 
 
 def build_loader(

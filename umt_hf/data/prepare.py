@@ -30,6 +30,7 @@ from ..runs.disk import hold_lock, name_unfinished, put_file, write_text
 from ..runs.folder import UNREADABLE_FILE
 from ..runs.mistakes import MachineError, naming_full_disk, read_rank
 from .annotations import name_video
+from .in_flight import end_with_parent
 from .labels import LABEL, get_label_names
 from .lists.tar_rows import CAPTION, PREPARED_SUFFIX, name_label
 from .sources import get_source, load_videos
@@ -264,7 +265,7 @@ def _run(jobs: Iterator[ShardJob], count: int, num_workers: int | None) -> Itera
         return
     # Not forked: libraries with threads are loaded already.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         waiting = []
         try:
             for job in jobs:

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from ..data.key_frames import KeyFrame
 from ..data.lists.paths import is_url
+from ..processing.media_files import find_holder
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def refuse_missing(names: Iterable[str], role: str, allowed_ratio: float = 0.0) 
     files = [name for name in different if not (is_url(name) or name.startswith("row ") or BYTES_NAME.search(name))]
     if len(files) > MOST_LOOKED_FOR:
         return
-    missing = {file for file in files if not os.path.exists(file)}
+    missing = {file for file in files if not os.path.exists(find_holder(file))}
     if not missing:
         return
     found = f"{len(missing)} of {len(different)} {role} videos are not there, such as {min(missing)}"

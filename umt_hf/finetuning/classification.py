@@ -468,15 +468,23 @@ def load_labelled_videos(args: ClassificationDataArguments, seed: int = 0) -> Cl
             "validation_split, if train_data is a `datasets` dataset of splits."
         )
     tested = None if test is None else fit_labels(*test, names, many_labels)
-    for role, table in (("validation", held_out), ("test", tested)):
-        if table is not None:
-            refuse_missing(list_names(table), role, args.max_skipped_ratio)
     if read_rank() == 0:
         logger.info(describe_found(train, held_out, tested, names))
         roles = {"validation": held_out} | ({} if tested is None else {"test": tested})
         for doubt in list_doubts(train, roles, names):
             logger.warning(doubt)
     return ClassificationData(train, held_out, tested, names, many_labels)
+
+
+def require_files(videos: ClassificationData, max_skipped_ratio: float) -> None:
+    """Refuse held-out data of which more files are missing than its test accepts.
+
+    Raises:
+        ValueError: How many there are.
+    """
+    for role, table in (("validation", videos.validation), ("test", videos.test)):
+        if table is not None:
+            refuse_missing(list_names(table), role, max_skipped_ratio)
 
 
 def compute_class_weights(labels: Sequence[int], num_classes: int) -> torch.Tensor:
@@ -548,6 +556,7 @@ def build_classification_trainer(
         videos = load_labelled_videos(data, training.seed)
     names = videos.names
     check_training_options(training, videos)
+    require_files(videos, data.max_skipped_ratio)
     model = build_classifier(args, names, videos.many_labels)
     processor = UMTVideoProcessor.from_model_config(
         model.config, sampling_strategy=data.sampling_strategy, decoder=data.decoder

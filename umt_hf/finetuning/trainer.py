@@ -23,11 +23,14 @@ from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..data.in_flight import noted
 from ..data.lists.fingerprints import Fingerprint, fingerprint_rows
+from ..data.loaders import WatchedReads
 from ..data.sources import get_source
 from ..data.splits import select_data, share_options
 from ..data.streams import check_stored_frames
@@ -51,10 +54,10 @@ from ..runs.arguments import (
     SourceArguments,
     TestDataArguments,
     TestSplitArguments,
+    TimedWorkerArguments,
     TrainedPartArguments,
     TrainingDataArguments,
     WarmupArguments,
-    WorkerArguments,
 )
 from ..runs.config import REQUIRED, describe, dump_changes, flatten_recipe, require, set_defaults
 from ..runs.cores import count_workers
@@ -81,6 +84,7 @@ from ..training.checkpointing import (
     set_aside_later,
 )
 from ..training.clips import build_generator
+from ..training.interruption import named_silence
 from ..training.optimization import Schedule, build_parameter_groups, keep_group_settings, scale_learning_rate
 from ..training.reporting.metric_meter import MetricMeter
 from ..training.trainer import (
@@ -161,7 +165,7 @@ class VideoTextDataArguments(
 
 
 @dataclass(kw_only=True)
-class FinetuningArguments(WarmupArguments, DivergenceArguments, WorkerArguments, TrainingArguments):
+class FinetuningArguments(WarmupArguments, DivergenceArguments, TimedWorkerArguments, TrainingArguments):
     """`TrainingArguments` with the published schedule and defaults."""
 
     output_dir: str | None = describe("outputs/finetuned", "Folder of the run: final model, checkpoints, results.")
@@ -178,6 +182,7 @@ class FinetuningArguments(WarmupArguments, DivergenceArguments, WorkerArguments,
 
     def __post_init__(self) -> None:
         DivergenceArguments.__post_init__(self)
+        TimedWorkerArguments.__post_init__(self)
         if self.dataloader_num_workers is None:
             # pyrefly: ignore[bad-override]  a number from here on, as the `Trainer` needs it
             self.dataloader_num_workers = count_workers()
@@ -238,7 +243,8 @@ class TrainingClips(torch.utils.data.Dataset, ABC):
         # One source for the choice of replacements and for all tries: the key alone decides what comes out.
         def read(number: int) -> dict[str, Any]:
             row = self.table[number]
-            return {**self.read_augmented(row, generator), "row": row, "number": number}
+            with noted(row["video"], number):
+                return {**self.read_augmented(row, generator), "row": row, "number": number}
 
         sample, failures = read_first_readable((index, *others), read)
         if sample is None:
@@ -331,6 +337,7 @@ class FinetuningTrainer(Trainer):
         self.unreadable = UnreadableList(Path(str(args.output_dir)) / UNREADABLE_FILE)
         self.meter = MetricMeter(self.accelerator)
         self.bad_steps = NonfiniteSteps()
+        self.reads = WatchedReads(args.dataloader_timeout_seconds)
         self.recipe = ""  # what checkpoints record of the run's arguments
         self.data: Fingerprint | None = None  # and of its training data
         self._unfinished: Path | None = None
@@ -341,6 +348,29 @@ class FinetuningTrainer(Trainer):
     def rate_scale(self) -> float:
         """What the stated learning rate is multiplied by."""
         return 1.0
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return self.state.global_step
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The loader of the base class, with the time-out of the arguments."""
+        loader = super().get_train_dataloader()
+        self.reads.watch(loader)
+        return loader
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Take batches, as the base class does; none where a run that has finished is started again.
+
+        Raises:
+            StuckReadingError: If workers gave nothing in time, or one has died.
+        """
+        if self.step >= self.state.max_steps:  # the base class asks only after a step
+            self.control.should_training_stop = True
+            return [], None
+        with self.reads:
+            return super().get_batch_samples(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Optimizer of the arguments over `build_parameter_groups`, whose `lr_scale` the schedule applies."""
@@ -690,7 +720,8 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
         warn_of_other_rows([read_run_json(file)] if file.is_file() else [], {"train_data": trainer.data})
     if trainer.hub is not None:
         trainer.add_callback(_PushCallback(trainer.hub))  # the last one: what others add to a checkpoint goes up too
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with named_silence(trainer.accelerator, trainer, "--ddp_timeout"):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     refuse_nonfinite_weights(trainer.model, trainer.accelerator, "The trained model")
     # Before it is tested: a held-out video that cannot be read is not to cost the training.
     _write_model(trainer, output_dir)

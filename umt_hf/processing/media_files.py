@@ -234,18 +234,23 @@ def name_tar_place(tar: str, member: str, offset: int, size: int) -> str:
     return f"{tar}/{member}:{offset}:{size}"
 
 
+def find_holder(path: str) -> str:
+    """The file on the disk that holds a video: its tar, where a path is a place in one, else the path itself."""
+    if not (place := TAR_PLACE.fullmatch(path)):
+        return path
+    tars = [place[1][: end.end()] for end in TAR_END.finditer(place[1])]
+    return next((tar for tar in tars if os.path.isfile(tar)), path)
+
+
 def _open_in_tar(path: str) -> MediaFile | None:
     """A file in a tar, by its place; `None` for any other path.
 
     Raises:
         VideoDecodingError: If the tar has changed or cannot be read.
     """
-    if not (place := TAR_PLACE.fullmatch(path)):
+    if not (place := TAR_PLACE.fullmatch(path)) or (tar := find_holder(path)) == path:
         return None
     name, offset, size = place[1], int(place[2]), int(place[3])
-    tars = [name[: end.end()] for end in TAR_END.finditer(name)]
-    if not (tar := next((tar for tar in tars if os.path.isfile(tar)), None)):
-        return None
     try:
         with open(tar, "rb") as file:
             file.seek(max(offset - TAR_BLOCK, 0))

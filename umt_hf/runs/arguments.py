@@ -191,23 +191,32 @@ class WorkerArguments:
 
 
 @dataclass(kw_only=True)
-class ReadAheadArguments(WorkerArguments):
-    """Processes that read beside the training."""
+class TimedWorkerArguments(WorkerArguments):
+    """Processes that read, and how long they may take."""
 
-    dataloader_prefetch_factor: int | None = describe(
-        None, "Batches that each worker process reads ahead; default: 2. They lie in shared memory."
-    )
     dataloader_timeout_seconds: int = describe(
         600, "Seconds that worker processes may give nothing before the run ends and names the videos; 0: never."
     )
 
     def __post_init__(self) -> None:
+        if self.dataloader_timeout_seconds < 0:
+            raise ValueError(f"dataloader_timeout_seconds must be at least 0, got {self.dataloader_timeout_seconds}.")
+
+
+@dataclass(kw_only=True)
+class ReadAheadArguments(TimedWorkerArguments):
+    """Processes that read beside the training."""
+
+    dataloader_prefetch_factor: int | None = describe(
+        None, "Batches that each worker process reads ahead; default: 2. They lie in shared memory."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.dataloader_prefetch_factor is not None and self.dataloader_prefetch_factor < 1:
             raise ValueError(f"dataloader_prefetch_factor must be at least 1, got {self.dataloader_prefetch_factor}.")
         if self.dataloader_prefetch_factor is not None and self.dataloader_num_workers == 0:
             raise ValueError("dataloader_prefetch_factor has no effect with dataloader_num_workers=0: leave it out.")
-        if self.dataloader_timeout_seconds < 0:
-            raise ValueError(f"dataloader_timeout_seconds must be at least 0, got {self.dataloader_timeout_seconds}.")
 
 
 @dataclass(kw_only=True)

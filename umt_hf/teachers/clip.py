@@ -108,7 +108,8 @@ class UMTTeacher(nn.Module):
         self.vision_tower = vision_tower
         if self.image_size != own_size:
             _resize_position_embedding(vision_tower.vision_model.embeddings, self.image_size)
-        for layer in vision_tower.vision_model.encoder.layers:
+        layers: Any = vision_tower.vision_model.encoder.layers
+        for layer in layers:
             if isinstance(layer.mlp.activation_fn, QuickGELUActivation):
                 layer.mlp = FrozenMLP(layer.mlp)
         # Frozen here, once: an optimizer that is given all parameters by mistake cannot train it.

@@ -97,12 +97,23 @@ def save_checkpoint(
             put_folder(unfinished, final)
     if accelerator.is_main_process:
         logger.info("Wrote %s.", final)
-        if limit is not None:
-            others = [path for path in list_checkpoints(output_dir) if path != final]
-            for old in others[: max(len(others) - (limit - 1), 0)]:
-                remove_folder(old)
+        remove_surplus(output_dir, limit, final)
     accelerator.wait_for_everyone()
     return final
+
+
+def remove_surplus(output_dir: str | Path, limit: int | None, newest: Path) -> None:
+    """Delete the oldest checkpoints of a run above a limit; the main process calls it.
+
+    Args:
+        output_dir: Folder of the run.
+        limit: Checkpoints kept; `None` = all.
+        newest: Stays, whatever its step.
+    """
+    if limit is not None:
+        others = [path for path in list_checkpoints(output_dir) if path.resolve() != newest.resolve()]
+        for old in others[: max(len(others) - (limit - 1), 0)]:
+            remove_folder(old)
 
 
 def list_checkpoints(output_dir: str | Path, state: str = STATE_FOLDER) -> list[Path]:

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,11 +21,15 @@ from ..runs.mistakes import MachineError, Terminated, UserError
 # What gloo, NCCL and the store say of processes that do not answer, or are gone.
 SILENCE = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|remote process", re.IGNORECASE)
 
+# Between a signal to all processes of a job and the same one handed on by a launcher.
+SECONDS_OF_ONE_SIGNAL = 5.0
+
 
 class Preemption:
     """SIGTERM, and another signal if one is named, ask a run to save at its next step and to end.
 
-    A second SIGTERM ends it at once. In other threads than the main one, signals stay as they are.
+    A later one ends it at once. Those that come within seconds of the first are the same one, since schedulers send it
+    to all processes and launchers hand it on. In other threads than the main one, signals stay as they are.
 
     Args:
         accelerator: Of the run; a signal to one process counts for all.
@@ -40,6 +45,7 @@ class Preemption:
         self.numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
         self.former: dict[int, Any] = {}
         self.has_come = False
+        self.came_at = 0.0
         self.process = os.getpid()
         # Hosts talk to each other about it, not their devices, which nothing is to wait for.
         self.group: Any = None
@@ -56,8 +62,9 @@ class Preemption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for number, handler in self.former.items():
-            signal.signal(number, handler)
+        if not isinstance(error, Terminated):  # else the process is about to end, and may get the signal once more
+            for number, handler in self.former.items():
+                signal.signal(number, handler)
         if self.counting is not None and kind is None:
             self.counting.wait()
 
@@ -66,8 +73,11 @@ class Preemption:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        self.has_come = True
-        signal.signal(number, self.former[number])
+        if not self.has_come:
+            self.has_come, self.came_at = True, time.monotonic()
+        elif time.monotonic() - self.came_at > SECONDS_OF_ONE_SIGNAL:
+            signal.signal(number, self.former[number])
+            os.kill(self.process, number)
 
     def is_asked(self) -> bool:
         """Whether the signal has come to any process; all of them call it after each step.
@@ -95,12 +105,13 @@ class Preemption:
 
 
 @contextmanager
-def named_silence(accelerator: Accelerator, place: Any) -> Iterator[None]:
+def named_silence(accelerator: Accelerator, place: Any, flag: str = "--ddp_timeout_seconds") -> Iterator[None]:
     """Say in one sentence that another process, or a loader's worker, does not answer.
 
     Args:
         accelerator: Of the run.
         place: Counters of the run; its `step` is named.
+        flag: What sets how long processes wait for each other.
 
     Raises:
         MachineError: If a process waited for the others in vain.
@@ -117,5 +128,5 @@ def named_silence(accelerator: Accelerator, place: Any) -> Iterator[None]:
             raise
         raise MachineError(
             f"Process {accelerator.process_index} waited in vain for another one at step {place.step + 1}: it is gone "
-            f"or slower than --ddp_timeout_seconds; resume with --resume_from_checkpoint auto ({error})."
+            f"or slower than {flag}; resume with --resume_from_checkpoint auto ({error})."
         ) from error

@@ -36,6 +36,7 @@ from .checkpointing import (
     choose_checkpoint,
     list_checkpoints,
     refuse_nonfinite_weights,
+    remove_surplus,
     remove_unfinished,
     require_same_model,
     save_checkpoint,
@@ -297,6 +298,8 @@ def train(
     refuse_nonfinite_weights(stage.model, accelerator, str(checkpoint or "The model to start from"))
     if checkpoint is not None:
         set_aside_later(args.output_dir, state.step)
+        if accelerator.is_main_process:  # a kill may have come between the last save and the deletion
+            remove_surplus(args.output_dir, args.save_total_limit, checkpoint)
     limit = limit_nonfinite_steps(
         args.max_nonfinite_steps, schedule.total_steps, has_scaler=accelerator.scaler is not None
     )
@@ -344,7 +347,7 @@ def _take_batch(
     flops = keeper.measure_flops(batch)
     learning_rate = schedule(state.step)
     done = run_micro_batch(stage, accelerator, optimizer, batch, learning_rate, keeper.args.max_grad_norm)
-    if done.is_bad is not None:
+    if done.norm is not None and done.is_bad is not None:
         keeper.guard.add(state.step, done.is_bad)
         keeper.meter.update({"grad_norm": done.norm})
     keeper.count(done.losses, len(batch["pixel_values"]), flops)

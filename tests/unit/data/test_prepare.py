@@ -1,13 +1,17 @@
 """Videos to shards: the frames kept, what goes with them, kills, several processes, mistakes."""
 
 import json
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.processes import run_and_kill, run_ranks
+from tests.faults.kill import list_orphans
+from tests.processes import run_and_kill, run_ranks, start_process
 from tests.unit.shard_files import write_parquets
 from tests.unit.video_files import write_video
 from umt_hf.cli import app
@@ -96,6 +100,33 @@ def test_a_killed_run_goes_on_to_the_same_shards(videos):
     assert prepare_shards(sources, out, SETTINGS, num_workers=0).num_written == 0
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.tar")} == times
     assert not list(out.glob("*.unfinished"))
+
+
+def prepare_in_a_group(*arguments) -> None:
+    os.setsid()
+    prepare_shards(*arguments)
+
+
+def test_workers_end_with_a_killed_command(videos):
+    output = videos / "output"
+    arguments = ([str(videos / "list.json")], videos / "out", SETTINGS, None, 1)
+    process = start_process(prepare_in_a_group, *arguments, environment={}, output=output)
+    deadline = time.monotonic() + 120
+    while not list((videos / "out").glob("*.tar*")) and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and list_orphans([process.pid]) == []
+
+
+def test_a_process_waits_for_no_other_one(videos, monkeypatch):
+    """One of two that never started, or was killed."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
+        monkeypatch.setenv(name, value)
+    words = ["prepare", str(videos / "list.json"), "--out", str(videos / "out"), "--videos-per-shard", "2"]
+    done = CliRunner().invoke(app, [*words, "--num-workers", "0"])
+    assert done.exit_code == 0, done.output
+    assert sorted(list_contents(videos / "out")) == ["train-000001.tar", "train-000003.tar"]
 
 
 def test_processes_share_the_shards(videos, monkeypatch):

@@ -18,7 +18,7 @@ from umt_hf.data.sources import load_videos
 from umt_hf.data.streams import check_stored_frames, load_shards
 from umt_hf.processing.clips import read_clip
 from umt_hf.processing.decoding import open_video
-from umt_hf.processing.media_files import VideoDecodingError, name_tar_place, open_source
+from umt_hf.processing.media_files import VideoDecodingError, find_holder, name_tar_place, open_source
 from umt_hf.processing.video_processing_umt_video import UMTVideoProcessor
 
 CLASSES = ("run", "jump")
@@ -77,6 +77,8 @@ def test_a_tar_that_changes_is_named(tmp_path):
     with pytest.raises(VideoDecodingError, match="no such file"):
         open_source(second)
     assert name_tar_place("a.tar", "b.mp4", 3, 4) == "a.tar/b.mp4:3:4"
+    write_tar(tar, [{"mp4": b"first"}])
+    assert [find_holder(path) for path in (first, str(tar), "b.mp4")] == [str(tar), str(tar), "b.mp4"]
 
 
 def test_a_file_named_like_a_place_is_still_a_file(tmp_path):

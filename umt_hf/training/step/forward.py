@@ -15,14 +15,16 @@ class AlignedStage(Protocol):
     Args:
         model: Student.
         config: Its configuration.
-        teacher: Frozen; in stage 2 `None` where nothing is aligned or masked.
         compute_targets: `compute_targets` of `training/alignment.py`; may be compiled.
     """
 
     model: nn.Module
     config: Any
-    teacher: UMTTeacher | None
     compute_targets: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+    @property
+    def teacher(self) -> UMTTeacher | None:
+        """Frozen; in stage 2 `None` where nothing is aligned or masked."""
 
 
 def align_student(stage: AlignedStage, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
