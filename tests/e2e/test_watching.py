@@ -177,7 +177,7 @@ def test_a_worker_that_stops_or_dies_ends_the_run_and_its_file_is_named(flags, t
     os.kill(worker.pid, getattr(signal, number))
     process.join(40)
     said = read_output(output).stderr
-    assert process.exitcode == 2 and time.monotonic() - began < 35, said[-3000:]
+    assert process.exitcode == 4 and time.monotonic() - began < 35, said[-3000:]
     assert "Traceback" not in said
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
     last = said.strip().splitlines()[-1]
