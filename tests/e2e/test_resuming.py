@@ -282,7 +282,7 @@ def test_a_process_that_stops_ends_the_run_with_the_step_in_the_last_line(flags,
     try:
         processes[0].join(40)
         said = read_output(outputs[0]).stderr.strip().splitlines()
-        assert processes[0].exitcode == 2, said[-5:]
+        assert processes[0].exitcode == 4, said[-5:]
         assert re.match(r"Error: Process 0 waited in vain for another one at step \d+: ", said[-1])
         assert "--resume_from_checkpoint auto" in said[-1] and not any("Traceback" in line for line in said)
     finally:
@@ -296,4 +296,4 @@ def test_a_process_that_is_killed_ends_the_other(flags, tmp_path):
     processes[1].kill()
     processes[0].join(30)
     last = read_output(outputs[0]).stderr.strip().splitlines()[-1]
-    assert processes[0].exitcode == 2 and last.startswith("Error: Process 0 waited in vain"), last
+    assert processes[0].exitcode == 4 and last.startswith("Error: Process 0 waited in vain"), last

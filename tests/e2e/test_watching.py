@@ -114,7 +114,7 @@ def test_a_file_that_never_comes_ends_the_run_and_is_named_with_the_step(flags, 
     )  # fmt: skip
     began = time.monotonic()
     said = read_error(
-        run_ranks(run_on_a_disk_that_does_not_answer, arguments, exit_code=2, environment=FORKED, num_processes=1)
+        run_ranks(run_on_a_disk_that_does_not_answer, arguments, exit_code=4, environment=FORKED, num_processes=1)
     )
     assert said.startswith("Error: Step ")
     assert time.monotonic() - began < 60
@@ -142,7 +142,7 @@ def test_of_two_processes_one_waits_for_a_file_and_both_end_soon(flags, tmp_path
         per_device_train_batch_size=2, ddp_timeout_seconds=20,
     )  # fmt: skip
     began = time.monotonic()
-    said = run_ranks(stop_reading, rank, arguments, exit_code=2, environment=FORKED, timeout=60).stderr
+    said = run_ranks(stop_reading, rank, arguments, exit_code=4, environment=FORKED, timeout=60).stderr
     assert time.monotonic() - began < 40 and "Traceback" not in said
     prefix = "Process 1: " if rank else ""
     assert re.search(rf"^{prefix}Error: Step \d+: No data came for 3 s .*read: \S+\.mp4 \(", said, re.MULTILINE), said
@@ -177,7 +177,7 @@ def test_a_worker_that_stops_or_dies_ends_the_run_and_its_file_is_named(flags, t
     os.kill(worker.pid, getattr(signal, number))
     process.join(40)
     said = read_output(output).stderr
-    assert process.exitcode == 2 and time.monotonic() - began < 35, said[-3000:]
+    assert process.exitcode == 4 and time.monotonic() - began < 35, said[-3000:]
     assert "Traceback" not in said
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
     last = said.strip().splitlines()[-1]

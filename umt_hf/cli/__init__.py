@@ -75,8 +75,11 @@ def main(
 
 @contextmanager
 def report_mistakes() -> Generator[None]:
-    """Turn errors that a user can fix into one message and exit code 2; leave the libraries' remarks out."""
-    from ..runs.mistakes import MISTAKES, UserError, read_rank, summarize
+    """Turn errors that a user can fix into one message and exit code 2, faults of the machine into code 4.
+
+    The libraries' remarks are left out.
+    """
+    from ..runs.mistakes import MISTAKES, UserError, choose_exit_code, read_rank, summarize
     from ..runs.noise import quiet_libraries
 
     try:
@@ -84,7 +87,9 @@ def report_mistakes() -> Generator[None]:
         with quiet_libraries(read_rank(), logging.ERROR):
             yield
     except (*MISTAKES, UserError) as error:
-        raise Mistake(summarize(error)) from error
+        mistake = Mistake(summarize(error))
+        mistake.exit_code = choose_exit_code(error)
+        raise mistake from error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ..runs.mistakes import UserError
+from ..runs.mistakes import MachineError
 
 NOTE_BYTES = 1024
 SECONDS_TO_OUTLIVE = 300
@@ -35,7 +35,7 @@ _own_note: torch.Tensor | None = None  # of this worker
 _watched: "weakref.WeakSet[ReadNotes]" = weakref.WeakSet()
 
 
-class StuckReadingError(UserError):
+class StuckReadingError(MachineError):
     """A loader's worker has given nothing for too long, or is gone."""
 
     leaves_at_once = True  # the end of a process waits for its workers, and one may be beyond signals

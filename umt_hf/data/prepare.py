@@ -28,7 +28,7 @@ from ..processing.sampling import sample_frame_indices
 from ..runs.cores import count_workers
 from ..runs.disk import hold_lock, name_unfinished, put_file, write_text
 from ..runs.folder import UNREADABLE_FILE
-from ..runs.mistakes import UserError, read_rank
+from ..runs.mistakes import MachineError, naming_full_disk, read_rank
 from .annotations import name_video
 from .in_flight import end_with_parent
 from .labels import LABEL, get_label_names
@@ -195,7 +195,7 @@ def prepare_shards(
 
     Raises:
         FileNotFoundError: If a source does not exist.
-        UserError: If a worker was ended.
+        MachineError: If a worker was ended, or the disk is full.
         ValueError: If there are no videos, shards hold fewer or smaller frames than are to be kept, or the folder
             holds shards of other videos or settings.
     """
@@ -317,7 +317,7 @@ def _run(jobs: Iterator[ShardJob], count: int, num_workers: int | None) -> Itera
             while waiting:
                 yield waiting.pop(0).result()
         except BrokenProcessPool as error:
-            raise UserError(
+            raise MachineError(
                 "A worker process was ended from outside (out of memory?). The same command goes on with the shards "
                 "that are missing; set fewer --num-workers."
             ) from error
@@ -329,7 +329,10 @@ def write_shard(job: ShardJob) -> str:
     """Write a shard, complete or not at all, and the list of its unreadable videos; returns a line about it."""
     unfinished, num_videos = name_unfinished(job.path), 0
     unreadable: list[str] = []
-    with tarfile.open(unfinished, "w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
+    with (
+        naming_full_disk(job.path),
+        tarfile.open(unfinished, "w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar,
+    ):
         for number, row in enumerate(job.rows, start=job.first):
             try:
                 pictures = encode_frames(row, job.settings)
@@ -341,7 +344,8 @@ def write_shard(job: ShardJob) -> str:
             notes["source"] = TAR_PLACE.sub(r"\1", name_video(row["video"], number))
             _add(tar, f"{number:09d}{STORED_SUFFIX}", pictures)
             _add(tar, f"{number:09d}.json", json.dumps(notes).encode())
-    put_file(unfinished, job.path)
+    with naming_full_disk(job.path):
+        put_file(unfinished, job.path)
     write_text(_name_done(job.path), json.dumps({"videos": num_videos, "unreadable": unreadable}) + "\n")
     return f"{job.path} has {num_videos} videos" + (f", {len(unreadable)} unreadable" if unreadable else "")
 
@@ -393,6 +397,7 @@ def _sum_up(folder: Path, paths: list[Path], num_videos: int, num_written: int) 
     report.num_unreadable = len(unreadable)
     if unreadable:
         unfinished = name_unfinished(folder / f"{UNREADABLE_FILE}.{read_rank()}")  # processes may end together
-        unfinished.write_text("".join(f"{line}\n" for line in unreadable), encoding="utf-8", newline="\n")
-        put_file(unfinished, folder / UNREADABLE_FILE)
+        with naming_full_disk(folder / UNREADABLE_FILE):
+            unfinished.write_text("".join(f"{line}\n" for line in unreadable), encoding="utf-8", newline="\n")
+            put_file(unfinished, folder / UNREADABLE_FILE)
     return report

@@ -35,6 +35,7 @@ from .lists.folders import VIDEO_SUFFIXES, is_packed_tar
 from .lists.paths import join_root
 from .lists.tar_rows import BAD_TEXT, CAPTION, find_notes, parse_text
 from .splits import DATASET, TARS, name_kind, refuse_idle_options
+from .unreadable import LOST_SHARD, LostShardError
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class TarShards(Shards):
                     file.seek(int(place["text"]))
                     text = file.read(int(place["text_size"]))
         except OSError as error:
-            raise VideoDecodingError(f"{path}, row {number}: {error.strerror}. Check the shard.") from error
+            raise LostShardError(f"{path}, row {number}: {error.strerror}. {LOST_SHARD}") from error
         except tarfile.TarError as error:
             raise VideoDecodingError(f"{path}, row {number}: {CHANGED}") from error
         if not len(content) == header.size == int(place["size"]):
@@ -226,7 +227,7 @@ class ParquetShards(Shards):
             with _open(path) as opened:
                 return pq.ParquetFile(opened).read_row_group(group, columns=list(self.columns.values()))
         except (OSError, pa.ArrowException) as error:
-            raise VideoDecodingError(f"{path}, row group {group}: cannot be read ({error}). Check it.") from error
+            raise LostShardError(f"{path}, row group {group}: cannot be read ({error}). {LOST_SHARD}") from error
 
 
 def count_stored_frames(table: Shards | datasets.Dataset) -> int | None:

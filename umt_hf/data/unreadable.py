@@ -10,11 +10,13 @@ import torch
 
 from ..processing.decoding import VideoDecodingError
 from ..runs.disk import append_new_lines
-from ..runs.mistakes import UserError
+from ..runs.mistakes import MachineError, UserError
+from ..runs.scripts import MACHINE_CODE
 
 logger = logging.getLogger(__name__)
 
 MAX_REPLACEMENTS = 8
+LOST_SHARD = "Check the shard."  # ends what is said of a shard that was there when the run began
 
 Row = TypeVar("Row")
 Sample = TypeVar("Sample")
@@ -44,6 +46,17 @@ def read_first_readable(rows: Iterable[Row], read: Callable[[Row], Sample]) -> t
         except VideoDecodingError as error:
             reasons.append(str(error))
     return None, reasons
+
+
+class LostShardError(VideoDecodingError):
+    """A shard that was there when the run began cannot be read any more."""
+
+    exit_code = MACHINE_CODE
+
+
+def choose_error(reasons: Iterable[str]) -> type[UserError]:
+    """What is raised where too many videos are unreadable: a shard that is gone is a fault of the machine."""
+    return MachineError if any(reason.endswith(LOST_SHARD) for reason in reasons) else UserError
 
 
 class UnreadableList:
@@ -100,7 +113,7 @@ class UnreadableVideos:
         *,
         min_skipped: int = 1,
         kind: str = "videos",
-        error: type[Exception] = UserError,
+        error: type[Exception] | None = None,
         unreadable: UnreadableList | None = None,
     ) -> None:
         """Add videos to the tally, and name those that could not be read in the log.
@@ -111,7 +124,7 @@ class UnreadableVideos:
             max_skipped_ratio: Share of unreadable videos that is accepted.
             min_skipped: Fewer unreadable videos than this are accepted whatever their share.
             kind: What is counted, for the message.
-            error: What is raised where there are more.
+            error: What is raised where there are more; `None` = as `choose_error` says.
             unreadable: List of the run, whose entries have been named before.
 
         Raises:
@@ -121,7 +134,7 @@ class UnreadableVideos:
         self.skipped_videos += len(reasons)
         say_unreadable(reasons, unreadable, "Skipped, since it cannot be read: %s")
         if self.skipped_videos >= min_skipped and self.skipped_videos > max_skipped_ratio * self.videos:
-            raise error(
+            raise (error or choose_error(reasons))(
                 f"{self.skipped_videos} of {self.videos} {kind} could not be read, more than max_skipped_ratio="
                 f"{max_skipped_ratio} allows. Fix or remove them, or raise it. One of them: "
                 f"{reasons[0] if reasons else 'see the log'}"

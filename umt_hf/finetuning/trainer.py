@@ -30,6 +30,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.annotations import name_video
 from ..data.in_flight import noted
+from ..data.lists.fingerprints import Fingerprint, fingerprint_rows
 from ..data.loaders import WatchedReads
 from ..data.sources import get_source
 from ..data.splits import select_data, share_options
@@ -63,8 +64,17 @@ from ..runs.arguments import (
 from ..runs.config import REQUIRED, describe, dump_changes, flatten_recipe, require, set_defaults
 from ..runs.cores import count_workers
 from ..runs.disk import fill_folder, name_unfinished, put_folder, remove_folder, write_text
-from ..runs.folder import ADAPTER_FOLDER, FINAL_FOLDER, RECIPE_FILE, UNREADABLE_FILE, VERSIONS_FILE, collect_versions
-from ..runs.mistakes import UserError, read_rank
+from ..runs.folder import (
+    ADAPTER_FOLDER,
+    FINAL_FOLDER,
+    RECIPE_FILE,
+    TRAINING_DATA_FILE,
+    UNREADABLE_FILE,
+    VERSIONS_FILE,
+    collect_versions,
+    read_run_json,
+)
+from ..runs.mistakes import UserError, naming_full_disk, read_rank
 from ..training.background_push import HubPush, build_hub_push
 from ..training.checkpointing import (
     choose_checkpoint,
@@ -72,6 +82,7 @@ from ..training.checkpointing import (
     refuse_nonfinite_weights,
     remove_unfinished,
     require_own_weights,
+    require_same_model,
     set_aside_later,
 )
 from ..training.clips import build_generator
@@ -85,6 +96,7 @@ from ..training.trainer import (
     read_former_settings,
     sum_skipped_videos,
     warn_of_changes,
+    warn_of_other_rows,
 )
 
 try:
@@ -335,6 +347,7 @@ class FinetuningTrainer(Trainer):
         self.bad_steps = NonfiniteSteps()
         self.reads = WatchedReads(args.dataloader_timeout_seconds)
         self.recipe = ""  # what checkpoints record of the run's arguments
+        self.data: Fingerprint | None = None  # and of its training data
         self._unfinished: Path | None = None
         self.add_callback(_EpochCallback(self.train_dataset))
         self.add_callback(_StartCallback(self))
@@ -481,6 +494,13 @@ class FinetuningTrainer(Trainer):
         final = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         # The base class makes its folder in this one.
         unfinished = name_unfinished(final)
+        with naming_full_disk(final):
+            self._write_checkpoint(model, trial, unfinished, final)
+        if self.args.should_save:
+            self.remove_old_checkpoints(final)
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, model: nn.Module, trial: Any, unfinished: Path, final: Path) -> None:
         if self.args.should_save:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
@@ -498,14 +518,14 @@ class FinetuningTrainer(Trainer):
             self.complete_checkpoint(written)
             put_folder(written, final)
             unfinished.rmdir()
-            self.remove_old_checkpoints(final)
-        self.accelerator.wait_for_everyone()
 
     def complete_checkpoint(self, folder: Path) -> None:
         """Add what the base class does not know of; called where checkpoints are written."""
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))  # with the name that the best checkpoint has
         if self.recipe:
             write_text(folder / RECIPE_FILE, self.recipe)
+        if self.data is not None:
+            write_text(folder / TRAINING_DATA_FILE, json.dumps(self.data) + "\n")
 
     def remove_old_checkpoints(self, newest: Path | None) -> None:
         """Delete the oldest checkpoints above `save_total_limit`, but neither the best nor `newest`."""
@@ -696,11 +716,16 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
     trainer.accelerator.wait_for_everyone()
     checkpoint = choose_checkpoint(args.resume_from_checkpoint, output_dir, TRAINER_STATE_NAME)
     if checkpoint is not None:
-        former = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        require_same_model(checkpoint, trainer.model)
+        former = read_run_json(checkpoint / TRAINER_STATE_NAME)
         set_aside_later(output_dir, former["global_step"], TRAINER_STATE_NAME)
     trainer.recipe = dump_changes(sections)
-    if checkpoint is not None and is_main:
+    if is_main:
+        trainer.data = fingerprint_rows(trainer.train_dataset.table)
+    if checkpoint is not None and trainer.data is not None:
         _name_changes(checkpoint, trainer.recipe, sections)
+        file = checkpoint / TRAINING_DATA_FILE
+        warn_of_other_rows([read_run_json(file)] if file.is_file() else [], {"train_data": trainer.data})
     if trainer.hub is not None:
         trainer.add_callback(_PushCallback(trainer.hub))  # the last one: what others add to a checkpoint goes up too
     with named_silence(trainer.accelerator, trainer, "--ddp_timeout"):
@@ -767,7 +792,7 @@ def _test(trainer: FinetuningTrainer, prefix: str) -> dict[str, float]:
 def _write_model(trainer: FinetuningTrainer, output_dir: Path) -> None:
     """Write the final model with its processor and records, all at once; called in all processes."""
     is_main, folder = trainer.is_world_process_zero(), name_unfinished(output_dir / FINAL_FOLDER)
-    with fill_folder(output_dir) if trainer.args.should_save else nullcontext():
+    with naming_full_disk(output_dir), fill_folder(output_dir) if trainer.args.should_save else nullcontext():
         if isinstance(trainer.model, PeftModel):  # one folder that needs no PEFT to load
             if is_main:
                 trainer.model.save_pretrained(str(folder / ADAPTER_FOLDER))

@@ -43,6 +43,7 @@ from ..processing.decoding import (
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.disk import put_file, put_folder, remove_folder, write_text
 from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
+from ..runs.mistakes import naming_full_disk
 from .loading import (
     PIXEL_SETTINGS,
     compute_fingerprint,
@@ -506,8 +507,9 @@ def _write_features(folder: Path, file: VideoFile, found: VideoFeatures, setting
     metadata |= {"num_padded_frames": str(found.num_padded_frames), "settings": json.dumps(settings)}
     final = name_features(folder, file.path)
     unfinished = final.with_name(final.name + UNFINISHED_SUFFIX)
-    save_file(arrays, unfinished, metadata)
-    put_file(unfinished, final)
+    with naming_full_disk(final):
+        save_file(arrays, unfinished, metadata)
+        put_file(unfinished, final)
 
 
 def _write_dataset(folder: Path) -> None:

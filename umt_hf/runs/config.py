@@ -39,6 +39,21 @@ LAUNCH_FLAGS = (
     "main_process_port",
     "accelerate_config",
 )
+# Flag of some scripts -> what others call it.
+OTHER_NAMES = {
+    "train_data": ("train_corpora", "data"),
+    "validation_data": ("data",),
+    "test_data": ("validation_data", "data"),
+    "train_corpora": ("train_data", "data"),
+    "data": ("train_data", "train_corpora"),
+    "train_split": ("train_splits", "split"),
+    "train_splits": ("train_split", "split"),
+    "data_root": ("data_roots",),
+    "data_roots": ("data_root",),
+    "test_split": ("split",),
+    "validation_split": ("split",),
+    "split": ("validation_split",),
+}
 # Flag -> flag that it would be ignored for.
 RIVALS = {"num_train_epochs": "max_steps", "warmup_epochs": "warmup_steps"}
 
@@ -285,6 +300,8 @@ class ConfigParser(HfArgumentParser):
         # Both spellings of a flag work; one is enough to name it.
         message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)
         message = message.replace("the following arguments are required:", "set")
+        # As the flag takes it.
+        message = message.replace("', None)", "', 'none')").replace(", None)", ", none)").rstrip(".")
         raise ValueError(f"{message[:1].upper()}{message[1:]}.")
 
     def refuse_unknown_flags(self, arguments: Iterable[str]) -> None:
@@ -300,7 +317,9 @@ class ConfigParser(HfArgumentParser):
             if name[2:].replace("-", "_") in LAUNCH_FLAGS:
                 raise ValueError(f"{name} is a flag of `umt-hf` and of `accelerate launch`, not of the script itself.")
             if name.startswith("--") and name not in known:
-                near = suggest("--" + name[2:].replace("-", "_"), choices)
+                others = OTHER_NAMES.get(name[2:].replace("-", "_"), ())
+                other = next((f"--{word}" for word in others if f"--{word}" in known), None)
+                near = f": here it is {other}." if other else suggest("--" + name[2:].replace("-", "_"), choices)
                 raise ValueError(f"Unknown flag {name}{near or ': --help lists all.'}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -337,7 +356,8 @@ class ConfigParser(HfArgumentParser):
                 try:
                     action.default, action.required = _read_value(action, value), False
                 except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-                    raise ValueError(f"{name_or_path}: {key} in section {section!r} is {value!r}: {error}.") from error
+                    place, reason = f"{key} in section {section!r}", str(error).rstrip(".")
+                    raise ValueError(f"{name_or_path}: {place} is {value!r}: {reason}.") from error
 
 
 def _read_value(action: argparse.Action, value: Any) -> Any:

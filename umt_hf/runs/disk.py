@@ -24,6 +24,7 @@ from .folder import (
     UNFINISHED_SUFFIX,
     WEIGHTS_INDEX_FILE,
 )
+from .mistakes import naming_full_disk
 
 try:
     import fcntl
@@ -80,8 +81,9 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text file as UTF-8 with line feeds; a kill leaves the earlier file or the new one."""
     path = Path(path)
     unfinished = name_unfinished(path)
-    unfinished.write_text(text, encoding="utf-8", newline="\n")
-    put_file(unfinished, path)
+    with naming_full_disk(path):
+        unfinished.write_text(text, encoding="utf-8", newline="\n")
+        put_file(unfinished, path)
 
 
 def append_new_lines(path: Path, lines: Sequence[str]) -> set[str]:
@@ -95,7 +97,7 @@ def append_new_lines(path: Path, lines: Sequence[str]) -> set[str]:
         The lines that it had before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with naming_full_disk(path), path.open("a+b") as file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from ..version import __version__
+from .mistakes import naming_full_disk
 
 # A model, as Transformers saves it.
 CONFIG_FILE = "config.json"
@@ -32,6 +33,7 @@ TRAINER_STATE_FILE = "trainer_state.json"
 TRAINER_ARGUMENTS_FILE = "training_args.bin"
 STATE_FOLDER = "training_state"
 COUNTERS_FILE = "counters.json"
+TRAINING_DATA_FILE = "training_data.json"  # of a checkpoint of fine-tuning
 CONVERSION_FILE = "conversion.json"
 # What people read.
 CARD_FILE = "README.md"
@@ -52,6 +54,9 @@ FINAL_FOLDER = "final-model"
 ADAPTER_FOLDER = "adapter"
 
 
+CURE_OF_DAMAGE = "Restore it, or go on from an earlier checkpoint."
+
+
 def collect_versions() -> dict[str, str]:
     """Versions of what a run depends on."""
     return {
@@ -61,6 +66,18 @@ def collect_versions() -> dict[str, str]:
         "transformers": transformers.__version__,
         "accelerate": accelerate.__version__,
     }
+
+
+def read_run_json(path: str | Path) -> Any:
+    """Content of a JSON file of a run or a model.
+
+    Raises:
+        ValueError: If the file is damaged; it is named.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # also bytes that are not text
+        raise ValueError(f"{path} is damaged: it cannot be read as JSON ({error}). {CURE_OF_DAMAGE}") from error
 
 
 class MetricLog:
@@ -77,8 +94,9 @@ class MetricLog:
         kept = [line for line in read_metrics(self.path) if line["step"] <= last_step] if last_step else []
         # Renamed into place, so that a kill never leaves half of a log.
         unfinished = self.path.with_name(self.path.name + UNFINISHED_SUFFIX)
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8", newline="\n")
-        os.replace(unfinished, self.path)
+        with naming_full_disk(self.path):
+            unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8", newline="\n")
+            os.replace(unfinished, self.path)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append one line."""
@@ -87,17 +105,29 @@ class MetricLog:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+        with naming_full_disk(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Lines of a run's log; the last may be cut off by a kill and is then left out."""
+    """Lines of a run's log; the last may be cut off by a kill and is then left out.
+
+    Raises:
+        ValueError: If another one is damaged; file and line are named.
+    """
     path = Path(path)
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    metrics = []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith("\n"):
+            continue
+        try:
+            metrics.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: is not JSON ({error}). Delete the line.") from error
+    return metrics
 
 
 def hash_source(source: str) -> str | None:

@@ -1,9 +1,13 @@
-"""What a user's error, Ctrl-C and SIGTERM look like in a script: one line and an exit code, no traceback."""
+"""What a user's error, a fault of the machine, Ctrl-C and SIGTERM look like in a script: one line and an exit code."""
 
 import contextlib
+import errno
 import os
+import re
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -14,7 +18,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
-from .scripts import MISTAKE_CODE
+from .scripts import MACHINE_CODE, MISTAKE_CODE
 
 TRACEBACK_FLAG = "--traceback"
 # A process that fails like the main one is stopped by the launcher before it speaks; one that fails alone is heard.
@@ -24,6 +28,15 @@ WORKER_TRACEBACK = "Original Traceback (most recent call last):"
 RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 # Errors of other libraries that mean: this input does not fit.
 MISTAKES = (ValueError, OSError, ImportError, StrictDataclassError)
+# Of what the system says, what no change of a command would cure.
+MACHINE_REASONS = {
+    number: os.strerror(number).lower()
+    for number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EIO, errno.ENOMEM)
+    + ((errno.ESTALE,) if hasattr(errno, "ESTALE") else ())
+}
+# PyTorch's writer does not say why it failed.
+FAILED_WRITER = re.compile(r"inline_container|PytorchStreamWriter|iostream error")
+PROBE_BYTES = 1 << 20
 
 
 class Terminated(BaseException):
@@ -45,10 +58,76 @@ class UserError(RuntimeError):
     leaves_at_once = False  # without waiting for anything, such as a worker that is beyond signals
 
 
+class MachineError(UserError):
+    """A fault of the machine (disk, memory, another process): the command was right, and may be started again."""
+
+    exit_code = MACHINE_CODE
+
+
 class DivergenceError(UserError):
     """A run's gradients are not finite any more: its command was right, and sweeps can tell it by the exit code."""
 
     exit_code = 3
+
+
+def find_machine_reason(error: BaseException) -> str | None:
+    """What the system said in an error, if it is a fault of the machine, in lower case."""
+    if isinstance(error, OSError) and error.errno in MACHINE_REASONS:
+        return MACHINE_REASONS[error.errno]
+    # Other languages put the system's words into their own errors.
+    text = "" if isinstance(error, UserError) else str(error).lower()
+    return next((reason for reason in MACHINE_REASONS.values() if reason in text), None)
+
+
+@contextlib.contextmanager
+def naming_full_disk(path: str | os.PathLike) -> Generator[None]:
+    """Say in one sentence that a file or folder could not be written because of the disk.
+
+    Args:
+        path: What is being written, by the name that it is to have.
+
+    Raises:
+        MachineError: If the disk is full or broken; other errors stay as they are.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = find_machine_reason(error)
+        if reason is None and isinstance(error, RuntimeError):
+            reason = _probe_disk(Path(path))
+        if reason is None and FAILED_WRITER.search(str(error)):
+            reason = f"PyTorch's writer failed ({' '.join(str(error).split())[:200]})"
+        if reason is None:
+            raise
+        raise MachineError(
+            f"{path} could not be written: {reason}{_describe_room(Path(path))}. Make room on its disk, or choose "
+            "another one."
+        ) from error
+
+
+def _find_folder(path: Path) -> Path:
+    """The nearest folder above a path that is there."""
+    return next(parent for parent in path.absolute().parents if parent.is_dir())
+
+
+def _probe_disk(path: Path) -> str | None:
+    """Why nothing more can be written beside a path; `None` if it can."""
+    try:
+        with tempfile.TemporaryFile(dir=_find_folder(path)) as file:
+            file.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return None
+
+
+def _describe_room(path: Path) -> str:
+    try:
+        free = shutil.disk_usage(_find_folder(path)).free
+    except OSError:
+        return ""
+    return f" ({free / 2**20:,.0f} MiB free)"
 
 
 @contextlib.contextmanager
@@ -59,7 +138,8 @@ def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]
         describe_interruption: Says after Ctrl-C or SIGTERM what was saved and how to resume.
 
     Raises:
-        SystemExit: With code 2 after a user's error, 3 after a run that diverged, 130 after Ctrl-C, 143 after SIGTERM.
+        SystemExit: With code 2 after a user's error, 3 after a run that diverged, 4 after a fault of the machine, 130
+            after Ctrl-C, 143 after SIGTERM.
     """
     signal.signal(signal.SIGTERM, _build_handler(os.getpid()))
     try:
@@ -71,17 +151,26 @@ def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]
             os._exit(error.exit_code)
         _end(f"Terminated. {describe_interruption()}", error.exit_code)
     except (*MISTAKES, UserError) as error:
-        _end_by(error)
+        _end_by(error, describe_interruption)
     except Exception as error:
         # PyTorch speaks of a dead worker at any place: also while an error that says more is on its way out.
-        if (former := _find_user_error(error)) is None:
+        former = _find_user_error(error)
+        if former is None and find_machine_reason(error) is None:
             raise
-        _end_by(former)
+        _end_by(former or error, describe_interruption)
 
 
-def _end_by(error: Exception) -> None:
-    leaves_at_once = getattr(error, "leaves_at_once", False)
-    _end(f"Error: {summarize(error)}", getattr(error, "exit_code", MISTAKE_CODE), leaves_at_once)
+def choose_exit_code(error: BaseException) -> int:
+    """Exit code that an error asks for."""
+    machine = MACHINE_CODE if find_machine_reason(error) is not None else MISTAKE_CODE
+    return getattr(error, "exit_code", machine)
+
+
+def _end_by(error: Exception, describe_interruption: Callable[[], str]) -> None:
+    message, code = f"Error: {summarize(error)}", choose_exit_code(error)
+    if code == MACHINE_CODE:  # the command is to be started again: say from where
+        message = f"{message.rstrip('.')}. {describe_interruption()}"
+    _end(message, code, getattr(error, "leaves_at_once", False))
 
 
 def _find_user_error(error: BaseException) -> UserError | None:

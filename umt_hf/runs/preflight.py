@@ -1,6 +1,8 @@
 """What would end a run after minutes of loading is looked for before: folders to write, trackers to import."""
 
+import dataclasses
 import importlib.util
+import math
 import tempfile
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -24,16 +26,74 @@ TRACKER_PACKAGES = {
     "wandb": ("wandb",),
 }
 ALL_OR_NONE = ("all", "none")
+# Ranges of numbers, by the names of their flags; `(` and `)` leave the bound itself out.
+SHARE, SIZE, POSITIVE, NOT_NEGATIVE = "[0, 1]", "[1, inf)", "(0, inf)", "[0, inf)"
+RANGES = {
+    "adam_beta1": "[0, 1)",
+    "adam_beta2": "[0, 1)",
+    "adam_epsilon": POSITIVE,
+    "alignment_interval": POSITIVE,
+    "crop_scale": "(0, 1]",
+    "crop_scales": "(0, 1]",
+    "dataloader_num_workers": NOT_NEGATIVE,
+    "ddp_timeout_seconds": SIZE,
+    "drop_path_rate": "[0, 1)",
+    "first_seconds": POSITIVE,
+    "frame_span": SIZE,
+    "frame_stride": SIZE,
+    "gradient_accumulation_steps": SIZE,
+    "hidden_size": SIZE,
+    "horizontal_flip_probability": SHARE,
+    "image_mask_ratio": "[0, 1)",
+    "image_size": SIZE,
+    "intermediate_size": SIZE,
+    "layer_decay": "(0, 1]",
+    "learning_rate": NOT_NEGATIVE,
+    "lora_rank": SIZE,
+    "mask_ratio": "[0, 1)",
+    "max_answer_tokens": SIZE,
+    "max_eval_samples": SIZE,
+    "max_grad_norm": NOT_NEGATIVE,
+    "max_skipped_ratio": SHARE,
+    "max_text_tokens": SIZE,
+    "min_learning_rate": NOT_NEGATIVE,
+    "min_learning_rate_share": SHARE,
+    "mlm_loss_weight": NOT_NEGATIVE,
+    "mlm_probability": "(0, 1)",
+    "num_aligned_layers": SIZE,
+    "num_attention_heads": SIZE,
+    "num_clips": SIZE,
+    "num_crops": SIZE,
+    "num_frames": SIZE,
+    "num_hidden_layers": SIZE,
+    "num_train_epochs": NOT_NEGATIVE,
+    "patch_size": SIZE,
+    "preemption_exit_code": "[1, 255]",
+    "projection_dim": SIZE,
+    "repeated_augmentation": SIZE,
+    "rerank_top_k": NOT_NEGATIVE,
+    "seed": NOT_NEGATIVE,
+    "shuffle_buffer_size": SIZE,
+    "teacher_image_size": SIZE,
+    "top_k": SIZE,
+    "uta_loss_weight": NOT_NEGATIVE,
+    "vtc_loss_weight": NOT_NEGATIVE,
+    "vtm_loss_weight": NOT_NEGATIVE,
+    "warmup_epochs": NOT_NEGATIVE,
+    "warmup_start_learning_rate": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+}
 
 
 def check_before_start(sections: Iterable[Any]) -> None:
     """Look at a run's arguments before anything is loaded.
 
     Raises:
-        ValueError: If a tracker is unknown or not installed.
+        ValueError: If a number is out of its range, or a tracker unknown or not installed.
         OSError: If the output folder cannot be written.
     """
     sections = list(sections)
+    refuse_numbers_out_of_range(sections)
     choose_output_dir(sections)
     for section in sections:
         trackers = getattr(section, "report_to", None) or []
@@ -41,6 +101,37 @@ def check_before_start(sections: Iterable[Any]) -> None:
             require_tracker(tracker)
         if getattr(section, "output_dir", None) and read_rank() == 0:
             require_writable(Path(section.output_dir))
+
+
+def refuse_numbers_out_of_range(sections: Iterable[Any]) -> None:
+    """Refuse numbers that nobody can mean: NaN and infinity, and those out of the range of their flag.
+
+    Raises:
+        ValueError: Names flag, range and value.
+    """
+    for section in sections:
+        for own in dataclasses.fields(section):
+            value = getattr(section, own.name, None)
+            for number in value if isinstance(value, list) else [value]:
+                if not isinstance(number, int | float) or isinstance(number, bool):
+                    continue
+                if not math.isfinite(number):
+                    raise ValueError(f"{own.name} must be a finite number, got {number}.")
+                if (bounds := RANGES.get(own.name)) is not None and not _is_within(number, bounds):
+                    raise ValueError(f"{own.name} must be {_describe_range(bounds)}, got {number}.")
+
+
+def _is_within(number: float, bounds: str) -> bool:
+    low, high = map(float, bounds[1:-1].split(","))
+    is_above = number >= low if bounds[0] == "[" else number > low
+    return is_above and (number <= high if bounds[-1] == "]" else number < high)
+
+
+def _describe_range(bounds: str) -> str:
+    if not bounds.endswith("inf)"):
+        return f"in {bounds}"
+    low = bounds[1:].split(",")[0]
+    return f"at least {low}" if bounds[0] == "[" else f"above {low}"
 
 
 def choose_output_dir(sections: Iterable[Any]) -> None:

@@ -6,6 +6,7 @@ Imports nothing, so that the command can show its verbs without PyTorch.
 from dataclasses import dataclass
 
 MISTAKE_CODE = 2  # exit code of a script, and of the `umt-hf` command, after a user's error
+MACHINE_CODE = 4  # after a fault of the machine: the same command may work later, or on another one
 
 
 @dataclass(frozen=True)

@@ -320,6 +320,8 @@ class PretrainingArguments(ScaledScheduleArguments, PrecisionArguments, Divergen
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm must be above 0, or none for no clipping, got {self.max_grad_norm}.")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             raise ValueError(f"peak_tflops must be above 0, got {self.peak_tflops}.")
         for name in ("save_total_limit", "per_device_eval_batch_size"):

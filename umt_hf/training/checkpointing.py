@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from peft import PeftModel
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -26,7 +27,9 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from ..runs.disk import clear_leftovers, fill_folder, name_unfinished, put_folder, remove_folder, write_text
 from ..runs.folder import (
+    ADAPTER_CONFIG_FILE,
     ADAPTER_FOLDER,
+    CONFIG_FILE,
     DELETED_SUFFIX,
     FINAL_FOLDER,
     RECIPE_FILE,
@@ -36,7 +39,9 @@ from ..runs.folder import (
     UNFINISHED_SUFFIX,
     VERSIONS_FILE,
     collect_versions,
+    read_run_json,
 )
+from ..runs.mistakes import naming_full_disk
 from .sharding import get_local_part
 
 logger = logging.getLogger(__name__)
@@ -44,6 +49,11 @@ logger = logging.getLogger(__name__)
 COMPILED_PART = "_orig_mod."  # what `torch.compile` puts into the names of a compiled module's weights
 NAMED_TENSORS = 5
 SECONDS_TO_APPEAR = 10.0
+# Settings of a configuration that no weight depends on.
+WEIGHTLESS_SETTINGS = frozenset({
+    "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "drop_path_rate",
+    "_attn_implementation", "attn_implementation", "id2label", "label2id",
+})  # fmt: skip
 
 
 def save_checkpoint(
@@ -66,21 +76,26 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        MachineError: If the disk is full.
     """
     final = Path(output_dir) / f"checkpoint-{step}"
     unfinished = name_unfinished(final)
+    with naming_full_disk(final):
+        if accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        # Called by all: sharded weights are collected, and every process has a random state to save.
+        save_model(unfinished)
+        accelerator.save_state(str(unfinished / STATE_FOLDER))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            if save_counters is not None:
+                save_counters(unfinished / STATE_FOLDER)
+            put_folder(unfinished, final)
     if accelerator.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    # Called by all: sharded weights are collected, and every process has a random state to save.
-    save_model(unfinished)
-    accelerator.save_state(str(unfinished / STATE_FOLDER))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        if save_counters is not None:
-            save_counters(unfinished / STATE_FOLDER)
-        put_folder(unfinished, final)
         logger.info("Wrote %s.", final)
         remove_surplus(output_dir, limit, final)
     accelerator.wait_for_everyone()
@@ -139,6 +154,12 @@ def find_checkpoint(
     path = Path(resume_from_checkpoint)
     if path.name.endswith((UNFINISHED_SUFFIX, DELETED_SUFFIX, REPLACED_SUFFIX)):
         raise FileNotFoundError(f"{path} is not a complete checkpoint: a killed run has left it. Choose another one.")
+    if not path.is_dir():
+        names = ", ".join(found.name for found in existing) or "none"
+        raise FileNotFoundError(
+            f"{path}: there is no such folder; complete checkpoints in {output_dir}: {names}. Give one of them, or "
+            "`auto` for the newest."
+        )
     if not is_complete(path, state):
         missing = state if not (path / state).exists() else "weights"
         raise FileNotFoundError(
@@ -323,6 +344,22 @@ def require_own_weights(folder: Path, model: PreTrainedModel | nn.Module) -> Non
     Raises:
         RuntimeError: If a weight is missing, unknown or of another shape; the first of them are named.
     """
+    lost, wrong = find_other_weights(folder, model)
+    if lost or wrong:
+        raise RuntimeError(
+            f"{folder} does not hold the weights of the {type(model).__name__}: "
+            f"{len(lost)} missing and {len(wrong)} unknown or of another shape, first "
+            f"{', '.join([*lost, *wrong][:5])}. Do not use it; report this as a bug."
+        )
+
+
+def find_other_weights(folder: Path, model: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of a model's weights that the safetensors files of a folder lack, and of stored ones that do not fit it.
+
+    Args:
+        folder: As `save_pretrained` wrote it; headers of files alone are read.
+        model: Weights that share memory are stored once.
+    """
     weights = model.state_dict(keep_vars=True)
     needed = {name.replace(COMPILED_PART, ""): tensor for name, tensor in weights.items()}
     stored = {}
@@ -334,9 +371,65 @@ def require_own_weights(folder: Path, model: PreTrainedModel | nn.Module) -> Non
     # ZeRO-3 leaves an empty tensor where it has divided one.
     shapes = {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in needed.items()}
     wrong = [name for name, shape in stored.items() if shape != shapes.get(name)]
-    if lost or wrong:
-        raise RuntimeError(
-            f"{folder} does not hold the weights of the {type(model).__name__}: "
-            f"{len(lost)} missing and {len(wrong)} unknown or of another shape, first "
-            f"{', '.join([*lost, *wrong][:5])}. Do not use it; report this as a bug."
-        )
+    return lost, wrong
+
+
+def require_same_model(checkpoint: Path, model: nn.Module) -> None:
+    """Refuse a checkpoint of a model with other weights, before anything is loaded from it.
+
+    Args:
+        checkpoint: Folder of a model with the state of a run.
+        model: The run's, as it was built.
+
+    Raises:
+        ValueError: With the settings that differ.
+    """
+    # Sharded training may keep its weights in the state alone.
+    if isinstance(model, PeftModel) or not list(checkpoint.glob("model*.safetensors")):
+        _require_same_adapters(checkpoint, model)
+        return
+    if not any(find_other_weights(checkpoint, model)):
+        return
+    config: Any = getattr(model, "config", None)
+    file = checkpoint / CONFIG_FILE
+    former = _flatten(read_run_json(file)) if file.is_file() else {}
+    present = _flatten(json.loads(json.dumps(config.to_dict(), default=str))) if config is not None else {}
+    differing = [
+        f"{name} {former[name]} there, {value} here"
+        for name, value in present.items()
+        if name in former and former[name] != value and name.split(".")[-1] not in WEIGHTLESS_SETTINGS
+    ]
+    raise ValueError(_describe_other_model(checkpoint, differing))
+
+
+def _require_same_adapters(checkpoint: Path, model: nn.Module) -> None:
+    file = checkpoint / ADAPTER_CONFIG_FILE
+    there, here = ("adapters" if some else "all weights" for some in (file.is_file(), isinstance(model, PeftModel)))
+    differing = [] if there == here else [f"trained are {there} there, {here} here"]
+    if there == here == "adapters":
+        present: Any = model.active_peft_config  # pyrefly: ignore[missing-attribute]  it has adapters
+        former, present = read_run_json(file), present.to_dict()
+        names = {"r": "lora_rank", "use_dora": "dora"}
+        differing = [
+            f"{flag} {former[name]} there, {present[name]} here"
+            for name, flag in names.items()
+            if name in former and former[name] != present[name]
+        ]
+    if differing:
+        raise ValueError(_describe_other_model(checkpoint, differing))
+
+
+def _describe_other_model(checkpoint: Path, differing: list[str]) -> str:
+    return (
+        f"{checkpoint} is of another model than this run's ({'; '.join(differing) or 'other weights'}). Give the "
+        "settings that it was made with, or start a new run in another output_dir."
+    )
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted names, those of nested configurations included."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        is_config = isinstance(value, dict) and name.endswith("_config")
+        flat |= _flatten(value, f"{prefix}{name}.") if is_config else {f"{prefix}{name}": value}
+    return flat

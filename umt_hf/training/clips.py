@@ -13,13 +13,12 @@ import torch
 
 from ..data.in_flight import noted
 from ..data.sources import get_source
-from ..data.unreadable import read_first_readable, sample_replacements
+from ..data.unreadable import choose_error, read_first_readable, sample_replacements
 from ..processing.clips import read_clip
 from ..processing.decoding import DecoderName
 from ..processing.media_files import VideoSource
 from ..processing.sampling import SamplingStrategy
 from ..processing.train_transforms import PretrainingTransform
-from ..runs.mistakes import UserError
 from .corpora import TrainingTable, build_generator
 
 logger = logging.getLogger(__name__)
@@ -163,14 +162,15 @@ class ClipCollator(Generic[AnyClip]):
         """Batch with `frames` (or finished `pixel_values`), `flips`, `mask_noise`, `num_videos` and `failures`.
 
         Raises:
-            UserError: If no video of a training batch could be read.
+            UserError: If no video of a training batch could be read; a `MachineError` if a shard is gone.
         """
         counts = {"num_videos": len(samples), "failures": [failure for _, lines in samples for failure in lines]}
         good = [clips for clips, _ in samples if clips]
         if not good and not self.keep_size:
             return counts
         if not good:
-            raise UserError("No video of a batch could be read:\n  " + "\n  ".join(counts["failures"][:5]))
+            failures = counts["failures"][:5]
+            raise choose_error(failures)("No video of a batch could be read:\n  " + "\n  ".join(failures))
         if self.keep_size:  # steps of one shape, in all processes alike
             good = [clips or good[i % len(good)] for i, (clips, _) in enumerate(samples)]
         batch = self.build_batch([clip for group in good for clip in group])

@@ -76,6 +76,14 @@ class JoinedTable(torch.utils.data.Dataset):
         return order
 
 
+def name_corpora(sources: Sequence[str], tables: Sequence[TrainingTable]) -> dict[str, TrainingTable]:
+    """Corpora by the names that the user gave them, with a number where a name comes twice."""
+    named: dict[str, TrainingTable] = {}
+    for number, (source, table) in enumerate(zip(sources, tables, strict=True)):
+        named[f"{source} ({number + 1})" if source in named else source] = table
+    return named
+
+
 def count_epoch_rows(table: TrainingTable) -> int:
     """Rows that an epoch takes."""
     return sum(table.counts) if isinstance(table, JoinedTable) else len(table)

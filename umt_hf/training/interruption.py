@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import distributed as dist
 
 from ..data.in_flight import StuckReadingError, explain
-from ..runs.mistakes import Terminated, UserError
+from ..runs.mistakes import MachineError, Terminated, UserError
 
 # What gloo, NCCL and the store say of processes that do not answer, or are gone.
 SILENCE = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|remote process", re.IGNORECASE)
@@ -114,7 +114,7 @@ def named_silence(accelerator: Accelerator, place: Any, flag: str = "--ddp_timeo
         flag: What sets how long processes wait for each other.
 
     Raises:
-        UserError: If a process waited for the others in vain.
+        MachineError: If a process waited for the others in vain.
         StuckReadingError: If workers gave nothing in time, or one has died.
     """
     try:
@@ -126,7 +126,7 @@ def named_silence(accelerator: Accelerator, place: Any, flag: str = "--ddp_timeo
             raise StuckReadingError(f"Step {place.step + 1}: {explained}") from error
         if accelerator.num_processes == 1 or isinstance(error, UserError) or not SILENCE.search(str(error)):
             raise
-        raise UserError(
+        raise MachineError(
             f"Process {accelerator.process_index} waited in vain for another one at step {place.step + 1}: it is gone "
             f"or slower than {flag}; resume with --resume_from_checkpoint auto ({error})."
         ) from error

@@ -57,6 +57,7 @@ from .corpora import (
     count_epoch_rows,
     find_num_frames,
     iterate_video_names,
+    name_corpora,
     refuse_idle_shuffle,
 )
 from .order import Position, StepShape, TrackedPlan, count_steps, plan_batches
@@ -115,6 +116,9 @@ class Stage1:
         self.data, self.augmentation = data, augmentation
         self.training, self.resolved = training, resolved
         self.train_table, self.eval_table = tables
+        parts = self.train_table.parts if isinstance(self.train_table, JoinedTable) else [self.train_table]
+        sources = data.train_corpora or [data.train_data or "training data"]
+        self.named_tables = name_corpora(sources, parts)
         self.batch_sizes = [training.per_device_train_batch_size]
         self.table_lengths: list[int] | None = [count_epoch_rows(self.train_table)]
         size = self.config.image_size

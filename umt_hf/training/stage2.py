@@ -58,6 +58,7 @@ from .corpora import (
     check_sampling,
     count_epoch_rows,
     find_num_frames,
+    name_corpora,
     refuse_idle_shuffle,
 )
 from .order import Position, StepShape, TrackedPlan, count_steps, plan_mixed_batches
@@ -86,13 +87,13 @@ class Corpus:
         table: Rows with `video`, `caption` and `corpus`.
         media_type: "video" or "image".
         batch_size: Rows per batch of a process.
-        counts: Rows of each corpus in it, by its number.
+        tables: Rows of each corpus in it, by its number.
     """
 
     table: TrainingTable
     media_type: MediaType
     batch_size: int
-    counts: dict[int, int]
+    tables: dict[int, TrainingTable]
 
 
 class Stage2:
@@ -127,6 +128,8 @@ class Stage2:
         self.teacher, self.processor = teacher, processor
         self.config: UMTVideoTextConfig = model.config
         self.corpora, self.held_out = corpora, held_out
+        tables = {number: table for corpus in corpora for number, table in corpus.tables.items()}
+        self.named_tables = name_corpora(data.train_corpora, [tables[number] for number in sorted(tables)])
         self.batch_sizes = [corpus.batch_size for corpus in corpora]
         self.table_lengths: list[int] | None = [count_epoch_rows(corpus.table) for corpus in corpora]
         self.data, self.augmentation = data, augmentation
@@ -232,8 +235,7 @@ def load_corpora(data: CorpusArguments, training: PretrainingArguments) -> list[
     corpora = []
     for kind, tables in groups.items():
         weights = [data.get_corpus("corpus_weights", number) for number in tables]
-        counts = {number: len(table) for number, table in tables.items()}
-        corpora.append(Corpus(join_corpora(list(tables.values()), weights), *kind, counts))
+        corpora.append(Corpus(join_corpora(list(tables.values()), weights), *kind, tables))
     return corpora
 
 
@@ -357,7 +359,7 @@ def require_towers(model: VideoTextModelArguments) -> None:
 
 def say_found_corpora(data: CorpusArguments, corpora: list[Corpus], held_out: RetrievalSet | None) -> None:
     """Say what each corpus holds, how it is batched, and what is held out; warn of what is in both."""
-    rows = {number: count for corpus in corpora for number, count in corpus.counts.items()}
+    rows = {number: len(table) for corpus in corpora for number, table in corpus.tables.items()}
     found = {
         source: f"{rows[number]:,} {data.get_corpus('media_types', number)}s with captions"
         for number, source in enumerate(data.train_corpora)

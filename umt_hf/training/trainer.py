@@ -7,12 +7,13 @@ precision, gradient accumulation, distribution and state.
 import json
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -23,11 +24,12 @@ from accelerate.utils import (
 )
 from torch import nn
 
+from ..data.lists.fingerprints import Fingerprint, describe_changes, fingerprint_rows
 from ..data.unreadable import UnreadableList, UnreadableVideos, say_unreadable
 from ..runs.config import flatten_recipe, require
 from ..runs.disk import write_text
-from ..runs.folder import COUNTERS_FILE, RECIPE_FILE, STATE_FOLDER, UNREADABLE_FILE
-from ..runs.mistakes import UserError
+from ..runs.folder import COUNTERS_FILE, CURE_OF_DAMAGE, RECIPE_FILE, STATE_FOLDER, UNREADABLE_FILE, read_run_json
+from ..runs.mistakes import UserError, naming_full_disk
 from .arguments import PretrainingArguments
 from .background_push import build_hub_push
 from .checkpointing import (
@@ -36,6 +38,7 @@ from .checkpointing import (
     refuse_nonfinite_weights,
     remove_surplus,
     remove_unfinished,
+    require_same_model,
     save_checkpoint,
     set_aside_later,
 )
@@ -81,6 +84,8 @@ class Stage(Protocol):
 
     batch_sizes: list[int]  # videos that a process takes at a time, for each kind of batch
 
+    named_tables: dict[str, Any]  # rows of each corpus, by its name
+
     table_lengths: list[int] | None  # rows for each kind of batch; `None` = streamed
 
     def build_batches(self, accelerator: Accelerator, position: Position | None) -> Iterable[dict[str, Any]]:
@@ -115,11 +120,13 @@ class TrainState(UnreadableVideos, NonfiniteSteps):
         step: Optimizer steps taken.
         position: Where it is in its data; `None` = at the beginning.
         shape: How it is laid out.
+        data: What stands for the rows of each corpus; empty = not known.
     """
 
     step: int = 0
     position: Position | None = None
     shape: RunShape | None = None
+    data: list[Fingerprint] = field(default_factory=list)
 
     def sum_up(self, accelerator: Accelerator) -> "TrainState":
         """The counters of the run, with the videos of all processes; called in all of them."""
@@ -144,7 +151,7 @@ class TrainState(UnreadableVideos, NonfiniteSteps):
             FileNotFoundError: If the checkpoint is from a version that kept them otherwise.
         """
         file = folder / COUNTERS_FILE
-        values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        values = read_run_json(file) if file.is_file() else {}
         if not {"position", "shape"} <= values.keys():
             missing = "position in the data" if values else COUNTERS_FILE
             raise FileNotFoundError(
@@ -269,6 +276,8 @@ def train(
         remove_unfinished(args.output_dir)
     accelerator.wait_for_everyone()
     checkpoint = choose_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    if checkpoint is not None:
+        require_same_model(checkpoint, stage.model)
     set_seed(args.seed, device_specific=True)  # the weights were drawn alike everywhere; dropout is not to be
     optimizer = build_optimizer(stage.model, args, schedule.peak, accelerator.device)
     compile_stage(stage, choose_compilation(args, accelerator))
@@ -277,8 +286,15 @@ def train(
         accelerator.num_processes, args.gradient_accumulation_steps, stage.batch_sizes, schedule.total_steps
     )
     state = TrainState(shape=shape)
+    present = (
+        {name: fingerprint_rows(rows) for name, rows in stage.named_tables.items()}
+        if accelerator.is_main_process
+        else {}
+    )
     if checkpoint is not None:
         _resume(checkpoint, accelerator, optimizer, state, args.allow_schedule_change, run_config or {})
+        warn_of_other_rows(state.data, present)
+    state.data = list(present.values())
     refuse_nonfinite_weights(stage.model, accelerator, str(checkpoint or "The model to start from"))
     if checkpoint is not None:
         set_aside_later(args.output_dir, state.step)
@@ -416,7 +432,8 @@ class RunKeeper:
         """
         refuse_nonfinite_weights(self.stage.model, self.accelerator, "The trained model")
         # Before it is tested: a held-out video that cannot be read is not to cost the training.
-        self.stage.export(self.accelerator, self.output_dir)
+        with naming_full_disk(self.output_dir):
+            self.stage.export(self.accelerator, self.output_dir)
         self.accelerator.wait_for_everyone()
         if is_tested:
             try:
@@ -593,7 +610,14 @@ def _compare_shapes(
 def read_former_settings(checkpoint: Path) -> dict[str, Any]:
     """Arguments of the run that wrote a checkpoint, as its `run.yaml` has them; empty without one."""
     recipe = checkpoint / RECIPE_FILE
-    return flatten_recipe(recipe.read_text(encoding="utf-8-sig")) if recipe.is_file() else {}
+    if not recipe.is_file():
+        return {}
+    try:
+        return flatten_recipe(recipe.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, ValueError, AttributeError) as error:  # also bytes that are not text, and cut sections
+        raise ValueError(
+            f"{recipe} is damaged: it is not a recipe ({' '.join(str(error).split())}). {CURE_OF_DAMAGE}"
+        ) from error
 
 
 def warn_of_changes(former: dict[str, Any], present: dict[str, Any]) -> None:
@@ -613,6 +637,21 @@ def warn_of_changes(former: dict[str, Any], present: dict[str, Any]) -> None:
     ]
     if changed:
         logger.warning("Resuming with other settings than before: %s.", "; ".join(changed))
+
+
+def warn_of_other_rows(former: list[Fingerprint], present: dict[str, Fingerprint]) -> None:
+    """Name, in one warning, training data that are not those of the run that is resumed.
+
+    Args:
+        former: As the checkpoint has them; empty = not known, as in checkpoints of older versions.
+        present: Name of each corpus -> what stands for its rows; empty where another process speaks.
+    """
+    if former and present and (changed := describe_changes(former, present)) is not None:
+        logger.warning(
+            "The training data have changed since the checkpoint was written (%s): the run goes on with other videos "
+            "than one that never stopped.",
+            changed,
+        )
 
 
 def _counts(accelerator: Accelerator, state: TrainState) -> dict[str, float]:
