@@ -1,5 +1,6 @@
 """A user's mistake is one line with its cure, and exit code 2, in every script."""
 
+import json
 import os
 import shutil
 import signal
@@ -50,6 +51,7 @@ def test_the_script_of_another_recipe_is_named(script):
 
 def write_files(folder: Path, shapes: Path, student: Path) -> dict[str, Path]:
     """What a user may give by mistake."""
+    video = (shapes / "train.csv").read_text().split(",")[0]
     files = {
         "list.yaml": "- mask_ratio\n",
         "broken.yaml": "mask: [\n",
@@ -61,6 +63,7 @@ def write_files(folder: Path, shapes: Path, student: Path) -> dict[str, Path]:
         "weights.pth": "x",
         "classes.json": '{"red": ["a"]}',
         "empty.json": "[]",
+        "choices.json": json.dumps([{"video": f"{shapes}/{video}", "caption": ["a", "b"], "answer": 0}]),
     }
     for name, text in files.items():
         (folder / name).write_text(text)
@@ -87,6 +90,7 @@ def write_files(folder: Path, shapes: Path, student: Path) -> dict[str, Path]:
 STAGE1 = "--train_data {S}/train.csv --teacher_name_or_path {T} --output_dir {F}/run --dataloader_num_workers 0"
 TINY = "--image_size 64 --hidden_size 32 --num_hidden_layers 2 --num_attention_heads 2 --intermediate_size 48"
 TINY += " --num_frames 4 --num_aligned_layers 2 --max_steps 2 --report_to none --per_device_train_batch_size 4"
+FILLED = f"{STAGE1} {TINY}"
 CLASSES = "--train_data {S}/train.csv --validation_data {S}/validation.csv --output_dir {F}/run --use_cpu true"
 STAGE2 = "--vision_name_or_path {M} --train_corpora {S}/train_captions.json --media_types video --output_dir {F}/run"
 TEXTS = "--train_data {S}/train_captions.json --validation_data {S}/train_captions.json --use_cpu true"
@@ -116,8 +120,8 @@ MISTAKES = [
     ("training.stage1", STAGE1.replace("train.csv", "trian.csv"), "trian.csv: no such file"),
     ("training.stage1", STAGE1.replace("{S}/train.csv", "{F}/empty"), "empty"),
     ("training.stage1", STAGE1.replace("{S}/train.csv", "{F}/notes.txt"), "notes.txt"),
-    ("training.stage1", STAGE1.replace("{T}", "{F}/nobody"), "--teacher_name_or_path"),
-    ("training.stage1", STAGE1.replace("{T}", "{F}/foreign"), "of type 'videomae'"),
+    ("training.stage1", FILLED.replace("{T}", "{F}/nobody"), "--teacher_name_or_path"),
+    ("training.stage1", FILLED.replace("{T}", "{F}/foreign"), "of type 'videomae'"),
     ("training.stage1", f"{STAGE1} {TINY} --patch_size 32", "patch"),
     ("training.stage1", f"{STAGE1} {TINY} --hidden_size 33", "hidden_size"),
     ("training.stage1", f"{STAGE1} {TINY} --model_name_or_path {{F}}/foreign", "of type 'videomae'"),
@@ -134,7 +138,7 @@ MISTAKES = [
     ("training.stage2", "", "Set train_corpora"),
     ("training.stage2", STAGE2, "bert-base-uncased is not a folder here"),
     ("training.stage2", STAGE2, "The text model is missing, give a BERT by --text_name_or_path: google-bert/"),
-    ("training.stage1", STAGE1.replace("{T}", "openai/clip"), "The teacher is missing, give a CLIP by --teacher_name"),
+    ("training.stage1", FILLED.replace("{T}", "openai/clip"), "The teacher is missing, give a CLIP by --teacher_name"),
     ("training.stage2", STAGE2 + " --media_types video image", "media_types"),
     ("training.stage2", STAGE2 + " --vision_name_or_path {F}/foreign", "of type 'videomae'"),
     ("finetuning.classification", CLASSES, "Set --model_name_or_path"),
@@ -154,8 +158,12 @@ MISTAKES = [
     ("evaluation.classification", "--data {S}/validation.csv", "model_name_or_path"),
     ("evaluation.detection", "--model_name_or_path {M} --data {F}/empty.json", STAGE1_FOLDER),
     ("evaluation.retrieval", "--model_name_or_path {M} --data {S}/train_captions.json", STAGE1_FOLDER),
-    ("evaluation.multiple_choice", "--model_name_or_path {F}/empty --data x", "it is empty"),
-    ("evaluation.question_answering", "--model_name_or_path {F}/foreign --data x", "of type 'videomae'"),
+    ("evaluation.multiple_choice", "--model_name_or_path {F}/empty --data {F}/choices.json", "it is empty"),
+    (
+        "evaluation.question_answering",
+        "--model_name_or_path {F}/foreign --data {S}/train_questions.json",
+        "of type 'videomae'",
+    ),
 ]
 # What a script needs beside its model.
 DATA = {
@@ -167,6 +175,8 @@ DATA = {
     "finetuning.retrieval": TEXTS,
     "finetuning.question_answering": TEXTS.replace("captions", "questions"),
     **dict.fromkeys(EVALUATION, "--data {S}/train_captions.json"),
+    "evaluation.multiple_choice": "--data {F}/choices.json",
+    "evaluation.question_answering": "--data {S}/train_questions.json",
 }
 
 

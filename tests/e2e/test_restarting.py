@@ -41,11 +41,12 @@ NEXT_CODE = (
     [
         ([0], 0, 1, 0),
         ([143, 143, 0], 0, 3, 0),
-        ([137, 2, 143, 0], 0, 4, 2),
-        ([2, 3, 0], 3, 2, 1),
-        ([143] * 12 + [2] * 12, 2, 22, 9),
+        ([137, 4, 143, 0], 0, 4, 2),
+        ([2, 0], 2, 1, 0),
+        ([4, 3, 0], 3, 2, 1),
+        ([143] * 12 + [4] * 12, 4, 22, 9),
     ],
-    ids=["finished", "asked to end", "killed", "diverged", "fails for ever"],
+    ids=["finished", "asked to end", "killed", "mistaken", "diverged", "fails for ever"],
 )
 def test_which_ends_start_a_run_again(tmp_path, codes, code, starts, pauses):
     (tmp_path / "codes").write_text("".join(f"{own}\n" for own in codes))

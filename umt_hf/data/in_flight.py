@@ -5,7 +5,7 @@ shares with the process that waits for it.
 """
 
 import contextlib
-import multiprocessing
+import multiprocessing.util
 import os
 import re
 import signal
@@ -24,6 +24,7 @@ from ..runs.mistakes import MachineError
 
 NOTE_BYTES = 1024
 SECONDS_TO_OUTLIVE = 300
+FIRST = 1000  # at the end of a process
 HEADER = struct.Struct("qd?H")  # process, when it began, whether it still reads, bytes of the name
 NAMED_READS = 5
 
@@ -32,6 +33,7 @@ TIMED_OUT = re.compile(r"DataLoader timed out after")
 GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))?:? ([\d, ]+)\)")
 
 _own_note: torch.Tensor | None = None  # of this worker
+_ending_in = 0  # the process that will end its workers
 _watched: "weakref.WeakSet[ReadNotes]" = weakref.WeakSet()
 
 
@@ -74,6 +76,10 @@ class ReadNotes:
     def __init__(self, num_workers: int):
         self.table = torch.zeros(num_workers, NOTE_BYTES, dtype=torch.uint8).share_memory_()
         _watched.add(self)
+        global _ending_in
+        if _ending_in != os.getpid():  # what was to be called at the end is forgotten in a fork
+            _ending_in = os.getpid()
+            multiprocessing.util.Finalize(None, _end_workers, exitpriority=FIRST)
 
     def attach(self, worker: int) -> None:
         """Called in a worker at its start."""
@@ -100,9 +106,25 @@ class ReadNotes:
                 os.kill(read.process, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
-def list_workers() -> set[int]:
-    """Ids of the workers of all loaders."""
-    return {read.process for notes in list(_watched) for read in notes.list_reads()}
+@contextlib.contextmanager
+def unheard_children() -> Generator[None]:
+    """Leave out what PyTorch raises, at any place, when a worker is killed."""
+    is_possible = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_possible else None
+    try:
+        yield
+    finally:
+        if is_possible:
+            signal.signal(signal.SIGCHLD, handler)
+
+
+def _end_workers() -> None:
+    """End the workers that are left; `multiprocessing` would ask them by SIGTERM, which they outlive, and wait."""
+    own = {read.process for notes in list(_watched) for read in notes.list_reads()}
+    with unheard_children():
+        for child in multiprocessing.active_children():
+            if child.pid in own:
+                child.kill()
 
 
 def end_with_parent() -> None:

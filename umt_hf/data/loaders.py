@@ -1,13 +1,10 @@
 """Loaders over planned batches."""
 
-import atexit
 import functools
 import multiprocessing
-import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..runs.cores import count_workers
 from ..runs.mistakes import WORKER_TRACEBACK
-from .in_flight import ReadNotes, StuckReadingError, explain, explain_death, explain_silence, list_workers
+from .in_flight import ReadNotes, StuckReadingError, explain, explain_death, explain_silence, unheard_children
 
 SECONDS_TO_DIE = 1.0  # between the end of a process's connections and the system's word that it has ended
 
@@ -54,7 +51,7 @@ class NamingLoader(DataLoader):
                     return
                 yield batch
         except (RuntimeError, OSError, EOFError) as error:
-            with _unheard_children():
+            with unheard_children():
                 if (explained := guard.explain(error)) is None:
                     raise
                 notes.kill()
@@ -150,7 +147,7 @@ class WatchedReads:
             return
         self.guard.__exit__()
         if isinstance(error, (RuntimeError, OSError, EOFError)):
-            with _unheard_children():
+            with unheard_children():
                 explained = self.guard.explain(error)
                 if explained is not None:
                     self.notes.kill()
@@ -161,28 +158,6 @@ def _start_worker(notes: ReadNotes, former: Callable[[int], Any] | None, worker:
     if former is not None:
         former(worker)
     notes.attach(worker)
-
-
-@contextmanager
-def _unheard_children() -> Generator[None]:
-    """Leave out what PyTorch raises, at any place, when a worker is killed."""
-    is_possible = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_possible else None
-    try:
-        yield
-    finally:
-        if is_possible:
-            signal.signal(signal.SIGCHLD, handler)
-
-
-@atexit.register
-def _end_workers() -> None:
-    """End the workers that are left; `multiprocessing` would ask them by SIGTERM, which they outlive, and wait."""
-    own = list_workers()
-    with _unheard_children():
-        for child in multiprocessing.active_children():
-            if child.pid in own:
-                child.kill()
 
 
 def build_loader(
