@@ -7,7 +7,7 @@ SOURCES = umt_hf umt_hf_launcher.py setup.py tests benchmarks examples docs
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-extras test-oldest faults soak quality workflows style notebooks bench bench-cuda check-zoo test-readme docs docs-serve dist clean
+.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-heavy test-extras test-oldest faults soak quality workflows style notebooks bench bench-cuda check-zoo test-readme docs docs-serve dist clean
 
 # Minutes on two cores.
 demo: $(VENV)/.installed
@@ -42,6 +42,10 @@ test-extras: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/e2e/test_zero.py tests/e2e/test_stage2.py -k zero
 	$(BIN)/python -m pytest tests/e2e/test_watching.py -k trackers
 	$(BIN)/python -m pytest tests/unit/training/test_teacher_quantization.py tests/e2e/test_teacher_quantization.py
+
+# Benchmarks at small size, a minute each.
+test-heavy: $(VENV)/.installed
+	UMT_HF_HEAVY_TESTS=1 $(BIN)/python $(PYTEST) -m heavy
 
 # Loader workers start as from Python 3.14 on, in every run from end to end.
 test-forkserver: $(VENV)/.installed

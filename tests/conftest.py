@@ -11,12 +11,18 @@ import torch
 
 from tests.processes import set_start_method
 
+HEAVY = "UMT_HF_HEAVY_TESTS"
+
 torch.set_num_threads(1)
 set_start_method()
 
 
 def pytest_collection_modifyitems(items):
-    """Start the slow tests first, so that no worker has one left when the others are done."""
+    """Start the slow tests first, so that no worker has one left when the others are done; leave out heavy ones."""
+    if os.environ.get(HEAVY) != "1":
+        for item in items:
+            if item.get_closest_marker("heavy") is not None:
+                item.add_marker(pytest.mark.skip(reason="takes about a minute: `make test-heavy` runs it"))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

@@ -99,6 +99,7 @@ def test_stage2_computes_the_losses_that_are_chosen():
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_precisions_of_the_teacher_write_a_row_each(tmp_path):
     pytest.importorskip("torchao", reason="torchao is not installed")
     from benchmarks.stage1_step.workload import build_teacher_config
@@ -325,6 +326,7 @@ def test_other_frames_in_shards_stop_the_benchmark(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_prepared_frames_write_a_row_for_each_case(tmp_path):
     from benchmarks.prepared_frames import run as prepared_frames
 

@@ -27,6 +27,7 @@ def read_rows(folder: Path) -> dict[str, dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_every_row_runs_on_a_cpu(tmp_path, monkeypatch):
     monkeypatch.setattr(cuda, "choose_compiler", lambda _: "aot_eager")
     path = cuda.main([*TINY, "--output_dir", str(tmp_path)])
@@ -52,6 +53,7 @@ def test_every_row_runs_on_a_cpu(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_it_needs_neither_datasets_nor_a_video_library(tmp_path):
     """What the machine with the GPU may lack."""
     missing = ["datasets", "av", "decord", "evaluate", "faiss", "torchcodec", "torchao", "bitsandbytes"]

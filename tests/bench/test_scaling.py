@@ -177,6 +177,7 @@ def test_measured_figures_are_those_of_the_results(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_scale_writes_a_row_for_each_number_of_processes(tmp_path):
     sizes = ["--sizes", "tiny", "--processes", "1", "2", "--batch_size", "2", "--steps", "1", "--repeats", "1"]
     report = read_report(scale.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "scale")
@@ -187,6 +188,7 @@ def test_scale_writes_a_row_for_each_number_of_processes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_training_writes_a_row_for_the_script_and_for_the_step_alone(tmp_path):
     sizes = ["--batch_size", "2", "--steps", "2", "--repeats", "1", "--compiled_repeats", "1", "--threads", "1"]
     report = read_report(training.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "training")
