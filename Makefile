@@ -25,8 +25,8 @@ SEEDS ?= 10 11 12
 demo-finetune: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.pretraining_value.run --output_dir $(DEMO)_full --seeds $(SEEDS)
 
-# Each worker runs on one thread and takes 3 GB; with more cores: make test WORKERS=8
-WORKERS ?= 2
+# Each worker runs on one thread and takes 3 GB, and waits a third of the time; with more cores: make test WORKERS=8
+WORKERS ?= 3
 PYTEST = -m pytest tests -n $(WORKERS) --dist worksteal
 
 test: quality

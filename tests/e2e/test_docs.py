@@ -45,6 +45,7 @@ OTHER_FLAGS = {
     # Of every evaluation, and of both pre-training stages.
     "docs/reliability.md": {"--disable_tqdm", "--dataloader_timeout_seconds", "--profile", "--teacher_quantization"},
     "docs/dependencies.md": {"--teacher_quantization"},
+    "docs/pretraining.md": {"--nproc_per_node"},  # of torchrun
     "docs/precision.md": {"--teacher_quantization"},
     "docs/scaling.md": {f"--{field.name}" for field in dataclasses.fields(scale_model.Arguments)},
     "docs/hub.md": {"--mode"},  # of every fine-tuning script, which it does not list

@@ -29,6 +29,7 @@ def test_stage_1_in_two_processes(flags, tmp_path):
     assert_same_weights(tmp_path / "one", tmp_path / "two", atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["umt-hf", "torchrun"])
 def test_two_machines_train_as_one_process(flags, tmp_path, launcher):

@@ -81,7 +81,7 @@ def stop_reading(script: str, words: list[str], count: int, rank: str) -> None:
 @pytest.mark.parametrize("script", ["classification", "detection", "retrieval", "question_answering"])
 def test_a_file_that_never_comes_ends_every_script_and_is_named_with_the_step(flags, script):
     began = time.monotonic()
-    options = {"exit_code": 2, "environment": FORKED, "num_processes": 1, "timeout": 150}
+    options = {"exit_code": 4, "environment": FORKED, "num_processes": 1, "timeout": 150}
     said = read_error(run_ranks(stop_reading, script, flags(script), 6, "0", **options))
     assert time.monotonic() - began < 120
     pattern = r"Error: Step \d+: No data came for 3 s \(--dataloader_timeout_seconds\); being read: \S+\.mp4 \(worker "
@@ -92,7 +92,7 @@ def test_a_run_that_was_resumed_within_an_epoch_is_watched_too(flags, tmp_path):
     """Accelerate then builds another loader."""
     changes = {"save_strategy": "steps", "save_steps": 2}
     arguments = flags("classification", **changes)
-    options = {"exit_code": 2, "environment": FORKED, "num_processes": 1, "timeout": 150}
+    options = {"exit_code": 4, "environment": FORKED, "num_processes": 1, "timeout": 150}
     run_ranks(stop_reading, "classification", arguments, 8, "0", **options)
     assert list_checkpoints(tmp_path / "run", STATE)
     resumed = [*arguments, "--resume_from_checkpoint", "auto"]
@@ -103,7 +103,7 @@ def test_a_run_that_was_resumed_within_an_epoch_is_watched_too(flags, tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_of_two_processes_one_waits_for_a_file_and_both_end_soon(flags, rank):
     began = time.monotonic()
-    options = {"exit_code": 2, "environment": FORKED, "timeout": 150}
+    options = {"exit_code": 4, "environment": FORKED, "timeout": 150}
     arguments = flags("classification", ddp_timeout=20)
     said = run_ranks(stop_reading, "classification", arguments, 6, str(rank), **options).stderr
     assert time.monotonic() - began < 120 and "Traceback" not in said
@@ -126,7 +126,7 @@ def test_a_worker_that_stops_is_named_with_its_file(flags, tmp_path):
     workers[0].send_signal(signal.SIGSTOP)
     process.join(60)
     said = read_output(output).stderr
-    assert process.exitcode == 2 and "Traceback" not in said, said[-3000:]
+    assert process.exitcode == 4 and "Traceback" not in said, said[-3000:]
     assert re.match(r"Error: Step \d+: No data came for 3 s .*read: \S+\.mp4 \(", said.strip().splitlines()[-1])
 
 

@@ -5,6 +5,7 @@ shares with the process that waits for it.
 """
 
 import contextlib
+import multiprocessing.forkserver
 import multiprocessing.util
 import os
 import re
@@ -142,6 +143,19 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def start_fork_server() -> None:
+    """Start the server that workers are forked from, where there is one, so that it outlives SIGTERM like they do.
+
+    Workers end with the server. It ends with this process.
+    """
+    if multiprocessing.get_start_method() == "forkserver" and threading.current_thread() is threading.main_thread():
+        former = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what a program that is started inherits
+        try:
+            multiprocessing.forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGTERM, former)
 
 
 def outlive_signals() -> None:

@@ -13,7 +13,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..runs.cores import count_workers
 from ..runs.mistakes import WORKER_TRACEBACK
-from .in_flight import ReadNotes, StuckReadingError, explain, explain_death, explain_silence, unheard_children
+from .in_flight import (
+    ReadNotes,
+    StuckReadingError,
+    explain,
+    explain_death,
+    explain_silence,
+    start_fork_server,
+    unheard_children,
+)
 
 SECONDS_TO_DIE = 1.0  # between the end of a process's connections and the system's word that it has ended
 
@@ -38,6 +46,8 @@ class NamingLoader(DataLoader):
         Raises:
             StuckReadingError: If workers gave nothing for the loader's time-out, or one has died.
         """
+        if self.notes is not None:
+            start_fork_server()
         batches = super().__iter__()
         return batches if self.notes is None else self._name_stuck(batches, self.notes)
 
@@ -131,6 +141,7 @@ class WatchedReads:
         loader = getattr(loader, "base_dataloader", loader)  # that of Accelerate passes settings on from there
         if loader.num_workers:
             self.notes = ReadNotes(loader.num_workers)
+            start_fork_server()
             loader.timeout = self.seconds
             loader.worker_init_fn = functools.partial(_start_worker, self.notes, loader.worker_init_fn)
 
