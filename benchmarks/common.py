@@ -10,6 +10,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,14 @@ RESULTS_DIR = Path(__file__).parent / "results"
 TABLE_BEGIN, TABLE_END = "<!-- results: written by the script -->", "<!-- end of results -->"
 
 T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class ReportArguments:
+    """Where the report of a benchmark goes."""
+
+    output_dir: Path = field(default=RESULTS_DIR, metadata={"help": "Folder of all results."})
+    name: str | None = field(default=None, metadata={"help": "Folder of this machine; by default its hardware."})
 
 
 class PhaseClock:

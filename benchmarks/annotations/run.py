@@ -14,7 +14,13 @@ import pyarrow as pa
 import torch
 from transformers import HfArgumentParser
 
-from benchmarks.common import RESULTS_DIR, describe_machine, format_table, run_in_new_process, write_results
+from benchmarks.common import (
+    ReportArguments,
+    describe_machine,
+    format_table,
+    run_in_new_process,
+    write_results,
+)
 
 from .lists import FORMS, TARS, iterate_rows, write_list
 
@@ -22,7 +28,7 @@ MIB = 1 << 20
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(ReportArguments):
     """Which lists to load."""
 
     num_rows: list[int] = field(default_factory=lambda: [1_000_000, 10_000_000], metadata={"help": "Lengths."})
@@ -34,8 +40,6 @@ class Arguments:
         default=None, metadata={"help": "Where lists and tables are written; 4 GB for 10 million rows. Default: /tmp."}
     )
     threads: int = field(default=1, metadata={"help": "Threads of a process, named in the table."})
-    output_dir: Path = field(default=RESULTS_DIR, metadata={"help": "Folder of all results."})
-    name: str | None = field(default=None, metadata={"help": "Folder of this machine; by default its hardware."})
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:

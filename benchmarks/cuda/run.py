@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from benchmarks.common import RESULTS_DIR, describe_machine, format_spread, format_table, write_results
+from benchmarks.common import (
+    ReportArguments,
+    describe_machine,
+    format_spread,
+    format_table,
+    write_results,
+)
 from benchmarks.stage1_step.steps import choose_compiler
 
 from .limits import measure_rows
@@ -22,7 +28,7 @@ QUESTION = "What does one GPU do in nine minutes?"
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(ReportArguments):
     """Where, and for how long."""
 
     device: str = field(default="cuda", metadata={"help": "cuda; cpu to try the script."})
@@ -32,8 +38,6 @@ class Arguments:
     seconds: float = field(default=520.0, metadata={"help": "For all rows; the rest is not run."})
     row_seconds: float = field(default=4.0, metadata={"help": "For which steps are timed in a row."})
     only: list[str] | None = field(default=None, metadata={"help": "Rows whose name has one of these words in it."})
-    output_dir: Path = field(default=RESULTS_DIR, metadata={"help": "Folder of all results."})
-    name: str | None = field(default=None, metadata={"help": "Folder of this machine; by default its hardware."})
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:

@@ -14,7 +14,7 @@ import torch
 from transformers import HfArgumentParser
 
 from benchmarks.common import (
-    RESULTS_DIR,
+    ReportArguments,
     describe_machine,
     format_spread,
     format_table,
@@ -38,7 +38,7 @@ Builder = Callable[[PretrainingTransform], BatchReader]
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(ReportArguments):
     """What to read."""
 
     videos: list[str] | None = field(default=None, metadata={"help": "Names of the videos; by default all."})
@@ -46,8 +46,6 @@ class Arguments:
         default=None, metadata={"help": "Clips of each file in a batch; by default 4, of 720p 2."}
     )
     repeats: int = field(default=5, metadata={"help": "Rounds; each reads a batch with every reader."})
-    output_dir: Path = field(default=RESULTS_DIR, metadata={"help": "Folder of all results."})
-    name: str | None = field(default=None, metadata={"help": "Folder of this machine; by default its hardware."})
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:

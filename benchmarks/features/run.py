@@ -15,7 +15,7 @@ import torch
 from transformers import HfArgumentParser
 
 from benchmarks.common import (
-    RESULTS_DIR,
+    ReportArguments,
     describe_machine,
     format_spread,
     format_table,
@@ -32,7 +32,7 @@ WAYS = (STREAMED, AT_ONCE)
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(ReportArguments):
     """Which videos to extract the features of."""
 
     minutes: list[float] = field(default_factory=lambda: [1, 3, 10], metadata={"help": "Lengths, the shortest first."})
@@ -40,8 +40,6 @@ class Arguments:
     batch_size: int = field(default=8, metadata={"help": "Windows that go through the model at a time."})
     repeats: int = field(default=3, metadata={"help": "Rounds; each extracts in both ways."})
     threads: int = field(default=1, metadata={"help": "Threads of torch."})
-    output_dir: Path = field(default=RESULTS_DIR, metadata={"help": "Folder of all results."})
-    name: str | None = field(default=None, metadata={"help": "Folder of this machine; by default its hardware."})
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:

@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from transformers import HfArgumentParser
 
-from benchmarks.common import RESULTS_DIR, describe_machine, format_table, write_results
+from benchmarks.common import ReportArguments, describe_machine, format_table, write_results
 from benchmarks.pretraining_value.jobs import Job, build_pool, run_jobs
 from umt_hf.data.prepare import ShardSettings, prepare_shards
 from umt_hf.moving_shapes import tiny_clip
@@ -45,7 +45,7 @@ TRAINING = {
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(ReportArguments):
     """How much of everything."""
 
     num_clips: int = field(default=600, metadata={"help": "Training videos."})
@@ -56,8 +56,6 @@ class Arguments:
     eval_steps: int = field(default=40, metadata={"help": "Steps from a held-out loss to the next."})
     teacher_steps: int = field(default=300, metadata={"help": "Optimizer steps of the teacher."})
     num_processes: int = field(default=2, metadata={"help": "Runs at a time, on one thread each."})
-    output_dir: Path = field(default=RESULTS_DIR, metadata={"help": "Folder of all results."})
-    name: str | None = field(default=None, metadata={"help": "Folder of this machine; by default its hardware."})
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:

@@ -14,7 +14,7 @@ import torch
 from transformers import HfArgumentParser
 
 from benchmarks.common import (
-    RESULTS_DIR,
+    ReportArguments,
     describe_machine,
     format_spread,
     format_table,
@@ -48,7 +48,7 @@ TOLERANCE = 1e-4  # of losses, relative
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(ReportArguments):
     """Which sizes to run in how many processes."""
 
     sizes: list[str] = field(default_factory=lambda: ["tiny", "b16"], metadata={"help": f"Of {', '.join(WORK)}."})
@@ -59,8 +59,6 @@ class Arguments:
     batch_size: int | None = field(default=None, metadata={"help": "Of a step and process; default: the size's."})
     steps: int | None = field(default=None, metadata={"help": "Timed steps; default: the size's."})
     repeats: int | None = field(default=None, metadata={"help": "Rounds; default: the size's."})
-    output_dir: Path = field(default=RESULTS_DIR, metadata={"help": "Folder of all results."})
-    name: str | None = field(default=None, metadata={"help": "Folder of this machine; by default its hardware."})
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:

@@ -20,7 +20,7 @@ from datasets import Dataset
 from transformers import HfArgumentParser
 
 from benchmarks.common import (
-    RESULTS_DIR,
+    ReportArguments,
     describe_machine,
     format_spread,
     format_table,
@@ -41,7 +41,7 @@ Search = Callable[[np.ndarray], list[str]]
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(ReportArguments):
     """What to search in."""
 
     num_videos: list[int] = field(default_factory=lambda: [10_000, 100_000], metadata={"help": "Sizes of the index."})
@@ -49,8 +49,6 @@ class Arguments:
     queries: int = field(default=20, metadata={"help": "Queries of a round."})
     repeats: int = field(default=5, metadata={"help": "Rounds; each loads and searches in every way."})
     threads: int = field(default=1, metadata={"help": "Threads of torch and FAISS."})
-    output_dir: Path = field(default=RESULTS_DIR, metadata={"help": "Folder of all results."})
-    name: str | None = field(default=None, metadata={"help": "Folder of this machine; by default its hardware."})
 
 
 @dataclass(frozen=True)

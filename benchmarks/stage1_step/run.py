@@ -15,8 +15,8 @@ import torch
 from transformers import HfArgumentParser
 
 from benchmarks.common import (
-    RESULTS_DIR,
     PhaseClock,
+    ReportArguments,
     describe_machine,
     format_spread,
     format_table,
@@ -69,7 +69,7 @@ CPU_CASES = (
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(ReportArguments):
     """What to time, and on what."""
 
     device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
@@ -92,8 +92,6 @@ class Arguments:
         default=None,
         metadata={"help": "Run each variant in a separate process too, for its peak memory; by default on CUDA."},
     )
-    output_dir: Path = field(default=RESULTS_DIR, metadata={"help": "Folder of all results."})
-    name: str | None = field(default=None, metadata={"help": "Folder of this machine; by default its hardware."})
 
     def __post_init__(self) -> None:
         if unknown := set(self.sizes or ()) - SIZES.keys():

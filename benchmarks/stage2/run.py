@@ -14,7 +14,7 @@ import torch
 from transformers import HfArgumentParser
 
 from benchmarks.common import (
-    RESULTS_DIR,
+    ReportArguments,
     describe_machine,
     format_spread,
     format_table,
@@ -33,7 +33,7 @@ STRETCH_SECONDS = 1.0
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(ReportArguments):
     """What to time, and on what."""
 
     device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
@@ -47,8 +47,6 @@ class Arguments:
     )
     repeats: int = field(default=3, metadata={"help": "Rounds; each times every choice of losses once."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads; by default PyTorch's choice."})
-    output_dir: Path = field(default=RESULTS_DIR, metadata={"help": "Folder of all results."})
-    name: str | None = field(default=None, metadata={"help": "Folder of this machine; by default its hardware."})
 
     def __post_init__(self) -> None:
         is_cuda = torch.device(self.device).type == "cuda"

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection, HfArgumentParser
 
 from benchmarks.common import (
-    RESULTS_DIR,
+    ReportArguments,
     describe_machine,
     format_spread,
     format_table,
@@ -34,7 +34,7 @@ PRECISIONS = (*FLOATS, "int8_weight_only", "int8_dynamic")
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(ReportArguments):
     """What to compare."""
 
     folder: Path = field(
@@ -47,8 +47,6 @@ class Arguments:
     sizes: list[str] = field(
         default_factory=lambda: ["b16"], metadata={"help": "Random teachers whose targets are compared as well."}
     )
-    output_dir: Path = field(default=RESULTS_DIR, metadata={"help": "Folder of all results."})
-    name: str | None = field(default=None, metadata={"help": "Folder of this machine; by default its hardware."})
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:

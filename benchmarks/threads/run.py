@@ -13,7 +13,7 @@ import torch
 from transformers import HfArgumentParser
 
 from benchmarks.common import (
-    RESULTS_DIR,
+    ReportArguments,
     describe_machine,
     format_spread,
     format_table,
@@ -30,7 +30,7 @@ WORK = {"tiny": (32, 40), "b16": (1, 2)}
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(ReportArguments):
     """Which sizes to run with how many threads."""
 
     sizes: list[str] = field(default_factory=lambda: list(WORK), metadata={"help": f"Of {', '.join(WORK)}."})
@@ -38,8 +38,6 @@ class Arguments:
     steps: int | None = field(default=None, metadata={"help": "Steps of a process; by default a few seconds' worth."})
     batch_size: int | None = field(default=None, metadata={"help": "Clips in a step; by default the size's own."})
     repeats: int = field(default=3, metadata={"help": "Rounds; each runs all numbers of threads."})
-    output_dir: Path = field(default=RESULTS_DIR, metadata={"help": "Folder of all results."})
-    name: str | None = field(default=None, metadata={"help": "Folder of this machine; by default its hardware."})
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:

@@ -14,7 +14,7 @@ import torch
 from transformers import HfArgumentParser
 
 from benchmarks.common import (
-    RESULTS_DIR,
+    ReportArguments,
     describe_machine,
     format_spread,
     format_table,
@@ -35,7 +35,7 @@ COUNTED_STEPS = 3
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(ReportArguments):
     """What to run, and how long."""
 
     stages: list[str] = field(default_factory=lambda: list(STAGES), metadata={"help": f"Of {', '.join(STAGES)}."})
@@ -51,8 +51,6 @@ class Arguments:
     )
     repeats: int = field(default=3, metadata={"help": "Rounds without compilation."})
     compiled_repeats: int = field(default=2, metadata={"help": "Rounds with compilation."})
-    output_dir: Path = field(default=RESULTS_DIR, metadata={"help": "Folder of all results."})
-    name: str | None = field(default=None, metadata={"help": "Folder of this machine; by default its hardware."})
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:

@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from tests.e2e.runs import save_teacher
 from tests.unit.inference.test_search import save_model
 from umt_hf import (
     UMTVideoConfig,
@@ -65,17 +65,7 @@ def sound(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def settings(clips, tmp_path_factory) -> DemoSettings:
     root = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    tower = CLIPVisionConfig(
-        image_size=64,
-        patch_size=16,
-        hidden_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        projection_dim=12,
-    )
-    CLIPVisionModelWithProjection(tower).save_pretrained(root / "teacher")
+    save_teacher(root / "teacher")
     config = UMTVideoConfig(**VISION, id2label=dict(enumerate(LABELS)), label2id={n: i for i, n in enumerate(LABELS)})
     for name, kind in (("student", UMTVideoForPreTraining), ("classifier", UMTVideoForVideoClassification)):
         model = kind(config)

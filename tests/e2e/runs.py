@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -166,3 +167,23 @@ def run_with_slow_deletion(main: Callable, arguments: list[str]) -> None:
 
     disk.shutil = SimpleNamespace(**vars(shutil) | {"rmtree": remove_slowly})
     main(arguments)
+
+
+def name_fine_tuning_data(shapes: Path, student: Path, stage2: Path) -> dict[str, dict[str, Any]]:
+    """Flags of data and model for each script of fine-tuning."""
+    return {
+        "classification": {
+            "train_data": shapes / "train.csv",
+            "validation_data": shapes / "train.csv",
+            "model_name_or_path": student,
+        },
+        "detection": {
+            "train_data": shapes / "train_boxes.json",
+            "validation_data": shapes / "train_boxes.json",
+            "label_keys": ["color", "shape"],
+            "model_name_or_path": student,
+            "short_side": 64,
+        },
+        "retrieval": {"train_data": shapes / "train_captions.json", "model_name_or_path": stage2},
+        "question_answering": {"train_data": shapes / "train_questions.json", "model_name_or_path": stage2},
+    }

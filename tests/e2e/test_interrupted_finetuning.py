@@ -18,6 +18,7 @@ from tests.e2e.runs import (
     PRETRAINING,
     assert_complete,
     assert_same_weights,
+    name_fine_tuning_data,
     run_with_slow_deletion,
     save_video_text_model,
     to_flags,
@@ -65,21 +66,10 @@ def flags(shapes, colors, student, stage2, tmp_path):
     """Command line of a short run of a script; keyword arguments change it."""
 
     def build(script: str, **changes) -> list[str]:
-        data = {
-            "classification": {
-                "train_data": colors / "few_train.csv",
-                "validation_data": colors / "few_validation.csv",
-                "model_name_or_path": student,
-            },
-            "detection": {
-                "train_data": shapes / "train_boxes.json",
-                "validation_data": shapes / "train_boxes.json",
-                "label_keys": ["color", "shape"],
-                "model_name_or_path": student,
-                "short_side": 64,
-            },
-            "retrieval": {"train_data": shapes / "train_captions.json", "model_name_or_path": stage2},
-            "question_answering": {"train_data": shapes / "train_questions.json", "model_name_or_path": stage2},
+        data = name_fine_tuning_data(shapes, student, stage2)
+        data["classification"] |= {
+            "train_data": colors / "few_train.csv",
+            "validation_data": colors / "few_validation.csv",
         }
         fields = {**FINE_TUNING, **STUDENT, **data[script], "output_dir": tmp_path / "run"}
         fields |= {"per_device_train_batch_size": 4, "learning_rate": 1e-3, "max_steps": 4, "logging_steps": 1}

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.e2e.mistakes import read_error, run_script
-from tests.e2e.runs import FINE_TUNING, save_video_text_model, to_flags
+from tests.e2e.runs import FINE_TUNING, name_fine_tuning_data, save_video_text_model, to_flags
 from tests.processes import START_METHOD, build_environment, read_output, run_ranks, start_process
 from umt_hf.finetuning import classification
 from umt_hf.finetuning.trainer import TrainingClips
@@ -31,22 +31,7 @@ def stage2(shapes, tmp_path_factory) -> Path:
 @pytest.fixture
 def flags(shapes, student, stage2, tmp_path):
     def build(script: str, **changes) -> list[str]:
-        data = {
-            "classification": {
-                "train_data": shapes / "train.csv",
-                "validation_data": shapes / "train.csv",
-                "model_name_or_path": student,
-            },
-            "detection": {
-                "train_data": shapes / "train_boxes.json",
-                "validation_data": shapes / "train_boxes.json",
-                "label_keys": ["color", "shape"],
-                "model_name_or_path": student,
-                "short_side": 64,
-            },
-            "retrieval": {"train_data": shapes / "train_captions.json", "model_name_or_path": stage2},
-            "question_answering": {"train_data": shapes / "train_questions.json", "model_name_or_path": stage2},
-        }
+        data = name_fine_tuning_data(shapes, student, stage2)
         fields = {**FINE_TUNING, **data[script], "output_dir": tmp_path / "run", "num_frames": 2, "warmup_epochs": 0}
         fields |= {"per_device_train_batch_size": 2, "max_steps": 1000, "logging_steps": 1}
         fields |= {"dataloader_num_workers": 1, "dataloader_timeout_seconds": 3}

@@ -8,15 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ...processing.frame_folders import holds_frames
-from .folders import SYSTEM_FOLDERS, VIDEO_SUFFIXES, is_packed_tar
+from .folders import SYSTEM_FOLDERS, UNPACKING, VIDEO_SUFFIXES, is_folder, is_packed_tar
 from .sharing import find_once
 
 logger = logging.getLogger(__name__)
 
-UNPACKING = {
-    ".gz": "gunzip", ".tgz": "gunzip", ".bz2": "bunzip2", ".tbz2": "bunzip2", ".tbz": "bunzip2", ".xz": "unxz",
-    ".txz": "unxz", ".lzma": "unlzma", ".zst": "zstd -d", ".tzst": "zstd -d", ".lz4": "lz4 -d",
-}  # fmt: skip
 NAMED_FILES = 3
 
 
@@ -85,18 +81,11 @@ def _walk(folder: str, visited: set[str]) -> Iterator[tuple[str, list[str]]]:
             shown = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError:
         return  # it is said where videos are listed
-    below = [entry for entry in shown if _is_folder(entry)]
-    yield folder, [entry.name for entry in shown if not _is_folder(entry)]
+    below = [entry for entry in shown if is_folder(entry)]
+    yield folder, [entry.name for entry in shown if not is_folder(entry)]
     for entry in sorted(below, key=lambda entry: entry.name):
         if entry.name.casefold() not in SYSTEM_FOLDERS:
             yield from _walk(entry.path, visited)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
 
 
 def refuse_packed(source: str, packed: list[str]) -> None:

@@ -5,7 +5,6 @@ A video is a file with a known suffix, or, where a tree has no such files, a fol
 
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,11 @@ VIDEO_SUFFIXES = {
 }  # fmt: skip
 # What a list may name and a folder may not: clips decoded before, which lie beside their videos.
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | {".npy"} | FRAME_SUFFIXES
-PACKED_TAR = re.compile(r"(\.tar\.(gz|bz2|xz|lzma|zst|lz4)|\.(tgz|tbz2?|txz|tzst))$", re.IGNORECASE)
+# By the suffix of a compression, and by those of tars that have it.
+UNPACKING = {
+    ".gz": "gunzip", ".tgz": "gunzip", ".bz2": "bunzip2", ".tbz2": "bunzip2", ".tbz": "bunzip2", ".xz": "unxz",
+    ".txz": "unxz", ".lzma": "unlzma", ".zst": "zstd -d", ".tzst": "zstd -d", ".lz4": "lz4 -d",
+}  # fmt: skip
 # Folders that file systems, archives and network disks put beside one's own.
 SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
 HIDDEN_FILES, HIDDEN_FOLDERS, STRAY = "hidden files", "hidden or system folders", "videos beside the class folders"
@@ -103,7 +106,7 @@ def list_folder(path: str | os.PathLike) -> FolderListing:
         entries = sorted(entries, key=lambda entry: entry.name)
     files += _list_files(entries, (), top, listing)
     for entry in entries:
-        if _is_folder(entry) and not _is_left_out(entry, listing):
+        if is_folder(entry) and not _is_left_out(entry, listing):
             # Folders are known for each class by itself: two classes may link to one folder, which is warned of.
             found = list(_walk(entry.path, (entry.name,), {top}, listing))
             files += [video for video, is_file in found if is_file]
@@ -137,11 +140,12 @@ def _walk(
         yield FolderVideo(path, parts, real), False
         return
     for entry in entries:
-        if _is_folder(entry) and not _is_left_out(entry, listing):
+        if is_folder(entry) and not _is_left_out(entry, listing):
             yield from _walk(entry.path, (*parts, entry.name), visited, listing)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
@@ -154,7 +158,7 @@ def _list_files(
     videos = []
     for entry in entries:
         suffix = os.path.splitext(entry.name)[1].lower()
-        if _is_folder(entry):
+        if is_folder(entry):
             continue
         if suffix not in VIDEO_SUFFIXES:
             listing.left_out[_name_other(entry.name, suffix)] += suffix not in FRAME_SUFFIXES
@@ -170,7 +174,8 @@ def _list_files(
 
 def is_packed_tar(name: str) -> bool:
     """Whether a file's name is that of a tar with compression."""
-    return PACKED_TAR.search(name) is not None
+    stem, suffix = os.path.splitext(name.lower())
+    return suffix in UNPACKING and (suffix.startswith(".t") or stem.endswith(".tar"))
 
 
 def _name_other(name: str, suffix: str) -> str:
