@@ -246,6 +246,39 @@ def convert(
 
 
 @app.command(rich_help_panel=MODELS)
+def export(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a UMT model with its processor.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    format: Annotated[Literal["onnx", "openvino", "torch"], typer.Option(help="Runtime that is to answer.")] = "onnx",
+    part: Annotated[
+        Literal["model", "encoder", "video", "text"],
+        typer.Option(help="model: both towers of a dual encoder; encoder: that of videos; video, text: one tower."),
+    ] = "model",
+    int8: Annotated[bool, typer.Option("--int8", help="Make the weights integers of 8 bits.")] = False,
+    calibration_videos: Annotated[
+        list[str],
+        typer.Option(help="With --int8, videos or folders that show how large values get; repeatable."),
+    ] = [],  # noqa: B006
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")] = False,
+    convert: Convert = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Export a model to another runtime, with its processor: for any number of frames and any size.
+
+    What is written is compared with the model, over several shapes.
+
+    Example: `umt-hf export umt-vit-b16-k400 --format openvino --out exported`
+    """
+    from ..inference.export import export_model
+    from .results import announce
+
+    with report_mistakes():
+        convert_model(model, convert)
+        report = export_model(model, out, format, part, int8, calibration_videos, overwrite, announce)
+    print_report(report, as_json)
+
+
+@app.command(rich_help_panel=MODELS)
 def card(
     folder: Annotated[Path, typer.Argument(help="Finished folder: a run's, or a converted one.", exists=True)],
     repo_id: Annotated[str | None, typer.Option(help="Where it is, or will be, on the Hub: name/model.")] = None,
@@ -537,6 +570,46 @@ def classify(
             print_report(report, as_json)
     if not printer.num_labelled:
         raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=VIDEOS)
+def stream(
+    source: Annotated[
+        str, typer.Argument(help="File that is still being written, - for standard input, or URL with --protocol.")
+    ],
+    model: Annotated[str, typer.Option(help="Folder or Hub id of a classifier, or of any UMT model for features.")],
+    window: Annotated[int | None, typer.Option(help="Frames seen at a time; default: the model's.", min=1)] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Frames from a window to the next; default: half a window.", min=1)
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames read per second; default: every frame.")] = None,
+    top_k: Annotated[int, typer.Option(help="How many classes per window to print.", min=1)] = 1,
+    protocol: Annotated[
+        Literal["http", "https", "rtmp", "rtsp", "srt", "tcp", "udp"] | None,
+        typer.Option(help="Protocol of a URL; default: no network."),
+    ] = None,
+    wait_seconds: Annotated[
+        float, typer.Option(help="The stream is over when nothing has come for that long.", min=0)
+    ] = 10,
+    convert: Convert = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each window as a line of JSON.")] = False,
+) -> None:
+    """Classify a video while it is written or sent, window by window; of other models, print features as JSON lines.
+
+    Example: `ffmpeg -i camera.mp4 -f mpegts - | umt-hf stream - --model umt-vit-b16-k400 --fps 8`
+    """
+    from ..inference.streaming import open_answers
+    from .results import report_interruption
+
+    count = 0
+    with report_interruption(lambda: f"{count} windows were answered."), report_mistakes(), report_unreadable():
+        convert_model(model, convert)
+        given = sys.stdin.buffer if source == "-" else source
+        for answer in open_answers(given, model, window, stride, fps, top_k, protocol, wait_seconds):
+            # At once, for whoever reads the other end of a pipe.
+            typer.echo(json.dumps(answer.to_dict()) if as_json else answer.format())
+            sys.stdout.flush()
+            count += 1
 
 
 @app.command(rich_help_panel=VIDEOS)

@@ -23,6 +23,7 @@ from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.decoding import VideoDecodingError, VideoSource
 from ..processing.video_processing_umt_video import UMTVideoProcessor, split_videos
 from .arguments import require_count
+from .export import is_export, load_exported_classifier
 from .held_out import build_bar, evaluation_mode, mark_nonfinite, plan_shard, require_finite, share_rows
 from .loading import list_class_names, load_complete_model, load_video_processor, place_model, resolve_device
 from .scored_labels import ScoredLabel, has_many_labels, rank_labels
@@ -246,7 +247,8 @@ class VideoClassifier:
     several labels.
 
     Args:
-        model: Folder or Hub id of a classifier with its processor.
+        model: Folder or Hub id of a classifier with its processor, or folder of an exported one (`umt-hf export`), which
+            has its own precision and attention.
         device: Where the model runs; default: the process's accelerator, or CPU.
         attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
         dtype: Default: that of the stored weights.
@@ -275,11 +277,17 @@ class VideoClassifier:
         dtype: torch.dtype | None = None,
     ):
         options: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype}
-        loaded = load_complete_model(UMTVideoForVideoClassification, model, **options)
+        loaded: Any
+        if is_export(model):
+            loaded = load_exported_classifier(model, device)
+            self.device = loaded.device
+        else:
+            loaded = load_complete_model(UMTVideoForVideoClassification, model, **options)
+            self.device = resolve_device(device)
+            loaded = place_model(loaded, self.device)
+        self.model = loaded
         self.many_labels = has_many_labels(loaded.config)
         self.processor = load_video_processor(model)
-        self.device = resolve_device(device)
-        self.model = place_model(loaded, self.device)
         self.labels = list_class_names(loaded.config)
 
     @overload

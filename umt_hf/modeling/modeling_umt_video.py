@@ -39,64 +39,13 @@ from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import normalize_features, uta_loss
 from .masking_umt_video import compute_visible_indices
 from .outputs_umt_video import UMTVideoForActionDetectionOutput, UMTVideoForPreTrainingOutput, UMTVideoModelOutput
+from .positions_umt_video import compute_sinusoid_table, interpolate_position_table, is_exporting
 from .quantization_umt import UMTFloatLinear, UMTQuantizationMixin, match_precision
 
 if is_torchvision_available():
     from torchvision.ops import roi_align
 
 ROI_SIZE = 7  # rows and columns of the grid that a box is read on, as published
-# Before PyTorch 2.7 nothing says whether a graph is exported or compiled: there, exported shapes are fixed.
-is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
-
-
-def compute_sinusoid_table(num_positions: int, width: int, device: str | torch.device | None = "cpu") -> torch.Tensor:
-    """Sinusoids over the flat token index: `sin` on even and `cos` on odd channels of `n / 10000^(2i / width)`.
-
-    Args:
-        num_positions: Rows of the table.
-        width: Channels; pair `i` holds channels `2i` and `2i + 1`.
-        device: Where to compute it; it must know float64.
-
-    Returns:
-        Float32 table `(1, num_positions, width)` on that device.
-
-    Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.5, over flattened space-time positions.
-    """
-    # In float64, since angles grow with the token count.
-    positions = torch.arange(num_positions, dtype=torch.float64, device=device)
-    channels = torch.arange(width, dtype=torch.float64, device=device)
-    angles = positions[:, None] / 10000 ** (2 * (channels // 2) / width)
-    return torch.where(channels % 2 == 0, angles.sin(), angles.cos()).float()[None]
-
-
-def interpolate_position_table(
-    table: torch.Tensor, grid: tuple[int, int, int], new_grid: tuple[int, int, int]
-) -> torch.Tensor:
-    """Carry a position table to another clip shape: bicubic over space, linear over time.
-
-    Args:
-        table: `(1, T * H * W, D)` for the shape `grid`.
-        grid: Time, rows and columns of `table`.
-        new_grid: Time, rows and columns wanted.
-
-    Returns:
-        `(1, T' * H' * W', D)` in the precision of `table`.
-    """
-    # An exported graph serves every shape, so no comparison may depend on that of the example; the result is the same.
-    is_any_shape = is_exporting()
-    if not is_any_shape and grid == new_grid:
-        return table
-    (num_frames, *space), (new_frames, *new_space) = grid, new_grid
-    width = table.shape[-1]
-    if is_any_shape or space != new_space:
-        frames = table.reshape(num_frames, *space, width).permute(0, 3, 1, 2)
-        frames = F.interpolate(frames, size=tuple(new_space), mode="bicubic", align_corners=False)
-        table = frames.permute(0, 2, 3, 1).reshape(1, -1, width)
-    if is_any_shape or num_frames != new_frames:
-        lines = table.reshape(num_frames, -1).T[None]
-        lines = F.interpolate(lines, size=new_frames, mode="linear", align_corners=False)
-        table = lines[0].T.reshape(1, -1, width)
-    return table
 
 
 def require_tensor(value: torch.Tensor | None, name: str) -> torch.Tensor:

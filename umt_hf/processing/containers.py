@@ -18,11 +18,15 @@ Everything here works on PyAV's objects; `decoding` opens and reads them.
 
 import io
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
+
+from .media_files import LIMITS, GrowingFile, VideoDecodingError
 
 # The demuxers that may read a file, by FFmpeg's names. Left out is all that opens further files or ports on its own
 # (hls, dash, concat, sdp, rtp, rtsp, image2, imf, vobsub), runs scripts or devices (avisynth, lavfi, v4l2), or draws
@@ -54,6 +58,18 @@ PLAYLIST_STARTS = {
 }
 PLAYLIST_TAGS = {b"<MPD": "a DASH manifest", b"<AssetMap": "an IMF package", b"<CompositionPlaylist": "an IMF package"}
 SNIFFED_BYTES = 4096
+
+# Network protocols that a caller may name -> all that FFmpeg may then speak, and the formats it may read.
+STREAM_PROTOCOLS = {
+    "http": ("http,tcp", ALLOWED_FORMATS),
+    "https": ("https,tls,tcp", ALLOWED_FORMATS),
+    "rtmp": ("rtmp,tcp", ALLOWED_FORMATS),
+    "rtsp": ("rtsp,rtp,udp,tcp", "rtsp,mpegts"),
+    "srt": ("srt", ALLOWED_FORMATS),
+    "tcp": ("tcp", ALLOWED_FORMATS),
+    "udp": ("udp", ALLOWED_FORMATS),
+}
+MIN_PYAV = (17, 1)
 
 # One packet is one frame, and its timestamp says which, only in these containers and codecs; seeking works there.
 INDEXED_CONTAINERS = ("mov", "matroska")
@@ -108,15 +124,82 @@ def open_container(av: Any, file: BinaryIO, max_frame_pixels: int | None) -> Any
     Raises:
         av.FFmpegError: If it is of a kind that is not allowed, or damaged.
     """
-
-    def refuse(url: str, *_: object) -> None:
-        raise PermissionError(f"a video may not open other files: {url}")
-
     file.seek(0)
+    return av.open(NamelessFile(file), **_build_options(max_frame_pixels), io_open=_refuse)
+
+
+class OneWayFile:
+    """A file that is read from front to back, such as a pipe; its first bytes are kept.
+
+    Args:
+        file: Anything with `read`; where it has `read1`, what has come so far is not held up until a block is full.
+    """
+
+    def __init__(self, file: Any):
+        self._file, self.head = file, b""
+        self._read = getattr(file, "read1", file.read)
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, at most `size`; none at the end."""
+        content = self._read(size) or b""
+        if len(self.head) < SNIFFED_BYTES:
+            self.head += content[: SNIFFED_BYTES - len(self.head)]
+        return content
+
+    def close(self) -> None:
+        """Close the file, if it was opened here."""
+        if isinstance(self._file, GrowingFile):
+            self._file.close()
+
+
+def open_one_way(av: Any, file: OneWayFile, max_frame_pixels: int | None) -> Any:
+    """Open a file as `open_container` does, without ever going back in it."""
+    return av.open(_Forwards(file.read), **_build_options(max_frame_pixels), io_open=_refuse)
+
+
+class _Forwards:
+    """All that PyAV may see of a file: with neither name nor `seek`."""
+
+    def __init__(self, read: Callable[[int], bytes]):
+        self.read = read
+
+
+def open_url(av: Any, url: str, protocol: str, max_frame_pixels: int | None, wait_seconds: float) -> Any:
+    """Open a network stream by the protocol that a caller names, and by no other.
+
+    Args:
+        av: The module.
+        url: Of the stream.
+        protocol: One of `STREAM_PROTOCOLS`.
+        max_frame_pixels: Pixels of a frame that are decoded.
+        wait_seconds: For the connection, and for each next byte.
+
+    Raises:
+        ValueError: If the protocol is unknown, the URL is of another one, or it asks to wait for a caller at a port.
+        av.FFmpegError: If nothing comes, or something that is not allowed.
+    """
+    if protocol not in STREAM_PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(sorted(STREAM_PROTOCOLS))}, got {protocol!r}.")
+    if urlsplit(url).scheme.lower() != protocol:
+        raise ValueError(f"{url} is not a URL of protocol {protocol}: it must begin with {protocol}://.")
+    if "listen" in parse_qs(urlsplit(url).query, keep_blank_values=True):
+        raise ValueError(f"{url} asks to wait at a port for whoever calls: leave out `listen`.")
+    allowed, formats = STREAM_PROTOCOLS[protocol]
+    options = _build_options(max_frame_pixels)
+    options["options"] |= {"protocol_whitelist": allowed, "format_whitelist": formats}
+    return av.open(url, **options, timeout=(wait_seconds, wait_seconds))
+
+
+def _refuse(url: str, *_: object) -> None:
+    raise PermissionError(f"a video may not open other files: {url}")
+
+
+def _build_options(max_frame_pixels: int | None) -> dict[str, Any]:
+    """Arguments of `av.open`: which formats may be read, and that nothing further is opened."""
     options = {"format_whitelist": ALLOWED_FORMATS, "protocol_whitelist": "none"}
     if max_frame_pixels is not None:
         options["max_pixels"] = str(pad_limit(max_frame_pixels))
-    return av.open(NamelessFile(file), metadata_errors="ignore", options=options, io_open=refuse)
+    return {"metadata_errors": "ignore", "options": options}
 
 
 def is_cover(stream: Any) -> bool:
@@ -498,3 +581,79 @@ def _read_note_number(stream: BinaryIO) -> int:
         if byte[0] != 0xFF:
             break
     return number
+
+
+class NamedMedia:
+    """What errors of a file or stream name it by."""
+
+    name: str
+    _backend_errors: tuple[type[Exception], ...] = ()
+
+    def _describe_playlist(self) -> str | None:
+        """What the file is if it only names others."""
+        return None
+
+    def _error(self, reason: str) -> VideoDecodingError:
+        return VideoDecodingError(f"{self.name}: {reason}")
+
+    @contextmanager
+    def _named_errors(self) -> Generator[None, None, None]:
+        """Turn the library's errors into ones that name the file."""
+        try:
+            yield
+        except VideoDecodingError:
+            raise
+        except self._backend_errors as error:
+            if kind := self._describe_playlist():
+                raise self._error(
+                    f"is refused: it is {kind}, which makes a reader open other files or ports. Give the video that "
+                    "it names."
+                ) from error
+            reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0] or type(error).__name__
+            if reason == "Invalid argument" and LIMITS.max_frame_pixels is not None:
+                reason += f"; perhaps its frames have far more than {LIMITS.max_frame_pixels} pixels, the limit"
+            raise self._error(
+                f"cannot be decoded ({reason}). It is damaged, not a video, or of a kind that this decoder does not "
+                "read ('pyav' reads most kinds); replace it or leave it out."
+            ) from error
+
+
+class PyAVFrames(NamedMedia):
+    """What reading of files and of streams with PyAV shares."""
+
+    def _load_library(self) -> None:
+        """Import PyAV and set up the conversion of its frames."""
+        try:
+            import av
+            from av.video.reformatter import VideoReformatter
+        except ImportError as error:
+            raise ImportError("decoder='pyav' needs PyAV: `pip install av`.") from error
+        if tuple(int(part) for part in av.__version__.split(".")[:2]) < MIN_PYAV:
+            # Older ones crash where options are given for files that say late which streams they have (MPEG).
+            raise ImportError(f"decoder='pyav' needs PyAV 17.1 or newer, got {av.__version__}: `pip install -U av`.")
+        self._av = av
+        self._backend_errors = (av.FFmpegError, OSError)
+        # One converter for all frames: by default PyAV sets up a new one, with several threads, for each.
+        self._reformatter = VideoReformatter()
+        self._reformat_options = {"threads": 1} if "threads" in (self._reformatter.reformat.__doc__ or "") else {}
+
+    def _set_up_codec(self, codec: Any) -> None:
+        """One thread, no damaged picture, no picture that is too large."""
+        LIMITS.check_frame_size(self.name, codec.height, codec.width)
+        codec.thread_count = 1
+        codec.options = {"err_detect": "explode"}
+        if LIMITS.max_frame_pixels is not None:
+            codec.options = {**codec.options, "max_pixels": str(pad_limit(LIMITS.max_frame_pixels))}
+
+    def _report_no_stream(self, streams: Sequence[Any]) -> VideoDecodingError:
+        """Why none of the video streams can be read."""
+        if any(stream.codec_context is None for stream in streams):
+            return self._error("is coded in a way that this FFmpeg cannot decode. Re-encode it, for example to H.264.")
+        cover = " but a cover picture" if streams else ""
+        return self._error(f"has no video stream{cover} (audio only?). Replace it or leave it out.")
+
+    def _to_upright_rgb(self, frame: Any) -> np.ndarray:
+        """Convert a PyAV frame to uint8 RGB `(height, width, 3)`, turned and mirrored by its display matrix."""
+        LIMITS.check_frame_size(self.name, frame.height, frame.width)
+        pixels = self._reformatter.reformat(frame, format="rgb24", **self._reformat_options).to_ndarray()
+        return read_orientation(frame).apply(pixels)

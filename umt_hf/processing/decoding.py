@@ -36,11 +36,10 @@ import tempfile
 import tokenize
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image
@@ -49,19 +48,27 @@ from .containers import (
     INDEXED_CODECS,
     INDEXED_CONTAINERS,
     PROGRESSIVE_FIELD_ORDERS,
+    NamedMedia,
+    OneWayFile,
     PacketIndex,
+    PyAVFrames,
     build_packet_index,
     choose_stream,
     describe_key_frames,
     describe_playlist,
+    is_cover,
     open_container,
-    pad_limit,
+    open_one_way,
+    open_url,
     read_orientation,
 )
 from .frame_folders import holds_frames, list_frames
 from .images import read_image
 from .media_files import (
     LIMITS,
+    MP4_TOP_LEVEL_BOXES,
+    WAIT_SECONDS,
+    GrowingFile,
     MediaFile,
     VideoDecodingError,
     VideoSource,
@@ -72,7 +79,6 @@ from .media_files import (
 
 DecoderName = Literal["pyav", "decord", "torchcodec"]
 
-MIN_PYAV = (17, 1)
 ITERATED_FRAMES = 16  # decoded at a time by readers that do not give frames singly
 
 # Decoders whose output does not change when the frames that no other frame refers to are left out.
@@ -91,7 +97,7 @@ PROBE_FILE = (
 )
 
 
-class VideoReader(ABC):
+class VideoReader(NamedMedia, ABC):
     """An open video file.
 
     Attributes:
@@ -105,7 +111,6 @@ class VideoReader(ABC):
     num_frames: int
     fps: float | None
     has_gaps: bool = False
-    _backend_errors: tuple[type[Exception], ...] = ()
 
     @abstractmethod
     def _decode(self, indices: list[int]) -> np.ndarray:
@@ -206,34 +211,6 @@ class VideoReader(ABC):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _describe_playlist(self) -> str | None:
-        """What the file is if it only names others."""
-        return None
-
-    def _error(self, reason: str) -> VideoDecodingError:
-        return VideoDecodingError(f"{self.name}: {reason}")
-
-    @contextmanager
-    def _named_errors(self) -> Generator[None, None, None]:
-        """Turn the library's errors into ones that name the file."""
-        try:
-            yield
-        except VideoDecodingError:
-            raise
-        except self._backend_errors as error:
-            if kind := self._describe_playlist():
-                raise self._error(
-                    f"is refused: it is {kind}, which makes a reader open other files or ports. Give the video that "
-                    "it names."
-                ) from error
-            reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0] or type(error).__name__
-            if reason == "Invalid argument" and LIMITS.max_frame_pixels is not None:
-                reason += f"; perhaps its frames have far more than {LIMITS.max_frame_pixels} pixels, the limit"
-            raise self._error(
-                f"cannot be decoded ({reason}). It is damaged, not a video, or of a kind that this decoder does not "
-                "read ('pyav' reads most kinds); replace it or leave it out."
-            ) from error
 
 
 def open_video(source: VideoSource, decoder: DecoderName = "pyav") -> VideoReader:
@@ -380,7 +357,7 @@ class StoredFramesReader(VideoReader):
         self._pictures = []
 
 
-class PyAVReader(VideoReader):
+class PyAVReader(PyAVFrames, VideoReader):
     """Frame-exact reader over PyAV.
 
     One pass over the packets, without decoding, gives the timestamp of every frame. A frame is then reached by seeking
@@ -393,19 +370,7 @@ class PyAVReader(VideoReader):
     """
 
     def __init__(self, media: MediaFile):
-        try:
-            import av
-            from av.video.reformatter import VideoReformatter
-        except ImportError as error:
-            raise ImportError("decoder='pyav' needs PyAV: `pip install av`.") from error
-        if tuple(int(part) for part in av.__version__.split(".")[:2]) < MIN_PYAV:
-            # Older ones crash where options are given for files that say late which streams they have (MPEG).
-            raise ImportError(f"decoder='pyav' needs PyAV 17.1 or newer, got {av.__version__}: `pip install -U av`.")
-        self._av = av
-        self._backend_errors = (av.FFmpegError, OSError)
-        # One converter for all frames: by default PyAV sets up a new one, with several threads, for each.
-        self._reformatter = VideoReformatter()
-        self._reformat_options = {"threads": 1} if "threads" in (self._reformatter.reformat.__doc__ or "") else {}
+        self._load_library()
         self.name = media.name
         self._media = media
         self._container: Any = None  # an InputContainer while the file is open
@@ -445,20 +410,13 @@ class PyAVReader(VideoReader):
                 return
         self._stream = self._container.streams[self._stream_index]
         self._codec = self._stream.codec_context
-        LIMITS.check_frame_size(self.name, self._codec.height, self._codec.width)
-        self._codec.thread_count = 1
-        self._codec.options = {"err_detect": "explode"}
-        if LIMITS.max_frame_pixels is not None:
-            self._codec.options = {**self._codec.options, "max_pixels": str(pad_limit(LIMITS.max_frame_pixels))}
+        self._set_up_codec(self._codec)
 
     def _choose_stream(self) -> tuple[int, bool]:
         index, was_read = choose_stream(self._container)
         if index is not None:
             return index, was_read
-        if any(stream.codec_context is None for stream in self._container.streams.video):
-            raise self._error("is coded in a way that this FFmpeg cannot decode. Re-encode it, for example to H.264.")
-        cover = " but a cover picture" if self._container.streams.video else ""
-        raise self._error(f"has no video stream{cover} (audio only?). Replace it or leave it out.")
+        raise self._report_no_stream(self._container.streams.video)
 
     def _describe_playlist(self) -> str | None:
         return describe_playlist(self._media.file)
@@ -655,12 +613,6 @@ class PyAVReader(VideoReader):
                 break
         yield from self._codec.decode(None)
 
-    def _to_upright_rgb(self, frame: Any) -> np.ndarray:
-        """Convert a PyAV frame to uint8 RGB `(height, width, 3)`, turned and mirrored by its display matrix."""
-        LIMITS.check_frame_size(self.name, frame.height, frame.width)
-        pixels = self._reformatter.reformat(frame, format="rgb24", **self._reformat_options).to_ndarray()
-        return read_orientation(frame).apply(pixels)
-
     def _packets_up_to(self, last_pts: int) -> Iterator[Any]:
         """Yield packets from the current place to that of `last_pts`, then `None`, which empties the decoder."""
         for packet in self._container.demux(self._stream):
@@ -670,6 +622,113 @@ class PyAVReader(VideoReader):
             if packet.pts == last_pts:
                 break
         yield None
+
+
+class VideoStream(PyAVFrames):
+    """A video that is read once, from front to back, while it is written or sent: a pipe, a growing file, a socket.
+
+    Args:
+        source: Path of a file that grows, a binary file object, or with `protocol` a URL.
+        protocol: That of the URL, one of `containers.STREAM_PROTOCOLS`; without it nothing is read from a network.
+        wait_seconds: How long nothing may come from a file or a network before the stream is over.
+
+    Raises:
+        VideoDecodingError: If it holds no video, cannot be read forwards, or names a network without `protocol`.
+        ValueError: If the protocol is unknown or not that of the URL.
+    """
+
+    def __init__(
+        self, source: str | os.PathLike | BinaryIO, protocol: str | None = None, wait_seconds: float = WAIT_SECONDS
+    ):
+        self._load_library()
+        self._file: OneWayFile | None = None
+        self.name = os.fsdecode(source) if isinstance(source, str | os.PathLike) else str(getattr(source, "name", ""))
+        self.name = self.name or "<stream>"
+        self._container: Any = None
+        try:
+            with self._named_errors():
+                if protocol is not None:
+                    self._container = open_url(self._av, self.name, protocol, LIMITS.max_frame_pixels, wait_seconds)
+                else:
+                    is_path = isinstance(source, str | os.PathLike)
+                    self._file = OneWayFile(GrowingFile(self.name, wait_seconds) if is_path else source)
+                    self._container = open_one_way(self._av, self._file, LIMITS.max_frame_pixels)
+                self._stream = self._choose_stream()
+                self._set_up_codec(self._stream.codec_context)
+        except VideoDecodingError as error:
+            cause = self._report_no_frame() if self._container is None else None
+            self.close()
+            raise (cause or error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def iterate(self) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
+        """Decode frames as they come.
+
+        Yields:
+            Seconds since the first frame, rising, and a function that gives the frame, uint8 RGB `(height, width, 3)`.
+
+        Raises:
+            VideoDecodingError: If a frame cannot be decoded, or another size begins.
+        """
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        time_base, step = float(self._stream.time_base), float(1 / rate) if rate else 0.0
+        first_pts: int | None = None
+        last: float | None = None
+        size: tuple[int, int] | None = None
+        is_started = False
+        with self._named_errors():
+            for packet in self._container.demux(self._stream):
+                # Whoever comes in between key frames waits for the next one.
+                is_started = is_started or packet.is_keyframe or not packet.size
+                if not is_started:
+                    continue
+                for frame in packet.decode():
+                    first_pts = frame.pts if last is None else first_pts
+                    known = frame.pts is not None and first_pts is not None
+                    seconds = (frame.pts - first_pts) * time_base if known else None
+                    if seconds is None or (last is not None and seconds <= last):
+                        seconds = 0.0 if last is None else last + step
+                    last = seconds
+                    if size not in (None, (frame.height, frame.width)):
+                        raise self._error(f"changes its frame size after {last:.2f} s. Keep it at one size.")
+                    size = frame.height, frame.width
+                    yield last, functools.partial(self._to_upright_rgb, frame)
+            if last is None:
+                raise self._report_no_frame() or self._error("gives no video frame.")
+
+    def _report_no_frame(self) -> VideoDecodingError | None:
+        """Why an MP4 cannot be read forwards; `None` for anything else."""
+        if self._file is None or self._file.head[4:8] not in MP4_TOP_LEVEL_BOXES:
+            return None
+        return self._error(
+            "is an MP4 whose index is at its end, so that it can be read only when it is complete. Write it as MPEG-TS, "
+            "Matroska or fragmented MP4 (`-movflags frag_keyframe+empty_moov`)."
+        )
+
+    def _choose_stream(self) -> Any:
+        streams = [s for s in self._container.streams.video if s.codec_context is not None and not is_cover(s)]
+        if not streams:
+            raise self._report_no_stream(self._container.streams.video)
+        return max(streams, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
+
+    def _describe_playlist(self) -> str | None:
+        return None if self._file is None else describe_playlist(io.BytesIO(self._file.head))
+
+    def close(self) -> None:
+        """Close the container and a file that was opened here."""
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> "VideoStream":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 class CheckedReader(VideoReader):

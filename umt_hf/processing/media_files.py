@@ -27,6 +27,7 @@ import socket
 import struct
 import tarfile
 import threading
+import time
 import unicodedata
 import urllib.request
 from collections.abc import Callable
@@ -38,6 +39,8 @@ from urllib.parse import urlparse
 VideoSource = str | os.PathLike | bytes | BinaryIO | dict[str, Any]
 
 DOWNLOAD_TIMEOUT_SECONDS = 60  # without a byte
+WAIT_SECONDS = 10.0  # without a new byte of a stream
+POLL_SECONDS = 0.05
 DOWNLOAD_BLOCK = 1 << 20
 URL_START = re.compile(r"(https?|file)://", re.IGNORECASE)
 TAR_PLACE = re.compile(r"(.+\.tar/.+):(\d+):(\d+)", re.IGNORECASE | re.DOTALL)
@@ -141,6 +144,41 @@ class MediaFile:
         """Close the file, unless it was handed in open."""
         if self.path is not None:
             self.file.close()
+
+
+class GrowingFile:
+    """A file that another program is still writing: at its end, reading waits for more.
+
+    Args:
+        path: Of the file.
+        wait_seconds: It is complete when no byte has come for that long.
+
+    Raises:
+        VideoDecodingError: If there is no such file.
+    """
+
+    def __init__(self, path: str, wait_seconds: float):
+        if re.match(r"[a-z][a-z0-9+.-]*://", path, re.IGNORECASE):
+            raise VideoDecodingError(
+                f"{path}: is an address in a network, which is read only where its protocol is named: give protocol, "
+                f"such as {path.split(':')[0].lower()!r}."
+            )
+        try:
+            self._file = open(path, "rb", buffering=0)
+        except OSError as error:
+            raise VideoDecodingError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+        self._wait_seconds = wait_seconds
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes, as soon as there are some; none at the end."""
+        deadline = time.monotonic() + self._wait_seconds
+        while not (content := self._file.read(size)) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        return content or b""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def open_source(source: VideoSource, kind: str = "video") -> MediaFile:
