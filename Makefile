@@ -38,10 +38,13 @@ test-fast: $(VENV)/.installed
 
 # Large optional libraries, which are installed for it.
 test-extras: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e ".[deepspeed,trackers,quantization]"
+	$(BIN)/python -m pip install --quiet -e ".[deepspeed,trackers,quantization,export]"
 	$(BIN)/python -m pytest tests/e2e/test_zero.py tests/e2e/test_stage2.py -k zero
 	$(BIN)/python -m pytest tests/e2e/test_watching.py -k trackers
 	$(BIN)/python -m pytest tests/unit/training/test_teacher_quantization.py tests/e2e/test_teacher_quantization.py
+	$(BIN)/python -m pytest tests/unit/inference/test_export.py tests/bench/test_benchmarks.py -k export
+	$(BIN)/python -m pytest tests/e2e/test_docs.py -k deployment
+	$(BIN)/python -m pytest tests/unit/test_docstring_examples.py -k export
 
 # Benchmarks at small size, a minute each.
 test-heavy: $(VENV)/.installed

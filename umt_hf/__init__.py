@@ -49,6 +49,7 @@ from .version import __version__ as __version__
 if TYPE_CHECKING:
     from .inference.classification import VideoClassifier
     from .inference.detection import ActionDetector
+    from .inference.export import ExportedVideoModel
     from .inference.question_answering import VideoAnswerer
     from .inference.search import VideoSearcher, embed_videos
     from .teachers.clip import UMTTeacher
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 # Imported when they are first used, since they bring CLIP, Accelerate or `datasets` along.
 LAZY_NAMES = {
     "ActionDetector": "inference.detection",
+    "ExportedVideoModel": "inference.export",
     "UMTTeacher": "teachers.clip",
     "VideoAnswerer": "inference.question_answering",
     "VideoClassifier": "inference.classification",
@@ -92,6 +94,7 @@ for _mapping, _config_class, _model_class in OTHER_KIND:
 
 __all__ = [
     "ActionDetector",
+    "ExportedVideoModel",
     "UMTTeacher",
     "UMTTextConfig",
     "UMTTextLMHeadModel",

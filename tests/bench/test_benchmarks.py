@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -449,9 +450,53 @@ def test_phases_are_added_up_and_time_between_steps_is_left_out(monkeypatch):
 
 @pytest.mark.parametrize("question", [
     "stage1_step", "stage2", "cuda", "teacher_precision", "decoding", "search", "features", "threads", "annotations",
-    "prepared_frames",
+    "prepared_frames", "exports",
 ])  # fmt: skip
 def test_readme_has_the_place_for_its_table(question):
     text = (Path(stage1_step.__file__).parents[1] / question / "README.md").read_text()
     assert text.count(TABLE_BEGIN) == text.count(TABLE_END) == 1
     assert f"python -m benchmarks.{question}.run" in text
+
+
+@pytest.mark.slow
+def test_exports_write_a_row_for_each_variant(tmp_path):
+    from benchmarks.exports import run as exports
+    from tests.unit.finetuning.test_classification import tiny_config
+    from umt_hf import UMTVideoForVideoClassification, UMTVideoProcessor
+    from umt_hf.inference.export import require_exporters
+    from umt_hf.moving_shapes.render import write_moving_shapes
+
+    try:
+        require_exporters("onnx")
+    except ImportError as error:
+        pytest.skip(str(error))
+    write_moving_shapes(tmp_path / "data", 4, 2, 6, num_workers=1)
+    torch.manual_seed(0)
+    config = tiny_config(num_labels=36)
+    UMTVideoForVideoClassification(config).save_pretrained(tmp_path / "classifier")
+    UMTVideoProcessor.from_model_config(config).save_pretrained(tmp_path / "classifier")
+    names = ["ONNX Runtime", "ONNX Runtime, int8 weights"]
+    flags = ["--folder", str(tmp_path), "--repeats", "2", "--calls", "1", "--batch_size", "2", "--variants", *names]
+    rows = read_report(exports.main([*flags, "--output_dir", str(tmp_path), "--name", "here"]), "exports")["rows"]
+    assert [row["variant"] for row in rows] == [exports.PYTORCH, *names]
+    assert rows[1]["drop_points"] == 0 and rows[1]["same_answers"] == 100
+    assert rows[0]["relative_to_pytorch"]["samples"] == [1, 1]
+    for row in rows:
+        assert 0 <= row["accuracy"] <= 100 and row["clips_per_second"].keys() == SUMMARY and row["size_bytes"] > 0
+    logits = {exports.PYTORCH: np.ones((2, 3)), "ONNX Runtime": np.full((2, 3), 1.1)}
+    with pytest.raises(RuntimeError, match="not the same work"):
+        exports.check_agreement(logits)
+
+
+def test_drops_of_an_export_have_the_error_of_the_difference():
+    from benchmarks.exports import run as exports
+
+    labels = np.arange(100) % 4
+    exact = np.eye(4)[labels]
+    other = exact.copy()
+    other[:10] = np.eye(4)[(labels[:10] + 1) % 4]
+    logits, seconds = {exports.PYTORCH: exact, "OpenVINO": other}, {exports.PYTORCH: [1.0], "OpenVINO": [0.5]}
+    row = exports.build_row("OpenVINO", logits, labels, seconds, {"OpenVINO": 1}, exports.Arguments())
+    assert (row["accuracy"], row["drop_points"], row["same_answers"]) == (90, 10, 90)
+    assert row["drop_standard_error"] == pytest.approx(100 * (0.09 / 99) ** 0.5)
+    assert row["relative_to_pytorch"]["median"] == 2

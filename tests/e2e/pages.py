@@ -34,6 +34,7 @@ from typer.testing import CliRunner
 
 from tests.e2e.conftest import ROOT
 from tests.unit.inference import test_features, test_search
+from tests.unit.video_files import cut_start
 from umt_hf import (
     UMTVideoConfig,
     UMTVideoForActionDetection,
@@ -94,6 +95,14 @@ _WITHOUT_BITSANDBYTES = {
     for library in ("transformers import AutoModel, BitsAndBytesConfig", "peft")
     if not importlib.util.find_spec("bitsandbytes")
 }
+_WITHOUT_RUNTIMES = (
+    {}
+    if all(map(importlib.util.find_spec, ("onnxruntime", "onnxscript", "openvino")))
+    else dict.fromkeys(
+        ("umt-hf export", "umt-hf classify videos/talk.mp4 --model classifier_onnx", "from umt_hf import Exported"),
+        "needs the extra export; `make test-extras` runs it",
+    )
+)
 NOT_RUN = {
     "any page": {
         "git clone": "needs a network",
@@ -108,6 +117,8 @@ NOT_RUN = {
         "umt-hf demo": _SERVED,
         "from umt_hf.demo.app": _SERVED,
     },
+    "docs/deployment.md": _WITHOUT_RUNTIMES,
+    "docs/features.md": {"ffmpeg": "is a program of others; tests/unit/inference/test_streaming.py writes to the command"},
     "docs/detection.md": {
         "umt-hf finetune detection --config detection_ava": "needs AVA's files",
     },
@@ -244,6 +255,7 @@ def write_media(folder: Path, clips: list[Path]) -> None:
     for number, place in enumerate(places):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         os.link(clips[number % len(clips)], folder / place)
+    cut_start(clips[0], folder / "camera.mkv", 0)  # copied into what can be read forwards
     (folder / "cc3m").mkdir()
     for number, color in enumerate(("red", "green", "blue", "white")):
         Image.new("RGB", (40, 48), color).save(folder / "cc3m" / f"{number}.png")

@@ -163,6 +163,7 @@ VIDEO_FILES = {
     "media_files.py",
     "modeling_umt_video.py",
     "outputs_umt_video.py",
+    "positions_umt_video.py",
     "quantization_umt.py",
     "resizing.py",
     "sampling.py",

@@ -20,7 +20,7 @@ PAGES = sorted((ROOT / "docs" / "api").glob("*.md"))
 BLOCK = re.compile(r"^::: (\S+)\n(?:    options:\n      members: \[(.*?)\])?", re.MULTILINE)
 MAX_COLUMNS, MAX_LINES = 80, 16
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-NEEDS = {"embed_videos": "faiss", "VideoSearcher": "faiss"}
+NEEDS = {"embed_videos": "faiss", "VideoSearcher": "faiss", "ExportedVideoModel": "onnxruntime", "export_model": "onnxruntime"}
 # Beside the classes, and beside what the pages name by itself.
 MAIN_FUNCTIONS = {
     "data.key_frames": ("load_key_frames",),
@@ -28,6 +28,8 @@ MAIN_FUNCTIONS = {
     "evaluation.metrics.ranks": ("compute_ranks",),
     "hub_cards.convert_umt_checkpoint": ("build_published_config", "describe_checkpoint"),
     "inference.features": ("extract_features", "load_encoder", "save_features"),
+    "inference.export": ("export_model",),
+    "inference.streaming": ("stream_features", "stream_labels"),
     "modeling.losses_umt": ("mlm_loss", "sample_mlm_corruption", "uta_loss", "vtc_loss", "vtm_loss"),
     "modeling.masking_umt_video": ("sample_attention_mask", "sample_random_mask", "sample_tube_mask"),
     "moving_shapes.render": ("render_clip", "sample_clip", "write_moving_shapes"),

@@ -30,7 +30,7 @@ from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..modeling.modeling_umt_video_text import UMTVideoTextModel
 from ..processing.video_processing_umt_video import split_videos
 from ..runs.disk import clear_leftovers, name_unfinished, put_folder, remove_folder, write_text
-from ..runs.folder import collect_versions
+from ..runs.folder import EXPORT_FILE, collect_versions
 from ..runs.mistakes import UserError, naming_full_disk
 from ..runs.models import DUAL_ENCODERS
 from .features import load_encoder
@@ -40,7 +40,6 @@ from .starts import locate_model, read_model_fields
 ExportFormat = Literal["onnx", "openvino", "torch"]
 ExportPart = Literal["model", "encoder", "video", "text"]
 
-EXPORT_FILE = "export.json"  # by Transformers: graphs, their inputs and outputs
 FACTS_FILE = "umt_export.json"
 TRANSFORMERS_FORMATS = {"onnx": "onnx", "openvino": "openvino", "torch": "dynamo"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "dynamo": ()}
@@ -453,9 +452,11 @@ class ExportedVideoModel:
 
     Examples:
         >>> from umt_hf import ExportedVideoModel
+        >>> from umt_hf.inference.export import export_model
+        >>> report = export_model("umt-vit-b16-k400", "exported")
         >>> exported = ExportedVideoModel.from_pretrained("exported")
-        >>> exported("video.mp4").logits.shape
-        torch.Size([1, 400])
+        >>> exported("video.mp4", num_frames=12).logits.shape
+        torch.Size([1, 5])
     """
 
     def __init__(

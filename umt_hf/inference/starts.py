@@ -18,6 +18,7 @@ from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..runs.folder import (
     ADAPTER_CONFIG_FILE,
     CONFIG_FILE,
+    EXPORT_FILE,
     IMAGE_PROCESSOR_FILE,
     PROCESSOR_FILE,
     TOKENIZER_FILE,
@@ -237,6 +238,11 @@ def require_weight_files(folder: Path, variant: str | None = None, are_pickles_r
     if files[0].is_file():
         require_safetensors(files[0])
         return
+    if (folder / EXPORT_FILE).is_file():
+        raise ValueError(
+            f"{folder} is an export, which `umt-hf classify` and `ExportedVideoModel` read; give the folder that it was "
+            "made from."
+        )
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED_SUFFIXES)
     if not (pickled and are_pickles_read):
         found = f"; of {pickled[0]} nothing is read" if pickled else ""

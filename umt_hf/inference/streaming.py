@@ -83,8 +83,11 @@ def stream_features(
         >>> from umt_hf.inference.features import load_encoder
         >>> from umt_hf.inference.streaming import stream_features
         >>> model, processor = load_encoder("umt-vit-b16")
-        >>> with open("video.ts", "rb") as pipe:
-        ...     found = [end for start, end, feature in stream_features(pipe, model, processor)]
+        >>> with open("video.mkv", "rb") as pipe:
+        ...     windows = stream_features(pipe, model, processor)
+        ...     ends = [end for start, end, feature in windows]
+        >>> len(ends)  # of 24 frames: 8 in a window, the next one 4 on
+        5
     """
 
     def encode(pixel_values: torch.Tensor) -> np.ndarray:
@@ -126,12 +129,14 @@ def stream_labels(
         ValueError: If an argument makes no sense, or the model gives NaN or infinite values.
 
     Examples:
-        >>> import sys
         >>> from umt_hf import VideoClassifier
         >>> from umt_hf.inference.streaming import stream_labels
         >>> classifier = VideoClassifier("umt-vit-b16-k400")
-        >>> for start, end, labels in stream_labels(sys.stdin.buffer, classifier, top_k=1):
-        ...     print(f"{start:.1f} to {end:.1f} s: {labels[0].label}")
+        >>> with open("video.mkv", "rb") as pipe:
+        ...     windows = list(stream_labels(pipe, classifier, top_k=1))
+        >>> start, end, labels = windows[0]
+        >>> labels[0].label
+        'riding a bike'
     """
     model = classifier.model
 

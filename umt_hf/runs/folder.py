@@ -24,6 +24,7 @@ VIDEO_PROCESSOR_FILE = "video_preprocessor_config.json"
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 TOKENIZER_FILE = "tokenizer_config.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
+EXPORT_FILE = "export.json"  # of graphs for other runtimes, by Transformers
 # What a run leaves beside its model.
 RECIPE_FILE = "run.yaml"
 VERSIONS_FILE = "versions.json"

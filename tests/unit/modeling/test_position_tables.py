@@ -6,10 +6,12 @@ import time
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.nn import functional as F
 
 from umt_hf import UMTVideoConfig, UMTVideoModel
 from umt_hf.modeling import modeling_umt_video
 from umt_hf.modeling.modeling_umt_video import UMTVideoEmbeddings, compute_sinusoid_table
+from umt_hf.modeling.positions_umt_video import compute_resize_weights
 
 from .tiny_models import STORED_TABLE, VISION
 
@@ -137,10 +139,25 @@ def test_an_exported_model_takes_any_shape(kind, model, clip):
     dynamic = {"pixel_values": {0: any_size, 1: any_size, 3: any_size, 4: any_size}}
     example = torch.randn(2, 2, 3, 32, 32)
     exported = torch.export.export(model, (), {"pixel_values": example}, dynamic_shapes=dynamic).module()
-    for shape in ((2, 2, 3, 32, 32), (1, 6, 3, 32, 32), (3, 4, 3, 48, 40), (2, 5, 3, 16, 64)):
+    shapes = [(2, 2, 3, 32, 32), (1, 6, 3, 32, 32), (3, 4, 3, 48, 40), (2, 5, 3, 16, 64), (1, 1, 3, 32, 32)]
+    for shape in (*shapes, (1, 1, 3, 8, 8), (2, 3, 3, 8, 40), (1, 2, 3, 64, 8)):
         video = torch.randn(shape)
         features = exported(pixel_values=video).last_hidden_state
         torch.testing.assert_close(features, model(video).last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 14])
+@pytest.mark.parametrize("new_size", [1, 2, 3, 7, 8, 14, 40])
+def test_weights_of_an_exported_graph_resize_as_pytorch_does(size, new_size):
+    line = torch.randn(1, 5, size, generator=torch.Generator().manual_seed(0))
+    linear = F.interpolate(line, size=new_size, mode="linear", align_corners=False)
+    weights = compute_resize_weights(size, new_size, is_cubic=False)
+    torch.testing.assert_close(line @ weights.T, linear, atol=2e-6, rtol=0)
+    cubic = F.interpolate(line[:, :, :, None].expand(-1, -1, -1, 3), size=(new_size, 3), mode="bicubic")[..., 1]
+    weights = compute_resize_weights(size, new_size, is_cubic=True)
+    torch.testing.assert_close(line @ weights.T, cubic, atol=4e-6, rtol=0)
+    if size == new_size:
+        assert torch.equal(weights, torch.eye(size))
 
 
 @pytest.mark.slow
