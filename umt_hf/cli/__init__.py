@@ -598,11 +598,14 @@ def stream(
 
     Example: `ffmpeg -i camera.mp4 -f mpegts - | umt-hf stream - --model umt-vit-b16-k400 --fps 8`
     """
+    from ..data.lists.paths import require_video
     from ..inference.streaming import open_answers
     from .results import report_interruption
 
     count = 0
     with report_interruption(lambda: f"{count} windows were answered."), report_mistakes(), report_unreadable():
+        if source != "-" and protocol is None:
+            require_video(source)
         convert_model(model, convert)
         given = sys.stdin.buffer if source == "-" else source
         for answer in open_answers(given, model, window, stride, fps, top_k, protocol, wait_seconds):

@@ -10,6 +10,7 @@ Legend: B batch, T frames, L tokens of a text, D projection width.
 """
 
 import copy
+import glob
 import json
 import math
 import os
@@ -127,17 +128,10 @@ def export_model(
         >>> report.largest_difference < 1e-5
         True
     """
-    for name, value, words in (("format", format, ExportFormat), ("part", part, ExportPart)):
-        if value not in get_args(words):
-            raise ValueError(f"{name} must be one of {list(get_args(words))}, got {value!r}.")
-    if int8 and format == "torch":
-        raise ValueError("int8 goes with format onnx or openvino, not torch.")
-    videos = list(calibration_videos)
-    if videos and not (int8 and part != "text"):
-        raise ValueError("Calibration videos are for int8 of a part that takes videos.")
+    videos, folder = list(calibration_videos), Path(out)
+    _check_arguments(format, part, int8, videos)
     require_exporters(TRANSFORMERS_FORMATS[format], int8)
-    folder = Path(out)
-    clear_leftovers(folder.parent, (folder.name,))
+    clear_leftovers(folder.parent, (glob.escape(folder.name),))
     if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
         raise FileExistsError(f"{folder} exists: choose another folder, or add --overwrite.")
     graphs, facts = load_graphs(model, part)
@@ -157,6 +151,16 @@ def export_model(
         remove_folder(unfinished)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return ExportReport(str(folder), format, tuple(graphs), int8, difference, size)
+
+
+def _check_arguments(format: str, part: str, int8: bool, videos: list[str]) -> None:
+    for name, value, words in (("format", format, ExportFormat), ("part", part, ExportPart)):
+        if value not in get_args(words):
+            raise ValueError(f"{name} must be one of {list(get_args(words))}, got {value!r}.")
+    if int8 and format == "torch":
+        raise ValueError("int8 goes with format onnx or openvino, not torch.")
+    if videos and not (int8 and part != "text"):
+        raise ValueError("Calibration videos are for int8 of a part that takes videos.")
 
 
 def require_exporters(format: str, int8: bool = False) -> None:

@@ -31,6 +31,7 @@ import functools
 import io
 import operator
 import os
+import re
 import shutil
 import tempfile
 import tokenize
@@ -86,6 +87,7 @@ SKIPPING_CODECS = ("h264", "hevc")
 MAX_SANE_SECONDS = 10_000_000  # timestamps beyond make decord end the process
 KEY_FRAME_NAMES = {"open": "open groups of pictures", "gradual": "intra-refresh"}
 
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 STORED_SUFFIX = ".mjpeg"
 SPREAD_STRATEGIES = ("segments", "uniform", "middle")  # over all of a video, whatever its frames are apart
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
@@ -633,8 +635,8 @@ class VideoStream(PyAVFrames):
         wait_seconds: How long nothing may come from a file or a network before the stream is over.
 
     Raises:
-        VideoDecodingError: If it holds no video, cannot be read forwards, or names a network without `protocol`.
-        ValueError: If the protocol is unknown or not that of the URL.
+        VideoDecodingError: If it holds no video, or cannot be read forwards.
+        ValueError: If it names a network without `protocol`, or the protocol is unknown or not that of the URL.
     """
 
     def __init__(
@@ -651,6 +653,11 @@ class VideoStream(PyAVFrames):
                     self._container = open_url(self._av, self.name, protocol, LIMITS.max_frame_pixels, wait_seconds)
                 else:
                     is_path = isinstance(source, str | os.PathLike)
+                    if is_path and ADDRESS.match(self.name):
+                        raise ValueError(
+                            f"{self.name} is an address in a network, which is read only where its protocol is named: give "
+                            f"protocol, such as {self.name.split(':')[0].lower()!r}."
+                        )
                     self._file = OneWayFile(GrowingFile(self.name, wait_seconds) if is_path else source)
                     self._container = open_one_way(self._av, self._file, LIMITS.max_frame_pixels)
                 self._stream = self._choose_stream()

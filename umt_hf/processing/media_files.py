@@ -158,11 +158,6 @@ class GrowingFile:
     """
 
     def __init__(self, path: str, wait_seconds: float):
-        if re.match(r"[a-z][a-z0-9+.-]*://", path, re.IGNORECASE):
-            raise VideoDecodingError(
-                f"{path}: is an address in a network, which is read only where its protocol is named: give protocol, "
-                f"such as {path.split(':')[0].lower()!r}."
-            )
         try:
             self._file = open(path, "rb", buffering=0)
         except OSError as error:

@@ -223,8 +223,8 @@ def test_a_frame_of_another_size_ends_the_stream_by_name(encoder, tmp_path):
 @pytest.mark.parametrize(
     ("url", "protocol", "error", "message"),
     [
-        ("udp://127.0.0.1:9", None, VideoDecodingError, "give protocol, such as 'udp'"),
-        ("http://127.0.0.1:9/a.ts", None, VideoDecodingError, "give protocol"),
+        ("udp://127.0.0.1:9", None, ValueError, "give protocol, such as 'udp'"),
+        ("http://127.0.0.1:9/a.ts", None, ValueError, "give protocol"),
         ("concat:a.ts|b.ts", None, VideoDecodingError, "cannot be read"),
         ("http://127.0.0.1:9/a.ts", "tcp", ValueError, "must begin with tcp://"),
         ("file:///etc/hostname", "file", ValueError, "protocol must be one of http"),
@@ -310,8 +310,8 @@ def test_the_command_gives_features_of_other_models_and_names_mistakes(folder, c
     whole = extract_features(video, *encoder, "clip", 4, 4, 1).features
     np.testing.assert_allclose([line["features"] for line in lines], whole, atol=1e-6)
     assert " to " in run(video, "--model", classifier, *flags).splitlines()[0]
-    assert "such as 'udp'" in run("udp://127.0.0.1:9", "--model", classifier, *flags, exit_code=1)
-    assert "cannot be read" in run(tmp_path / "missing.ts", "--model", classifier, *flags, exit_code=1)
+    assert "such as 'udp'" in run("udp://127.0.0.1:9", "--model", classifier, *flags, exit_code=2)
+    assert "no such file" in run(tmp_path / "missing.ts", "--model", classifier, *flags, exit_code=2)
     assert "window" in run(video, "--model", folder, "--window", "0", exit_code=2)
 
 
