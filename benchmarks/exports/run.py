@@ -85,7 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     rows = [build_row(name, logits, labels, seconds, sizes, args) for name in models]
     settings = {name: value for name, value in asdict(args).items() if name not in ("output_dir", "name", "folder")}
     settings |= {"classifier": None, "clips": len(clips)}
-    report = {"question": QUESTION, "machine": describe_machine(torch.device("cpu")), "settings": settings, "rows": rows}
+    report = {
+        "question": QUESTION,
+        "machine": describe_machine(torch.device("cpu")),
+        "settings": settings,
+        "rows": rows,
+    }
     table = format_rows(rows)
     print(table)
     return write_results("exports", report, table, args.output_dir, args.name)
@@ -153,7 +158,9 @@ def time_calls(
 ) -> dict[str, list[float]]:
     """Seconds of a call of each variant, round by round."""
     batch = torch.cat(list(clips[: args.batch_size]))
-    return run_interleaved({name: build_case(model, batch, args.calls) for name, model in models.items()}, args.repeats)
+    return run_interleaved(
+        {name: build_case(model, batch, args.calls) for name, model in models.items()}, args.repeats
+    )
 
 
 def build_case(model: VideoClassifier, batch: torch.Tensor, calls: int) -> Callable[[], float]:
@@ -199,7 +206,15 @@ def build_row(
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> str:
     """Write the rows as a Markdown table."""
-    header = ["variant", "accuracy, %", "drop, points (standard error)", "same answers, %", "clips/s", "x PyTorch", "MiB"]
+    header = [
+        "variant",
+        "accuracy, %",
+        "drop, points (standard error)",
+        "same answers, %",
+        "clips/s",
+        "x PyTorch",
+        "MiB",
+    ]
     lines = [
         [
             row["variant"],

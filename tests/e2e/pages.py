@@ -118,7 +118,9 @@ NOT_RUN = {
         "from umt_hf.demo.app": _SERVED,
     },
     "docs/deployment.md": _WITHOUT_RUNTIMES,
-    "docs/features.md": {"ffmpeg": "is a program of others; tests/unit/inference/test_streaming.py writes to the command"},
+    "docs/features.md": {
+        "ffmpeg": "is a program of others; tests/unit/inference/test_streaming.py writes to the command"
+    },
     "docs/detection.md": {
         "umt-hf finetune detection --config detection_ava": "needs AVA's files",
     },

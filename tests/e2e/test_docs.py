@@ -36,7 +36,12 @@ pytest.importorskip("faiss")
 
 # What the Python of a page prints, block by block.
 PRINTED = {
-    "docs/features.md": [r"0\.00 to .*\(16,\)", r"\d+ \S*videos\S+ \d.*\(16,\)", r"\(\d+, 16\) \d+\.\d+\n$", r"0\.00 to .*\(16,\)"],
+    "docs/features.md": [
+        r"0\.00 to .*\(16,\)",
+        r"\d+ \S*videos\S+ \d.*\(16,\)",
+        r"\(\d+, 16\) \d+\.\d+\n$",
+        r"0\.00 to .*\(16,\)",
+    ],
 }
 READMES = [str(path.relative_to(ROOT)) for path in [*ROOT.glob("benchmarks/**/*.md"), *ROOT.glob("umt_hf/**/*.md")]]
 # Flags that pages name without the script that has them.

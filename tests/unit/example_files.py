@@ -92,7 +92,7 @@ def write_example_files(folder: Path, image_size: int = 224) -> Path:
     torch.manual_seed(0)
     write_video(folder / "video.mp4", draw_frames(0))
     write_video(folder / "video.mkv", draw_frames(0))  # which can be read forwards
-@    for name, label in CLASSES.items():
+    for name, label in CLASSES.items():
         (folder / "videos" / label).mkdir(parents=True)
         for index in range(2):
             write_video(folder / "videos" / label / f"{name}{index}.mp4", draw_frames(index + 1))

@@ -247,8 +247,8 @@ class VideoClassifier:
     several labels.
 
     Args:
-        model: Folder or Hub id of a classifier with its processor, or folder of an exported one (`umt-hf export`), which
-            has its own precision and attention.
+        model: Folder or Hub id of a classifier with its processor, or the folder of an exported one (`umt-hf export`),
+            which has a precision and an attention already.
         device: Where the model runs; default: the process's accelerator, or CPU.
         attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
         dtype: Default: that of the stored weights.

@@ -84,8 +84,8 @@ class ExportReport:
         """Write it as lines for people."""
         kind = "int8, " if self.is_int8 else ""
         return (
-            f"Wrote {self.folder}: {self.runtime}, {kind}{self.size_bytes / 2**20:.1f} MiB, {' and '.join(self.graphs)}"
-            f"\nLargest difference from the model: {self.largest_difference:.1e} of its largest value"
+            f"Wrote {self.folder}: {self.runtime}, {kind}{self.size_bytes / 2**20:.1f} MiB, {', '.join(self.graphs)}\n"
+            f"Largest difference from the model: {self.largest_difference:.1e} of its largest value"
         )
 
 
@@ -259,13 +259,15 @@ def build_inputs(module: nn.Module, batch: int, length: int, height: int = 0, wi
     return {"pixel_values": torch.randn(shape, generator=generator)}
 
 
-def list_compared_inputs(module: nn.Module) -> list[dict[str, Any]]:
-    """Inputs of several shapes: as trained, one frame of two videos, one row of patches, more frames that are wide."""
+def list_compared_inputs(module: nn.Module, format: str) -> list[dict[str, Any]]:
+    """Inputs of several shapes: as trained, one frame of two videos, more frames that are wide, one row of patches."""
     if getattr(module, "method", None) == "get_text_features":
         return [build_inputs(module, *shape) for shape in TEXT_LENGTHS]
     config = cast("Any", getattr(module.config, "vision_config", module.config))
     native = max(config.num_frames // config.tubelet_size, 1)
-    shapes = ((1, native), (2, 1, 2, 2), (1, 2, 1, 2), (1, native + 1, 2, 3))
+    shapes = [(1, native), (2, 1, 2, 2), (1, native + 1, 2, 3), (1, 2, 1, 2)]
+    if format == "dynamo":  # refuses one row or column: `torch.export` takes a size of one for fixed
+        shapes.pop()
     return [build_inputs(module, *shape) for shape in shapes]
 
 
@@ -297,7 +299,7 @@ def _write_graphs(
     ExportedModel(components, format, config=cast("Any", config)).save_pretrained(folder)
     # Read back, so that what is compared is what users get.
     exported = load_exported(folder, trust_remote_code=True)
-    difference = max(compare(exported.runners[name], module) for name, module in graphs.items())
+    difference = max(compare(exported.runners[name], module, format) for name, module in graphs.items())
     if not int8 and not difference < TOLERANCE:
         raise ExportError(
             f"The {format} graph differs from the model by {difference:.1e} of its largest value, more than "
@@ -323,14 +325,19 @@ def build_quantizer(format: str, samples: list[dict[str, torch.Tensor]]) -> Any:
 
 
 @torch.inference_mode()
-def compare(run: Callable[..., Any], module: nn.Module) -> float:
+def compare(run: Callable[..., Any], module: nn.Module, format: str) -> float:
     """Largest difference between a graph and its module over inputs of several shapes.
+
+    Args:
+        run: The graph.
+        module: What it was made from.
+        format: Of the graph, by Transformers' name.
 
     Returns:
         Share of the module's largest value; infinite where an output has another shape or is not finite.
     """
     largest = 0.0
-    for inputs in list_compared_inputs(module):
+    for inputs in list_compared_inputs(module, format):
         expected, found = module(**inputs), run(**inputs)
         for name, value in expected.items():
             if not isinstance(value, torch.Tensor):
@@ -398,7 +405,9 @@ def load_exported(
         options["session_options"] = onnxruntime.SessionOptions()
         options["session_options"].intra_op_num_threads = torch.get_num_threads()
     if format == "openvino":
-        options["config"] = {"INFERENCE_NUM_THREADS": torch.get_num_threads()} | options.get("config", {})
+        # OpenVINO computes in bfloat16 on a CPU that knows it, 1 % beside the model, unless it is asked not to.
+        exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        options["config"] = exact | options.get("config", {})
         device = device or "cpu"
     return ExportedModel.from_pretrained(folder, device=device, trust_remote_code=trust_remote_code, **options)
 
@@ -502,7 +511,9 @@ class ExportedVideoModel:
         """Unit vectors of texts, float32 `(B, D)`."""
         inputs = self.processor(text=[texts] if isinstance(texts, str) else texts, padding=True, return_tensors="pt")
         graph = ExportedGraph(self.exported, "text")
-        return normalize_features(graph(**{name: inputs[name] for name in ("input_ids", "attention_mask")}).pooler_output)
+        return normalize_features(
+            graph(**{name: inputs[name] for name in ("input_ids", "attention_mask")}).pooler_output
+        )
 
     def compare(self, videos: VideoInput, texts: str | list[str], **options: Any) -> torch.Tensor:
         """How well each text fits each video, float32 `(videos, texts)`: the model's `logits_per_video`."""

@@ -341,7 +341,7 @@ class UMTVideoAttentivePooling(nn.Module):
         tokens = self.norm(tokens)
         query, key, value = (
             states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for states in (self.query.expand(len(tokens), -1, -1), self.key(tokens), self.value(tokens))
+            for states in (self.query.expand(tokens.shape[0], -1, -1), self.key(tokens), self.value(tokens))
         )
         pooled = F.scaled_dot_product_attention(query, key, value)
         return self.dense(pooled.flatten(1))

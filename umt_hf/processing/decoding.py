@@ -655,8 +655,8 @@ class VideoStream(PyAVFrames):
                     is_path = isinstance(source, str | os.PathLike)
                     if is_path and ADDRESS.match(self.name):
                         raise ValueError(
-                            f"{self.name} is an address in a network, which is read only where its protocol is named: give "
-                            f"protocol, such as {self.name.split(':')[0].lower()!r}."
+                            f"{self.name} is an address in a network, which is read only where its protocol is named: "
+                            f"give protocol, such as {self.name.split(':')[0].lower()!r}."
                         )
                     self._file = OneWayFile(GrowingFile(self.name, wait_seconds) if is_path else source)
                     self._container = open_one_way(self._av, self._file, LIMITS.max_frame_pixels)
@@ -710,8 +710,8 @@ class VideoStream(PyAVFrames):
         if self._file is None or self._file.head[4:8] not in MP4_TOP_LEVEL_BOXES:
             return None
         return self._error(
-            "is an MP4 whose index is at its end, so that it can be read only when it is complete. Write it as MPEG-TS, "
-            "Matroska or fragmented MP4 (`-movflags frag_keyframe+empty_moov`)."
+            "is an MP4 whose index is at its end, so that it can be read only when it is complete. Write it as "
+            "MPEG-TS, Matroska or fragmented MP4 (`-movflags frag_keyframe+empty_moov`)."
         )
 
     def _choose_stream(self) -> Any:

@@ -159,7 +159,7 @@ class GrowingFile:
 
     def __init__(self, path: str, wait_seconds: float):
         try:
-            self._file = open(path, "rb", buffering=0)
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115  until `close`
         except OSError as error:
             raise VideoDecodingError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
         self._wait_seconds = wait_seconds
