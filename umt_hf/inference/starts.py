@@ -240,7 +240,7 @@ def require_weight_files(folder: Path, variant: str | None = None, are_pickles_r
         return
     if (folder / EXPORT_FILE).is_file():
         raise ValueError(
-            f"{folder} is an export, which `umt-hf classify` and ExportedVideoModel read; give the folder of the model."
+            f"{folder} is an export, which `umt-hf classify` and ExportedVideoModel read; give the model's folder."
         )
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED_SUFFIXES)
     if not (pickled and are_pickles_read):

@@ -679,6 +679,19 @@ class VideoStream(PyAVFrames):
         Raises:
             VideoDecodingError: If a frame cannot be decoded, or another size begins.
         """
+        has_frames = False
+        try:
+            for frame in self._decode():
+                has_frames = True
+                yield frame
+            if not has_frames:
+                raise self._error("gives no video frame.")
+        except VideoDecodingError as error:
+            if not has_frames and (cause := self._report_no_frame()) is not None:
+                raise cause from error
+            raise
+
+    def _decode(self) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
         rate = self._stream.average_rate or self._stream.guessed_rate
         time_base, step = float(self._stream.time_base), float(1 / rate) if rate else 0.0
         first_pts: int | None = None
@@ -702,8 +715,6 @@ class VideoStream(PyAVFrames):
                         raise self._error(f"changes its frame size after {last:.2f} s. Keep it at one size.")
                     size = frame.height, frame.width
                     yield last, functools.partial(self._to_upright_rgb, frame)
-            if last is None:
-                raise self._report_no_frame() or self._error("gives no video frame.")
 
     def _report_no_frame(self) -> VideoDecodingError | None:
         """Why an MP4 cannot be read forwards; `None` for anything else."""

@@ -195,7 +195,10 @@ def test_a_stream_that_is_joined_between_key_frames_begins_at_the_next_one(video
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda folder: write_video(folder / "plain.mp4").read_bytes(), "an MP4 whose index is at its end"),
+        (
+            lambda folder: write_video(folder / "plain.mp4", 200, 256, 384).read_bytes(),
+            "an MP4 whose index is at its end",
+        ),
         (lambda folder: write_audio(folder / "sound.mkv").read_bytes(), "no video stream"),
         (lambda folder: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n", "it is an HLS playlist"),
         (lambda folder: b"ffconcat version 1.0\nfile a.mp4\n", "a list of files to join"),

@@ -144,7 +144,9 @@ def test_an_exported_model_takes_any_shape(kind, model, clip):
         video = torch.randn(shape)
         features = exported(pixel_values=video).last_hidden_state
         torch.testing.assert_close(features, model(video).last_hidden_state, atol=1e-5, rtol=1e-5)
-    with pytest.raises(AssertionError, match="Guard failed"):  # one row of patches, which `torch.export` takes for fixed
+    with pytest.raises(
+        AssertionError, match="Guard failed"
+    ):  # one row of patches, which `torch.export` takes for fixed
         exported(pixel_values=torch.randn(1, 2, 3, 8, 32))
 
 
