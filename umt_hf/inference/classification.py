@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import torch
@@ -280,12 +280,12 @@ class VideoClassifier:
         loaded: Any
         if is_export(model):
             loaded = load_exported_classifier(model, device)
-            self.device = loaded.device
+            self.device: torch.device = loaded.device
         else:
             loaded = load_complete_model(UMTVideoForVideoClassification, model, **options)
             self.device = resolve_device(device)
             loaded = place_model(loaded, self.device)
-        self.model = loaded
+        self.model = cast("UMTVideoForVideoClassification", loaded)  # or what answers as one
         self.many_labels = has_many_labels(loaded.config)
         self.processor = load_video_processor(model)
         self.labels = list_class_names(loaded.config)

@@ -11,6 +11,7 @@ Legend: B batch, T frames, L tokens of a text, D projection width.
 
 import copy
 import glob
+import hashlib
 import json
 import math
 import os
@@ -44,6 +45,7 @@ ExportPart = Literal["model", "encoder", "video", "text"]
 FACTS_FILE = "umt_export.json"
 TRANSFORMERS_FORMATS = {"onnx": "onnx", "openvino": "openvino", "torch": "dynamo"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "dynamo": ()}
+GRAPH_SUFFIXES = (".onnx", ".data", ".xml", ".bin")
 CALIBRATION_VIDEOS = 64
 EXPORTERS_VERSION = "5.24"
 TOLERANCE = 1e-3  # of the largest value that the model gives; usual are 1e-6 to 1e-5
@@ -400,7 +402,7 @@ def load_exported(
 
     # As many threads as PyTorch has here: the runtimes take every core of the machine by themselves.
     if format == "onnx" and "session_options" not in options:
-        import onnxruntime
+        import onnxruntime  # pyrefly: ignore[missing-import]  an extra that few environments have
 
         options["session_options"] = onnxruntime.SessionOptions()
         options["session_options"].intra_op_num_threads = torch.get_num_threads()
@@ -409,7 +411,7 @@ def load_exported(
         exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         options["config"] = exact | options.get("config", {})
         device = device or "cpu"
-    return ExportedModel.from_pretrained(folder, device=device, trust_remote_code=trust_remote_code, **options)
+    return ExportedModel.from_pretrained(str(folder), device=device, trust_remote_code=trust_remote_code, **options)
 
 
 class ExportedGraph(nn.Module):
@@ -445,7 +447,15 @@ def load_exported_classifier(folder: str | os.PathLike, device: str | torch.devi
             f"{folder} is an export of the {facts.get('part')} of a {facts.get('model_class')}, not of a classifier: "
             "read it with ExportedVideoModel."
         )
-    return ExportedGraph(load_exported(folder, None if device is None else str(device)))
+    graph = ExportedGraph(load_exported(folder, None if device is None else str(device)))
+    # Stands for the weights, by which `umt-hf classify --out` knows whether results are of the same model.
+    digest = hashlib.blake2b(digest_size=32)
+    for file in sorted(path for path in Path(folder).iterdir() if path.suffix in GRAPH_SUFFIXES):
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    graph.digest = nn.Buffer(torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8))
+    return graph
 
 
 class ExportedVideoModel:
@@ -478,7 +488,7 @@ class ExportedVideoModel:
         self.exported = load_exported(folder, device, trust_remote_code, **options)
         self.facts = json.loads((Path(folder) / FACTS_FILE).read_text(encoding="utf-8"))
         has_text = "text" in self.exported.components
-        self.processor = load_video_text_processor(folder) if has_text else load_video_processor(folder)
+        self.processor: Any = load_video_text_processor(folder) if has_text else load_video_processor(folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, **options: Any) -> "ExportedVideoModel":

@@ -138,7 +138,7 @@ def stream_labels(
         >>> labels[0].label
         'riding a bike'
     """
-    model = classifier.model
+    model: Any = classifier.model
 
     def classify(pixel_values: torch.Tensor) -> tuple[ScoredLabel, ...]:
         logits = model(pixel_values=pixel_values.to(classifier.device, model.dtype)).logits.float()

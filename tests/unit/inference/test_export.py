@@ -25,6 +25,7 @@ from umt_hf import (
 )
 from umt_hf.inference import export
 from umt_hf.inference.export import Tower, compare, export_model, load_exported, require_exporters
+from umt_hf.inference.loading import compute_fingerprint
 from umt_hf.inference.search import VideoTextEncoder
 
 try:
@@ -198,6 +199,10 @@ def test_a_user_classifies_a_file_from_an_export(format, exported, folders, tmp_
     assert result.exit_code == 0, result.output
     labels = [entry["label"] for entry in json.loads(result.stdout)["videos"][0]["labels"]]
     assert labels == [scored.label for scored in VideoClassifier(folders["classifier"]).classify(video)]
+    # Results in a file are those of one export, as of one model.
+    other = exported("attentive", format)
+    fingerprints = {compute_fingerprint(VideoClassifier(path).model) for path in (folder, folder, other)}
+    assert len(fingerprints) == 2
 
 
 @needs_exporters
