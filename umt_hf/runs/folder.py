@@ -36,6 +36,8 @@ STATE_FOLDER = "training_state"
 COUNTERS_FILE = "counters.json"
 TRAINING_DATA_FILE = "training_data.json"  # of a checkpoint of fine-tuning
 CONVERSION_FILE = "conversion.json"
+# Trackers make a folder of this name; one named umt_hf would be the package for Python where the run's folder is current.
+TRACKED_PROJECT = "umt-hf"
 # What people read.
 CARD_FILE = "README.md"
 LOSS_PICTURE = "losses.png"
