@@ -110,7 +110,7 @@ def answer_questions(
             videos, batches, processor.video_processor, accelerator, num_workers, show_progress
         ):
             # A video is encoded once for all its questions, and its keys and values are projected once.
-            key_values = model.get_video_key_values(model.vision_model(pixels).last_hidden_state)
+            key_values = model.get_video_key_values(model.vision_model(pixels, return_dict=True).last_hidden_state)
             # A batch of videos may bring many more questions, which then go through in parts.
             pairs = [(place, row) for place, video in enumerate(batch) for row in rows_of_video[video]]
             for start in range(0, len(pairs), batch_size):
