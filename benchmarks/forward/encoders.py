@@ -1,4 +1,4 @@
-"""Video encoders of one width and depth, at random weights: ours with all tokens and with fewer, and Transformers' own."""
+"""Video encoders of one width and depth at random weights: ours with all tokens and with fewer, and Transformers'."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -476,7 +476,9 @@ def test_rerank_writes_a_row_for_each_way(tmp_path, monkeypatch):
         assert row["agreement"]["largest_difference"] < 1e-5 and row["agreement"]["same_order"]
     assert 0 < half_tokens["agreement"]["largest_difference"] < 0.01
     with pytest.raises(RuntimeError, match="not the same work"):
-        rerank.check_agreement({rerank.VIDEOS: lambda text: text[0, 0], rerank.KEYS: lambda text: text[0, 0] + 1}, torch.ones(1, 1, 3))
+        rerank.check_agreement(
+            {rerank.VIDEOS: lambda text: text[0, 0], rerank.KEYS: lambda text: text[0, 0] + 1}, torch.ones(1, 1, 3)
+        )
 
 
 @pytest.mark.slow
@@ -504,8 +506,12 @@ def test_kept_tokens_write_a_row_for_each_share_and_selector(tmp_path, monkeypat
         assert all(0 <= value <= 1 for values in row["accuracy"].values() for value in values)
     first, random, changes, _ = report["rows"]
     assert first["speed"]["samples"] == [1, 1]
-    assert first["against_all_tokens"]["motion"] == {"mean": 0, "standard_error": 0} == random["against_random"]["motion"]
-    gained = [one - other for one, other in zip(changes["accuracy"]["motion"], random["accuracy"]["motion"], strict=True)]
+    assert (
+        first["against_all_tokens"]["motion"] == {"mean": 0, "standard_error": 0} == random["against_random"]["motion"]
+    )
+    gained = [
+        one - other for one, other in zip(changes["accuracy"]["motion"], random["accuracy"]["motion"], strict=True)
+    ]
     assert changes["against_random"]["motion"]["mean"] == pytest.approx(sum(gained) / 3)
     assert kept_tokens.describe([1.0, 3.0]) == {"mean": 2.0, "standard_error": 1.0}
 

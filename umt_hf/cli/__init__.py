@@ -407,9 +407,7 @@ def embed(
     with report_interruption(lambda: describe_folder(out)), report_mistakes():
         convert_model(model, convert)
         tokens = build_kept_tokens(keep_ratio, token_selector, teacher)
-        report = embed_videos(
-            sources, model, out, num_frames, batch_size, num_workers, shard_size, announce, tokens
-        )
+        report = embed_videos(sources, model, out, num_frames, batch_size, num_workers, shard_size, announce, tokens)
     print_report(report, as_json)
     if report.num_encoded + report.num_unchanged == 0:
         raise typer.Exit(1)
@@ -496,9 +494,7 @@ def features(
     with report_interruption(lambda: describe_folder(out)), report_mistakes():
         convert_model(model, convert)
         tokens = build_kept_tokens(keep_ratio, token_selector, teacher)
-        report = save_features(
-            sources, model, out, level, window, stride, batch_size, fps, format, announce, tokens
-        )
+        report = save_features(sources, model, out, level, window, stride, batch_size, fps, format, announce, tokens)
     print_report(report, as_json)
     if report.num_extracted + report.num_unchanged == 0:
         raise typer.Exit(1)

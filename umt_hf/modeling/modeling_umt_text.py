@@ -419,13 +419,14 @@ class UMTTextModel(UMTTextPreTrainedModel):
                 position_ids = self._compute_position_ids(attention_mask, past_length, hidden_states)
             hidden_states = self.embeddings(hidden_states, position_ids)
         own_key_values: list[torch.Tensor | None] = [None] * self.config.num_hidden_layers
-        attended = encoder_hidden_states
+        attended = encoder_hidden_states  # for masks, which look at its shape: one of it for each text
         if encoder_key_values is not None:
             own_key_values[self.config.fusion_layer :] = encoder_key_values.unbind(1)
-            attended = encoder_key_values[:, 0, 0]  # for its length alone
-        self_mask, cross_mask = self._build_masks(
-            hidden_states, attention_mask, attended, encoder_attention_mask, cache
-        )
+            attended = hidden_states[:, :1].expand(-1, encoder_key_values.shape[3], -1)
+        elif attended is not None and attended.shape[0] == 1:
+            attended = attended.expand(hidden_states.shape[0], -1, -1)
+        masks = (attention_mask, attended, encoder_attention_mask, cache)
+        self_mask, cross_mask = self._build_masks(hidden_states, *masks)
         for layer in layers:
             hidden_states = layer(
                 hidden_states,

@@ -152,7 +152,7 @@ def draw_numbers(count: int, seed: int, device: torch.device | str | None = None
     """
     numbers = torch.arange(1, count + 1, device=device)
     for _ in range(3):
-        numbers = (numbers * 48271 + seed) % MODULUS
+        numbers = (numbers * 48271 + 1013904223 + seed) % MODULUS
         squares = numbers * numbers % MODULUS
         numbers = squares * squares % MODULUS * numbers % MODULUS
     return numbers

@@ -49,7 +49,7 @@ class KeptTokenArguments(TeacherNameArguments):
 
     keep_ratio: float | None = describe(
         None,
-        "Share of the tokens of each frame that the video encoder sees, in (0, 1]: fewer are faster and less accurate; "
+        "Share of the tokens of each frame that the encoder sees, in (0, 1]: fewer are faster and less accurate; "
         "default: the model's own, which is 1 unless it was saved with another.",
     )
     token_selector: Literal["random", "frame_difference", "teacher_saliency"] | None = describe(

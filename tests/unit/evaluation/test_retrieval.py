@@ -343,7 +343,7 @@ def test_choices_of_different_numbers_of_options(processor, videos, accelerator)
 
 
 def test_each_video_is_projected_once(processor, found, accelerator):
-    """Whatever the batch: keys and values of a video serve all pairs that it is in, of matching, choices, questions."""
+    """Keys and values of a video serve all pairs that it is in, of matching and of choices."""
     model, rows = build_model(), []
     layer = next(layer for layer in model.text_model.layers if layer.cross_attention is not None)
     layer.cross_attention.k_proj.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))

@@ -80,12 +80,12 @@ def test_random_choices_follow_the_seed_alone():
     assert not torch.equal(choose(clips, "random", seed=1), one)
     assert torch.equal(choose(draw_clips(2, seed=9), "random", seed=0), one)
     # Recorded: another version of PyTorch or another device must choose the same.
-    assert draw_numbers(4, 0).tolist() == RECORDED_NUMBERS
+    assert draw_numbers(4, 0).tolist() == [476860346, 1381253517, 2086030420, 1668920578]
     # Every place of every frame is as likely as any other.
     counts = torch.zeros(64)
     for seed in range(400):
         counts[choose(clips[:1], "random", 0.25, seed=seed)[0]] += 1
-    assert 60 < counts.min() and counts.max() < 145  # 100 expected, 8.7 the standard deviation
+    assert counts.min() > 60 and counts.max() < 145  # 100 expected, 8.7 the standard deviation
     numbers = draw_numbers(20_000, 5)
     assert len(numbers.unique()) == 20_000 and abs(float(numbers.double().mean()) / 2**30 - 1) < 0.02
     neighbours = torch.stack([numbers[:-1], numbers[1:]]).double().corrcoef()[0, 1]
@@ -124,9 +124,7 @@ def test_saliency_keeps_the_largest():
     found = select_tokens(clips, GRID, 0.25, "teacher_saliency", saliency=saliency)
     best = saliency.view(2, 2, 16).topk(4, dim=-1).indices.sort(dim=-1).values + torch.tensor([0, 16])[:, None]
     assert torch.equal(found, best.flatten(1))
-    assert torch.equal(
-        select_tokens(clips, GRID, 0.25, "teacher_saliency", saliency=saliency.view(2, 2, 16)), found
-    )
+    assert torch.equal(select_tokens(clips, GRID, 0.25, "teacher_saliency", saliency=saliency.view(2, 2, 16)), found)
     in_tubelets = select_tokens(clips, (1, 4, 4), 0.25, "teacher_saliency", saliency=saliency)
     assert torch.equal(in_tubelets, saliency.view(2, 2, 16).mean(1).topk(4, dim=-1).indices.sort(dim=-1).values)
 
@@ -184,7 +182,9 @@ def test_every_class_keeps_tokens_and_all_of_them_bit_by_bit(model_class, select
     model.config.keep_ratio = 0.4
     found = list_features(model(**inputs))
     assert found.keys() == expected.keys()
-    changed = [name for name in found if found[name].shape != expected[name].shape or (found[name] != expected[name]).any()]
+    changed = [
+        name for name in found if found[name].shape != expected[name].shape or (found[name] != expected[name]).any()
+    ]
     assert changed  # something depends on the video
     kept = [name for name in FEATURES if name in found and found[name].shape != expected[name].shape]
     assert set(kept) <= {"last_hidden_state", "aligned_features"}  # those of all tokens
@@ -293,7 +293,7 @@ def test_compiles_to_one_graph_without_another_for_the_same_share(model_class, s
     torch._dynamo.reset()
 
 
-# --------------------------------------------------------------------------------------------------------- configuration
+# ------------------------------------------------------------------------------------------------------ configuration
 @pytest.mark.parametrize("model_class", PIXEL_CLASSES)
 def test_the_share_is_set_when_loading_saved_and_missing_in_old_folders(model_class, tmp_path):
     build_model(model_class).save_pretrained(tmp_path / "model")

@@ -118,6 +118,20 @@ def test_matching_says_where_words_look(retrieval, encoded):
     assert one_video.cross_attentions[0].shape == (4, 4, 7, 32)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_texts_of_one_sequence_may_see_different_parts_of_it(retrieval, attention):
+    retrieval.set_attn_implementation(attention)
+    model, states, sequence = retrieval.text_model, torch.randn(3, 4, 64), torch.randn(1, 5, 64)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])
+    options = {"inputs_embeds": states, "encoder_attention_mask": mask, "mode": "fusion"}
+    expected = model(encoder_hidden_states=sequence.expand(3, -1, -1), **options).last_hidden_state
+    one = model(encoder_hidden_states=sequence, **options).last_hidden_state
+    kept = model(encoder_key_values=model.get_encoder_key_values(sequence), **options).last_hidden_state
+    torch.testing.assert_close(one, expected)
+    torch.testing.assert_close(kept, expected)
+
+
 def test_gradients_go_through_keys_and_values(retrieval, encoded):
     video, text, mask = encoded
     layer = retrieval.text_model.layers[2].cross_attention.k_proj
@@ -216,7 +230,9 @@ def test_keys_and_values_compile_to_one_graph(retrieval, encoded):
     video, text, mask = encoded
     key_values = retrieval.get_video_key_values(video)
     match = torch.compile(
-        lambda text, kept: retrieval.match(text_tokens=text, video_key_values=kept), backend="aot_eager", fullgraph=True
+        lambda text, kept: retrieval.match(text_tokens=text, video_key_values=kept),
+        backend="aot_eager",
+        fullgraph=True,
     )
     torch.testing.assert_close(match(text, key_values), retrieval.match(video, text), atol=1e-6, rtol=0)
     project = torch.compile(retrieval.get_video_key_values, backend="aot_eager", fullgraph=True)
