@@ -16,6 +16,7 @@ from umt_hf import UMTTeacher, UMTVideoForVideoClassification, UMTVideoModel, UM
 from umt_hf.cli import app
 from umt_hf.evaluation import classification
 from umt_hf.inference.features import load_encoder, save_features
+from umt_hf.inference.label_files import LabelFile
 from umt_hf.inference.loading import keep_tokens
 from umt_hf.moving_shapes.render import write_video
 from umt_hf.runs.arguments import KeptTokenArguments
@@ -125,7 +126,7 @@ def test_results_of_other_tokens_are_not_mixed(classifier, videos, tmp_path):
     words = ["classify", str(videos), "--model", str(classifier), "--num-workers", "0", "--out", str(out)]
     half = [*words, "--keep-ratio", "0.5", "--token-selector", "random"]
     assert runner.invoke(app, half).exit_code == 0
-    settings = json.loads(out.with_suffix(".manifest.json").read_text())["settings"]
+    settings = json.loads(LabelFile(out).manifest.read_text())["settings"]
     assert settings["kept_tokens"] == {"keep_ratio": 0.5, "token_selector": "random", "token_selector_seed": 0}
     again = runner.invoke(app, half)
     assert again.exit_code == 0 and "0 classified" in again.output
@@ -140,7 +141,7 @@ def test_results_from_before_there_was_a_choice_go_on(classifier, videos, tmp_pa
     out = tmp_path / "results.jsonl"
     words = ["classify", str(videos), "--model", str(classifier), "--num-workers", "0", "--out", str(out)]
     assert runner.invoke(app, words).exit_code == 0
-    manifest = out.with_suffix(".manifest.json")
+    manifest = LabelFile(out).manifest
     content = json.loads(manifest.read_text())
     del content["settings"]["kept_tokens"]
     manifest.write_text(json.dumps(content))
