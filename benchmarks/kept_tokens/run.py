@@ -95,6 +95,7 @@ class TourEncoder:
             saliency = self.teacher.compute_saliency(pixels) if choice.selector == SALIENCY else None
         return self.model(pixels, saliency=saliency).last_hidden_state
 
+    @torch.no_grad()
     def embed(self, pixels: torch.Tensor, choices: Sequence[Choice]) -> dict[str, torch.Tensor]:
         """One mean per frame, in time order, for each choice: `(B, T * D)`."""
         return {choice.name: self.pooling(self.encode(pixels, choice)) for choice in choices}
