@@ -192,7 +192,7 @@ class UMTTextCrossAttention(UMTTextAttention):
         if encoder_key_values is None:
             key, value = self._project_once(encoder_hidden_states, cache, encoder_rows)
         else:
-            key, value = self._share(*encoder_key_values.unbind(1), encoder_rows)
+            key, value = self._share(encoder_key_values[:, 0], encoder_key_values[:, 1], encoder_rows)
         if key.shape[0] == 1:  # one sequence that all texts attend to, without a copy for each
             key, value = (states.expand(hidden_states.shape[0], -1, -1, -1) for states in (key, value))
         implementation = self.config._attn_implementation or "eager"
@@ -427,13 +427,13 @@ class UMTTextModel(UMTTextPreTrainedModel):
             attended = attended.expand(hidden_states.shape[0], -1, -1)
         masks = (attention_mask, attended, encoder_attention_mask, cache)
         self_mask, cross_mask = self._build_masks(hidden_states, *masks)
-        for layer in layers:
+        for layer, key_values in zip(layers, self._select_layers(mode, own_key_values), strict=True):
             hidden_states = layer(
                 hidden_states,
                 self_mask,
                 encoder_hidden_states,  # by position, for the reentrant kind of gradient checkpointing
                 cross_mask,
-                own_key_values[layer.attention.layer_index],
+                key_values,
                 cache=cache,
                 encoder_rows=encoder_rows,
                 **kwargs,
@@ -460,7 +460,7 @@ class UMTTextModel(UMTTextPreTrainedModel):
         """
         if self.config.fusion_layer == self.config.num_hidden_layers:
             raise ValueError("This text tower has no fusion layers, which keys and values are for.")
-        layers = self.layers[self.config.fusion_layer :]
+        layers: Any = self._select_layers("fusion")
         own = [torch.stack(layer.cross_attention.project(encoder_hidden_states), dim=1) for layer in layers]
         return torch.stack(own, dim=1)
 
@@ -487,13 +487,15 @@ class UMTTextModel(UMTTextPreTrainedModel):
                 f"get_encoder_key_values makes them, got {tuple(encoder_key_values.shape)}."
             )
 
-    def _select_layers(self, mode: str) -> nn.ModuleList:
+    def _select_layers(self, mode: str, values: Any = None) -> Any:
+        """Layers that run in a mode, or what of a list belongs to them."""
+        values = self.layers if values is None else values
         if mode == "text":
-            return self.layers[: self.config.fusion_layer]
+            return values[: self.config.fusion_layer]
         if mode == "fusion":
-            return self.layers[self.config.fusion_layer :]
+            return values[self.config.fusion_layer :]
         if mode == "multi_modal":
-            return self.layers
+            return values
         raise ValueError(f"mode must be 'text', 'fusion' or 'multi_modal', got {mode!r}.")
 
     def _compute_position_ids(

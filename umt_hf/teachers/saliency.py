@@ -22,7 +22,7 @@ def load_choosing_teacher(name_or_path: str, grid_size: int, **options: Any) -> 
         OSError: If there is no such folder or repository.
         ValueError: If it is not a complete CLIP.
     """
-    patch_size = CLIPVisionConfig.from_pretrained(name_or_path).patch_size
+    patch_size: Any = CLIPVisionConfig.from_pretrained(name_or_path).patch_size
     return UMTTeacher.from_pretrained(name_or_path, 1, image_size=grid_size * patch_size, **options)
 
 
@@ -38,7 +38,7 @@ def attach_teacher(model: nn.Module, teacher: UMTTeacher) -> Any:
     Returns:
         Handle, whose `remove()` takes the teacher away.
     """
-    encoder = model if isinstance(model, UMTVideoModel) else model.vision_model
+    encoder: Any = model if isinstance(model, UMTVideoModel) else model.vision_model
 
     def add_saliency(_: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if options.get("saliency") is not None:
