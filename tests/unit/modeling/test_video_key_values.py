@@ -234,7 +234,7 @@ def test_keys_and_values_compile_to_one_graph(retrieval, encoded):
         backend="aot_eager",
         fullgraph=True,
     )
-    torch.testing.assert_close(match(text, key_values), retrieval.match(video, text), atol=1e-6, rtol=0)
+    torch.testing.assert_close(match(text, key_values), retrieval.match(video, text), atol=1e-5, rtol=0)
     project = torch.compile(retrieval.get_video_key_values, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(project(video), key_values)
     torch._dynamo.reset()
