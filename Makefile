@@ -98,6 +98,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.decoding.run
 	$(BIN)/python -m benchmarks.stage2.run
 	$(BIN)/python -m benchmarks.search.run
+	$(BIN)/python -m benchmarks.forward.run
+	$(BIN)/python -m benchmarks.rerank.run
 	$(BIN)/python -m benchmarks.features.run
 	$(BIN)/python -m benchmarks.threads.run
 	$(BIN)/python -m benchmarks.training.run

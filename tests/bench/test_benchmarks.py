@@ -425,6 +425,109 @@ def test_memory_of_features_counts_what_a_video_decoded_at_once_holds(tmp_path):
     assert found.num_windows == 20 and prepared_bytes < found.peak_bytes < 2**30
 
 
+def test_forward_writes_a_row_for_each_encoder(tmp_path, monkeypatch):
+    from benchmarks.forward import run as forward
+
+    monkeypatch.setattr(forward, "STRETCH_SECONDS", 0.01)
+    sizes = ["--frames", "4", "2", "--width", "32", "--heads", "2", "--layers", "2", "--image_size", "32"]
+    sizes += ["--patch_size", "8", "--keep_ratios", "0.5", "--repeats", "2"]
+    report = read_report(forward.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "forward")
+    half = forward.name_kept(0.5)
+    for count in (4, 2):
+        rows = {row["encoder"]: row for row in report["rows"] if row["frames"] == count}
+        assert list(rows)[:4] == [forward.ALL, half, forward.VIDEOMAE, forward.HALVED] and len(rows) == 7
+        tokens = {name: row["tokens"] for name, row in rows.items()}
+        assert tokens[forward.ALL] == tokens[forward.VIDEOMAE] == 16 * count == tokens["TimeSformer"] - 1
+        assert tokens[half] == tokens[forward.HALVED] == 8 * count
+        assert rows[forward.ALL]["speed_of_ours"][forward.ALL]["samples"] == [1, 1]
+        for row in rows.values():
+            assert row["clips_per_second"].keys() == SUMMARY and row["speed_of_ours"].keys() == {forward.ALL, half}
+    assert report["agreement"].keys() == {forward.VIDEOMAE, half} and max(report["agreement"].values()) < 1e-4
+
+
+def test_forward_compares_the_same_work():
+    from benchmarks.forward import run as forward
+
+    sizes = {"width": 32, "heads": 2, "layers": 1, "image_size": 32, "patch_size": 8}
+    args = forward.Arguments(**sizes, keep_ratios=[0.5])
+    encoders, pixels = forward.build_encoders(args, 2), torch.randn(1, 2, 3, 32, 32)
+    forward.check_agreement(encoders, pixels, args)
+    encoders[forward.name_kept(0.5)].model.config.token_selector = "random"
+    with pytest.raises(RuntimeError, match=r"Not the same work: tokens differ by .*50%"):
+        forward.check_agreement(encoders, pixels, args)
+    encoders = forward.build_encoders(args, 2)
+    encoders["TimeSformer"].num_tokens -= 1
+    with pytest.raises(RuntimeError, match="TimeSformer has 33 tokens, not 32"):
+        forward.check_agreement(encoders, pixels, args)
+
+
+def test_rerank_writes_a_row_for_each_way(tmp_path, monkeypatch):
+    from benchmarks.rerank import run as rerank
+
+    monkeypatch.setattr(rerank, "STRETCH_SECONDS", 0.01)
+    sizes = ["--sizes", "tiny", "--num_videos", "6", "--num_queries", "2", "--batch_size", "4", "--repeats", "2"]
+    rows = read_report(rerank.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "rerank")["rows"]
+    assert [row["way"] for row in rows] == [
+        rerank.VIDEOS, rerank.TOKENS, rerank.HALF_TOKENS, rerank.KEYS, rerank.HALF_KEYS
+    ]  # fmt: skip
+    again, tokens, half_tokens, keys, half_keys = rows
+    assert again["speed"]["samples"] == [1, 1] and again["bytes_per_video"] == 0
+    # 4 frames of 16 patches, and one fusion layer of width 128.
+    assert tokens["bytes_per_video"] == 2 * half_tokens["bytes_per_video"] == 4 * 64 * TINY.student.width
+    assert keys["bytes_per_video"] == 2 * half_keys["bytes_per_video"] == 4 * 64 * 2 * 128
+    assert min(row["speed"]["median"] for row in rows[1:]) > 1
+    for row in (tokens, keys):
+        assert row["agreement"]["largest_difference"] < 1e-5 and row["agreement"]["same_order"]
+    assert 0 < half_tokens["agreement"]["largest_difference"] < 0.01
+    with pytest.raises(RuntimeError, match="not the same work"):
+        rerank.check_agreement(
+            {rerank.VIDEOS: lambda text: text[0, 0], rerank.KEYS: lambda text: text[0, 0] + 1}, torch.ones(1, 1, 3)
+        )
+
+
+@pytest.mark.slow
+def test_kept_tokens_write_a_row_for_each_share_and_selector(tmp_path, monkeypatch):
+    from benchmarks.kept_tokens import run as kept_tokens
+    from benchmarks.stage1_step.workload import build_student_config, build_teacher_config
+    from umt_hf import UMTVideoModel, UMTVideoProcessor
+    from umt_hf.moving_shapes.render import write_moving_shapes
+
+    monkeypatch.setattr(kept_tokens, "STRETCH_SECONDS", 0.01)
+    write_moving_shapes(tmp_path / "data", 8, 4, 8, num_workers=1)
+    torch.manual_seed(0)
+    config = build_student_config(TINY)
+    config.num_hidden_layers = config.num_aligned_layers = 1
+    UMTVideoModel(config).save_pretrained(tmp_path / "student")
+    UMTVideoProcessor.from_model_config(config).save_pretrained(tmp_path / "student")
+    CLIPVisionModelWithProjection(build_teacher_config(TINY)).save_pretrained(tmp_path / "teacher")
+    sizes = ["--keep_ratios", "0.5", "--head_steps", "5", "--batch_size", "4", "--repeats", "2"]
+    path = kept_tokens.main(["--folders", str(tmp_path), *sizes, "--output_dir", str(tmp_path), "--name", "here"])
+    report = read_report(path, "kept_tokens")
+    assert str(tmp_path) not in json.dumps(report)
+    names = [(row["selector"], row["keep_ratio"]) for row in report["rows"]]
+    assert names == [(kept_tokens.ALL, 1.0), *((selector, 0.5) for selector in kept_tokens.SELECTORS)]
+    for row in report["rows"]:
+        assert row["speed"]["min"] > 0 and all(len(values) == 3 for values in row["accuracy"].values())
+        assert all(0 <= value <= 1 for values in row["accuracy"].values() for value in values)
+    first, random, changes, _ = report["rows"]
+    assert first["speed"]["samples"] == [1, 1]
+    assert (
+        first["against_all_tokens"]["motion"] == {"mean": 0, "standard_error": 0} == random["against_random"]["motion"]
+    )
+    gained = [
+        one - other for one, other in zip(changes["accuracy"]["motion"], random["accuracy"]["motion"], strict=True)
+    ]
+    assert changes["against_random"]["motion"]["mean"] == pytest.approx(sum(gained) / 3)
+    assert kept_tokens.describe([1.0, 3.0]) == {"mean": 2.0, "standard_error": 1.0}
+
+
+def test_kept_tokens_want_the_demo(tmp_path):
+    from benchmarks.kept_tokens import run as kept_tokens
+
+    with pytest.raises(SystemExit, match="make demo"):
+        kept_tokens.main(["--folders", str(tmp_path)])
+
+
 def test_interleaving_starts_each_round_elsewhere():
     order = []
     cases = {name: (lambda name=name: order.append(name) or len(order)) for name in "abc"}
@@ -454,6 +557,7 @@ def test_phases_are_added_up_and_time_between_steps_is_left_out(monkeypatch):
 @pytest.mark.parametrize("question", [
     "stage1_step", "stage2", "cuda", "teacher_precision", "decoding", "search", "features", "threads", "annotations",
     "prepared_frames", "exports",
+    "prepared_frames", "forward", "rerank", "kept_tokens",
 ])  # fmt: skip
 def test_readme_has_the_place_for_its_table(question):
     text = (Path(stage1_step.__file__).parents[1] / question / "README.md").read_text()

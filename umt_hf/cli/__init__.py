@@ -44,6 +44,20 @@ NumWorkers = Annotated[
     int | None,
     typer.Option(help="Processes that read ahead; default: as the machine has cores, 1 to 4; 0: none.", min=0),
 ]
+KeepRatio = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of each frame's tokens that the encoder sees, in (0, 1]; fewer are faster and less accurate. "
+        "Default: the model's."
+    ),
+]
+TokenSelector = Annotated[
+    Literal["random", "frame_difference", "teacher_saliency"] | None,
+    typer.Option(help="Which tokens are kept; default: the model's, frame_difference."),
+]
+ChoosingTeacher = Annotated[
+    str | None, typer.Option("--teacher-name-or-path", help="CLIP whose saliency chooses, for teacher_saliency.")
+]
 
 
 def complete_zoo(incomplete: str) -> list[str]:
@@ -107,6 +121,13 @@ def convert_model(model: str | None, convert: bool) -> None:
         from ..hub_cards.released_names import resolve_released
 
         resolve_released(model, convert=True, announce=lambda line: typer.echo(line, err=True))
+
+
+def build_kept_tokens(keep_ratio: float | None, selector: Any, teacher: str | None) -> Any:
+    """Which tokens an encoder sees, from the options of a command."""
+    from ..runs.arguments import KeptTokenArguments
+
+    return KeptTokenArguments(keep_ratio=keep_ratio, token_selector=selector, teacher_name_or_path=teacher)
 
 
 @contextmanager
@@ -400,6 +421,9 @@ def embed(
     shard_size: Annotated[
         int, typer.Option(help="Videos written at a time; a killed run loses fewer than that.", min=1)
     ] = 256,
+    keep_ratio: KeepRatio = None,
+    token_selector: TokenSelector = None,
+    teacher: ChoosingTeacher = None,
     convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -415,7 +439,8 @@ def embed(
     sources = read_sources(videos)
     with report_interruption(lambda: describe_folder(out)), report_mistakes():
         convert_model(model, convert)
-        report = embed_videos(sources, model, out, num_frames, batch_size, num_workers, shard_size, announce)
+        tokens = build_kept_tokens(keep_ratio, token_selector, teacher)
+        report = embed_videos(sources, model, out, num_frames, batch_size, num_workers, shard_size, announce, tokens)
     print_report(report, as_json)
     if report.num_encoded + report.num_unchanged == 0:
         raise typer.Exit(1)
@@ -483,6 +508,9 @@ def features(
         Literal["safetensors", "dataset"],
         typer.Option(help="safetensors: one file per video; dataset: also a `datasets` dataset of all of them."),
     ] = "safetensors",
+    keep_ratio: KeepRatio = None,
+    token_selector: TokenSelector = None,
+    teacher: ChoosingTeacher = None,
     convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -498,7 +526,8 @@ def features(
     sources = read_sources(videos)
     with report_interruption(lambda: describe_folder(out)), report_mistakes():
         convert_model(model, convert)
-        report = save_features(sources, model, out, level, window, stride, batch_size, fps, format, announce)
+        tokens = build_kept_tokens(keep_ratio, token_selector, teacher)
+        report = save_features(sources, model, out, level, window, stride, batch_size, fps, format, announce, tokens)
     print_report(report, as_json)
     if report.num_extracted + report.num_unchanged == 0:
         raise typer.Exit(1)
@@ -539,6 +568,9 @@ def classify(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Views classified at a time.", min=1)] = 8,
     num_workers: NumWorkers = None,
+    keep_ratio: KeepRatio = None,
+    token_selector: TokenSelector = None,
+    teacher: ChoosingTeacher = None,
     convert: Convert = False,
     out: Annotated[
         Path | None,
@@ -560,7 +592,8 @@ def classify(
     with report_interruption(printer.describe), report_mistakes():
         convert_model(model, convert)
         options = LabelOptions(top_k, num_clips, num_crops, batch_size, num_workers)
-        classifier, sources = VideoClassifier(model), read_sources(videos)
+        tokens = build_kept_tokens(keep_ratio, token_selector, teacher)
+        classifier, sources = VideoClassifier(model, tokens=tokens), read_sources(videos)
         if out is None:
             printer.print_labels(classifier.iterate_files(sources, options, announce))
             printer.print_end(LabelReport((), tuple(sorted(printer.skipped, key=lambda video: video.path))))

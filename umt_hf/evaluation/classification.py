@@ -271,7 +271,7 @@ def main(
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
     name, source = require_names(model_args, data)
     # It refuses a model without a trained head, which gives a number too.
-    classifier = VideoClassifier(name, accelerator.device, model_args.attn_implementation)
+    classifier = VideoClassifier(name, accelerator.device, model_args.attn_implementation, tokens=model_args)
     override_settings(classifier.processor, data, ("decoder",))
     with shared_folders():
         table = load_videos(

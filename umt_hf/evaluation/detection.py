@@ -383,7 +383,7 @@ def load_detector(
         ValueError: If model or data are not named, or the folder lacks weights: random ones give a number too.
     """
     name, _ = require_names(args, data)
-    detector = ActionDetector(name, device, args.attn_implementation)
+    detector = ActionDetector(name, device, args.attn_implementation, tokens=args)
     override_settings(detector.processor, data, ("sampling_strategy", "frame_stride", "frame_span", "decoder"))
     return detector
 

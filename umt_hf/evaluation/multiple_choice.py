@@ -113,7 +113,7 @@ def compute_choice_scores(
     video_of_option = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(input_ids.device)
     similarities = compute_similarity(video.pooler_output, text.pooler_output) / model.temperature.float()
     similarities = similarities[video_of_option, torch.arange(len(input_ids), device=input_ids.device)]
-    logits = model.match(video.last_hidden_state[video_of_option], text.last_hidden_state, attention_mask)
+    logits = model.match(video.last_hidden_state, text.last_hidden_state, attention_mask, encoder_rows=video_of_option)
     matching = mark_nonfinite(logits).softmax(dim=1)[:, 1]
     # The softmax runs over a video's own options, the matching head sees each alone.
     blended = zip(matching.split(counts), similarities.split(counts), strict=True)

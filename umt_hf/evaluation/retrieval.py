@@ -345,15 +345,22 @@ def match_candidates(
             tokens = video_tokens[num_seen : num_seen + len(batch)].to(device)
             num_seen += len(batch)
             first, last = torch.searchsorted(keys, torch.tensor([batch.start, batch.stop]) * num_texts).tolist()
-            for start in range(first, last, batch_size):
-                rows = slice(start, min(start + batch_size, last))
-                videos, texts = keys[rows] // num_texts - batch.start, keys[rows] % num_texts
-                pair_logits = model.match(
-                    tokens[videos.to(device)],
-                    features.text_tokens[texts].to(device),
-                    features.attention_mask[texts].to(device),
-                )
-                logits[rows] = pair_logits[:, 1].float().cpu()
+            videos = keys[first:last] // num_texts
+            for group in group_pairs(videos, batch_size):
+                # Once for all pairs of a video, which are next to each other.
+                own, places = videos[group].unique(return_inverse=True)
+                key_values = model.get_video_key_values(tokens[(own - batch.start).to(device)])
+                for start in range(0, len(places), batch_size):
+                    part = places[start : start + batch_size]
+                    rows = slice(first + group.start + start, first + group.start + start + len(part))
+                    texts = keys[rows] % num_texts
+                    pair_logits = model.match(
+                        text_tokens=features.text_tokens[texts].to(device),
+                        attention_mask=features.attention_mask[texts].to(device),
+                        video_key_values=key_values,
+                        encoder_rows=None if len(own) == 1 else part.to(device),
+                    )
+                    logits[rows] = pair_logits[:, 1].float().cpu()
             progress.update(len(batch))
     share_rows(logits, accelerator)
     require_finite(
@@ -363,6 +370,21 @@ def match_candidates(
         lambda row: f"that of video {keys[row] // num_texts} and text {keys[row] % num_texts}, counted from 0,",
     )
     return logits[torch.searchsorted(keys, text_keys)], logits[torch.searchsorted(keys, video_keys)]
+
+
+def group_pairs(videos: torch.Tensor, batch_size: int) -> Iterator[slice]:
+    """Cut pairs into runs of at least a batch that no video is divided between, but for the last run.
+
+    Args:
+        videos: Of each pair its video, rising, `(pairs,)`.
+        batch_size: Pairs at a time.
+    """
+    start = 0
+    while start < len(videos):
+        last = videos[min(start + batch_size, len(videos)) - 1]
+        end = int(torch.searchsorted(videos, last, right=True))
+        yield slice(start, end)
+        start = end
 
 
 def rerank_candidates(

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ..data.splits import has_splits, require_split
 from ..hub_cards.released_names import convert_named
-from ..inference.loading import load_complete_model, load_video_text_processor
+from ..inference.loading import keep_tokens, load_complete_model, load_video_text_processor
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments
 from ..runs.config import flatten_recipe
@@ -53,6 +53,7 @@ def load_model_and_processor(
     """
     name, _ = require_names(model, data)
     loaded = load_complete_model(model_class, name, attn_implementation=model.attn_implementation)
+    keep_tokens(loaded, model)
     processor = load_video_text_processor(name)
     override_settings(processor.video_processor, data, ("num_frames", "first_seconds", "decoder"))
     if data.max_text_tokens is not None:

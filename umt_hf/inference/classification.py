@@ -22,10 +22,18 @@ from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.decoding import VideoDecodingError, VideoSource
 from ..processing.video_processing_umt_video import UMTVideoProcessor, split_videos
+from ..runs.arguments import KeptTokenArguments
 from .arguments import require_count
 from .export import is_export, load_exported_classifier
 from .held_out import build_bar, evaluation_mode, mark_nonfinite, plan_shard, require_finite, share_rows
-from .loading import list_class_names, load_complete_model, load_video_processor, place_model, resolve_device
+from .loading import (
+    keep_tokens,
+    list_class_names,
+    load_complete_model,
+    load_video_processor,
+    place_model,
+    resolve_device,
+)
 from .scored_labels import ScoredLabel, has_many_labels, rank_labels
 
 logger = logging.getLogger(__name__)
@@ -252,6 +260,7 @@ class VideoClassifier:
         device: Where the model runs; default: the process's accelerator, or CPU.
         attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
         dtype: Default: that of the stored weights.
+        tokens: Which tokens of a clip the encoder sees; default: as the model's configuration says.
 
     Raises:
         ValueError: If the model lacks weights, such as those of the head: a random head gives answers too; or if its
@@ -275,14 +284,19 @@ class VideoClassifier:
         device: str | torch.device | None = None,
         attn_implementation: str | None = None,
         dtype: torch.dtype | None = None,
+        tokens: KeptTokenArguments | None = None,
     ):
         options: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype}
         loaded: Any
         if is_export(model):
+            if tokens is not None and tokens.keep_ratio is not None:
+                raise ValueError(f"keep_ratio: {model} is an export, which sees all tokens. Take the model itself.")
             loaded = load_exported_classifier(model, device)
             self.device: torch.device = loaded.device
+            self.kept_tokens: dict[str, Any] | None = None
         else:
             loaded = load_complete_model(UMTVideoForVideoClassification, model, **options)
+            self.kept_tokens = keep_tokens(loaded, tokens)
             self.device = resolve_device(device)
             loaded = place_model(loaded, self.device)
         self.model = cast("UMTVideoForVideoClassification", loaded)  # or what answers as one

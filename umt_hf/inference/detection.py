@@ -17,9 +17,17 @@ from ..processing.detection_transforms import prepare_test_clip
 from ..processing.key_clips import read_key_clip
 from ..processing.sampling import compute_key_frame_offsets
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.arguments import KeptTokenArguments
 from .arguments import require_count
 from .held_out import mark_nonfinite, require_finite
-from .loading import list_class_names, load_complete_model, load_video_processor, place_model, resolve_device
+from .loading import (
+    keep_tokens,
+    list_class_names,
+    load_complete_model,
+    load_video_processor,
+    place_model,
+    resolve_device,
+)
 from .scored_labels import ScoredLabel, rank_labels
 
 
@@ -63,6 +71,7 @@ class ActionDetector:
         device: Where the model runs; default: the process's accelerator, or CPU.
         attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
         dtype: Default: that of the stored weights.
+        tokens: Which tokens of a clip the encoder sees; default: as the model's configuration says.
 
     Raises:
         ValueError: If the model lacks weights, such as those of the head: a random head gives answers too.
@@ -83,10 +92,12 @@ class ActionDetector:
         device: str | torch.device | None = None,
         attn_implementation: str | None = None,
         dtype: torch.dtype | None = None,
+        tokens: KeptTokenArguments | None = None,
     ):
         loaded = load_complete_model(
             UMTVideoForActionDetection, model, attn_implementation=attn_implementation, dtype=dtype
         )
+        self.kept_tokens = keep_tokens(loaded, tokens)
         self.processor = load_video_processor(model)
         self.device = resolve_device(device)
         self.model = place_model(loaded, self.device)

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from ..data.lists.paths import is_url
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.modeling_umt_video import UMTVideoModel
+from ..modeling.selection_umt_video import spread_tokens
 from ..processing.decoding import (
     DecodedFramesReader,
     FrameFolderReader,
@@ -41,12 +42,14 @@ from ..processing.decoding import (
     open_video,
 )
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.arguments import KeptTokenArguments
 from ..runs.disk import put_file, put_folder, remove_folder, write_text
 from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
 from ..runs.mistakes import naming_full_disk
 from .loading import (
     PIXEL_SETTINGS,
     compute_fingerprint,
+    keep_tokens,
     load_complete_model,
     load_video_processor,
     place_model,
@@ -194,6 +197,7 @@ def extract_features(
 
     A clip's feature is the mean over the window's tokens (`pooler_output`). A tubelet's is the token itself, a frame's
     the mean over the tokens of its tubelet; where windows overlap, both are averaged over the windows that see them.
+    With a `keep_ratio` below 1 means are over the tokens that are kept, and tubelets without a token are 0.
 
     Args:
         video: What `open_video` takes.
@@ -283,8 +287,12 @@ def _encode(
             features = outputs.pooler_output
         else:
             grid = model.embeddings.patch_embeddings.compute_grid(pixel_values)
-            features = outputs.last_hidden_state.unflatten(1, grid)
-            features = features.mean(dim=(2, 3)) if level == "frame" else features
+            features, kept = outputs.last_hidden_state, outputs.kept_indices
+            if level == "frame":  # each has as many tokens, whatever share of them is kept
+                features = features.unflatten(1, (grid[0], -1)).mean(dim=2)
+            else:
+                features = features if kept is None else spread_tokens(features, kept, grid[0] * grid[1] * grid[2])
+                features = features.unflatten(1, grid)
         yield from zip(islice(starts, len(batch)), features.float().cpu().numpy(), strict=True)
 
 
@@ -359,6 +367,7 @@ def save_features(
     fps: float | None = None,
     format: FeatureFormat = "safetensors",
     announce: Callable[[str], object] | None = None,
+    tokens: KeptTokenArguments | None = None,
 ) -> FeatureReport:
     """Extract the features of videos into a folder, one safetensors file per video; finished ones are left alone.
 
@@ -377,6 +386,7 @@ def save_features(
         format: "dataset" also joins all files of the folder into a `datasets` dataset in `dataset/`, one row per
             feature; later runs keep it up to date.
         announce: Gets a line on what was found, in the main process.
+        tokens: Which tokens of a window the encoder sees; default: as the model's configuration says.
 
     Returns:
         What was done, the same in all processes.
@@ -399,10 +409,11 @@ def save_features(
     # One process may get the long videos; the others wait.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     encoder, processor = load_encoder(model)
+    kept_tokens = keep_tokens(encoder, tokens)
     window, stride = resolve_windows(encoder, window, stride, fps)
     folder = Path(folder)
     settings = {"level": level, "window": window, "stride": stride, "fps": fps, **_describe(encoder, processor)}
-    settings["mixed_precision"] = accelerator.mixed_precision
+    settings |= {"mixed_precision": accelerator.mixed_precision, "kept_tokens": kept_tokens}
     _check_settings(folder, settings)
     accelerator.wait_for_everyone()  # before the main process writes what the others check
 

@@ -212,6 +212,7 @@ def _describe(classifier: VideoClassifier, options: LabelOptions, mixed_precisio
         "num_clips": options.num_clips or classifier.processor.num_clips,
         "num_crops": options.num_crops or classifier.processor.num_crops,
         "video_processor": {name: processor.get(name) for name in PIXEL_SETTINGS},
+        "kept_tokens": classifier.kept_tokens,
     }
 
 

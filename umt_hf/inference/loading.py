@@ -18,10 +18,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..modeling import modeling_umt_video, modeling_umt_video_text
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.arguments import KeptTokenArguments
 from ..runs.folder import WEIGHTS_FILE
 from ..runs.models import MODELS_BY_NAME, ModelClass
 from ..runs.noise import leave_out_load_report
-from .starts import describe_bad_config, locate_model, require_processor, require_start
+from ..teachers.clip import CLIP_TYPES
+from ..teachers.saliency import attach_teacher, load_choosing_teacher
+from .starts import describe_bad_config, locate_model, require_other_model, require_processor, require_start
 
 logger = logging.getLogger(__name__)
 
@@ -246,6 +249,52 @@ def place_model(model: ModelT, device: torch.device) -> ModelT:
     """The model in evaluation mode, on a device."""
     # The signature of Transformers' `to` is lost to type checkers behind a decorator.
     return cast("Any", model.eval()).to(device)
+
+
+def keep_tokens(model: PreTrainedModel, tokens: KeptTokenArguments | None = None) -> dict[str, Any] | None:
+    """Set which tokens a model's video encoder sees, and give it the teacher that chooses them.
+
+    Args:
+        model: With a video encoder.
+        tokens: What is asked for; default, also of each field: what the model's configuration says.
+
+    Returns:
+        What makes its answers others than those from all tokens, for the record; `None` where it sees all.
+
+    Raises:
+        OSError: If the teacher is not there.
+        ValueError: If the choice needs a teacher and has none, or has one that it does not need.
+    """
+    tokens, config = tokens or KeptTokenArguments(), cast("Any", model.config)
+    for name in ("keep_ratio", "token_selector"):
+        if (value := getattr(tokens, name)) is not None:
+            setattr(config, name, value)
+    teacher = tokens.teacher_name_or_path
+    is_chosen = config.keep_ratio < 1 and config.token_selector == "teacher_saliency"
+    if is_chosen != (teacher is not None):
+        raise ValueError(
+            "token_selector=teacher_saliency needs the CLIP that chooses the tokens: set teacher_name_or_path."
+            if is_chosen
+            else "teacher_name_or_path is for token_selector=teacher_saliency with a keep_ratio below 1: set both."
+        )
+    if teacher is not None:
+        vision = getattr(config, "vision_config", config)
+        source = require_other_model(teacher, CLIP_TYPES, "a CLIP, which the teacher must be")
+        attach_teacher(model, load_choosing_teacher(source, vision.image_size // vision.patch_size))
+    return describe_kept_tokens(config, teacher)
+
+
+def describe_kept_tokens(config: Any, teacher: str | None = None) -> dict[str, Any] | None:
+    """Which tokens an encoder sees, for the record; `None` where it sees all.
+
+    Args:
+        config: The model's.
+        teacher: Name of the one that chooses them.
+    """
+    if config.keep_ratio == 1:
+        return None
+    record = {name: getattr(config, name) for name in ("keep_ratio", "token_selector", "token_selector_seed")}
+    return record | ({} if teacher is None else {"teacher_name_or_path": teacher})
 
 
 def list_class_names(config: PreTrainedConfig) -> list[str]:

@@ -14,6 +14,7 @@ from transformers.video_utils import VideoInput
 from ..modeling.modeling_umt_video_text import UMTVideoTextForQuestionAnswering
 from ..processing.decoding import VideoSource
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from ..runs.arguments import KeptTokenArguments
 from .arguments import require_count, require_string
 from .held_out import (
     evaluation_mode,
@@ -23,7 +24,7 @@ from .held_out import (
     read_middle_frames,
     require_finite,
 )
-from .loading import load_complete_model, load_video_text_processor, place_model, resolve_device
+from .loading import keep_tokens, load_complete_model, load_video_text_processor, place_model, resolve_device
 
 PUBLISHED_TOP_K = 128
 
@@ -108,13 +109,18 @@ def answer_questions(
         for batch, pixels in load_video_batches(
             videos, batches, processor.video_processor, accelerator, num_workers, show_progress
         ):
+            # A video is encoded once for all its questions, and its keys and values are projected once.
+            key_values = model.get_video_key_values(model.vision_model(pixels, return_dict=True).last_hidden_state)
             # A batch of videos may bring many more questions, which then go through in parts.
             pairs = [(place, row) for place, video in enumerate(batch) for row in rows_of_video[video]]
             for start in range(0, len(pairs), batch_size):
                 places, rows = zip(*pairs[start : start + batch_size], strict=True)
                 texts = [questions[row]["question"] for row in rows]
-                inputs = _encode_questions(processor, texts, accelerator.device)
-                inputs["pixel_values"] = pixels[list(places)]
+                inputs: dict[str, Any] = {"pixel_values": None} | _encode_questions(
+                    processor, texts, accelerator.device
+                )
+                inputs["video_key_values"] = key_values
+                inputs["encoder_rows"] = torch.tensor(places, device=accelerator.device)
                 if closed is None:
                     given = _generate(model, processor, inputs, texts, max_answer_tokens)
                     replies = [{"answer": text} for text in given]
@@ -166,6 +172,7 @@ class VideoAnswerer:
         device: Where the model runs; default: the process's accelerator, or CPU.
         attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
         dtype: Default: that of the stored weights.
+        tokens: Which tokens of a video the encoder sees; default: as the model's configuration says.
 
     Raises:
         ValueError: If the model lacks weights, such as those of the answer decoder.
@@ -186,9 +193,11 @@ class VideoAnswerer:
         device: str | torch.device | None = None,
         attn_implementation: str | None = None,
         dtype: torch.dtype | None = None,
+        tokens: KeptTokenArguments | None = None,
     ):
         options: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype}
         loaded = load_complete_model(UMTVideoTextForQuestionAnswering, model, **options)
+        self.kept_tokens = keep_tokens(loaded, tokens)
         self.processor = load_video_text_processor(model)
         self.device = resolve_device(device)
         self.model = place_model(loaded, self.device)
@@ -224,7 +233,7 @@ class VideoAnswerer:
         if answers is not None and not len(answers):
             raise ValueError("The list of answers is empty.")
         pixel_values = read_middle_frames(self.processor.video_processor, video)[None]
-        inputs = {
+        inputs: dict[str, Any] = {
             "pixel_values": pixel_values.to(self.device, self.model.dtype),
             **_encode_questions(self.processor, [question], self.device),
         }
@@ -246,15 +255,13 @@ def _encode_questions(
 
 def _rank(
     model: UMTVideoTextForQuestionAnswering,
-    inputs: dict[str, torch.Tensor],
+    inputs: dict[str, Any],
     questions: Sequence[str],
     closed: AnswerList,
 ) -> list[list[RankedAnswer]]:
     """The `top_k` answers of a list for each question, best first."""
     indices, probabilities = model.rank_answers(
-        inputs["pixel_values"],
-        inputs["input_ids"],
-        inputs["attention_mask"],
+        **inputs,
         answer_input_ids=closed.input_ids,
         answer_attention_mask=closed.attention_mask,
         top_k=closed.top_k,
@@ -269,7 +276,7 @@ def _rank(
 def _generate(
     model: UMTVideoTextForQuestionAnswering,
     processor: UMTVideoTextProcessor,
-    inputs: dict[str, torch.Tensor],
+    inputs: dict[str, Any],
     questions: Sequence[str],
     max_answer_tokens: int,
 ) -> list[str]:

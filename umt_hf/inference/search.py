@@ -31,6 +31,7 @@ from ..modeling.losses_umt import normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.decoding import VideoDecodingError
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
+from ..runs.arguments import KeptTokenArguments
 from ..runs.cores import count_workers
 from ..runs.model_names import find_released
 from ..runs.models import DUAL_ENCODERS
@@ -38,6 +39,7 @@ from .arguments import require_count, require_string
 from .loading import (
     PIXEL_SETTINGS,
     compute_fingerprint,
+    keep_tokens,
     load_video_text_processor,
     load_with_report,
     place_model,
@@ -114,6 +116,7 @@ class VideoTextEncoder:
         num_frames: Frames read of each video; default: the processor's.
         device: Where it runs; default: the process's accelerator, or CPU.
         attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
+        tokens: Which tokens of a video the encoder sees; default: as the model's configuration says.
 
     Raises:
         ValueError: If the model lacks weights of the dual encoder, or has no processor for videos and texts.
@@ -125,6 +128,7 @@ class VideoTextEncoder:
         num_frames: int | None = None,
         device: str | torch.device | None = None,
         attn_implementation: str | None = None,
+        tokens: KeptTokenArguments | None = None,
     ):
         name = find_released(model)
         self.name = os.path.abspath(name) if Path(name).is_dir() else name
@@ -139,6 +143,7 @@ class VideoTextEncoder:
         )
         # Encoding does without the matching head, which only re-ranking needs.
         require_weights(loaded, model, MATCHING_HEAD, "Use a stage-2 or retrieval model.")
+        self.kept_tokens = keep_tokens(loaded.model, tokens)
         self.has_matching_head = not any(name.startswith(MATCHING_HEAD) for name in loaded.fresh)
         self.device = resolve_device(device)
         self.model = place_model(loaded.model, self.device)
@@ -154,6 +159,7 @@ class VideoTextEncoder:
             "projection_dim": self.model.config.projection_dim,
             "num_frames": self.num_frames,
             "video_processor": {name: settings.get(name) for name in PIXEL_SETTINGS},
+            "kept_tokens": self.kept_tokens,
         }
 
     def read_batches(
@@ -205,6 +211,7 @@ def embed_videos(
     num_workers: int | None = 0,
     shard_size: int = 256,
     announce: Callable[[str], object] | None = None,
+    tokens: KeptTokenArguments | None = None,
 ) -> EmbedReport:
     """Put videos into an index folder, which is made or added to; only new and changed files are encoded.
 
@@ -220,6 +227,8 @@ def embed_videos(
         num_workers: Processes that read ahead, for each process.
         shard_size: Videos that are written at a time.
         announce: Gets a line on what was found, in the main process.
+        tokens: Which tokens of a video the encoder sees; default: as the model's configuration says. The index
+            records it, and searches in it keep the same.
 
     Returns:
         What was done, the same in all processes.
@@ -241,7 +250,7 @@ def embed_videos(
         require_count(name, count)
     # One process may get the long videos; the others wait.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
-    encoder = VideoTextEncoder(model, num_frames, accelerator.device)
+    encoder = VideoTextEncoder(model, num_frames, accelerator.device, tokens=tokens)
     index, description = VideoIndex(folder), encoder.describe()
     # Vectors of two encoders cannot be compared, and nothing in a vector shows whose it is.
     index.check_encoder(description)
@@ -299,7 +308,10 @@ class VideoSearcher:
         index = VideoIndex(folder)
         built = index.read_encoder()
         self.table = index.load()
-        self.encoder = VideoTextEncoder(model or built["model"], built["num_frames"], device, attn_implementation)
+        tokens = read_kept_tokens(built)
+        self.encoder = VideoTextEncoder(
+            model or built["model"], built["num_frames"], device, attn_implementation, tokens
+        )
         index.check_encoder(self.encoder.describe())
 
     @torch.inference_mode()
@@ -345,6 +357,12 @@ class VideoSearcher:
             for hit in hits
         ]
         return sorted(judged, key=lambda hit: -matching.get(hit.path, -float("inf")))
+
+
+def read_kept_tokens(built: dict[str, Any]) -> KeptTokenArguments:
+    """Which tokens the encoder of an index saw, from its description; all where it says nothing."""
+    kept = built.get("kept_tokens") or {"keep_ratio": 1.0}
+    return KeptTokenArguments(**{name: value for name, value in kept.items() if name != "token_selector_seed"})
 
 
 def find_nearest(table: Dataset, vector: np.ndarray, count: int) -> list[dict[str, Any]]:

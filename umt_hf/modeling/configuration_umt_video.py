@@ -69,6 +69,12 @@ class UMTVideoConfig(PreTrainedConfig):
         image_mask_ratio: Share of image tokens hidden in stage 2, in [0, 1).
         teacher_name_or_path: Hub id or folder of the CLIP teacher.
         teacher_image_size: Side of the frames the teacher sees, in pixels (196 for CLIP-L/14, so that grids agree).
+        keep_ratio: Share of the tokens of each frame that the model sees where a call gives neither mask nor indices,
+            in (0, 1]: fewer are faster and less accurate. It may be set when loading, as any field, and is saved.
+        token_selector: Which ones are kept: "random" (the same places for every clip), "frame_difference" (those that
+            change most from frame to frame) or "teacher_saliency" (those that a teacher attends to; the call gives
+            its `saliency`).
+        token_selector_seed: Of the random choice, which also decides among equal tokens.
 
     Raises:
         ValueError: If a size, rate or choice is outside its range, or sizes do not divide one another.
@@ -129,6 +135,9 @@ class UMTVideoConfig(PreTrainedConfig):
     image_mask_ratio: float | int = 0.5
     teacher_name_or_path: str = "openai/clip-vit-base-patch16"
     teacher_image_size: int = 224
+    keep_ratio: float | int = 1.0
+    token_selector: Literal["random", "frame_difference", "teacher_saliency"] = "frame_difference"
+    token_selector_seed: int = 0
 
     def validate_architecture(self) -> None:
         """Check the range of each field, and how they fit together."""
@@ -140,8 +149,9 @@ class UMTVideoConfig(PreTrainedConfig):
                 "image_mask_ratio",
             ),
             positive=("layer_norm_eps", "alignment_norm_eps", "alignment_interval"),
-            not_negative=("initializer_range", "layer_scale_init_value"),
+            not_negative=("initializer_range", "layer_scale_init_value", "token_selector_seed"),
         )  # fmt: skip
+        require_keep_ratio(self.keep_ratio)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
@@ -210,6 +220,16 @@ def check_ranges(
     for name in not_negative:
         if not 0 <= getattr(config, name) < math.inf:
             raise ValueError(f"{name} must be 0 or more, got {getattr(config, name)}.")
+
+
+def require_keep_ratio(keep_ratio: float) -> None:
+    """Check a share of tokens.
+
+    Raises:
+        ValueError: If it is outside (0, 1].
+    """
+    if not 0 < keep_ratio <= 1:
+        raise ValueError(f"keep_ratio must be above 0 and at most 1, got {keep_ratio}.")
 
 
 def select_aligned_layers(num_hidden_layers: int, num_aligned_layers: int, interval: float) -> list[int]:

@@ -133,6 +133,18 @@ class UMTTextConfig(PreTrainedConfig):
             )
 
 
+def build_vision_property(name: str) -> property:
+    """A field of `vision_config` that the configuration around it has as well, without saving it twice."""
+
+    def read(config: "UMTVideoTextConfig") -> Any:
+        return getattr(config.vision_config, name)
+
+    def write(config: "UMTVideoTextConfig", value: Any) -> None:
+        setattr(config.vision_config, name, value)
+
+    return property(read, write, doc=f"`{name}` of `vision_config`.")
+
+
 @strict
 class UMTVideoTextConfig(PreTrainedConfig):
     """Configuration of [`UMTVideoTextModel`] and its heads: a video encoder, a text tower and how they are trained.
@@ -156,6 +168,7 @@ class UMTVideoTextConfig(PreTrainedConfig):
             (the projections get that gradient divided by the number of processes).
         initializer_range: Standard deviation of the normal distribution that initialises projections and heads.
         tie_word_embeddings: Whether the language-modelling head of pre-training shares the table of word embeddings.
+        keep_ratio: `keep_ratio` of `vision_config`; likewise `token_selector` and `token_selector_seed`.
 
     Raises:
         ValueError: If the towers do not fit one another or a number is outside its range.
@@ -197,6 +210,10 @@ class UMTVideoTextConfig(PreTrainedConfig):
     contrastive_gather: Literal["exact", "published"] = "exact"
     initializer_range: float | int = 0.02
     tie_word_embeddings: bool = True
+    # Which tokens of a video are kept is the video encoder's; by these names `from_pretrained` takes it here, too.
+    keep_ratio = build_vision_property("keep_ratio")
+    token_selector = build_vision_property("token_selector")
+    token_selector_seed = build_vision_property("token_selector_seed")
 
     def __post_init__(self, **kwargs: Any) -> None:
         vision: Any = self.vision_config

@@ -19,6 +19,7 @@ train as one process with batch W * B. All processes must call them together, wi
 Legend: B batch, P vectors per video, D projection width, L tokens of a text.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -397,6 +398,17 @@ def compute_answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     return losses.sum(dim=1)
 
 
+def sum_losses(outputs: Mapping[str, torch.Tensor], config: Any) -> torch.Tensor | None:
+    """Sum of the losses of stage 2 that an output has, by the weights of a configuration; `None` if it has none."""
+    total = None
+    for name in ("uta", "vtc", "vtm", "mlm"):
+        loss = outputs.get(f"{name}_loss")
+        if loss is not None:
+            weighted = getattr(config, f"{name}_loss_weight") * loss
+            total = weighted if total is None else total + weighted
+    return total
+
+
 def is_distributed() -> bool:
     """Whether this is one of several processes that work together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -438,6 +450,7 @@ __all__ = [
     "normalize_features",
     "sample_mlm_corruption",
     "sample_negatives",
+    "sum_losses",
     "uta_loss",
     "vtc_loss",
     "vtm_loss",

@@ -59,7 +59,7 @@ def sample_attention_indices(
     if noise is None:
         noise = torch.empty_like(weights).exponential_(generator=generator)
     visible = (weights / noise).topk(num_visible, dim=-1).indices.sort(dim=-1).values
-    return _number_over_frames(visible, num_patches)
+    return number_over_frames(visible, num_patches)
 
 
 def sample_attention_mask(
@@ -116,7 +116,7 @@ def sample_tube_indices(
         ValueError: If `mask_ratio` is outside [0, 1).
     """
     visible = sample_random_indices(batch_size, num_patches, mask_ratio, generator, device, noise)
-    return _number_over_frames(visible[:, None].expand(-1, num_frames, -1), num_patches)
+    return number_over_frames(visible[:, None].expand(-1, num_frames, -1), num_patches)
 
 
 def sample_tube_mask(
@@ -238,7 +238,7 @@ def _split_frames(saliency: torch.Tensor, num_frames: int | None) -> torch.Tenso
     return saliency
 
 
-def _number_over_frames(patch_indices: torch.Tensor, num_patches: int) -> torch.Tensor:
+def number_over_frames(patch_indices: torch.Tensor, num_patches: int) -> torch.Tensor:
     """Patches of frames `(batch, frames, visible)` as tokens of clips `(batch, frames * visible)`."""
     first_of_frame = torch.arange(patch_indices.shape[1], device=patch_indices.device) * num_patches
     return (patch_indices + first_of_frame[:, None]).flatten(1)

@@ -43,7 +43,7 @@ from .configuration_umt_video_text import UMTTextConfig
 from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import IGNORED_LABEL
 from .modeling_umt_video import UMTVideoMLP, eager_attention_forward
-from .quantization_umt import UMTFloatLinear, UMTQuantizationMixin
+from .quantization_umt import UMTFloatLinear, UMTQuantizationMixin, match_precision
 
 # What Transformers calls the keys and values of earlier tokens, in arguments and outputs: `cache` from 5.24 on.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithCrossAttentions.__dataclass_fields__ else "past_key_values"
@@ -139,6 +139,7 @@ class UMTTextAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend from `hidden_states` to keys and values, and project."""
         query = self.split_heads(self.q_proj(hidden_states))
+        key, value = key.to(query.dtype), value.to(query.dtype)  # kept ones may be in half precision
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = attend(
@@ -181,13 +182,19 @@ class UMTTextCrossAttention(UMTTextAttention):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         cache: Cache | None,
         encoder_rows: torch.Tensor | None = None,
+        encoder_key_values: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        key, value = self._project_once(encoder_hidden_states, cache, encoder_rows)
+        if encoder_key_values is None:
+            key, value = self._project_once(encoder_hidden_states, cache, encoder_rows)
+        else:
+            key, value = self._share(encoder_key_values[:, 0], encoder_key_values[:, 1], encoder_rows)
+        if key.shape[0] == 1:  # one sequence that all texts attend to, without a copy for each
+            key, value = (states.expand(hidden_states.shape[0], -1, -1, -1) for states in (key, value))
         implementation = self.config._attn_implementation or "eager"
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             # A mask of two dimensions is what FlashAttention gets, and Transformers takes it for the queries' mask as
@@ -196,21 +203,33 @@ class UMTTextCrossAttention(UMTTextAttention):
         return self.attend(hidden_states, key, value, attention_mask, implementation, **kwargs)
 
     def _project_once(
-        self, encoder_hidden_states: torch.Tensor, cache: Cache | None, encoder_rows: torch.Tensor | None
+        self, encoder_hidden_states: Any, cache: Cache | None, encoder_rows: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the other sequence, which stay the same from one generated token to the next."""
         is_cached = isinstance(cache, EncoderDecoderCache)
         if is_cached and cache.is_updated.get(self.layer_index):
             layer: Any = cache.cross_attention_cache.layers[self.layer_index]  # one that holds keys and values
             return layer.keys, layer.values
-        key, value = self.k_proj(encoder_hidden_states), self.v_proj(encoder_hidden_states)
-        if encoder_rows is not None:  # after the projection, so that a sequence for many texts is projected once
-            key, value = key[encoder_rows], value[encoder_rows]
-        key, value = self.split_heads(key), self.split_heads(value)
+        key, value = self.project(encoder_hidden_states)
+        # After the projection, so that a sequence for many texts is projected once.
+        key, value = self._share(key, value, encoder_rows)
         if is_cached:
             key, value = cache.cross_attention_cache.update(key, value, self.layer_index)
             cache.is_updated[self.layer_index] = True
         return key, value
+
+    def project(self, encoder_hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the other sequence, `(sequences, V, H)` each; it may be kept in half precision."""
+        states = match_precision(encoder_hidden_states, self.k_proj)
+        return self.k_proj(states), self.v_proj(states)
+
+    def _share(
+        self, key: torch.Tensor, value: torch.Tensor, encoder_rows: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each text the keys and values that it attends to, split into heads."""
+        if encoder_rows is not None:
+            key, value = key[encoder_rows], value[encoder_rows]
+        return self.split_heads(key), self.split_heads(value)
 
 
 class UMTTextLayer(GradientCheckpointingLayer):
@@ -235,6 +254,7 @@ class UMTTextLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        encoder_key_values: torch.Tensor | None = None,
         cache: Cache | None = None,
         encoder_rows: torch.Tensor | None = None,
         **kwargs: Any,
@@ -243,7 +263,13 @@ class UMTTextLayer(GradientCheckpointingLayer):
         hidden_states = self.attention_norm(hidden_states + self.dropout(output))
         if self.cross_attention is not None:
             output, _ = self.cross_attention(
-                hidden_states, encoder_hidden_states, encoder_attention_mask, cache, encoder_rows, **kwargs
+                hidden_states,
+                encoder_hidden_states,
+                encoder_attention_mask,
+                cache,
+                encoder_rows,
+                encoder_key_values,
+                **kwargs,
             )
             hidden_states = self.cross_attention_norm(hidden_states + self.dropout(output))
         return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
@@ -334,6 +360,7 @@ class UMTTextModel(UMTTextPreTrainedModel):
         cache: Cache | None = None,
         use_cache: bool | None = None,
         encoder_rows: torch.Tensor | None = None,
+        encoder_key_values: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encode texts alone, or together with videos.
@@ -350,7 +377,10 @@ class UMTTextModel(UMTTextPreTrainedModel):
             cache: Keys and values of earlier tokens, in a decoder.
             use_cache: Whether a decoder returns keys and values; by default as configured.
             encoder_rows: Which sequence of `encoder_hidden_states` each text attends to, `(B,)`, where several texts
-                share one; by default text i attends to sequence i. Not with `encoder_attention_mask` or a cache.
+                share one; by default text i attends to sequence i, and all to a single one. Not with
+                `encoder_attention_mask` or a cache.
+            encoder_key_values: Instead of `encoder_hidden_states`: what `get_encoder_key_values` made of them, in any
+                floating-point precision. Not with a cache.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
                 Indices of hidden states count the layers that run in the mode.
 
@@ -367,8 +397,7 @@ class UMTTextModel(UMTTextPreTrainedModel):
             raise ValueError("Give either input_ids or inputs_embeds.")
         if mode == "fusion" and inputs_embeds is None:
             raise ValueError("mode='fusion' continues from the states of mode='text': give them as inputs_embeds.")
-        if mode != "text" and encoder_hidden_states is None:
-            raise ValueError(f"mode={mode!r} needs encoder_hidden_states, the tokens that its layers attend to.")
+        self._check_encoder(mode, encoder_hidden_states, encoder_key_values, cache)
         if mode == "text" and not (encoder_hidden_states is None and encoder_attention_mask is None):
             raise ValueError(
                 "mode='text', the default, runs the layers below fusion_layer, which cannot attend to "
@@ -380,7 +409,7 @@ class UMTTextModel(UMTTextPreTrainedModel):
         use_cache = self.config.is_decoder and (self.config.use_cache if use_cache is None else use_cache)
         if self.gradient_checkpointing and self.training:
             use_cache, cache = False, None  # a layer that runs twice would add its keys twice
-        if use_cache and cache is None:
+        if use_cache and cache is None and encoder_key_values is None:
             cache = build_cache(self.config)
 
         hidden_states = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
@@ -389,15 +418,22 @@ class UMTTextModel(UMTTextPreTrainedModel):
             if position_ids is None:
                 position_ids = self._compute_position_ids(attention_mask, past_length, hidden_states)
             hidden_states = self.embeddings(hidden_states, position_ids)
-        self_mask, cross_mask = self._build_masks(
-            hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, cache
-        )
-        for layer in layers:
+        own_key_values: list[torch.Tensor | None] = [None] * self.config.num_hidden_layers
+        attended = encoder_hidden_states  # for masks, which look at its shape: one of it for each text
+        if encoder_key_values is not None:
+            own_key_values[self.config.fusion_layer :] = encoder_key_values.unbind(1)
+            attended = hidden_states[:, :1].expand(-1, encoder_key_values.shape[3], -1)
+        elif attended is not None and attended.shape[0] == 1:
+            attended = attended.expand(hidden_states.shape[0], -1, -1)
+        masks = (attention_mask, attended, encoder_attention_mask, cache)
+        self_mask, cross_mask = self._build_masks(hidden_states, *masks)
+        for layer, key_values in zip(layers, self._select_layers(mode, own_key_values), strict=True):
             hidden_states = layer(
                 hidden_states,
                 self_mask,
                 encoder_hidden_states,  # by position, for the reentrant kind of gradient checkpointing
                 cross_mask,
+                key_values,
                 cache=cache,
                 encoder_rows=encoder_rows,
                 **kwargs,
@@ -409,13 +445,57 @@ class UMTTextModel(UMTTextPreTrainedModel):
             **kept,
         )
 
-    def _select_layers(self, mode: str) -> nn.ModuleList:
+    def get_encoder_key_values(self, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        """Project a sequence to the keys and values of all fusion layers, to attend to it often.
+
+        Args:
+            encoder_hidden_states: `(sequences, V, encoder_width)`.
+
+        Returns:
+            `(sequences, fusion layers, 2, V, H)`: of each layer the keys, then the values. They may be kept in half
+            precision.
+
+        Raises:
+            ValueError: If the tower has no fusion layers.
+        """
+        if self.config.fusion_layer == self.config.num_hidden_layers:
+            raise ValueError("This text tower has no fusion layers, which keys and values are for.")
+        layers: Any = self._select_layers("fusion")
+        own = [torch.stack(layer.cross_attention.project(encoder_hidden_states), dim=1) for layer in layers]
+        return torch.stack(own, dim=1)
+
+    def _check_encoder(
+        self,
+        mode: str,
+        encoder_hidden_states: torch.Tensor | None,
+        encoder_key_values: torch.Tensor | None,
+        cache: Cache | None,
+    ) -> None:
+        """Refuse what the fusion layers cannot attend to."""
+        num_fusion = self.config.num_hidden_layers - self.config.fusion_layer
+        if encoder_key_values is None:
+            if mode != "text" and encoder_hidden_states is None:
+                raise ValueError(f"mode={mode!r} needs encoder_hidden_states, the tokens that its layers attend to.")
+        elif mode == "text" or encoder_hidden_states is not None or cache is not None:
+            raise ValueError(
+                "encoder_key_values stand for encoder_hidden_states: give one of them, a mode other than 'text', and "
+                "no cache with encoder_key_values."
+            )
+        elif encoder_key_values.ndim != 5 or tuple(encoder_key_values.shape[1:3]) != (num_fusion, 2):
+            raise ValueError(
+                f"encoder_key_values must be (sequences, {num_fusion} fusion layers, 2, tokens, width), as "
+                f"get_encoder_key_values makes them, got {tuple(encoder_key_values.shape)}."
+            )
+
+    def _select_layers(self, mode: str, values: Any = None) -> Any:
+        """Layers that run in a mode, or what of a list belongs to them."""
+        values = self.layers if values is None else values
         if mode == "text":
-            return self.layers[: self.config.fusion_layer]
+            return values[: self.config.fusion_layer]
         if mode == "fusion":
-            return self.layers[self.config.fusion_layer :]
+            return values[self.config.fusion_layer :]
         if mode == "multi_modal":
-            return self.layers
+            return values
         raise ValueError(f"mode must be 'text', 'fusion' or 'multi_modal', got {mode!r}.")
 
     def _compute_position_ids(

@@ -37,10 +37,10 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_umt_video import UMTVideoConfig
 from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import normalize_features, uta_loss
-from .masking_umt_video import compute_visible_indices
 from .outputs_umt_video import UMTVideoForActionDetectionOutput, UMTVideoForPreTrainingOutput, UMTVideoModelOutput
 from .positions_umt_video import compute_sinusoid_table, interpolate_position_table, is_exporting
 from .quantization_umt import UMTFloatLinear, UMTQuantizationMixin, match_precision
+from .selection_umt_video import build_feature_map, resolve_visible_indices, select_tokens
 
 if is_torchvision_available():
     from torchvision.ops import roi_align
@@ -467,6 +467,7 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
         visible_indices: torch.Tensor | None = None,
         output_aligned_states: bool = False,
         token_grid: tuple[int, int, int] | None = None,
+        saliency: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> UMTVideoModelOutput:
         """Encode a clip, or the visible part of it.
@@ -481,11 +482,13 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
             output_aligned_states: Whether to return the aligned layers' outputs as well.
             token_grid: Time, rows and columns of the clip's tokens, where the caller has checked clip and
                 `visible_indices` already, as the heads do.
+            saliency: With `config.token_selector="teacher_saliency"` and `config.keep_ratio` below 1, that of
+                [`UMTTeacher`] for these clips, `(B * T, patches)`; it chooses the tokens that are kept.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
 
         Returns:
             [`UMTVideoModelOutput`] with `last_hidden_state (B, V, D)` and its mean over tokens,
-            `pooler_output (B, D)`.
+            `pooler_output (B, D)`. Without mask and indices V is all tokens, or the share `config.keep_ratio` of them.
 
         Raises:
             ValueError: If the clip does not fit the patch grid or the mask does not fit the clip.
@@ -494,6 +497,8 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
             token_grid, visible_indices = self.resolve_tokens(pixel_values, bool_masked_pos, visible_indices)
         elif bool_masked_pos is not None:
             raise ValueError("With token_grid, give visible_indices instead of bool_masked_pos.")
+        kept = self._keep_tokens(pixel_values, token_grid, saliency) if visible_indices is None else None
+        visible_indices = visible_indices if kept is None else kept
         hidden_states = self.embeddings(pixel_values, visible_indices, token_grid)
         aligned_indices = self.config.aligned_layer_indices if output_aligned_states else []
         aligned = []
@@ -506,6 +511,7 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
             last_hidden_state=hidden_states,
             pooler_output=hidden_states.mean(dim=1),
             aligned_hidden_states=torch.stack(aligned) if aligned else None,
+            kept_indices=kept,
         )
 
     def resolve_tokens(
@@ -524,49 +530,19 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
         visible_indices = resolve_visible_indices(bool_masked_pos, visible_indices, pixel_values.shape[0], num_tokens)
         return (time, rows, columns), visible_indices
 
+    def _keep_tokens(
+        self, pixel_values: torch.Tensor, grid: tuple[int, int, int], saliency: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Indices of the tokens that the configuration keeps, `(B, V)`; `None` where it keeps all."""
+        config = self.config
+        if config.keep_ratio == 1:
+            return None
+        return select_tokens(
+            pixel_values, grid, config.keep_ratio, config.token_selector, config.token_selector_seed, saliency
+        )
+
     def _normalize(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states if self.norm is None else self.norm(hidden_states)
-
-
-def resolve_visible_indices(
-    bool_masked_pos: torch.Tensor | None, visible_indices: torch.Tensor | None, batch_size: int, num_tokens: int
-) -> torch.Tensor | None:
-    """Bring a mask or indices to `(B, V)` indices; neither of them means that all tokens are visible.
-
-    Raises:
-        ValueError: If both are given, a shape or an index does not fit the clip, or rows hide different counts.
-    """
-    if bool_masked_pos is not None and visible_indices is not None:
-        raise ValueError("Give bool_masked_pos or visible_indices, not both.")
-    if visible_indices is not None:
-        if visible_indices.ndim != 2 or visible_indices.shape[0] != batch_size:
-            raise ValueError(
-                f"visible_indices must be ({batch_size}, visible tokens), got {tuple(visible_indices.shape)}."
-            )
-        # On other devices reading a value would wait for them; there only what is too large is noticed.
-        if visible_indices.device.type == "cpu" and not torch.compiler.is_compiling():
-            outside = visible_indices[(visible_indices < 0) | (visible_indices >= num_tokens)]
-            if outside.numel():
-                raise ValueError(
-                    f"visible_indices must be from 0 to {num_tokens - 1}, the tokens of this clip, got "
-                    f"{outside.unique().tolist()}."
-                )
-        return visible_indices
-    if bool_masked_pos is None:
-        return None
-    if tuple(bool_masked_pos.shape) != (batch_size, num_tokens):
-        raise ValueError(
-            f"bool_masked_pos must be ({batch_size}, {num_tokens}) for this clip, got {tuple(bool_masked_pos.shape)}."
-        )
-    bool_masked_pos = bool_masked_pos.bool()
-    # Reading a count waits for the device; with indices, which `torch.compile` needs anyway, nothing waits.
-    counts = (~bool_masked_pos).sum(dim=1)
-    num_visible = int(counts[0])
-    if num_visible == 0 or not bool((counts == num_visible).all()):
-        raise ValueError(
-            f"bool_masked_pos must leave the same number of tokens, at least one, in every row, got {counts.tolist()}."
-        )
-    return compute_visible_indices(bool_masked_pos, num_visible)
 
 
 def project_aligned_states(
@@ -667,6 +643,8 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
             **kwargs,
             return_dict=True,
         )
+        if visible_indices is None:
+            visible_indices = outputs.kept_indices
         positions = self.vision_model.embeddings.compute_position_embeddings(grid, visible_indices, fixed=True)
         features = project_aligned_states(
             self.alignment_heads, outputs.aligned_hidden_states, positions, self.config.alignment_norm
@@ -819,7 +797,7 @@ class UMTVideoForActionDetection(UMTVideoPreTrainedModel):
         self._check_boxes(pixel_values, boxes, boxes_mask, labels)
         grid, _ = self.vision_model.resolve_tokens(pixel_values)
         outputs = self.vision_model(pixel_values, token_grid=grid, **kwargs, return_dict=True)
-        feature_map = outputs.last_hidden_state.unflatten(1, grid).mean(dim=1).permute(0, 3, 1, 2)
+        feature_map = build_feature_map(outputs.last_hidden_state, grid, outputs.kept_indices)
         if boxes_mask is not None:
             boxes = boxes.masked_fill(~boxes_mask.bool()[..., None], 0)
         pooled = pool_boxes(feature_map, boxes, 1 / self.config.patch_size)

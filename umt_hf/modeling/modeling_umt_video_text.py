@@ -17,7 +17,6 @@ Legend: B videos or texts, T frames (of tubelets, where these are longer than a 
 video, L text tokens, H text width, D projection width, S tokens of a question, A answers of all questions.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
+from .answers_umt_video_text import rank_closed_list
 from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConfig, build_decoder_config, require_text
 from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import (
@@ -43,6 +43,7 @@ from .losses_umt import (
     mlm_loss,
     normalize_features,
     sample_mlm_corruption,
+    sum_losses,
     uta_loss,
     vtc_loss,
     vtm_loss,
@@ -71,17 +72,11 @@ from .outputs_umt_video_text import (
     UMTVideoTextOutput,
 )
 from .quantization_umt import UMTFloatLinear, UMTQuantizationMixin
-from .towers_umt_video_text import (
-    PLACEMENT_ARGUMENTS,
-    copy_for_question_answering,
-    load_bert_tower,
-    load_video_tower,
-    require_both,
-    require_complete,
-    require_stage2_parts,
-)
+from .towers_umt_video_text import load_bert_tower, load_video_tower, require_both, start_question_answering
 
 logger = logging.get_logger(__name__)
+
+VIDEO_OPTIONS = ("video_key_values", "encoder_rows", "saliency")  # of answers: what the questions look at
 
 
 class UMTVideoTextPreTrainedModel(UMTQuantizationMixin, PreTrainedModel):
@@ -127,6 +122,18 @@ class UMTVideoTextPreTrainedModel(UMTQuantizationMixin, PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the text tower's table of word embeddings."""
         self.text_model.set_input_embeddings(value)
+
+    def get_video_key_values(self, video_tokens: torch.Tensor) -> torch.Tensor:
+        """Project the tokens of videos to what texts look at, once for any number of texts.
+
+        Args:
+            video_tokens: `last_hidden_state` of `get_video_features` or of `vision_model`, `(videos, V, width)`.
+
+        Returns:
+            `(videos, fusion layers, 2, V, H)`: keys and values of each fusion layer, to keep or to hand on as
+            `video_key_values`. Tokens and these may be kept in half precision.
+        """
+        return self.text_model.get_encoder_key_values(video_tokens)
 
 
 class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
@@ -248,7 +255,7 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         input_ids, pixel_values = require_both(input_ids, pixel_values)
         video, text = self._encode(input_ids, attention_mask, pixel_values, **kwargs)
         outputs = UMTVideoTextOutput(**self._contrast(video, text, pair_ids, return_loss))
-        outputs.loss = self._sum_losses(outputs)
+        outputs.loss = sum_losses(outputs, self.config)
         return outputs
 
     def _encode(
@@ -259,7 +266,8 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
         video_options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> tuple[UMTVideoFeaturesOutput, BaseModelOutputWithPoolingAndCrossAttentions]:
-        video = self.get_video_features(pixel_values, **(video_options or {}), **kwargs, return_dict=True)
+        options = {"saliency": kwargs.pop("saliency", None)} | (video_options or {})
+        video = self.get_video_features(pixel_values, **options, **kwargs, return_dict=True)
         return video, self.get_text_features(input_ids, attention_mask, **kwargs, return_dict=True)
 
     def _contrast(
@@ -292,15 +300,6 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
             "vision_model_output": video,
             "text_model_output": text,
         }
-
-    def _sum_losses(self, outputs: UMTVideoTextOutput) -> torch.Tensor | None:
-        total = None
-        for name in ("uta", "vtc", "vtm", "mlm"):
-            loss = outputs.get(f"{name}_loss")
-            if loss is not None:
-                weighted = getattr(self.config, f"{name}_loss_weight") * loss
-                total = weighted if total is None else total + weighted
-        return total
 
     @classmethod
     def from_vision_text_pretrained(
@@ -377,17 +376,21 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
 
     def match(
         self,
-        video_tokens: torch.Tensor,
-        text_tokens: torch.Tensor,
+        video_tokens: torch.Tensor | None = None,
+        text_tokens: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        video_key_values: torch.Tensor | None = None,
+        encoder_rows: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Any:
-        """Judge pairs of encoded videos and texts by the fusion layers.
+        """Judge pairs of encoded videos and texts by the fusion layers; a single one of either kind is in all pairs.
 
         Args:
             video_tokens: `last_hidden_state` of `get_video_features`, `(B, V, width)`.
             text_tokens: `last_hidden_state` of `get_text_features`, `(B, L, H)`.
             attention_mask: 1 at the texts' tokens and 0 at padding, `(B, L)`.
+            video_key_values: Instead of `video_tokens`: what `get_video_key_values` made of them.
+            encoder_rows: Which of the videos each text is judged with, `(B,)`; default: text i with video i.
             **kwargs: As for [`UMTTextModel`]; with `output_attentions=True` (`attn_implementation="eager"`) or
                 `output_hidden_states=True` more than the logits is returned.
 
@@ -395,10 +398,18 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
             A tensor, the raw logits `(B, 2)`, class 1 = match; or [`UMTVideoTextMatchingOutput`], whose
             `cross_attentions` say where in the video each word looks.
         """
+        videos = video_tokens if video_key_values is None else video_key_values
+        if videos is None or text_tokens is None:
+            raise ValueError("Give text_tokens, and video_tokens or video_key_values.")
+        if text_tokens.shape[0] == 1 and encoder_rows is None:
+            text_tokens = text_tokens.expand(videos.shape[0], -1, -1)
+            attention_mask = None if attention_mask is None else attention_mask.expand(videos.shape[0], -1)
         outputs = self.text_model(
             attention_mask=attention_mask,
             inputs_embeds=text_tokens,
             encoder_hidden_states=video_tokens,
+            encoder_key_values=video_key_values,
+            encoder_rows=encoder_rows,
             mode="fusion",
             **kwargs,
             return_dict=True,
@@ -448,7 +459,7 @@ class UMTVideoTextForRetrieval(UMTVideoTextModel):
         outputs = UMTVideoTextForRetrievalOutput(**self._contrast(video, text, pair_ids, return_loss))
         if return_loss:
             self._add_matching(outputs, video, text, attention_mask, pair_ids, (video_negatives, text_negatives))
-        outputs.loss = self._sum_losses(outputs)
+        outputs.loss = sum_losses(outputs, self.config)
         return outputs
 
     def _add_matching(
@@ -590,6 +601,7 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
         )
         outputs = UMTVideoTextForPreTrainingOutput(**self._contrast(video, text, pair_ids, return_loss))
         if aligns:
+            visible_indices = video.kept_indices if visible_indices is None else visible_indices
             targets = select_targets(teacher_features, visible_indices, grid)
             if normalize_teacher_features:
                 targets = normalize_features(targets, self.config.vision_config.alignment_norm)
@@ -597,7 +609,7 @@ class UMTVideoTextForPreTraining(UMTVideoTextForRetrieval):
         if return_loss:
             pairs = (attention_mask, pair_ids, (video_negatives, text_negatives))
             self._add_fusion_losses(outputs, video, text, *pairs, input_ids, (mlm_input_ids, mlm_labels))
-        outputs.loss = self._sum_losses(outputs)
+        outputs.loss = sum_losses(outputs, self.config)
         return outputs
 
     def _add_alignment(
@@ -729,30 +741,12 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
 
         Source: published fine-tuning code's hand-over rule.
         """
-        # Where weights go and in what form concerns the model that is returned; the source is only read.
-        placement = {name: kwargs.pop(name) for name in PLACEMENT_ARGUMENTS if name in kwargs}
-        # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
-        source, info = UMTVideoTextForPreTraining.from_pretrained(
-            pretrained_model_name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
-        require_stage2_parts(pretrained_model_name_or_path, info)
-        # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
-        model, info = cls.from_pretrained(
-            None,
-            config=source.config,
-            state_dict=copy_for_question_answering(source, pretrained_model_name_or_path),
-            dtype=source.dtype,
-            output_loading_info=True,
-            **placement,
-        )
-        require_complete(pretrained_model_name_or_path, info)
-        model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
-        return model
+        return start_question_answering(cls, UMTVideoTextForPreTraining, pretrained_model_name_or_path, **kwargs)
 
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         decoder_input_ids: torch.Tensor | None = None,
@@ -760,6 +754,8 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
         labels: torch.Tensor | None = None,
         answer_weights: torch.Tensor | None = None,
         answers_per_question: torch.Tensor | None = None,
+        video_key_values: torch.Tensor | None = None,
+        encoder_rows: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> UMTVideoTextForQuestionAnsweringOutput:
         """Encode questions and, with answers, predict these token by token.
@@ -773,6 +769,9 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
             labels: Answers `[CLS] ... [SEP]` `(A, tokens)`, -100 on padding; shifted inside.
             answer_weights: Weight of each answer's loss, `(A,)`; by default 1.
             answers_per_question: How many of the answers, in order, belong to each question, `(B,)`; by default one.
+            video_key_values: Instead of `pixel_values`: what `get_video_key_values` made of the tokens of videos.
+            encoder_rows: Which of the videos each question is about, `(B,)`; default: question i about video i, and
+                all about a single one.
             **kwargs: As for both towers; `output_hidden_states` and `output_attentions` ask the decoder as well.
 
         Returns:
@@ -783,15 +782,17 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
 
         Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4; Li et al., "Align before Fuse", 2021, section 5.
         """
-        video, question = self._encode_questions(pixel_values, input_ids, attention_mask, **kwargs)
+        looked_at = {"video_key_values": video_key_values, "encoder_rows": encoder_rows}
+        video, question = self._encode_questions(pixel_values, input_ids, attention_mask, **looked_at, **kwargs)
         states = require_tensor(question.last_hidden_state, "last_hidden_state")
         num_questions = states.shape[0]
+        output_states = video is not None and not (video.hidden_states is None and video.attentions is None)
         outputs = UMTVideoTextForQuestionAnsweringOutput(
             last_hidden_state=states,
             hidden_states=question.hidden_states,
             attentions=question.attentions,
             cross_attentions=question.cross_attentions,
-            video_outputs=None if video.hidden_states is None and video.attentions is None else video,
+            video_outputs=video if output_states else None,
         )
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = labels.masked_fill(labels == IGNORED_LABEL, self.config.text_config.pad_token_id)
@@ -829,16 +830,25 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
 
     def _encode_questions(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None,
         input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
+        video_key_values: torch.Tensor | None = None,
+        encoder_rows: torch.Tensor | None = None,
+        saliency: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple[UMTVideoModelOutput, BaseModelOutputWithPoolingAndCrossAttentions]:
-        video = self.vision_model(pixel_values, **kwargs, return_dict=True)
+    ) -> tuple[UMTVideoModelOutput | None, BaseModelOutputWithPoolingAndCrossAttentions]:
+        if (pixel_values is None) == (video_key_values is None):
+            raise ValueError("Give either pixel_values or video_key_values.")
+        video = None
+        if pixel_values is not None:
+            video = self.vision_model(pixel_values, saliency=saliency, **kwargs, return_dict=True)
         question = self.text_model(
             input_ids,
             attention_mask,
-            encoder_hidden_states=video.last_hidden_state,
+            encoder_hidden_states=None if video is None else video.last_hidden_state,
+            encoder_key_values=video_key_values,
+            encoder_rows=encoder_rows,
             mode="multi_modal",
             **kwargs,
             return_dict=True,
@@ -848,7 +858,7 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
     @torch.no_grad()
     def generate(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
@@ -860,12 +870,14 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
             input_ids: Questions `(B, S)`, `[CLS]` first and no `[SEP]`.
             attention_mask: 1 at the questions' tokens and 0 at padding, `(B, S)`.
             **kwargs: As for Transformers' `generate`: `max_new_tokens`, `num_beams`, `do_sample` ...; default: those
-                of the model's `generation_config`.
+                of the model's `generation_config`; and `video_key_values` (then `pixel_values` is `None`),
+                `encoder_rows` and `saliency`, as for `forward`.
 
         Returns:
             Token ids `(B, tokens)` with `[CLS]` and `[SEP]`, padded, or what `return_dict_in_generate` asks for.
         """
-        _, question = self._encode_questions(pixel_values, input_ids, attention_mask)
+        options = {name: kwargs.pop(name) for name in VIDEO_OPTIONS if name in kwargs}
+        _, question = self._encode_questions(pixel_values, input_ids, attention_mask, **options)
         states = require_tensor(question.last_hidden_state, "last_hidden_state")
         config = self.answer_decoder.config
         asked = (kwargs.get("generation_config") or self.generation_config).to_dict() | kwargs
@@ -884,13 +896,14 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
     @torch.no_grad()
     def rank_answers(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         answer_input_ids: torch.Tensor,
         answer_attention_mask: torch.Tensor,
         top_k: int = 128,
         count_first_token_twice: bool = True,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rank the answers of a closed list.
 
@@ -905,6 +918,8 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
             top_k: Answers that are scored.
             count_first_token_twice: Whether the first token's log-probability is added once more, as in the published
                 numbers.
+            **kwargs: `video_key_values` (then `pixel_values` is `None`), `encoder_rows` and `saliency`, as for
+                `forward`.
 
         Returns:
             Indices into the list and their probabilities among the `top_k`, best first, both `(B, top_k)`.
@@ -916,29 +931,10 @@ class UMTVideoTextForQuestionAnswering(UMTVideoTextPreTrainedModel, GenerationMi
         """
         if top_k > answer_input_ids.shape[0]:
             raise ValueError(f"top_k={top_k} exceeds the list of {answer_input_ids.shape[0]} answers.")
-        _, question = self._encode_questions(pixel_values, input_ids, attention_mask)
+        _, question = self._encode_questions(pixel_values, input_ids, attention_mask, **kwargs)
         states = require_tensor(question.last_hidden_state, "last_hidden_state")
-        start = answer_input_ids[:1, :1].expand(states.shape[0], 1)
-        decode = partial(self.answer_decoder, use_cache=False, return_dict=True)
-        start_logits = decode(start, encoder_hidden_states=states, encoder_attention_mask=attention_mask).logits[:, 0]
-        first_token_probs = start_logits.float().softmax(dim=1)[:, answer_input_ids[:, 1]]
-        first_token_probs, candidates = first_token_probs.topk(top_k, dim=1)
-        labels = answer_input_ids.masked_fill(answer_attention_mask == 0, IGNORED_LABEL)
-
-        scores = []
-        for i, chosen in enumerate(candidates):  # one question at a time: top_k answers fill a batch
-            logits = decode(
-                answer_input_ids[chosen],
-                answer_attention_mask[chosen],
-                encoder_hidden_states=states[i : i + 1].expand(top_k, -1, -1),
-                encoder_attention_mask=None if attention_mask is None else attention_mask[i : i + 1].expand(top_k, -1),
-            ).logits
-            scores.append(-compute_answer_loss(logits, labels[chosen]))
-        scores = torch.stack(scores)
-        if count_first_token_twice:
-            scores = scores + first_token_probs.log()
-        probabilities, order = scores.softmax(dim=1).sort(dim=1, descending=True)
-        return candidates.gather(1, order), probabilities
+        answers = (answer_input_ids, answer_attention_mask)
+        return rank_closed_list(self.answer_decoder, states, attention_mask, *answers, top_k, count_first_token_twice)
 
 
 __all__ = [

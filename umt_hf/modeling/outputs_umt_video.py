@@ -34,9 +34,11 @@ class UMTVideoModelOutput(BaseModelOutputWithPooling):
         attentions: Attention probabilities of every layer, when asked for (`attn_implementation="eager"`).
         aligned_hidden_states: With `output_aligned_states=True`, the outputs of the aligned layers after the final
             norm, `(K, B, V, D)`, shallowest first.
+        kept_indices: Which tokens these are, `(B, V)`, ascending, where `config.keep_ratio` below 1 chose them.
     """
 
     aligned_hidden_states: torch.Tensor | None = None
+    kept_indices: torch.Tensor | None = None
 
 
 @dataclass

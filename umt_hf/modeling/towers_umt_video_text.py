@@ -168,6 +168,35 @@ def copy_for_question_answering(source: Any, name: str | os.PathLike) -> dict[st
     return state
 
 
+def start_question_answering(model_class: Any, source_class: Any, name: str | os.PathLike, **kwargs: Any) -> Any:
+    """A model for question answering from a stage-2 folder, with no weight left fresh.
+
+    Args:
+        model_class: `UMTVideoTextForQuestionAnswering`, or a class made of it.
+        source_class: `UMTVideoTextForPreTraining`.
+        name: Folder or Hub id.
+        **kwargs: As for `from_pretrained`.
+
+    Raises:
+        ValueError: If the folder lacks a part, or video and text differ in width.
+    """
+    # Where weights go and in what form concerns the model that is returned; the source is only read.
+    placement = {option: kwargs.pop(option) for option in PLACEMENT_ARGUMENTS if option in kwargs}
+    source, info = source_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    require_stage2_parts(name, info)
+    model, info = model_class.from_pretrained(
+        None,
+        config=source.config,
+        state_dict=copy_for_question_answering(source, name),
+        dtype=source.dtype,
+        output_loading_info=True,
+        **placement,
+    )
+    require_complete(name, info)
+    model.name_or_path = model.config.name_or_path = str(name)
+    return model
+
+
 def require_stage2_parts(name: str | os.PathLike, info: dict[str, Any]) -> None:
     """Check that a stage-2 folder had all that question answering copies.
 
@@ -221,12 +250,9 @@ def rename_bert_weight(name: str) -> str:
 
 
 __all__ = [
-    "PLACEMENT_ARGUMENTS",
-    "copy_for_question_answering",
     "load_bert_tower",
     "load_video_tower",
     "rename_bert_weight",
     "require_both",
-    "require_complete",
-    "require_stage2_parts",
+    "start_question_answering",
 ]

@@ -37,7 +37,34 @@ class PrecisionArguments:
 
 
 @dataclass(kw_only=True)
-class EvaluatedModelArguments(ModelSourceArguments, PrecisionArguments):
+class TeacherNameArguments:
+    """The frozen teacher."""
+
+    teacher_name_or_path: str | None = describe(None, "CLIP folder or Hub id.")
+
+
+@dataclass(kw_only=True)
+class KeptTokenArguments(TeacherNameArguments):
+    """Which tokens of a clip the video encoder sees; the teacher is for one that chooses them."""
+
+    keep_ratio: float | None = describe(
+        None,
+        "Share of the tokens of each frame that the encoder sees, in (0, 1]: fewer are faster and less accurate; "
+        "default: the model's own, which is 1 unless it was saved with another.",
+    )
+    token_selector: Literal["random", "frame_difference", "teacher_saliency"] | None = describe(
+        None,
+        "Which tokens are kept: random places, those that change most from frame to frame, or those that a teacher "
+        "attends to; default: the model's own, frame_difference.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
+            raise ValueError(f"keep_ratio must be above 0 and at most 1, got {self.keep_ratio}.")
+
+
+@dataclass(kw_only=True)
+class EvaluatedModelArguments(ModelSourceArguments, PrecisionArguments, KeptTokenArguments):
     """The model under test, with its processor."""
 
 

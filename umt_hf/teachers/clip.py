@@ -198,6 +198,21 @@ class UMTTeacher(nn.Module):
         return [*aligned, layer(last_input, None)], saliency
 
     @torch.no_grad()
+    def compute_saliency(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Saliency alone, `(B * T, P)`, without the rest of the last layer.
+
+        Args:
+            pixel_values: `(B, T, channels, height, width)`.
+
+        Raises:
+            ValueError: If the video holds raw integers.
+        """
+        _, last_input = self._encode_below(pixel_values)
+        layer: Any = self.vision_tower.vision_model.encoder.layers[-1]
+        normed = layer.layer_norm1(last_input)
+        return _weigh_patches(layer.self_attn, normed, layer.self_attn.k_proj(normed))
+
+    @torch.no_grad()
     def align_visible(
         self, pixel_values: torch.Tensor, draw_visible: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:

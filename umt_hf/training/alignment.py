@@ -13,6 +13,7 @@ from ..modeling.masking_umt_video import (
     sample_random_indices,
     sample_tube_indices,
 )
+from ..runs.config import require
 from ..teachers.clip import CLIP_TYPES, UMTTeacher
 from ..teachers.quantization import quantize_teacher, require_quantization
 from .arguments import MaskArguments, TeacherArguments
@@ -56,7 +57,8 @@ def load_teacher(
     if args.teacher_quantization is not None:
         require_quantization(args.teacher_quantization, accelerator.device)
     try:
-        name = require_other_model(args.teacher_name_or_path, CLIP_TYPES, "a CLIP, which the teacher must be")
+        name = require(args.teacher_name_or_path, "teacher_name_or_path")
+        name = require_other_model(name, CLIP_TYPES, "a CLIP, which the teacher must be")
     except OSError as error:
         raise FileNotFoundError(f"The teacher is missing, give a CLIP by {flag}: {error}") from error
     teacher = UMTTeacher.from_pretrained(

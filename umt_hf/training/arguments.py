@@ -25,6 +25,7 @@ from ..runs.arguments import (
     SourceArguments,
     SplitArguments,
     StrideArguments,
+    TeacherNameArguments,
     TextLengthArguments,
     TrainingDataArguments,
     ValidationDataArguments,
@@ -44,10 +45,10 @@ class ModelArguments(ModelSourceArguments, ClipSizeArguments, EncoderSizeArgumen
 
 
 @dataclass(kw_only=True)
-class TeacherArguments:
+@set_defaults(teacher_name_or_path="openai/clip-vit-base-patch16")
+class TeacherArguments(TeacherNameArguments):
     """The frozen teacher and the alignment with it."""
 
-    teacher_name_or_path: str = describe("openai/clip-vit-base-patch16", "CLIP folder or Hub id.")
     teacher_image_size: int | None = describe(
         None, "Side of the frames that the teacher sees, in pixels; default: its own."
     )

@@ -340,3 +340,35 @@ def test_choices_of_different_numbers_of_options(processor, videos, accelerator)
         max(range(len(row)), key=row.__getitem__) == answer for row, answer in zip(scores, [0, 1, 2], strict=True)
     ]
     assert compute_choice_accuracy(scores, choices) == {"accuracy": sum(right) / 3}
+
+
+def test_each_video_is_projected_once(processor, found, accelerator):
+    """Keys and values of a video serve all pairs that it is in, of matching and of choices."""
+    model, rows = build_model(), []
+    layer = next(layer for layer in model.text_model.layers if layer.cross_attention is not None)
+    layer.cross_attention.k_proj.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    retrieval.evaluate_retrieval(model, processor, found, accelerator, top_k=4, **OPTIONS)
+    assert sum(rows) == len(found.videos) and max(rows) <= OPTIONS["batch_size"]
+    rows.clear()
+    choices = Dataset.from_list([{"video": video, "caption": TEXTS[:3], "answer": 0} for video in found.videos])
+    score_choices(model, processor, choices, accelerator, **OPTIONS)
+    assert sum(rows) == len(found.videos)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_each_video_of_many_questions_is_encoded_and_projected_once(processor, questions, accelerator, closed):
+    model, rows, clips = build_model(UMTVideoTextForQuestionAnswering), [], []
+    layer = next(layer for layer in model.text_model.layers if layer.cross_attention is not None)
+    layer.cross_attention.k_proj.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    model.vision_model.embeddings.register_forward_hook(lambda _, inputs, __: clips.append(len(inputs[0])))
+    options = {"top_k": 3} if closed else {}
+    answer_questions(model, processor, questions, accelerator, ANSWERS if closed else None, **options, **OPTIONS)
+    assert sum(clips) == sum(rows) == 2  # videos of five questions
+
+
+def test_pairs_are_grouped_by_their_videos():
+    videos = torch.tensor([0, 0, 0, 1, 3, 3, 3, 3, 4])
+    groups = [videos[part].tolist() for part in retrieval.group_pairs(videos, 2)]
+    assert groups == [[0, 0, 0], [1, 3, 3, 3, 3], [4]]
+    assert [len(videos[part]) for part in retrieval.group_pairs(videos, 20)] == [9]
+    assert list(retrieval.group_pairs(videos[:0], 2)) == []

@@ -25,6 +25,9 @@ CASES = [
         (UMTVideoConfig, name, (-1.0, NAN), f"{name} must be 0 or more, got ")
         for name in ("initializer_range", "layer_scale_init_value")
     ),
+    (UMTVideoConfig, "keep_ratio", (0, -0.5, 1.5, NAN), "keep_ratio must be above 0 and at most 1, got "),
+    (UMTVideoConfig, "token_selector", ("loudness",), "token_selector"),
+    (UMTVideoConfig, "token_selector_seed", (-1,), "token_selector_seed must be 0 or more, got "),
     (UMTVideoConfig, "num_attention_heads", (7,), "hidden_size=768 is not a multiple of num_attention_heads=7"),
     (UMTVideoConfig, "patch_size", (15,), "image_size=224 is not a multiple of patch_size=15"),
     (UMTVideoConfig, "tubelet_size", (3,), "num_frames=8 is not a multiple of tubelet_size=3"),

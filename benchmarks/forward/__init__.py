@@ -1,0 +1,1 @@
+"""How fast is the encoder beside those of Transformers?"""

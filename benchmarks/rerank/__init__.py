@@ -1,0 +1,1 @@
+"""What does re-ranking cost, from videos, from their tokens, from their keys and values?"""
