@@ -96,6 +96,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.stage2.run
 	$(BIN)/python -m benchmarks.search.run
 	$(BIN)/python -m benchmarks.features.run
+	$(BIN)/python -m benchmarks.inference.run
 	$(BIN)/python -m benchmarks.threads.run
 	$(BIN)/python -m benchmarks.training.run
 	$(BIN)/python -m benchmarks.scale.run

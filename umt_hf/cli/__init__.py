@@ -44,6 +44,17 @@ NumWorkers = Annotated[
     int | None,
     typer.Option(help="Processes that read ahead; default: as the machine has cores, 1 to 4; 0: none.", min=0),
 ]
+TimeoutSeconds = Annotated[
+    int,
+    typer.Option(help="Seconds that these processes may give nothing before the command ends; 0: for ever.", min=0),
+]
+DType = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="What the model is computed in; default: bfloat16 on a GPU that has it, else float32."),
+]
+TorchCompile = Annotated[
+    bool, typer.Option("--torch-compile", help="Compile the video tower by `torch.compile`; pays for many videos.")
+]
 
 
 def complete_zoo(incomplete: str) -> list[str]:
@@ -367,6 +378,9 @@ def embed(
     shard_size: Annotated[
         int, typer.Option(help="Videos written at a time; a killed run loses fewer than that.", min=1)
     ] = 256,
+    dtype: DType = None,
+    torch_compile: TorchCompile = False,
+    dataloader_timeout_seconds: TimeoutSeconds = 600,
     convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -382,7 +396,19 @@ def embed(
     sources = read_sources(videos)
     with report_interruption(lambda: describe_folder(out)), report_mistakes():
         convert_model(model, convert)
-        report = embed_videos(sources, model, out, num_frames, batch_size, num_workers, shard_size, announce)
+        report = embed_videos(
+            sources,
+            model,
+            out,
+            num_frames,
+            batch_size,
+            num_workers,
+            shard_size,
+            announce,
+            dtype=dtype,
+            torch_compile=torch_compile,
+            dataloader_timeout_seconds=dataloader_timeout_seconds,
+        )
     print_report(report, as_json)
     if report.num_encoded + report.num_unchanged == 0:
         raise typer.Exit(1)
@@ -442,14 +468,23 @@ def features(
     ] = "clip",
     window: Annotated[int | None, typer.Option(help="Frames seen at a time; default: the model's.", min=1)] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Frames from a window to the next; default: half a window.", min=1)
+        int | None, typer.Option(help="Frames from a window to the next; default: a window, each frame once.", min=1)
+    ] = None,
+    stride_seconds: Annotated[
+        float | None, typer.Option(help="Seconds from a window to the next, instead of frames; for clips.")
     ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames read per second; default: every frame.")] = None,
     batch_size: Annotated[int, typer.Option(help="Windows encoded at a time.", min=1)] = 8,
+    num_workers: NumWorkers = None,
     format: Annotated[
-        Literal["safetensors", "dataset"],
-        typer.Option(help="safetensors: one file per video; dataset: also a `datasets` dataset of all of them."),
+        Literal["safetensors", "dataset", "npy"],
+        typer.Option(
+            help="safetensors: a file per video; dataset: also a `datasets` dataset of all; npy: also an array per video."
+        ),
     ] = "safetensors",
+    dtype: DType = None,
+    torch_compile: TorchCompile = False,
+    dataloader_timeout_seconds: TimeoutSeconds = 600,
     convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -465,7 +500,23 @@ def features(
     sources = read_sources(videos)
     with report_interruption(lambda: describe_folder(out)), report_mistakes():
         convert_model(model, convert)
-        report = save_features(sources, model, out, level, window, stride, batch_size, fps, format, announce)
+        report = save_features(
+            sources,
+            model,
+            out,
+            level,
+            window,
+            stride,
+            batch_size,
+            fps,
+            format,
+            announce,
+            stride_seconds=stride_seconds,
+            num_workers=num_workers,
+            dtype=dtype,
+            torch_compile=torch_compile,
+            dataloader_timeout_seconds=dataloader_timeout_seconds,
+        )
     print_report(report, as_json)
     if report.num_extracted + report.num_unchanged == 0:
         raise typer.Exit(1)
@@ -506,6 +557,9 @@ def classify(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Views classified at a time.", min=1)] = 8,
     num_workers: NumWorkers = None,
+    dtype: DType = None,
+    torch_compile: TorchCompile = False,
+    dataloader_timeout_seconds: TimeoutSeconds = 600,
     convert: Convert = False,
     out: Annotated[
         Path | None,
@@ -519,17 +573,26 @@ def classify(
 
     Example: `umt-hf classify my_videos/ --model umt-vit-b16-k400 --num-clips 4 --num-crops 3 --out results.jsonl`
     """
-    from ..inference.classification import LabelOptions, LabelReport, VideoClassifier
+    from ..inference.classification import LabelOptions, LabelReport, load_classifier
+    from ..inference.engine import inference_run
     from ..inference.label_files import label_files
-    from .results import ResultPrinter, announce, report_interruption
+    from .results import ResultPrinter, announce, announce_once, report_interruption
 
     printer = ResultPrinter(as_json, None if out is None else str(out))
     with report_interruption(printer.describe), report_mistakes():
         convert_model(model, convert)
-        options = LabelOptions(top_k, num_clips, num_crops, batch_size, num_workers)
-        classifier, sources = VideoClassifier(model), read_sources(videos)
+        options = LabelOptions(
+            top_k,
+            num_clips,
+            num_crops,
+            batch_size,
+            num_workers,
+            dataloader_timeout_seconds=dataloader_timeout_seconds,
+        )
+        classifier, sources = load_classifier(model, dtype, torch_compile), read_sources(videos)
         if out is None:
-            printer.print_labels(classifier.iterate_files(sources, options, announce))
+            with inference_run(announce_once, dataloader_timeout_seconds):
+                printer.print_labels(classifier.iterate_files(sources, options, announce))
             printer.print_end(LabelReport((), tuple(sorted(printer.skipped, key=lambda video: video.path))))
         else:
             report = label_files(classifier, sources, out, options, announce, printer.count)

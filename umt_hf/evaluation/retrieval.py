@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 
 from ..data.annotations import RetrievalSet, load_retrieval_set, name_video
+from ..inference.engine import in_model
 from ..inference.held_out import (
     build_bar,
     evaluation_mode,
@@ -43,7 +44,7 @@ from ..runs.config import describe, script, set_defaults
 from .found import count_texts
 from .metrics.ranks import RECALL_AT, RetrievalRecall, compute_ranks, mark_right_items
 from .report import describe_run, write_report
-from .setup import load_model_and_processor, require_names, say_tested
+from .setup import load_model_and_processor, measured_run, require_names, say_tested
 
 BLOCK_SCORES = 2**24  # similarities computed at a time
 
@@ -207,8 +208,11 @@ def encode_retrieval_set(
         with build_bar(sum(map(len, text_batches)), "text", accelerator, show_progress) as progress:
             for batch in text_batches:
                 rows = slice(batch.start, batch.stop)
-                states = model.get_text_features(ids[rows].to(accelerator.device), mask[rows].to(accelerator.device))
-                text_embeds[rows] = normalize_features(states.pooler_output).cpu()
+                with in_model():
+                    states = model.get_text_features(
+                        ids[rows].to(accelerator.device), mask[rows].to(accelerator.device)
+                    )
+                    text_embeds[rows] = normalize_features(states.pooler_output).cpu()
                 if text_tokens is not None:
                     text_tokens[rows] = states.last_hidden_state.to(dtype).cpu()
                 progress.update(len(batch))
@@ -348,12 +352,13 @@ def match_candidates(
             for start in range(first, last, batch_size):
                 rows = slice(start, min(start + batch_size, last))
                 videos, texts = keys[rows] // num_texts - batch.start, keys[rows] % num_texts
-                pair_logits = model.match(
-                    tokens[videos.to(device)],
-                    features.text_tokens[texts].to(device),
-                    features.attention_mask[texts].to(device),
-                )
-                logits[rows] = pair_logits[:, 1].float().cpu()
+                with in_model():
+                    pair_logits = model.match(
+                        tokens[videos.to(device)],
+                        features.text_tokens[texts].to(device),
+                        features.attention_mask[texts].to(device),
+                    )
+                    logits[rows] = pair_logits[:, 1].float().cpu()
             progress.update(len(batch))
     share_rows(logits, accelerator)
     require_finite(
@@ -495,19 +500,20 @@ def main(
     model, processor = load_model_and_processor(model_class, model_args, data)
     say_tested(model_args, data, count_texts(len(retrieval_set.videos), len(retrieval_set.texts)))
     warn_of_equal_texts(retrieval_set)
-    metrics = evaluate_retrieval(
-        model.to(accelerator.device),
-        processor,
-        retrieval_set,
-        accelerator,
-        batch_size=args.per_device_eval_batch_size,
-        top_k=args.rerank_top_k or 1,
-        rerank=rerank,
-        dual_softmax=args.dual_softmax,
-        num_workers=data.dataloader_num_workers,
-        cache_dir=args.cache_dir,
-        show_progress=not args.disable_tqdm,
-    )
+    with measured_run(accelerator, data):
+        metrics = evaluate_retrieval(
+            model.to(accelerator.device),
+            processor,
+            retrieval_set,
+            accelerator,
+            batch_size=args.per_device_eval_batch_size,
+            top_k=args.rerank_top_k or 1,
+            rerank=rerank,
+            dual_softmax=args.dual_softmax,
+            num_workers=data.dataloader_num_workers,
+            cache_dir=args.cache_dir,
+            show_progress=not args.disable_tqdm,
+        )
     report = {
         "task": "retrieval",
         "metrics": metrics,
