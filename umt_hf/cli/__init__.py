@@ -479,7 +479,7 @@ def features(
     format: Annotated[
         Literal["safetensors", "dataset", "npy"],
         typer.Option(
-            help="safetensors: a file per video; dataset: also a `datasets` dataset of all; npy: also an array per video."
+            help="safetensors: a file per video; dataset: also one `datasets` dataset; npy: also an array per video."
         ),
     ] = "safetensors",
     dtype: DType = None,

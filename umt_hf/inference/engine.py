@@ -1,7 +1,7 @@
 """One engine for all inference: workers read ahead, the model runs, and a run says what it waited for.
 
-Whatever answers for many videos reads them by `read_ahead`. A command or a test is one `inference_run`: within it models
-run without gradients, float32 may use TF32 on a GPU, workers have a time-out, and time is counted.
+Whatever answers for many videos reads them by `read_ahead`. A command or a test is one `inference_run`: within it
+models run without gradients, float32 may use TF32 on a GPU, workers have a time-out, and time is counted.
 """
 
 import time
@@ -159,7 +159,8 @@ def compile_model(model: nn.Module, backend: str = "inductor") -> None:
         model: A tower, or a model that holds one.
         backend: Of `torch.compile`.
     """
-    getattr(model, "vision_model", model).compile(backend=backend, dynamic=False)
+    tower: Any = getattr(model, "vision_model", model)
+    tower.compile(backend=backend, dynamic=False)
 
 
 def read_ahead(
@@ -195,9 +196,9 @@ def read_ahead(
     loader = NamingDataLoader(timed, num_workers, run.timeout_seconds, pin_memory=pin_memory, **options)
     run.num_workers = max(run.num_workers, loader.num_workers)
     began = time.perf_counter()
-    items = iter(loader)
+    items: Iterator[Any] = iter(loader)
     while True:
-        item = next(items, END)
+        item: Any = next(items, END)
         run.waiting_seconds += time.perf_counter() - began
         if item is END:
             return
@@ -216,10 +217,10 @@ class _TimedRows(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, row: int) -> tuple[Any, float]:
+    def __getitem__(self, index: int) -> tuple[Any, float]:
         began = time.perf_counter()
-        with noted(None if self.videos is None else self.videos[row], row):
-            item = self.dataset[row]
+        with noted(None if self.videos is None else self.videos[index], index):
+            item = self.dataset[index]
         return item, time.perf_counter() - began
 
 

@@ -154,11 +154,11 @@ class VideoTextEncoder:
         self.device = resolve_device(device)
         # That of the weights as they are stored: another precision is another entry of the description.
         self._fingerprint = compute_fingerprint(loaded.model, loaded.fresh)
-        self.model = place_model(loaded.model, self.device).to(dtype)
+        self.model = place_model(loaded.model, self.device, dtype)
         self.num_frames = num_frames or self.processor.video_processor.num_frames
 
     def describe(self) -> dict[str, Any]:
-        """What makes its vectors comparable: fingerprint of the weights, precision, width, frames and pixel settings."""
+        """What makes its vectors comparable: fingerprint of the weights, precision, width, frames, pixel settings."""
         settings = json.loads(self.processor.video_processor.to_json_string())
         return {
             "model": self.name,

@@ -202,7 +202,7 @@ class _Extractor:
         encoder, self.processor = load_encoder(model)
         self.description = _describe(encoder, self.processor)  # before its weights are rounded
         self.accelerator, self.batch_size, self.num_workers = accelerator, batch_size, num_workers
-        self.model = place_model(encoder, accelerator.device).to(self.dtype)
+        self.model = place_model(encoder, accelerator.device, self.dtype)
         # On a CPU nothing is gained by sharing, and the last bits of a window would depend on its neighbours.
         self.shares_batches = torch_compile or accelerator.device.type != "cpu"
         if torch_compile:

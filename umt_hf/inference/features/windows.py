@@ -74,7 +74,7 @@ class VideoFeatures:
             folder of pictures or an array, which have no times.
         end_seconds: Time of the last one.
         num_padded_frames: Times that the last frame was repeated; see `WindowPlan`.
-        num_even_rows: Rows at even distances: of clips the last one, moved back to end with the video, may be one more.
+        num_even_rows: Rows at even distances; of clips the last one, moved back to end with the video, may come after.
     """
 
     features: np.ndarray
@@ -181,8 +181,8 @@ def resolve_windows(
     """Fill in and check how windows slide.
 
     Raises:
-        ValueError: If the level is unknown, window or stride is not positive or cuts a tubelet, both strides are given,
-            the stride leaves frames out that have to have a feature, or `fps` or the time is not positive.
+        ValueError: If the level is unknown, window or stride is not positive or cuts a tubelet, both strides are
+            given, the stride leaves frames out that have to have a feature, or `fps` or the time is not positive.
     """
     if level not in get_args(FeatureLevel):
         raise ValueError(f"level must be one of {list(get_args(FeatureLevel))}, got {level!r}.")
@@ -294,7 +294,7 @@ class _OpenVideo:
                     self.held = self.held[gap:]
 
     def add(self, features: np.ndarray) -> None:
-        """Take the next window's features: `(D,)` for clips, `(steps, D)` or `(steps, rows, columns, D)` for others."""
+        """Take the next window's features: `(D,)` of clips, `(steps, D)` or `(steps, rows, columns, D)` of others."""
         start, tubelet = self.plan.starts[self.num_encoded], self.settings.tubelet_size
         self.num_encoded += 1
         if self.settings.level == "clip":
@@ -412,7 +412,7 @@ def slide(
 
 
 def _encode(windows: list[torch.Tensor], model: UMTVideoModel, level: FeatureLevel) -> torch.Tensor:
-    """Features of windows `(T, C, H, W)` on the device, float32 `(B, D)`, `(B, steps, D)` or `(B, steps, rows, columns, D)`."""
+    """Float32 `(B, D)`, `(B, steps, D)` or `(B, steps, rows, columns, D)` of windows `(T, C, H, W)`, on the device."""
     with in_model(), without_gradients(model.device, is_standalone=True):
         pixel_values = torch.stack(windows)
         outputs = model(pixel_values=pixel_values)
