@@ -43,7 +43,7 @@ test-extras: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/e2e/test_watching.py -k trackers
 	$(BIN)/python -m pytest tests/unit/training/test_teacher_quantization.py tests/e2e/test_teacher_quantization.py
 
-# Benchmarks at small size, a minute each.
+# Benchmarks at small size and the notebooks from the wheel, up to a minute each.
 test-heavy: $(VENV)/.installed
 	UMT_HF_HEAVY_TESTS=1 $(BIN)/python $(PYTEST) -m heavy
 
