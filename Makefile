@@ -101,6 +101,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.forward.run
 	$(BIN)/python -m benchmarks.rerank.run
 	$(BIN)/python -m benchmarks.features.run
+	$(BIN)/python -m benchmarks.inference.run
 	$(BIN)/python -m benchmarks.threads.run
 	$(BIN)/python -m benchmarks.training.run
 	$(BIN)/python -m benchmarks.scale.run

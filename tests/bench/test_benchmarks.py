@@ -528,6 +528,36 @@ def test_kept_tokens_want_the_demo(tmp_path):
         kept_tokens.main(["--folders", str(tmp_path)])
 
 
+def test_inference_writes_a_row_for_each_command_and_way(tmp_path):
+    pytest.importorskip("faiss")
+    from benchmarks.inference import commands
+    from benchmarks.inference import run as inference
+
+    sizes = ["--num_videos", "3", "--num_frames", "20", "--repeats", "1", "--num_workers", "1", "--hidden_size", "64"]
+    sizes += ["--num_hidden_layers", "1", "--batch_size", "2"]
+    report = read_report(inference.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "inference")
+    assert [(row["command"], row["way"]) for row in report["rows"]] == [
+        (command, way) for command in commands.COMMANDS for way in commands.WAYS
+    ]
+    for row in report["rows"]:
+        assert row["num_videos"] == 3 and row["videos_per_second"]["min"] > 0
+        shares = row["waiting_ratio"]["median"], row["model_ratio"]["median"]
+        assert min(shares) > 0 and sum(shares) <= 1
+        assert row["way"] == commands.ENGINE or row["speed_relative_to_baseline"]["samples"] == [1]
+    assert report["settings"]["dtype"] == "float32"
+
+
+def test_inference_compares_the_same_work():
+    from benchmarks.inference import commands
+
+    job = commands.Job("classify", (), Path(), 4, 2, 0)
+    found = [commands.Found(1, 1, 0, torch.full((2, 3), value).numpy()) for value in (0.0, 0.1)]
+    with pytest.raises(RuntimeError, match="classify: the two ways have other results"):
+        commands.check_agreement(job, *found)
+    with pytest.raises(RuntimeError, match="other shapes"):
+        commands.check_agreement(job, found[0], commands.Found(1, 1, 0, found[1].results[:1]))
+
+
 def test_interleaving_starts_each_round_elsewhere():
     order = []
     cases = {name: (lambda name=name: order.append(name) or len(order)) for name in "abc"}
@@ -558,6 +588,7 @@ def test_phases_are_added_up_and_time_between_steps_is_left_out(monkeypatch):
     "stage1_step", "stage2", "cuda", "teacher_precision", "decoding", "search", "features", "threads", "annotations",
     "prepared_frames", "exports",
     "prepared_frames", "forward", "rerank", "kept_tokens",
+    "prepared_frames", "inference",
 ])  # fmt: skip
 def test_readme_has_the_place_for_its_table(question):
     text = (Path(stage1_step.__file__).parents[1] / question / "README.md").read_text()

@@ -58,6 +58,17 @@ TokenSelector = Annotated[
 ChoosingTeacher = Annotated[
     str | None, typer.Option("--teacher-name-or-path", help="CLIP whose saliency chooses, for teacher_saliency.")
 ]
+TimeoutSeconds = Annotated[
+    int,
+    typer.Option(help="Seconds that these processes may give nothing before the command ends; 0: for ever.", min=0),
+]
+DType = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="What the model is computed in; default: bfloat16 on a GPU that has it, else float32."),
+]
+TorchCompile = Annotated[
+    bool, typer.Option("--torch-compile", help="Compile the video tower by `torch.compile`; pays for many videos.")
+]
 
 
 def complete_zoo(incomplete: str) -> list[str]:
@@ -424,6 +435,9 @@ def embed(
     keep_ratio: KeepRatio = None,
     token_selector: TokenSelector = None,
     teacher: ChoosingTeacher = None,
+    dtype: DType = None,
+    torch_compile: TorchCompile = False,
+    dataloader_timeout_seconds: TimeoutSeconds = 600,
     convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -440,7 +454,20 @@ def embed(
     with report_interruption(lambda: describe_folder(out)), report_mistakes():
         convert_model(model, convert)
         tokens = build_kept_tokens(keep_ratio, token_selector, teacher)
-        report = embed_videos(sources, model, out, num_frames, batch_size, num_workers, shard_size, announce, tokens)
+        report = embed_videos(
+            sources,
+            model,
+            out,
+            num_frames,
+            batch_size,
+            num_workers,
+            shard_size,
+            announce,
+            tokens,
+            dtype=dtype,
+            torch_compile=torch_compile,
+            dataloader_timeout_seconds=dataloader_timeout_seconds,
+        )
     print_report(report, as_json)
     if report.num_encoded + report.num_unchanged == 0:
         raise typer.Exit(1)
@@ -500,17 +527,26 @@ def features(
     ] = "clip",
     window: Annotated[int | None, typer.Option(help="Frames seen at a time; default: the model's.", min=1)] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Frames from a window to the next; default: half a window.", min=1)
+        int | None, typer.Option(help="Frames from a window to the next; default: a window, each frame once.", min=1)
+    ] = None,
+    stride_seconds: Annotated[
+        float | None, typer.Option(help="Seconds from a window to the next, instead of frames; for clips.")
     ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames read per second; default: every frame.")] = None,
     batch_size: Annotated[int, typer.Option(help="Windows encoded at a time.", min=1)] = 8,
+    num_workers: NumWorkers = None,
     format: Annotated[
-        Literal["safetensors", "dataset"],
-        typer.Option(help="safetensors: one file per video; dataset: also a `datasets` dataset of all of them."),
+        Literal["safetensors", "dataset", "npy"],
+        typer.Option(
+            help="safetensors: a file per video; dataset: also one `datasets` dataset; npy: also an array per video."
+        ),
     ] = "safetensors",
     keep_ratio: KeepRatio = None,
     token_selector: TokenSelector = None,
     teacher: ChoosingTeacher = None,
+    dtype: DType = None,
+    torch_compile: TorchCompile = False,
+    dataloader_timeout_seconds: TimeoutSeconds = 600,
     convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -527,7 +563,24 @@ def features(
     with report_interruption(lambda: describe_folder(out)), report_mistakes():
         convert_model(model, convert)
         tokens = build_kept_tokens(keep_ratio, token_selector, teacher)
-        report = save_features(sources, model, out, level, window, stride, batch_size, fps, format, announce, tokens)
+        report = save_features(
+            sources,
+            model,
+            out,
+            level,
+            window,
+            stride,
+            batch_size,
+            fps,
+            format,
+            announce,
+            stride_seconds=stride_seconds,
+            num_workers=num_workers,
+            dtype=dtype,
+            tokens=tokens,
+            torch_compile=torch_compile,
+            dataloader_timeout_seconds=dataloader_timeout_seconds,
+        )
     print_report(report, as_json)
     if report.num_extracted + report.num_unchanged == 0:
         raise typer.Exit(1)
@@ -571,6 +624,9 @@ def classify(
     keep_ratio: KeepRatio = None,
     token_selector: TokenSelector = None,
     teacher: ChoosingTeacher = None,
+    dtype: DType = None,
+    torch_compile: TorchCompile = False,
+    dataloader_timeout_seconds: TimeoutSeconds = 600,
     convert: Convert = False,
     out: Annotated[
         Path | None,
@@ -584,18 +640,27 @@ def classify(
 
     Example: `umt-hf classify my_videos/ --model umt-vit-b16-k400 --num-clips 4 --num-crops 3 --out results.jsonl`
     """
-    from ..inference.classification import LabelOptions, LabelReport, VideoClassifier
+    from ..inference.classification import LabelOptions, LabelReport, load_classifier
+    from ..inference.engine import inference_run
     from ..inference.label_files import label_files
-    from .results import ResultPrinter, announce, report_interruption
+    from .results import ResultPrinter, announce, announce_once, report_interruption
 
     printer = ResultPrinter(as_json, None if out is None else str(out))
     with report_interruption(printer.describe), report_mistakes():
         convert_model(model, convert)
-        options = LabelOptions(top_k, num_clips, num_crops, batch_size, num_workers)
         tokens = build_kept_tokens(keep_ratio, token_selector, teacher)
-        classifier, sources = VideoClassifier(model, tokens=tokens), read_sources(videos)
+        options = LabelOptions(
+            top_k,
+            num_clips,
+            num_crops,
+            batch_size,
+            num_workers,
+            dataloader_timeout_seconds=dataloader_timeout_seconds,
+        )
+        classifier, sources = load_classifier(model, dtype, torch_compile, tokens), read_sources(videos)
         if out is None:
-            printer.print_labels(classifier.iterate_files(sources, options, announce))
+            with inference_run(announce_once, dataloader_timeout_seconds):
+                printer.print_labels(classifier.iterate_files(sources, options, announce))
             printer.print_end(LabelReport((), tuple(sorted(printer.skipped, key=lambda video: video.path))))
         else:
             report = label_files(classifier, sources, out, options, announce, printer.count)

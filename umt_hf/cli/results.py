@@ -16,6 +16,14 @@ def announce(line: str) -> None:
     typer.echo(line, err=True)
 
 
+def announce_once(line: str) -> None:
+    """The same, said by the main process alone."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        announce(line)
+
+
 @contextmanager
 def report_interruption(describe: Callable[[], str]) -> Generator[None]:
     """Say after Ctrl-C what is done and how to go on, from the main process, and end with code 130."""

@@ -26,17 +26,33 @@ from .in_flight import (
 SECONDS_TO_DIE = 1.0  # between the end of a process's connections and the system's word that it has ended
 
 
-class NamingLoader(DataLoader):
+class NamingDataLoader(DataLoader):
     """A loader that names the videos in flight where a worker gives nothing in time, or is gone.
 
+    It draws nothing from the global random state.
+
     Args:
-        notes: Of its workers; `None` = it has none.
-        *arguments: As for `DataLoader`.
+        dataset: What is read.
+        num_workers: Processes that read; 0 = this one; `None` = as many as the machine has cores, up to 4.
+        timeout_seconds: For which workers may give nothing; `None` = for ever. Without workers it has no effect.
         **options: As for `DataLoader`.
     """
 
-    def __init__(self, *arguments: Any, notes: ReadNotes | None, **options: Any):
-        super().__init__(*arguments, **options)
+    def __init__(
+        self, dataset: Dataset, num_workers: int | None, timeout_seconds: float | None = None, **options: Any
+    ):
+        num_workers = count_workers() if num_workers is None else num_workers
+        notes = ReadNotes(num_workers) if num_workers else None
+        # Without a generator of the loader's, starting it would move the global random state: dropout would then
+        # depend on how often data was loaded, and a resumed run would differ from one that never stopped.
+        super().__init__(
+            dataset,
+            num_workers=num_workers,
+            generator=torch.Generator(),
+            timeout=timeout_seconds or 0 if num_workers else 0,
+            worker_init_fn=notes.attach if notes else None,
+            **options,
+        )
         self.notes = notes
 
     # pyrefly: ignore[bad-override]  an iterator that has no more than `DataLoader` promises
@@ -187,17 +203,5 @@ def build_loader(
         timeout_seconds: For which workers may give nothing; `None` = for ever. Without workers it has no effect.
         **options: As for `DataLoader`.
     """
-    num_workers = count_workers() if num_workers is None else num_workers
-    notes = ReadNotes(num_workers) if num_workers else None
-    # Without a generator of the loader's, starting it would move the global random state: dropout would then depend
-    # on how often data was loaded, and a resumed run would differ from one that never stopped.
-    return NamingLoader(
-        dataset,
-        batch_sampler=batches,  # pyrefly: ignore[bad-argument-type]  annotated as lists, and any sequence does
-        num_workers=num_workers,
-        generator=torch.Generator(),
-        timeout=timeout_seconds or 0 if num_workers else 0,
-        worker_init_fn=notes.attach if notes else None,
-        notes=notes,
-        **options,
-    )
+    # pyrefly: ignore[bad-argument-type]  annotated as lists, and any sequence does
+    return NamingDataLoader(dataset, num_workers, timeout_seconds, batch_sampler=batches, **options)

@@ -38,15 +38,15 @@ from ..runs.arguments import (
     SkippingArguments,
     SourceArguments,
     TestedSplitArguments,
+    TimedWorkerArguments,
     ViewArguments,
-    WorkerArguments,
 )
 from ..runs.config import script
 from ..runs.folder import CONFUSION_PICTURE
 from .metrics.accuracy import TopKAccuracy, compute_confusion_matrix
 from .metrics.labels import THRESHOLD, compute_f1, compute_ranking_precisions
 from .report import describe_run, write_report
-from .setup import override_settings, require_names, say_tested
+from .setup import measured_run, override_settings, require_names, say_tested
 
 
 @dataclass
@@ -229,7 +229,7 @@ def classify_videos(
 
 @dataclass(kw_only=True)
 class LabelledDataArguments(
-    NamedDataArguments, SourceArguments, TestedSplitArguments, CSVArguments, WorkerArguments, SkippingArguments
+    NamedDataArguments, SourceArguments, TestedSplitArguments, CSVArguments, TimedWorkerArguments, SkippingArguments
 ):
     """Held-out videos: a CSV (path,label), a folder with a sub-folder for each class, or a `datasets` dataset."""
 
@@ -271,7 +271,9 @@ def main(
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
     name, source = require_names(model_args, data)
     # It refuses a model without a trained head, which gives a number too.
-    classifier = VideoClassifier(name, accelerator.device, model_args.attn_implementation, tokens=model_args)
+    classifier = VideoClassifier(
+        name, accelerator.device, model_args.attn_implementation, torch.float32, tokens=model_args
+    )
     override_settings(classifier.processor, data, ("decoder",))
     with shared_folders():
         table = load_videos(
@@ -282,19 +284,20 @@ def main(
     numbers = Counter(label for own in list_labels(source, table) for label in own)
     shown = f"{len(table):,} videos of {len(numbers):,} of the model's {len(classifier.labels):,} classes"
     say_tested(model_args, data, shown)
-    found = classify_videos(
-        classifier.model,
-        classifier.processor,
-        cast("Sequence", table["video"]),
-        cast("Sequence", table["label"]),
-        accelerator,
-        batch_size=args.per_device_eval_batch_size,
-        num_clips=args.num_clips,
-        num_crops=args.num_crops,
-        num_workers=data.dataloader_num_workers,
-        max_skipped_ratio=data.max_skipped_ratio,
-        show_progress=not args.disable_tqdm,
-    )
+    with measured_run(accelerator, data):
+        found = classify_videos(
+            classifier.model,
+            classifier.processor,
+            cast("Sequence", table["video"]),
+            cast("Sequence", table["label"]),
+            accelerator,
+            batch_size=args.per_device_eval_batch_size,
+            num_clips=args.num_clips,
+            num_crops=args.num_crops,
+            num_workers=data.dataloader_num_workers,
+            max_skipped_ratio=data.max_skipped_ratio,
+            show_progress=not args.disable_tqdm,
+        )
     metrics = found.compute_metrics()
     if accelerator.is_main_process:
         report = {

@@ -21,9 +21,9 @@ from accelerate.utils import gather_object
 
 from ..data.ava_labels import AVA_EVALUATED_IDS, AVA_LABELS
 from ..data.key_frames import KeyFrame, load_detections, load_key_frames, read_exclusions, read_label_map
-from ..data.loaders import build_loader
 from ..data.unreadable import UnreadableVideos
 from ..inference.detection import ActionDetector, pad_boxes, read_frames, to_shares
+from ..inference.engine import in_model, read_ahead
 from ..inference.held_out import build_bar, evaluation_mode, mark_nonfinite, plan_shard, require_finite, share_rows
 from ..inference.loading import list_class_names
 from ..modeling.modeling_umt_video import UMTVideoForActionDetection
@@ -39,7 +39,7 @@ from ..runs.arguments import (
     ReportArguments,
     SkippingArguments,
     SourceArguments,
-    WorkerArguments,
+    TimedWorkerArguments,
 )
 from ..runs.config import describe, script
 from ..runs.disk import name_unfinished, put_file
@@ -47,7 +47,7 @@ from ..runs.folder import BOX_PICTURE, BOX_RESULTS_FILE
 from .found import count_key_frames
 from .metrics.frame_map import compute_frame_map
 from .report import describe_run, write_report
-from .setup import override_settings, require_names, say_tested
+from .setup import measured_run, override_settings, require_names, say_tested
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +214,8 @@ def detect_actions(
     failures: list[tuple[int, str]] = []
     clips = KeyFrameClips(frames, processor, model.config.patch_size)
     batches = plan_shard(len(frames), batch_size, accelerator)
-    loader, total = build_loader(clips, batches, num_workers, collate_fn=list), sum(map(len, batches))
+    videos, total = [frame.video for frame in frames], sum(map(len, batches))
+    loader = read_ahead(clips, batches, num_workers, videos=videos, collate_fn=list)
     with evaluation_mode(model, accelerator), build_bar(total, "frame", accelerator, show_progress) as progress:
         for samples in loader:
             failures += [(sample["index"], sample["error"]) for sample in samples if "error" in sample]
@@ -222,8 +223,9 @@ def detect_actions(
             for group in _group_by_size(sample for sample in samples if "error" not in sample):
                 batch = pad_boxes([sample["boxes"] for sample in group])
                 batch["pixel_values"] = torch.stack([sample["pixel_values"] for sample in group])
-                batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-                found = mark_nonfinite(model(**batch).logits).sigmoid().cpu()
+                with in_model():
+                    batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+                    found = mark_nonfinite(model(**batch).logits).sigmoid().cpu()
                 for sample, own in zip(group, found, strict=True):
                     index, start = sample["index"], int(starts[sample["index"]])
                     scores[start : start + len(sample["boxes"])] = own[: len(sample["boxes"])]
@@ -351,12 +353,16 @@ class TestedKeyFrameArguments(
     TestedBoxArguments,
     SourceArguments,
     KeyFrameSamplingArguments,
-    WorkerArguments,
+    TimedWorkerArguments,
     SkippingArguments,
 ):
     """Held-out key frames (AVA's CSV or JSON, or a JSON list); clips are taken as the model's processor does."""
 
     box_noise: float = describe(0.0, "Move each edge of a box at random by up to this share of its side.")
+
+    def __post_init__(self) -> None:
+        KeyFrameSamplingArguments.__post_init__(self)
+        TimedWorkerArguments.__post_init__(self)
 
 
 @dataclass(kw_only=True)
@@ -383,7 +389,7 @@ def load_detector(
         ValueError: If model or data are not named, or the folder lacks weights: random ones give a number too.
     """
     name, _ = require_names(args, data)
-    detector = ActionDetector(name, device, args.attn_implementation, tokens=args)
+    detector = ActionDetector(name, device, args.attn_implementation, torch.float32, tokens=args)
     override_settings(detector.processor, data, ("sampling_strategy", "frame_stride", "frame_span", "decoder"))
     return detector
 
@@ -418,16 +424,17 @@ def main(
     processor, names = detector.processor, detector.labels
     data = load_tested_frames(data_args, names)
     say_tested(model_args, data_args, count_key_frames(data.frames))
-    found = detect_actions(
-        detector.model,
-        processor,
-        data.frames,
-        accelerator,
-        batch_size=args.per_device_eval_batch_size,
-        num_workers=data_args.dataloader_num_workers,
-        max_skipped_ratio=data_args.max_skipped_ratio,
-        show_progress=not args.disable_tqdm,
-    )
+    with measured_run(accelerator, data_args):
+        found = detect_actions(
+            detector.model,
+            processor,
+            data.frames,
+            accelerator,
+            batch_size=args.per_device_eval_batch_size,
+            num_workers=data_args.dataloader_num_workers,
+            max_skipped_ratio=data_args.max_skipped_ratio,
+            show_progress=not args.disable_tqdm,
+        )
     scores = compute_detection_metrics(data, found)
     metrics = {"map50": scores["map50"], "unreadable_videos": float(len(found.unreadable))}
     if accelerator.is_main_process:

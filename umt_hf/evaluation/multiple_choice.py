@@ -32,7 +32,7 @@ from ..runs.config import script
 from .found import describe_choices
 from .metrics.accuracy import ChoiceAccuracy
 from .report import describe_run, write_report
-from .setup import load_model_and_processor, require_names, say_tested
+from .setup import load_model_and_processor, measured_run, require_names, say_tested
 
 MATCHING_SHARE = 0.7
 
@@ -144,15 +144,16 @@ def main(
     choices = load_choices(source, **data.source_options())
     model, processor = load_model_and_processor(UMTVideoTextForRetrieval, model_args, data)
     say_tested(model_args, data, describe_choices(choices))
-    scores = score_choices(
-        model.to(accelerator.device),
-        processor,
-        choices,
-        accelerator,
-        batch_size=args.per_device_eval_batch_size,
-        num_workers=data.dataloader_num_workers,
-        show_progress=not args.disable_tqdm,
-    )
+    with measured_run(accelerator, data):
+        scores = score_choices(
+            model.to(accelerator.device),
+            processor,
+            choices,
+            accelerator,
+            batch_size=args.per_device_eval_batch_size,
+            num_workers=data.dataloader_num_workers,
+            show_progress=not args.disable_tqdm,
+        )
     metrics = compute_choice_accuracy(scores, choices)
     report = {
         "task": "multiple choice",

@@ -31,7 +31,7 @@ from ..runs.folder import hash_source
 from .found import describe_questions
 from .metrics.accuracy import ExactAnswerAccuracy
 from .report import describe_run, write_report
-from .setup import load_model_and_processor, require_names, say_tested
+from .setup import load_model_and_processor, measured_run, require_names, say_tested
 
 logger = logging.getLogger(__name__)
 
@@ -92,18 +92,19 @@ def main(
     answers = None if args.answers is None else load_answers(args.answers)
     model, processor = load_model_and_processor(UMTVideoTextForQuestionAnswering, model_args, data)
     say_tested(model_args, data, describe_questions(questions))
-    predictions = answer_questions(
-        model.to(accelerator.device),
-        processor,
-        questions,
-        accelerator,
-        answers,
-        batch_size=args.per_device_eval_batch_size,
-        top_k=args.top_k,
-        max_answer_tokens=args.max_answer_tokens,
-        num_workers=data.dataloader_num_workers,
-        show_progress=not args.disable_tqdm,
-    )
+    with measured_run(accelerator, data):
+        predictions = answer_questions(
+            model.to(accelerator.device),
+            processor,
+            questions,
+            accelerator,
+            answers,
+            batch_size=args.per_device_eval_batch_size,
+            top_k=args.top_k,
+            max_answer_tokens=args.max_answer_tokens,
+            num_workers=data.dataloader_num_workers,
+            show_progress=not args.disable_tqdm,
+        )
     # Sets whose answers are held back are answered for a test server.
     metrics = compute_answer_accuracy(predictions, questions) if any(questions["answers"]) else {}
     report = {

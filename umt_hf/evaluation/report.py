@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ..data.lists.folders import list_folder
 from ..data.splits import has_splits
 from ..data.video_files import describe_file
+from ..inference.engine import allows_tf32
 from ..inference.loading import describe_kept_tokens
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..processing.video_processing_umt_video import UMTVideoProcessor
@@ -54,6 +55,7 @@ def describe_run(
         "decoder": video.decoder,
         "dtype": str(model.dtype).removeprefix("torch."),
         "mixed_precision": accelerator.mixed_precision,
+        "tf32": allows_tf32(accelerator.device),
         "attn_implementation": model.config._attn_implementation,
         "kept_tokens": describe_kept_tokens(model.config, model_args.teacher_name_or_path),
         "device": accelerator.device.type,

@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 
 from ..data.annotations import RetrievalSet, load_retrieval_set, name_video
+from ..inference.engine import in_model
 from ..inference.held_out import (
     build_bar,
     evaluation_mode,
@@ -43,7 +44,7 @@ from ..runs.config import describe, script, set_defaults
 from .found import count_texts
 from .metrics.ranks import RECALL_AT, RetrievalRecall, compute_ranks, mark_right_items
 from .report import describe_run, write_report
-from .setup import load_model_and_processor, require_names, say_tested
+from .setup import load_model_and_processor, measured_run, require_names, say_tested
 
 BLOCK_SCORES = 2**24  # similarities computed at a time
 
@@ -207,8 +208,11 @@ def encode_retrieval_set(
         with build_bar(sum(map(len, text_batches)), "text", accelerator, show_progress) as progress:
             for batch in text_batches:
                 rows = slice(batch.start, batch.stop)
-                states = model.get_text_features(ids[rows].to(accelerator.device), mask[rows].to(accelerator.device))
-                text_embeds[rows] = normalize_features(states.pooler_output).cpu()
+                with in_model():
+                    states = model.get_text_features(
+                        ids[rows].to(accelerator.device), mask[rows].to(accelerator.device)
+                    )
+                    text_embeds[rows] = normalize_features(states.pooler_output).cpu()
                 if text_tokens is not None:
                     text_tokens[rows] = states.last_hidden_state.to(dtype).cpu()
                 progress.update(len(batch))
@@ -349,17 +353,19 @@ def match_candidates(
             for group in group_pairs(videos, batch_size):
                 # Once for all pairs of a video, which are next to each other.
                 own, places = videos[group].unique(return_inverse=True)
-                key_values = model.get_video_key_values(tokens[(own - batch.start).to(device)])
+                with in_model():
+                    key_values = model.get_video_key_values(tokens[(own - batch.start).to(device)])
                 for start in range(0, len(places), batch_size):
                     part = places[start : start + batch_size]
                     rows = slice(first + group.start + start, first + group.start + start + len(part))
                     texts = keys[rows] % num_texts
-                    pair_logits = model.match(
-                        text_tokens=features.text_tokens[texts].to(device),
-                        attention_mask=features.attention_mask[texts].to(device),
-                        video_key_values=key_values,
-                        encoder_rows=None if len(own) == 1 else part.to(device),
-                    )
+                    with in_model():
+                        pair_logits = model.match(
+                            text_tokens=features.text_tokens[texts].to(device),
+                            attention_mask=features.attention_mask[texts].to(device),
+                            video_key_values=key_values,
+                            encoder_rows=None if len(own) == 1 else part.to(device),
+                        )
                     logits[rows] = pair_logits[:, 1].float().cpu()
             progress.update(len(batch))
     share_rows(logits, accelerator)
@@ -517,19 +523,20 @@ def main(
     model, processor = load_model_and_processor(model_class, model_args, data)
     say_tested(model_args, data, count_texts(len(retrieval_set.videos), len(retrieval_set.texts)))
     warn_of_equal_texts(retrieval_set)
-    metrics = evaluate_retrieval(
-        model.to(accelerator.device),
-        processor,
-        retrieval_set,
-        accelerator,
-        batch_size=args.per_device_eval_batch_size,
-        top_k=args.rerank_top_k or 1,
-        rerank=rerank,
-        dual_softmax=args.dual_softmax,
-        num_workers=data.dataloader_num_workers,
-        cache_dir=args.cache_dir,
-        show_progress=not args.disable_tqdm,
-    )
+    with measured_run(accelerator, data):
+        metrics = evaluate_retrieval(
+            model.to(accelerator.device),
+            processor,
+            retrieval_set,
+            accelerator,
+            batch_size=args.per_device_eval_batch_size,
+            top_k=args.rerank_top_k or 1,
+            rerank=rerank,
+            dual_softmax=args.dual_softmax,
+            num_workers=data.dataloader_num_workers,
+            cache_dir=args.cache_dir,
+            show_progress=not args.disable_tqdm,
+        )
     report = {
         "task": "retrieval",
         "metrics": metrics,

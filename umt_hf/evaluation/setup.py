@@ -2,16 +2,20 @@
 
 import logging
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import torch
+from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from ..data.splits import has_splits, require_split
 from ..hub_cards.released_names import convert_named
+from ..inference.engine import InferenceRun, inference_run
 from ..inference.loading import keep_tokens, load_complete_model, load_video_text_processor
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
-from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments
+from ..runs.arguments import EvaluatedModelArguments, EvaluationDataArguments, TimedWorkerArguments
 from ..runs.config import flatten_recipe
 from ..runs.folder import RECIPE_FILE
 from ..runs.mistakes import read_rank
@@ -52,7 +56,8 @@ def load_model_and_processor(
         ValueError: If model or data are not named, or the folder lacks weights.
     """
     name, _ = require_names(model, data)
-    loaded = load_complete_model(model_class, name, attn_implementation=model.attn_implementation)
+    # A number of rounded weights would be another one, whatever the weights are stored in.
+    loaded = load_complete_model(model_class, name, attn_implementation=model.attn_implementation, dtype=torch.float32)
     keep_tokens(loaded, model)
     processor = load_video_text_processor(name)
     override_settings(processor.video_processor, data, ("num_frames", "first_seconds", "decoder"))
@@ -97,3 +102,9 @@ def override_settings(processor: Any, arguments: Any, names: tuple[str, ...]) ->
     for name in names:
         if (value := getattr(arguments, name)) is not None:
             setattr(processor, name, value)
+
+
+def measured_run(accelerator: Accelerator, data: TimedWorkerArguments) -> AbstractContextManager[InferenceRun]:
+    """What a test computes runs in this: without gradients, with the run's time-out, and a line on where time went."""
+    say = logger.info if accelerator.is_main_process else None
+    return inference_run(say, data.dataloader_timeout_seconds)

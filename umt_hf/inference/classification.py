@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from transformers.video_utils import VideoInput
 
 from ..data.annotations import name_video
-from ..data.loaders import build_loader
 from ..data.sources import get_source
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
@@ -24,6 +23,7 @@ from ..processing.decoding import VideoDecodingError, VideoSource
 from ..processing.video_processing_umt_video import UMTVideoProcessor, split_videos
 from ..runs.arguments import KeptTokenArguments
 from .arguments import require_count
+from .engine import TIMEOUT_SECONDS, DType, choose_dtype, compile_model, in_model, inference_run, read_ahead
 from .export import is_export, load_exported_classifier
 from .held_out import build_bar, evaluation_mode, mark_nonfinite, plan_shard, require_finite, share_rows
 from .loading import (
@@ -72,6 +72,37 @@ class VideoViews(Dataset):
 def build_patient_accelerator() -> Accelerator:
     """Of a command for many files: where one process gets the long videos, the others wait."""
     return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+
+
+def load_classifier(
+    model: str | os.PathLike,
+    dtype: DType | None = None,
+    torch_compile: bool = False,
+    tokens: KeptTokenArguments | None = None,
+) -> "VideoClassifier":
+    """The classifier of many files, as `umt-hf classify` runs it.
+
+    Args:
+        model: Folder or Hub id of a classifier with its processor.
+        dtype: What it is computed in; default: bfloat16 on a GPU that has it, float32 elsewhere.
+        torch_compile: Whether its video tower is compiled by `torch.compile`.
+        tokens: Which tokens of a clip it sees; default: as its configuration says.
+
+    Raises:
+        ValueError: As `VideoClassifier` does, or if the type is unknown.
+        OSError: As `VideoClassifier` does.
+    """
+    accelerator = build_patient_accelerator()
+    chosen = choose_dtype(dtype, accelerator.device, accelerator.mixed_precision)
+    if is_export(model) and (torch_compile or dtype is not None):
+        name = "torch_compile" if torch_compile else "dtype"
+        raise ValueError(
+            f"{name}: {model} is an export, whose graph is fixed. Take the model itself, or another export."
+        )
+    classifier = VideoClassifier(model, accelerator.device, dtype=chosen, tokens=tokens)
+    if torch_compile:
+        compile_model(classifier.model)
+    return classifier
 
 
 def _build_skip(file: VideoFile, reason: str) -> SkippedVideo:
@@ -156,6 +187,7 @@ def iterate_scores(
     accelerator: Accelerator,
     batch_size: int,
     num_workers: int | None,
+    is_standalone: bool | None = None,
 ) -> Generator[tuple[dict[int, torch.Tensor], dict[int, str]]]:
     """Score batches of videos, one after the other.
 
@@ -166,18 +198,19 @@ def iterate_scores(
         accelerator: Of the run; gives the precision.
         batch_size: Views that go through the model at a time.
         num_workers: Worker processes that decode.
+        is_standalone: Whether the model is not being trained meanwhile; default: whether this is in an inference run.
 
     Yields:
         Of each batch: row of each video that could be read -> probabilities `(classes,)`, and of each other one ->
         reason.
     """
     num_views, many_labels = views.num_clips * views.num_crops, has_many_labels(model.config)
-    for samples in build_loader(views, batches, num_workers, collate_fn=list):
+    for samples in read_ahead(views, batches, num_workers, videos=views.videos, collate_fn=list):
         found: dict[int, torch.Tensor] = {}
         read = {row: pixels for row, pixels, _ in samples if pixels is not None}
         if read:
             # Not around the loop: who takes the scores would work without gradients.
-            with evaluation_mode(model, accelerator):
+            with in_model(), evaluation_mode(model, accelerator, is_standalone):
                 # One video may have more views than a batch may hold: they are classified in parts.
                 parts = torch.cat(list(read.values())).split(batch_size)
                 logits = [model(part.to(model.device, model.dtype)).logits.float().cpu() for part in parts]
@@ -230,6 +263,8 @@ class LabelOptions:
         batch_size: Views that a process classifies at a time.
         num_workers: Processes that read ahead, for each process.
         show_progress: Whether the main process draws a bar.
+        dataloader_timeout_seconds: For which these processes may give nothing before the run ends and names the
+            videos; 0: for ever.
 
     Raises:
         TypeError: If a number is not an integer.
@@ -242,10 +277,12 @@ class LabelOptions:
     batch_size: int = 8
     num_workers: int | None = 0
     show_progress: bool = True
+    dataloader_timeout_seconds: int = TIMEOUT_SECONDS
 
     def __post_init__(self) -> None:
         for name in ("top_k", "num_clips", "num_crops", "batch_size"):
             require_count(name, getattr(self, name))
+        require_count("dataloader_timeout_seconds", self.dataloader_timeout_seconds, 0)
 
 
 class VideoClassifier:
@@ -379,7 +416,8 @@ class VideoClassifier:
             ValueError: If there are no sources, a source folder has no videos, or a number is below 1.
         """
         options = LabelOptions(top_k, num_clips, num_crops, batch_size, num_workers, show_progress)
-        found = list(self.iterate_files(sources, options))
+        with inference_run(logger.info):
+            found = list(self.iterate_files(sources, options))
         labelled = [video for video in found if isinstance(video, LabelledVideo)]
         skipped = [video for video in found if isinstance(video, SkippedVideo)]
         return LabelReport(tuple(labelled), tuple(sorted(skipped, key=lambda video: video.path)))
@@ -437,9 +475,8 @@ class VideoClassifier:
         batches = [batch for batch in batches if any(row in rows_wanted for row in batch)]
         rank, count = accelerator.process_index, accelerator.num_processes
         views = VideoViews([file.path for file in files], self.processor, num_clips, num_crops)
-        scored = iterate_scores(
-            self.model, views, batches[rank::count], accelerator, options.batch_size, options.num_workers
-        )
+        share, size = batches[rank::count], options.batch_size
+        scored = iterate_scores(self.model, views, share, accelerator, size, options.num_workers, is_standalone=True)
         total = sum(row in rows_wanted for batch in batches for row in batch)
         with closing(scored), build_bar(total, "video", accelerator, options.show_progress) as progress:
             for _ in range(0, len(batches), count):

@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 from transformers.video_utils import VideoInput
 
 from ..data.annotations import identify_video, name_video
-from ..data.loaders import build_loader
 from ..data.sources import get_source
 from ..processing.decoding import VideoDecodingError, VideoSource
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from .engine import in_model, read_ahead, without_gradients
 
 SHARED_ROWS = 4096
 
@@ -84,13 +84,19 @@ def build_bar(
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module, accelerator: Accelerator) -> Generator[None]:
-    """Without dropout and gradients, in the run's precision; afterwards every module trains or not as before."""
+def evaluation_mode(model: nn.Module, accelerator: Accelerator, is_standalone: bool | None = None) -> Generator[None]:
+    """Without dropout and gradients, in the run's precision; afterwards every module trains or not as before.
+
+    Args:
+        model: What will run.
+        accelerator: Of the run.
+        is_standalone: See `without_gradients`.
+    """
     # Module by module: a frozen tower in a training model has its own mode.
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad(), accelerator.autocast():
+        with without_gradients(accelerator.device, is_standalone), accelerator.autocast():
             yield
     finally:
         for module, training in was_training.items():
@@ -186,8 +192,9 @@ def load_video_batches(
         VideoDecodingError: If a video cannot be read; it names the file.
     """
     dataset = HeldOutVideos(videos, processor)
-    loader = build_loader(dataset, batches, num_workers, pin_memory=accelerator.device.type == "cuda")
+    loader = read_ahead(dataset, batches, num_workers, videos=videos, pin_memory=accelerator.device.type == "cuda")
     with build_bar(sum(map(len, batches)), "video", accelerator, show_progress) as progress:
         for batch, pixel_values in zip(batches, loader, strict=True):
-            yield batch, pixel_values.to(accelerator.device, non_blocking=True)
+            with in_model():
+                yield batch, pixel_values.to(accelerator.device, non_blocking=True)
             progress.update(len(batch))

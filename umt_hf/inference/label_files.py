@@ -19,6 +19,7 @@ from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..runs.disk import flush, hold_lock, name_unfinished, put_file, write_text
 from ..runs.folder import collect_versions
 from .classification import LabelledVideo, LabelOptions, VideoClassifier, build_patient_accelerator
+from .engine import inference_run, name_dtype
 from .loading import PIXEL_SETTINGS, compute_fingerprint
 
 
@@ -171,7 +172,8 @@ def label_files(
                 announce(f"{len(files):,} videos found, {len(wanted):,} of them new or changed.")
         skipped = list(missing)
         found = classifier.label(files, options, accelerator, wanted)
-        with results.path.open("ab") if is_main else nullcontext() as file, closing(found):
+        run = inference_run(announce if is_main else None, options.dataloader_timeout_seconds)
+        with run, results.path.open("ab") if is_main else nullcontext() as file, closing(found):
             for done, (row, video) in enumerate(found, start=num_unchanged + 1):
                 if isinstance(video, SkippedVideo):
                     skipped.append(video)
@@ -203,8 +205,8 @@ def _describe(classifier: VideoClassifier, options: LabelOptions, mixed_precisio
     """What a result depends on."""
     processor = json.loads(classifier.processor.to_json_string())
     return {
+        "dtype": name_dtype(classifier.model.dtype),  # first, since the fingerprint is that of rounded weights
         "weights": compute_fingerprint(classifier.model),
-        "dtype": str(classifier.model.dtype).removeprefix("torch."),
         "mixed_precision": mixed_precision,
         "classes": list(classifier.labels),
         "top_k": options.top_k,

@@ -245,10 +245,10 @@ def get_process_state() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def place_model(model: ModelT, device: torch.device) -> ModelT:
-    """The model in evaluation mode, on a device."""
+def place_model(model: ModelT, device: torch.device, dtype: torch.dtype | None = None) -> ModelT:
+    """The model in evaluation mode, on a device, and in another precision than that of its weights if asked."""
     # The signature of Transformers' `to` is lost to type checkers behind a decorator.
-    return cast("Any", model.eval()).to(device)
+    return cast("Any", model.eval()).to(device, **({} if dtype is None else {"dtype": dtype}))
 
 
 def keep_tokens(model: PreTrainedModel, tokens: KeptTokenArguments | None = None) -> dict[str, Any] | None:

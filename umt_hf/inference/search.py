@@ -22,7 +22,6 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.video_utils import VideoInput, VideoMetadata
 
@@ -32,10 +31,20 @@ from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.decoding import VideoDecodingError
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import KeptTokenArguments
-from ..runs.cores import count_workers
 from ..runs.model_names import find_released
 from ..runs.models import DUAL_ENCODERS
 from .arguments import require_count, require_string
+from .engine import (
+    TIMEOUT_SECONDS,
+    DType,
+    choose_dtype,
+    compile_model,
+    in_model,
+    inference_run,
+    name_dtype,
+    read_ahead,
+    without_gradients,
+)
 from .loading import (
     PIXEL_SETTINGS,
     compute_fingerprint,
@@ -117,6 +126,7 @@ class VideoTextEncoder:
         device: Where it runs; default: the process's accelerator, or CPU.
         attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
         tokens: Which tokens of a video the encoder sees; default: as the model's configuration says.
+        dtype: What it is computed in; default: float32.
 
     Raises:
         ValueError: If the model lacks weights of the dual encoder, or has no processor for videos and texts.
@@ -129,6 +139,7 @@ class VideoTextEncoder:
         device: str | torch.device | None = None,
         attn_implementation: str | None = None,
         tokens: KeptTokenArguments | None = None,
+        dtype: torch.dtype = torch.float32,
     ):
         name = find_released(model)
         self.name = os.path.abspath(name) if Path(name).is_dir() else name
@@ -146,16 +157,18 @@ class VideoTextEncoder:
         self.kept_tokens = keep_tokens(loaded.model, tokens)
         self.has_matching_head = not any(name.startswith(MATCHING_HEAD) for name in loaded.fresh)
         self.device = resolve_device(device)
-        self.model = place_model(loaded.model, self.device)
+        # That of the weights as they are stored: another precision is another entry of the description.
+        self._fingerprint = compute_fingerprint(loaded.model, loaded.fresh)
+        self.model = place_model(loaded.model, self.device, dtype)
         self.num_frames = num_frames or self.processor.video_processor.num_frames
-        self._fresh = loaded.fresh
 
     def describe(self) -> dict[str, Any]:
-        """What makes its vectors comparable: the weights' fingerprint, their width, frames and pixel settings."""
+        """What makes its vectors comparable: fingerprint of the weights, precision, width, frames, pixel settings."""
         settings = json.loads(self.processor.video_processor.to_json_string())
         return {
             "model": self.name,
-            "weights": compute_fingerprint(self.model, self._fresh),
+            "weights": self._fingerprint,
+            "dtype": name_dtype(self.model.dtype),
             "projection_dim": self.model.config.projection_dim,
             "num_frames": self.num_frames,
             "video_processor": {name: settings.get(name) for name in PIXEL_SETTINGS},
@@ -173,8 +186,9 @@ class VideoTextEncoder:
             num_workers: Processes that read ahead; 0: this one reads.
         """
         reader = _VideoReads(files, self.processor, self.num_frames)
-        workers = count_workers() if num_workers is None else num_workers
-        return DataLoader(reader, batch_size=batch_size, num_workers=workers, collate_fn=_collate)
+        batches = [range(start, min(start + batch_size, len(files))) for start in range(0, len(files), batch_size)]
+        paths = [file.path for file in files]
+        return read_ahead(reader, batches, num_workers, videos=paths, collate_fn=_collate)
 
     def encode_videos(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode videos `(B, T, C, H, W)`.
@@ -183,8 +197,8 @@ class VideoTextEncoder:
             Float32 vectors `(B, D)`, whose inner product with a text's is the dual encoder's score, and the tokens
             `(B, V, width)` that the matching head looks at.
         """
-        outputs = self.model.get_video_features(pixel_values.to(self.device))
-        return outputs.pooler_output, outputs.last_hidden_state
+        outputs = self.model.get_video_features(pixel_values.to(self.device, self.model.dtype))
+        return outputs.pooler_output.float(), outputs.last_hidden_state
 
     def encode_text(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode a text.
@@ -198,7 +212,7 @@ class VideoTextEncoder:
         require_string("query", text, "describe what the video shows.")
         inputs = self.processor(text=[text], padding=True, return_tensors="pt").to(self.device)
         outputs = self.model.get_text_features(**inputs)
-        return normalize_features(outputs.pooler_output), outputs.last_hidden_state
+        return normalize_features(outputs.pooler_output).float(), outputs.last_hidden_state
 
 
 @torch.inference_mode()
@@ -212,6 +226,10 @@ def embed_videos(
     shard_size: int = 256,
     announce: Callable[[str], object] | None = None,
     tokens: KeptTokenArguments | None = None,
+    *,
+    dtype: DType | None = None,
+    torch_compile: bool = False,
+    dataloader_timeout_seconds: int = TIMEOUT_SECONDS,
 ) -> EmbedReport:
     """Put videos into an index folder, which is made or added to; only new and changed files are encoded.
 
@@ -226,9 +244,12 @@ def embed_videos(
         batch_size: Videos encoded at a time, in each process.
         num_workers: Processes that read ahead, for each process.
         shard_size: Videos that are written at a time.
-        announce: Gets a line on what was found, in the main process.
+        announce: Gets lines on what was found and where the time went, in the main process.
         tokens: Which tokens of a video the encoder sees; default: as the model's configuration says. The index
             records it, and searches in it keep the same.
+        dtype: What the model is computed in; default: bfloat16 on a GPU that has it, float32 elsewhere.
+        torch_compile: Whether the video tower is compiled by `torch.compile`.
+        dataloader_timeout_seconds: For which reading processes may give nothing; 0: for ever.
 
     Returns:
         What was done, the same in all processes.
@@ -250,8 +271,12 @@ def embed_videos(
         require_count(name, count)
     # One process may get the long videos; the others wait.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
-    encoder = VideoTextEncoder(model, num_frames, accelerator.device, tokens=tokens)
-    index, description = VideoIndex(folder), encoder.describe()
+    chosen = choose_dtype(dtype, accelerator.device, accelerator.mixed_precision)
+    encoder = VideoTextEncoder(model, num_frames, accelerator.device, tokens=tokens, dtype=chosen)
+    index = VideoIndex(folder)
+    description = encoder.describe() | {"mixed_precision": accelerator.mixed_precision}
+    if torch_compile:
+        compile_model(encoder.model)
     # Vectors of two encoders cannot be compared, and nothing in a vector shows whose it is.
     index.check_encoder(description)
     accelerator.wait_for_everyone()  # before the main process writes what the others check
@@ -266,7 +291,8 @@ def embed_videos(
         new, num_files, missing = broadcast_object_list(plan)[0]
         share = new[accelerator.process_index :: accelerator.num_processes]
         batches = encoder.read_batches(share, batch_size, num_workers)
-        with tqdm(total=len(share), unit="video", disable=not accelerator.is_main_process) as progress:
+        run = inference_run(announce if accelerator.is_main_process else None, dataloader_timeout_seconds)
+        with run, tqdm(total=len(share), unit="video", disable=not accelerator.is_main_process) as progress:
             skipped = _encode_share(encoder, batches, index, shard_size, accelerator, progress)
         skipped = sorted(missing + gather_object(skipped), key=lambda video: video.path)
         total = [index.merge(skipped) if accelerator.is_main_process else 0]
@@ -312,7 +338,8 @@ class VideoSearcher:
         self.encoder = VideoTextEncoder(
             model or built["model"], built["num_frames"], device, attn_implementation, tokens
         )
-        index.check_encoder(self.encoder.describe())
+        # A query may be computed in another precision than the videos were.
+        index.check_encoder({name: value for name, value in self.encoder.describe().items() if name != "dtype"})
 
     @torch.inference_mode()
     def search(self, query: str, top_k: int = 10, rerank: bool = False) -> list[SearchHit]:
@@ -408,7 +435,7 @@ def _encode_share(
     rows: list[dict[str, Any]] = []
     skipped: list[SkippedVideo] = []
     for batch in batches:
-        with accelerator.autocast():
+        with in_model(), without_gradients(encoder.device, is_standalone=True), accelerator.autocast():
             added, unusable = _encode_batch(encoder, batch)
         rows += added
         skipped += unusable

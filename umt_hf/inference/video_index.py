@@ -68,7 +68,7 @@ class VideoIndex:
             if self.folder.is_dir() and any(self.folder.iterdir()):
                 raise FileExistsError(f"{self.folder} is not an index and not empty; choose another folder.")
             return
-        built = self.read_encoder()
+        built = {"dtype": "float32", "mixed_precision": "no"} | self.read_encoder()  # of one that does not say
         for name in encoder.keys() - {"model"}:
             # The name may differ: a folder that has moved is the same model.
             if encoder[name] != built.get(name):

@@ -506,20 +506,53 @@ class PyAVReader(PyAVFrames, VideoReader):
 
     def iterate_frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Decode frames in one pass from the start of the file, holding one at a time; see `VideoReader`."""
-        wanted, last, size = set(indices), indices[-1], None
+        size = None
         with self._named_errors():
-            self._open()
-            for i, frame in enumerate(self._container.decode(self._stream)):
-                if i not in wanted:
-                    continue
+            for i, frame in self._pass_over(indices):
                 pixels = self._to_upright_rgb(frame)
                 if size is not None and pixels.shape != size:
                     raise self._error(f"changes its frame size at frame {i}. Re-encode it at one size.")
                 size = pixels.shape
                 yield pixels
-                if i == last:
+
+    def _pass_over(self, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """Number and PyAV frame of each of `indices`, in one pass."""
+        given = 0
+        is_sparse = len(indices) < indices[-1] - indices[0] + 1
+        if is_sparse and self._frame_pts is not None and self._codec.name in SKIPPING_CODECS:
+            for frame in self._decode_sparse([self._frame_pts[i] for i in indices]):
+                yield indices[given], frame
+                given += 1
+        if given == len(indices):
+            return
+        wanted, last = set(indices[given:]), indices[-1]  # all, where the file does not match its index
+        self._open()
+        for i, frame in enumerate(self._container.decode(self._stream)):
+            if i in wanted:
+                yield i, frame
+            if i == last:
+                return
+        raise self._error(f"ends before frame {last}. Fetch it again or leave it out.")
+
+    def _decode_sparse(self, wanted: list[int]) -> Iterator[Any]:
+        """Frames at rising timestamps, without those in between that no other refers to; ends where one is missing."""
+        self._open()
+        kept, place, previous_pts = set(wanted), 0, None
+        for packet in self._packets_up_to(max(wanted, key=self._packet_order.__getitem__)):
+            if packet is not None:
+                self._codec.skip_frame = "DEFAULT" if packet.pts in kept else "NONREF"
+            for frame in self._codec.decode(packet):
+                # Timestamps that do not follow the order of the pictures, or a picture that did not come.
+                if frame.pts is None or (previous_pts is not None and frame.pts <= previous_pts):
                     return
-            raise self._error(f"ends before frame {last}. Fetch it again or leave it out.")
+                previous_pts = frame.pts
+                if previous_pts > wanted[place]:
+                    return
+                if previous_pts == wanted[place]:
+                    yield frame
+                    place += 1
+                    if place == len(wanted):
+                        return
 
     def _decode(self, indices: list[int]) -> np.ndarray:
         frames = None

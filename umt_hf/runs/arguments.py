@@ -369,7 +369,12 @@ class AnswerLengthArguments:
 
 @dataclass(kw_only=True)
 class EvaluationDataArguments(
-    NamedDataArguments, SourceArguments, TestedSplitArguments, ClipSpanArguments, TextLengthArguments, WorkerArguments
+    NamedDataArguments,
+    SourceArguments,
+    TestedSplitArguments,
+    ClipSpanArguments,
+    TextLengthArguments,
+    TimedWorkerArguments,
 ):
     """Held-out videos with texts and how they are read; what is left out is taken from the model's processor."""
 

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,8 +30,15 @@ from umt_hf import (
     UMTVideoTextProcessor,
     cli,
 )
-from umt_hf.inference import features
-from umt_hf.inference.features import choose_frames, extract_features, load_encoder, name_features, plan_windows
+from umt_hf.inference.features import (
+    choose_frames,
+    extract_features,
+    load_encoder,
+    name_features,
+    plan_windows,
+    save_features,
+    windows,
+)
 from umt_hf.processing.decoding import PyAVReader, VideoDecodingError, open_video
 from umt_hf.processing.processing_umt_video_text import build_tokenizer
 
@@ -136,6 +145,22 @@ def test_streamed_frames_are_those_read_by_index(kind, tmp_path):
         np.testing.assert_array_equal(np.stack(frames), reader.get_frames(range(reader.num_frames)))
         seconds = reader.compute_timestamps()
     assert len(seconds) == len(frames) and seconds[0] == 0 and (np.diff(seconds) > 0).all()
+
+
+@pytest.mark.parametrize("is_cut_off", [False, True])
+@pytest.mark.parametrize("kind", [*sorted(KINDS.keys() - {"av1"}), "cut"])
+def test_sparse_frames_are_streamed_as_they_are_read_by_index(kind, is_cut_off, tmp_path, monkeypatch):
+    """Pictures in between that no other refers to are left out; where one does not come, all are decoded again."""
+    video = cut_start(write_kind("plain", tmp_path), tmp_path / "cut.mp4", 5) if kind == "cut" else None
+    if is_cut_off:
+        read = PyAVReader._decode_sparse
+        monkeypatch.setattr(PyAVReader, "_decode_sparse", lambda own, wanted: islice(read(own, wanted), 2))
+    with open_video(video or write_kind(kind, tmp_path)) as reader:
+        last = reader.num_frames - 1
+        for chosen in (range(0, last, 3), {1, last}, {0, 2, 3, 4, last - 1}):
+            indices = sorted(index for index in chosen if 0 <= index <= last) or [last]
+            frames = np.stack(list(reader.iterate_frames(indices)))
+            np.testing.assert_array_equal(frames, reader.get_frames(indices))
 
 
 def test_frames_are_chosen_by_time():
@@ -250,7 +275,7 @@ def test_no_more_frames_are_read_than_the_next_windows_need(encoder, tmp_path, m
 
 def test_processor_says_which_library_reads(encoder, video, monkeypatch):
     asked = []
-    monkeypatch.setattr(features, "open_video", lambda *arguments: asked.append(arguments) or open_video(*arguments))
+    monkeypatch.setattr(windows, "open_video", lambda *arguments: asked.append(arguments) or open_video(*arguments))
     extract_features(video, *encoder)
     assert asked == [(video, "pyav")]
     pytest.importorskip("decord")
@@ -288,3 +313,197 @@ def test_features_of_a_url_have_a_file_name():
     ]
     assert len(set(names)) == 3 and all(name.startswith("clip-") for name in names[:2])
     assert not any(set("?/:") & set(name) for name in names)
+
+
+# ------------------------------------------------------------------------------------------------- many videos at once
+@pytest.fixture
+def several(tmp_path):
+    """Videos of 3 to 17 frames, one of them in a sub-folder and with the name of another."""
+    folder = tmp_path / "several"
+    (folder / "more").mkdir(parents=True)
+    lengths = {"a.mp4": 10, "b.mp4": 17, "c.mp4": 3, "more/a.mp4": 9}
+    return [write_video(folder / name, num_frames=length, gop=5) for name, length in lengths.items()]
+
+
+def cut_plainly(encoder, video, window, stride):
+    """Windows of a video, decoded at once."""
+    _, processor = encoder
+    with open_video(video) as reader:
+        frames = reader.get_frames(range(reader.num_frames))
+    pixels = processor(frames, do_sample_frames=False, return_tensors="pt")["pixel_values"][0]
+    pixels = torch.cat([pixels, pixels[-1:].expand(max(window - len(pixels), 0), -1, -1, -1)])
+    last = len(pixels) - window
+    starts = [*range(0, last, stride), last]
+    return starts, [pixels[start : start + window] for start in starts], len(frames)
+
+
+@torch.no_grad()
+def encode_plainly(model, windows, batch_size):
+    parts = [torch.stack(windows[start : start + batch_size]) for start in range(0, len(windows), batch_size)]
+    return torch.cat([model(part).last_hidden_state for part in parts])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("level", ["clip", "frame", "tubelet"])
+def test_files_are_those_of_the_plain_loop_bit_by_bit(folder, encoder, several, tmp_path, level, num_workers):
+    """One video after the other, decoded at once, windows in the same batches."""
+    save_features(map(str, several), folder, tmp_path / "out", level, 4, 3, batch_size=2, num_workers=num_workers)
+    for video in several:
+        starts, windows, num_frames = cut_plainly(encoder, video, 4, 3)
+        tokens = encode_plainly(encoder[0], windows, 2).unflatten(1, (4, 2, 2))
+        if level == "clip":
+            batches = [torch.stack(windows[start : start + 2]) for start in range(0, len(windows), 2)]
+            with torch.no_grad():
+                expected = torch.cat([encoder[0](batch).pooler_output for batch in batches]).numpy()
+        else:
+            tokens = tokens.mean((2, 3)) if level == "frame" else tokens
+            sums = np.zeros((max(num_frames, 4), *tokens.shape[2:]), np.float32)
+            counts = np.zeros(max(num_frames, 4), np.float32)
+            for start, own in zip(starts, tokens.numpy(), strict=True):
+                sums[start : start + 4] += own
+                counts[start : start + 4] += 1
+            expected = (sums / counts.reshape(-1, *[1] * (sums.ndim - 1)))[:num_frames]
+        stored = load_file(name_features(tmp_path / "out", str(video)))["features"]
+        np.testing.assert_array_equal(stored, expected)
+        found = extract_features(video, *encoder, level, 4, 3, 2).features
+        np.testing.assert_array_equal(stored, found)
+
+
+def slide_together(encoder, videos, batch_size):
+    """Features of videos whose windows share batches, as on a GPU."""
+    model, processor = encoder
+    settings = windows.resolve_windows(model, "clip", 4, 3, None)
+    blocks = [
+        list(windows.read_blocks(number, video, processor, settings, model.dtype))
+        for number, video in enumerate(videos)
+    ]
+    # In turn, as several workers give them.
+    mixed = [own[turn] for turn in range(max(map(len, blocks))) for own in blocks if turn < len(own)]
+    found = dict(windows.slide(mixed, model, settings, batch_size, shares_batches=True))
+    return [found[number].features for number in range(len(videos))], mixed
+
+
+def test_windows_of_several_videos_share_batches_of_one_size(encoder, several):
+    """A window's features are those of the plain loop over such batches, whichever windows came with it."""
+    model, sizes = encoder[0], []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, inputs: sizes.append(len(inputs["pixel_values"])), with_kwargs=True
+    )
+    together, _ = slide_together(encoder, several, 4)
+    hook.remove()
+    windows = [cut_plainly(encoder, video, 4, 3)[1] for video in several]
+    assert sizes == [4] * -(-sum(map(len, windows)) // 4)
+    for video, own, cut in zip(several, together, windows, strict=True):
+        filled = [torch.stack([window, *[cut[0]] * 3]) for window in cut]
+        with torch.no_grad():
+            expected = torch.stack([model(batch).pooler_output[0] for batch in filled]).numpy()
+        np.testing.assert_array_equal(own, expected)
+        np.testing.assert_allclose(own, extract_features(video, *encoder, "clip", 4, 3).features, atol=1e-6)
+    fewer, _ = slide_together(encoder, several[2:], 4)
+    for own, expected in zip(fewer, together[2:], strict=True):
+        np.testing.assert_array_equal(own, expected)
+
+
+def test_a_video_that_breaks_midway_leaves_its_neighbours_alone(encoder, several):
+    expected, mixed = slide_together(encoder, several, 4)
+    place = [block.number for block in mixed].index(1)
+    broken = [block for at, block in enumerate(mixed) if block.number != 1 or at == place]
+    broken.insert(place + 2, windows.FrameBlock(1, None, None, True, "cannot be decoded."))
+    model = encoder[0]
+    settings = windows.resolve_windows(model, "clip", 4, 3, None)
+    found = dict(windows.slide(broken, model, settings, 4, shares_batches=True))
+    assert found[1] == "cannot be decoded." and len(found) == 4
+    for number in (0, 2, 3):
+        np.testing.assert_array_equal(found[number].features, expected[number])
+
+
+def test_a_stride_above_the_window_leaves_frames_unread(encoder, tmp_path, monkeypatch):
+    video, asked = write_video(tmp_path / "long.mp4", num_frames=30), []
+    read = PyAVReader.iterate_frames
+    monkeypatch.setattr(PyAVReader, "iterate_frames", lambda own, places: asked.append(places) or read(own, places))
+    found = extract_features(video, *encoder, "clip", window=4, stride=8)
+    assert found.first_frame.tolist() == [0, 8, 16, 24, 26] and found.num_even_rows == 4
+    assert asked == [[place for place in range(30) if place % 8 < 4 or place >= 26]]
+    for start, own in zip(found.first_frame, found.features, strict=True):
+        np.testing.assert_allclose(own, run_model(encoder, video, range(start, start + 4)).mean((0, 1, 2)), atol=1e-5)
+    for level in ("frame", "tubelet"):
+        with pytest.raises(ValueError, match=f"stride 8 is longer than window 4 .* level={level}"):
+            extract_features(video, *encoder, level, window=4, stride=8)
+
+
+def test_a_stride_in_seconds_follows_the_times_of_the_video(encoder, tmp_path):
+    ticks = [10 * i + 7 * (i // 5) ** 2 for i in range(48)]
+    video = write_video(tmp_path / "uneven.mp4", ticks=ticks)
+    found = extract_features(video, *encoder, "clip", window=4, stride_seconds=0.5)
+    seconds = np.array(ticks) / 240
+    nearest = [int(np.abs(seconds - tick).argmin()) for tick in np.arange(0, seconds[-1], 0.5)]
+    assert found.first_frame.tolist() == sorted({*[start for start in nearest if start <= 44], 44})
+    with pytest.raises(ValueError, match="stride=4 or stride_seconds=0.5, not both"):
+        extract_features(video, *encoder, "clip", window=4, stride=4, stride_seconds=0.5)
+    with pytest.raises(ValueError, match="stride_seconds must be positive, got -1"):
+        extract_features(video, *encoder, "clip", window=4, stride_seconds=-1)
+    with pytest.raises(ValueError, match="stride_seconds may leave frames out.* level=frame"):
+        extract_features(video, *encoder, "frame", window=4, stride_seconds=1)
+
+
+def test_every_frame_is_seen_once_unless_overlap_is_asked_for(folder, encoder, video, tmp_path):
+    assert extract_features(video, *encoder, window=4).first_frame.tolist() == [0, 4, 6]
+    said = run(video, "--model", folder, "--out", tmp_path / "once", "--window", 4).stderr
+    assert "overlap" not in said
+    said = run(video, "--model", folder, "--out", tmp_path / "twice", "--window", 4, "--stride", 2).stderr
+    assert "Windows overlap: each frame goes through the model 2 times." in said
+
+
+def test_arrays_have_the_names_of_their_videos_and_rows_at_even_distances(folder, several, tmp_path):
+    """The form that OpenTAD and ActionFormer read; beside the other files, and kept up to date by later runs."""
+    out = tmp_path / "out"
+    flags = ("--model", folder, "--out", out, "--window", 4, "--stride", 3, "--num-workers", 0)
+    run(*several[:2], *flags)  # a folder that has none yet
+    run(*several[:3], *flags, "--format", "npy")
+    names = json.loads((out / "npy" / "names.json").read_text())
+    assert names == {Path(video).stem: str(video) for video in several[:3]}
+    written = {path: path.stat().st_mtime_ns for path in (out / "npy").glob("*.npy")}
+    run(*several, *flags)  # its name is taken
+    (second,) = {path.stem for path in (out / "npy").glob("*.npy")} - names.keys()
+    assert second.startswith("a-") and second == name_features(out, str(several[3])).stem
+    assert all(path.stat().st_mtime_ns == then for path, then in written.items())
+    for name, starts in {"a": [0, 3, 6], "b": [0, 3, 6, 9, 12], "c": [0], second: [0, 3]}.items():
+        array = np.load(out / "npy" / f"{name}.npy")
+        video = several[3] if name == second else several["abc".index(name)]
+        stored = load_file(name_features(out, str(video)))
+        assert array.dtype == np.float32 and stored["first_frame"][: len(array)].tolist() == starts
+        np.testing.assert_array_equal(array, stored["features"][: len(starts)])
+    several[0].write_bytes(b"no video")
+    run(*several, *flags)
+    assert not (out / "npy" / "a.npy").exists()
+
+
+def test_precision_is_part_of_what_a_folder_was_made_with(folder, several, tmp_path):
+    flags = ("--model", folder, "--num-workers", 0)
+    for name in ("float32", "bfloat16"):
+        run(several[0], *flags, "--out", tmp_path / name, *(() if name == "float32" else ("--dtype", name)))
+        settings = json.loads((tmp_path / name / "settings.json").read_text())["settings"]
+        assert settings["dtype"] == name
+    weights = [
+        json.loads((tmp_path / name / "settings.json").read_text())["settings"]["weights"]
+        for name in ("float32", "bfloat16")
+    ]
+    assert weights[0] == weights[1]  # it is the same model
+    full, half = (
+        load_file(name_features(tmp_path / name, str(several[0])))["features"] for name in ("float32", "bfloat16")
+    )
+    assert 0 < np.abs(full - half).max() < 0.05 * np.abs(full).max()
+    result = run(several[1], *flags, "--out", tmp_path / "bfloat16", exit_code=2)
+    assert "made with dtype='bfloat16', not 'float32'" in " ".join(result.output.replace("│", " ").split())
+    # Folders of before say nothing of it.
+    path = tmp_path / "float32" / "settings.json"
+    content = json.loads(path.read_text())
+    del content["settings"]["dtype"], content["settings"]["stride_seconds"]
+    path.write_text(json.dumps(content))
+    run(several[1], *flags, "--out", tmp_path / "float32")
+
+
+def test_a_run_says_where_its_time_went(folder, video, tmp_path):
+    result = run(video, "--model", folder, "--out", tmp_path / "out", "--num-workers", 1, "--json")
+    assert "% waiting for data" in result.stderr and "in one worker process." in result.stderr
+    assert json.loads(result.stdout)["num_extracted"] == 1

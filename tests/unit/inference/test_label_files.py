@@ -16,7 +16,8 @@ from tests.processes import build_environment, read_output, run_and_kill, run_ra
 from tests.unit.finetuning.test_classification import tiny_config
 from umt_hf import UMTVideoForVideoClassification, UMTVideoProcessor, VideoClassifier
 from umt_hf.cli import app
-from umt_hf.inference.classification import LabelOptions
+from umt_hf.inference.classification import LabelOptions, load_classifier, merge_views
+from umt_hf.inference.scored_labels import rank_labels
 from umt_hf.moving_shapes.render import write_video
 from umt_hf.runs.disk import hold_lock
 
@@ -189,3 +190,44 @@ def test_the_taker_of_results_keeps_its_gradients(classifier, videos):
     next(found)
     assert torch.is_grad_enabled()
     found.close()
+
+
+def test_workers_change_nothing_and_the_time_is_said(classifier, videos, complete, tmp_path):
+    out = tmp_path / "results.jsonl"
+    words = build_words(classifier, videos, "--out", out)
+    words[words.index("--num-workers") + 1] = "2"
+    result = runner.invoke(app, words)
+    assert out.read_bytes() == complete.read_bytes()
+    assert "% waiting for data" in result.stderr and "2 worker processes." in result.stderr
+    printed = runner.invoke(app, build_words(classifier, videos, "--json"))
+    assert printed.stderr.count("% waiting for data") == 1 and len(json.loads(printed.stdout)["videos"]) == NUM_VIDEOS
+
+
+def test_classes_are_those_of_the_plain_loop_bit_by_bit(classifier, videos):
+    """A batch at a time, read and computed in turn."""
+    own, batches = VideoClassifier(classifier), []
+    paths = [str(videos / f"{number:03d}.mp4") for number in range(7)]
+    for start in range(0, 7, 2):
+        views = own.processor(paths[start : start + 2], num_clips=1, num_crops=2, return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            batches.append(merge_views(own.model(views).logits, 2))
+    expected = [rank_labels(row, own.labels, 3) for row in torch.cat(batches).numpy()]
+    for num_workers in (0, 2):
+        found = own.classify_files(
+            paths, top_k=3, num_clips=1, num_crops=2, batch_size=4, num_workers=num_workers, show_progress=False
+        )
+        assert [video.labels for video in found.videos] == expected
+
+
+def test_the_precision_is_asked_for_and_recorded(classifier, videos, tmp_path):
+    own, out = str(videos / "000.mp4"), tmp_path / "results.jsonl"
+    words = build_words(classifier, own, "--out", out)
+    assert runner.invoke(app, [*words, "--dtype", "bfloat16"]).exit_code == 0
+    assert json.loads(Path(f"{out}.manifest.json").read_text())["settings"]["dtype"] == "bfloat16"
+    refused = " ".join(runner.invoke(app, words).stderr.replace("│", " ").split())
+    assert "holds results made with dtype='bfloat16', not 'float32'" in refused
+    half = save_classifier(tmp_path / "half")
+    UMTVideoForVideoClassification.from_pretrained(half).to(torch.bfloat16).save_pretrained(half)
+    assert load_classifier(half).model.dtype == torch.float32  # on a CPU, whatever the weights are stored in
+    assert load_classifier(half, "float16").model.dtype == torch.float16
+    assert load_classifier(half, torch_compile=True).model.vision_model._compiled_call_impl is not None

@@ -329,3 +329,36 @@ def test_missing_faiss_is_said_before_any_work(monkeypatch, tmp_path):
     monkeypatch.setattr(video_index, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'umt_hf\[search\]'"):
         embed_videos(["nothing"], "no-model", tmp_path)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_vectors_are_those_of_the_plain_loop_bit_by_bit(model, videos, num_workers):
+    """Three videos at a time, read and computed in turn; one that cannot be read leaves its batch smaller."""
+    encoder = VideoTextEncoder(model)
+    bad = videos.parent / "bad.mp4"
+    bad.write_bytes(b"no video")
+    files = list_videos([*map(str, sorted(videos.iterdir())), str(bad)])[0]
+    batches = list(encoder.read_batches(files, 3, num_workers))
+    assert [video.path for batch in batches for video in batch.skipped] == [str(bad)]
+    for start, batch in zip(range(0, len(files), 3), batches, strict=True):
+        paths = [file.path for file in files[start : start + 3] if file.path != str(bad)]
+        pixels = encoder.processor(videos=paths, return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            expected = encoder.model.get_video_features(pixels).pooler_output
+            found = encoder.encode_videos(batch.pixel_values)[0]
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_precision_is_part_of_what_an_index_was_built_with(model, videos, tmp_path):
+    said = []
+    report = embed_videos([str(videos)], model, tmp_path / "index", dtype="bfloat16", announce=said.append)
+    assert report.num_encoded == 5 and "% waiting for data" in said[-1]
+    with pytest.raises(ValueError, match="its dtype is 'bfloat16'"):
+        embed_videos([str(videos)], model, tmp_path / "index")
+    hits = VideoSearcher(tmp_path / "index").search(QUERY)  # the query in float32
+    full = embed_videos([str(videos)], model, tmp_path / "full") and VideoSearcher(tmp_path / "full").search(QUERY)
+    similarities = [{hit.path: hit.similarity for hit in own} for own in (hits, full)]
+    differences = [abs(similarities[0][path] - similarities[1][path]) for path in similarities[1]]
+    assert 0 < max(differences) < 0.02
+    halves = [VideoTextEncoder(model, dtype=dtype).describe() for dtype in (torch.float32, torch.bfloat16)]
+    assert halves[0].pop("dtype") == "float32" and halves[1].pop("dtype") == "bfloat16" and halves[0] == halves[1]
