@@ -42,6 +42,9 @@ test-extras: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/e2e/test_zero.py tests/e2e/test_stage2.py -k zero
 	$(BIN)/python -m pytest tests/e2e/test_watching.py -k trackers
 	$(BIN)/python -m pytest tests/unit/training/test_teacher_quantization.py tests/e2e/test_teacher_quantization.py
+	# Not in an extra: boto3, which comes with it, lowers python-dateutil.
+	$(BIN)/python -m pip install --quiet "moto[server]>=5.1"
+	$(BIN)/python -m pytest tests/e2e/test_search_storage.py
 
 # Benchmarks at small size, a minute each.
 test-heavy: $(VENV)/.installed

@@ -20,7 +20,7 @@ PAGES = sorted((ROOT / "docs" / "api").glob("*.md"))
 BLOCK = re.compile(r"^::: (\S+)\n(?:    options:\n      members: \[(.*?)\])?", re.MULTILINE)
 MAX_COLUMNS, MAX_LINES = 80, 16
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-NEEDS = {"embed_videos": "faiss", "VideoSearcher": "faiss"}
+NEEDS = {"embed_videos": "lancedb", "VideoSearcher": "lancedb"}
 # Beside the classes, and beside what the pages name by itself.
 MAIN_FUNCTIONS = {
     "data.key_frames": ("load_key_frames",),

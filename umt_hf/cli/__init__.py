@@ -7,6 +7,7 @@ import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -44,6 +45,14 @@ NumWorkers = Annotated[
     int | None,
     typer.Option(help="Processes that read ahead; default: as the machine has cores, 1 to 4; 0: none.", min=0),
 ]
+
+Window = Annotated[
+    float | None, typer.Option(help="Seconds of a moment; default: every video is taken as one, whatever its length.")
+]
+Stride = Annotated[
+    float | None, typer.Option(help="Seconds from a moment to the next; default: the window, so that none overlap.")
+]
+DATES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 
 
 def complete_zoo(incomplete: str) -> list[str]:
@@ -151,13 +160,16 @@ def render_moving_shapes(
         Literal["mild", "medium", "strong"], typer.Option(help="How strong the corruptions are.")
     ] = "medium",
     num_corrupted_clips: Annotated[int | None, typer.Option(help="Test clips damaged; default: all.")] = None,
+    num_moment_videos: Annotated[
+        int, typer.Option(help="Adds so many videos of three actions each, with their times, as test_moments.", min=0)
+    ] = 0,
 ) -> None:
     """Render real .mp4 files of moving shapes, with labels, captions, questions and boxes.
 
     Example: `umt-hf data moving-shapes shapes --num-train-clips 300`
     """
     from ..moving_shapes.render import write_moving_shapes as write
-    from ..moving_shapes.variants import write_corrupted_test, write_low_data
+    from ..moving_shapes.variants import write_corrupted_test, write_low_data, write_moments
 
     with report_mistakes():
         write(directory, num_train_clips, num_validation_clips, num_test_clips, seed)
@@ -165,6 +177,8 @@ def render_moving_shapes(
             write_low_data(directory, low_data_ratio)
         for name in corruption:
             write_corrupted_test(directory, name, severity, num_corrupted_clips)
+        if num_moment_videos:
+            write_moments(directory, num_moment_videos)
     typer.echo(f"Wrote {directory}")
 
 
@@ -358,19 +372,21 @@ def demo(
 def embed(
     videos: Videos,
     model: Annotated[str, typer.Option(help="Folder or Hub id of a stage-2 or retrieval model.")],
-    out: Annotated[Path, typer.Option(help="Index folder to make or to add to.")],
+    out: Annotated[str, typer.Option(help="Index to make or to add to: a folder, or an address such as s3://...")],
     num_frames: Annotated[
-        int | None, typer.Option(help="Frames read of each video; default: the processor's.", min=1)
+        int | None, typer.Option(help="Frames read of each video or moment; default: the processor's.", min=1)
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Videos encoded at a time.", min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Videos or moments encoded at a time.", min=1)] = 8,
     num_workers: NumWorkers = None,
     shard_size: Annotated[
-        int, typer.Option(help="Videos written at a time; a killed run loses fewer than that.", min=1)
-    ] = 256,
+        int, typer.Option(help="Rows written at a time, or those of half a minute; a killed run loses these.", min=1)
+    ] = 1000,
+    window: Window = None,
+    stride: Stride = None,
     convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Encode videos into an index for `umt-hf search`.
+    """Encode videos into an index for `umt-hf search`, or moments of them.
 
     Only new and changed videos are encoded.
 
@@ -382,7 +398,9 @@ def embed(
     sources = read_sources(videos)
     with report_interruption(lambda: describe_folder(out)), report_mistakes():
         convert_model(model, convert)
-        report = embed_videos(sources, model, out, num_frames, batch_size, num_workers, shard_size, announce)
+        report = embed_videos(
+            sources, model, out, num_frames, batch_size, num_workers, shard_size, announce, window, stride
+        )
     print_report(report, as_json)
     if report.num_encoded + report.num_unchanged == 0:
         raise typer.Exit(1)
@@ -473,23 +491,44 @@ def features(
 
 @app.command(rich_help_panel=VIDEOS)
 def search(
-    index: Annotated[Path, typer.Argument(help="Index folder that `umt-hf embed` has written.")],
+    index: Annotated[str, typer.Argument(help="Index that `umt-hf embed` has written.")],
     query: Annotated[str, typer.Argument(help="What the video shows.")],
     top_k: Annotated[int, typer.Option(help="Videos to find.", min=1)] = 10,
     rerank: Annotated[bool, typer.Option("--rerank", help="Sort the 32 best by the matching head.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare with all vectors, also of a large index.")
+    ] = False,
+    path: Annotated[
+        str | None, typer.Option(help="Search paths of this pattern alone, such as '*/kitchen/*'.")
+    ] = None,
+    min_duration: Annotated[float | None, typer.Option(help="Seconds that a video has at least.")] = None,
+    max_duration: Annotated[float | None, typer.Option(help="Seconds that a video has at most.")] = None,
+    after: Annotated[
+        datetime | None, typer.Option(help="Files that have changed since then, or on that day.", formats=DATES)
+    ] = None,
+    before: Annotated[
+        datetime | None, typer.Option(help="Files that have not changed since then.", formats=DATES)
+    ] = None,
+    save_frames: Annotated[
+        Path | None, typer.Option(help="Folder for a strip of pictures of each result.", file_okay=False)
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The index's model, if it has moved.")] = None,
     convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the videos as JSON.")] = False,
 ) -> None:
-    """Find the videos of an index that fit a text best.
+    """Find the videos of an index that fit a text best, and when in them, if the index has moments.
 
     Example: `umt-hf search index "a dog runs" --rerank`
     """
-    from ..inference.search import VideoSearcher, format_hits
+    from ..inference.moments import save_strips
+    from ..inference.search import SearchFilter, VideoSearcher, format_hits
 
     with report_mistakes():
+        filters = SearchFilter(path, min_duration, max_duration, after, before)
         convert_model(model, convert)
-        hits = VideoSearcher(index, model).search(query, top_k, rerank)
+        hits = VideoSearcher(index, model).search(query, top_k, rerank, exact, filters)
+        if save_frames is not None:
+            save_strips([(hit.path, hit.start_seconds, hit.end_seconds) for hit in hits], save_frames)
     typer.echo(json.dumps([asdict(hit) for hit in hits]) if as_json else format_hits(hits))
 
 
@@ -506,6 +545,11 @@ def classify(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Views classified at a time.", min=1)] = 8,
     num_workers: NumWorkers = None,
+    window: Window = None,
+    stride: Stride = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Folder for a picture of each video's timeline; needs --window.", file_okay=False)
+    ] = None,
     convert: Convert = False,
     out: Annotated[
         Path | None,
@@ -513,7 +557,7 @@ def classify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the classes as JSON.")] = False,
 ) -> None:
-    """Print the likeliest classes of videos, or write them to a file, each as it comes.
+    """Print the likeliest classes of videos, or of moments of them, or write them to a file, each as it comes.
 
     Videos that cannot be read are listed with their reasons.
 
@@ -522,17 +566,19 @@ def classify(
     from ..inference.classification import LabelOptions, LabelReport, VideoClassifier
     from ..inference.label_files import label_files
     from .results import ResultPrinter, announce, report_interruption
+    from .timelines import iterate_labels, plan_windows
 
     printer = ResultPrinter(as_json, None if out is None else str(out))
     with report_interruption(printer.describe), report_mistakes():
+        windows, draw = plan_windows(window, stride, plot)
         convert_model(model, convert)
         options = LabelOptions(top_k, num_clips, num_crops, batch_size, num_workers)
         classifier, sources = VideoClassifier(model), read_sources(videos)
         if out is None:
-            printer.print_labels(classifier.iterate_files(sources, options, announce))
+            printer.print_labels(iterate_labels(classifier, sources, options, windows, draw))
             printer.print_end(LabelReport((), tuple(sorted(printer.skipped, key=lambda video: video.path))))
         else:
-            report = label_files(classifier, sources, out, options, announce, printer.count)
+            report = label_files(classifier, sources, out, options, announce, printer.count, windows, draw)
             printer.num_labelled = report.num_classified + report.num_unchanged
             print_report(report, as_json)
     if not printer.num_labelled:
