@@ -41,13 +41,14 @@ SECONDS_PER_COMMIT = 30.0
 MAX_FRAGMENTS = 200  # each commit adds one, which every later search and commit reads about
 FLAT_ROWS = 100_000  # up to which a search compares the query with all vectors
 PROBED_SHARE = 16  # of the lists of vectors, one in so many is searched
+KEPT_VERSIONS = timedelta(seconds=1)  # those who are in the middle of something finish it, or begin again
 ATTEMPTS = 12
 VIDEOS_TABLE, SKIPPED_TABLE = "videos", "skipped"
 
 _SETTINGS = b"umt_hf"
 _PATHS_AT_A_TIME = 500
 _LISTS_PREFIX = "vector_lists_"
-_MEANWHILE = re.compile(r"conflict|concurrent|not found|retry|no such file", re.IGNORECASE)
+_MEANWHILE = re.compile(r"conflict|concurrent|not found|already exists|retry|no such file", re.IGNORECASE)
 _random = random.Random()  # of waits between attempts; the global one stays where it is
 _process: list[int] = []  # in which LanceDB was loaded; its threads do not survive a fork
 
@@ -246,7 +247,8 @@ class VideoIndex:
             schema=schema,
         )
         self._retry(lambda: self._open_existing(VIDEOS_TABLE).add(data))
-        self._join_fragments(self.max_fragments)
+        if self._retry(lambda: _count_fragments(self._open_existing(VIDEOS_TABLE))) > self.max_fragments:
+            self._optimize()
 
     def finish(self, skipped: Sequence[SkippedVideo]) -> int:
         """Bring the index up to date after a command: rows of earlier contents go, lists of vectors are kept up.
@@ -261,7 +263,7 @@ class VideoIndex:
         self._delete(VIDEOS_TABLE, self._find_superseded())
         paths = set(self.list_paths())
         self._record_skipped(skipped, paths)
-        self._join_fragments(1)
+        self._join_fragments()
         self._keep_lists()
         return len(paths)
 
@@ -298,7 +300,7 @@ class VideoIndex:
 
         def find() -> pa.Table:
             table = self._open_existing(VIDEOS_TABLE)
-            query = table.search(vector, vector_column_name=VECTOR_COLUMN).distance_type("dot").select(FACTS)
+            query = table.search(vector, vector_column_name=VECTOR_COLUMN).distance_type("dot").select([*FACTS, "_distance"])
             if (num_lists := _count_lists(table)) is not None:
                 # A filter may leave a list empty.
                 query = query.nprobes(num_lists if where else max(num_lists // PROBED_SHARE, 1))
@@ -378,7 +380,7 @@ class VideoIndex:
             try:
                 return work()
             except (OSError, RuntimeError, ValueError) as error:
-                if attempt == ATTEMPTS or not self._tables or not _MEANWHILE.search(str(error)):
+                if attempt == ATTEMPTS or not _MEANWHILE.search(str(error)):
                     raise
                 logger.debug("Again after %s", error)
                 time.sleep(_random.uniform(0, min(0.02 * 2**attempt, 2.0)))
@@ -387,14 +389,14 @@ class VideoIndex:
 
     def _scan(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
         table = self._open_existing(VIDEOS_TABLE)
-        query = table.search().select(list(columns)).limit(max(table.count_rows(), 1))
+        query = table.search().select(list(columns))
         yield from (query if where is None else query.where(where)).to_batches()
 
     def _find_superseded(self) -> list[str]:
         """Conditions on rows that a later one replaces: of a video's earlier contents, or of another command's copy."""
         table = self._retry(lambda: self._open_existing(VIDEOS_TABLE))
         columns = ["path", "size_bytes", "modified_ns", "start_seconds"]
-        found = table.search().select(columns).with_row_id(True).limit(max(table.count_rows(), 1)).to_arrow()
+        found = self._retry(lambda: table.search().select(columns).with_row_id(True).to_arrow())
         if not len(found):
             return []
         path = found["path"].combine_chunks().dictionary_encode().indices.to_numpy()
@@ -404,10 +406,12 @@ class VideoIndex:
         last = np.zeros(path.max() + 1, int)
         last[path] = np.arange(len(path))
         is_old = (size != size[last[path]]) | (changed != changed[last[path]])
-        _, first_copy = np.unique(np.stack([path.astype(float), start]), axis=1, return_index=True)
-        is_copy = ~is_old
-        is_copy[first_copy] = False
-        ids = found["_rowid"].to_numpy()[is_old | is_copy]
+        current = np.flatnonzero(~is_old)
+        pairs = np.stack([path[current].astype(float), start[current]])
+        is_superseded = is_old.copy()
+        is_superseded[current] = True
+        is_superseded[current[np.unique(pairs, axis=1, return_index=True)[1]]] = False
+        ids = found["_rowid"].to_numpy()[is_superseded]
         return [
             f"_rowid IN ({', '.join(map(str, ids[i : i + _PATHS_AT_A_TIME]))})"
             for i in range(0, len(ids), _PATHS_AT_A_TIME)
@@ -425,13 +429,16 @@ class VideoIndex:
         for condition in conditions:
             self._retry(lambda condition=condition: self._open_existing(name).delete(condition))
 
-    def _join_fragments(self, max_fragments: int) -> None:
-        """Join what many commits left, and drop versions before the last."""
-        table = self._retry(lambda: self._open_existing(VIDEOS_TABLE))
-        if self._retry(lambda: _count_fragments(self._open_existing(VIDEOS_TABLE))) <= max_fragments:
-            return
+    def _join_fragments(self) -> None:
+        """Join what many commits left, those that only deleted rows too."""
+        for name in (VIDEOS_TABLE, SKIPPED_TABLE):
+            if self._retry(lambda name=name: len(self._open_existing(name).list_versions())) > self.max_fragments:
+                self._optimize(name)
+
+    def _optimize(self, name: str = VIDEOS_TABLE) -> None:
+        """Join fragments, put new rows into the lists of neighbours, and drop versions before the last."""
         try:
-            table.optimize(cleanup_older_than=timedelta(0))
+            self._open_existing(name).optimize(cleanup_older_than=KEPT_VERSIONS)
         except (OSError, RuntimeError, ValueError) as error:
             # Two commands at once: the other one does it.
             if not _MEANWHILE.search(str(error)):
@@ -450,6 +457,9 @@ class VideoIndex:
         table = self._open_existing(VIDEOS_TABLE)
         have = _count_lists(table)
         if have is not None and wanted < 2 * have:
+            # Rows outside the lists are found by looking at all of them.
+            if _count_unlisted(table) > self.flat_rows // 10:
+                self._optimize()
             return
         config = IvfFlat(distance_type="dot", num_partitions=wanted)
         self._retry(
@@ -460,7 +470,7 @@ class VideoIndex:
         for index in self._open_existing(VIDEOS_TABLE).list_indices():
             if index.name.startswith(_LISTS_PREFIX) and index.name != f"{_LISTS_PREFIX}{wanted}":
                 self._open_existing(VIDEOS_TABLE).drop_index(index.name)
-        self._open_existing(VIDEOS_TABLE).optimize(cleanup_older_than=timedelta(0))
+        self._optimize()
 
 
 class RowWriter:
@@ -590,6 +600,12 @@ def _count_lists(table: Any) -> int | None:
     """Lists of neighbours that the vectors are sorted into; `None` = they are not."""
     names = [index.name for index in table.list_indices() if index.name.startswith(_LISTS_PREFIX)]
     return max((int(name.removeprefix(_LISTS_PREFIX)) for name in names), default=None)
+
+
+def _count_unlisted(table: Any) -> int:
+    """Rows that came after the lists of neighbours were made and kept up."""
+    names = [index.name for index in table.list_indices() if index.name.startswith(_LISTS_PREFIX)]
+    return max(((table.index_stats(name).num_unindexed_rows or 0) for name in names), default=0)
 
 
 def _quote(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -147,15 +147,19 @@ def test_lists_are_made_again_when_an_index_has_grown(tmp_path):
     assert grow(1200) != first and not index.load().is_flat
 
 
-def test_commits_are_joined_and_old_versions_go(tmp_path):
+def test_commits_are_joined_and_old_versions_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_index, "KEPT_VERSIONS", timedelta(microseconds=1))
     index = make_index(tmp_path, 64, max_fragments=20)
     for i in range(90):
         index.add(build_rows(f"{i:03d}", vector=np.full(64, i)))
         assert video_index._count_fragments(index._open_existing("videos")) <= 21
     index.finish([])
-    assert index.count_rows() == 90 and video_index._count_fragments(index._open_existing("videos")) == 1
+    assert index.count_rows() == 90 and len(index._open_existing("videos").list_versions()) <= 22
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert len(files) < 20 and sum(file.stat().st_size for file in files) < 2 * 90 * 64 * 4
+    assert len(files) < 120 and sum(file.stat().st_size for file in files) < 10 * 90 * 64 * 4
+    for i in range(21):  # deletions are commits too
+        index.finish([SkippedVideo(f"{i:03d}", "gone")])
+    assert index.count_rows() == 69 and len(index._open_existing("videos").list_versions()) <= 22
 
 
 def test_a_writer_commits_by_rows_and_by_time(tmp_path):
