@@ -36,6 +36,7 @@ T = TypeVar("T")
 VECTOR_COLUMN = "vector"
 FACTS = ["path", "size_bytes", "modified_ns", "num_frames", "duration_seconds", "start_seconds", "end_seconds"]
 FORMAT = 2
+FILE_FORMAT = "2.0"  # of LanceDB: its vectors are read without being decoded, three to four times as fast as from 2.1 on
 ROWS_PER_COMMIT = 1000
 SECONDS_PER_COMMIT = 30.0
 MAX_FRAGMENTS = 200  # each commit adds one, which every later search and commit reads about
@@ -347,8 +348,9 @@ class VideoIndex:
             import lancedb
 
             _process[:] = [os.getpid()]
+            options = {"new_table_data_storage_version": FILE_FORMAT, **(self.storage_options or {})}
             self._database = lancedb.connect(
-                self.folder, storage_options=self.storage_options, read_consistency_interval=timedelta(0)
+                self.folder, storage_options=options, read_consistency_interval=timedelta(0)
             )
         return self._database
 
@@ -556,11 +558,18 @@ def compare_all(batches: Iterable[pa.RecordBatch], vector: np.ndarray, count: in
     """The rows with the largest inner products with a vector `(D,)`, best first, and these products."""
     best: list[pa.RecordBatch] = []
     scores: list[np.ndarray] = []
+    worst = -np.inf  # of the best so far
     for batch in batches:
         own = batch.column(VECTOR_COLUMN).flatten().to_numpy(zero_copy_only=True).reshape(-1, len(vector)) @ vector
-        chosen = np.argpartition(-own, count - 1)[:count] if count < len(own) else np.arange(len(own))
+        chosen = np.flatnonzero(own > worst) if np.isfinite(worst) else np.arange(len(own))
+        if len(chosen) > count:
+            chosen = chosen[np.argpartition(-own[chosen], count - 1)[:count]]
+        if not len(chosen):
+            continue
         best.append(batch.select(FACTS).take(pa.array(chosen)))
         scores.append(own[chosen])
+        if sum(map(len, scores)) >= count:
+            worst = np.partition(np.concatenate(scores), -count)[-count]
     if not best:
         return pa.table({name: [] for name in FACTS}), np.zeros(0, np.float32)
     joined = np.concatenate(scores)
