@@ -149,7 +149,9 @@ def time_searches(folder: Path, num_videos: int, source: str, args: Arguments) -
         loaders[kind] = partial(load_kind, kind=kind)
     truth = vectors @ queries.T
     recall = check_answers({name: load(folder) for name, load in loaders.items()}, queries, truth)
-    times = run_interleaved({n: partial(time_search, load, folder, queries) for n, load in loaders.items()}, args.repeats)
+    times = run_interleaved(
+        {n: partial(time_search, load, folder, queries) for n, load in loaders.items()}, args.repeats
+    )
     described = {"num_videos": num_videos, "vectors": Path(source).stem, "width": vectors.shape[1]}
     rows = [
         described

@@ -418,7 +418,7 @@ def test_vectors_grow_between_neighbours():
 @pytest.mark.slow
 @pytest.mark.heavy
 def test_an_index_stays_small_and_quick_over_ten_thousand_appends(tmp_path):
-    """One row a commit: at the end the folder is at most 1.5 times its vectors, and a commit at most twice the first."""
+    """One row a commit: in the end the folder is at most 1.5 times its vectors, and a commit twice the first."""
     pytest.importorskip("lancedb")
     from benchmarks.search import run as search
 

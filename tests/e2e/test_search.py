@@ -218,7 +218,7 @@ def test_moments_are_found_and_shown(model, videos, tmp_path):
     assert "seconds" in lines[0] and f"{hits[0]['start_seconds']:.1f}" in lines[1]
     reranked = json.loads(run("search", index, QUERY, "--json", "--rerank").stdout)
     assert sorted(hit["path"] for hit in reranked) == sorted(map(str, videos.rglob("*.mp4")))
-    assert [hit["matching_score"] for hit in reranked] == sorted((hit["matching_score"] for hit in reranked))[::-1]
+    assert [hit["matching_score"] for hit in reranked] == sorted(hit["matching_score"] for hit in reranked)[::-1]
     only = json.loads(run("search", index, QUERY, "--json", "--path", "*/more/*", "--exact").stdout)
     assert {Path(hit["path"]).parent.name for hit in only} == {"more"} and len(only) == 2
     assert json.loads(run("search", index, QUERY, "--json", "--max-duration", "1").stdout) == []

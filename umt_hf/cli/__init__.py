@@ -495,9 +495,7 @@ def search(
     query: Annotated[str, typer.Argument(help="What the video shows.")],
     top_k: Annotated[int, typer.Option(help="Videos to find.", min=1)] = 10,
     rerank: Annotated[bool, typer.Option("--rerank", help="Sort the 32 best by the matching head.")] = False,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Compare with all vectors, also of a large index.")
-    ] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare with all vectors, also of a large index.")] = False,
     path: Annotated[
         str | None, typer.Option(help="Search paths of this pattern alone, such as '*/kitchen/*'.")
     ] = None,
@@ -548,7 +546,8 @@ def classify(
     window: Window = None,
     stride: Stride = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Folder for a picture of each video's timeline; needs --window.", file_okay=False)
+        Path | None,
+        typer.Option(help="Folder for a picture of each video's timeline; needs --window.", file_okay=False),
     ] = None,
     convert: Convert = False,
     out: Annotated[

@@ -211,7 +211,9 @@ def load_moments(source: str, **options: Any) -> tuple[list[Any], list[MomentQue
             videos.append(row["video"])
         start, end = row["start_seconds"], row["end_seconds"]
         if not (isinstance(start, int | float) and isinstance(end, int | float) and 0 <= start < end):
-            raise ValueError(f"{source}, row {number}: start_seconds {start!r} and end_seconds {end!r} are not a span.")
+            raise ValueError(
+                f"{source}, row {number}: start_seconds {start!r} and end_seconds {end!r} are not a span."
+            )
         for text in _list_captions(row["caption"], "each", source):
             if text is None:
                 raise ValueError(f"{source}: row {number} has no caption. Fill it in or leave it out.")

@@ -95,7 +95,9 @@ def encode_moments(
                 progress.update()
     found = dict(gather_object(own))
     for row in range(len(videos)):
-        require_finite(model, torch.from_numpy(found[row].vectors), "moments", lambda _, row=row: f"one of {names[row]}")
+        require_finite(
+            model, torch.from_numpy(found[row].vectors), "moments", lambda _, row=row: f"one of {names[row]}"
+        )
     return [found[row] for row in range(len(videos))]
 
 

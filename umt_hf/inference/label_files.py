@@ -18,9 +18,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
+from ..plots import TimelineSpan, plot_timeline
 from ..runs.disk import flush, hold_lock, name_unfinished, put_file, write_text
 from ..runs.folder import collect_versions
-from ..plots import TimelineSpan, plot_timeline
 from .classification import LabelledVideo, LabelOptions, VideoClassifier, build_patient_accelerator, merge_views
 from .features import name_features
 from .held_out import build_bar, evaluation_mode
@@ -377,4 +377,12 @@ def _describe(classifier: VideoClassifier, options: LabelOptions, mixed_precisio
     }
 
 
-__all__ = ["LabelFile", "LabelFileReport", "LabelledMoment", "VideoTimeline", "iterate_timelines", "label_files", "save_timeline"]
+__all__ = [
+    "LabelFile",
+    "LabelFileReport",
+    "LabelledMoment",
+    "VideoTimeline",
+    "iterate_timelines",
+    "label_files",
+    "save_timeline",
+]

@@ -110,7 +110,7 @@ def cut_moment(seconds: np.ndarray, start: float, end: float) -> Moment:
         start: In seconds.
         end: In seconds.
     """
-    first, stop = np.searchsorted(seconds, [start - EPSILON, end - EPSILON], side="left").tolist()
+    first, stop = (int(np.searchsorted(seconds, time - EPSILON, side="left")) for time in (start, end))
     if stop <= first:
         first = min(max(int(np.searchsorted(seconds, start + EPSILON, side="right")) - 1, 0), len(seconds) - 1)
         stop = first + 1
@@ -180,7 +180,8 @@ class MomentReads(Dataset):
         # An open file does not go to another process.
         return self.__dict__ | {"_path": None, "_reader": None, "_moments": []}
 
-    def __getitem__(self, part: MomentPart) -> MomentClips | SkippedVideo:
+    def __getitem__(self, index: MomentPart) -> MomentClips | SkippedVideo:
+        part = index
         try:
             reader = self._open(part.file.path)
             moments = self._moments[part.first : part.stop]

@@ -450,9 +450,7 @@ def build_hit(rows: Sequence[dict[str, Any]]) -> SearchHit:
     moments = [
         FoundMoment(*(rows[place][name] for name in ("start_seconds", "end_seconds", "similarity"))) for place in apart
     ]
-    return replace(
-        hit, start_seconds=best["start_seconds"], end_seconds=best["end_seconds"], moments=tuple(moments)
-    )
+    return replace(hit, start_seconds=best["start_seconds"], end_seconds=best["end_seconds"], moments=tuple(moments))
 
 
 def format_hits(hits: Sequence[SearchHit]) -> str:
@@ -470,7 +468,9 @@ def format_hits(hits: Sequence[SearchHit]) -> str:
         line = f"{rank:4d}  {hit.similarity:10.4f}  " + (f"{matching}  " if is_reranked else "") + seconds + hit.path
         lines.append(line if hit.unread_reason is None else f"{line} (not read again: {hit.unread_reason})")
         empty = " " * 10 if is_reranked else ""
-        lines += [f"{'':4}  {m.similarity:10.4f}  {empty}{_format_seconds(m)}" for m in hit.moments if not _is_best(m, hit)]
+        lines += [
+            f"{'':4}  {m.similarity:10.4f}  {empty}{_format_seconds(m)}" for m in hit.moments if not _is_best(m, hit)
+        ]
     return "\n".join(lines)
 
 

@@ -36,7 +36,8 @@ T = TypeVar("T")
 VECTOR_COLUMN = "vector"
 FACTS = ["path", "size_bytes", "modified_ns", "num_frames", "duration_seconds", "start_seconds", "end_seconds"]
 FORMAT = 2
-FILE_FORMAT = "2.0"  # of LanceDB: its vectors are read without being decoded, three to four times as fast as from 2.1 on
+# Of LanceDB: vectors are read without being decoded, three times as fast as from 2.1 on.
+FILE_FORMAT = "2.0"
 ROWS_PER_COMMIT = 1000
 SECONDS_PER_COMMIT = 30.0
 MAX_FRAGMENTS = 200  # each commit adds one, which every later search and commit reads about
@@ -100,9 +101,10 @@ class SearchFilter:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a number of seconds, 0 or more, got {value}.")
-        if None not in (self.min_duration, self.max_duration) and self.min_duration > self.max_duration:
-            raise ValueError(f"min_duration {self.min_duration} is above max_duration {self.max_duration}.")
-        if None not in (self.after, self.before) and self.after >= self.before:
+        shortest, longest = self.min_duration, self.max_duration
+        if shortest is not None and longest is not None and shortest > longest:
+            raise ValueError(f"min_duration {shortest} is above max_duration {longest}.")
+        if self.after is not None and self.before is not None and self.after >= self.before:
             raise ValueError(f"after ({self.after}) must be earlier than before ({self.before}).")
 
     def to_sql(self) -> str | None:
@@ -297,11 +299,15 @@ class VideoIndex:
         return VectorTable(self)
 
     def find_by_lists(self, vector: np.ndarray, count: int, where: str | None) -> tuple[pa.Table, np.ndarray]:
-        """Rows with the largest inner products among lists of vectors near the query's, best first, and these products."""
+        """Rows with the largest inner products among lists of neighbours, best first, and these products."""
 
         def find() -> pa.Table:
             table = self._open_existing(VIDEOS_TABLE)
-            query = table.search(vector, vector_column_name=VECTOR_COLUMN).distance_type("dot").select([*FACTS, "_distance"])
+            query = (
+                table.search(vector, vector_column_name=VECTOR_COLUMN)
+                .distance_type("dot")
+                .select([*FACTS, "_distance"])
+            )
             if (num_lists := _count_lists(table)) is not None:
                 # A filter may leave a list empty.
                 query = query.nprobes(num_lists if where else max(num_lists // PROBED_SHARE, 1))
@@ -395,7 +401,7 @@ class VideoIndex:
         yield from (query if where is None else query.where(where)).to_batches()
 
     def _find_superseded(self) -> list[str]:
-        """Conditions on rows that a later one replaces: of a video's earlier contents, or of another command's copy."""
+        """Conditions on rows that others replace: of a video's earlier contents, or another command's copy."""
         table = self._retry(lambda: self._open_existing(VIDEOS_TABLE))
         columns = ["path", "size_bytes", "modified_ns", "start_seconds"]
         found = self._retry(lambda: table.search().select(columns).with_row_id(True).to_arrow())

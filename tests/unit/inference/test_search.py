@@ -18,7 +18,7 @@ from umt_hf import (
     UMTVideoTextModel,
     UMTVideoTextProcessor,
 )
-from umt_hf.data.video_files import SkippedVideo, VideoFile, list_videos
+from umt_hf.data.video_files import SkippedVideo, list_videos
 from umt_hf.inference import video_index
 from umt_hf.inference.loading import compute_fingerprint
 from umt_hf.inference.search import VideoSearcher, VideoTextEncoder, embed_videos, format_hits

@@ -73,7 +73,9 @@ def test_lines_and_a_document_are_printed(classifier, videos, complete, tmp_path
     assert [Path(video["path"]).name for video in document["skipped"]] == ["damaged.mp4"]
     printed = runner.invoke(app, build_words(classifier, videos / "00.mp4")).stdout.splitlines()
     assert printed[0].endswith("00.mp4") and printed[1].split()[0] == "0.0-" and len(printed) == 6
-    pictures = [sorted(path.name for path in folder.iterdir()) for folder in (tmp_path / "plots", complete.parent / "plots")]
+    pictures = [
+        sorted(path.name for path in folder.iterdir()) for folder in (tmp_path / "plots", complete.parent / "plots")
+    ]
     assert pictures[0] == pictures[1] and len(pictures[0]) == NUM_VIDEOS and pictures[0][0].startswith("00-")
 
 

@@ -148,7 +148,7 @@ def test_lists_are_made_again_when_an_index_has_grown(tmp_path):
 
 
 def test_commits_are_joined_and_old_versions_go(tmp_path, monkeypatch):
-    monkeypatch.setattr(video_index, "KEPT_VERSIONS", timedelta(microseconds=1))
+    monkeypatch.setattr(video_index, "KEPT_VERSIONS", timedelta(milliseconds=1))
     index = make_index(tmp_path, 64, max_fragments=20)
     for i in range(90):
         index.add(build_rows(f"{i:03d}", vector=np.full(64, i)))
@@ -194,7 +194,7 @@ def test_four_writers_at_once(tmp_path):
             add_one_by_one,
             str(tmp_path / "index"),
             prefix,
-            25,
+            15,
             environment=build_environment(0, 1, 0),
             output=tmp_path / prefix,
         )
@@ -204,8 +204,8 @@ def test_four_writers_at_once(tmp_path):
         assert "first" in find(index, (0, 1), 200)
     wait_for(processes, 0, 100)
     assert [process.exitcode for process in processes] == [0] * 4, [read_output(tmp_path / p) for p in "abcd"]
-    assert index.list_paths() == sorted(["first", *(f"{prefix}{i:04d}" for prefix in "abcd" for i in range(25))])
-    assert index.count_rows() == 101
+    assert index.list_paths() == sorted(["first", *(f"{prefix}{i:04d}" for prefix in "abcd" for i in range(15))])
+    assert index.count_rows() == 61
 
 
 def test_two_commands_may_encode_one_video(tmp_path):
