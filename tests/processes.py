@@ -27,6 +27,8 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.preloaded"])
 # How loader workers start (fork, forkserver, spawn), here and in the ranks; default: the system's own way.
 START_METHOD = "UMT_HF_TEST_START_METHOD"
+# Audit events that come before a file or folder changes or is read.
+FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate")
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,39 @@ def run_and_kill(is_time: Callable[[], bool], function: Callable, *arguments, ti
     assert is_reached and process.exitcode == -signal.SIGKILL, (
         f"it was {'' if is_reached else 'not '}time, and the process ended with {process.exitcode}:\n{stderr[-3000:]}"
     )
+
+
+def run_until(folder: Path, pattern: str, function: Callable, *arguments, timeout: float = 180) -> None:
+    """Call a function in a process that ends itself by SIGKILL once a file or folder is there.
+
+    The check comes before each file that Python opens, renames or deletes, so no moment is too short for it, however
+    busy the machine is.
+
+    Raises:
+        AssertionError: If the process ends before, or not in time.
+    """
+    with tempfile.TemporaryDirectory() as outputs:
+        output, environment = Path(outputs) / "output", build_environment(0, 1, 0)
+        process = start_process(
+            _call_until, folder, pattern, function, arguments, environment=environment, output=output
+        )
+        process.join(timeout)
+        code = process.exitcode
+        process.kill()
+        process.join()
+        stderr = read_output(output).stderr
+    assert code == -signal.SIGKILL, f"{pattern} was not met, and the process ended with {code}:\n{stderr[-3000:]}"
+
+
+def _call_until(folder: Path, pattern: str, function: Callable, arguments: tuple) -> None:
+    own = os.getpid()
+
+    def end_there(event: str, _: tuple) -> None:
+        if event in FILE_EVENTS and os.getpid() == own and next(folder.glob(pattern), None) is not None:
+            os.kill(own, signal.SIGKILL)
+
+    sys.addaudithook(end_there)
+    function(*arguments)
 
 
 def start_process(

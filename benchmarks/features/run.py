@@ -35,10 +35,10 @@ WAYS = (STREAMED, AT_ONCE)
 class Arguments(ReportArguments):
     """Which videos to extract the features of."""
 
-    minutes: list[float] = field(default_factory=lambda: [1, 3, 10], metadata={"help": "Lengths, the shortest first."})
-    fps: float = field(default=4, metadata={"help": "Frames a second that are read of a video's 30."})
+    minutes: list[float] = field(default_factory=lambda: [1, 10], metadata={"help": "Lengths, the shortest first."})
+    fps: float = field(default=2, metadata={"help": "Frames a second that are read of a video's 30."})
     batch_size: int = field(default=8, metadata={"help": "Windows that go through the model at a time."})
-    repeats: int = field(default=3, metadata={"help": "Rounds; each extracts in both ways."})
+    repeats: int = field(default=2, metadata={"help": "Rounds; each extracts in both ways."})
     threads: int = field(default=1, metadata={"help": "Threads of torch."})
 
 

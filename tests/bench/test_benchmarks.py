@@ -13,7 +13,8 @@ from benchmarks.common import TABLE_BEGIN, TABLE_END, PhaseClock, format_spread,
 from benchmarks.stage1_step import run as stage1_step
 from benchmarks.stage1_step.memory import MemoryJob, measure_peak_memory, measure_saved_bytes
 from benchmarks.stage1_step.steps import PHASES, VARIANTS, build_step
-from benchmarks.stage1_step.workload import SIZES, sample_pixel_values
+from benchmarks.stage1_step.workload import SIZES, build_student_config, sample_pixel_values
+from umt_hf import UMTVideoForPreTraining
 
 CPU = torch.device("cpu")
 TINY = SIZES["tiny"]
@@ -499,3 +500,23 @@ def test_readme_has_the_place_for_its_table(question):
     text = (Path(stage1_step.__file__).parents[1] / question / "README.md").read_text()
     assert text.count(TABLE_BEGIN) == text.count(TABLE_END) == 1
     assert f"python -m benchmarks.{question}.run" in text
+
+
+def test_saves_write_a_row_for_the_checkpoint_and_for_its_bytes(tmp_path, monkeypatch):
+    from benchmarks.saves import run as saves
+
+    sizes = ["--sizes", "tiny", "--repeats", "1", "--folder", str(tmp_path)]
+    report = read_report(saves.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "saves")
+    assert [row["what"] for row in report["rows"]] == [saves.SAVE, saves.BYTES]
+    weights = sum(own.numel() for own in build_student().parameters())
+    assert all(16 * weights < row["bytes"] < 17 * weights for row in report["rows"])  # twice the weights, two moments
+    assert report["rows"][1]["relative_to_bytes"]["samples"] == [1] and not list(tmp_path.glob("tmp*"))
+    monkeypatch.setattr(
+        saves, "export_run", lambda accelerator, model, *others: build_student().save_pretrained(others[-1])
+    )
+    with pytest.raises(RuntimeError, match="does not hold the run: "):
+        saves.measure("tiny", tmp_path, 1)
+
+
+def build_student() -> UMTVideoForPreTraining:
+    return UMTVideoForPreTraining(build_student_config(TINY))

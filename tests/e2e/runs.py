@@ -2,11 +2,7 @@
 
 import json
 import os
-import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,7 +14,6 @@ from umt_hf import UMTVideoConfig, UMTVideoForPreTraining, UMTVideoProcessor, UM
 from umt_hf.modeling.configuration_umt_video_text import UMTVideoTextConfig
 from umt_hf.modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
 from umt_hf.processing.processing_umt_video_text import build_tokenizer, clean_caption
-from umt_hf.runs import disk
 from umt_hf.runs.folder import read_metrics
 
 # Whether loaders start workers is seen where workers are not forked.
@@ -156,17 +151,6 @@ def assert_same_weights(one: Path, other: Path, **tolerance) -> None:
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name], **(tolerance or {"atol": 0, "rtol": 0}), msg=name)
-
-
-def run_with_slow_deletion(main: Callable, arguments: list[str]) -> None:
-    """Run a script, for a process that is killed; folders take long to delete, so that the kill can meet that."""
-
-    def remove_slowly(*given, **options) -> None:
-        time.sleep(0.1)
-        shutil.rmtree(*given, **options)
-
-    disk.shutil = SimpleNamespace(**vars(shutil) | {"rmtree": remove_slowly})
-    main(arguments)
 
 
 def name_fine_tuning_data(shapes: Path, student: Path, stage2: Path) -> dict[str, dict[str, Any]]:

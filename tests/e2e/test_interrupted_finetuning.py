@@ -1,9 +1,9 @@
 """Fine-tuning that diverges, is killed, or is resumed otherwise, in all four scripts."""
 
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,11 +19,10 @@ from tests.e2e.runs import (
     assert_complete,
     assert_same_weights,
     name_fine_tuning_data,
-    run_with_slow_deletion,
     save_video_text_model,
     to_flags,
 )
-from tests.processes import START_METHOD, run_and_kill, run_ranks
+from tests.processes import START_METHOD, find_free_port, run_ranks, run_until
 from umt_hf.evaluation import classification as evaluate_classification
 from umt_hf.evaluation import detection as evaluate_detection
 from umt_hf.evaluation import question_answering as evaluate_question_answering
@@ -186,10 +185,6 @@ def test_a_loss_scaler_sees_bad_steps_and_they_are_counted(tmp_path, monkeypatch
 
 
 # -------------------------------------------------------------------------------------------------------- being killed
-def find_any(folder: Path, pattern: str) -> Callable[[], bool]:
-    return lambda: next(folder.glob(pattern), None) is not None
-
-
 MOMENTS = {
     "folder": "checkpoint-2.unfinished/*",
     "weights": "checkpoint-2.unfinished/*/model.safetensors",
@@ -213,7 +208,7 @@ def test_a_kill_during_a_save_never_bricks_auto(flags, tmp_path, tmp_path_factor
         classification.main(flags("classification", **changes, output_dir=uninterrupted["run"]))
     run = tmp_path / "run"
     arguments = flags("classification", **changes)
-    run_and_kill(find_any(run, MOMENTS[moment]), run_with_slow_deletion, classification.main, arguments)
+    run_until(run, MOMENTS[moment], classification.main, arguments)
     for checkpoint in list_checkpoints(run, STATE):
         assert {"model.safetensors", "optimizer.pt", "averaged_weights.pt", "run.yaml"} <= {
             path.name for path in checkpoint.iterdir()
@@ -370,8 +365,11 @@ def test_workers_that_are_not_forked(flags, shapes, colors, forkserver, tmp_path
         assert EVALUATIONS[script].main(to_flags(**options, output_dir=tmp_path / "report"))
 
 
-def run_one_after_the_other(commands: list[list[str]]) -> None:
-    for main, arguments in zip((stage1.main, stage2_script.main, retrieval.main), commands, strict=True):
+def run_one_after_the_other(commands: list[list[str]], ports: list[int]) -> None:
+    """Each run meets at a port of its own: at one port, a process may still find the store of the run before."""
+    scripts = (stage1.main, stage2_script.main, retrieval.main)
+    for main, arguments, port in zip(scripts, commands, ports, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
         main(arguments)
         AcceleratorState._reset_state(reset_partial_state=True)  # a stage ends with its process group
 
@@ -388,7 +386,8 @@ def test_two_processes_with_workers_that_are_not_forked(flags, shapes, teacher, 
         to_flags(**stage2_fields, output_dir=tmp_path / "stage2"),
         flags("retrieval", max_steps=2, dataloader_num_workers=1, output_dir=tmp_path / "retrieval"),
     ]
-    run_ranks(run_one_after_the_other, commands, environment={START_METHOD: "forkserver"})
+    ports = [find_free_port() for _ in commands]
+    run_ranks(run_one_after_the_other, commands, ports, environment={START_METHOD: "forkserver"})
     assert all((tmp_path / name / "config.json").is_file() for name in ("stage1", "stage2", "retrieval"))
 
 

@@ -10,8 +10,8 @@ from datasets import Dataset, Features, Value
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoVideoProcessor
 
-from tests.e2e.runs import assert_complete, assert_same_weights, read_losses, run_with_slow_deletion
-from tests.processes import run_and_kill, run_ranks
+from tests.e2e.runs import assert_complete, assert_same_weights, read_losses
+from tests.processes import run_and_kill, run_ranks, run_until
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.processing.decoding import open_video
 from umt_hf.processing.video_processing_umt_video import UMTVideoProcessor
@@ -152,9 +152,7 @@ def test_kills_during_saves_and_deletions(flags, tmp_path, moment):
     """What is left beside complete checkpoints is gone after the next start."""
     run, common = tmp_path / "run", {"max_steps": 12, "save_steps": 1, "save_total_limit": 1}
     stage1.main(flags(output_dir=tmp_path / "whole", **common))
-    run_and_kill(
-        lambda: next(run.glob(moment), None) is not None, run_with_slow_deletion, stage1.main, flags(**common)
-    )
+    run_until(run, moment, stage1.main, flags(**common))
     for checkpoint in list_checkpoints(run):
         UMTVideoForPreTraining.from_pretrained(checkpoint)
     stage1.main(flags(**common, resume_from_checkpoint="auto"))

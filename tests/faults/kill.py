@@ -21,13 +21,12 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
 from tests.e2e.mistakes import run_script
-from tests.processes import START_METHOD, build_environment, find_free_port, read_output, start_process
+from tests.processes import FILE_EVENTS, START_METHOD, build_environment, find_free_port, read_output, start_process
 from umt_hf.runs.folder import FINAL_FOLDER
 
 # Inside a checkpoint's write, just after it got its name, while an old one is deleted, while the final model is
 # written, and at any time.
 MOMENTS = ("write", "rename", "deletion", "export", "random")
-FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate")
 SAVED = r"(checkpoint-\d+|[\w-]+\.tar)"
 WRITTEN = re.compile(rf"{SAVED}\.unfinished")
 NAMED = re.compile(rf"(.*/)?{SAVED}")
