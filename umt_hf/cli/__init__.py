@@ -565,11 +565,11 @@ def classify(
     from ..inference.classification import LabelOptions, LabelReport, VideoClassifier
     from ..inference.label_files import label_files
     from .results import ResultPrinter, announce, report_interruption
-    from .timelines import iterate_labels, plan_windows
+    from .timelines import iterate_labels, plan_timelines
 
     printer = ResultPrinter(as_json, None if out is None else str(out))
     with report_interruption(printer.describe), report_mistakes():
-        windows, draw = plan_windows(window, stride, plot)
+        windows, draw = plan_timelines(window, stride, plot)
         convert_model(model, convert)
         options = LabelOptions(top_k, num_clips, num_crops, batch_size, num_workers)
         classifier, sources = VideoClassifier(model), read_sources(videos)

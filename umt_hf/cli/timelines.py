@@ -8,13 +8,13 @@ from accelerate import PartialState
 from ..data.video_files import SkippedVideo
 from ..inference.classification import LabelledVideo, LabelOptions, VideoClassifier
 from ..inference.label_files import VideoTimeline, iterate_timelines, save_timeline
-from ..inference.moments import WindowSettings, resolve_windows
+from ..inference.moments import WindowSettings, resolve_moments
 from .results import announce
 
 Draw = Callable[[VideoTimeline], object]
 
 
-def plan_windows(
+def plan_timelines(
     window: float | None, stride: float | None, plot: Path | None
 ) -> tuple[WindowSettings | None, Draw | None]:
     """Settings of moments, if there are any, and what draws a video's timeline, if that is wanted.
@@ -22,7 +22,7 @@ def plan_windows(
     Raises:
         ValueError: If there is a stride or a folder of pictures without a window.
     """
-    windows = resolve_windows(window, stride)
+    windows = resolve_moments(window, stride)
     if plot is None:
         return windows, None
     if windows is None:

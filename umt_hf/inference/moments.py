@@ -54,7 +54,7 @@ class WindowSettings:
             )
 
 
-def resolve_windows(window: float | None, stride: float | None) -> WindowSettings | None:
+def resolve_moments(window: float | None, stride: float | None) -> WindowSettings | None:
     """Settings of windows; `None` where complete videos are wanted.
 
     Args:

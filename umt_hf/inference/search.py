@@ -52,7 +52,7 @@ from .moments import (
     choose_apart,
     read_files_moments,
     read_moments,
-    resolve_windows,
+    resolve_moments,
 )
 from .starts import require_start
 from .video_index import ROWS_PER_COMMIT, VECTOR_COLUMN, RowWriter, SearchFilter, VideoIndex, require_lancedb
@@ -278,7 +278,7 @@ def embed_videos(
         4 encoded, 0 unchanged, 0 skipped; 4 in the index
     """
     require_lancedb()
-    windows = resolve_windows(window, stride)
+    windows = resolve_moments(window, stride)
     for name, count in {"num_frames": num_frames, "batch_size": batch_size, "shard_size": shard_size}.items():
         require_count(name, count)
     # One process may get the long videos; the others wait.

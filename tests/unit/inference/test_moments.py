@@ -21,7 +21,7 @@ from umt_hf.inference.moments import (
     cut_moment,
     plan_moments,
     read_moments,
-    resolve_windows,
+    resolve_moments,
     save_strips,
 )
 from umt_hf.inference.search import VideoSearcher, VideoTextEncoder, embed_videos
@@ -95,12 +95,12 @@ def test_every_frame_is_in_a_window(num_frames, fps, window, share):
 )
 def test_windows_that_make_no_sense(window, stride, message):
     with pytest.raises(ValueError, match=message):
-        resolve_windows(window, stride)
+        resolve_moments(window, stride)
 
 
 def test_windows_of_no_overlap_are_the_default():
-    assert resolve_windows(None, None) is None
-    assert resolve_windows(4, None) == WindowSettings(4.0, 4.0)
+    assert resolve_moments(None, None) is None
+    assert resolve_moments(4, None) == WindowSettings(4.0, 4.0)
 
 
 def test_times_between_frames_show_the_frame_that_is_on_the_screen():
