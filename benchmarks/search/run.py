@@ -246,10 +246,10 @@ def load_kind(folder: Path, kind: str) -> Search:
     """Search by another index of LanceDB, with as many probes as umt_hf takes."""
     import lancedb
 
-    from umt_hf.inference.video_index import PROBED_SHARE
+    from umt_hf.inference.video_index import MIN_PROBES, PROBED_SHARE
 
     table = lancedb.connect(folder / kind).open_table("videos")
-    probes = max(round(table.count_rows() ** 0.5) // PROBED_SHARE, 1)
+    probes = max(round(table.count_rows() ** 0.5) // PROBED_SHARE, MIN_PROBES)
 
     def search(query: np.ndarray) -> list[str]:
         found = table.search(query).distance_type("dot").nprobes(probes).select(["path"]).limit(TOP_K)

@@ -42,7 +42,8 @@ ROWS_PER_COMMIT = 1000
 SECONDS_PER_COMMIT = 30.0
 MAX_FRAGMENTS = 200  # each commit adds one, which every later search and commit reads about
 FLAT_ROWS = 100_000  # up to which a search compares the query with all vectors
-PROBED_SHARE = 16  # of the lists of vectors, one in so many is searched
+PROBED_SHARE = 32  # of the lists of neighbours, one in so many is searched
+MIN_PROBES = 16
 KEPT_VERSIONS = timedelta(seconds=1)  # those who are in the middle of something finish it, or begin again
 ATTEMPTS = 12
 VIDEOS_TABLE, SKIPPED_TABLE = "videos", "skipped"
@@ -310,7 +311,7 @@ class VideoIndex:
             )
             if (num_lists := _count_lists(table)) is not None:
                 # A filter may leave a list empty.
-                query = query.nprobes(num_lists if where else max(num_lists // PROBED_SHARE, 1))
+                query = query.nprobes(num_lists if where else max(num_lists // PROBED_SHARE, MIN_PROBES))
             query = query if where is None else query.where(where, prefilter=True)
             return query.limit(count).to_arrow()
 
