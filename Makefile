@@ -46,7 +46,7 @@ test-extras: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet "moto[server]>=5.1"
 	$(BIN)/python -m pytest tests/e2e/test_search_storage.py
 
-# Benchmarks at small size, a minute each.
+# Benchmarks at small size and the notebooks from the wheel, up to a minute each.
 test-heavy: $(VENV)/.installed
 	UMT_HF_HEAVY_TESTS=1 $(BIN)/python $(PYTEST) -m heavy
 

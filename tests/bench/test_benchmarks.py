@@ -132,6 +132,7 @@ def test_precisions_of_the_teacher_want_the_demo(tmp_path):
         teacher_precision.main(["--folder", str(tmp_path)])
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_threads_write_a_row_for_each_number(tmp_path):
     from benchmarks.threads import run as threads
@@ -440,7 +441,7 @@ def test_features_write_a_row_for_each_length_and_way(tmp_path, monkeypatch):
     monkeypatch.setattr(
         extraction, "run_in_new_process", lambda _, job, __: extraction.run_job(extraction.ExtractionJob(**job))
     )
-    sizes = ["--minutes", "0.05", "0.1", "--repeats", "1", "--batch_size", "1"]
+    sizes = ["--minutes", "0.05", "0.1", "--fps", "4", "--repeats", "1", "--batch_size", "1"]
     report = read_report(features.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "features")
     assert [(row["minutes"], row["way"], row["num_windows"]) for row in report["rows"]] == [
         (minutes, way, windows) for minutes, windows in ((0.05, 2), (0.1, 3)) for way in features.WAYS
@@ -454,6 +455,7 @@ def test_features_write_a_row_for_each_length_and_way(tmp_path, monkeypatch):
         features.check_agreement(torch.zeros(2, 3).numpy(), torch.full((2, 3), 0.1).numpy())
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_memory_of_features_counts_what_a_video_decoded_at_once_holds(tmp_path):
     from benchmarks.decoding.videos import write_kinetics_like

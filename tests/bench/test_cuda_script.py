@@ -74,6 +74,7 @@ def test_it_needs_neither_datasets_nor_a_video_library(tmp_path):
     assert len(rows) == 6
 
 
+@pytest.mark.heavy
 def test_a_row_that_takes_too_long_or_fails_costs_no_other_row(monkeypatch):
     def sleep() -> dict:
         try:

@@ -160,6 +160,7 @@ def execute(run, name: str, folder: Path, settings: str | None = None) -> tuple[
     return printed, float(seconds)
 
 
+@pytest.mark.heavy
 def test_the_tour_runs_from_the_wheel_on_its_own_videos(run, tmp_path):
     pytest.importorskip("lancedb")
     printed, seconds = execute(run, "tour", tmp_path / "tour")
@@ -180,6 +181,7 @@ def test_fine_tuning_runs_from_the_wheel_on_its_own_videos(run, tmp_path):
     assert seconds < MAX_CPU_SECONDS
 
 
+@pytest.mark.heavy
 def test_notebooks_take_a_folder_and_a_model_of_the_reader(run, tmp_path):
     """One cell is changed, and nothing is rendered or trained beforehand."""
     pytest.importorskip("lancedb")
