@@ -44,6 +44,7 @@ MAX_FRAGMENTS = 200  # each commit adds one, which every later search and commit
 FLAT_ROWS = 100_000  # up to which a search compares the query with all vectors
 PROBED_SHARE = 32  # of the lists of neighbours, one in so many is searched
 MIN_PROBES = 16
+CANDIDATES, MIN_CANDIDATES = 4, 40  # found by cosine for each row wanted, and at least; compared by inner product
 KEPT_VERSIONS = timedelta(seconds=1)  # those who are in the middle of something finish it, or begin again
 ATTEMPTS = 12
 VIDEOS_TABLE, SKIPPED_TABLE = "videos", "skipped"
@@ -302,21 +303,19 @@ class VideoIndex:
     def find_by_lists(self, vector: np.ndarray, count: int, where: str | None) -> tuple[pa.Table, np.ndarray]:
         """Rows with the largest inner products among lists of neighbours, best first, and these products."""
 
-        def find() -> pa.Table:
+        def find() -> list[pa.RecordBatch]:
             table = self._open_existing(VIDEOS_TABLE)
-            query = (
-                table.search(vector, vector_column_name=VECTOR_COLUMN)
-                .distance_type("dot")
-                .select([*FACTS, "_distance"])
-            )
+            query = table.search(vector, vector_column_name=VECTOR_COLUMN).distance_type("cosine")
+            query = query.select([*FACTS, VECTOR_COLUMN, "_distance"])
             if (num_lists := _count_lists(table)) is not None:
                 # A filter may leave a list empty.
                 query = query.nprobes(num_lists if where else max(num_lists // PROBED_SHARE, MIN_PROBES))
             query = query if where is None else query.where(where, prefilter=True)
-            return query.limit(count).to_arrow()
+            return query.limit(max(CANDIDATES * count, MIN_CANDIDATES)).to_arrow().to_batches()
 
-        found = self._retry(find)
-        return found, 1 - found["_distance"].to_numpy()  # what LanceDB calls a distance of inner products
+        # Lists of inner products come out so uneven that a search reads most of the vectors; those of cosines do not.
+        # Vectors are nearly of one length, so that the best by inner product are among the best by cosine.
+        return compare_all(self._retry(find), vector, count)
 
     def find_exactly(self, vector: np.ndarray, count: int, where: str | None) -> tuple[pa.Table, np.ndarray]:
         """The same among all vectors, read a part at a time."""
@@ -470,7 +469,7 @@ class VideoIndex:
             if _count_unlisted(table) > self.flat_rows // 10:
                 self._optimize()
             return
-        config = IvfFlat(distance_type="dot", num_partitions=wanted)
+        config = IvfFlat(distance_type="cosine", num_partitions=wanted)
         self._retry(
             lambda: self._open_existing(VIDEOS_TABLE).create_index(
                 VECTOR_COLUMN, config=config, name=f"{_LISTS_PREFIX}{wanted}", replace=True
