@@ -7,13 +7,13 @@ import pytest
 pytest.importorskip("gradio")
 pytest.importorskip("selenium.webdriver")
 
-from selenium.webdriver.common.keys import Keys  # noqa: E402 (skipped where it is missing)
+from selenium.webdriver.common.keys import Keys
 
-from tests.demo.browser import DESK, Page, open_browser  # noqa: E402
-from umt_hf.demo import app  # noqa: E402
-from umt_hf.demo.models import FolderSearcher  # noqa: E402
-from umt_hf.demo.settings import DemoSettings  # noqa: E402
-from umt_hf.inference.search import embed_videos  # noqa: E402
+from tests.demo.browser import DESK, Page, open_browser
+from umt_hf.demo import app
+from umt_hf.demo.models import FolderSearcher
+from umt_hf.demo.settings import DemoSettings
+from umt_hf.inference.search import embed_videos
 
 QUERY = "a red circle moving left"
 
