@@ -44,7 +44,7 @@ MAX_FRAGMENTS = 200  # each commit adds one, which every later search and commit
 FLAT_ROWS = 100_000  # up to which a search compares the query with all vectors
 PROBED_SHARE = 32  # of the lists of neighbours, one in so many is searched
 MIN_PROBES = 16
-CANDIDATES, MIN_CANDIDATES = 4, 40  # found by cosine for each row wanted, and at least; compared by inner product
+CANDIDATES, MIN_CANDIDATES = 4, 400  # found by cosine for each row wanted, and at least; then compared exactly
 KEPT_VERSIONS = timedelta(seconds=1)  # those who are in the middle of something finish it, or begin again
 ATTEMPTS = 12
 VIDEOS_TABLE, SKIPPED_TABLE = "videos", "skipped"
