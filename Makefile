@@ -45,6 +45,9 @@ test-extras: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/unit/inference/test_export.py tests/bench/test_benchmarks.py -k export
 	$(BIN)/python -m pytest tests/e2e/test_docs.py -k deployment
 	$(BIN)/python -m pytest tests/unit/test_docstring_examples.py -k export
+	# Not in an extra: boto3, which comes with it, lowers python-dateutil.
+	$(BIN)/python -m pip install --quiet "moto[server]>=5.1"
+	$(BIN)/python -m pytest tests/e2e/test_search_storage.py
 
 # Benchmarks at small size and the notebooks from the wheel, up to a minute each.
 test-heavy: $(VENV)/.installed

@@ -3,7 +3,7 @@
     python examples/search_videos.py --model umt-vit-b16-25m --videos my_videos --index index --queries "a dog runs"
 
 The model is a video-text folder: stage 2 or retrieval. Videos that are in the index already are not encoded again; it
-needs the extra `search` (FAISS). The same from the shell: `umt-hf embed`, `umt-hf search`.
+needs the extra `search` (LanceDB). The same from the shell: `umt-hf embed`, `umt-hf search`.
 """
 
 import argparse

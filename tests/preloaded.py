@@ -11,6 +11,7 @@ import transformers
 import umt_hf.cli
 import umt_hf.evaluation.classification
 import umt_hf.evaluation.detection
+import umt_hf.evaluation.moments
 import umt_hf.evaluation.multiple_choice
 import umt_hf.evaluation.question_answering
 import umt_hf.evaluation.retrieval

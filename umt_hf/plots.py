@@ -1,4 +1,4 @@
-"""Pictures of a run: its losses, what teacher and student look at in a clip, and the videos found for a text."""
+"""Pictures of a run: its losses, what teacher and student look at in a clip, videos found for a text, timelines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -300,6 +300,52 @@ def _draw_boxes(
             verticalalignment="top" if is_below else "bottom",
             bbox={"facecolor": color, "alpha": 0.75, "pad": 1.5, "linewidth": 0},
         )
+
+
+@dataclass(frozen=True)
+class TimelineSpan:
+    """A stretch of a video and how likely classes are in it.
+
+    Args:
+        start_seconds: When it begins.
+        end_seconds: When it ends.
+        probabilities: Of the classes that were ranked, by name.
+    """
+
+    start_seconds: float
+    end_seconds: float
+    probabilities: dict[str, float]
+
+
+def plot_timeline(spans: Sequence[TimelineSpan], picture: str | Path, title: str = "", max_classes: int = 8) -> None:
+    """Draw how likely classes are along a video, one line each, best ones first.
+
+    Args:
+        spans: Stretches in the order of time.
+        picture: PNG to write.
+        title: Line above it.
+        max_classes: Lines at most; those that reach the highest probability are drawn.
+    """
+    best: dict[str, float] = {}
+    for span in spans:
+        for name, probability in span.probabilities.items():
+            best[name] = max(best.get(name, 0.0), probability)
+    names = sorted(best, key=lambda name: -best[name])[:max_classes]
+    figure, axes = _build_figure(1, 1, (9, 3.6))
+    axis = axes[0, 0]
+    for number, name in enumerate(names):
+        values = [span.probabilities.get(name, 0.0) for span in spans]
+        # Where windows overlap, the later one counts from its start on.
+        edges = [*(span.start_seconds for span in spans), spans[-1].end_seconds]
+        axis.stairs(values, edges, baseline=None, color=f"C{number}", label=name, linewidth=1.8)
+    axis.set_xlabel("seconds")
+    axis.set_ylabel("probability")
+    axis.set_ylim(0, 1.02)
+    axis.set_xlim(spans[0].start_seconds, max(span.end_seconds for span in spans))
+    axis.grid(alpha=0.3)
+    axis.set_title(title, fontsize=10)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    figure.savefig(picture, dpi=120)
 
 
 def plot_confusion_matrix(matrix: np.ndarray, names: list[str], picture: str | Path) -> None:

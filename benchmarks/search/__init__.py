@@ -1,1 +1,1 @@
-"""How long does a search among 100 000 videos take?"""
+"""How long does a search among a million videos take?"""

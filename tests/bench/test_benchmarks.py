@@ -364,28 +364,71 @@ def test_decoding_compares_readers_on_the_same_pixels(tmp_path):
 
 
 def test_search_writes_a_row_for_each_way(tmp_path):
-    pytest.importorskip("faiss")
+    pytest.importorskip("lancedb")
     from benchmarks.search import run as search
 
-    sizes = ["--num_videos", "30", "40", "--width", "8", "--queries", "2", "--repeats", "2"]
-    report = read_report(search.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "search")
-    assert [(row["num_videos"], row["way"]) for row in report["rows"]] == [
-        (size, way) for size in (30, 40) for way in (search.UMT, search.TORCH, search.NUMPY)
+    rng = np.random.default_rng(0)
+    stored = {"vectors": search.draw_unit_vectors(rng, 300, 16), "queries": search.draw_unit_vectors(rng, 2, 16)}
+    np.savez(tmp_path / "model.npz", **stored)
+    sizes = ["--num_videos", "30", "600", "--width", "8", "--queries", "2", "--repeats", "2", "--num_appended", "5"]
+    flags = [*sizes, "--flat_rows", "500", "--kinds", "ivf_sq", "--vectors", str(tmp_path / "model.npz")]
+    report = read_report(search.main([*flags, "--output_dir", str(tmp_path), "--name", "here"]), "search")
+    faiss = [search.FAISS] if search.has_faiss() else []
+    flat = [search.UMT, search.SCAN, search.NUMPY, *faiss, "ivf_sq"]
+    lists = [search.UMT, search.EXACT, search.SCAN, search.NUMPY, *faiss, "ivf_sq"]
+    assert [(row["num_videos"], row["vectors"], row["way"]) for row in report["rows"]] == [
+        (size, vectors, way)
+        for size, ways in ((30, flat), (600, lists))
+        for vectors in ("random", "model")
+        for way in ways
     ]
     for row in report["rows"]:
-        assert (row["build_seconds"] is not None) == (row["way"] == search.UMT)
         assert len(row["search_seconds"]["samples"]) == 2 and row["search_seconds"]["min"] > 0
-        assert row["load_and_search_seconds"]["median"] > row["load_seconds"]["min"] > 0
-    assert report["rows"][1]["search_relative_to_torch"]["samples"] == [1, 1]
+        assert row["first_seconds"]["min"] > 0 and 0.1 <= row["recall"] <= 1 and row["memory_bytes"] is None
+        if row["way"] == search.UMT:
+            assert row["last_append_seconds"]["min"] > 0 and row["disk_relative_after_appends"] > 1
+        if row["way"] == search.NUMPY:
+            assert row["search_relative_to_numpy"]["samples"] == [1, 1]
     assert report["text_encoding_seconds"].keys() == SUMMARY
 
 
 def test_search_compares_the_same_answers():
-    pytest.importorskip("faiss")
+    pytest.importorskip("lancedb")
     from benchmarks.search import run as search
 
+    truth = np.array([[0.1], [0.9], [0.5]], np.float32)
+    found = {search.UMT: lambda _: ["/videos/1.mp4", "/videos/0.mp4"]}
+    assert search.check_answers(found, np.ones((1, 2)), truth) == {search.UMT: pytest.approx(2 / 3)}
     with pytest.raises(RuntimeError, match="not the same search"):
-        search.check_agreement({"other": lambda q: ["a"], search.TORCH: lambda q: ["b"]}, torch.ones(1, 2).numpy())
+        search.check_answers({search.NUMPY: found[search.UMT]}, np.ones((1, 2)), truth)
+
+
+def test_vectors_grow_between_neighbours():
+    from benchmarks.search.vectors import draw_unit_vectors, find_neighbours, grow
+
+    vectors = draw_unit_vectors(np.random.default_rng(0), 200, 8)
+    grown = grow(vectors, 1000)
+    assert grown.dtype == np.float32 and (grown[:200] == vectors).all() and (grown == grow(vectors, 1000)).all()
+    np.testing.assert_allclose(np.linalg.norm(grown, axis=1), 1, atol=1e-5)
+    scores = vectors @ vectors.T - 2 * np.eye(200, dtype=np.float32)
+    assert (scores.argmax(1)[:, None] == find_neighbours(vectors)).any(1).all()
+    nearest = (grown[200:] @ vectors.T).max(1)
+    assert nearest.min() > scores.max(1).min() - 0.1
+    assert len(grow(vectors, 100)) == 100
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_an_index_stays_small_and_quick_over_ten_thousand_appends(tmp_path):
+    """One row a commit: in the end the folder is at most 1.5 times its vectors, and a commit twice the first."""
+    pytest.importorskip("lancedb")
+    from benchmarks.search import run as search
+
+    vectors = search.draw_unit_vectors(np.random.default_rng(0), 100, 512)
+    search.build_index(tmp_path / "index", vectors, {})
+    found = search.measure_growth(tmp_path / "index", vectors, 10_000, {})
+    assert found["disk_relative_after_appends"] <= 1.5
+    assert found["last_append_seconds"]["median"] <= 2 * found["first_append_seconds"]["median"]
 
 
 def test_features_write_a_row_for_each_length_and_way(tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def test_every_row_runs_on_a_cpu(tmp_path, monkeypatch):
 @pytest.mark.heavy
 def test_it_needs_neither_datasets_nor_a_video_library(tmp_path):
     """What the machine with the GPU may lack."""
-    missing = ["datasets", "av", "decord", "evaluate", "faiss", "torchcodec", "torchao", "bitsandbytes"]
+    missing = ["datasets", "av", "decord", "evaluate", "lancedb", "torchcodec", "torchao", "bitsandbytes"]
     only = ["files to batches", "l16, 64 clips: plain", "pairs: stage 2", "fp8"]
     arguments = [*TINY, "--output_dir", str(tmp_path), "--only", *only]
     code = (

@@ -20,7 +20,7 @@ from umt_hf import (
 from umt_hf.demo.settings import DemoSettings
 from umt_hf.moving_shapes.render import write_moving_shapes
 
-pytest.importorskip("faiss")
+pytest.importorskip("lancedb")
 
 LABELS = ("riding a bike", "making tea", "<b>juggling</b>")
 VISION = {

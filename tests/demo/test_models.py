@@ -17,7 +17,8 @@ from umt_hf import UMTVideoForVideoClassification, UMTVideoProcessor, cli
 from umt_hf.demo import space as publishing
 from umt_hf.demo.models import FolderSearcher, TeacherViewer, choose_examples, describe_problem, load_demo_models
 from umt_hf.demo.settings import DemoSettings, name_option
-from umt_hf.processing.decoding import VideoDecodingError
+from umt_hf.inference.search import embed_videos
+from umt_hf.processing.decoding import VideoDecodingError, open_video
 
 FOLDER = Path(publishing.__file__).parent
 
@@ -96,9 +97,22 @@ def test_an_index_is_kept_and_videos_that_are_gone_are_left_out(settings, tmp_pa
     for name in ("00000.mp4", "00001.mp4"):
         (videos / name).write_bytes((Path(settings.videos) / name).read_bytes())
     searcher = FolderSearcher(str(videos), settings.video_text, str(tmp_path / "index"))
-    assert (tmp_path / "index" / "index.json").is_file() and len(searcher.search("a red circle")) == 2
+    assert (tmp_path / "index" / "videos.lance").is_dir() and len(searcher.search("a red circle")) == 2
     (videos / "00000.mp4").unlink()
     assert [Path(hit.path).name for hit in searcher.search("a red circle")] == ["00001.mp4"]
+
+
+def test_an_index_of_moments_says_when(settings, clips, tmp_path):
+    embed_videos([settings.videos], settings.video_text, tmp_path / "index", window=1, stride=0.5)
+    searcher = FolderSearcher(settings.videos, settings.video_text, str(tmp_path / "index"))
+    hits = searcher.search("a red circle moving left", top_k=3)
+    expected = searcher.searcher.search("a red circle moving left", top_k=3)
+    assert [(hit.path, hit.start_seconds) for hit in hits] == [(hit.path, hit.start_seconds) for hit in expected]
+    assert all(hit.start_seconds is not None for hit in hits) and any(hit.start_seconds for hit in hits)
+    for hit in hits:
+        with open_video(hit.path) as reader:
+            middle = reader.get_frames([round((hit.start_seconds + 0.5) * 8)])[0]
+        assert abs(np.asarray(hit.picture).astype(int) - middle).mean() < 1
 
 
 def test_questions_need_words(models, clips):
@@ -164,7 +178,7 @@ def test_without_gradio_the_command_says_what_to_install(monkeypatch):
 def test_the_space_asks_for_what_the_package_needs():
     """A Space has the package as files, so that its dependencies are listed; Gradio comes with the Space."""
     own = [Requirement(line) for line in requires("umt_hf")]
-    base = {str(r) for r in own if r.marker is None} | {str(r).split(";")[0] for r in own if r.name == "faiss-cpu"}
+    base = {str(r) for r in own if r.marker is None} | {str(r).split(";")[0] for r in own if r.name == "lancedb"}
     listed = {str(Requirement(line)) for line in (FOLDER / "requirements.txt").read_text().splitlines()}
     # Not needed by the page: the command line, model cards, a tracker and a second video reader.
     unneeded = ("typer", "rich", "packaging", "jinja2", "tensorboard", "decord2")

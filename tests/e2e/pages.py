@@ -160,6 +160,7 @@ CUTS = {
     "umt_hf.evaluation.classification": "--dataloader_num_workers 0",
     "umt_hf.evaluation.retrieval": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
     "umt_hf.evaluation.question_answering": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
+    "umt_hf.evaluation.moments": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
     "umt_hf.evaluation.multiple_choice": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
     "umt-hf embed": "--num-workers 0",
     "umt-hf data": "--num-train-clips 40 --num-validation-clips 2 --num-test-clips 2",

@@ -32,7 +32,7 @@ from tests.e2e.pages import (
 from umt_hf.runs.config import list_recipes
 from umt_hf.runs.scripts import GROUP_TITLES, SCRIPTS
 
-pytest.importorskip("faiss")
+pytest.importorskip("lancedb")
 
 # What the Python of a page prints, block by block.
 PRINTED = {

@@ -194,7 +194,7 @@ def test_lora_saves_an_adapter_that_loads_again(stage1, videos, tmp_path, monkey
 
 @pytest.mark.parametrize("rerank", [False, True])
 def test_search_videos_finds_the_right_ones(video_text, videos, tmp_path, monkeypatch, capsys, rerank):
-    pytest.importorskip("faiss")
+    pytest.importorskip("lancedb")
     folder = videos / "validation"
     queries = [f"a video of {name}" for name in CLASSES]
     flags = {"videos": folder, "index": tmp_path / "index", "queries": queries, "top_k": 2}

@@ -22,7 +22,7 @@ PRETRAINING = ("training.stage1", "training.stage2")
 FINETUNING = tuple(f"finetuning.{task}" for task in ("classification", "detection", "retrieval", "question_answering"))
 EVALUATION = tuple(
     f"evaluation.{task}"
-    for task in ("classification", "detection", "retrieval", "multiple_choice", "question_answering")
+    for task in ("classification", "detection", "retrieval", "moments", "multiple_choice", "question_answering")
 )
 SCRIPTS = (*PRETRAINING, *FINETUNING, *EVALUATION)
 
@@ -63,6 +63,9 @@ def write_files(folder: Path, shapes: Path, student: Path) -> dict[str, Path]:
         "weights.pth": "x",
         "classes.json": '{"red": ["a"]}',
         "empty.json": "[]",
+        "moments.json": json.dumps(
+            [{"video": f"{shapes}/{video}", "caption": "a", "start_seconds": 0, "end_seconds": 1}]
+        ),
         "choices.json": json.dumps([{"video": f"{shapes}/{video}", "caption": ["a", "b"], "answer": 0}]),
     }
     for name, text in files.items():
@@ -175,6 +178,7 @@ DATA = {
     "finetuning.retrieval": TEXTS,
     "finetuning.question_answering": TEXTS.replace("captions", "questions"),
     **dict.fromkeys(EVALUATION, "--data {S}/train_captions.json"),
+    "evaluation.moments": "--data {F}/moments.json",
     "evaluation.multiple_choice": "--data {F}/choices.json",
     "evaluation.question_answering": "--data {S}/train_questions.json",
 }

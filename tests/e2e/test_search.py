@@ -1,14 +1,12 @@
 """`umt-hf embed` and `umt-hf search` as a user runs them."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import load_from_disk
 from typer.testing import CliRunner
 
 from tests.processes import run_and_kill, run_ranks
@@ -17,7 +15,7 @@ from umt_hf import cli
 from umt_hf.inference.search import embed_videos
 from umt_hf.inference.video_index import VideoIndex
 
-pytest.importorskip("faiss")
+pytest.importorskip("lancedb")
 
 runner = CliRunner()
 
@@ -53,8 +51,10 @@ def embed(*arguments, **options) -> dict:
 
 
 def read_vectors(index: Path) -> dict[str, list[float]]:
-    table = load_from_disk(index / "table")
-    return dict(zip(table["path"][:], table["vector"][:], strict=True))
+    rows = [row for batch in VideoIndex(index).read(["path", "start_seconds", "vector"]) for row in batch.to_pylist()]
+    rows.sort(key=lambda row: (row["path"], row["start_seconds"] or 0))
+    moments = any(row["start_seconds"] is not None for row in rows)
+    return {f"{row['path']} {row['start_seconds']}" if moments else row["path"]: row["vector"] for row in rows}
 
 
 def test_append_encodes_what_is_new_or_changed(model, videos, tmp_path):
@@ -74,9 +74,8 @@ def test_append_encodes_what_is_new_or_changed(model, videos, tmp_path):
     after = read_vectors(index)
     assert after[str(changed)] != new[str(changed)]
     np.testing.assert_allclose(after[str(changed)], new[str(other)], atol=1e-6)
-    assert VideoIndex(index).load().search("vector", np.array(after[str(changed)], np.float32), k=2).scores[
-        1
-    ] == pytest.approx(np.square(after[str(changed)]).sum(), rel=1e-5)
+    hits = VideoIndex(index).load().find_nearest(np.array(after[str(changed)], np.float32), 2)
+    assert hits[1]["similarity"] == pytest.approx(np.square(after[str(changed)]).sum(), rel=1e-5)
 
 
 def test_bad_videos_are_listed_and_their_rows_go(model, videos, tmp_path):
@@ -87,14 +86,14 @@ def test_bad_videos_are_listed_and_their_rows_go(model, videos, tmp_path):
     empty.touch()
     result = run("embed", videos, tmp_path / "gone.mp4", *flags, "--num-workers", "0")
     assert "0 encoded, 7 unchanged, 3 skipped; 7 in the index" in result.output
-    skipped = json.loads((tmp_path / "index" / "skipped.json").read_text())
-    assert [entry["path"] for entry in skipped] == [str(tmp_path / "gone.mp4"), str(broken), str(empty)]
+    skipped = VideoIndex(tmp_path / "index").read_skipped()
+    assert [entry.path for entry in skipped] == [str(tmp_path / "gone.mp4"), str(broken), str(empty)]
     for entry in skipped:
-        assert len(entry["reason"]) > 10 and f"skipped {entry['path']}: {entry['reason']}" in result.output
+        assert len(entry.reason) > 10 and f"skipped {entry.path}: {entry.reason}" in result.output
     assert str(broken) not in read_vectors(tmp_path / "index")
     shutil.copy(sorted(videos.glob("*.mp4"))[1], broken)
     assert embed(broken, *flags)["num_in_index"] == 8
-    assert len(json.loads((tmp_path / "index" / "skipped.json").read_text())) == 2
+    assert len(VideoIndex(tmp_path / "index").read_skipped()) == 2
 
 
 def test_exit_code_says_whether_any_video_could_be_read(model, tmp_path):
@@ -139,7 +138,7 @@ def test_another_model_is_refused(model, videos, tmp_path):
     assert len(read_vectors(index)) == 2
     moved = shutil.copytree(model, tmp_path / "moved")
     assert embed(videos, "--model", moved, "--out", index)["num_in_index"] == 8
-    assert "no index" in clean(run("search", videos, QUERY, exit_code=2).output)
+    assert "is not an index" in clean(run("search", videos, QUERY, exit_code=2).output)
     assert "not empty" in clean(run("embed", videos, "--model", model, "--out", videos, exit_code=2).output)
 
 
@@ -148,26 +147,21 @@ def clean(output: str) -> str:
     return re.sub(r"[\s│]+", " ", output)
 
 
-def test_killed_run_goes_on_from_its_last_shard(model, videos, tmp_path):
-    """SIGKILL once a shard is there; the processor reads slowly enough for that."""
+@pytest.mark.parametrize("windows", [[], ["--window", "2", "--stride", "1"]])
+def test_killed_run_goes_on_from_its_last_commit(model, videos, tmp_path, windows):
+    """SIGKILL once a few are there; the processor reads slowly enough for that."""
     index = tmp_path / "index"
-    flags = ["--model", str(model), "--out", str(index), "--shard-size", "1", "--batch-size", "1"]
-    for copy in range(30):  # seconds of work
+    flags = ["--model", str(model), "--out", str(index), "--shard-size", "1", "--batch-size", "1", *windows]
+    for copy in range(15):  # seconds of work
         shutil.copytree(videos / "more", videos / f"copy{copy}")
     command = ["embed", str(videos), *flags, "--num-workers", "0"]
-    run_and_kill(lambda: len(list_shards(index)) >= 3, call, command)
-    kept = len(list_shards(index))
-    assert 3 <= kept < 68 and not (index / "table").exists()
+    run_and_kill(lambda: len(list((index / "videos.lance" / "data").glob("*"))) >= 4, call, command)
+    kept = VideoIndex(index).list_paths()
+    assert 3 <= len(kept) < 38
     report = embed(videos, *flags)
-    assert (report["num_unchanged"], report["num_encoded"]) == (kept, 68 - kept)
-    embed(videos, "--model", model, "--out", tmp_path / "whole")
+    assert (report["num_unchanged"], report["num_encoded"]) == (len(kept), 38 - len(kept))
+    embed(videos, "--model", model, "--out", tmp_path / "whole", *windows)
     assert_same_vectors(index, tmp_path / "whole")
-    assert not list_shards(index)
-
-
-def list_shards(index: Path) -> list[str]:
-    folder = index / "shards"
-    return [name for name in os.listdir(folder) if "." not in name] if folder.is_dir() else []
 
 
 def assert_same_vectors(first: Path, second: Path) -> None:
@@ -176,21 +170,66 @@ def assert_same_vectors(first: Path, second: Path) -> None:
     np.testing.assert_allclose(list(ours.values()), list(expected.values()), atol=1e-6)
 
 
-def test_two_processes_equal_one(model, videos, tmp_path):
+@pytest.mark.parametrize("windows", [[], ["--window", "2", "--stride", "1"]])
+def test_two_processes_equal_one(model, videos, tmp_path, windows):
     (videos / "bad.mp4").write_bytes(b"no video")
     (videos / "worse.mp4").write_bytes(b"")
-    one = embed(videos, "--model", model, "--out", tmp_path / "one")
-    command = ["embed", "-", "--num-workers", "0", "--model", str(model)]
+    one = embed(videos, "--model", model, "--out", tmp_path / "one", *windows)
+    command = ["embed", "-", "--num-workers", "0", "--model", str(model), *windows]
     command += ["--out", str(tmp_path / "two"), "--shard-size", "2", "--json"]
     result = run_ranks(call, command, stdin=f"{videos}\n")
     assert json.loads(result.stdout) == one
     assert [len(one["skipped"]), one["num_encoded"]] == [2, 8]
     assert_same_vectors(tmp_path / "one", tmp_path / "two")
-    skipped = [(tmp_path / name / "skipped.json").read_text() for name in ("one", "two")]
-    assert skipped[0] == skipped[1]
+    skipped = [VideoIndex(tmp_path / name).read_skipped() for name in ("one", "two")]
+    assert skipped[0] == skipped[1] and len(skipped[0]) == 2
 
 
 def test_workers_that_are_not_forked(model, videos, forkserver, tmp_path):
     embed_videos([str(videos)], model, tmp_path / "workers", num_workers=1)
     embed_videos([str(videos)], model, tmp_path / "none", num_workers=0)
     assert_same_vectors(tmp_path / "workers", tmp_path / "none")
+
+
+def test_moments_are_found_and_shown(model, videos, tmp_path):
+    """From the command line: times in the table and in JSON, strips of pictures, filters, re-ranking, refusals."""
+    index = tmp_path / "index"
+    report = embed(videos, "--model", model, "--out", index, "--window", "1", "--stride", "0.5")
+    assert (report["num_in_index"], report["num_moments"]) == (8, 8 * 5)
+    hits = json.loads(run("search", index, QUERY, "--json", "--top-k", 3, "--save-frames", tmp_path / "strips").stdout)
+    assert len({hit["path"] for hit in hits}) == 3
+    for hit in hits:
+        best = hit["moments"][0]
+        assert (hit["start_seconds"], hit["end_seconds"]) == (best["start_seconds"], best["end_seconds"])
+        assert 0 <= hit["start_seconds"] <= 2 and hit["end_seconds"] == hit["start_seconds"] + 1
+        ends = sorted((moment["start_seconds"], moment["end_seconds"]) for moment in hit["moments"])
+        assert all(first[1] <= second[0] for first, second in zip(ends, ends[1:], strict=False))  # none overlap
+    strips = sorted((tmp_path / "strips").iterdir())
+    assert [strip.name for strip in strips] == [
+        f"{rank:02d}-{Path(hit['path']).stem}-{hit['start_seconds']:.1f}s.jpg" for rank, hit in enumerate(hits, 1)
+    ]
+    assert all(strip.stat().st_size > 1000 for strip in strips)
+    lines = run("search", index, QUERY, "--top-k", 2).stdout.splitlines()
+    assert "seconds" in lines[0] and f"{hits[0]['start_seconds']:.1f}" in lines[1]
+    reranked = json.loads(run("search", index, QUERY, "--json", "--rerank").stdout)
+    assert sorted(hit["path"] for hit in reranked) == sorted(map(str, videos.rglob("*.mp4")))
+    assert [hit["matching_score"] for hit in reranked] == sorted(hit["matching_score"] for hit in reranked)[::-1]
+    only = json.loads(run("search", index, QUERY, "--json", "--path", "*/more/*", "--exact").stdout)
+    assert {Path(hit["path"]).parent.name for hit in only} == {"more"} and len(only) == 2
+    assert json.loads(run("search", index, QUERY, "--json", "--max-duration", "1").stdout) == []
+    assert json.loads(run("search", index, QUERY, "--json", "--before", "2000-01-01").stdout) == []
+    refused = run("embed", videos, "--model", model, "--out", index, exit_code=2)
+    assert "holds moments of 1 s every 0.5 s and these would be complete videos" in clean(refused.output)
+    assert "leaves parts" in clean(
+        run("embed", videos, "--model", model, "--out", index, "--window", 1, "--stride", 2, exit_code=2).output
+    )
+
+
+def test_an_index_of_an_earlier_version_is_refused(model, videos, tmp_path):
+    (tmp_path / "index" / "table").mkdir(parents=True)
+    (tmp_path / "index" / "index.json").write_text("{}")
+    for command in (
+        ["embed", videos, "--model", model, "--out", tmp_path / "index"],
+        ["search", tmp_path / "index", QUERY],
+    ):
+        assert "with --out naming a new folder" in clean(run(*command, exit_code=2).output)

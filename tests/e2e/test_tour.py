@@ -255,7 +255,7 @@ def test_exit_code_says_whether_the_statements_hold(started, tmp_path, monkeypat
 
 def test_commands_to_try_next_work(demo_folder, tmp_path, monkeypatch, capsys):
     """Those that a tour in the folder where `make demo` puts it prints, run in its order."""
-    pytest.importorskip("faiss")
+    pytest.importorskip("lancedb")
     pytest.importorskip("gradio")
     place = tmp_path / TOUR_FOLDER
     place.parent.mkdir(parents=True)

@@ -162,7 +162,7 @@ def execute(run, name: str, folder: Path, settings: str | None = None) -> tuple[
 
 @pytest.mark.heavy
 def test_the_tour_runs_from_the_wheel_on_its_own_videos(run, tmp_path):
-    pytest.importorskip("faiss")
+    pytest.importorskip("lancedb")
     printed, seconds = execute(run, "tour", tmp_path / "tour")
     text = "".join(printed)
     losses = [float(loss) for loss in re.findall(r"loss (\d\.\d\d)\n", text)]
@@ -184,7 +184,7 @@ def test_fine_tuning_runs_from_the_wheel_on_its_own_videos(run, tmp_path):
 @pytest.mark.heavy
 def test_notebooks_take_a_folder_and_a_model_of_the_reader(run, tmp_path):
     """One cell is changed, and nothing is rendered or trained beforehand."""
-    pytest.importorskip("faiss")
+    pytest.importorskip("lancedb")
     files = write_example_files(tmp_path, image_size=64)
     for path in sorted((files / "videos").glob("*/*.mp4")):
         for copy in range(3):

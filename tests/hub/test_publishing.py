@@ -46,7 +46,7 @@ QUESTION = "A man?"
 PULL = """
 import importlib.abc, importlib.util, json, os, sys
 
-MISSING = ("umt_hf", "decord", "torchcodec", "einops", "datasets", "evaluate", "matplotlib", "typer", "faiss")
+MISSING = ("umt_hf", "decord", "torchcodec", "einops", "datasets", "evaluate", "matplotlib", "typer", "lancedb")
 
 class NotInstalled(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):

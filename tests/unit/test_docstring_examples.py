@@ -21,8 +21,8 @@ BLOCK = re.compile(r"^::: (\S+)\n(?:    options:\n      members: \[(.*?)\])?", r
 MAX_COLUMNS, MAX_LINES = 80, 16
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 NEEDS = {
-    "embed_videos": "faiss",
-    "VideoSearcher": "faiss",
+    "embed_videos": "lancedb",
+    "VideoSearcher": "lancedb",
     "ExportedVideoModel": "onnxruntime",
     "export_model": "onnxruntime",
 }

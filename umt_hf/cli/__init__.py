@@ -7,6 +7,7 @@ import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -69,6 +70,14 @@ DType = Annotated[
 TorchCompile = Annotated[
     bool, typer.Option("--torch-compile", help="Compile the video tower by `torch.compile`; pays for many videos.")
 ]
+
+Window = Annotated[
+    float | None, typer.Option(help="Seconds of a moment; default: every video is taken as one, whatever its length.")
+]
+Stride = Annotated[
+    float | None, typer.Option(help="Seconds from a moment to the next; default: the window, so that none overlap.")
+]
+DATES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 
 
 def complete_zoo(incomplete: str) -> list[str]:
@@ -183,13 +192,16 @@ def render_moving_shapes(
         Literal["mild", "medium", "strong"], typer.Option(help="How strong the corruptions are.")
     ] = "medium",
     num_corrupted_clips: Annotated[int | None, typer.Option(help="Test clips damaged; default: all.")] = None,
+    num_moment_videos: Annotated[
+        int, typer.Option(help="Adds so many videos of three actions each, with their times, as test_moments.", min=0)
+    ] = 0,
 ) -> None:
     """Render real .mp4 files of moving shapes, with labels, captions, questions and boxes.
 
     Example: `umt-hf data moving-shapes shapes --num-train-clips 300`
     """
     from ..moving_shapes.render import write_moving_shapes as write
-    from ..moving_shapes.variants import write_corrupted_test, write_low_data
+    from ..moving_shapes.variants import write_corrupted_test, write_low_data, write_moments
 
     with report_mistakes():
         write(directory, num_train_clips, num_validation_clips, num_test_clips, seed)
@@ -197,6 +209,8 @@ def render_moving_shapes(
             write_low_data(directory, low_data_ratio)
         for name in corruption:
             write_corrupted_test(directory, name, severity, num_corrupted_clips)
+        if num_moment_videos:
+            write_moments(directory, num_moment_videos)
     typer.echo(f"Wrote {directory}")
 
 
@@ -423,15 +437,17 @@ def demo(
 def embed(
     videos: Videos,
     model: Annotated[str, typer.Option(help="Folder or Hub id of a stage-2 or retrieval model.")],
-    out: Annotated[Path, typer.Option(help="Index folder to make or to add to.")],
+    out: Annotated[str, typer.Option(help="Index to make or to add to: a folder, or an address such as s3://...")],
     num_frames: Annotated[
-        int | None, typer.Option(help="Frames read of each video; default: the processor's.", min=1)
+        int | None, typer.Option(help="Frames read of each video or moment; default: the processor's.", min=1)
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Videos encoded at a time.", min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Videos or moments encoded at a time.", min=1)] = 8,
     num_workers: NumWorkers = None,
     shard_size: Annotated[
-        int, typer.Option(help="Videos written at a time; a killed run loses fewer than that.", min=1)
-    ] = 256,
+        int, typer.Option(help="Rows written at a time, or those of half a minute; a killed run loses these.", min=1)
+    ] = 1000,
+    window: Window = None,
+    stride: Stride = None,
     keep_ratio: KeepRatio = None,
     token_selector: TokenSelector = None,
     teacher: ChoosingTeacher = None,
@@ -441,7 +457,7 @@ def embed(
     convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Encode videos into an index for `umt-hf search`.
+    """Encode videos into an index for `umt-hf search`, or moments of them.
 
     Only new and changed videos are encoded.
 
@@ -463,7 +479,9 @@ def embed(
             num_workers,
             shard_size,
             announce,
-            tokens,
+            tokens=tokens,
+            window=window,
+            stride=stride,
             dtype=dtype,
             torch_compile=torch_compile,
             dataloader_timeout_seconds=dataloader_timeout_seconds,
@@ -588,23 +606,42 @@ def features(
 
 @app.command(rich_help_panel=VIDEOS)
 def search(
-    index: Annotated[Path, typer.Argument(help="Index folder that `umt-hf embed` has written.")],
+    index: Annotated[str, typer.Argument(help="Index that `umt-hf embed` has written.")],
     query: Annotated[str, typer.Argument(help="What the video shows.")],
     top_k: Annotated[int, typer.Option(help="Videos to find.", min=1)] = 10,
     rerank: Annotated[bool, typer.Option("--rerank", help="Sort the 32 best by the matching head.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare with all vectors, also of a large index.")] = False,
+    path: Annotated[
+        str | None, typer.Option(help="Search paths of this pattern alone, such as '*/kitchen/*'.")
+    ] = None,
+    min_duration: Annotated[float | None, typer.Option(help="Seconds that a video has at least.")] = None,
+    max_duration: Annotated[float | None, typer.Option(help="Seconds that a video has at most.")] = None,
+    after: Annotated[
+        datetime | None, typer.Option(help="Files that have changed since then, or on that day.", formats=DATES)
+    ] = None,
+    before: Annotated[
+        datetime | None, typer.Option(help="Files that have not changed since then.", formats=DATES)
+    ] = None,
+    save_frames: Annotated[
+        Path | None, typer.Option(help="Folder for a strip of pictures of each result.", file_okay=False)
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The index's model, if it has moved.")] = None,
     convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the videos as JSON.")] = False,
 ) -> None:
-    """Find the videos of an index that fit a text best.
+    """Find the videos of an index that fit a text best, and when in them, if the index has moments.
 
     Example: `umt-hf search index "a dog runs" --rerank`
     """
-    from ..inference.search import VideoSearcher, format_hits
+    from ..inference.moments import save_strips
+    from ..inference.search import SearchFilter, VideoSearcher, format_hits
 
     with report_mistakes():
+        filters = SearchFilter(path, min_duration, max_duration, after, before)
         convert_model(model, convert)
-        hits = VideoSearcher(index, model).search(query, top_k, rerank)
+        hits = VideoSearcher(index, model).search(query, top_k, rerank, exact, filters)
+        if save_frames is not None:
+            save_strips([(hit.path, hit.start_seconds, hit.end_seconds) for hit in hits], save_frames)
     typer.echo(json.dumps([asdict(hit) for hit in hits]) if as_json else format_hits(hits))
 
 
@@ -627,6 +664,12 @@ def classify(
     dtype: DType = None,
     torch_compile: TorchCompile = False,
     dataloader_timeout_seconds: TimeoutSeconds = 600,
+    window: Window = None,
+    stride: Stride = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a picture of each video's timeline; needs --window.", file_okay=False),
+    ] = None,
     convert: Convert = False,
     out: Annotated[
         Path | None,
@@ -634,7 +677,7 @@ def classify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the classes as JSON.")] = False,
 ) -> None:
-    """Print the likeliest classes of videos, or write them to a file, each as it comes.
+    """Print the likeliest classes of videos, or of moments of them, or write them to a file, each as it comes.
 
     Videos that cannot be read are listed with their reasons.
 
@@ -644,9 +687,11 @@ def classify(
     from ..inference.engine import inference_run
     from ..inference.label_files import label_files
     from .results import ResultPrinter, announce, announce_once, report_interruption
+    from .timelines import iterate_labels, plan_timelines
 
     printer = ResultPrinter(as_json, None if out is None else str(out))
     with report_interruption(printer.describe), report_mistakes():
+        windows, draw = plan_timelines(window, stride, plot)
         convert_model(model, convert)
         tokens = build_kept_tokens(keep_ratio, token_selector, teacher)
         options = LabelOptions(
@@ -660,10 +705,10 @@ def classify(
         classifier, sources = load_classifier(model, dtype, torch_compile, tokens), read_sources(videos)
         if out is None:
             with inference_run(announce_once, dataloader_timeout_seconds):
-                printer.print_labels(classifier.iterate_files(sources, options, announce))
+                printer.print_labels(iterate_labels(classifier, sources, options, windows, draw))
             printer.print_end(LabelReport((), tuple(sorted(printer.skipped, key=lambda video: video.path))))
         else:
-            report = label_files(classifier, sources, out, options, announce, printer.count)
+            report = label_files(classifier, sources, out, options, announce, printer.count, windows, draw)
             printer.num_labelled = report.num_classified + report.num_unchanged
             print_report(report, as_json)
     if not printer.num_labelled:
@@ -678,7 +723,7 @@ def stream(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a classifier, or of any UMT model for features.")],
     window: Annotated[int | None, typer.Option(help="Frames seen at a time; default: the model's.", min=1)] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Frames from a window to the next; default: half a window.", min=1)
+        int | None, typer.Option(help="Frames from a window to the next; default: a window.", min=1)
     ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames read per second; default: every frame.")] = None,
     top_k: Annotated[int, typer.Option(help="How many classes per window to print.", min=1)] = 1,

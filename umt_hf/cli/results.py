@@ -40,7 +40,7 @@ def report_interruption(describe: Callable[[], str]) -> Generator[None]:
         raise typer.Exit(130) from None
 
 
-def describe_folder(folder: Path) -> str:
+def describe_folder(folder: Path | str) -> str:
     """What an interrupted command has left that goes on by itself."""
     return f"What is in {folder} is complete; the same command goes on from there."
 

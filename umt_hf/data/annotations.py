@@ -170,6 +170,57 @@ def load_choices(source: str, **options: Any) -> Dataset:
     return table
 
 
+@dataclass(frozen=True)
+class MomentQuery:
+    """A text and when it is right of a video.
+
+    Attributes:
+        video: Number of the video.
+        text: What is looked for.
+        spans: Start and end in seconds of each moment that it is right of.
+    """
+
+    video: int
+    text: str
+    spans: tuple[tuple[float, float], ...]
+
+
+def load_moments(source: str, **options: Any) -> tuple[list[Any], list[MomentQuery]]:
+    """Read videos with texts and the times that each is right of.
+
+    Args:
+        source: Anything that `load_videos` reads, with `caption`, `start_seconds` and `end_seconds` in every row. Rows
+            with the same video and caption are several moments of one query.
+        **options: As for `load_videos`.
+
+    Returns:
+        Each video once (path, or `{"path", "bytes"}`) and the queries, both in order of first appearance.
+
+    Raises:
+        ValueError: If columns are missing, or a moment does not end after it begins.
+    """
+    rows = load_videos(source, needs_labels=False, **options)
+    _require_captions(rows, source)
+    _require_columns(rows, source, ["start_seconds", "end_seconds"])
+    places: dict[str, int] = {}
+    videos: list[Any] = []
+    spans: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    for number, row in enumerate(rows):
+        place = places.setdefault(identify_video(row["video"], number), len(videos))
+        if place == len(videos):
+            videos.append(row["video"])
+        start, end = row["start_seconds"], row["end_seconds"]
+        if not (isinstance(start, int | float) and isinstance(end, int | float) and 0 <= start < end):
+            raise ValueError(
+                f"{source}, row {number}: start_seconds {start!r} and end_seconds {end!r} are not a span."
+            )
+        for text in _list_captions(row["caption"], "each", source):
+            if text is None:
+                raise ValueError(f"{source}: row {number} has no caption. Fill it in or leave it out.")
+            spans.setdefault((place, text), []).append((float(start), float(end)))
+    return videos, [MomentQuery(video, text, tuple(own)) for (video, text), own in spans.items()]
+
+
 def merge_answers(answers: str | list[str] | None) -> tuple[list[str], list[float]]:
     """Distinct answers in order of first appearance, and the share of annotators who gave each."""
     answers = [] if answers is None else [answers] if isinstance(answers, str) else answers

@@ -30,6 +30,7 @@ from umt_hf.demo.looks import TeacherLook
 from umt_hf.demo.models import (
     REMEMBERED_CLIPS,
     DemoModels,
+    FoundClip,
     check_clip,
     choose_examples,
     describe_problem,
@@ -108,7 +109,7 @@ def build_demo(settings: DemoSettings) -> gr.Blocks:
         settings: Models and videos.
 
     Raises:
-        ImportError: If FAISS is missing and a search is asked for.
+        ImportError: If LanceDB is missing and a search is asked for.
         OSError: If there is no such model.
         ValueError: If a model is of another kind, or the folder of videos holds none.
     """
@@ -403,21 +404,22 @@ def _add_search(visit: _Visit) -> list[_Follower]:
     gallery = _build_gallery(None, "found")
     found = gr.State([])
 
-    def search(text: str | None, is_reranked: bool) -> tuple[list[tuple[Image.Image, str]], list[str]]:
+    def search(text: str | None, is_reranked: bool) -> tuple[list[tuple[Image.Image, str]], list]:
         searcher = _require(visit.models.searcher)
         hits = visit.run(lambda: searcher.search(text or "", MAX_HITS, is_reranked))
-        captions = [f"{Path(hit.path).name} · {hit.similarity:.2f}" for hit in hits]
+        captions = [f"{Path(hit.path).name}{_format_second(hit)} · {hit.similarity:.2f}" for hit in hits]
         pictures = [hit.picture for hit in hits]
-        return list(zip(pictures, captions, strict=True)), [hit.path for hit in hits]
+        return list(zip(pictures, captions, strict=True)), [[hit.path, hit.start_seconds] for hit in hits]
 
     def search_anew(text: str | None, is_reranked: bool) -> Any:
         return search(text, is_reranked) if (text or "").strip() else (None, [])
 
-    def pick_found(place: int, paths: list[str]) -> Any:
-        if not 0 <= place < len(paths):
+    def pick_found(place: int, found: list) -> Any:
+        if not 0 <= place < len(found):
             return gr.skip()
-        gr.Info(f"{Path(paths[place]).name} is the clip now.", duration=4)
-        return paths[place]
+        path, seconds = found[place]
+        gr.Info(f"{Path(path).name} is the clip now.", duration=4)
+        return path if seconds is None else gr.Video(path, playback_position=seconds)
 
     outputs: list[Component] = [gallery, found]
     gr.on([button.click, query.submit], search, [query, rerank], outputs, concurrency_id="search", api_name="search")
@@ -453,6 +455,14 @@ def _add_ask(visit: _Visit) -> list[_Follower]:
     inputs: list[Component] = [visit.clip, question]
     gr.on([button.click, question.submit], ask, inputs, answer, concurrency_id="ask", api_name="ask")
     return [_Follower("ask", ask_again, inputs, answer, is_ready=lambda: visit.models.answerer is not None)]
+
+
+def _format_second(clip: FoundClip) -> str:
+    """Where a clip that was found begins, as a player shows it; nothing where all of it was found."""
+    if clip.start_seconds is None:
+        return ""
+    minutes, seconds = divmod(int(clip.start_seconds), 60)
+    return f" {minutes}:{seconds:02d}"
 
 
 def format_look(look: TeacherLook) -> str:

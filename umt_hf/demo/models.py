@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +22,10 @@ from ..data.video_files import list_videos
 from ..hub_cards.released_names import resolve_released
 from ..inference.classification import VideoClassifier
 from ..inference.loading import load_complete_model, load_video_processor, place_model
+from ..inference.moments import cut_moment
 from ..inference.question_answering import VideoAnswerer
 from ..inference.search import VideoSearcher, embed_videos
+from ..inference.video_index import VideoIndex
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.masking_umt_video import build_mask
 from ..modeling.modeling_umt_video import UMTVideoForPreTraining
@@ -124,12 +126,14 @@ class FoundClip:
     Args:
         path: Its file.
         similarity: Cosine of video and text.
-        picture: Its middle frame.
+        picture: Its middle frame, or that of its best moment.
+        start_seconds: Where the best moment begins; `None` if the index holds complete videos.
     """
 
     path: str
     similarity: float
     picture: Image.Image
+    start_seconds: float | None = None
 
 
 class FolderSearcher:
@@ -138,10 +142,11 @@ class FolderSearcher:
     Args:
         videos: The folder.
         model: Folder or Hub id of a stage-2 or retrieval model with its processor.
-        index: Folder of the index, which is made or brought up to date; default: a temporary one.
+        index: Folder of the index, which is made or brought up to date; default: a temporary one. With one of moments,
+            a search says when in a video.
 
     Raises:
-        ImportError: If FAISS is not installed.
+        ImportError: If LanceDB is not installed.
         ValueError: If no video can be read, the model is not a dual encoder, or the index was built by another.
     """
 
@@ -151,7 +156,10 @@ class FolderSearcher:
             self._temporary = tempfile.TemporaryDirectory(prefix="umt_hf_index_")
             index = os.path.join(self._temporary.name, "index")
         # Only new and changed videos are encoded, so that a kept index makes the start quick.
-        report = embed_videos([videos], model, index)
+        kept = VideoIndex(index)
+        moments = (kept.read_encoder().get("moments") if kept.exists() else None) or {}
+        windows = {"window": moments.get("window_seconds"), "stride": moments.get("stride_seconds")}
+        report = embed_videos([videos], model, index, **windows)
         self.skipped = report.skipped
         self.num_videos = report.num_in_index
         self.searcher = VideoSearcher(index, model)
@@ -164,7 +172,7 @@ class FolderSearcher:
     @property
     def paths(self) -> list[str]:
         """All videos of the index."""
-        return self.searcher.table["path"][:]
+        return self.searcher.table.list_paths()
 
     def search(self, query: str, top_k: int = 8, rerank: bool = False) -> list[FoundClip]:
         """The videos that fit a text best, best first; those that cannot be read any more are left out.
@@ -173,8 +181,16 @@ class FolderSearcher:
             ValueError: If the query is empty.
         """
         hits = self.searcher.search(query, top_k, rerank)
-        similarity = {hit.path: hit.similarity for hit in hits}
-        return [FoundClip(path, similarity[path], picture) for path, picture in draw_thumbnails(similarity)]
+        found = {hit.path: hit for hit in hits}
+        middles = {
+            hit.path: (hit.start_seconds + hit.end_seconds) / 2
+            for hit in hits
+            if hit.start_seconds is not None and hit.end_seconds is not None
+        }
+        return [
+            FoundClip(path, found[path].similarity, picture, found[path].start_seconds)
+            for path, picture in draw_thumbnails(found, middles)
+        ]
 
 
 @dataclass
@@ -242,7 +258,7 @@ def load_demo_models(settings: DemoSettings) -> DemoModels:
     A released checkpoint that is not on this machine is not loaded, but named in `pending`.
 
     Raises:
-        ImportError: If FAISS is missing and a search is asked for.
+        ImportError: If LanceDB is missing and a search is asked for.
         OSError: If there is no such model.
         ValueError: If a model is of another kind, or the folder of videos holds none.
     """
@@ -292,24 +308,29 @@ def check_clip(video: str) -> None:
         reader.get_frames([0])
 
 
-def draw_thumbnail(video: str) -> Image.Image:
-    """The middle frame of a video, small.
+def draw_thumbnail(video: str, seconds: float | None = None) -> Image.Image:
+    """The middle frame of a video, or that of a time, small.
 
     Raises:
         VideoDecodingError: If the video cannot be read.
     """
     with open_video(video) as reader:
-        picture = Image.fromarray(reader.get_frames([reader.num_frames // 2])[0])
+        place = reader.num_frames // 2
+        if seconds is not None:
+            place = cut_moment(reader.compute_timestamps(), seconds, seconds).first_frame
+        picture = Image.fromarray(reader.get_frames([place])[0])
     picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     return picture
 
 
-def draw_thumbnails(videos: Iterable[str]) -> list[tuple[str, Image.Image]]:
-    """Videos with a picture of each, without those that cannot be read."""
+def draw_thumbnails(
+    videos: Iterable[str], seconds: Mapping[str, float] | None = None
+) -> list[tuple[str, Image.Image]]:
+    """Videos with a picture of each, of a time where one is given, without those that cannot be read."""
     drawn = []
     for video in videos:
         try:
-            drawn.append((video, draw_thumbnail(video)))
+            drawn.append((video, draw_thumbnail(video, (seconds or {}).get(video))))
         except VideoDecodingError as error:
             logger.warning("Not shown: %s", error)
     return drawn

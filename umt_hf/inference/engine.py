@@ -5,7 +5,7 @@ models run without gradients, float32 may use TF32 on a GPU, workers have a time
 """
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -165,10 +165,10 @@ def compile_model(model: nn.Module, backend: str = "inductor") -> None:
 
 def read_ahead(
     dataset: Dataset,
-    batches: Iterable[Sequence[int]] | None,
+    batches: Iterable[Sequence[Any]] | None,
     num_workers: int | None,
     *,
-    videos: Sequence[Any] | None = None,
+    videos: Sequence[Any] | Mapping[Any, Any] | None = None,
     collate_fn: Callable[[list[Any]], Any] = default_collate,
     pin_memory: bool = False,
 ) -> Generator[Any]:
@@ -211,7 +211,7 @@ def read_ahead(
 class _TimedRows(Dataset):
     """Rows of a dataset, each with the seconds that it took."""
 
-    def __init__(self, dataset: Any, videos: Sequence[Any] | None):
+    def __init__(self, dataset: Any, videos: Sequence[Any] | Mapping[Any, Any] | None):
         self.dataset, self.videos = dataset, videos
 
     def __len__(self) -> int:

@@ -1,6 +1,6 @@
 """Classes of any number of videos into a file of JSON lines, which a killed run goes on with.
 
-RESULTS                  a line per video: its path, size and time, and its likeliest classes
+RESULTS                  a line per video: its path, size and time, and its likeliest classes, or those of each moment
 RESULTS.manifest.json    model and settings that made them, and the videos that could not be read
 .RESULTS.lock            held while a command writes
 """
@@ -13,14 +13,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from accelerate.utils import broadcast_object_list
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
+from ..plots import TimelineSpan, plot_timeline
 from ..runs.disk import flush, hold_lock, name_unfinished, put_file, write_text
 from ..runs.folder import collect_versions
-from .classification import LabelledVideo, LabelOptions, VideoClassifier, build_patient_accelerator
-from .engine import inference_run, name_dtype
+from .classification import LabelledVideo, LabelOptions, VideoClassifier, build_patient_accelerator, merge_views
+from .engine import in_model, inference_run, name_dtype
+from .features import name_features
+from .held_out import build_bar, evaluation_mode
 from .loading import PIXEL_SETTINGS, compute_fingerprint
+from .moments import MomentClips, MomentCollector, MomentRows, WindowSettings, read_moments
+from .scored_labels import ScoredLabel, rank_labels
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,32 @@ class LabelFileReport:
         """Write it as lines for people, each skipped video with its reason."""
         line = f"{self.num_classified} classified, {self.num_unchanged} unchanged, {len(self.skipped)} skipped"
         return "\n".join([line, *(f"skipped {video.path}: {video.reason}" for video in self.skipped)])
+
+
+@dataclass(frozen=True)
+class LabelledMoment:
+    """The likeliest classes of a moment of a video, best first."""
+
+    start_seconds: float
+    end_seconds: float
+    labels: tuple[ScoredLabel, ...]
+
+
+@dataclass(frozen=True)
+class VideoTimeline:
+    """What a video shows from moment to moment."""
+
+    path: str
+    moments: tuple[LabelledMoment, ...]
+
+    def format(self) -> str:
+        """Write it as lines for people: a line per moment, its classes side by side."""
+        lines = [
+            f"  {moment.start_seconds:8.1f}-{moment.end_seconds:8.1f}  "
+            + "  ".join(scored.format().strip() for scored in moment.labels)
+            for moment in self.moments
+        ]
+        return "\n".join([self.path, *lines])
 
 
 class LabelFile:
@@ -134,6 +167,8 @@ def label_files(
     options: LabelOptions,
     announce: Callable[[str], object] | None = None,
     count: Callable[[int, int], object] | None = None,
+    windows: WindowSettings | None = None,
+    draw: Callable[[VideoTimeline], object] | None = None,
 ) -> LabelFileReport:
     """Write the likeliest classes of videos to a file as they come; those that are there already are left alone.
 
@@ -147,6 +182,8 @@ def label_files(
         options: Views, batches and answers.
         announce: Gets a line on what was found, in the main process.
         count: Gets, after each video, how many are done and how many there are.
+        windows: Of moments, each of which is classified by itself; default: complete videos.
+        draw: Gets each timeline in the main process.
 
     Returns:
         What was done, the same in all processes.
@@ -159,6 +196,7 @@ def label_files(
     """
     accelerator = build_patient_accelerator()
     results, settings = LabelFile(path), _describe(classifier, options, accelerator.mixed_precision)
+    settings |= dict.fromkeys(("window_seconds", "stride_seconds")) if windows is None else asdict(windows)
     results.check(settings)
     accelerator.wait_for_everyone()  # before the main process writes what the others check
     is_main = accelerator.is_main_process
@@ -171,7 +209,10 @@ def label_files(
             if announce is not None:
                 announce(f"{len(files):,} videos found, {len(wanted):,} of them new or changed.")
         skipped = list(missing)
-        found = classifier.label(files, options, accelerator, wanted)
+        if windows is None:
+            found = classifier.label(files, options, accelerator, wanted)
+        else:
+            found = label_moments(classifier, files, windows, options, accelerator, wanted)
         run = inference_run(announce if is_main else None, options.dataloader_timeout_seconds)
         with run, results.path.open("ab") if is_main else nullcontext() as file, closing(found):
             for done, (row, video) in enumerate(found, start=num_unchanged + 1):
@@ -179,6 +220,8 @@ def label_files(
                     skipped.append(video)
                 elif file is not None:
                     _write_line(file, files[row], video)
+                    if draw is not None and isinstance(video, VideoTimeline):
+                        draw(video)
                 if count is not None:
                     count(done, len(files))
         skipped.sort(key=lambda video: video.path)
@@ -189,15 +232,134 @@ def label_files(
     return LabelFileReport(len(wanted) - (len(skipped) - len(missing)), num_unchanged, tuple(skipped))
 
 
+def iterate_timelines(
+    classifier: VideoClassifier,
+    sources: Iterable[str],
+    windows: WindowSettings,
+    options: LabelOptions,
+    announce: Callable[[str], object],
+) -> Generator[VideoTimeline | SkippedVideo]:
+    """The likeliest classes of each moment of videos, video after video.
+
+    Args:
+        classifier: Of every process.
+        sources: Video files, and folders with videos at any depth. The main process's list counts.
+        windows: Length and distance of the moments.
+        options: Batches and answers; `num_clips` and `num_crops` are not used, as a moment is one view.
+        announce: Gets a line on what was found, in the main process.
+
+    Yields:
+        The sources that do not exist, then each video in order of its path; the same in all processes.
+
+    Raises:
+        ValueError: If a source folder has no videos.
+    """
+    accelerator = build_patient_accelerator()
+    listed = [list_videos(sources) if accelerator.is_main_process else None]
+    files, missing = broadcast_object_list(listed)[0]
+    if accelerator.is_main_process:
+        announce(f"{len(files):,} videos found.")
+    yield from missing
+    for _, video in label_moments(classifier, files, windows, options, accelerator, set(range(len(files)))):
+        yield video
+
+
+def label_moments(
+    classifier: VideoClassifier,
+    files: Sequence[VideoFile],
+    windows: WindowSettings,
+    options: LabelOptions,
+    accelerator: Accelerator,
+    wanted: set[int],
+) -> Generator[tuple[int, VideoTimeline | SkippedVideo]]:
+    """Label the moments of files in their order; each moment is one view.
+
+    Args:
+        classifier: Of every process.
+        files: All of them, the same in every process.
+        windows: Length and distance of the moments.
+        options: Batches and answers.
+        accelerator: Of the run; all processes must call this.
+        wanted: Rows of those to label.
+
+    Yields:
+        Row and result, the same in all processes.
+    """
+    rows = sorted(wanted)
+    rank, count = accelerator.process_index, accelerator.num_processes
+    own = _label_own_moments(classifier, [files[row] for row in rows[rank::count]], windows, options, accelerator)
+    with closing(own), build_bar(len(rows), "video", accelerator, options.show_progress) as progress:
+        for start in range(0, len(rows), count):
+            video = next(own, None)
+            found = [] if video is None else [(rows[start + rank], video)]
+            for row, result in sorted(gather_object(found), key=lambda pair: pair[0]):
+                progress.update()
+                yield row, result
+
+
+def _label_own_moments(
+    classifier: VideoClassifier,
+    files: Sequence[VideoFile],
+    windows: WindowSettings,
+    options: LabelOptions,
+    accelerator: Accelerator,
+) -> Generator[VideoTimeline | SkippedVideo]:
+    """Timelines of this process's videos, one each, in order."""
+    collector = MomentCollector()
+    # Not joined: the last bits of a result depend on the batch, and a resumed run has other neighbours.
+    reads = read_moments(
+        files, classifier.processor, windows, options.batch_size, options.num_workers, is_joined=False
+    )
+    for read in (read for batch in reads for read in batch):
+        if isinstance(read, SkippedVideo):
+            yield from collector.skip(read)
+            continue
+        video = collector.add(read, _score_moments(classifier, read, accelerator))
+        if video is not None:
+            yield _build_timeline(classifier, video, options.top_k)
+
+
+def _score_moments(classifier: VideoClassifier, read: MomentClips, accelerator: Accelerator) -> np.ndarray:
+    """Probabilities `(windows, classes)`."""
+    model = classifier.model
+    with evaluation_mode(model, accelerator), in_model():
+        logits = model(read.pixel_values.to(model.device, model.dtype)).logits.float().cpu()
+    return merge_views(logits, 1, classifier.many_labels).numpy()
+
+
+def _build_timeline(classifier: VideoClassifier, video: MomentRows, top_k: int) -> VideoTimeline | SkippedVideo:
+    if not all(np.isfinite(scores).all() for scores in video.values):
+        return SkippedVideo(video.file.path, "Its scores are not finite; the model cannot classify it.")
+    moments = [
+        LabelledMoment(moment.start_seconds, moment.end_seconds, rank_labels(scores, classifier.labels, top_k))
+        for moment, scores in zip(video.moments, video.values, strict=True)
+    ]
+    return VideoTimeline(video.file.path, tuple(moments))
+
+
+def save_timeline(video: VideoTimeline, folder: str | os.PathLike) -> Path:
+    """Draw a timeline as a picture in a folder, which is made if need be; gives the file, named after the video."""
+    path = name_features(folder, video.path).with_suffix(".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    spans = [
+        TimelineSpan(moment.start_seconds, moment.end_seconds, {one.label: one.probability for one in moment.labels})
+        for moment in video.moments
+    ]
+    plot_timeline(spans, path, Path(video.path).name)
+    return path
+
+
 def _plan(results: LabelFile, sources: Iterable[str]) -> tuple[list[VideoFile], set[int], list[SkippedVideo]]:
     """All files, the rows of those to classify, and sources that do not exist."""
     files, missing = list_videos(sources)
     return files, results.select_new(files), missing
 
 
-def _write_line(file: BinaryIO, source: VideoFile, video: LabelledVideo) -> None:
+def _write_line(file: BinaryIO, source: VideoFile, video: LabelledVideo | VideoTimeline) -> None:
+    content = asdict(video)
+    del content["path"]
     # In one piece, so that a kill cuts off the last line at most.
-    file.write((json.dumps(asdict(source) | {"labels": [asdict(one) for one in video.labels]}) + "\n").encode())
+    file.write((json.dumps(asdict(source) | content) + "\n").encode())
     file.flush()
 
 
@@ -218,4 +380,12 @@ def _describe(classifier: VideoClassifier, options: LabelOptions, mixed_precisio
     }
 
 
-__all__ = ["LabelFile", "LabelFileReport", "label_files"]
+__all__ = [
+    "LabelFile",
+    "LabelFileReport",
+    "LabelledMoment",
+    "VideoTimeline",
+    "iterate_timelines",
+    "label_files",
+    "save_timeline",
+]

@@ -3,6 +3,8 @@
     umt-hf embed videos/ --model outputs/retrieval --out index
     umt-hf search index "a red circle moving left" --rerank
 
+With `--window 4 --stride 2` the index has a row per moment of 4 seconds, and a search says when in a video.
+
 Legend: B videos, T frames, D projection width.
 
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2: contrast finds, the matching head re-ranks.
@@ -10,9 +12,8 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2: contrast finds, t
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
-from datasets import Dataset
 from tqdm import tqdm
 from transformers.video_utils import VideoInput, VideoMetadata
 
@@ -55,12 +55,24 @@ from .loading import (
     require_weights,
     resolve_device,
 )
+from .moments import (
+    MomentClips,
+    MomentCollector,
+    MomentRows,
+    WindowSettings,
+    choose_apart,
+    read_files_moments,
+    read_moments,
+    resolve_moments,
+)
 from .starts import require_start
-from .video_index import VECTOR_COLUMN, VideoIndex, require_faiss
+from .video_index import ROWS_PER_COMMIT, VECTOR_COLUMN, RowWriter, SearchFilter, VideoIndex, require_lancedb
 
 RERANKED_VIDEOS = 32
 RERANK_BATCH_SIZE = 8
 MATCHING_HEAD = ("matching_head.",)
+MOMENTS_PER_VIDEO = 5
+NOT_FINITE = "Its vector is not finite; the model cannot encode it."
 
 
 @dataclass(frozen=True)
@@ -72,20 +84,38 @@ class EmbedReport:
         num_unchanged: Videos that were in the index already.
         num_in_index: Videos in it now.
         skipped: Videos that could not be read in this run.
+        num_moments: Moments of them in it; `None` if its rows are complete videos.
     """
 
     num_encoded: int
     num_unchanged: int
     num_in_index: int
     skipped: tuple[SkippedVideo, ...]
+    num_moments: int | None = None
 
     def format(self) -> str:
         """Write it as lines for people, each skipped video with its reason."""
+        moments = "" if self.num_moments is None else f" ({self.num_moments} moments)"
         lines = [
             f"{self.num_encoded} encoded, {self.num_unchanged} unchanged, {len(self.skipped)} skipped; "
-            f"{self.num_in_index} in the index"
+            f"{self.num_in_index} in the index{moments}"
         ]
         return "\n".join(lines + [f"skipped {video.path}: {video.reason}" for video in self.skipped])
+
+
+@dataclass(frozen=True)
+class FoundMoment:
+    """A part of a video that was found.
+
+    Attributes:
+        start_seconds: From the first frame of the video.
+        end_seconds: Likewise.
+        similarity: Cosine of moment and query.
+    """
+
+    start_seconds: float
+    end_seconds: float
+    similarity: float
 
 
 @dataclass(frozen=True)
@@ -98,6 +128,9 @@ class SearchHit:
         matching_score: Raw logit of the matching head, by which re-ranked hits are sorted; `None` if not re-ranked.
         duration_seconds: Length of the video; `None` where its file does not say.
         unread_reason: Why a video to be re-ranked could not be read again; such hits come last.
+        start_seconds: Start of its best moment; `None` if the index holds complete videos.
+        end_seconds: End of it.
+        moments: The moments of the video that were found, best first, none of which overlap.
     """
 
     path: str
@@ -105,6 +138,9 @@ class SearchHit:
     matching_score: float | None = None
     duration_seconds: float | None = None
     unread_reason: str | None = None
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    moments: tuple[FoundMoment, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -223,28 +259,33 @@ def embed_videos(
     num_frames: int | None = None,
     batch_size: int = 8,
     num_workers: int | None = 0,
-    shard_size: int = 256,
+    shard_size: int = ROWS_PER_COMMIT,
     announce: Callable[[str], object] | None = None,
-    tokens: KeptTokenArguments | None = None,
     *,
+    window: float | None = None,
+    stride: float | None = None,
+    tokens: KeptTokenArguments | None = None,
     dtype: DType | None = None,
     torch_compile: bool = False,
     dataloader_timeout_seconds: int = TIMEOUT_SECONDS,
 ) -> EmbedReport:
-    """Put videos into an index folder, which is made or added to; only new and changed files are encoded.
+    """Put videos into an index, which is made or added to; only new and changed files are encoded.
 
     Every process that `accelerate launch` starts encodes a share; the main one lists the videos and finishes the
-    index. A killed run loses less than a shard of each process, and the next one goes on from there.
+    index. A killed run loses what half a minute gives, and the next one goes on from there. Several commands may add
+    to one index at the same time.
 
     Args:
         sources: Video files, and folders with videos at any depth. The main process's list counts.
         model: Folder or Hub id of a stage-2 or retrieval model with its processor.
-        folder: The index.
-        num_frames: Frames read of each video; default: the processor's.
-        batch_size: Videos encoded at a time, in each process.
+        folder: The index: a folder, or an address in object storage such as `s3://bucket/index`.
+        num_frames: Frames read of each video, or of each moment; default: the processor's.
+        batch_size: Videos or moments encoded at a time, in each process.
         num_workers: Processes that read ahead, for each process.
-        shard_size: Videos that are written at a time.
+        shard_size: Rows that are written at a time; fewer where they take longer than half a minute.
         announce: Gets lines on what was found and where the time went, in the main process.
+        window: Seconds of a moment; default: a row is a complete video.
+        stride: Seconds from the start of a moment to that of the next; default: `window`.
         tokens: Which tokens of a video the encoder sees; default: as the model's configuration says. The index
             records it, and searches in it keep the same.
         dtype: What the model is computed in; default: bfloat16 on a GPU that has it, float32 elsewhere.
@@ -255,10 +296,10 @@ def embed_videos(
         What was done, the same in all processes.
 
     Raises:
-        ImportError: If FAISS is not installed.
+        ImportError: If LanceDB is not installed.
         FileExistsError: If the folder holds something other than an index.
-        BlockingIOError: If another command is writing the index.
-        ValueError: If a source folder has no videos, the model is not a dual encoder, or another one built the index.
+        ValueError: If a source folder has no videos, the model is not a dual encoder, or another one or another
+            version built the index.
 
     Examples:
         >>> from umt_hf import embed_videos
@@ -266,7 +307,8 @@ def embed_videos(
         >>> print(report.format())
         4 encoded, 0 unchanged, 0 skipped; 4 in the index
     """
-    require_faiss()
+    require_lancedb()
+    windows = resolve_moments(window, stride)
     for name, count in {"num_frames": num_frames, "batch_size": batch_size, "shard_size": shard_size}.items():
         require_count(name, count)
     # One process may get the long videos; the others wait.
@@ -274,31 +316,38 @@ def embed_videos(
     chosen = choose_dtype(dtype, accelerator.device, accelerator.mixed_precision)
     encoder = VideoTextEncoder(model, num_frames, accelerator.device, tokens=tokens, dtype=chosen)
     index = VideoIndex(folder)
-    description = encoder.describe() | {"mixed_precision": accelerator.mixed_precision}
+    moments = None if windows is None else asdict(windows)
+    description = encoder.describe() | {"mixed_precision": accelerator.mixed_precision, "moments": moments}
     if torch_compile:
         compile_model(encoder.model)
     # Vectors of two encoders cannot be compared, and nothing in a vector shows whose it is.
     index.check_encoder(description)
     accelerator.wait_for_everyone()  # before the main process writes what the others check
 
-    with index.write(description) if accelerator.is_main_process else nullcontext():
-        plan: list[Any] = [None]
-        if accelerator.is_main_process:
-            files, missing = list_videos(sources)
-            plan = [(index.select_new(files), len(files), missing)]
-            if announce is not None:
-                announce(f"{len(files):,} videos found, {len(plan[0][0]):,} of them new or changed.")
-        new, num_files, missing = broadcast_object_list(plan)[0]
-        share = new[accelerator.process_index :: accelerator.num_processes]
-        batches = encoder.read_batches(share, batch_size, num_workers)
-        run = inference_run(announce if accelerator.is_main_process else None, dataloader_timeout_seconds)
-        with run, tqdm(total=len(share), unit="video", disable=not accelerator.is_main_process) as progress:
-            skipped = _encode_share(encoder, batches, index, shard_size, accelerator, progress)
-        skipped = sorted(missing + gather_object(skipped), key=lambda video: video.path)
-        total = [index.merge(skipped) if accelerator.is_main_process else 0]
-        total = broadcast_object_list(total)
+    plan: list[Any] = [None]
+    if accelerator.is_main_process:
+        files, missing = list_videos(sources)
+        index.create(description)
+        plan = [(index.select_new(files), len(files), missing)]
+        if announce is not None:
+            announce(f"{len(files):,} videos found, {len(plan[0][0]):,} of them new or changed.")
+    new, num_files, missing = broadcast_object_list(plan)[0]
+    share = new[accelerator.process_index :: accelerator.num_processes]
+    run = inference_run(announce if accelerator.is_main_process else None, dataloader_timeout_seconds)
+    with run, tqdm(total=len(share), unit="video", disable=not accelerator.is_main_process) as progress:
+        if windows is None:
+            encoded = _encode_videos(encoder, encoder.read_batches(share, batch_size, num_workers), accelerator)
+        else:
+            encoded = _encode_moments(encoder, share, windows, batch_size, num_workers, accelerator)
+        skipped = _write_share(encoded, RowWriter(index, shard_size), progress)
+    skipped = sorted(missing + gather_object(skipped), key=lambda video: video.path)
+    total: list[Any] = [None]
+    if accelerator.is_main_process:
+        total = [(index.finish(skipped), index.count_rows())]
+    num_videos, num_rows = broadcast_object_list(total)[0]
     num_encoded = len(new) - (len(skipped) - len(missing))
-    return EmbedReport(num_encoded, num_files - len(new), total[0], tuple(skipped))
+    num_moments = None if windows is None else num_rows
+    return EmbedReport(num_encoded, num_files - len(new), num_videos, tuple(skipped), num_moments)
 
 
 class VideoSearcher:
@@ -311,9 +360,9 @@ class VideoSearcher:
         attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
 
     Raises:
-        ImportError: If FAISS is not installed.
+        ImportError: If LanceDB is not installed.
         FileNotFoundError: If the folder is not an index.
-        ValueError: If the index holds no videos, or was built by another model.
+        ValueError: If the index holds no videos, or was built by another model or an earlier version.
 
     Examples:
         >>> from umt_hf import VideoSearcher, embed_videos
@@ -334,6 +383,7 @@ class VideoSearcher:
         index = VideoIndex(folder)
         built = index.read_encoder()
         self.table = index.load()
+        self.has_moments = built.get("moments") is not None
         tokens = read_kept_tokens(built)
         self.encoder = VideoTextEncoder(
             model or built["model"], built["num_frames"], device, attn_implementation, tokens
@@ -342,17 +392,26 @@ class VideoSearcher:
         index.check_encoder({name: value for name, value in self.encoder.describe().items() if name != "dtype"})
 
     @torch.inference_mode()
-    def search(self, query: str, top_k: int = 10, rerank: bool = False) -> list[SearchHit]:
+    def search(
+        self,
+        query: str,
+        top_k: int = 10,
+        rerank: bool = False,
+        exact: bool = False,
+        filters: SearchFilter | None = None,
+    ) -> list[SearchHit]:
         """Find the videos that fit a text best.
 
         Args:
             query: What they show.
             top_k: Videos wanted.
             rerank: Whether the matching head looks at the frames of the 32 most similar videos (of `top_k`, if that is
-                more) and sorts them.
+                more), or of the best moment of each, and sorts them.
+            exact: Whether the query is compared with all vectors of a large index too; see docs/search.md.
+            filters: Which videos are searched; default: all.
 
         Returns:
-            Up to `top_k` videos, best first.
+            Up to `top_k` videos, best first, each with its moments if the index has them.
 
         Raises:
             ValueError: If the query is empty, `top_k` is below 1, or `rerank` is asked of a model without a matching
@@ -363,27 +422,57 @@ class VideoSearcher:
             raise ValueError(f"{self.encoder.name} has no matching head, which re-ranking needs.")
         vector, tokens = self.encoder.encode_text(query)
         # Re-ranking needs more candidates than it returns.
-        rows = find_nearest(self.table, vector.cpu().numpy(), max(top_k, RERANKED_VIDEOS) if rerank else top_k)
-        hits = [SearchHit(row["path"], row["similarity"], duration_seconds=row["duration_seconds"]) for row in rows]
+        count = max(top_k, RERANKED_VIDEOS) if rerank else top_k
+        hits = self._find_videos(vector.cpu().numpy(), count, exact, filters)
         return self._rerank(hits, tokens)[:top_k] if rerank else hits
+
+    def _find_videos(
+        self, vector: np.ndarray, count: int, exact: bool, filters: SearchFilter | None
+    ) -> list[SearchHit]:
+        """The videos with the best rows, each once."""
+        num_rows = count * (2 * MOMENTS_PER_VIDEO if self.has_moments else 1)
+        while True:
+            rows = self.table.find_nearest(vector, num_rows, exact, filters)
+            found: dict[str, list[dict[str, Any]]] = {}
+            for row in rows:
+                found.setdefault(row["path"], []).append(row)
+            # All moments of a video may come before the best one of the next.
+            if len(found) >= count or len(rows) < num_rows:
+                return [build_hit(own) for own in list(found.values())[:count]]
+            num_rows *= 4
 
     def _rerank(self, hits: list[SearchHit], text_tokens: torch.Tensor) -> list[SearchHit]:
         """Sort hits by the matching head's opinion of frames read now."""
         # Frames are read anew, since an index of all tokens would be about a thousand times as large.
-        files = [VideoFile(hit.path, 0, 0) for hit in hits]
         matching: dict[str, float] = {}
         reasons: dict[str, str] = {}
-        for batch in self.encoder.read_batches(files, RERANK_BATCH_SIZE):
+        for batch in self._read_again(hits):
             reasons.update({video.path: video.reason for video in batch.skipped})
             if batch.pixel_values is not None:
                 _, video_tokens = self.encoder.encode_videos(batch.pixel_values)
                 logits = self.encoder.model.match(video_tokens, text_tokens.expand(len(batch.files), -1, -1))[:, 1]
                 matching.update(zip([file.path for file in batch.files], logits.tolist(), strict=True))
         judged = [
-            SearchHit(hit.path, hit.similarity, matching.get(hit.path), hit.duration_seconds, reasons.get(hit.path))
-            for hit in hits
+            replace(hit, matching_score=matching.get(hit.path), unread_reason=reasons.get(hit.path)) for hit in hits
         ]
         return sorted(judged, key=lambda hit: -matching.get(hit.path, -float("inf")))
+
+    def _read_again(self, hits: list[SearchHit]) -> Iterable[VideoBatch]:
+        """Frames of the videos that were found, or of the best moment of each."""
+        files = [VideoFile(hit.path, 0, 0) for hit in hits]
+        if not hits or hits[0].start_seconds is None:
+            yield from self.encoder.read_batches(files, RERANK_BATCH_SIZE)
+            return
+        processor = self.encoder.processor.video_processor
+        for start in range(0, len(hits), RERANK_BATCH_SIZE):
+            part = slice(start, start + RERANK_BATCH_SIZE)
+            times = [(cast("float", hit.start_seconds), cast("float", hit.end_seconds)) for hit in hits[part]]
+            clips, skipped = read_files_moments(
+                [hit.path for hit in hits[part]], times, processor, self.encoder.num_frames
+            )
+            read = [(file, clip) for file, clip in zip(files[part], clips, strict=True) if clip is not None]
+            pixels = torch.stack([clip for _, clip in read]) if read else None
+            yield VideoBatch([file for file, _ in read], [], pixels, skipped)
 
 
 def read_kept_tokens(built: dict[str, Any]) -> KeptTokenArguments:
@@ -392,61 +481,120 @@ def read_kept_tokens(built: dict[str, Any]) -> KeptTokenArguments:
     return KeptTokenArguments(**{name: value for name, value in kept.items() if name != "token_selector_seed"})
 
 
-def find_nearest(table: Dataset, vector: np.ndarray, count: int) -> list[dict[str, Any]]:
-    """Look up the rows with the largest inner products.
+def build_hit(rows: Sequence[dict[str, Any]]) -> SearchHit:
+    """A video from its rows that were found, best first.
 
     Args:
-        table: What `VideoIndex.load` gives.
-        vector: The query's, float32 array `(1, D)`.
-        count: Rows wanted.
-
-    Returns:
-        Rows without their vectors, but with their `similarity`, best first; fewer if the table has fewer.
+        rows: As `VectorTable.find_nearest` gives them, all of one video.
     """
-    scores, rows = table.search(VECTOR_COLUMN, vector, k=min(count, len(table)))
-    found = []
-    for score, row in zip(scores, rows, strict=True):
-        columns = table[int(row)]  # a view without the vectors would copy all of the FAISS index
-        del columns[VECTOR_COLUMN]
-        found.append({**columns, "similarity": float(score)})
-    return found
+    best = rows[0]
+    hit = SearchHit(best["path"], best["similarity"], duration_seconds=best["duration_seconds"])
+    if best["start_seconds"] is None:
+        return hit
+    apart = choose_apart([(row["start_seconds"], row["end_seconds"]) for row in rows])[:MOMENTS_PER_VIDEO]
+    moments = [
+        FoundMoment(*(rows[place][name] for name in ("start_seconds", "end_seconds", "similarity"))) for place in apart
+    ]
+    return replace(hit, start_seconds=best["start_seconds"], end_seconds=best["end_seconds"], moments=tuple(moments))
 
 
 def format_hits(hits: Sequence[SearchHit]) -> str:
-    """Write hits as lines for people: place, similarity, matching score if there is one, path."""
+    """Write hits as lines for people: place, similarity, matching score and seconds if there are any, path.
+
+    Further moments of a video follow it, a line each.
+    """
     is_reranked = any(hit.matching_score is not None or hit.unread_reason is not None for hit in hits)
-    lines = ["rank  similarity  " + ("matching  " if is_reranked else "") + "video"]
+    has_moments = any(hit.moments for hit in hits)
+    header = "rank  similarity  " + ("matching  " if is_reranked else "")
+    lines = [header + ("          seconds  " if has_moments else "") + "video"]
     for rank, hit in enumerate(hits, start=1):
         matching = "       -" if hit.matching_score is None else f"{hit.matching_score:8.3f}"
-        line = f"{rank:4d}  {hit.similarity:10.4f}  " + (f"{matching}  " if is_reranked else "") + hit.path
+        seconds = f"{_format_seconds(hit)}  " if has_moments else ""
+        line = f"{rank:4d}  {hit.similarity:10.4f}  " + (f"{matching}  " if is_reranked else "") + seconds + hit.path
         lines.append(line if hit.unread_reason is None else f"{line} (not read again: {hit.unread_reason})")
+        empty = " " * 10 if is_reranked else ""
+        lines += [
+            f"{'':4}  {m.similarity:10.4f}  {empty}{_format_seconds(m)}" for m in hit.moments if not _is_best(m, hit)
+        ]
     return "\n".join(lines)
 
 
-def _encode_share(
-    encoder: VideoTextEncoder,
-    batches: Iterable[VideoBatch],
-    index: VideoIndex,
-    shard_size: int,
-    accelerator: Accelerator,
-    progress: tqdm,
+def _is_best(moment: FoundMoment, hit: SearchHit) -> bool:
+    return (moment.start_seconds, moment.end_seconds) == (hit.start_seconds, hit.end_seconds)
+
+
+def _format_seconds(moment: SearchHit | FoundMoment) -> str:
+    return f"{moment.start_seconds:8.1f}-{moment.end_seconds:8.1f}"
+
+
+def _write_share(
+    encoded: Iterable[tuple[list[dict[str, Any]], list[SkippedVideo], int]], writer: RowWriter, progress: tqdm
 ) -> list[SkippedVideo]:
-    """Encode this process's videos, write them shard by shard, and give those that have no place in the index."""
-    rows: list[dict[str, Any]] = []
+    """Write this process's rows as they come, and give those videos that have no place in the index."""
     skipped: list[SkippedVideo] = []
+    for rows, unusable, num_videos in encoded:
+        writer.write(rows)
+        skipped += unusable
+        progress.update(num_videos)
+    writer.flush()
+    return skipped
+
+
+def _encode_videos(
+    encoder: VideoTextEncoder, batches: Iterable[VideoBatch], accelerator: Accelerator
+) -> Iterator[tuple[list[dict[str, Any]], list[SkippedVideo], int]]:
+    """Rows of complete videos, videos without one, and how many videos these are, batch by batch."""
     for batch in batches:
         with in_model(), without_gradients(encoder.device, is_standalone=True), accelerator.autocast():
-            added, unusable = _encode_batch(encoder, batch)
-        rows += added
-        skipped += unusable
-        progress.update(len(added) + len(unusable))
-        # Written as soon as a shard is full: a killed run loses less than that.
-        while len(rows) >= shard_size:
-            index.write_shard(rows[:shard_size])
-            rows = rows[shard_size:]
-    if rows:
-        index.write_shard(rows)
-    return skipped
+            rows, skipped = _encode_batch(encoder, batch)
+        yield rows, skipped, len(rows) + len(skipped)
+
+
+def _encode_moments(
+    encoder: VideoTextEncoder,
+    files: Sequence[VideoFile],
+    windows: WindowSettings,
+    batch_size: int,
+    num_workers: int | None,
+    accelerator: Accelerator,
+) -> Iterator[tuple[list[dict[str, Any]], list[SkippedVideo], int]]:
+    """The same of moments: rows of a video come when all of them are there."""
+    collector = MomentCollector()
+    processor = encoder.processor.video_processor
+    for reads in read_moments(files, processor, windows, batch_size, num_workers, encoder.num_frames):
+        skipped = [video for read in reads if isinstance(read, SkippedVideo) for video in collector.skip(read)]
+        num_videos = len(skipped)
+        rows: list[dict[str, Any]] = []
+        clips = [read for read in reads if isinstance(read, MomentClips)]
+        for video in _collect_moments(encoder, clips, collector, accelerator):
+            num_videos += 1
+            if all(np.isfinite(vector).all() for vector in video.values):
+                rows += build_moment_rows(video)
+            else:
+                skipped.append(SkippedVideo(video.file.path, NOT_FINITE))
+        yield rows, skipped, num_videos
+
+
+def _collect_moments(
+    encoder: VideoTextEncoder, clips: Sequence[MomentClips], collector: MomentCollector, accelerator: Accelerator
+) -> list[MomentRows]:
+    """Encode what was read together, and give the videos that are complete with it."""
+    if not clips:
+        return []
+    with in_model(), without_gradients(encoder.device, is_standalone=True), accelerator.autocast():
+        vectors = encoder.encode_videos(torch.cat([read.pixel_values for read in clips]))[0].float().cpu()
+    parts = vectors.split([len(read.moments) for read in clips])
+    done = [collector.add(read, part.numpy()) for read, part in zip(clips, parts, strict=True)]
+    return [video for video in done if video is not None]
+
+
+def build_moment_rows(video: MomentRows) -> list[dict[str, Any]]:
+    """Rows of the index for a video whose moments have been encoded."""
+    facts = {**asdict(video.file), "num_frames": video.num_frames, "duration_seconds": video.duration_seconds}
+    return [
+        {**facts, "start_seconds": moment.start_seconds, "end_seconds": moment.end_seconds, VECTOR_COLUMN: vector}
+        for moment, vector in zip(video.moments, video.values, strict=True)
+    ]
 
 
 def _encode_batch(encoder: VideoTextEncoder, batch: VideoBatch) -> tuple[list[dict[str, Any]], list[SkippedVideo]]:
@@ -458,7 +606,7 @@ def _encode_batch(encoder: VideoTextEncoder, batch: VideoBatch) -> tuple[list[di
     for file, metadata, vector in zip(batch.files, batch.metadata, vectors, strict=True):
         # NaN compares as false with everything, so that no query could find the video.
         if not vector.isfinite().all():
-            skipped.append(SkippedVideo(file.path, "Its vector is not finite; the model cannot encode it."))
+            skipped.append(SkippedVideo(file.path, NOT_FINITE))
             continue
         facts = {"num_frames": metadata.total_num_frames, "duration_seconds": metadata.duration}
         rows.append({**asdict(file), **facts, VECTOR_COLUMN: vector.numpy()})
@@ -493,4 +641,13 @@ def _collate(reads: Sequence[tuple[VideoFile, VideoMetadata, torch.Tensor] | Ski
     return VideoBatch(list(files), list(metadata), torch.stack(clips), skipped)
 
 
-__all__ = ["EmbedReport", "SearchHit", "VideoSearcher", "VideoTextEncoder", "embed_videos", "format_hits"]
+__all__ = [
+    "EmbedReport",
+    "FoundMoment",
+    "SearchFilter",
+    "SearchHit",
+    "VideoSearcher",
+    "VideoTextEncoder",
+    "embed_videos",
+    "format_hits",
+]

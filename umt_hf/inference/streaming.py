@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from ..processing.video_processing_umt_video import UMTVideoProcessor
 from .arguments import require_count
 from .classification import VideoClassifier, merge_views
 from .export import is_export
-from .features import load_encoder, resolve_windows
+from .features import load_encoder
+from .features.windows import WindowSettings, resolve_windows
 from .held_out import require_finite
 from .loading import place_model, resolve_device
 from .scored_labels import ScoredLabel, rank_labels
@@ -66,7 +67,7 @@ def stream_features(
         model: In evaluation mode, as `load_encoder` gives it.
         processor: Prepares the frames; its sampling plays no part.
         window: Frames the model sees at a time; default: its `num_frames`.
-        stride: Frames from one window to the next; default: half a window.
+        stride: Frames from one window to the next; default: a window, so that each frame is seen once.
         fps: Frames per second that are read; default: every frame.
         protocol: Of a URL: "tcp", "udp", "rtsp", "rtmp", "srt", "http" or "https". Without it no network is used.
         wait_seconds: The stream is over when nothing has come from a file or a network for that long.
@@ -86,17 +87,17 @@ def stream_features(
         >>> with open("video.mkv", "rb") as pipe:
         ...     windows = stream_features(pipe, model, processor)
         ...     ends = [end for start, end, feature in windows]
-        >>> len(ends)  # of 24 frames: 8 in a window, the next one 4 on
-        5
+        >>> len(ends)  # of 24 frames, 8 in a window
+        3
     """
 
     def encode(pixel_values: torch.Tensor) -> np.ndarray:
         pooled = model(pixel_values=pixel_values.to(model.device, model.dtype)).pooler_output
         return pooled.float().cpu().numpy()[0]
 
-    window, stride = resolve_windows(model, window, stride, fps)
+    windows = resolve_windows(model, "clip", window, stride, fps)
     stream = VideoStream(source, protocol, wait_seconds)
-    return _answer_windows(stream, encode, processor, window, stride, model.config.tubelet_size, fps)
+    return _answer_windows(stream, encode, processor, windows)
 
 
 def stream_labels(
@@ -147,24 +148,23 @@ def stream_labels(
         return rank_labels(probabilities[0].cpu().numpy(), classifier.labels, top_k)
 
     require_count("top_k", top_k)
-    window, stride = resolve_windows(model, window, stride, fps)
+    windows = resolve_windows(model, "clip", window, stride, fps)
     stream = VideoStream(source, protocol, wait_seconds)
-    return _answer_windows(stream, classify, classifier.processor, window, stride, model.config.tubelet_size, fps)
+    return _answer_windows(stream, classify, classifier.processor, windows)
 
 
 def _answer_windows(
     stream: VideoStream,
     answer: Callable[[torch.Tensor], ResultT],
     processor: UMTVideoProcessor,
-    window: int,
-    stride: int,
-    tubelet: int,
-    fps: float | None,
+    windows: WindowSettings,
 ) -> Generator[tuple[float, float, ResultT]]:
     """Times and answer of each window `(1, T, C, H, W)`, as soon as its last frame is there."""
     with stream:
         frames = (StreamedFrame(seconds, read) for seconds, read in stream.iterate())
-        for seconds, pixel_values in slide_windows(choose_online(frames, fps), processor, window, stride, tubelet):
+        chosen = choose_online(frames, windows.fps)
+        stride = cast("int", windows.stride)  # no time is asked for
+        for seconds, pixel_values in slide_windows(chosen, processor, windows.window, stride, windows.tubelet_size):
             with torch.inference_mode():
                 result = answer(pixel_values)
             yield seconds[0], seconds[-1], result

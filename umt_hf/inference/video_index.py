@@ -1,58 +1,170 @@
-"""A searchable folder of video vectors, which grows by complete shards and is never half written.
+"""A searchable index of videos, or of moments in them: a LanceDB database that grows by commits.
 
 INDEX/
-  index.json       which encoder made the vectors, and with which versions
-  table/           a `datasets` dataset, one row per video, with its FAISS index in `vector.faiss`
-  skipped.json     videos that could not be read, and why
-  shards/          what a run has encoded so far; merged into the table when it ends
+  videos.lance/    a row per video, or per moment of one; its schema records which encoder made the vectors
+  skipped.lance/   videos that could not be read, and why
+
+A commit is there completely or not at all, also after a kill, and several commands may write at once. Folders of this
+machine and object storage (s3://, gs://, az://) hold the same.
+
+Legend: D width of a vector.
 """
 
 import json
+import logging
 import os
-import shutil
-import uuid
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
-from datasets import Dataset, Features, List, Value, concatenate_datasets
-from filelock import FileLock, Timeout
+import numpy as np
+import pyarrow as pa
 
 from ..data.video_files import SkippedVideo, VideoFile
-from ..runs.disk import put_folder, write_text
-from ..runs.folder import UNFINISHED_SUFFIX, collect_versions
+from ..runs.folder import collect_versions
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 VECTOR_COLUMN = "vector"
-FAISS_FILE = "vector.faiss"
+FACTS = ["path", "size_bytes", "modified_ns", "num_frames", "duration_seconds", "start_seconds", "end_seconds"]
+FORMAT = 2
+# Of LanceDB: vectors are read without being decoded, three times as fast as from 2.1 on.
+FILE_FORMAT = "2.0"
+ROWS_PER_COMMIT = 1000
+SECONDS_PER_COMMIT = 30.0
+MAX_FRAGMENTS = 200  # each commit adds one, which every later search and commit reads about
+FLAT_ROWS = 100_000  # up to which a search compares the query with all vectors
+PROBED_SHARE = 32  # of the lists of neighbours, one in so many is searched
+MIN_PROBES = 16
+CANDIDATES, MIN_CANDIDATES = 4, 400  # found by cosine for each row wanted, and at least; then compared exactly
+KEPT_VERSIONS = timedelta(seconds=1)  # those who are in the middle of something finish it, or begin again
+ATTEMPTS = 12
+VIDEOS_TABLE, SKIPPED_TABLE = "videos", "skipped"
+
+_SETTINGS = b"umt_hf"
+_PATHS_AT_A_TIME = 500
+_LISTS_PREFIX = "vector_lists_"
+_MEANWHILE = re.compile(r"conflict|concurrent|not found|already exists|retry|no such file", re.IGNORECASE)
+_random = random.Random()  # of waits between attempts; the global one stays where it is
+_process: list[int] = []  # in which LanceDB was loaded; its threads do not survive a fork
+
+
+def build_schema(width: int, settings: dict[str, Any]) -> pa.Schema:
+    """Columns of a row; further ones of a later version go behind them.
+
+    Args:
+        width: D.
+        settings: What is recorded with them.
+    """
+    columns = [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("modified_ns", pa.int64(), nullable=False),
+        pa.field("num_frames", pa.int64()),
+        pa.field("duration_seconds", pa.float64()),
+        pa.field("start_seconds", pa.float64()),
+        pa.field("end_seconds", pa.float64()),
+        pa.field(VECTOR_COLUMN, pa.list_(pa.float32(), width), nullable=False),
+    ]
+    return pa.schema(columns, metadata={_SETTINGS: json.dumps(settings).encode()})
+
+
+@dataclass(frozen=True)
+class SearchFilter:
+    """Which videos of an index are searched.
+
+    Attributes:
+        path: Pattern of the complete path, with `*` for any text and `?` for a character; default: any.
+        min_duration: Seconds that a video has at least.
+        max_duration: Seconds that it has at most.
+        after: Time from which on its file has changed last.
+        before: Time before which it has.
+
+    Raises:
+        ValueError: If a duration is negative, or the bounds leave nothing between them.
+    """
+
+    path: str | None = None
+    min_duration: float | None = None
+    max_duration: float | None = None
+    after: datetime | None = None
+    before: datetime | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("min_duration", "max_duration"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a number of seconds, 0 or more, got {value}.")
+        shortest, longest = self.min_duration, self.max_duration
+        if shortest is not None and longest is not None and shortest > longest:
+            raise ValueError(f"min_duration {shortest} is above max_duration {longest}.")
+        if self.after is not None and self.before is not None and self.after >= self.before:
+            raise ValueError(f"after ({self.after}) must be earlier than before ({self.before}).")
+
+    def to_sql(self) -> str | None:
+        """The condition as LanceDB reads it; `None` where everything is searched."""
+        parts = []
+        if self.path is not None:
+            literal = re.sub(r"([\\%_])", r"\\\1", self.path).replace("*", "%").replace("?", "_")
+            parts.append(f"path LIKE {_quote(literal)}")
+        if self.min_duration is not None:
+            parts.append(f"duration_seconds >= {self.min_duration!r}")
+        if self.max_duration is not None:
+            parts.append(f"duration_seconds <= {self.max_duration!r}")
+        if self.after is not None:
+            parts.append(f"modified_ns >= {int(self.after.timestamp() * 1e9)}")
+        if self.before is not None:
+            parts.append(f"modified_ns < {int(self.before.timestamp() * 1e9)}")
+        return " AND ".join(parts) or None
 
 
 class VideoIndex:
-    """An index folder: reading it needs nothing else, writing it is for one command at a time.
+    """An index: any number of commands may read and write it at the same time.
+
+    It is opened in the process that uses it: LanceDB does not survive a fork.
 
     Args:
-        folder: Where it is or will be.
+        folder: Where it is or will be: a folder, or an address such as `s3://bucket/index`.
+        storage_options: Of object storage, as LanceDB takes them; default: those of the environment.
+        flat_rows: Rows up to which a search compares the query with all vectors.
+        max_fragments: Commits after which they are joined and old versions go.
     """
 
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
-        self._table, self._shards = self.folder / "table", self.folder / "shards"
-        self._previous = self.folder / "table.previous"
-        self._info, self._skipped = self.folder / "index.json", self.folder / "skipped.json"
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        storage_options: dict[str, str] | None = None,
+        flat_rows: int = FLAT_ROWS,
+        max_fragments: int = MAX_FRAGMENTS,
+    ):
+        self.folder = os.fspath(folder)
+        self.storage_options = storage_options
+        self.flat_rows, self.max_fragments = flat_rows, max_fragments
+        self._database: Any = None
+        self._tables: dict[str, Any] = {}
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is in object storage."""
+        return "://" in self.folder
 
     def read_encoder(self) -> dict[str, Any]:
         """What is known of the encoder that made the vectors.
 
         Raises:
             FileNotFoundError: If the folder is not an index.
+            ImportError: If LanceDB is not installed.
+            ValueError: If it is an index of an earlier version.
         """
-        if not self._info.is_file():
-            raise FileNotFoundError(
-                f"{self.folder} is not an index: it has no {self._info.name}. `umt-hf embed` makes one."
-            )
-        return json.loads(self._info.read_text(encoding="utf-8"))["encoder"]
+        return self._read_settings()["encoder"]
 
     def check_encoder(self, encoder: dict[str, Any]) -> None:
         """Make sure that vectors of an encoder may be compared with those of the index, if there are any.
@@ -62,80 +174,89 @@ class VideoIndex:
 
         Raises:
             FileExistsError: If the folder holds something other than an index.
-            ValueError: If the index was built by another encoder.
+            ValueError: If the index was built by another encoder, of moments of other lengths, or by an earlier
+                version.
         """
-        if not self._info.is_file():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
+        if not self.exists():
+            if not self.is_remote and os.path.isdir(self.folder) and not self._is_unused():
                 raise FileExistsError(f"{self.folder} is not an index and not empty; choose another folder.")
             return
-        built = {"dtype": "float32", "mixed_precision": "no"} | self.read_encoder()  # of one that does not say
+        built = self.read_encoder()
+        # The name may differ: a folder that has moved is the same model.
         for name in encoder.keys() - {"model"}:
-            # The name may differ: a folder that has moved is the same model.
-            if encoder[name] != built.get(name):
+            if encoder[name] == built.get(name):
+                continue
+            if name == "moments":
                 raise ValueError(
-                    f"{self.folder} was built by another model: its {name} is {built.get(name)!r} (from "
-                    f"{built['model']}), that of {encoder['model']} is {encoder[name]!r}. Use the model that it was "
-                    "built with, or a new index folder."
+                    f"{self.folder} holds {describe_moments(built.get(name))} and these would be "
+                    f"{describe_moments(encoder[name])}. Use the same window and stride, or a new index folder."
                 )
+            raise ValueError(
+                f"{self.folder} was built by another model: its {name} is {built.get(name)!r} (from "
+                f"{built['model']}), that of {encoder['model']} is {encoder[name]!r}. Use the model that it was "
+                "built with, or a new index folder."
+            )
 
-    @contextmanager
-    def write(self, encoder: dict[str, Any]) -> Generator[None]:
-        """Reserve the folder for this command, and take in what a killed one has left.
-
-        Args:
-            encoder: Description of the encoder whose vectors will be added.
+    def exists(self) -> bool:
+        """Whether there is an index.
 
         Raises:
-            BlockingIOError: If another command is writing.
+            ValueError: If it is one of an earlier version.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise BlockingIOError(f"{self.folder} is being written by another `umt-hf embed`; wait for it.") from error
-        try:
-            # Written under the lock, so that two commands cannot start one index with two encoders.
-            _write_json(self._info, {"encoder": encoder, "versions": collect_versions()})
-            self._shards.mkdir(exist_ok=True)
-            self._remove_leftovers()
-            self.merge([])
-            yield
-        finally:
-            lock.release()
+        if not self.is_remote:
+            folder = Path(self.folder)
+            if (folder / "index.json").is_file():
+                raise ValueError(
+                    f"{folder} is an index of an earlier version, which is not read any more. Embed its videos again, "
+                    "with --out naming a new folder, and delete the old one."
+                )
+            if not (folder / f"{VIDEOS_TABLE}.lance").is_dir():
+                return False
+        return self._open(VIDEOS_TABLE) is not None
 
-    def select_new(self, files: Sequence[VideoFile]) -> list[VideoFile]:
-        """Files that are not in the table, or have changed since."""
-        known: set[tuple[str, int, int]] = set()
-        if (folder := self._find_table()) is not None:
-            table = Dataset.load_from_disk(folder)
-            known.update(zip(*(table[name][:] for name in ("path", "size_bytes", "modified_ns")), strict=True))
-        return [file for file in files if (file.path, file.size_bytes, file.modified_ns) not in known]
-
-    def write_shard(self, rows: list[dict[str, Any]]) -> None:
-        """Keep rows, all or none of them, until `merge` puts them into the table.
+    def create(self, encoder: dict[str, Any]) -> None:
+        """Make the index, unless it is there; of several commands that come at once, the first one does.
 
         Args:
-            rows: Fields of `VideoFile`, `num_frames`, `duration_seconds` (or `None`) and `vector`, a float32 array
-                `(D,)`.
-        """
-        features = Features(
-            {
-                "path": Value("string"),
-                "size_bytes": Value("int64"),
-                "modified_ns": Value("int64"),
-                "num_frames": Value("int64"),
-                "duration_seconds": Value("float64"),
-                VECTOR_COLUMN: List(Value("float32"), length=len(rows[0][VECTOR_COLUMN])),
-            }
-        )
-        final = self._shards / uuid.uuid4().hex
-        unfinished = _name_unfinished(final)
-        Dataset.from_list(rows, features=features).save_to_disk(unfinished)
-        put_folder(unfinished, final)
+            encoder: Description of the encoder whose vectors will be added, with their width as `projection_dim`.
 
-    def merge(self, skipped: Sequence[SkippedVideo]) -> int:
-        """Put all shards into the table and index it anew.
+        Raises:
+            ValueError: If another command has just made it with another encoder.
+        """
+        settings = {"format": FORMAT, "encoder": encoder, "versions": collect_versions()}
+        skipped = pa.schema([pa.field("path", pa.string(), False), pa.field("reason", pa.string(), False)])
+        schemas = {SKIPPED_TABLE: skipped, VIDEOS_TABLE: build_schema(encoder["projection_dim"], settings)}
+        for name, schema in schemas.items():
+            self._retry(lambda name=name, schema=schema: self._make_table(name, schema))
+        self.check_encoder(encoder)
+
+    def select_new(self, files: Sequence[VideoFile]) -> list[VideoFile]:
+        """Files that are not in the index, or have changed since."""
+        known: set[tuple[str, int, int]] = set()
+        for batch in self._scan(["path", "size_bytes", "modified_ns"]):
+            known.update(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+        return [file for file in files if (file.path, file.size_bytes, file.modified_ns) not in known]
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Put rows in, all or none of them.
+
+        Args:
+            rows: Fields of `VideoFile`, `num_frames`, `duration_seconds`, `start_seconds` and `end_seconds` (these
+                two of a moment) where they are known, and `vector`, a float32 array `(D,)`. All rows of a video.
+        """
+        if not rows:
+            return
+        schema = self._retry(lambda: self._open_existing(VIDEOS_TABLE).schema)
+        data = pa.Table.from_pydict(
+            {name: _build_column([row.get(name) for row in rows], schema.field(name).type) for name in schema.names},
+            schema=schema,
+        )
+        self._retry(lambda: self._open_existing(VIDEOS_TABLE).add(data))
+        if self._retry(lambda: _count_fragments(self._open_existing(VIDEOS_TABLE))) > self.max_fragments:
+            self._optimize()
+
+    def finish(self, skipped: Sequence[SkippedVideo]) -> int:
+        """Bring the index up to date after a command: rows of earlier contents go, lists of vectors are kept up.
 
         Args:
             skipped: Videos that could not be read now. Rows of their earlier contents go.
@@ -143,108 +264,371 @@ class VideoIndex:
         Returns:
             Videos in the index.
         """
-        folder = self._find_table()
-        shards = sorted(self._shards.iterdir())
-        parts = [Dataset.load_from_disk(part) for part in ([] if folder is None else [folder]) + shards]
-        reasons = {video.path: video.reason for video in self.read_skipped()} | {v.path: v.reason for v in skipped}
-        dropped = {video.path for video in skipped}
-        rows: dict[str, int] = {}
-        if parts:
-            joined = concatenate_datasets(parts)
-            # A later row of the same path replaces an earlier one.
-            newest = {path: row for row, path in enumerate(joined["path"][:])}  # shards come behind the table
-            rows = {path: newest[path] for path in sorted(newest.keys() - dropped)}
-            if shards or len(rows) < len(joined):
-                self._replace_table(cast("Dataset", joined.select(list(rows.values()), keep_in_memory=True)))
-        kept = [SkippedVideo(path, reason) for path, reason in sorted(reasons.items()) if path not in rows]
-        _write_json(self._skipped, [asdict(video) for video in kept])
-        for shard in shards:
-            _remove(shard)
-        return len(rows)
+        self._delete(VIDEOS_TABLE, [f"path IN ({names})" for names in _group_names(v.path for v in skipped)])
+        self._delete(VIDEOS_TABLE, self._find_superseded())
+        paths = set(self.list_paths())
+        self._record_skipped(skipped, paths)
+        self._join_fragments()
+        self._keep_lists()
+        return len(paths)
+
+    def list_paths(self) -> list[str]:
+        """All videos, in order."""
+        return sorted({path for batch in self._scan(["path"]) for path in batch.column("path").to_pylist()})
+
+    def count_rows(self) -> int:
+        """Videos, or moments of videos, in the index; with those that will be gone after `finish`."""
+        return self._retry(lambda: self._open_existing(VIDEOS_TABLE).count_rows())
 
     def read_skipped(self) -> list[SkippedVideo]:
         """Videos that could not be read, in order of their paths."""
-        if not self._skipped.is_file():
+        if self._open(SKIPPED_TABLE) is None:
             return []
-        return [SkippedVideo(**entry) for entry in json.loads(self._skipped.read_text(encoding="utf-8"))]
+        rows = self._retry(lambda: self._open_existing(SKIPPED_TABLE).to_arrow()).to_pylist()
+        return [SkippedVideo(path, reason) for path, reason in sorted({r["path"]: r["reason"] for r in rows}.items())]
 
-    def load(self) -> Dataset:
-        """The videos, with their FAISS index attached to the column `vector`.
+    def load(self) -> "VectorTable":
+        """Its rows, ready to be searched.
 
         Raises:
             FileNotFoundError: If the folder is not an index.
-            ImportError: If FAISS is not installed.
+            ImportError: If LanceDB is not installed.
             ValueError: If there are no videos in it.
         """
-        require_faiss()
-        self.read_encoder()
-        folder = self._find_table()
-        if folder is None:
+        self._read_settings()
+        if not self.count_rows():
             raise ValueError(f"{self.folder} holds no videos yet; `umt-hf embed` adds them.")
-        table = Dataset.load_from_disk(folder)
-        table.load_faiss_index(VECTOR_COLUMN, folder / FAISS_FILE)
+        return VectorTable(self)
+
+    def find_by_lists(self, vector: np.ndarray, count: int, where: str | None) -> tuple[pa.Table, np.ndarray]:
+        """Rows with the largest inner products among lists of neighbours, best first, and these products."""
+
+        def find() -> list[pa.RecordBatch]:
+            table = self._open_existing(VIDEOS_TABLE)
+            query = table.search(vector, vector_column_name=VECTOR_COLUMN).distance_type("cosine")
+            query = query.select([*FACTS, VECTOR_COLUMN, "_distance"])
+            if (num_lists := _count_lists(table)) is not None:
+                # A filter may leave a list empty.
+                query = query.nprobes(num_lists if where else max(num_lists // PROBED_SHARE, MIN_PROBES))
+            query = query if where is None else query.where(where, prefilter=True)
+            return query.limit(max(CANDIDATES * count, MIN_CANDIDATES)).to_arrow().to_batches()
+
+        # Lists of inner products come out so uneven that a search reads most of the vectors; those of cosines do not.
+        # Vectors are nearly of one length, so that the best by inner product are among the best by cosine.
+        return compare_all(self._retry(find), vector, count)
+
+    def find_exactly(self, vector: np.ndarray, count: int, where: str | None) -> tuple[pa.Table, np.ndarray]:
+        """The same among all vectors, read a part at a time."""
+        columns = [*FACTS, VECTOR_COLUMN]
+        return self._retry(lambda: compare_all(self._scan(columns, where), vector, count))
+
+    def has_lists(self) -> bool:
+        """Whether vectors are in lists of neighbours, of which a search takes some."""
+        return self._retry(lambda: _count_lists(self._open_existing(VIDEOS_TABLE))) is not None
+
+    def read(self, columns: Sequence[str]) -> list[pa.RecordBatch]:
+        """Columns of all rows."""
+        return self._retry(lambda: list(self._scan(columns)))
+
+    def _read_settings(self) -> dict[str, Any]:
+        require_lancedb()
+        if not self.exists():
+            raise FileNotFoundError(f"{self.folder} is not an index: it has no videos. `umt-hf embed` makes one.")
+        metadata = self._retry(lambda: self._open_existing(VIDEOS_TABLE).schema.metadata) or {}
+        if _SETTINGS not in metadata:
+            raise ValueError(f"{self.folder} is a LanceDB database of something else; choose another folder.")
+        return json.loads(metadata[_SETTINGS])
+
+    def _is_unused(self) -> bool:
+        """Whether nothing but what a command left that was killed while it made the index is in the folder."""
+        return not set(os.listdir(self.folder)) - {f"{VIDEOS_TABLE}.lance", f"{SKIPPED_TABLE}.lance"}
+
+    def _connect(self) -> Any:
+        if self._database is None:
+            require_lancedb()
+            if _process and _process != [os.getpid()]:
+                raise RuntimeError(
+                    "LanceDB was loaded before this process was forked, and would crash in it. Start processes that "
+                    "search by the method 'forkserver' or 'spawn'."
+                )
+            import lancedb
+
+            _process[:] = [os.getpid()]
+            options = {"new_table_data_storage_version": FILE_FORMAT, **(self.storage_options or {})}
+            self._database = lancedb.connect(
+                self.folder, storage_options=options, read_consistency_interval=timedelta(0)
+            )
+        return self._database
+
+    def _open(self, name: str) -> Any | None:
+        """A table; `None` where there is none."""
+        if name not in self._tables:
+            if not self.is_remote and not (Path(self.folder) / f"{name}.lance").is_dir():
+                return None  # LanceDB would make the folder
+            try:
+                self._tables[name] = self._connect().open_table(name)
+            except (FileNotFoundError, ValueError, RuntimeError) as error:
+                if not re.search("not found|does not exist", str(error), re.IGNORECASE):
+                    raise
+                return None
+        return self._tables[name]
+
+    def _open_existing(self, name: str) -> Any:
+        if (table := self._open(name)) is None:
+            raise FileNotFoundError(f"{self.folder} is not an index: it has no {name}. `umt-hf embed` makes one.")
         return table
 
-    def _find_table(self) -> Path | None:
-        """The complete table: the former one where a command was killed while it exchanged the two."""
-        return next((folder for folder in (self._table, self._previous) if folder.is_dir()), None)
+    def _make_table(self, name: str, schema: pa.Schema) -> None:
+        if self._open(name) is None:
+            self._tables[name] = self._connect().create_table(name, schema=schema, exist_ok=True)
 
-    def _remove_leftovers(self) -> None:
-        for pattern in (f"table*{UNFINISHED_SUFFIX}", f"shards/*{UNFINISHED_SUFFIX}"):
-            for unfinished in self.folder.glob(pattern):
-                shutil.rmtree(unfinished)
-        if self._table.is_dir() and self._previous.is_dir():
-            _remove(self._previous)
+    def _retry(self, work: Callable[[], T]) -> T:
+        """Do a piece of work, again where another process has changed the index in between."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return work()
+            except (OSError, RuntimeError, ValueError) as error:
+                if attempt == ATTEMPTS or not _MEANWHILE.search(str(error)):
+                    raise
+                logger.debug("Again after %s", error)
+                time.sleep(_random.uniform(0, min(0.02 * 2**attempt, 2.0)))
+                self._tables.clear()
+        raise AssertionError("The last attempt returns or raises.")
 
-    def _replace_table(self, rows: Dataset) -> None:
-        unfinished = _name_unfinished(self._table)
-        if len(rows):
-            rows.save_to_disk(unfinished)
-            table = Dataset.load_from_disk(unfinished)
-            add_faiss_index(table)
-            table.save_faiss_index(VECTOR_COLUMN, unfinished / FAISS_FILE)
-        if self._table.is_dir():
-            # A kill between the two renames leaves the former table, which `_find_table` falls back to.
-            os.replace(self._table, self._previous)
-        if len(rows):
-            put_folder(unfinished, self._table)
-        if self._previous.is_dir():
-            _remove(self._previous)
+    def _scan(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
+        table = self._open_existing(VIDEOS_TABLE)
+        query = table.search().select(list(columns))
+        yield from (query if where is None else query.where(where)).to_batches()
+
+    def _find_superseded(self) -> list[str]:
+        """Conditions on rows that others replace: of a video's earlier contents, or another command's copy."""
+        table = self._retry(lambda: self._open_existing(VIDEOS_TABLE))
+        columns = ["path", "size_bytes", "modified_ns", "start_seconds"]
+        found = self._retry(lambda: table.search().select(columns).with_row_id(True).to_arrow())
+        if not len(found):
+            return []
+        path = found["path"].combine_chunks().dictionary_encode().indices.to_numpy()
+        size, changed = (found[name].to_numpy() for name in columns[1:3])
+        start = found["start_seconds"].fill_null(-1).to_numpy()
+        # Rows are in the order in which they came; the last one of a path says what is in its file now.
+        last = np.zeros(path.max() + 1, int)
+        last[path] = np.arange(len(path))
+        is_old = (size != size[last[path]]) | (changed != changed[last[path]])
+        current = np.flatnonzero(~is_old)
+        pairs = np.stack([path[current].astype(float), start[current]])
+        is_superseded = is_old.copy()
+        is_superseded[current] = True
+        is_superseded[current[np.unique(pairs, axis=1, return_index=True)[1]]] = False
+        ids = found["_rowid"].to_numpy()[is_superseded]
+        return [
+            f"_rowid IN ({', '.join(map(str, ids[i : i + _PATHS_AT_A_TIME]))})"
+            for i in range(0, len(ids), _PATHS_AT_A_TIME)
+        ]
+
+    def _record_skipped(self, skipped: Sequence[SkippedVideo], paths: set[str]) -> None:
+        reasons = {video.path: video.reason for video in self.read_skipped()} | {v.path: v.reason for v in skipped}
+        gone = [video.path for video in skipped] + [path for path in reasons if path in paths]
+        self._delete(SKIPPED_TABLE, [f"path IN ({names})" for names in _group_names(gone)])
+        if new := [asdict(video) for video in skipped if video.path not in paths]:
+            data = pa.Table.from_pylist(new, schema=self._open_existing(SKIPPED_TABLE).schema)
+            self._retry(lambda: self._open_existing(SKIPPED_TABLE).add(data))
+
+    def _delete(self, name: str, conditions: Iterable[str]) -> None:
+        for condition in conditions:
+            self._retry(lambda condition=condition: self._open_existing(name).delete(condition))
+
+    def _join_fragments(self) -> None:
+        """Join what many commits left, those that only deleted rows too."""
+        for name in (VIDEOS_TABLE, SKIPPED_TABLE):
+            if self._retry(lambda name=name: len(self._open_existing(name).list_versions())) > self.max_fragments:
+                self._optimize(name)
+
+    def _optimize(self, name: str = VIDEOS_TABLE) -> None:
+        """Join fragments, put new rows into the lists of neighbours, and drop versions before the last."""
+        try:
+            self._open_existing(name).optimize(cleanup_older_than=KEPT_VERSIONS)
+        except (OSError, RuntimeError, ValueError) as error:
+            # Two commands at once: the other one does it.
+            if not _MEANWHILE.search(str(error)):
+                raise
+            logger.debug("Not joined: %s", error)
+            self._tables.clear()
+
+    def _keep_lists(self) -> None:
+        """Sort the vectors of a large index into lists of neighbours, again where it has grown to four times."""
+        num_rows = self.count_rows()
+        if num_rows <= self.flat_rows:
+            return
+        from lancedb.index import IvfFlat
+
+        wanted = max(round(num_rows**0.5), 2)
+        table = self._open_existing(VIDEOS_TABLE)
+        have = _count_lists(table)
+        if have is not None and wanted < 2 * have:
+            # Rows outside the lists are found by looking at all of them.
+            if _count_unlisted(table) > self.flat_rows // 10:
+                self._optimize()
+            return
+        config = IvfFlat(distance_type="cosine", num_partitions=wanted)
+        self._retry(
+            lambda: self._open_existing(VIDEOS_TABLE).create_index(
+                VECTOR_COLUMN, config=config, name=f"{_LISTS_PREFIX}{wanted}", replace=True
+            )
+        )
+        for index in self._open_existing(VIDEOS_TABLE).list_indices():
+            if index.name.startswith(_LISTS_PREFIX) and index.name != f"{_LISTS_PREFIX}{wanted}":
+                self._open_existing(VIDEOS_TABLE).drop_index(index.name)
+        self._optimize()
 
 
-def add_faiss_index(table: Dataset) -> None:
-    """Index a table's column `vector` for exact search by inner product.
+class RowWriter:
+    """Gathers rows and puts them into an index, a thousand or half a minute's at a time.
 
-    Raises:
-        ImportError: If FAISS is not installed.
+    Args:
+        index: Where they go.
+        rows_per_commit: So many are put in at once; a killed command loses fewer.
+        seconds_per_commit: Seconds after which fewer are put in.
     """
-    require_faiss()
-    import faiss
 
-    table.add_faiss_index(VECTOR_COLUMN, metric_type=faiss.METRIC_INNER_PRODUCT)
+    def __init__(
+        self, index: VideoIndex, rows_per_commit: int = ROWS_PER_COMMIT, seconds_per_commit: float = SECONDS_PER_COMMIT
+    ):
+        self.index, self.rows_per_commit, self.seconds_per_commit = index, rows_per_commit, seconds_per_commit
+        self._rows: list[dict[str, Any]] = []
+        self._last = time.monotonic()
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Take rows, all of each video."""
+        self._rows += rows
+        if len(self._rows) >= self.rows_per_commit or time.monotonic() - self._last >= self.seconds_per_commit:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put in what is there."""
+        self.index.add(self._rows)
+        self._rows, self._last = [], time.monotonic()
 
 
-def require_faiss() -> None:
-    """Say how to install FAISS where it is missing.
+class VectorTable:
+    """The rows of an index, to be searched.
+
+    Up to the index's `flat_rows`, all vectors are held and compared with the query: the first search reads them.
+    Above, those of some lists of neighbours are read from where the index is.
+
+    Args:
+        index: One with rows.
+    """
+
+    def __init__(self, index: VideoIndex):
+        self.index = index
+        self.num_rows = index.count_rows()
+        self.is_flat = self.num_rows <= index.flat_rows or not index.has_lists()
+        self._held: list[pa.RecordBatch] | None = None
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def list_paths(self) -> list[str]:
+        """All videos, in order."""
+        return self.index.list_paths()
+
+    def find_nearest(
+        self, vector: np.ndarray, count: int, exact: bool = False, filters: SearchFilter | None = None
+    ) -> list[dict[str, Any]]:
+        """Look up the rows with the largest inner products.
+
+        Args:
+            vector: The query's, float32 `(D,)` or `(1, D)`.
+            count: Rows wanted.
+            exact: Whether to compare it with all vectors of a large index too.
+            filters: Which rows are searched; default: all.
+
+        Returns:
+            Rows without their vectors, but with their `similarity`, best first; fewer if there are fewer.
+        """
+        vector = np.ascontiguousarray(vector, dtype=np.float32).reshape(-1)
+        where = None if filters is None else filters.to_sql()
+        if self.is_flat and where is None:
+            if self._held is None:
+                self._held = self.index.read([*FACTS, VECTOR_COLUMN])
+            found, scores = compare_all(self._held, vector, count)
+        elif self.is_flat or exact:
+            found, scores = self.index.find_exactly(vector, count, where)
+        else:
+            found, scores = self.index.find_by_lists(vector, count, where)
+        rows = found.select(FACTS).to_pylist()
+        return [row | {"similarity": float(score)} for row, score in zip(rows, scores, strict=True)]
+
+
+def compare_all(batches: Iterable[pa.RecordBatch], vector: np.ndarray, count: int) -> tuple[pa.Table, np.ndarray]:
+    """The rows with the largest inner products with a vector `(D,)`, best first, and these products."""
+    best: list[pa.RecordBatch] = []
+    scores: list[np.ndarray] = []
+    worst = -np.inf  # of the best so far
+    for batch in batches:
+        own = batch.column(VECTOR_COLUMN).flatten().to_numpy(zero_copy_only=True).reshape(-1, len(vector)) @ vector
+        chosen = np.flatnonzero(own > worst) if np.isfinite(worst) else np.arange(len(own))
+        if len(chosen) > count:
+            chosen = chosen[np.argpartition(-own[chosen], count - 1)[:count]]
+        if not len(chosen):
+            continue
+        best.append(batch.select(FACTS).take(pa.array(chosen)))
+        scores.append(own[chosen])
+        if sum(map(len, scores)) >= count:
+            worst = np.partition(np.concatenate(scores), -count)[-count]
+    if not best:
+        return pa.table({name: [] for name in FACTS}), np.zeros(0, np.float32)
+    joined = np.concatenate(scores)
+    order = np.argsort(-joined, kind="stable")[:count]
+    return pa.Table.from_batches(best).take(pa.array(order)), joined[order]
+
+
+def describe_moments(moments: dict[str, float] | None) -> str:
+    """What the rows of an index are, in words."""
+    if moments is None:
+        return "complete videos"
+    return f"moments of {moments['window_seconds']:g} s every {moments['stride_seconds']:g} s"
+
+
+def require_lancedb() -> None:
+    """Say how to install LanceDB where it is missing.
 
     Raises:
         ImportError: If it is not installed.
     """
-    if find_spec("faiss") is None:
-        raise ImportError("Searching videos needs FAISS. Install it with `pip install 'umt_hf[search]'`.")
+    if find_spec("lancedb") is None:
+        raise ImportError("Searching videos needs LanceDB. Install it with `pip install 'umt_hf[search]'`.")
 
 
-def _name_unfinished(path: Path) -> Path:
-    return path.with_name(path.name + UNFINISHED_SUFFIX)
+def _build_column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_fixed_size_list(kind):
+        vectors = np.stack(values).astype(np.float32, copy=False)
+        return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=kind)
+    return pa.array(values, kind)
 
 
-def _remove(folder: Path) -> None:
-    """Delete a folder."""
-    # Renamed first, so that an interrupted deletion leaves no partial folder under that name.
-    unfinished = _name_unfinished(folder)
-    os.replace(folder, unfinished)
-    shutil.rmtree(unfinished)
+def _count_fragments(table: Any) -> int:
+    return table.stats()["fragment_stats"]["num_fragments"]
 
 
-def _write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+def _count_lists(table: Any) -> int | None:
+    """Lists of neighbours that the vectors are sorted into; `None` = they are not."""
+    names = [index.name for index in table.list_indices() if index.name.startswith(_LISTS_PREFIX)]
+    return max((int(name.removeprefix(_LISTS_PREFIX)) for name in names), default=None)
+
+
+def _count_unlisted(table: Any) -> int:
+    """Rows that came after the lists of neighbours were made and kept up."""
+    names = [index.name for index in table.list_indices() if index.name.startswith(_LISTS_PREFIX)]
+    return max(((table.index_stats(name).num_unindexed_rows or 0) for name in names), default=0)
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _group_names(paths: Iterable[str]) -> Iterator[str]:
+    """Paths for conditions of bounded length."""
+    names = [_quote(path) for path in paths]
+    for start in range(0, len(names), _PATHS_AT_A_TIME):
+        yield ", ".join(names[start : start + _PATHS_AT_A_TIME])

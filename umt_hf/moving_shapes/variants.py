@@ -1,9 +1,11 @@
-"""Harder halves of moving shapes: few labels to learn from, and test clips that have been damaged.
+"""Harder halves of moving shapes: few labels to learn from, damaged test clips, and several actions in one video.
 
-Both add files to a finished folder of `write_moving_shapes` and change none that is there. A variant is one more split
-in the same annotation formats: `train_low_data_motion.csv`, `test_blur_strong_boxes.json` and so on.
+All add files to a finished folder of `write_moving_shapes` and change none that is there. A variant is one more split
+in the same annotation formats: `train_low_data_motion.csv`, `test_blur_strong_boxes.json` and so on. That of several
+actions has one file, `test_moments.json`, which says when each of them happens.
 """
 
+import json
 import logging
 import math
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from .render import (
     APPEARANCES,
     FRAME_SIZE,
+    FRAMES_PER_SECOND,
     MOTIONS,
     ClipDescription,
     read_settings,
@@ -29,6 +32,7 @@ from .render import (
 logger = logging.getLogger(__name__)
 
 LOW_DATA_SPLIT = "train_low_data"
+MOMENTS = "moments"
 SEVERITIES = ("mild", "medium", "strong")
 # How much of it at each severity.
 LEVELS = {
@@ -136,6 +140,73 @@ def write_corrupted_test(
     with ThreadPoolExecutor(num_workers) as pool:
         write_annotations(directory, split, list(pool.map(write, range(num_clips))))
     return directory
+
+
+def write_moments(
+    directory: str | Path, num_videos: int, num_actions: int = 3, num_workers: int = 2, split: str = "test"
+) -> Path:
+    """Render videos that show one clip after the other, and write down when each of them is shown.
+
+    `videos/<split>_moments/` has the videos and `<split>_moments.json` a row per action: `video, caption,
+    start_seconds, end_seconds`. No two actions of a video have the same colour and shape. The content depends on the
+    folder's seed and the video's index alone.
+
+    Args:
+        directory: Folder of `write_moving_shapes`.
+        num_videos: Videos to render.
+        num_actions: Clips in each, up to the number of colours and shapes.
+        num_workers: Threads that render; it does not change the result.
+        split: Whose descriptions of clips are drawn from, beyond those of the split itself.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: If there are no moving shapes in the folder.
+        ValueError: If a number is below 1, or there are more actions than appearances.
+    """
+    directory = Path(directory)
+    settings = read_settings(directory)
+    if num_videos < 1 or not 1 <= num_actions <= len(APPEARANCES):
+        raise ValueError(
+            f"At least one video with 1 to {len(APPEARANCES)} actions, got {num_videos} with {num_actions} each."
+        )
+    name = f"{split}_{MOMENTS}"
+    (directory / "videos" / name).mkdir(parents=True, exist_ok=True)
+
+    def write(index: int) -> list[dict[str, str | float]]:
+        clips = draw_actions(settings["seed"], split, settings["num_clips"][split], index, num_actions)
+        rendered = [render_clip(clip)[0] for clip in clips]
+        path = f"videos/{name}/{index:05d}.mp4"
+        write_video(directory / path, np.concatenate(rendered))
+        edges = np.cumsum([0, *map(len, rendered)]) / FRAMES_PER_SECOND
+        return [
+            {"video": path, "caption": clip.caption, "start_seconds": float(start), "end_seconds": float(end)}
+            for clip, start, end in zip(clips, edges, edges[1:], strict=False)
+        ]
+
+    with ThreadPoolExecutor(num_workers) as pool:
+        rows = [row for found in pool.map(write, range(num_videos)) for row in found]
+    (directory / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+    return directory
+
+
+def draw_actions(seed: int, split: str, first: int, index: int, num_actions: int) -> list[ClipDescription]:
+    """Descriptions of the clips that a video of several actions shows, in order, of different appearances.
+
+    Args:
+        seed: Of the data set.
+        split: Of the data set.
+        first: Number of the first clip that is not in the split.
+        index: Of the video.
+        num_actions: How many.
+    """
+    rng = np.random.default_rng([seed, index, *MOMENTS.encode()])
+    chosen: dict[str, ClipDescription] = {}
+    while len(chosen) < num_actions:
+        clip = sample_clip(seed, split, first + int(rng.integers(2**31)))
+        chosen.setdefault(clip.appearance, clip)
+    return list(chosen.values())
 
 
 def name_corrupted_split(corruption: str, severity: str) -> str:

@@ -99,6 +99,13 @@ SCRIPTS = (
         ("zero_shot_",),
     ),
     ScriptEntry(
+        "umt_hf.evaluation.moments",
+        "evaluate",
+        "moments",
+        "Test when in a video a text is found.",
+        (),
+    ),
+    ScriptEntry(
         "umt_hf.evaluation.multiple_choice",
         "evaluate",
         "multiple-choice",

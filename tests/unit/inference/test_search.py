@@ -1,13 +1,11 @@
 """The index folder and the search through it, with an untrained model of a few hundred numbers."""
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import load_from_disk
 from transformers import AutoProcessor
 
 from tests.unit.modeling.test_modeling_video_text import TINY, TINY_TEXT
@@ -20,21 +18,19 @@ from umt_hf import (
     UMTVideoTextModel,
     UMTVideoTextProcessor,
 )
-from umt_hf.data.video_files import SkippedVideo, VideoFile, list_videos
+from umt_hf.data.video_files import SkippedVideo, list_videos
 from umt_hf.inference import video_index
 from umt_hf.inference.loading import compute_fingerprint
 from umt_hf.inference.search import VideoSearcher, VideoTextEncoder, embed_videos, format_hits
-from umt_hf.inference.video_index import VideoIndex
 from umt_hf.modeling.losses_umt import compute_similarity
 from umt_hf.moving_shapes.render import write_moving_shapes
 from umt_hf.processing.processing_umt_video_text import build_tokenizer
 
-faiss = pytest.importorskip("faiss")
+lancedb = pytest.importorskip("lancedb")
 
 WORDS = ["a", "red", "circle", "green", "square", "moving", "left", "right", "up", "and"]
 SPECIAL = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 QUERY = "a red circle moving left"
-ENCODER = {"model": "tiny", "weights": "0", "projection_dim": 2}
 
 
 def save_model(folder: Path, kind=UMTVideoTextForRetrieval, seed: int = 0) -> Path:
@@ -74,20 +70,6 @@ def index(model, videos, tmp_path_factory) -> Path:
     return folder
 
 
-def build_rows(*paths: str, vector=(1.0, 0.0), modified_ns: int = 1) -> list[dict]:
-    return [
-        {
-            "path": path,
-            "size_bytes": 1,
-            "modified_ns": modified_ns,
-            "num_frames": 4,
-            "duration_seconds": None,
-            "vector": np.array(vector, np.float32),
-        }
-        for path in paths
-    ]
-
-
 def test_scores_are_those_of_the_dual_encoder(model, videos, index):
     reference, processor = UMTVideoTextForRetrieval.from_pretrained(model), AutoProcessor.from_pretrained(model)
     paths = sorted(str(path) for path in videos.iterdir())
@@ -115,15 +97,23 @@ def test_scores_are_those_of_the_dual_encoder(model, videos, index):
     assert reranked[0].similarity == found[reranked[0].path]
 
 
-def test_index_is_a_dataset_that_needs_nothing_of_ours(index):
-    table = load_from_disk(index / "table")
-    assert table.column_names == ["path", "size_bytes", "modified_ns", "num_frames", "duration_seconds", "vector"]
-    assert table["path"][:] == sorted(table["path"][:])
-    table.load_faiss_index("vector", index / "table" / "vector.faiss")
-    query = np.array(table[3]["vector"], np.float32)
-    scores, _ = table.get_nearest_examples("vector", query, k=5)
-    np.testing.assert_allclose(scores, np.sort(np.array(table["vector"][:]) @ query)[::-1], atol=1e-6)
-    assert not list((index / "shards").iterdir())
+def test_index_is_a_lancedb_table_that_needs_nothing_of_ours(index):
+    table = lancedb.connect(index).open_table("videos")
+    assert table.schema.names == [
+        "path",
+        "size_bytes",
+        "modified_ns",
+        "num_frames",
+        "duration_seconds",
+        "start_seconds",
+        "end_seconds",
+        "vector",
+    ]
+    rows = table.to_arrow().to_pylist()
+    vectors, query = np.array([row["vector"] for row in rows], np.float32), np.array(rows[3]["vector"], np.float32)
+    found = table.search(query).distance_type("dot").limit(5).to_list()
+    np.testing.assert_allclose([1 - hit["_distance"] for hit in found], np.sort(vectors @ query)[::-1], atol=1e-5)
+    assert {path.name for path in index.iterdir()} == {"videos.lance", "skipped.lance"}
 
 
 def test_a_video_that_is_gone_is_not_re_ranked_but_shown_last(model, videos, tmp_path):
@@ -223,109 +213,7 @@ def test_listing(tmp_path):
         list_videos([str(tmp_path / "empty")])
 
 
-def test_shards_replace_older_rows_and_unreadable_videos_lose_theirs(tmp_path):
-    index = VideoIndex(tmp_path / "index")
-    with index.write(ENCODER):
-        index.write_shard(build_rows("b", "a"))
-        assert index.merge([SkippedVideo("z", "broken")]) == 2
-    with index.write(ENCODER):
-        changed = [VideoFile("a", 1, 1), VideoFile("b", 1, 2), VideoFile("c", 1, 1)]
-        assert index.select_new(changed) == changed[1:]
-        index.write_shard(build_rows("b", "c", vector=(0.0, 1.0), modified_ns=2))
-        assert index.merge([SkippedVideo("a", "now broken")]) == 2
-    table = index.load()
-    assert table["path"][:] == ["b", "c"] and table["modified_ns"][:] == [2, 2]
-    scores, rows = table.search("vector", np.array([0, 1], np.float32), k=2)
-    assert scores.tolist() == [1, 1] and sorted(rows.tolist()) == [0, 1]
-    assert index.read_skipped() == [SkippedVideo("a", "now broken"), SkippedVideo("z", "broken")]
-    with index.write(ENCODER):
-        index.write_shard(build_rows("z"))
-        assert index.merge([]) == 3
-    assert index.read_skipped() == [SkippedVideo("a", "now broken")]
-    with index.write(ENCODER):
-        assert index.merge([SkippedVideo(path, "gone") for path in "bcz"]) == 0
-    with pytest.raises(ValueError, match="holds no videos"):
-        index.load()
-
-
-def test_what_a_killed_command_leaves_is_taken_in(tmp_path, monkeypatch):
-    index = VideoIndex(tmp_path)
-    with index.write(ENCODER):
-        index.write_shard(build_rows("a"))
-        index.merge([])
-        index.write_shard(build_rows("b"))
-    (tmp_path / "shards" / f"half{video_index.UNFINISHED_SUFFIX}").mkdir()
-
-    moved = []
-
-    def die_after_the_first_move(source, target):
-        if Path(source).name.startswith("table"):
-            if moved:
-                raise KeyboardInterrupt
-            moved.append(source)
-        os.rename(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(video_index.os, "replace", die_after_the_first_move)
-        with pytest.raises(KeyboardInterrupt), index.write(ENCODER):
-            pass
-    assert not (tmp_path / "table").exists()
-    assert index.load()["path"][:] == ["a"]  # the former table still answers
-    with index.write(ENCODER):
-        assert index.load()["path"][:] == ["a", "b"]
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "index.json", "skipped.json", "shards", "table"}
-
-
-def test_a_kill_while_old_folders_are_deleted_does_no_harm(tmp_path, monkeypatch):
-    index = VideoIndex(tmp_path)
-    with index.write(ENCODER):
-        index.write_shard(build_rows("a"))
-        index.merge([])
-        index.write_shard(build_rows("b"))
-
-    def die_midway(folder):
-        (Path(folder) / "dataset_info.json").unlink()
-        raise KeyboardInterrupt
-
-    for _ in range(3):  # in turn, the former table and the shard are half gone
-        with monkeypatch.context() as patch:
-            patch.setattr(video_index.shutil, "rmtree", die_midway)
-            with pytest.raises((KeyboardInterrupt, FileNotFoundError)), index.write(ENCODER):
-                pass
-    with index.write(ENCODER):
-        assert index.load()["path"][:] == ["a", "b"]
-        assert index.merge([SkippedVideo("a", "gone"), SkippedVideo("b", "gone")]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "index.json", "skipped.json", "shards"}
-
-
-def test_one_writer_at_a_time(tmp_path):
-    with (
-        VideoIndex(tmp_path).write(ENCODER),
-        pytest.raises(BlockingIOError, match="another"),
-        VideoIndex(tmp_path).write(ENCODER),
-    ):
-        pass
-    with VideoIndex(tmp_path).write(ENCODER):
-        pass
-
-
-def test_folders_that_are_no_index_or_another_models(tmp_path):
-    index = VideoIndex(tmp_path / "index")
-    index.check_encoder(ENCODER)
-    with pytest.raises(FileNotFoundError, match="no index"):
-        index.load()
-    with index.write(ENCODER):
-        pass
-    index.check_encoder(ENCODER | {"model": "moved/elsewhere"})
-    with pytest.raises(ValueError, match="built by another model: its weights is '0'"):
-        index.check_encoder(ENCODER | {"weights": "1"})
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="not empty"):
-        VideoIndex(tmp_path).check_encoder(ENCODER)
-    assert json.loads((tmp_path / "index" / "index.json").read_text())["versions"].keys() >= {"umt_hf", "torch"}
-
-
-def test_missing_faiss_is_said_before_any_work(monkeypatch, tmp_path):
+def test_missing_lancedb_is_said_before_any_work(monkeypatch, tmp_path):
     monkeypatch.setattr(video_index, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'umt_hf\[search\]'"):
         embed_videos(["nothing"], "no-model", tmp_path)

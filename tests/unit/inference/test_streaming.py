@@ -78,7 +78,9 @@ def check_equal(found, video, encoder, window, stride, fps):
 
 
 @pytest.mark.parametrize("kind", ["transport_stream", "matroska", "fragmented"])
-@pytest.mark.parametrize(("window", "stride", "fps"), [(4, 2, None), (4, 3, None), (8, 8, 10.0), (6, 1, 7.0)])
+@pytest.mark.parametrize(
+    ("window", "stride", "fps"), [(4, 2, None), (4, 3, None), (4, 7, None), (8, 8, 10.0), (6, 1, 7.0)]
+)
 def test_windows_of_a_pipe_equal_those_of_the_file(kind, window, stride, fps, encoder, tmp_path):
     if kind == "fragmented":
         video = write_video(tmp_path / "video.mp4", container_options=FRAGMENTED)

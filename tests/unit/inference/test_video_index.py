@@ -1,0 +1,315 @@
+"""The index on the disk: commits, kills, several writers, growth, filters, and search in it."""
+
+import os
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.processes import build_environment, read_output, run_and_kill, start_process, wait_for
+from umt_hf.data.video_files import SkippedVideo, VideoFile
+from umt_hf.inference import video_index
+from umt_hf.inference.video_index import RowWriter, SearchFilter, VideoIndex
+
+pytest.importorskip("lancedb")
+
+ENCODER = {"model": "tiny", "weights": "0", "projection_dim": 2, "moments": None}
+
+
+def build_rows(*paths: str, vector=(1.0, 0.0), modified_ns: int = 1, **facts) -> list[dict]:
+    row = {"size_bytes": 1, "modified_ns": modified_ns, "num_frames": 4, "vector": np.array(vector, np.float32)}
+    return [{"path": path, **row, **facts} for path in paths]
+
+
+def make_index(folder: Path, width: int = 2, **options) -> VideoIndex:
+    index = VideoIndex(folder, **options)
+    index.create(ENCODER | {"projection_dim": width})
+    return index
+
+
+def find(index: VideoIndex, vector, count: int = 10, **options) -> list[str]:
+    return [row["path"] for row in index.load().find_nearest(np.array(vector, np.float32), count, **options)]
+
+
+def test_rows_replace_older_ones_and_unreadable_videos_lose_theirs(tmp_path):
+    index = make_index(tmp_path / "index")
+    index.add(build_rows("b", "a"))
+    assert index.finish([SkippedVideo("z", "broken")]) == 2
+    changed = [VideoFile("a", 1, 1), VideoFile("b", 1, 2), VideoFile("c", 1, 1)]
+    index = make_index(tmp_path / "index")
+    assert index.select_new(changed) == changed[1:]
+    index.add(build_rows("b", "c", vector=(0.0, 1.0), modified_ns=2))
+    assert index.finish([SkippedVideo("a", "now broken")]) == 2
+    rows = index.load().find_nearest(np.array([0, 1], np.float32), 5)
+    assert [(row["path"], row["modified_ns"], row["similarity"]) for row in rows] == [("b", 2, 1.0), ("c", 2, 1.0)]
+    assert index.list_paths() == ["b", "c"]
+    assert index.read_skipped() == [SkippedVideo("a", "now broken"), SkippedVideo("z", "broken")]
+    index.add(build_rows("z"))
+    assert index.finish([SkippedVideo("a", "gone")]) == 3
+    assert index.read_skipped() == [SkippedVideo("a", "gone")]
+    assert index.finish([SkippedVideo(path, "it's gone") for path in "bcz"]) == 0
+    with pytest.raises(ValueError, match="holds no videos"):
+        index.load()
+
+
+def test_names_of_all_kinds(tmp_path):
+    """Quotes, signs that patterns know, and letters of other alphabets."""
+    names = ["/a/it's.mp4", '/a/"b".mp4', "/a/100%.mp4", "/a/100x.mp4", "/a/a_b.mp4", "/a/aXb.mp4", "/ä/видео.mp4"]
+    names += ["/a/back\\slash.mp4", "/a/star*.mp4"]
+    index = make_index(tmp_path)
+    index.add(build_rows(*names))
+    index.add(build_rows(*names, modified_ns=2))
+    assert index.finish([]) == len(names) == index.count_rows()
+    assert set(find(index, (1, 0), 20)) == set(names)
+    for pattern, expected in {
+        "*%*": ["/a/100%.mp4"],
+        "*a_b*": ["/a/a_b.mp4"],
+        "/ä/*": ["/ä/видео.mp4"],
+        "*it's*": ["/a/it's.mp4"],
+        "*back\\slash*": ["/a/back\\slash.mp4"],
+        "*/100?.mp4": ["/a/100%.mp4", "/a/100x.mp4"],
+        "/a/100": [],
+    }.items():
+        assert sorted(find(index, (1, 0), 20, filters=SearchFilter(path=pattern))) == expected, pattern
+    index.finish([SkippedVideo(name, "gone") for name in names[:3]])
+    assert set(index.list_paths()) == set(names[3:])
+
+
+def test_filters(tmp_path):
+    index = make_index(tmp_path)
+    day = 86_400
+    for i, duration in enumerate((1.0, 10.0, 100.0, None)):
+        index.add(build_rows(f"{i}.mp4", modified_ns=i * day * 10**9, duration_seconds=duration))
+    cases = {
+        SearchFilter(min_duration=10): "12",
+        SearchFilter(max_duration=10): "01",
+        SearchFilter(min_duration=2, max_duration=50): "1",
+        SearchFilter(after=datetime.fromtimestamp(day)): "123",
+        SearchFilter(before=datetime.fromtimestamp(day)): "0",
+        SearchFilter(path="?.mp4", after=datetime.fromtimestamp(day), before=datetime.fromtimestamp(2 * day)): "1",
+        SearchFilter(): "0123",
+    }
+    for filters, expected in cases.items():
+        assert sorted(path[0] for path in find(index, (1, 0), filters=filters)) == list(expected), filters
+    for wrong, message in (
+        ({"min_duration": -1}, "min_duration must be a number of seconds"),
+        ({"max_duration": float("nan")}, "max_duration must be a number of seconds"),
+        ({"min_duration": 2, "max_duration": 1}, "is above max_duration"),
+        ({"after": datetime(2026, 1, 2), "before": datetime(2026, 1, 1)}, "must be earlier than before"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SearchFilter(**wrong)
+
+
+@pytest.mark.parametrize("flat_rows", [10_000, 300])
+def test_search_is_sorting_by_inner_product(tmp_path, flat_rows):
+    """Flat, and with lists of neighbours; rows that came after the lists were made are found too."""
+    rng = np.random.default_rng(0)
+    centers = rng.standard_normal((20, 16))
+    vectors = (centers[rng.integers(20, size=1200)] + 0.3 * rng.standard_normal((1200, 16))).astype(np.float32)
+    index = make_index(tmp_path, 16, flat_rows=flat_rows)
+    names = [f"{i:04d}" for i in range(len(vectors))]
+    for part in (range(1000), range(1000, 1200)):
+        index.add([row for i in part for row in build_rows(names[i], vector=vectors[i])])
+        assert index.finish([]) == part.stop
+    table = index.load()
+    assert table.is_flat == (flat_rows > 1200) and len(table) == 1200
+    queries = vectors[::60] + 0.1 * rng.standard_normal((20, 16)).astype(np.float32)
+    recall = []
+    for query in queries:
+        order = np.argsort(-(vectors @ query), kind="stable")
+        exact = table.find_nearest(query, 10, exact=True)
+        assert [row["path"] for row in exact] == [names[i] for i in order[:10]]
+        np.testing.assert_allclose([row["similarity"] for row in exact], (vectors @ query)[order[:10]], rtol=1e-5)
+        found = table.find_nearest(query, 10)
+        recall.append(len({row["path"] for row in found} & {names[i] for i in order[:10]}) / 10)
+        assert all(a["similarity"] >= b["similarity"] - 1e-6 for a, b in zip(found, found[1:], strict=False))
+    assert np.mean(recall) == 1.0 if table.is_flat else np.mean(recall) > 0.6
+    only = SearchFilter(path="11*")
+    expected = sorted(range(1100, 1200), key=lambda i: -vectors[i] @ queries[0])[:5]
+    assert [row["path"] for row in table.find_nearest(queries[0], 5, filters=only)] == [names[i] for i in expected]
+
+
+def test_lists_are_made_again_when_an_index_has_grown(tmp_path):
+    index = make_index(tmp_path, 4, flat_rows=100)
+    rng = np.random.default_rng(0)
+
+    def grow(count: int) -> list[str]:
+        index.add([row for i in range(count) for row in build_rows(f"{time.time_ns()}{i}", vector=rng.random(4))])
+        index.finish([])
+        return [found.name for found in index._open_existing("videos").list_indices()]
+
+    assert grow(90) == [] and index.load().is_flat
+    first = grow(160)
+    assert len(first) == 1 and grow(50) == first
+    assert grow(1200) != first and not index.load().is_flat
+
+
+def test_commits_are_joined_and_old_versions_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_index, "KEPT_VERSIONS", timedelta(milliseconds=1))
+    index = make_index(tmp_path, 64, max_fragments=20)
+    for i in range(90):
+        index.add(build_rows(f"{i:03d}", vector=np.full(64, i)))
+        assert video_index._count_fragments(index._open_existing("videos")) <= 21
+    index.finish([])
+    assert index.count_rows() == 90 and len(index._open_existing("videos").list_versions()) <= 22
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) < 120 and sum(file.stat().st_size for file in files) < 10 * 90 * 64 * 4
+    for i in range(21):  # deletions are commits too
+        index.finish([SkippedVideo(f"{i:03d}", "gone")])
+    assert index.count_rows() == 69 and len(index._open_existing("videos").list_versions()) <= 22
+
+
+def test_a_writer_commits_by_rows_and_by_time(tmp_path):
+    index = make_index(tmp_path)
+    writer = RowWriter(index, rows_per_commit=3, seconds_per_commit=1000)
+    writer.write(build_rows("a"))
+    writer.write(build_rows("b"))
+    assert index.count_rows() == 0
+    writer.write(build_rows("c"))
+    assert index.count_rows() == 3
+    writer.write(build_rows("d"))
+    writer.seconds_per_commit = 0
+    writer.write([])
+    assert index.count_rows() == 4
+    writer.flush()
+    assert index.count_rows() == 4
+
+
+def add_one_by_one(folder: str, prefix: str, count: int, max_fragments: int = 8) -> None:
+    index = VideoIndex(folder, max_fragments=max_fragments)
+    for i in range(count):
+        index.add(build_rows(f"{prefix}{i:04d}", vector=(i, 1)))
+    index.finish([])
+
+
+def test_four_writers_at_once(tmp_path):
+    """All rows of all are there, though each joins commits of the others meanwhile, and while a fifth searches."""
+    index = make_index(tmp_path / "index")
+    index.add(build_rows("first"))
+    processes = [
+        start_process(
+            add_one_by_one,
+            str(tmp_path / "index"),
+            prefix,
+            15,
+            environment=build_environment(0, 1, 0),
+            output=tmp_path / prefix,
+        )
+        for prefix in "abcd"
+    ]
+    while any(process.is_alive() for process in processes):
+        assert "first" in find(index, (0, 1), 200)
+    wait_for(processes, 0, 100)
+    assert [process.exitcode for process in processes] == [0] * 4, [read_output(tmp_path / p) for p in "abcd"]
+    assert index.list_paths() == sorted(["first", *(f"{prefix}{i:04d}" for prefix in "abcd" for i in range(15))])
+    assert index.count_rows() == 61
+
+
+def test_two_commands_may_encode_one_video(tmp_path):
+    """Its row is there once in the end, and a search names it once before."""
+    one, two = make_index(tmp_path), make_index(tmp_path)
+    one.add(build_rows("a", start_seconds=0.0, end_seconds=1.0) + build_rows("a", start_seconds=1.0, end_seconds=2.0))
+    two.add(build_rows("a", start_seconds=0.0, end_seconds=1.0) + build_rows("a", start_seconds=1.0, end_seconds=2.0))
+    assert one.count_rows() == 4
+    assert one.finish([]) == 1 and two.finish([]) == 1 and two.count_rows() == 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_kill_at_any_moment_loses_nothing_that_was_committed(tmp_path, seed):
+    folder = tmp_path / "index"
+    make_index(folder)
+    delay = np.random.default_rng(seed).uniform(0.02, 0.3)
+    began: list[float] = []
+
+    def is_time() -> bool:
+        if not began and VideoIndex(folder).count_rows() > 2:
+            began.append(time.monotonic())
+        return bool(began) and time.monotonic() - began[0] > delay
+
+    run_and_kill(is_time, add_one_by_one, str(folder), "v", 5000, 5)
+    index = VideoIndex(folder)
+    kept = index.list_paths()
+    assert kept == [f"v{i:04d}" for i in range(len(kept))] and len(kept) > 2
+    index.add(build_rows("after"))
+    assert index.finish([]) == len(kept) + 1 == index.count_rows()
+    assert len(find(index, (0, 1), 10_000)) == len(kept) + 1
+
+
+def test_what_a_command_left_that_was_killed_while_it_made_the_index(tmp_path):
+    for name in ("videos", "skipped"):
+        (tmp_path / f"{name}.lance" / "_versions").mkdir(parents=True)
+    index = VideoIndex(tmp_path)
+    index.check_encoder(ENCODER)
+    index.create(ENCODER)
+    index.add(build_rows("a"))
+    assert index.finish([]) == 1
+
+
+def test_folders_that_are_not_an_index_or_another_models(tmp_path):
+    index = VideoIndex(tmp_path / "index")
+    index.check_encoder(ENCODER)
+    with pytest.raises(FileNotFoundError, match="is not an index: it has no videos. `umt-hf embed` makes one"):
+        index.load()
+    assert not (tmp_path / "index").exists()
+    index.create(ENCODER)
+    index.check_encoder(ENCODER | {"model": "moved/elsewhere"})
+    with pytest.raises(ValueError, match="built by another model: its weights is '0'"):
+        index.check_encoder(ENCODER | {"weights": "1"})
+    windows = {"window_seconds": 4.0, "stride_seconds": 2.0}
+    with pytest.raises(ValueError, match="holds complete videos and these would be moments of 4 s every 2 s"):
+        index.check_encoder(ENCODER | {"moments": windows})
+    with pytest.raises(ValueError, match="built by another model"):  # of two commands that come at once
+        VideoIndex(tmp_path / "index").create(ENCODER | {"weights": "1"})
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        VideoIndex(tmp_path).check_encoder(ENCODER)
+    assert index._read_settings()["versions"].keys() >= {"umt_hf", "torch"}
+
+
+def test_an_index_of_an_earlier_version_is_refused_with_the_cure(tmp_path):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "index.json").write_text('{"encoder": {"model": "tiny"}}')
+    index = VideoIndex(tmp_path)
+    for use in (index.load, index.read_encoder, lambda: index.check_encoder(ENCODER)):
+        with pytest.raises(ValueError, match=r"earlier version, which is not read any more\. Embed its videos again"):
+            use()
+
+
+def test_a_database_of_something_else_is_refused(tmp_path):
+    import lancedb
+
+    lancedb.connect(tmp_path).create_table("videos", [{"path": "a", "vector": [1.0, 2.0]}])
+    with pytest.raises(ValueError, match="is a LanceDB database of something else"):
+        VideoIndex(tmp_path).load()
+
+
+def search_in_a_fork(folder: str) -> None:
+    """What a forked worker of a loader would do."""
+    index = VideoIndex(folder)
+    index.load().find_nearest(np.array([1, 0], np.float32), 1)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            VideoIndex(folder).load()
+            answer = "searched"
+        except RuntimeError as error:
+            answer = str(error)
+        os.write(write, answer.encode())
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert "'forkserver' or 'spawn'" in os.read(read, 1000).decode()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+def test_a_forked_process_is_refused_and_does_not_crash(tmp_path):
+    make_index(tmp_path / "index").add(build_rows("a"))
+    output = tmp_path / "output"
+    process = start_process(
+        search_in_a_fork, str(tmp_path / "index"), environment=build_environment(0, 1, 0), output=output
+    )
+    wait_for([process], 0, 60)
+    assert process.exitcode == 0, read_output(output)
