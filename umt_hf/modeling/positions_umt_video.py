@@ -90,7 +90,9 @@ def _resize_within_graph(
     )
     width, (num_frames, num_rows, num_columns) = table.shape[-1], grid
     resized = table.to(torch.promote_types(table.dtype, torch.float32))
-    resized = rows.to(resized) @ resized.reshape(num_frames, num_rows, num_columns * width)
+    # The table stands on the left: quantizers take a constant on the right for weights of a layer.
+    resized = resized.reshape(num_frames, num_rows, num_columns * width).transpose(1, 2) @ rows.to(resized).T
+    resized = resized.transpose(1, 2)
     resized = columns.to(resized) @ resized.reshape(-1, num_columns, width)
     resized = time.to(resized) @ resized.reshape(num_frames, -1)
     return resized.reshape(1, -1, width).to(table.dtype)
