@@ -546,7 +546,7 @@ def _list_rows(path: str, suffixes: frozenset[str] | set[str]) -> Iterator[tuple
                         yield video[0], video[1], text[0], text[1], text[2]
                     key, video, text = (folder, stem), (0, 0), (0, 0, False)
                 suffix = "." + ending.rpartition(".")[2].lower()
-                if suffix in suffixes:
+                if suffix in suffixes or f".{ending}" in suffixes:
                     if video[1]:
                         raise ValueError(f"{path}: several videos are named {stem}; give each another name.")
                     video = (member.offset_data, member.size)

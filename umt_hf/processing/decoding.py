@@ -80,7 +80,8 @@ SKIPPING_CODECS = ("h264", "hevc")
 MAX_SANE_SECONDS = 10_000_000  # timestamps beyond make decord end the process
 KEY_FRAME_NAMES = {"open": "open groups of pictures", "gradual": "intra-refresh"}
 
-STORED_SUFFIX = ".mjpeg"
+# Not ".mjpeg" alone, which cameras write: such a file has a frame rate.
+STORED_SUFFIX = ".frames.mjpeg"
 SPREAD_STRATEGIES = ("segments", "uniform", "middle")  # over all of a video, whatever its frames are apart
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
@@ -246,7 +247,7 @@ def open_video(source: VideoSource, decoder: DecoderName = "pyav") -> VideoReade
         source: A path, an http(s) or file URL, the bytes of a file, a binary file object (read from its start), or a
             row `{"path", "bytes"}`. An http(s) video is downloaded into memory first. A path that ends in `.npy` is a
             file of decoded frames, uint8 RGB `(T, H, W, 3)`; one of a folder of numbered pictures is a video too. A
-            name that ends in `.mjpeg` is one of JPEG pictures, one after the other.
+            name that ends in `.frames.mjpeg` is one of a few frames, JPEG pictures one after the other.
         decoder: Library that decodes.
 
     Raises:
@@ -342,7 +343,7 @@ class FrameFolderReader(VideoReader):
 
 
 class StoredFramesReader(VideoReader):
-    """A few frames of a video, kept as JPEG pictures one after the other (`.mjpeg`), with no frame rate."""
+    """A few frames of a video, kept as JPEG pictures one after the other (`.frames.mjpeg`), with no frame rate."""
 
     fps = None
     has_gaps = True

@@ -53,7 +53,7 @@ def test_frames_captions_and_labels_are_kept(videos):
     assert count_stored_frames(shards) == 8
     with open_video(shards[5]["video"]) as kept, open_video(videos / "videos" / "6.mp4") as video:
         assert (kept.num_frames, kept.height, kept.width, kept.fps) == (8, 32, 48, None)
-        assert kept.name.endswith("train-000003.tar/000000006.mjpeg")
+        assert kept.name.endswith("train-000003.tar/000000006.frames.mjpeg")
         chosen = video.get_frames([1, 4, 7, 10, 12, 15, 18, 21])[:, ::2, ::2].astype(float)
         assert np.abs(kept.get_frames(range(8)) - chosen).mean() < 12
     with open_video(shards[0]["video"]) as kept:
@@ -178,11 +178,11 @@ def test_damaged_pictures_are_named(tmp_path):
     prepare_shards([str(video)], tmp_path / "out", num_workers=0)
     content = load_shards(str(tmp_path / "out"))[0]["video"]["bytes"]
     for number, bad in enumerate((content[:-2], b"", content[4:], b"\xff\xd8junk\xff\xd9")):
-        (tmp_path / f"{number}.mjpeg").write_bytes(bad)
+        (tmp_path / f"{number}.frames.mjpeg").write_bytes(bad)
         with pytest.raises(
-            VideoDecodingError, match=f"{number}.mjpeg: (is not a complete row|is empty|cannot be decoded)"
+            VideoDecodingError, match=f"{number}.frames.mjpeg: (is not a complete row|is empty|cannot be decoded)"
         ):
-            read_clip(str(tmp_path / f"{number}.mjpeg"), 2)
+            read_clip(str(tmp_path / f"{number}.frames.mjpeg"), 2)
 
 
 def test_the_command(videos):

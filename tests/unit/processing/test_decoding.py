@@ -346,3 +346,17 @@ def test_numpy_files_of_other_content_are_named_with_the_reason(kind, tmp_path):
     }
     with pytest.raises(VideoDecodingError, match=rf"clip\.npy: .*{reasons[kind]}"):
         open_video(path)
+
+
+def test_pictures_of_a_camera_are_a_video_with_times(tmp_path):
+    """`.mjpeg`, JPEG pictures one after the other, is not what `umt-hf prepare` writes: `.frames.mjpeg`."""
+    path = tmp_path / "camera.mjpeg"
+    write_video(path, num_frames=12, codec="mjpeg", pix_fmt="yuvj420p")
+    with av.open(str(path)) as container:
+        expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with open_video(path) as reader:
+        assert reader.fps == 25 and reader.compute_timestamps()[-1] == pytest.approx(11 / 25)
+        np.testing.assert_array_equal(reader.get_frames(list(range(12))), expected)
+    kept = path.rename(tmp_path / "camera.frames.mjpeg")
+    with open_video(kept) as reader:
+        assert reader.fps is None and reader.num_frames == 12
