@@ -37,12 +37,12 @@ from ..runs.folder import (
     REPORT_FILE,
     STATE_FOLDER,
     TOKENIZER_FILE,
-    TRACKED_PROJECT,
     TRAINER_ARGUMENTS_FILE,
     VIDEO_PROCESSOR_FILE,
 )
 from ..runs.mistakes import UserError
 from ..runs.privacy import hide_folders
+from ..runs.scripts import TRACKED_PROJECT
 from ..runs.summary import list_bases, publish_settings
 from .card import write_model_card
 from .model_info import require_stored_weights

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ...runs.folder import METRICS_FILE, TRACKED_PROJECT, MetricLog
+from ...runs.folder import METRICS_FILE, MetricLog
+from ...runs.scripts import TRACKED_PROJECT
 
 logger = logging.getLogger(__name__)
 
