@@ -37,6 +37,7 @@ from ..runs.folder import (
     REPORT_FILE,
     STATE_FOLDER,
     TOKENIZER_FILE,
+    TRACKED_PROJECT,
     TRAINER_ARGUMENTS_FILE,
     VIDEO_PROCESSOR_FILE,
 )
@@ -66,7 +67,7 @@ EXCLUDED = (
     "*.pth",
     "*.pkl",
     "events.out.tfevents*",
-    "umt_hf",  # the trackers' folders
+    TRACKED_PROJECT,  # the trackers' folders
     "runs",
     "wandb",
     "__pycache__",

@@ -35,6 +35,8 @@ STATE_FOLDER = "training_state"
 COUNTERS_FILE = "counters.json"
 TRAINING_DATA_FILE = "training_data.json"  # of a checkpoint of fine-tuning
 CONVERSION_FILE = "conversion.json"
+# Trackers make a folder of this name. One named umt_hf would be the package for Python in the run's folder.
+TRACKED_PROJECT = "umt-hf"
 # What people read.
 CARD_FILE = "README.md"
 LOSS_PICTURE = "losses.png"
