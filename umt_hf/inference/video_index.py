@@ -16,6 +16,7 @@ import os
 import random
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -45,8 +46,8 @@ FLAT_ROWS = 100_000  # up to which a search compares the query with all vectors
 PROBED_SHARE = 32  # of the lists of neighbours, one in so many is searched
 MIN_PROBES = 16
 CANDIDATES, MIN_CANDIDATES = 4, 400  # found by cosine for each row wanted, and at least; then compared exactly
-KEPT_VERSIONS = timedelta(seconds=1)  # those who are in the middle of something finish it, or begin again
 ATTEMPTS = 12
+REMOTE_ATTEMPTS = 3  # to open a table of object storage, which may not be there
 VIDEOS_TABLE, SKIPPED_TABLE = "videos", "skipped"
 
 _SETTINGS = b"umt_hf"
@@ -362,15 +363,21 @@ class VideoIndex:
 
     def _open(self, name: str) -> Any | None:
         """A table; `None` where there is none."""
-        if name not in self._tables:
-            if not self.is_remote and not (Path(self.folder) / f"{name}.lance").is_dir():
+        folder = None if self.is_remote else Path(self.folder) / f"{name}.lance" / "_versions"
+        for attempt in range(1, ATTEMPTS + 1):
+            if name in self._tables:
+                break
+            if folder is not None and not (folder.is_dir() and any(folder.iterdir())):
                 return None  # LanceDB would make the folder
             try:
                 self._tables[name] = self._connect().open_table(name)
-            except (FileNotFoundError, ValueError, RuntimeError) as error:
-                if not re.search("not found|does not exist", str(error), re.IGNORECASE):
+            except (OSError, ValueError, RuntimeError) as error:
+                if not _MEANWHILE.search(str(error)) or (attempt == ATTEMPTS and folder is not None):
                     raise
-                return None
+                if folder is None and attempt == REMOTE_ATTEMPTS:
+                    return None
+                # Its last version was replaced while it was opened.
+                time.sleep(_random.uniform(0, 0.05))
         return self._tables[name]
 
     def _open_existing(self, name: str) -> Any:
@@ -446,7 +453,10 @@ class VideoIndex:
     def _optimize(self, name: str = VIDEOS_TABLE) -> None:
         """Join fragments, put new rows into the lists of neighbours, and drop versions before the last."""
         try:
-            self._open_existing(name).optimize(cleanup_older_than=KEPT_VERSIONS)
+            with warnings.catch_warnings():
+                # That others which are in the middle of something fail: `_retry` lets them begin again.
+                warnings.filterwarnings("ignore", "optimize.cleanup_older_than=0")
+                self._open_existing(name).optimize(cleanup_older_than=timedelta(0))
         except (OSError, RuntimeError, ValueError) as error:
             # Two commands at once: the other one does it.
             if not _MEANWHILE.search(str(error)):

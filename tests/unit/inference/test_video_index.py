@@ -2,7 +2,7 @@
 
 import os
 import time
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -147,8 +147,7 @@ def test_lists_are_made_again_when_an_index_has_grown(tmp_path):
     assert grow(1200) != first and not index.load().is_flat
 
 
-def test_commits_are_joined_and_old_versions_go(tmp_path, monkeypatch):
-    monkeypatch.setattr(video_index, "KEPT_VERSIONS", timedelta(milliseconds=1))
+def test_commits_are_joined_and_old_versions_go(tmp_path):
     index = make_index(tmp_path, 64, max_fragments=20)
     for i in range(90):
         index.add(build_rows(f"{i:03d}", vector=np.full(64, i)))
