@@ -22,7 +22,7 @@ from umt_hf import (
 from umt_hf.inference.classification import LabelOptions, load_classifier, merge_views
 from umt_hf.inference.engine import choose_dtype, inference_run
 from umt_hf.inference.features import load_encoder, name_features, plan_windows, save_features
-from umt_hf.inference.label_files import label_files
+from umt_hf.inference.labels.files import label_files
 from umt_hf.inference.loading import resolve_device
 from umt_hf.inference.search import VideoTextEncoder
 from umt_hf.processing.decoding import open_video

@@ -685,7 +685,7 @@ def classify(
     """
     from ..inference.classification import LabelOptions, LabelReport, load_classifier
     from ..inference.engine import inference_run
-    from ..inference.label_files import label_files
+    from ..inference.labels.files import label_files
     from .results import ResultPrinter, announce, announce_once, report_interruption
     from .timelines import iterate_labels, plan_timelines
 

@@ -7,7 +7,7 @@ from accelerate import PartialState
 
 from ..data.video_files import SkippedVideo
 from ..inference.classification import LabelledVideo, LabelOptions, VideoClassifier
-from ..inference.label_files import VideoTimeline, iterate_timelines, save_timeline
+from ..inference.labels.files import VideoTimeline, iterate_timelines, save_timeline
 from ..inference.moments import WindowSettings, resolve_moments
 from .results import announce
 

@@ -26,7 +26,7 @@ from ..data.targets import fit_labels, list_labels
 from ..data.unreadable import UnreadableVideos
 from ..inference.classification import VideoClassifier, score_videos
 from ..inference.held_out import require_finite
-from ..inference.scored_labels import has_many_labels, rank_labels
+from ..inference.labels.scored import has_many_labels, rank_labels
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..plots import plot_confusion_matrix
 from ..processing.video_processing_umt_video import UMTVideoProcessor

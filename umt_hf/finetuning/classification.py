@@ -38,8 +38,8 @@ from ..evaluation.classification import classify_videos, list_metric_names
 from ..evaluation.found import list_names, refuse_missing
 from ..hub_cards.label_names import read_label_names
 from ..hub_cards.released_names import convert_named
+from ..inference.labels.scored import MULTI_LABEL
 from ..inference.loading import load_complete_model, load_with_report
-from ..inference.scored_labels import MULTI_LABEL
 from ..inference.starts import locate_model
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification

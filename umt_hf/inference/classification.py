@@ -26,6 +26,7 @@ from .arguments import require_count
 from .engine import TIMEOUT_SECONDS, DType, choose_dtype, compile_model, in_model, inference_run, read_ahead
 from .export import is_export, load_exported_classifier
 from .held_out import build_bar, evaluation_mode, mark_nonfinite, plan_shard, require_finite, share_rows
+from .labels.scored import ScoredLabel, has_many_labels, rank_labels
 from .loading import (
     keep_tokens,
     list_class_names,
@@ -34,7 +35,6 @@ from .loading import (
     place_model,
     resolve_device,
 )
-from .scored_labels import ScoredLabel, has_many_labels, rank_labels
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import KeptTokenArguments
 from .arguments import require_count
 from .held_out import mark_nonfinite, require_finite
+from .labels.scored import ScoredLabel, rank_labels
 from .loading import (
     keep_tokens,
     list_class_names,
@@ -28,7 +29,6 @@ from .loading import (
     place_model,
     resolve_device,
 )
-from .scored_labels import ScoredLabel, rank_labels
 
 
 @dataclass(frozen=True)

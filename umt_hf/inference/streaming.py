@@ -26,10 +26,10 @@ from .arguments import require_count
 from .classification import VideoClassifier, merge_views
 from .export import is_export
 from .features import load_encoder
-from .features.windows import WindowSettings, resolve_windows
+from .features.windows import SlidingWindows, resolve_windows
 from .held_out import require_finite
+from .labels.scored import ScoredLabel, rank_labels
 from .loading import place_model, resolve_device
-from .scored_labels import ScoredLabel, rank_labels
 from .starts import read_model_fields
 
 ResultT = TypeVar("ResultT")
@@ -157,7 +157,7 @@ def _answer_windows(
     stream: VideoStream,
     answer: Callable[[torch.Tensor], ResultT],
     processor: UMTVideoProcessor,
-    windows: WindowSettings,
+    windows: SlidingWindows,
 ) -> Generator[tuple[float, float, ResultT]]:
     """Times and answer of each window `(1, T, C, H, W)`, as soon as its last frame is there."""
     with stream:

@@ -17,7 +17,7 @@ from tests.unit.finetuning.test_classification import tiny_config
 from umt_hf import UMTVideoForVideoClassification, UMTVideoProcessor, VideoClassifier
 from umt_hf.cli import app
 from umt_hf.inference.classification import LabelOptions, load_classifier, merge_views
-from umt_hf.inference.scored_labels import rank_labels
+from umt_hf.inference.labels.scored import rank_labels
 from umt_hf.moving_shapes.render import write_video
 from umt_hf.runs.disk import hold_lock
 

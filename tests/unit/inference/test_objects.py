@@ -29,9 +29,9 @@ from umt_hf import (
 )
 from umt_hf.cli import app
 from umt_hf.inference.detection import read_frames
+from umt_hf.inference.labels.scored import rank_labels
 from umt_hf.inference.loading import load_complete_model, load_with_report
 from umt_hf.inference.question_answering import answer_questions
-from umt_hf.inference.scored_labels import rank_labels
 from umt_hf.inference.search import embed_videos
 from umt_hf.moving_shapes.render import write_moving_shapes
 from umt_hf.processing.decoding import VideoDecodingError

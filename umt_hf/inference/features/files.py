@@ -45,7 +45,7 @@ from ..loading import (
     place_model,
 )
 from ..starts import require_start
-from .windows import FeatureLevel, VideoFeatures, VideoStream, resolve_windows, slide
+from .windows import BlockStream, FeatureLevel, VideoFeatures, resolve_windows, slide
 
 FeatureFormat = Literal["safetensors", "dataset", "npy"]
 
@@ -241,7 +241,7 @@ class _Extractor:
     def run(self, files: Sequence[VideoFile], store: "_FeatureFolder") -> list[SkippedVideo]:
         """Write the features of videos as they come, and give those that have none."""
         workers = min(count_workers() if self.num_workers is None else self.num_workers, len(files))
-        stream = VideoStream([file.path for file in files], self.processor, self.windows, self.dtype)
+        stream = BlockStream([file.path for file in files], self.processor, self.windows, self.dtype)
         is_hidden = not self.accelerator.is_main_process
         blocks = read_ahead(stream, None, workers, pin_memory=self.accelerator.device.type == "cuda")
         found = slide(

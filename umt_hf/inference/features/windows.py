@@ -138,7 +138,7 @@ def plan_windows(
 
 
 @dataclass(frozen=True)
-class WindowSettings:
+class SlidingWindows:
     """How windows slide; see `extract_features`.
 
     Attributes:
@@ -178,7 +178,7 @@ def resolve_windows(
     stride: int | None,
     fps: float | None,
     stride_seconds: float | None = None,
-) -> WindowSettings:
+) -> SlidingWindows:
     """Fill in and check how windows slide.
 
     Raises:
@@ -202,7 +202,7 @@ def resolve_windows(
     for name, rate in (("fps", fps), ("stride_seconds", stride_seconds)):
         if rate is not None and not 0 < rate < float("inf"):
             raise ValueError(f"{name} must be positive, got {rate}.")
-    return WindowSettings(level, window, stride, stride_seconds, fps, tubelet)
+    return SlidingWindows(level, window, stride, stride_seconds, fps, tubelet)
 
 
 class FrameBlock(NamedTuple):
@@ -224,7 +224,7 @@ class FrameBlock(NamedTuple):
 
 
 def read_blocks(
-    number: int, video: Any, processor: UMTVideoProcessor, settings: WindowSettings, dtype: torch.dtype
+    number: int, video: Any, processor: UMTVideoProcessor, settings: SlidingWindows, dtype: torch.dtype
 ) -> Iterator[FrameBlock]:
     """Decode and prepare a video, a window's worth of frames at a time.
 
@@ -245,7 +245,7 @@ def read_blocks(
             yield FrameBlock(number, pixel_values, None if block else plan, is_last)
 
 
-class VideoStream(IterableDataset):
+class BlockStream(IterableDataset):
     """Blocks of many videos; a worker that has read one takes the next that nobody has."""
 
     def __init__(self, paths: Sequence[str], *options: Any):
@@ -275,7 +275,7 @@ class _OpenVideo:
         settings: How they slide.
     """
 
-    def __init__(self, plan: WindowPlan, settings: WindowSettings):
+    def __init__(self, plan: WindowPlan, settings: SlidingWindows):
         self.plan, self.settings = plan, settings
         self.held: list[torch.Tensor] = []
         self.num_cut, self.num_encoded = 0, 0
@@ -342,7 +342,7 @@ class _OpenVideo:
 def slide(
     blocks: Iterable[FrameBlock],
     model: UMTVideoModel,
-    settings: WindowSettings,
+    settings: SlidingWindows,
     batch_size: int,
     shares_batches: bool = False,
     autocast: Callable[[], AbstractContextManager] = nullcontext,

@@ -17,17 +17,17 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ..data.video_files import SkippedVideo, VideoFile, list_videos
-from ..plots import TimelineSpan, plot_timeline
-from ..runs.disk import flush, hold_lock, name_unfinished, put_file, write_text
-from ..runs.folder import collect_versions
-from .classification import LabelledVideo, LabelOptions, VideoClassifier, build_patient_accelerator, merge_views
-from .engine import in_model, inference_run, name_dtype
-from .features import name_features
-from .held_out import build_bar, evaluation_mode
-from .loading import PIXEL_SETTINGS, compute_fingerprint
-from .moments import MomentClips, MomentCollector, MomentRows, WindowSettings, read_moments
-from .scored_labels import ScoredLabel, rank_labels
+from ...data.video_files import SkippedVideo, VideoFile, list_videos
+from ...plots import TimelineSpan, plot_timeline
+from ...runs.disk import flush, hold_lock, name_unfinished, put_file, write_text
+from ...runs.folder import collect_versions
+from ..classification import LabelledVideo, LabelOptions, VideoClassifier, build_patient_accelerator, merge_views
+from ..engine import in_model, inference_run, name_dtype
+from ..features import name_features
+from ..held_out import build_bar, evaluation_mode
+from ..loading import PIXEL_SETTINGS, compute_fingerprint
+from ..moments import MomentClips, MomentCollector, MomentRows, WindowSettings, read_moments
+from .scored import ScoredLabel, rank_labels
 
 
 @dataclass(frozen=True)

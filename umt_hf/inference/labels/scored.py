@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedConfig
 
-from .arguments import require_count
+from ..arguments import require_count
 
 MULTI_LABEL = "multi_label_classification"
 

@@ -1,0 +1,1 @@
+"""Classes of many videos: with their probabilities, and in files."""
