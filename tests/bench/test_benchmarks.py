@@ -572,7 +572,7 @@ def test_kept_tokens_want_the_demo(tmp_path):
 
 
 def test_inference_writes_a_row_for_each_command_and_way(tmp_path):
-    pytest.importorskip("faiss")
+    pytest.importorskip("lancedb")
     from benchmarks.inference import commands
     from benchmarks.inference import run as inference
 
