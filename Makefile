@@ -7,7 +7,7 @@ SOURCES = umt_hf umt_hf_launcher.py setup.py tests benchmarks examples docs
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-heavy test-extras test-oldest faults soak quality workflows style notebooks bench bench-cuda check-zoo test-readme docs docs-serve dist clean
+.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-heavy test-extras test-oldest faults soak quality workflows style notebooks bench bench-inference bench-cuda check-zoo test-readme docs docs-serve dist clean
 
 # Minutes on two cores.
 demo: $(VENV)/.installed
@@ -100,15 +100,18 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.stage1_step.run
 	$(BIN)/python -m benchmarks.decoding.run
 	$(BIN)/python -m benchmarks.stage2.run
-	$(BIN)/python -m benchmarks.search.run
-	$(BIN)/python -m benchmarks.forward.run
-	$(BIN)/python -m benchmarks.rerank.run
-	$(BIN)/python -m benchmarks.features.run
-	$(BIN)/python -m benchmarks.inference.run
 	$(BIN)/python -m benchmarks.threads.run
 	$(BIN)/python -m benchmarks.training.run
 	$(BIN)/python -m benchmarks.scale.run
 	$(BIN)/python -m benchmarks.scale.model --write true
+
+# Of a trained model: encoder, features, search, re-ranking, commands.
+bench-inference: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.features.run
+	$(BIN)/python -m benchmarks.search.run
+	$(BIN)/python -m benchmarks.forward.run
+	$(BIN)/python -m benchmarks.rerank.run
+	$(BIN)/python -m benchmarks.inference.run
 
 # Nine minutes on one GPU; also without the environment that is made here: python -m benchmarks.cuda.run
 bench-cuda: $(VENV)/.installed
