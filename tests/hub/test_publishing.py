@@ -167,6 +167,7 @@ VIDEO_FILES = {
     "quantization_umt.py",
     "resizing.py",
     "sampling.py",
+    "selection_umt_video.py",
     "video_processing_umt_video.py",
 }
 VIDEO_TEXT_FILES = VIDEO_FILES | {

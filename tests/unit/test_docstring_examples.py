@@ -22,6 +22,7 @@ MAX_COLUMNS, MAX_LINES = 80, 16
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 NEEDS = {
     "embed_videos": "lancedb",
+    "VideoIndex": "lancedb",
     "VideoSearcher": "lancedb",
     "ExportedVideoModel": "onnxruntime",
     "export_model": "onnxruntime",

@@ -137,6 +137,13 @@ class VideoIndex:
         storage_options: Of object storage, as LanceDB takes them; default: those of the environment.
         flat_rows: Rows up to which a search compares the query with all vectors.
         max_fragments: Commits after which they are joined and old versions go.
+
+    Examples:
+        >>> from umt_hf import embed_videos
+        >>> from umt_hf.inference.video_index import VideoIndex
+        >>> report = embed_videos(["videos"], "umt-vit-b16-25m", "index")
+        >>> VideoIndex("index").count_rows()
+        4
     """
 
     def __init__(

@@ -17,7 +17,7 @@ Legend: B texts, L text tokens, H text width, V video tokens.
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Literal
 
 import torch
@@ -41,7 +41,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_umt_video_text import UMTTextConfig
 from .fresh_heads_umt import watch_fresh_head
-from .losses_umt import IGNORED_LABEL
+from .losses_umt import IGNORED_LABEL, compute_answer_loss
 from .modeling_umt_video import UMTVideoMLP, eager_attention_forward
 from .quantization_umt import UMTFloatLinear, UMTQuantizationMixin, match_precision
 
@@ -687,6 +687,55 @@ class UMTTextLMHeadModel(UMTTextPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
         )
+
+
+def rank_closed_list(
+    decoder: UMTTextLMHeadModel,
+    states: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    answer_input_ids: torch.Tensor,
+    answer_attention_mask: torch.Tensor,
+    top_k: int,
+    count_first_token_twice: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score the `top_k` answers with the likeliest first token by the log-probability of all their tokens.
+
+    A question's keys and values are projected once for all its answers.
+
+    Args:
+        decoder: Of the answers.
+        states: Questions that have looked at their videos, `(B, S, H)`.
+        attention_mask: 1 at the questions' tokens and 0 at padding, `(B, S)`, or `None`.
+        answer_input_ids: The list, `[CLS] ... [SEP]` each, `(answers, tokens)`.
+        answer_attention_mask: 1 at its tokens and 0 at padding, on the right.
+        top_k: Answers that are scored.
+        count_first_token_twice: Whether the first token's log-probability is added once more.
+
+    Returns:
+        Indices into the list and their probabilities among the `top_k`, best first, both `(B, top_k)`.
+    """
+    decode = partial(decoder, use_cache=False, return_dict=True)
+    key_values = decoder.text_model.get_encoder_key_values(states)
+    start = answer_input_ids[:1, :1].expand(states.shape[0], 1)
+    start_logits = decode(start, encoder_key_values=key_values, encoder_attention_mask=attention_mask).logits[:, 0]
+    first_token_probs = start_logits.float().softmax(dim=1)[:, answer_input_ids[:, 1]]
+    first_token_probs, candidates = first_token_probs.topk(top_k, dim=1)
+    labels = answer_input_ids.masked_fill(answer_attention_mask == 0, IGNORED_LABEL)
+
+    scores = []
+    for i, chosen in enumerate(candidates):  # one question at a time: top_k answers fill a batch
+        logits = decode(
+            answer_input_ids[chosen],
+            answer_attention_mask[chosen],
+            encoder_key_values=key_values[i : i + 1],
+            encoder_attention_mask=None if attention_mask is None else attention_mask[i : i + 1].expand(top_k, -1),
+        ).logits
+        scores.append(-compute_answer_loss(logits, labels[chosen]))
+    scores = torch.stack(scores)
+    if count_first_token_twice:
+        scores = scores + first_token_probs.log()
+    probabilities, order = scores.softmax(dim=1).sort(dim=1, descending=True)
+    return candidates.gather(1, order), probabilities
 
 
 __all__ = ["UMTTextLMHeadModel", "UMTTextModel", "UMTTextPreTrainedModel"]

@@ -30,7 +30,6 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
-from .answers_umt_video_text import rank_closed_list
 from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConfig, build_decoder_config, require_text
 from .fresh_heads_umt import watch_fresh_head
 from .losses_umt import (
@@ -54,6 +53,7 @@ from .modeling_umt_text import (
     UMTTextLMHeadModel,
     UMTTextModel,
     build_cache,
+    rank_closed_list,
 )
 from .modeling_umt_video import (
     UMTVideoAlignmentHead,
