@@ -13,9 +13,10 @@
 # limitations under the License.
 """What FFmpeg may open, which stream of a file is its video, how its frames are turned, and which packet shows which.
 
-Everything here works on PyAV's objects; `decoding` opens and reads them.
+Everything here works on PyAV's objects, and on one file that tries torchcodec; `decoding` opens and reads videos.
 """
 
+import functools
 import io
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -89,6 +90,11 @@ INTRA_VOP, PREDICTED_VOP, BIDIRECTIONAL_VOP = 0, 1, 2
 MPEG_PICTURE_START, MPEG_SEQUENCE_START = b"\x00\x00\x01\x00", b"\x00\x00\x01\xb3"  # MPEG-1 and MPEG-2
 MPEG_INTRA, MPEG_PREDICTED, MPEG_BIDIRECTIONAL = 1, 2, 3
 VOL_STARTS = tuple(b"\x00\x00\x01" + bytes([kind]) for kind in range(0x20, 0x30))  # the header of the stream
+# A one-pixel GIF: the smallest file that shows whether torchcodec finds FFmpeg.
+PROBE_FILE = (
+    b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff"
+    b",\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
+)
 
 
 def describe_playlist(content: BinaryIO) -> str | None:
@@ -657,3 +663,20 @@ class PyAVFrames(NamedMedia):
         LIMITS.check_frame_size(self.name, frame.height, frame.width)
         pixels = self._reformatter.reformat(frame, format="rgb24", **self._reformat_options).to_ndarray()
         return read_orientation(frame).apply(pixels)
+
+
+@functools.cache
+def import_torchcodec() -> type:
+    """Import torchcodec's decoder and try it: importing succeeds even where its FFmpeg libraries are missing."""
+    try:
+        # pyrefly: ignore[missing-import]  an extra that few environments have
+        from torchcodec.decoders import VideoDecoder
+
+        VideoDecoder(PROBE_FILE).get_frames_at(indices=[0])
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ImportError(
+            "decoder='torchcodec' needs torchcodec and the FFmpeg libraries of the system: "
+            f"`pip install torchcodec`, and FFmpeg from the system's packages. It said: {reason}"
+        ) from error
+    return VideoDecoder

@@ -57,6 +57,7 @@ from .containers import (
     choose_stream,
     describe_key_frames,
     describe_playlist,
+    import_torchcodec,
     is_cover,
     open_container,
     open_one_way,
@@ -92,12 +93,6 @@ ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 STORED_SUFFIX = ".frames.mjpeg"
 SPREAD_STRATEGIES = ("segments", "uniform", "middle")  # over all of a video, whatever its frames are apart
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-
-# A one-pixel GIF: the smallest file that shows whether torchcodec finds FFmpeg.
-PROBE_FILE = (
-    b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff"
-    b",\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
-)
 
 
 class VideoReader(NamedMedia, ABC):
@@ -917,7 +912,7 @@ class TorchcodecReader(CheckedReader):
     _backend_errors = (RuntimeError, ValueError, IndexError)
 
     def __init__(self, media: MediaFile):
-        video_decoder = _import_torchcodec()
+        video_decoder = import_torchcodec()
         self.name = media.name
         expected = self._check(media)
         self._media = media
@@ -950,20 +945,3 @@ READERS: dict[str, Callable[[MediaFile], VideoReader]] = {
     "decord": DecordReader,
     "torchcodec": TorchcodecReader,
 }
-
-
-@functools.cache
-def _import_torchcodec() -> type:
-    """Import torchcodec's decoder and try it: importing succeeds even where its FFmpeg libraries are missing."""
-    try:
-        # pyrefly: ignore[missing-import]  an extra that few environments have
-        from torchcodec.decoders import VideoDecoder
-
-        VideoDecoder(PROBE_FILE).get_frames_at(indices=[0])
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ImportError(
-            "decoder='torchcodec' needs torchcodec and the FFmpeg libraries of the system: "
-            f"`pip install torchcodec`, and FFmpeg from the system's packages. It said: {reason}"
-        ) from error
-    return VideoDecoder

@@ -303,7 +303,7 @@ def test_no_file_stays_open(plain, tmp_path):
 def test_a_missing_library_is_named(decoder, module, advice, plain, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, f"{module}.decoders", None)
-    decoding._import_torchcodec.cache_clear()
+    decoding.import_torchcodec.cache_clear()
     with pytest.raises(ImportError, match=advice):
         open_video(plain, decoder)
 
