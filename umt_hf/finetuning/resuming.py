@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
 from ..runs.disk import write_text
 from ..runs.folder import FINETUNING_SHAPE_FILE, read_run_json
 
@@ -78,6 +80,26 @@ def read_shape(checkpoint: Path) -> FinetuningShape | None:
     """
     file = checkpoint / FINETUNING_SHAPE_FILE
     return FinetuningShape(**read_run_json(file)) if file.is_file() else None
+
+
+def list_needed_files(checkpoint: Path, num_processes: int, has_moments: bool) -> list[str]:
+    """Files that a run needs of a checkpoint, and without which the `Trainer` would go on in silence.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        num_processes: Of this run; processes that did not exist when it was written have no random states.
+        has_moments: Whether optimizer and schedule are saved, each as one file.
+
+    Raises:
+        ValueError: If its record of the shape is damaged.
+    """
+    shape = read_shape(checkpoint)
+    former = shape.num_processes if shape is not None else 0
+    # A run of one process writes and reads no number.
+    states = ["rng_state.pth"] if former == num_processes == 1 else []
+    if former > 1 and num_processes > 1:
+        states = [f"rng_state_{rank}.pth" for rank in range(min(former, num_processes))]
+    return [*((OPTIMIZER_NAME, SCHEDULER_NAME) if has_moments else ()), *states]
 
 
 def require_same_steps(checkpoint: Path, former: dict[str, Any], present: FinetuningShape) -> None:

@@ -98,7 +98,7 @@ from ..training.trainer import (
     warn_of_changes,
     warn_of_other_rows,
 )
-from .resuming import FinetuningShape, require_same_steps, say_if_over
+from .resuming import FinetuningShape, list_needed_files, require_same_steps, say_if_over
 
 try:
     import resource
@@ -723,7 +723,10 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
     if is_main:
         remove_unfinished(output_dir)
     trainer.accelerator.wait_for_everyone()
-    checkpoint = choose_checkpoint(args.resume_from_checkpoint, output_dir, TRAINER_STATE_NAME)
+    is_divided = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    has_moments = not (is_divided or args.save_only_model)
+    list_needed = functools.partial(list_needed_files, num_processes=args.world_size, has_moments=has_moments)
+    checkpoint = choose_checkpoint(args.resume_from_checkpoint, output_dir, TRAINER_STATE_NAME, list_needed)
     if checkpoint is not None:
         require_same_model(checkpoint, trainer.model)
         former = read_run_json(checkpoint / TRAINER_STATE_NAME)

@@ -10,7 +10,13 @@ from torch import nn
 from torch.utils.data import BatchSampler
 
 from umt_hf.finetuning import trainer as finetuning
-from umt_hf.finetuning.resuming import FinetuningShape, read_shape, require_same_steps, say_if_over
+from umt_hf.finetuning.resuming import (
+    FinetuningShape,
+    list_needed_files,
+    read_shape,
+    require_same_steps,
+    say_if_over,
+)
 from umt_hf.finetuning.trainer import FinetuningArguments, FinetuningTrainer, TrainingClips
 
 SHAPE = FinetuningShape(1, 8, 1, num_rows=60, drop_last=False)
@@ -123,6 +129,14 @@ def collate(samples):
     return {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples]), "failures": []}
 
 
+class LineTrainer(FinetuningTrainer):
+    """Writes the configuration that a model of the package would write."""
+
+    def complete_checkpoint(self, folder):
+        super().complete_checkpoint(folder)
+        (folder / "config.json").write_text("{}")
+
+
 def fine_tune_line(folder, monkeypatch, **changes) -> FinetuningTrainer:
     """A run of the shared function of the four scripts, without a model folder at its end."""
     fields = {"per_device_train_batch_size": 8, "num_train_epochs": 4, "save_steps": 4, "save_strategy": "steps"}
@@ -130,7 +144,7 @@ def fine_tune_line(folder, monkeypatch, **changes) -> FinetuningTrainer:
     args = FinetuningArguments(output_dir=str(folder), use_cpu=True, report_to="none", **fields)
     monkeypatch.setattr(finetuning, "fingerprint_rows", lambda table: {"rows": len(table), "names": "x"})
     monkeypatch.setattr(finetuning, "_write_model", lambda trainer, output_dir: None)
-    trainer = FinetuningTrainer(
+    trainer = LineTrainer(
         model=Line(), args=args, train_dataset=Clips(60), evaluations={}, max_skipped_ratio=0.1, data_collator=collate
     )
     trainer.train_dataset.table = trainer.train_dataset
@@ -154,3 +168,31 @@ def test_a_run_goes_on_with_the_same_steps_alone(tmp_path, monkeypatch, caplog):
     auto = {"resume_from_checkpoint": "auto"}
     assert fine_tune_line(tmp_path, monkeypatch, **auto).step == 32 and "nothing is left to train" in caplog.text
     assert fine_tune_line(tmp_path, monkeypatch, **auto, num_train_epochs=5).step == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("optimizer.pt", "missing"), ("scheduler.pt", "cut"), ("rng_state.pth", "missing"), ("run_shape.json", "cut")],
+)
+def test_damaged_files_end_in_one_sentence_before_a_step(name, how, tmp_path, monkeypatch):
+    fine_tune_line(tmp_path, monkeypatch, num_train_epochs=1)
+    path = tmp_path / "checkpoint-8" / name
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-20])
+    else:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-8.* is damaged: ") as caught:
+        fine_tune_line(tmp_path, monkeypatch, num_train_epochs=1, resume_from_checkpoint="auto")
+    assert name in str(caught.value)
+    assert str(caught.value).endswith(f"by `--resume_from_checkpoint {tmp_path}/checkpoint-4`.")
+
+
+def test_random_states_are_needed_where_their_process_was_there(tmp_path):
+    write_checkpoint(tmp_path / "checkpoint", 16, SHAPE)
+    assert list_needed_files(tmp_path / "checkpoint", 1, has_moments=False) == ["rng_state.pth"]
+    assert list_needed_files(tmp_path / "checkpoint", 2, has_moments=False) == []
+    FinetuningShape(4, 2, 1, 60, False).save(tmp_path / "checkpoint")
+    assert list_needed_files(tmp_path / "checkpoint", 1, has_moments=False) == []
+    assert list_needed_files(tmp_path / "checkpoint", 2, has_moments=True) == [
+        "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"
+    ]  # fmt: skip
