@@ -80,3 +80,22 @@ def test_without_words_there_is_help():
     for words in ([], ["data"], ["pretrain"]):
         result = runner.invoke(app, words)
         assert result.exit_code == 2 and "Usage:" in result.stdout and result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("embed", "x", "--model", "y", "--out", ""), "--out is empty"),
+        (("features", "x", "--model", "y", "--out="), "--out is empty"),
+        (("prepare", "x", "--out", " "), "--out is empty"),
+        (("convert", "umt-vit-b16", "--output", ""), "--output is empty"),
+        (("classify", "x", "--model", ""), "--model is empty"),
+        (("data", "moving-shapes", ""), "an argument is empty"),
+        (("push", "", "me/x"), "an argument is empty"),
+        (("demo", "--index", ""), "--index is empty"),
+    ],
+)
+def test_an_empty_name_is_refused_and_not_the_current_folder(words, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_mistake(*words) == f"Error: {named}. (Is a variable of the shell not set?)"
+    assert not list(tmp_path.iterdir())
