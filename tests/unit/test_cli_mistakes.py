@@ -4,6 +4,7 @@ import pytest
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
+import umt_hf_launcher
 from tests.unit.test_cli import run_command
 from umt_hf.cli import app
 
@@ -99,3 +100,14 @@ def test_an_empty_name_is_refused_and_not_the_current_folder(words, named, tmp_p
     monkeypatch.chdir(tmp_path)
     assert read_mistake(*words) == f"Error: {named}. (Is a variable of the shell not set?)"
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_while_the_command_loads_is_one_line(monkeypatch, capsys):
+    def load(name):
+        if name == "cli":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(umt_hf_launcher, "load_alone", load)
+    with pytest.raises(SystemExit) as ended:
+        umt_hf_launcher.main()
+    assert ended.value.code == 130 and capsys.readouterr().err == "Interrupted. Nothing was written.\n"
