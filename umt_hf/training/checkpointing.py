@@ -268,7 +268,7 @@ def _list_parts(checkpoint: Path) -> list[str]:
 
 
 def _is_intact(file: Path) -> bool:
-    """Whether a file of tensors is as long as it says, and a small one holds what was written."""
+    """Whether a file of tensors has its full length, and a small one holds what was written."""
     if file.suffix == ".safetensors":
         try:
             with safe_open(file, "pt"):
