@@ -33,6 +33,7 @@ from .annotations import name_video
 from .in_flight import end_with_parent
 from .labels import LABEL, get_label_names
 from .lists.contents import look_through
+from .lists.fingerprints import digest_columns
 from .lists.folders import is_packed_tar
 from .lists.tar_rows import CAPTION, PREPARED_SUFFIX, find_notes, name_label
 from .sources import get_source, load_videos
@@ -42,6 +43,7 @@ from .video_files import list_videos
 logger = logging.getLogger(__name__)
 
 DONE_FOLDER = "done"
+TEXTS_KEY = "captions_and_labels"  # of the note; those of earlier versions lack it
 NAMED_VIDEOS = 65_536  # hashed at a time
 LIST_SUFFIXES = frozenset({
     ".csv", ".tsv", ".txt", ".lst", ".json", ".jsonl", ".ndjson", ".db", ".sqlite", ".sqlite3", ".parquet", ".tar",
@@ -160,6 +162,11 @@ class VideoList:
                     for first in range(0, len(paths), NAMED_VIDEOS):
                         digest.update(repr(paths[first : first + NAMED_VIDEOS][name]).encode(errors="replace"))
         return digest.hexdigest()
+
+    def hash_texts(self) -> str:
+        """Digits that stand for the captions and labels of all videos, which are written into the shards too."""
+        found = [digest_columns(table, (CAPTION, LABEL)) for table in self.tables]
+        return hashlib.blake2b(" ".join(found).encode(), digest_size=8).hexdigest()
 
 
 def _name_labels(rows: list[Row], names: Sequence[str] | None) -> list[Row]:
@@ -280,10 +287,13 @@ def _check_kept(source: str, table: Dataset, settings: ShardSettings) -> None:
 def _check_settings(folder: Path, settings: ShardSettings, videos: VideoList, rank: int) -> None:
     names = [get_label_names(table.features) for table in videos.tables]
     own = asdict(settings) | {"num_videos": len(videos), "list": videos.hash(), "label_names": names}
+    own[TEXTS_KEY] = videos.hash_texts()
     file = folder / f"{settings.split}{PREPARED_SUFFIX}"
     if file.exists():
-        former = json.loads(file.read_text(encoding="utf-8"))
+        former = {TEXTS_KEY: own[TEXTS_KEY]} | json.loads(file.read_text(encoding="utf-8"))
         if changed := sorted(name for name, value in own.items() if former.get(name) != value):
+            if "list" in changed and TEXTS_KEY in changed:  # of other videos they are others anyway
+                changed.remove(TEXTS_KEY)
             raise ValueError(
                 f"{folder} holds shards with other settings or videos ({', '.join(changed)}). Choose another folder, "
                 "or give the same list and settings."

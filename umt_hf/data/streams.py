@@ -13,6 +13,7 @@ import os
 import posixpath
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,7 +40,7 @@ from .unreadable import LOST_SHARD, LostShardError
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # to be raised whenever the same tars would give another index
+FORMAT = 2  # to be raised whenever the same tars would give another index
 CACHE_FOLDER = "umt_hf_shards"
 SHORTEST_CACHED_BYTES = 1 << 30  # the headers of smaller tars are read in a second or two
 READING_THREADS = 16
@@ -52,8 +53,13 @@ OPEN_GROUPS = 2
 PROBED_ROWS = 8  # a short video has fewer frames than others
 
 TAR_INDEX = np.dtype(
-    [("shard", "<i4"), ("offset", "<i8"), ("size", "<i8"), ("text", "<i8"), ("text_size", "<i8"), ("json", "?")]
-)
+    [
+        ("shard", "<i4"), ("offset", "<i8"), ("size", "<i8"),
+        ("text", "<i8"), ("text_size", "<i8"), ("json", "?"), ("text_sum", "<u4"),
+    ]
+)  # fmt: skip
+
+NO_TEXT = (0, 0, False, 0)
 
 Result = TypeVar("Result")
 
@@ -528,11 +534,11 @@ def _build_tar_index(source: str, paths: list[str], media: Literal["video", "ima
     return np.array(rows, TAR_INDEX)
 
 
-def _list_rows(path: str, suffixes: frozenset[str] | set[str]) -> Iterator[tuple[int, int, int, int, bool]]:
-    """Places of video and caption of each name in a tar; zeros where there is none."""
+def _list_rows(path: str, suffixes: frozenset[str] | set[str]) -> Iterator[tuple[int, int, int, int, bool, int]]:
+    """Places of video and caption of each name in a tar, and the caption's checksum; zeros where there is none."""
     key: tuple[str, str] | None = None
     video: tuple[int, int] = (0, 0)
-    text: tuple[int, int, bool] = (0, 0, False)
+    text: tuple[int, int, bool, int] = NO_TEXT
     try:
         with tarfile.open(path, "r:", encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
@@ -543,19 +549,21 @@ def _list_rows(path: str, suffixes: frozenset[str] | set[str]) -> Iterator[tuple
                 stem, _, ending = name.partition(".")
                 if (folder, stem) != key:
                     if key is not None:
-                        yield video[0], video[1], text[0], text[1], text[2]
-                    key, video, text = (folder, stem), (0, 0), (0, 0, False)
+                        yield (*video, *text)
+                    key, video, text = (folder, stem), (0, 0), NO_TEXT
                 suffix = "." + ending.rpartition(".")[2].lower()
                 if suffix in suffixes or f".{ending}" in suffixes:
                     if video[1]:
                         raise ValueError(f"{path}: several videos are named {stem}; give each another name.")
                     video = (member.offset_data, member.size)
                 elif suffix == ".txt" or (suffix == ".json" and not text[1]):
-                    text = (member.offset_data, member.size, suffix == ".json")
+                    content = tar.extractfile(member)
+                    assert content is not None, "It is a file."
+                    text = (member.offset_data, member.size, suffix == ".json", zlib.crc32(content.read()))
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{path}: not a complete tar without compression ({error}). Write it again.") from error
     if key is not None:
-        yield video[0], video[1], text[0], text[1], text[2]
+        yield (*video, *text)
 
 
 def _load_parquet(

@@ -173,6 +173,30 @@ def test_other_settings_and_lists_are_refused(videos):
             ShardSettings(**changes)
 
 
+@pytest.mark.parametrize("name", ["caption", "label"])
+def test_an_edited_list_is_refused_as_another_one(videos, name):
+    """Captions and labels go into the shards: those of before must not stay, nor mix with those of now."""
+    sources, out = [str(videos / "list.json")], videos / "out"
+    prepare_shards(sources, out, SETTINGS, num_workers=0)
+    (out / "train-000003.tar").unlink()  # as of a kill
+    rows = json.loads((videos / "list.json").read_text())
+    rows[0][name] = "text 9" if name == "caption" else 2
+    (videos / "list.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=r"with other settings or videos \(captions_and_labels\)"):
+        prepare_shards(sources, out, SETTINGS, num_workers=0)
+    assert not (out / "train-000003.tar").exists()
+
+
+def test_shards_of_a_former_version_go_on(videos):
+    """Their note does not say what captions they had."""
+    sources, out = [str(videos / "list.json")], videos / "out"
+    prepare_shards(sources, out, SETTINGS, num_workers=0)
+    note = json.loads((out / "train.prepare.json").read_text())
+    del note["captions_and_labels"]
+    (out / "train.prepare.json").write_text(json.dumps(note))
+    assert prepare_shards(sources, out, SETTINGS, num_workers=0).num_written == 0
+
+
 def test_damaged_pictures_are_named(tmp_path):
     video = write_video(tmp_path / "a.mp4", num_frames=4)
     prepare_shards([str(video)], tmp_path / "out", num_workers=0)
