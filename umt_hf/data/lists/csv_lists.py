@@ -25,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..labels import LARGEST_LABEL, describe_large_label, parse_integer
 from .columns import CHUNK_ROWS, call, join_paths
 from .folders import MEDIA_SUFFIXES
 from .paths import is_url, join_root
@@ -282,9 +283,15 @@ class CSVLabels:
 
         Returns:
             Numbers, or texts; `None` if there are none.
+
+        Raises:
+            ValueError: If a number has more than 64 bits.
         """
         texts = set(labels or [None])
-        numbers = {text: int(float(text)) for text in texts if text is not None and INTEGER.fullmatch(text)}
+        numbers = {text: parse_integer(text) for text in texts if text is not None and INTEGER.fullmatch(text)}
+        if labels and any(number > LARGEST_LABEL for number in map(abs, numbers.values())):
+            row = next(row for row, text in enumerate(labels) if abs(numbers.get(text, 0)) > LARGEST_LABEL)
+            raise ValueError(describe_large_label(f"{self.path}, line {lines[row]}", labels[row]))
         self._count("a label", {text: text is not None for text in texts}, labels, lines, count)
         self._count("a number as label", {text: text in numbers for text in texts}, labels, lines, count)
         if labels is None or texts == {None}:
@@ -491,7 +498,7 @@ def read_form(columns: list[str], separator: str) -> CSVRow:
     integers = [INTEGER.fullmatch(column.strip()) is not None for column in columns]
     path, label = separator.join(columns[:-1]).strip(), columns[-1].strip()
     if len(columns) > 2 and integers[-1] and integers[-2]:
-        folder, count, last = separator.join(columns[:-2]).strip(), int(float(columns[-2])), int(float(label))
+        folder, count, last = separator.join(columns[:-2]).strip(), parse_integer(columns[-2]), parse_integer(label)
         if (count, last) == (0, -1):
             return CSVRow(folder)
         if not _has_suffix(folder) and count == 0 and last > 0:
