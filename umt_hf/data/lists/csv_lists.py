@@ -398,33 +398,37 @@ def _sniff(head: list[str], is_complete: bool, video_column: str) -> str:
     """
     if not is_complete:
         head = head[:-1]  # a quoted field may go on behind it
-    best, best_score = ",", (0, 0)
-    for separator in SEPARATORS:
-        forms, numbers, alone = 0, 0, 0
-        try:
-            given = [
-                columns for columns in csv.reader(head, delimiter=separator, strict=True) if "".join(columns).strip()
-            ]
-        except csv.Error:
+    scores = {separator: _score(head, separator, video_column, strict=True) for separator in SEPARATORS}
+    if not any(forms for forms, _ in scores.values()):  # a stray quote, whose line is named once columns are read
+        scores = {separator: _score(head, separator, video_column, strict=False) for separator in SEPARATORS}
+    return max(scores, key=lambda separator: scores[separator])
+
+
+def _score(head: list[str], separator: str, video_column: str, strict: bool) -> tuple[int, int]:
+    """Lines that have a known form with a separator, and those of them without a name as label."""
+    forms, numbers, alone = 0, 0, 0
+    try:
+        given = [
+            columns for columns in csv.reader(head, delimiter=separator, strict=strict) if "".join(columns).strip()
+        ]
+    except csv.Error:
+        return 0, 0
+    rows = [_trim([*columns], separator) for columns in given]
+    header = bool(rows) and _find_header(rows[0], video_column) is not None
+    for columns, uncut in zip(rows[header:], given[header:], strict=True):
+        if len(columns) == 1 < len(uncut) and (_has_suffix(columns[0]) or is_url(columns[0])):
+            alone += 1
             continue
-        rows = [_trim([*columns], separator) for columns in given]
-        header = bool(rows) and _find_header(rows[0], video_column) is not None
-        for columns, uncut in zip(rows[header:], given[header:], strict=True):
-            if len(columns) == 1 < len(uncut) and (_has_suffix(columns[0]) or is_url(columns[0])):
-                alone += 1
-                continue
-            try:
-                row = None if len(columns) < 2 else CSVRow("") if header else read_form(columns, separator)
-            except ValueError:
-                continue
-            if row is not None:
-                forms += 1
-                numbers += row.label is None or INTEGER.fullmatch(row.label) is not None
-        if separator != " " or alone + header == len(rows):  # else a space belongs to the paths
-            forms += alone
-        if (score := (forms + header, numbers)) > best_score:
-            best, best_score = separator, score
-    return best
+        try:
+            row = None if len(columns) < 2 else CSVRow("") if header else read_form(columns, separator)
+        except ValueError:
+            continue
+        if row is not None:
+            forms += 1
+            numbers += row.label is None or INTEGER.fullmatch(row.label) is not None
+    if separator != " " or alone + header == len(rows):  # else a space belongs to the paths
+        forms += alone
+    return forms + header, numbers
 
 
 def _split(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
