@@ -1,5 +1,6 @@
 """Shards: every row is found where it is, in tars and in Parquet, and what is wrong with one is named."""
 
+import io
 import pickle
 import tarfile
 
@@ -10,6 +11,7 @@ from datasets import Dataset, Features, Value, Video
 from tests.unit.shard_files import write_parquets, write_tar, write_tars
 from tests.unit.video_files import write_video
 from umt_hf.data import streams
+from umt_hf.data.sources import load_videos
 from umt_hf.data.streams import choose_shards, holds_shards, load_shards
 from umt_hf.processing.media_files import VideoDecodingError
 
@@ -194,12 +196,13 @@ def write_apart(path, names):
 
 def test_texts_apart_from_their_videos_are_explained(tmp_path, caplog):
     path = write_apart(tmp_path / "a.tar", [f"v{number}" for number in range(16)])
-    with pytest.raises(ValueError, match=r"a\.tar: 16 videos .*have to be next to each other.*tar --sort=name -cf"):
+    with pytest.raises(ValueError, match=r"a\.tar: no video has a caption.*next to each other.*tar --sort=name -cf"):
         load_shards(path, needs_captions=True)
     for load in (load_shards, load_videos):  # without need of a caption, a warning says it
         caplog.clear()
         load(path)
         assert "16 names" not in caplog.text
+        assert "16 texts are apart from their videos and are left out" in caplog.text
         assert "tar --sort=name -cf" in caplog.text
 
 

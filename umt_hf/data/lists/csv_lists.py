@@ -151,7 +151,7 @@ class _CSVReader:
     def _split(self, lines: Iterable[str]) -> Iterator[tuple[list[int], list[list[str]]]]:
         """Numbers and columns of lines, without the header."""
         reader = csv.reader(lines, delimiter=self.separator, strict=True)
-        is_begun = False
+        is_begun, last = False, 0
         while True:
             numbers, rows, failure = [], [], None
             try:
@@ -160,7 +160,7 @@ class _CSVReader:
                     numbers.append(reader.line_num)
             except csv.Error as error:
                 failure = error
-            last = numbers[-1] if numbers else 0
+            is_end, last = not numbers, numbers[-1] if numbers else last
             if not is_begun and (first := self._find_first(rows)) is not None:
                 is_begun = True
                 columns = _trim([*rows[first]], self.separator)
@@ -184,7 +184,7 @@ class _CSVReader:
                     f"{self.path}, line {last + 1}: cannot be split into columns ({failure}). Check the quotes from "
                     "there on."
                 ) from failure
-            if not last:
+            if is_end:
                 return
 
     def _find_first(self, rows: list[list[str]]) -> int | None:
@@ -407,12 +407,12 @@ def _sniff(head: list[str], is_complete: bool, video_column: str) -> str:
 def _score(head: list[str], separator: str, video_column: str, strict: bool) -> tuple[int, int]:
     """Lines that have a known form with a separator, and those of them without a name as label."""
     forms, numbers, alone = 0, 0, 0
+    parts = [head] if strict else [[line] for line in head]  # else an open quote would take all lines behind it
     try:
-        given = [
-            columns for columns in csv.reader(head, delimiter=separator, strict=strict) if "".join(columns).strip()
-        ]
+        found = [columns for part in parts for columns in csv.reader(part, delimiter=separator, strict=strict)]
     except csv.Error:
         return 0, 0
+    given = [columns for columns in found if "".join(columns).strip()]
     rows = [_trim([*columns], separator) for columns in given]
     header = bool(rows) and _find_header(rows[0], video_column) is not None
     for columns, uncut in zip(rows[header:], given[header:], strict=True):
