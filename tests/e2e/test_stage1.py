@@ -24,7 +24,8 @@ from umt_hf.training.checkpointing import list_checkpoints, require_own_weights,
 def test_run_exports_a_folder_that_auto_classes_load(flags, shapes, tmp_path):
     state = stage1.main(flags(eval_steps=2, max_steps=4, save_steps=2, report_to="tensorboard"))
     run = tmp_path / "run"
-    assert list((run / "umt_hf").rglob("events.out.tfevents*"))
+    assert list((run / "umt-hf").rglob("events.out.tfevents*"))
+    assert not (run / "umt_hf").exists()  # which Python would take for the package in this folder
     assert state.step == 4 and state.videos == 16 and state.skipped_videos == 0
     assert state.position == {"epoch": 0, "row": 16}
     for folder in (run, run / "checkpoint-2", run / "checkpoint-4"):

@@ -252,7 +252,7 @@ def test_what_belongs_to_the_run_stays_here(hub, folders, tmp_path):
         "checkpoint-8.unfinished/config.json",
         "optimizer.pt",
         "training_args.bin",
-        "umt_hf/events.out.tfevents.1",
+        "umt-hf/events.out.tfevents.1",
         "runs/now/hparams.yml",
         ".hub-x/model.safetensors",
     }

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import yaml
 
 from ..runs.cores import count_threads
-from ..runs.scripts import MISTAKE_CODE, ScriptEntry
+from ..runs.scripts import LAUNCHER_VARIABLE, MISTAKE_CODE, ScriptEntry
 
 LAUNCH_FILES = Path(__file__).parents[1] / "recipes" / "launch"
 
@@ -92,6 +92,7 @@ def launch(entry: ScriptEntry, arguments: Sequence[str], options: LaunchOptions)
     flags = options.to_flags(num_accelerators)
     if num_accelerators == 0:
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
     command = launch_command_parser().parse_args([*flags, "-m", entry.module, *arguments])
     try:
         with _pass_signals_on():

@@ -42,6 +42,7 @@ from ..runs.folder import (
 )
 from ..runs.mistakes import UserError
 from ..runs.privacy import hide_folders
+from ..runs.scripts import TRACKED_PROJECT
 from ..runs.summary import list_bases, publish_settings
 from .card import write_model_card
 from .model_info import require_stored_weights
@@ -66,7 +67,7 @@ EXCLUDED = (
     "*.pth",
     "*.pkl",
     "events.out.tfevents*",
-    "umt_hf",  # the trackers' folders
+    TRACKED_PROJECT,  # the trackers' folders
     "runs",
     "wandb",
     "__pycache__",

@@ -7,19 +7,22 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
-from .scripts import MACHINE_CODE, MISTAKE_CODE
+from .scripts import LAUNCHER_VARIABLE, MACHINE_CODE, MISTAKE_CODE
 
 TRACEBACK_FLAG = "--traceback"
+SECONDS_BETWEEN_LOOKS = 1.0
 # A process that fails like the main one is stopped by the launcher before it speaks; one that fails alone is heard.
 SECONDS_TO_BE_STOPPED = 10.0
 WORKER_TRACEBACK = "Original Traceback (most recent call last):"
@@ -120,6 +123,28 @@ def _probe_disk(path: Path) -> str | None:
     return None
 
 
+def end_with_launcher() -> None:
+    """End this script at once where the `umt-hf` that started it is gone, as by SIGKILL, which it cannot hand on.
+
+    Else the script would hold the run's folder, and the next start would find it taken. A kill loses nothing that a
+    checkpoint has.
+    """
+    launcher = int(os.environ.get(LAUNCHER_VARIABLE, 0))
+    if not launcher:
+        return
+    if not psutil.pid_exists(launcher):
+        os._exit(1)
+    if os.getppid() != launcher:  # a script that a script has started
+        return
+
+    def wait() -> None:
+        while os.getppid() == launcher and psutil.pid_exists(launcher):  # on Windows the number of a parent stays
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 @contextlib.contextmanager
 def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]:
     """Turn what stops a script into one line on standard error, from the main process, and an exit code.
@@ -131,6 +156,7 @@ def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]
         SystemExit: With code 2 after a user's error, 3 after a run that diverged, 4 after a fault of the machine, 130
             after Ctrl-C, 143 after SIGTERM.
     """
+    end_with_launcher()
     signal.signal(signal.SIGTERM, _build_handler(os.getpid()))
     try:
         yield

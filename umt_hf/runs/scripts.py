@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 MISTAKE_CODE = 2  # exit code of a script, and of the `umt-hf` command, after a user's error
 MACHINE_CODE = 4  # after a fault of the machine: the same command may work later, or on another one
+# Trackers make a folder of this name. One named umt_hf would be the package for Python in the run's folder.
+TRACKED_PROJECT = "umt-hf"
+LAUNCHER_VARIABLE = "UMT_HF_LAUNCHER"  # number of the process of `umt-hf` that starts a script
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,16 @@
 """The line that a script ends with."""
 
+import os
 import signal
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 
-from umt_hf.runs.mistakes import DivergenceError, end_in_one_line
+from tests.processes import build_environment, start_process
+from umt_hf.runs.mistakes import DivergenceError, end_in_one_line, end_with_launcher
+from umt_hf.runs.scripts import LAUNCHER_VARIABLE
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +44,36 @@ def test_an_error_that_comes_while_another_is_on_its_way_out_does_not_hide_it(ca
 def test_other_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="a fault"):
         end(KeyError("cause"), RuntimeError("a fault"))
+
+
+def start_script_and_be_killed(folder: Path) -> None:
+    """As `umt-hf` starts a script; then SIGKILL comes, which it cannot hand on."""
+    os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
+    if os.fork() == 0:
+        (folder / "script").write_text(str(os.getpid()))
+        with end_in_one_line(lambda: ""):
+            (folder / "began").touch()
+            time.sleep(60)
+        os._exit(0)
+    while not (folder / "began").exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_script_ends_with_the_command_that_is_killed(tmp_path):
+    output, environment = tmp_path / "output", build_environment(0, 1, 0)
+    process = start_process(start_script_and_be_killed, tmp_path, environment=environment, output=output)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    script, deadline = int((tmp_path / "script").read_text()), time.monotonic() + 20
+    while (is_there := psutil.pid_exists(script)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_there
+
+
+def test_a_script_of_a_command_that_is_gone_does_not_begin(tmp_path):
+    output, environment = tmp_path / "output", build_environment(0, 1, 0) | {LAUNCHER_VARIABLE: str(2**22 + 1)}
+    process = start_process(end_with_launcher, environment=environment, output=output)
+    process.join(60)
+    assert process.exitcode == 1

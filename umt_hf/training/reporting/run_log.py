@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ...runs.folder import METRICS_FILE, MetricLog
+from ...runs.scripts import TRACKED_PROJECT
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class RunLog:
         self.accelerator, self.total_steps = accelerator, total_steps
         # TensorBoard refuses lists and None.
         config = {key: value for key, value in run_config.items() if isinstance(value, (bool, int, float, str))}
-        accelerator.init_trackers("umt_hf", config=config)
+        accelerator.init_trackers(TRACKED_PROJECT, config=config)
         # Lines that a killed run wrote after its last checkpoint go: they will be written again.
         self.file = MetricLog(output_dir / METRICS_FILE, step) if accelerator.is_main_process else None
         self.bar = tqdm(
