@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+INTERRUPTED_CODE = 130
+
 
 def load_alone(name: str) -> ModuleType:
     """Load a module of the package without the package; its relative imports bring in the package when they run."""
@@ -29,10 +31,16 @@ def load_alone(name: str) -> ModuleType:
 
 
 def main() -> None:
-    """Run the command."""
-    load_alone("runs.noise")
-    load_alone("diagnostics")
-    load_alone("runs.cores")
-    load_alone("runs.scripts")
-    load_alone("zoo")
-    load_alone("cli").app()
+    """Run the command.
+
+    Raises:
+        SystemExit: With code 130 after Ctrl-C, also before the command itself can answer it.
+    """
+    try:
+        for name in ("runs.noise", "diagnostics", "runs.cores", "runs.scripts", "zoo"):
+            load_alone(name)
+        app = load_alone("cli").app
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted. Nothing was written.\n")
+        raise SystemExit(INTERRUPTED_CODE) from None
+    app()

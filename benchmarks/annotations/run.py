@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     lists = [(num_rows, form) for num_rows in args.num_rows for form in args.forms]
     for num_rows, form in [*lists, *([(args.num_tar_rows, TARS)] if args.num_tar_rows else [])]:
         print(f"Loading {num_rows:,} rows of {form} ...", flush=True)
+        if args.folder is not None:
+            args.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             rows.append(measure_list(Path(folder), form, num_rows))
     report = {

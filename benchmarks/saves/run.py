@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     rows = []
     for size in args.sizes:
         print(f"Saving {size} ...", flush=True)
+        if args.folder is not None:
+            args.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             rows += measure(size, Path(folder), args.repeats)
     report = {

@@ -152,7 +152,7 @@ def test_annotations_write_a_row_for_each_list(tmp_path):
     from benchmarks.annotations import run as annotations
     from benchmarks.annotations.lists import FORMS
 
-    sizes = ["--num_rows", "30", "--num_tar_rows", "20", "--folder", str(tmp_path)]
+    sizes = ["--num_rows", "30", "--num_tar_rows", "20", "--folder", str(tmp_path / "new")]
     report = read_report(annotations.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "annotations")
     assert [(row["num_rows"], row["form"]) for row in report["rows"]] == [(30, form) for form in FORMS] + [
         (20, "tars")

@@ -4,6 +4,7 @@ import pytest
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
+import umt_hf_launcher
 from tests.unit.test_cli import run_command
 from umt_hf.cli import app
 
@@ -80,3 +81,33 @@ def test_without_words_there_is_help():
     for words in ([], ["data"], ["pretrain"]):
         result = runner.invoke(app, words)
         assert result.exit_code == 2 and "Usage:" in result.stdout and result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("embed", "x", "--model", "y", "--out", ""), "--out is empty"),
+        (("features", "x", "--model", "y", "--out="), "--out is empty"),
+        (("prepare", "x", "--out", " "), "--out is empty"),
+        (("convert", "umt-vit-b16", "--output", ""), "--output is empty"),
+        (("classify", "x", "--model", ""), "--model is empty"),
+        (("data", "moving-shapes", ""), "an argument is empty"),
+        (("push", "", "me/x"), "an argument is empty"),
+        (("demo", "--index", ""), "--index is empty"),
+    ],
+)
+def test_an_empty_name_is_refused_and_not_the_current_folder(words, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_mistake(*words) == f"Error: {named}. (Is a variable of the shell not set?)"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_while_the_command_loads_is_one_line(monkeypatch, capsys):
+    def load(name):
+        if name == "cli":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(umt_hf_launcher, "load_alone", load)
+    with pytest.raises(SystemExit) as ended:
+        umt_hf_launcher.main()
+    assert ended.value.code == 130 and capsys.readouterr().err == "Interrupted. Nothing was written.\n"

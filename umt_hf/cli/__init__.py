@@ -518,7 +518,8 @@ def prepare(
 ) -> None:
     """Keep a few small frames of each video in tars, which pre-training reads much faster than the videos.
 
-    Only shards that are missing are written, also after a kill. Unreadable videos are listed in unreadable.txt.
+    Only shards that are missing are written, also after a kill. Unreadable videos are listed in unreadable.txt, and
+    tried again by the same command once their files have changed.
 
     Example: `umt-hf prepare captions.json --out shards`
     """

@@ -33,7 +33,7 @@ from .lists.columns import VIDEO, describe_mixed, fit_table, unify_schemas
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # to be raised whenever the same list would give other rows
+FORMAT = 2  # to be raised whenever the same list would give other rows
 CACHE_FOLDER = "umt_hf_lists"
 ROWS_FILE, ENTRY_FILE, MAP_LOCK = "rows.arrow", "entry.json", ".map.lock"
 # Shorter files are read by each process in about a second.

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ LABEL = "label"
 UNLABELLED = -1  # what datasets of the Hub write where a label is kept secret
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"}
 SHOWN = 5
+LARGEST_LABEL = 2**63 - 1
+SHOWN_DIGITS = 40
+# `1,0`, `1e3`, `[1, 2]`, but not `7`, which is read as a number.
+LIKE_NUMBERS = re.compile(r"[\[({]?\s*[+-]?[.,]?\d[\d.,;|eE+\-\s]*[\])}]?")
 
 
 def get_label_names(features: Features | None) -> list[str] | None:
@@ -74,7 +79,7 @@ def check_labels(labels: list[Any], videos: Sequence[str], source: str) -> list[
         The labels.
 
     Raises:
-        ValueError: If some are missing, or of another kind than the others.
+        ValueError: If some are missing, or of another kind than the others, or have more than 64 bits.
     """
     if all(label is None for label in labels):
         return labels
@@ -85,6 +90,10 @@ def check_labels(labels: list[Any], videos: Sequence[str], source: str) -> list[
             (row, item) for row, items in enumerate(lists) for item in items if type(item) not in (int, str)
         )
         raise ValueError(describe_odd_label(source, videos[row], item))
+    for row, items in enumerate(lists):
+        for item in items:
+            if isinstance(item, int) and abs(item) > LARGEST_LABEL:
+                raise ValueError(describe_large_label(source, item, videos[row]))
     if len(kinds) > 1:
         found = [item for items in lists for item in items]
         number = next(item for item in found if isinstance(item, int))
@@ -96,6 +105,31 @@ def check_labels(labels: list[Any], videos: Sequence[str], source: str) -> list[
 def describe_odd_label(source: str, video: str, label: Any) -> str:
     """The sentence about a label that is none."""
     return f"{source}: the label of {video} is {label!r}; expected a number, a name, or a list of them."
+
+
+def describe_large_label(place: str, label: Any, video: str | None = None) -> str:
+    """The sentence about a number that no column holds.
+
+    Args:
+        place: The file, and where in it.
+        label: The number, or its text.
+        video: What has it, where known.
+    """
+    text = str(label) if isinstance(label, str) or abs(label) < 10**SHOWN_DIGITS else f"of over {SHOWN_DIGITS} digits"
+    of = "" if video is None else f" of {video}"
+    return f"{place}: the label {text[:SHOWN_DIGITS]}{of} has more than 64 bits. Number the classes from 0 on."
+
+
+def parse_integer(text: str) -> int:
+    """The number of a text such as `7` or `7.0`; one beyond all labels where it has more digits than these.
+
+    Args:
+        text: Digits, with a sign and with zeros behind a point, or without.
+    """
+    digits = text.strip().partition(".")[0]
+    if len(digits.lstrip("+-0")) > len(str(LARGEST_LABEL)):
+        return -LARGEST_LABEL - 1 if digits.startswith("-") else LARGEST_LABEL + 1
+    return int(digits)
 
 
 def describe_mixed_labels(source: str, number: int, name: str) -> str:
@@ -147,14 +181,19 @@ def _number_labels(
     """Names of the classes, `None` for plain numbers, and the number of each label that is a text."""
     texts = {item: normalize_name(item) for item in found if isinstance(item, str)}
     if not texts:
+        if large := next((item for item in found if item is not None and item > LARGEST_LABEL), None):
+            raise ValueError(describe_large_label(source, large))
         return None, None
     if class_names is None:
         warn_of_case(source, texts.values())
+        _warn_of_numbers(source, texts.values())
     known = sorted(set(texts.values())) if class_names is None else [normalize_name(name) for name in class_names]
     unknown = sorted(set(texts.values()) - set(known))
     # Tables that were written by a program may have numbers as texts; names that are digits are names all the same.
     if all(text.lstrip("-").isdecimal() for text in texts.values()) and (unknown or class_names is None):
-        return None, {item: int(item) for item in texts}
+        if large := next((text for text in texts.values() if abs(parse_integer(text)) > LARGEST_LABEL), None):
+            raise ValueError(describe_large_label(source, large))
+        return None, {item: parse_integer(text) for item, text in texts.items()}
     if unknown:
         raise ValueError(f"{source}: the labels {shorten(unknown)} are not classes; the classes are {shorten(known)}.")
     places = {name: number for number, name in enumerate(known)}
@@ -263,6 +302,17 @@ def warn_of_case(source: str, names: Iterable[str]) -> None:
                 "%s: the classes %s differ in upper and lower case alone; give them one name if they are one class.",
                 source, " and ".join(group),
             )  # fmt: skip
+
+
+def _warn_of_numbers(source: str, names: Iterable[str]) -> None:
+    """Warn of classes whose names look like numbers or lists of them, which no form of list reads as such."""
+    names = sorted(set(names))
+    if found := [name for name in names if LIKE_NUMBERS.fullmatch(name) and not name.lstrip("+-").isdecimal()]:
+        logger.warning(
+            "%s: the labels %s look like numbers and are taken for names of classes. Write integers from 0 on if "
+            "they are numbers; only JSON and tables hold several labels of a video, as a list.",
+            source, shorten(found),
+        )  # fmt: skip
 
 
 def _warn_of_odd_labels(

@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from datasets import Dataset
 from PIL import Image
 
 from ..processing.decoding import STORED_SUFFIX, open_video
-from ..processing.media_files import TAR_PLACE, VideoDecodingError
+from ..processing.media_files import TAR_PLACE, VideoDecodingError, find_holder
 from ..processing.sampling import sample_frame_indices
 from ..runs.cores import count_workers
 from ..runs.disk import hold_lock, name_unfinished, put_file, write_text
@@ -33,7 +34,9 @@ from .annotations import name_video
 from .in_flight import end_with_parent
 from .labels import LABEL, get_label_names
 from .lists.contents import look_through
+from .lists.fingerprints import digest_columns
 from .lists.folders import is_packed_tar
+from .lists.paths import is_url
 from .lists.tar_rows import CAPTION, PREPARED_SUFFIX, find_notes, name_label
 from .sources import get_source, load_videos
 from .streams import count_stored_frames, name_splits
@@ -42,12 +45,14 @@ from .video_files import list_videos
 logger = logging.getLogger(__name__)
 
 DONE_FOLDER = "done"
+TEXTS_KEY = "captions_and_labels"  # of the note; those of earlier versions lack it
 NAMED_VIDEOS = 65_536  # hashed at a time
 LIST_SUFFIXES = frozenset({
     ".csv", ".tsv", ".txt", ".lst", ".json", ".jsonl", ".ndjson", ".db", ".sqlite", ".sqlite3", ".parquet", ".tar",
 })  # fmt: skip
 
 Row = dict[str, Any]
+FileState = list[int] | None  # bytes, and nanoseconds of the last change
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class PrepareReport:
         num_shards: Shards that they make.
         num_written: Shards written by this process.
         num_missing: Shards that other processes are still to write.
-        num_unreadable: Videos that are left out, listed in `unreadable.txt`.
+        num_unreadable: Videos that are left out, listed in `unreadable.txt` with those of other splits.
         num_bytes: Size of the shards.
     """
 
@@ -161,6 +166,11 @@ class VideoList:
                         digest.update(repr(paths[first : first + NAMED_VIDEOS][name]).encode(errors="replace"))
         return digest.hexdigest()
 
+    def hash_texts(self) -> str:
+        """Digits that stand for the captions and labels of all videos, which are written into the shards too."""
+        found = [digest_columns(table, (CAPTION, LABEL)) for table in self.tables]
+        return hashlib.blake2b(" ".join(found).encode(), digest_size=8).hexdigest()
+
 
 def _name_labels(rows: list[Row], names: Sequence[str] | None) -> list[Row]:
     """Rows with their labels by name, where classes have names: sources number them each in its own way."""
@@ -177,7 +187,7 @@ def prepare_shards(
     num_workers: int | None = None,
     announce: Callable[[str], None] = logger.info,
 ) -> PrepareReport:
-    """Write shards of videos, or those that are missing.
+    """Write shards of videos, or those that are missing or have an unreadable video whose file has changed since.
 
     Started in several processes at once (`accelerate launch` and the like, also on several machines that share the
     folder), each writes the shards of its number and waits for no other.
@@ -207,13 +217,13 @@ def prepare_shards(
         _check_settings(folder, settings, videos, rank)
         count = settings.videos_per_shard
         paths = [folder / f"{settings.split}-{number:06d}.tar" for number in range(-(-len(videos) // count))]
-        missing = [number for number in range(rank, len(paths), num_processes) if not _is_done(paths[number])]
+        missing = [number for number in range(rank, len(paths), num_processes) if _is_due(paths[number])]
         jobs = (
             ShardJob(paths[number], number * count, videos.read(number * count, count), settings) for number in missing
         )
         for number, line in enumerate(_run(jobs, len(missing), num_workers), start=1):
             announce(f"{number}/{len(missing)}: {line}")
-        return _sum_up(folder, paths, len(videos), len(missing))
+        return _sum_up(folder, settings.split, paths, len(videos), len(missing))
 
 
 def list_rows(
@@ -280,10 +290,13 @@ def _check_kept(source: str, table: Dataset, settings: ShardSettings) -> None:
 def _check_settings(folder: Path, settings: ShardSettings, videos: VideoList, rank: int) -> None:
     names = [get_label_names(table.features) for table in videos.tables]
     own = asdict(settings) | {"num_videos": len(videos), "list": videos.hash(), "label_names": names}
+    own[TEXTS_KEY] = videos.hash_texts()
     file = folder / f"{settings.split}{PREPARED_SUFFIX}"
     if file.exists():
-        former = json.loads(file.read_text(encoding="utf-8"))
+        former = {TEXTS_KEY: own[TEXTS_KEY]} | json.loads(file.read_text(encoding="utf-8"))
         if changed := sorted(name for name, value in own.items() if former.get(name) != value):
+            if "list" in changed and TEXTS_KEY in changed:  # of other videos they are others anyway
+                changed.remove(TEXTS_KEY)
             raise ValueError(
                 f"{folder} holds shards with other settings or videos ({', '.join(changed)}). Choose another folder, "
                 "or give the same list and settings."
@@ -298,6 +311,17 @@ def _name_done(path: Path) -> Path:
 
 def _is_done(path: Path) -> bool:
     return path.exists() and _name_done(path).exists()
+
+
+def _is_due(path: Path) -> bool:
+    """Whether a shard is missing, or the file of one of its unreadable videos is another one since it was tried."""
+    if not _is_done(path):
+        return True
+    note = json.loads(_name_done(path).read_text(encoding="utf-8"))
+    if note["unreadable"] and "tried" not in note:  # of an earlier version
+        return True
+    states = ((_read_state(file), former) for file, former in note.get("tried", {}).items())
+    return any(state is not None and state != former for state, former in states)
 
 
 def _run(jobs: Iterator[ShardJob], count: int, num_workers: int | None) -> Iterator[str]:
@@ -326,28 +350,78 @@ def _run(jobs: Iterator[ShardJob], count: int, num_workers: int | None) -> Itera
 
 
 def write_shard(job: ShardJob) -> str:
-    """Write a shard, complete or not at all, and the list of its unreadable videos; returns a line about it."""
+    """Write a shard, complete or not at all, and the list of its unreadable videos; returns a line about it.
+
+    Videos that a complete shard holds already are taken from it, so that they stay where their files have gone.
+    """
     unfinished, num_videos = name_unfinished(job.path), 0
     unreadable: list[str] = []
+    tried: dict[str, FileState] = {}
     with (
         naming_full_disk(job.path),
+        _open_former(job.path) as former,
         tarfile.open(unfinished, "w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar,
     ):
         for number, row in enumerate(job.rows, start=job.first):
-            try:
-                pictures = encode_frames(row, job.settings)
-            except VideoDecodingError as error:
-                unreadable.append(str(error))
-                continue
+            names = f"{number:09d}{STORED_SUFFIX}", f"{number:09d}.json"
+            if former is not None and names[0] in former.getnames():
+                contents = [_read_member(former, name) for name in names]
+            else:
+                file = _find_file(row["video"])
+                state = _read_state(file)
+                try:
+                    pictures = encode_frames(row, job.settings)
+                except VideoDecodingError as error:
+                    unreadable.append(str(error))
+                    tried |= {file: state} if file else {}
+                    continue
+                notes = {name: row[name] for name in (CAPTION, LABEL) if row.get(name) is not None}
+                notes["source"] = TAR_PLACE.sub(r"\1", name_video(row["video"], number))
+                contents = [pictures, json.dumps(notes).encode()]
             num_videos += 1
-            notes = {name: row[name] for name in (CAPTION, LABEL) if row.get(name) is not None}
-            notes["source"] = TAR_PLACE.sub(r"\1", name_video(row["video"], number))
-            _add(tar, f"{number:09d}{STORED_SUFFIX}", pictures)
-            _add(tar, f"{number:09d}.json", json.dumps(notes).encode())
+            for name, content in zip(names, contents, strict=True):
+                _add(tar, name, content)
     with naming_full_disk(job.path):
         put_file(unfinished, job.path)
-    write_text(_name_done(job.path), json.dumps({"videos": num_videos, "unreadable": unreadable}) + "\n")
+    note = {"videos": num_videos, "unreadable": unreadable, "tried": tried}
+    write_text(_name_done(job.path), json.dumps(note) + "\n")
     return f"{job.path} has {num_videos} videos" + (f", {len(unreadable)} unreadable" if unreadable else "")
+
+
+@contextmanager
+def _open_former(path: Path) -> Iterator[tarfile.TarFile | None]:
+    """The shard that is there, if it is complete."""
+    if not _is_done(path):
+        yield None
+        return
+    with tarfile.open(path, "r:", encoding="utf-8") as tar:
+        yield tar
+
+
+def _read_member(tar: tarfile.TarFile, name: str) -> bytes:
+    file = tar.extractfile(name)
+    assert file is not None, "It was written as a file."
+    return file.read()
+
+
+def _find_file(video: Any) -> str:
+    """The file that holds a video, or a folder of frames; empty for bytes and URLs."""
+    path = video if isinstance(video, str) else video.get("path") if isinstance(video, dict) else None
+    has_bytes = isinstance(video, dict) and video.get("bytes")
+    return "" if not path or has_bytes or is_url(path) else find_holder(os.path.expanduser(path))
+
+
+def _read_state(path: str) -> FileState:
+    """What changes where a file is written again: size and time, of a folder those of what is in it; `None` if absent.
+
+    Args:
+        path: Empty for none.
+    """
+    try:
+        found = [entry.stat() for entry in os.scandir(path)] if os.path.isdir(path) else [os.stat(path)]
+    except OSError:
+        return None
+    return [sum(status.st_size for status in found), max((status.st_mtime_ns for status in found), default=0)]
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -384,20 +458,28 @@ def _encode(frame: np.ndarray, settings: ShardSettings) -> bytes:
     return file.getvalue()
 
 
-def _sum_up(folder: Path, paths: list[Path], num_videos: int, num_written: int) -> PrepareReport:
+def _sum_up(folder: Path, split: str, paths: list[Path], num_videos: int, num_written: int) -> PrepareReport:
     """Count what is there, and list all unreadable videos in one file; the last process to end has all of them."""
     report = PrepareReport(str(folder), num_videos, len(paths), num_written)
-    unreadable: list[str] = []
     for path in paths:
         if not _is_done(path):
             report.num_missing += 1
             continue
         report.num_bytes += path.stat().st_size
-        unreadable += json.loads(_name_done(path).read_text(encoding="utf-8"))["unreadable"]
-    report.num_unreadable = len(unreadable)
-    if unreadable:
-        unfinished = name_unfinished(folder / f"{UNREADABLE_FILE}.{read_rank()}")  # processes may end together
-        with naming_full_disk(folder / UNREADABLE_FILE):
-            unfinished.write_text("".join(f"{line}\n" for line in unreadable), encoding="utf-8", newline="\n")
-            put_file(unfinished, folder / UNREADABLE_FILE)
+        report.num_unreadable += len(_read_unreadable(_name_done(path)))
+    # Of all splits: each command for the folder leaves the lines of the others.
+    notes = sorted((folder / DONE_FOLDER).glob("*.json"))
+    lines = dict.fromkeys(line for note in notes for line in _read_unreadable(note))
+    file = folder / UNREADABLE_FILE
+    if not lines:
+        file.unlink(missing_ok=True)
+        return report
+    unfinished = name_unfinished(folder / f"{UNREADABLE_FILE}.{split}-{read_rank()}")  # processes may end together
+    with naming_full_disk(file):
+        unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+        put_file(unfinished, file)
     return report
+
+
+def _read_unreadable(note: Path) -> list[str]:
+    return json.loads(note.read_text(encoding="utf-8"))["unreadable"]

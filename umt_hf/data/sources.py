@@ -1,5 +1,6 @@
 """Annotation files, folders and `datasets` datasets as one kind of table: rows with a `video` and its labels."""
 
+import glob
 import json
 import logging
 import re
@@ -133,7 +134,7 @@ def load_videos(
     if kind == SAVED:
         table = _choose_split(source, load_from_disk(source), split)
     elif suffix == ".parquet" and path.is_file():
-        table = load_dataset("parquet", data_files=source, split="train", streaming=streaming)
+        table = load_dataset("parquet", data_files=glob.escape(source), split="train", streaming=streaming)
     elif kind == FOLDER:
         return _load_folder(path, class_names, needs_labels)
     else:

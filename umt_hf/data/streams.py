@@ -13,6 +13,7 @@ import os
 import posixpath
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,7 +40,7 @@ from .unreadable import LOST_SHARD, LostShardError
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # to be raised whenever the same tars would give another index
+FORMAT = 2  # to be raised whenever the same tars would give another index
 CACHE_FOLDER = "umt_hf_shards"
 SHORTEST_CACHED_BYTES = 1 << 30  # the headers of smaller tars are read in a second or two
 READING_THREADS = 16
@@ -52,8 +53,14 @@ OPEN_GROUPS = 2
 PROBED_ROWS = 8  # a short video has fewer frames than others
 
 TAR_INDEX = np.dtype(
-    [("shard", "<i4"), ("offset", "<i8"), ("size", "<i8"), ("text", "<i8"), ("text_size", "<i8"), ("json", "?")]
-)
+    [
+        ("shard", "<i4"), ("offset", "<i8"), ("size", "<i8"),
+        ("text", "<i8"), ("text_size", "<i8"), ("json", "?"), ("text_sum", "<u4"),
+    ]
+)  # fmt: skip
+
+NO_TEXT = (0, 0, False, 0)
+NEIGHBOURS = "Video and text of a name have to be next to each other in the tar: `tar --sort=name -cf x.tar FOLDER`."
 
 Result = TypeVar("Result")
 
@@ -411,7 +418,9 @@ def load_shards(
         media: Literal["image", "video"] = "image" if video_column == "image" else "video"
         index = _load_tar_index(source, paths, media)
         if needs_captions and not index["text_size"].any():
-            raise ValueError(f"{source}: no video has a caption; give each a .txt, or a .json with `caption`.")
+            raise ValueError(
+                f"{source}: no video has a caption; give each a .txt, or a .json with `caption`. {NEIGHBOURS}"
+            )
         return TarShards(paths, index, reads_captions, **options)
     if suffixes == {".parquet"}:
         return _load_parquet(source, paths, video_column, needs_captions, data_root, options)
@@ -517,22 +526,30 @@ def _load_tar_index(source: str, paths: list[str], media: Literal["video", "imag
 def _build_tar_index(source: str, paths: list[str], media: Literal["video", "image"]) -> np.ndarray:
     suffixes = IMAGE_SUFFIXES if media == "image" else VIDEO_SUFFIXES | {STORED_SUFFIX}
     found = _map_files(lambda path: list(_list_rows(path, suffixes)), paths)
-    rows = [(shard, *row) for shard, rows in enumerate(found) for row in rows if row[1]]
-    left_out = sum(map(len, found)) - len(rows)
+    rows = [(shard, *row[:-1]) for shard, rows in enumerate(found) for row in rows if row[1]]
+    apart = sum(row[-1] for rows in found for row in rows if not row[1])
+    left_out = sum(map(len, found)) - len(rows) - apart
     if not rows:
         raise ValueError(
             f"{source}: no {media}s in {len(paths)} tar(s); known suffixes are {', '.join(sorted(suffixes))}."
         )
     if left_out:
         logger.warning("%s: %d names in the tars have no %s and are left out.", source, left_out, media)
+    if apart:
+        logger.warning("%s: %d texts are apart from their %ss and are left out. %s", source, apart, media, NEIGHBOURS)
     return np.array(rows, TAR_INDEX)
 
 
-def _list_rows(path: str, suffixes: frozenset[str] | set[str]) -> Iterator[tuple[int, int, int, int, bool]]:
-    """Places of video and caption of each name in a tar; zeros where there is none."""
+def _list_rows(path: str, suffixes: frozenset[str] | set[str]) -> Iterator[tuple[int, int, int, int, bool, int, bool]]:
+    """Places of video and caption of each name in a tar, and the caption's checksum; zeros where there is none.
+
+    The last item says whether the name was there before, with others in between.
+    """
     key: tuple[str, str] | None = None
     video: tuple[int, int] = (0, 0)
-    text: tuple[int, int, bool] = (0, 0, False)
+    text: tuple[int, int, bool, int] = NO_TEXT
+    seen: set[tuple[str, str]] = set()
+    is_again = False
     try:
         with tarfile.open(path, "r:", encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
@@ -543,19 +560,23 @@ def _list_rows(path: str, suffixes: frozenset[str] | set[str]) -> Iterator[tuple
                 stem, _, ending = name.partition(".")
                 if (folder, stem) != key:
                     if key is not None:
-                        yield video[0], video[1], text[0], text[1], text[2]
-                    key, video, text = (folder, stem), (0, 0), (0, 0, False)
+                        yield (*video, *text, is_again)
+                    key, video, text = (folder, stem), (0, 0), NO_TEXT
+                    is_again = key in seen
+                    seen.add(key)
                 suffix = "." + ending.rpartition(".")[2].lower()
                 if suffix in suffixes or f".{ending}" in suffixes:
                     if video[1]:
                         raise ValueError(f"{path}: several videos are named {stem}; give each another name.")
                     video = (member.offset_data, member.size)
                 elif suffix == ".txt" or (suffix == ".json" and not text[1]):
-                    text = (member.offset_data, member.size, suffix == ".json")
+                    content = tar.extractfile(member)
+                    assert content is not None, "It is a file."
+                    text = (member.offset_data, member.size, suffix == ".json", zlib.crc32(content.read()))
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{path}: not a complete tar without compression ({error}). Write it again.") from error
     if key is not None:
-        yield video[0], video[1], text[0], text[1], text[2]
+        yield (*video, *text, is_again)
 
 
 def _load_parquet(

@@ -98,6 +98,7 @@ from ..training.trainer import (
     warn_of_changes,
     warn_of_other_rows,
 )
+from .resuming import FinetuningShape, list_needed_files, require_same_steps, say_if_over
 
 try:
     import resource
@@ -362,6 +363,13 @@ class FinetuningTrainer(Trainer):
         """Optimizer steps taken."""
         return self.state.global_step
 
+    @property
+    def shape(self) -> FinetuningShape:
+        """How the videos of the run are dealt out to its steps."""
+        args, rows = self.args, len(self.train_dataset)
+        accumulation = args.gradient_accumulation_steps
+        return FinetuningShape(args.world_size, args.train_batch_size, accumulation, rows, args.dataloader_drop_last)
+
     def get_train_dataloader(self) -> DataLoader:
         """The loader of the base class, with the time-out of the arguments."""
         loader = super().get_train_dataloader()
@@ -521,6 +529,7 @@ class FinetuningTrainer(Trainer):
 
     def complete_checkpoint(self, folder: Path) -> None:
         """Add what the base class does not know of; called where checkpoints are written."""
+        self.shape.save(folder)
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))  # with the name that the best checkpoint has
         if self.recipe:
             write_text(folder / RECIPE_FILE, self.recipe)
@@ -705,8 +714,8 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
         FileExistsError: If a run without `resume_from_checkpoint` would mix with an older one's checkpoints.
         FileNotFoundError: If the checkpoint to resume from is not complete.
         RuntimeError: If the run diverges.
-        ValueError: If weights are not finite, before the first step or after the last; or if the saved model cannot be
-            evaluated.
+        ValueError: If weights are not finite, before the first step or after the last; if the checkpoint is damaged or
+            has steps of other videos; or if the saved model cannot be evaluated.
     """
     args = trainer.args
     output_dir = Path(require(args.output_dir, "output_dir"))
@@ -714,11 +723,17 @@ def fine_tune(trainer: FinetuningTrainer, sections: dict[str, Any]) -> dict[str,
     if is_main:
         remove_unfinished(output_dir)
     trainer.accelerator.wait_for_everyone()
-    checkpoint = choose_checkpoint(args.resume_from_checkpoint, output_dir, TRAINER_STATE_NAME)
+    is_divided = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    has_moments = not (is_divided or args.save_only_model)
+    list_needed = functools.partial(list_needed_files, num_processes=args.world_size, has_moments=has_moments)
+    checkpoint = choose_checkpoint(args.resume_from_checkpoint, output_dir, TRAINER_STATE_NAME, list_needed)
     if checkpoint is not None:
         require_same_model(checkpoint, trainer.model)
         former = read_run_json(checkpoint / TRAINER_STATE_NAME)
+        require_same_steps(checkpoint, former, trainer.shape)
         set_aside_later(output_dir, former["global_step"], TRAINER_STATE_NAME)
+        if is_main:
+            say_if_over(checkpoint, former["global_step"], args.max_steps, args.num_train_epochs, trainer.shape)
     trainer.recipe = dump_changes(sections)
     if is_main:
         trainer.data = fingerprint_rows(trainer.train_dataset.table)

@@ -35,6 +35,7 @@ TRAINER_ARGUMENTS_FILE = "training_args.bin"
 STATE_FOLDER = "training_state"
 COUNTERS_FILE = "counters.json"
 TRAINING_DATA_FILE = "training_data.json"  # of a checkpoint of fine-tuning
+FINETUNING_SHAPE_FILE = "run_shape.json"  # the same
 CONVERSION_FILE = "conversion.json"
 # What people read.
 CARD_FILE = "README.md"

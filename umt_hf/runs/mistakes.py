@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -105,8 +104,7 @@ def naming_full_disk(path: str | os.PathLike) -> Generator[None]:
         if reason is None:
             raise
         raise MachineError(
-            f"{path} could not be written: {reason}{_describe_room(Path(path))}. Make room on its disk, or choose "
-            "another one."
+            f"{path} could not be written: {reason}. Make room on its disk, or choose another one."
         ) from error
 
 
@@ -123,14 +121,6 @@ def _probe_disk(path: Path) -> str | None:
     except OSError as error:
         return (error.strerror or str(error)).lower()
     return None
-
-
-def _describe_room(path: Path) -> str:
-    try:
-        free = shutil.disk_usage(_find_folder(path)).free
-    except OSError:
-        return ""
-    return f" ({free / 2**20:,.0f} MiB free)"
 
 
 def end_with_launcher() -> None:

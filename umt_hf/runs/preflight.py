@@ -38,6 +38,7 @@ RANGES = {
     "dataloader_num_workers": NOT_NEGATIVE,
     "ddp_timeout_seconds": SIZE,
     "drop_path_rate": "[0, 1)",
+    "eval_steps": "[-1, inf)",
     "first_seconds": POSITIVE,
     "frame_span": SIZE,
     "frame_stride": SIZE,
@@ -81,19 +82,30 @@ RANGES = {
     "vtm_loss_weight": NOT_NEGATIVE,
     "warmup_epochs": NOT_NEGATIVE,
     "warmup_start_learning_rate": NOT_NEGATIVE,
+    "warmup_steps": "[-1, inf)",
     "weight_decay": NOT_NEGATIVE,
 }
+
+# Flags of files, folders and their like; an empty one most often comes of a variable of the shell that is not set.
+PLACES = frozenset({
+    "output_dir", "resume_from_checkpoint", "model_name_or_path", "teacher_name_or_path", "vision_name_or_path",
+    "text_name_or_path", "train_data", "validation_data", "test_data", "data", "train_corpora", "data_root",
+    "data_roots", "validation_root", "class_names", "detector_boxes", "ground_truth", "excluded", "label_map",
+    "answers", "cache_dir", "logging_dir",
+})  # fmt: skip
 
 
 def check_before_start(sections: Iterable[Any]) -> None:
     """Look at a run's arguments before anything is loaded.
 
     Raises:
-        ValueError: If a number is out of its range, or a tracker unknown or not installed.
+        ValueError: If a number is out of its range, the name of a file or folder empty, or a tracker unknown or not
+            installed.
         OSError: If the output folder cannot be written.
     """
     sections = list(sections)
     refuse_numbers_out_of_range(sections)
+    refuse_empty_places(sections)
     choose_output_dir(sections)
     for section in sections:
         trackers = getattr(section, "report_to", None) or []
@@ -119,6 +131,23 @@ def refuse_numbers_out_of_range(sections: Iterable[Any]) -> None:
                     raise ValueError(f"{own.name} must be a finite number, got {number}.")
                 if (bounds := RANGES.get(own.name)) is not None and not _is_within(number, bounds):
                     raise ValueError(f"{own.name} must be {_describe_range(bounds)}, got {number}.")
+                # Negative ones would all mean "by epochs", and none at all a model without training.
+                if own.name == "max_steps" and number < 1 and number != -1:
+                    raise ValueError(f"max_steps must be at least 1, or -1 for a length in epochs, got {number}.")
+
+
+def refuse_empty_places(sections: Iterable[Any]) -> None:
+    """Refuse an empty name of a file or folder, which would be the current folder.
+
+    Raises:
+        ValueError: Names the flag.
+    """
+    for section in sections:
+        for own in dataclasses.fields(section):
+            value = getattr(section, own.name, None)
+            words = value if isinstance(value, list) else [value]
+            if own.name in PLACES and any(isinstance(word, str) and not word.strip() for word in words):
+                raise ValueError(f"--{own.name} is empty: give it a name. (Is a variable of the shell not set?)")
 
 
 def _is_within(number: float, bounds: str) -> bool:

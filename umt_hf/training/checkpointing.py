@@ -11,7 +11,8 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
@@ -36,8 +37,10 @@ from ..runs.folder import (
     REPLACED_SUFFIX,
     STATE_FOLDER,
     SUPERSEDED_SUFFIX,
+    TRAINER_ARGUMENTS_FILE,
     UNFINISHED_SUFFIX,
     VERSIONS_FILE,
+    WEIGHTS_INDEX_FILE,
     collect_versions,
     read_run_json,
 )
@@ -49,6 +52,8 @@ logger = logging.getLogger(__name__)
 COMPILED_PART = "_orig_mod."  # what `torch.compile` puts into the names of a compiled module's weights
 NAMED_TENSORS = 5
 SECONDS_TO_APPEAR = 10.0
+ARCHIVE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl")  # of what `torch.save` writes
+SMALL_ARCHIVE = 1 << 20  # bytes up to which the sums of an archive's content are checked too
 # Settings of a configuration that no weight depends on.
 WEIGHTLESS_SETTINGS = frozenset({
     "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "drop_path_rate",
@@ -169,7 +174,10 @@ def find_checkpoint(
 
 
 def choose_checkpoint(
-    resume_from_checkpoint: str | None, output_dir: str | Path, state: str = STATE_FOLDER
+    resume_from_checkpoint: str | None,
+    output_dir: str | Path,
+    state: str = STATE_FOLDER,
+    list_needed: Callable[[Path], Sequence[str]] | None = None,
 ) -> Path | None:
     """The checkpoint that the main process finds, for all processes; called in all of them.
 
@@ -177,17 +185,21 @@ def choose_checkpoint(
         resume_from_checkpoint: As for `find_checkpoint`.
         output_dir: Folder of the run.
         state: File or folder that complete checkpoints have.
+        list_needed: Names the files that a checkpoint must have, beyond `state` and weights.
 
     Raises:
         FileNotFoundError: In all processes, if it is not a checkpoint, or one of them does not see it.
         FileExistsError: In all processes, as by `find_checkpoint`.
+        ValueError: In all processes, if a file of it is damaged or missing.
     """
     processes = PartialState()
     choice: list[Any] = [None, None]
     if processes.is_main_process:
         try:
             choice[0] = find_checkpoint(resume_from_checkpoint, output_dir, state)
-        except (FileExistsError, FileNotFoundError) as error:
+            if choice[0] is not None:
+                _require_intact(choice[0], state, list_needed)
+        except (FileExistsError, FileNotFoundError, ValueError) as error:
             choice[1] = error
     broadcast_object_list(choice)
     checkpoint, error = choice
@@ -205,6 +217,71 @@ def choose_checkpoint(
             "machines share."
         )
     return checkpoint
+
+
+def _require_intact(checkpoint: Path, state: str, list_needed: Callable[[Path], Sequence[str]] | None) -> None:
+    """Refuse a checkpoint with a file that is damaged or missing, and name the newest one before it that is intact.
+
+    Raises:
+        ValueError: If there is such a file.
+    """
+    damage = _find_damage(checkpoint, list_needed)
+    if damage is None:
+        return
+    older = []
+    if re.fullmatch(r"checkpoint-\d+", checkpoint.name):
+        older = [
+            path for path in list_checkpoints(checkpoint.parent, state) if read_step(path) < read_step(checkpoint)
+        ]
+    intact = next((path for path in reversed(older) if _find_damage(path, list_needed) is None), None)
+    if intact is None:
+        cure = f"No older checkpoint of {checkpoint.parent} is intact: start anew in another output_dir."
+    else:
+        cure = f"Go on from an older one by `--resume_from_checkpoint {intact}`."
+    raise ValueError(f"{damage} {cure}")
+
+
+def _find_damage(checkpoint: Path, list_needed: Callable[[Path], Sequence[str]] | None) -> str | None:
+    """What is damaged or missing in a checkpoint, as a sentence; `None` if nothing is. Large files are not read."""
+    try:
+        needed = [*_list_parts(checkpoint), *(list_needed(checkpoint) if list_needed is not None else ())]
+    except ValueError as error:  # of a file that says what is needed
+        return str(error)
+    for name in needed:
+        if not (checkpoint / name).exists():
+            return f"{checkpoint} is damaged: it has no {name}."
+    recipe = checkpoint / RECIPE_FILE
+    if recipe.is_file() and not recipe.read_bytes().strip():
+        return f"{recipe} is damaged: it is empty."
+    for file in sorted(checkpoint.rglob("*")):
+        if file.is_file() and file.name != TRAINER_ARGUMENTS_FILE and not _is_intact(file):
+            return f"{file} is damaged: it was cut short, or its content is not what was written."
+    return None
+
+
+def _list_parts(checkpoint: Path) -> list[str]:
+    """Files that belong to the weights of a checkpoint: their configuration, and each part of divided ones."""
+    parts = [CONFIG_FILE] if next(checkpoint.glob("model*.safetensors"), None) else []
+    parts += [ADAPTER_CONFIG_FILE] if next(checkpoint.glob("adapter_model*"), None) else []
+    index = checkpoint / WEIGHTS_INDEX_FILE
+    return parts + (sorted(set(read_run_json(index)["weight_map"].values())) if index.is_file() else [])
+
+
+def _is_intact(file: Path) -> bool:
+    """Whether a file of tensors has its full length, and a small one holds what was written."""
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, "pt"):
+                return True
+        except SafetensorError:
+            return False
+    if file.suffix not in ARCHIVE_SUFFIXES:
+        return True
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return file.stat().st_size > SMALL_ARCHIVE or archive.testzip() is None
+    except (zipfile.BadZipFile, NotImplementedError):
+        return False
 
 
 def _appears(checkpoint: Path, state: str) -> bool:

@@ -4,6 +4,7 @@ A stage supplies the model, its data and `forward_step(batch) -> losses by name`
 precision, gradient accumulation, distribution and state.
 """
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import (
+    RNG_STATE_NAME,
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
@@ -269,13 +271,14 @@ def train(
         RuntimeError: If too many steps in a row are not finite, or too many videos unreadable.
         Terminated: After SIGTERM, when a checkpoint was saved.
         UserError: If another process does not answer.
-        ValueError: If weights are not finite, before the first step or after the last.
+        ValueError: If weights are not finite, before the first step or after the last, or the checkpoint is damaged.
         PublishingError: If the run is to be pushed and nobody is logged in; raised before the first step.
     """
     if accelerator.is_main_process:
         remove_unfinished(args.output_dir)
     accelerator.wait_for_everyone()
-    checkpoint = choose_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    list_needed = functools.partial(list_random_states, num_processes=accelerator.num_processes)
+    checkpoint = choose_checkpoint(args.resume_from_checkpoint, args.output_dir, list_needed=list_needed)
     if checkpoint is not None:
         require_same_model(checkpoint, stage.model)
     set_seed(args.seed, device_specific=True)  # the weights were drawn alike everywhere; dropout is not to be
@@ -576,6 +579,22 @@ def _resume(
     compared = run_config.keys() - SHAPE_SETTINGS
     settings = read_former_settings(checkpoint)
     warn_of_changes({name: value for name, value in settings.items() if name in compared}, run_config)
+
+
+def list_random_states(checkpoint: Path, num_processes: int) -> list[str]:
+    """Files of random states that a run needs of a checkpoint; Accelerate would go on without them in silence.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        num_processes: Of this run; processes that did not exist when it was written have none.
+
+    Raises:
+        ValueError: If its counters are damaged.
+    """
+    file = checkpoint / STATE_FOLDER / COUNTERS_FILE
+    shape = read_run_json(file).get("shape") if file.is_file() else None
+    former = shape["num_processes"] if shape else 0  # of an older version, which is refused elsewhere
+    return [f"{STATE_FOLDER}/{RNG_STATE_NAME}_{rank}.pkl" for rank in range(min(former, num_processes))]
 
 
 def _compare_shapes(

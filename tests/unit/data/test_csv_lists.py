@@ -185,3 +185,14 @@ def test_an_empty_last_column_of_paths_alone_is_passed_over(tmp_path, separator,
         if "video" not in first and (separator != " " or first):
             rows, _ = read(tmp_path, f"{text}\ne.mp4{separator}3{separator}\n", needs_labels=False)
             assert [row["video"] for row in rows] == [name.strip('"') for name in [*names, "e.mp4"]]
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", ";"])
+@pytest.mark.parametrize("line", [1, 2, 5])
+def test_a_stray_quote_is_named_by_its_line(tmp_path, separator, line):
+    """Whatever the separator is, and although it is looked for."""
+    lines = [f"v{number}.mp4{separator}a red ring" for number in range(1, 7)]
+    for bad in (f'v.mp4{separator}"a red" ring', f'v.mp4{separator}"a red ring'):
+        (tmp_path / "list.tsv").write_text("\n".join([*lines[: line - 1], bad, *lines[line:]]) + "\n")
+        with pytest.raises(ValueError, match=rf"list\.tsv, line {line}: .*[Cc]heck the quotes"):
+            load_videos(str(tmp_path / "list.tsv"))

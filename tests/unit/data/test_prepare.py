@@ -173,6 +173,73 @@ def test_other_settings_and_lists_are_refused(videos):
             ShardSettings(**changes)
 
 
+@pytest.mark.parametrize("name", ["caption", "label"])
+def test_an_edited_list_is_refused_as_another_one(videos, name):
+    """Captions and labels go into the shards: those of before must not stay, nor mix with those of now."""
+    sources, out = [str(videos / "list.json")], videos / "out"
+    prepare_shards(sources, out, SETTINGS, num_workers=0)
+    (out / "train-000003.tar").unlink()  # as of a kill
+    rows = json.loads((videos / "list.json").read_text())
+    rows[0][name] = "text 9" if name == "caption" else 2
+    (videos / "list.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=r"with other settings or videos \(captions_and_labels\)"):
+        prepare_shards(sources, out, SETTINGS, num_workers=0)
+    assert not (out / "train-000003.tar").exists()
+
+
+def test_unreadable_videos_of_all_splits_stay_listed(videos):
+    """The guide's own two commands, one after the other."""
+    (videos / "videos" / "2.mp4").write_bytes(b"no video")
+    for split, numbers in (("train", (0, 3)), ("validation", (1, 2))):
+        (videos / f"{split}.json").write_text(json.dumps([{"video": f"videos/{number}.mp4"} for number in numbers]))
+        settings = ShardSettings(8, 32, 85, 2, split)
+        report = prepare_shards([str(videos / f"{split}.json")], videos / "out", settings, num_workers=0)
+        assert report.num_unreadable == 1
+    listed = (videos / "out" / "unreadable.txt").read_text().splitlines()
+    assert [line.split(": ")[0] for line in listed] == [f"{videos}/videos/{number}.mp4" for number in (3, 2)]
+
+
+def test_an_unreadable_video_is_tried_again_once_its_file_changes(videos):
+    """And what the shard holds already stays, also where those videos have gone since."""
+    source, out = str(videos / "list.json"), videos / "out"
+    prepare_shards([source], out, SETTINGS, num_workers=0)
+    assert prepare_shards([source], out, SETTINGS, num_workers=0).num_written == 0
+    (videos / "videos" / "2.mp4").rename(videos / "2.mp4")
+    content = (videos / "videos" / "3.mp4").read_bytes()
+    (videos / "videos" / "3.mp4").write_bytes(content[:200])  # as bad as before
+    again = prepare_shards([source], out, SETTINGS, num_workers=0)
+    assert (again.num_written, again.num_unreadable) == (1, 1)
+    (videos / "videos" / "3.mp4").unlink()  # nothing to be tried
+    assert prepare_shards([source], out, SETTINGS, num_workers=0).num_written == 0
+    write_video(videos / "videos" / "3.mp4", num_frames=14, width=96, height=64)
+    report = prepare_shards([source], out, SETTINGS, num_workers=0)
+    assert (report.num_written, report.num_unreadable) == (1, 0) and not (out / "unreadable.txt").exists()
+    (videos / "2.mp4").rename(videos / "videos" / "2.mp4")
+    prepare_shards([source], videos / "anew", SETTINGS, num_workers=0)
+    assert list_contents(out) == list_contents(videos / "anew")
+
+
+def test_a_note_without_files_has_its_unreadable_videos_tried_again(videos):
+    """As earlier versions wrote them."""
+    source, out = str(videos / "list.json"), videos / "out"
+    prepare_shards([source], out, SETTINGS, num_workers=0)
+    note = out / "done" / "train-000001.json"
+    content = json.loads(note.read_text())
+    note.write_text(json.dumps({name: content[name] for name in ("videos", "unreadable")}))
+    found = [prepare_shards([source], out, SETTINGS, num_workers=0) for _ in range(2)]
+    assert [(report.num_written, report.num_unreadable) for report in found] == [(1, 1), (0, 1)]
+
+
+def test_shards_of_a_former_version_go_on(videos):
+    """Their note does not say what captions they had."""
+    sources, out = [str(videos / "list.json")], videos / "out"
+    prepare_shards(sources, out, SETTINGS, num_workers=0)
+    note = json.loads((out / "train.prepare.json").read_text())
+    del note["captions_and_labels"]
+    (out / "train.prepare.json").write_text(json.dumps(note))
+    assert prepare_shards(sources, out, SETTINGS, num_workers=0).num_written == 0
+
+
 def test_damaged_pictures_are_named(tmp_path):
     video = write_video(tmp_path / "a.mp4", num_frames=4)
     prepare_shards([str(video)], tmp_path / "out", num_workers=0)

@@ -2,11 +2,16 @@
 
 import itertools
 import json
+import sqlite3
+from contextlib import closing
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
 
+from tests.unit.shard_files import write_tar
 from umt_hf.data.sources import load_videos
 from umt_hf.moving_shapes.render import write_moving_shapes
 from umt_hf.training.clips import ClipCollator, ClipDataset, ClipRequest, build_generator
@@ -197,3 +202,43 @@ def test_unreadable_rows_are_replaced_in_training_and_left_out_in_evaluation(sha
     assert len(ClipCollator(transform, True, keep_size=True)(samples)["mask_noise"]) == 2
     with pytest.raises(RuntimeError, match="gone.mp4"):
         ClipCollator(transform, True)(samples[:1])
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "a%25b", "a b", "é", "a[1]"])
+@pytest.mark.parametrize("form", ["list.sqlite", "list.csv", "list.json", "list.parquet", "shard.tar", "videos"])
+def test_lists_under_odd_paths_are_read(form, name, tmp_path):
+    """Of some characters a URI or a pattern of files makes something else than a path does."""
+    folder = tmp_path / name
+    folder.mkdir()
+    row = {"video": "/v/a.mp4", "caption": "x"}
+    if form == "list.sqlite":
+        with closing(sqlite3.connect(folder / form)) as base, base:
+            base.execute("CREATE TABLE annos (id, name, caption)")
+            base.execute("INSERT INTO annos VALUES (0, '/v/a.mp4', 'x')")
+    elif form == "list.parquet":
+        pq.write_table(pa.Table.from_pylist([row]), folder / form)
+    elif form == "shard.tar":
+        write_tar(folder / form, [{"mp4": b"x", "txt": "x"}])
+    elif form == "videos":
+        (folder / form).mkdir()
+        (folder / form / "a.mp4").touch()
+    else:
+        (folder / form).write_text("video,caption\n/v/a.mp4,x\n" if form == "list.csv" else json.dumps([row]))
+    assert len(load_videos(str(folder / form), needs_labels=False)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("form", ["list.sqlite", "list.csv", "list.json"])
+def test_the_home_folder_in_a_list_is_ones_own(form, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    paths = ["~/a.mp4", "b.mp4", "/c.mp4", "~d.mp4"]
+    if form == "list.sqlite":
+        with closing(sqlite3.connect(tmp_path / form)) as base, base:
+            base.execute("CREATE TABLE annos (id, name, caption)")
+            base.executemany("INSERT INTO annos VALUES (?, ?, 'x')", enumerate(paths))
+    elif form == "list.csv":
+        (tmp_path / form).write_text("\n".join(paths))
+    else:
+        (tmp_path / form).write_text(json.dumps([{"video": path} for path in paths]))
+    found = load_videos(str(tmp_path / form), needs_labels=False)["video"][:]
+    assert found == ["/home/me/a.mp4", f"{tmp_path}/b.mp4", "/c.mp4", f"{tmp_path}/~d.mp4"]

@@ -1,5 +1,6 @@
 """Shards: every row is found where it is, in tars and in Parquet, and what is wrong with one is named."""
 
+import io
 import pickle
 import tarfile
 
@@ -10,6 +11,7 @@ from datasets import Dataset, Features, Value, Video
 from tests.unit.shard_files import write_parquets, write_tar, write_tars
 from tests.unit.video_files import write_video
 from umt_hf.data import streams
+from umt_hf.data.sources import load_videos
 from umt_hf.data.streams import choose_shards, holds_shards, load_shards
 from umt_hf.processing.media_files import VideoDecodingError
 
@@ -179,3 +181,37 @@ def test_texts_are_not_read_where_none_are_needed(tmp_path):
             VideoDecodingError, match=f"a.tar/{name}: the text beside it is not UTF-8 or JSON .*Write it again"
         ):
             shards[number]
+
+
+def write_apart(path, names):
+    """As `tar cf x.tar *.mp4 *.txt` does."""
+    with tarfile.open(path, "w") as tar:
+        for suffix in ("mp4", "txt"):
+            for name in names:
+                member = tarfile.TarInfo(f"{name}.{suffix}")
+                member.size = 5
+                tar.addfile(member, io.BytesIO(b"a dog"))
+    return str(path)
+
+
+def test_texts_apart_from_their_videos_are_explained(tmp_path, caplog):
+    path = write_apart(tmp_path / "a.tar", [f"v{number}" for number in range(16)])
+    with pytest.raises(ValueError, match=r"a\.tar: no video has a caption.*next to each other.*tar --sort=name -cf"):
+        load_shards(path, needs_captions=True)
+    for load in (load_shards, load_videos):  # without need of a caption, a warning says it
+        caplog.clear()
+        load(path)
+        assert "16 names" not in caplog.text
+        assert "16 texts are apart from their videos and are left out" in caplog.text
+        assert "tar --sort=name -cf" in caplog.text
+
+
+def test_a_video_between_its_texts_or_split_in_the_tar_is_not_read_twice(tmp_path, caplog):
+    """Only names that come back are meant: texts without a video are left out as before."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("a.mp4", "a.txt", "b.txt", "c.mp4"):
+            member = tarfile.TarInfo(name)
+            member.size = 5
+            tar.addfile(member, io.BytesIO(b"a dog"))
+    assert len(load_shards(str(tmp_path / "a.tar"), needs_captions=True)) == 2
+    assert "1 names in the tars have no video" in caplog.text and "next to each other" not in caplog.text

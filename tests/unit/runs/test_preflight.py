@@ -7,7 +7,13 @@ import importlib
 import pytest
 
 from umt_hf.runs.config import ConfigParser, list_recipes, parse_config
-from umt_hf.runs.preflight import RANGES, refuse_numbers_out_of_range
+from umt_hf.runs.preflight import (
+    PLACES,
+    RANGES,
+    check_before_start,
+    refuse_empty_places,
+    refuse_numbers_out_of_range,
+)
 from umt_hf.runs.scripts import SCRIPTS, find_script_of_recipe
 
 # Flag -> values that are refused, in each script that has the flag.
@@ -20,6 +26,9 @@ REFUSED = {
     "max_grad_norm": ["nan", "-1", "inf"],
     "warmup_epochs": ["-1", "nan"],
     "num_train_epochs": ["nan", "inf"],
+    "max_steps": ["-5", "0", "-2"],
+    "warmup_steps": ["-5"],
+    "eval_steps": ["-5"],
     "mask_ratio": ["nan", "-0.5", "1"],
     "image_mask_ratio": ["nan", "1"],
     "drop_path_rate": ["1", "nan", "-0.1"],
@@ -126,3 +135,37 @@ def test_each_range_is_of_a_flag():
         for own in dataclasses.fields(section)
     }
     assert set(RANGES) <= names, set(RANGES) - names
+
+
+@pytest.mark.parametrize("entry", SCRIPTS, ids=lambda entry: entry.module)
+def test_an_empty_name_of_a_folder_or_file_is_refused_by_flag(entry):
+    sections = parse(entry)
+    refuse_empty_places(sections)
+    looked_at = set()
+    for section in sections:
+        for name in PLACES & {own.name for own in dataclasses.fields(section)}:
+            for empty in ([""], [" ", "a"]) if isinstance(getattr(section, name), list) else ("", " "):
+                changed = copy.copy(section)
+                setattr(changed, name, empty)
+                with pytest.raises(ValueError, match=f"^--{name} is empty: give it a name"):
+                    refuse_empty_places([changed])
+            looked_at.add(name)
+    assert "output_dir" in looked_at
+    assert ("resume_from_checkpoint" in looked_at) == (entry.group != "evaluate")
+
+
+@pytest.mark.parametrize("flag", ["--output_dir=", "--resume_from_checkpoint="])
+@pytest.mark.parametrize("verb", ["stage1", "retrieval"])
+def test_an_unset_variable_is_refused_on_the_command_line(verb, flag, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    entry = next(entry for entry in SCRIPTS if entry.verb == verb and entry.group != "evaluate")
+    with pytest.raises(ValueError, match=f"^{flag[:-1]} is empty"):
+        check_before_start(parse(entry, "--report_to=none", flag))
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_place_is_a_flag():
+    names = {
+        own.name for entry in SCRIPTS for kind in find_sections(entry).values() for own in dataclasses.fields(kind)
+    }
+    assert names >= PLACES - {"logging_dir"}  # of some versions of Transformers

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .paths import join_root
+from .paths import HOME, join_root
 
 # With more, Python's garbage collector walks over the lists and dictionaries of a chunk so often that time doubles.
 CHUNK_ROWS = 1024
@@ -29,7 +29,7 @@ def split_chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 def join_paths(root: str, paths: pa.Array) -> pa.Array:
     """`join_root` of a column of texts; what is null stays null."""
-    if os.sep != "/":
+    if os.sep != "/" or call("any", call("starts_with", paths, pattern=HOME)).as_py():
         return pa.array([path and join_root(root, path) for path in paths.to_pylist()], pa.string())
     prefix = root if not root or root.endswith("/") else f"{root}/"
     is_url = call("match_substring_regex", paths, pattern="^[A-Za-z][A-Za-z0-9+.-]+://")

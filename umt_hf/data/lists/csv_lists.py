@@ -25,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..labels import LARGEST_LABEL, describe_large_label, parse_integer
 from .columns import CHUNK_ROWS, call, join_paths
 from .folders import MEDIA_SUFFIXES
 from .paths import is_url, join_root
@@ -150,7 +151,7 @@ class _CSVReader:
     def _split(self, lines: Iterable[str]) -> Iterator[tuple[list[int], list[list[str]]]]:
         """Numbers and columns of lines, without the header."""
         reader = csv.reader(lines, delimiter=self.separator, strict=True)
-        is_begun = False
+        is_begun, last = False, 0
         while True:
             numbers, rows, failure = [], [], None
             try:
@@ -159,7 +160,7 @@ class _CSVReader:
                     numbers.append(reader.line_num)
             except csv.Error as error:
                 failure = error
-            last = numbers[-1] if numbers else 0
+            is_end, last = not numbers, numbers[-1] if numbers else last
             if not is_begun and (first := self._find_first(rows)) is not None:
                 is_begun = True
                 columns = _trim([*rows[first]], self.separator)
@@ -183,7 +184,7 @@ class _CSVReader:
                     f"{self.path}, line {last + 1}: cannot be split into columns ({failure}). Check the quotes from "
                     "there on."
                 ) from failure
-            if not last:
+            if is_end:
                 return
 
     def _find_first(self, rows: list[list[str]]) -> int | None:
@@ -282,9 +283,15 @@ class CSVLabels:
 
         Returns:
             Numbers, or texts; `None` if there are none.
+
+        Raises:
+            ValueError: If a number has more than 64 bits.
         """
         texts = set(labels or [None])
-        numbers = {text: int(float(text)) for text in texts if text is not None and INTEGER.fullmatch(text)}
+        numbers = {text: parse_integer(text) for text in texts if text is not None and INTEGER.fullmatch(text)}
+        if labels and any(number > LARGEST_LABEL for number in map(abs, numbers.values())):
+            row = next(row for row, text in enumerate(labels) if abs(numbers.get(text, 0)) > LARGEST_LABEL)
+            raise ValueError(describe_large_label(f"{self.path}, line {lines[row]}", labels[row]))
         self._count("a label", {text: text is not None for text in texts}, labels, lines, count)
         self._count("a number as label", {text: text in numbers for text in texts}, labels, lines, count)
         if labels is None or texts == {None}:
@@ -391,33 +398,37 @@ def _sniff(head: list[str], is_complete: bool, video_column: str) -> str:
     """
     if not is_complete:
         head = head[:-1]  # a quoted field may go on behind it
-    best, best_score = ",", (0, 0)
-    for separator in SEPARATORS:
-        forms, numbers, alone = 0, 0, 0
-        try:
-            given = [
-                columns for columns in csv.reader(head, delimiter=separator, strict=True) if "".join(columns).strip()
-            ]
-        except csv.Error:
+    scores = {separator: _score(head, separator, video_column, strict=True) for separator in SEPARATORS}
+    if not any(forms for forms, _ in scores.values()):  # a stray quote, whose line is named once columns are read
+        scores = {separator: _score(head, separator, video_column, strict=False) for separator in SEPARATORS}
+    return max(scores, key=lambda separator: scores[separator])
+
+
+def _score(head: list[str], separator: str, video_column: str, strict: bool) -> tuple[int, int]:
+    """Lines that have a known form with a separator, and those of them without a name as label."""
+    forms, numbers, alone = 0, 0, 0
+    parts = [head] if strict else [[line] for line in head]  # else an open quote would take all lines behind it
+    try:
+        found = [columns for part in parts for columns in csv.reader(part, delimiter=separator, strict=strict)]
+    except csv.Error:
+        return 0, 0
+    given = [columns for columns in found if "".join(columns).strip()]
+    rows = [_trim([*columns], separator) for columns in given]
+    header = bool(rows) and _find_header(rows[0], video_column) is not None
+    for columns, uncut in zip(rows[header:], given[header:], strict=True):
+        if len(columns) == 1 < len(uncut) and (_has_suffix(columns[0]) or is_url(columns[0])):
+            alone += 1
             continue
-        rows = [_trim([*columns], separator) for columns in given]
-        header = bool(rows) and _find_header(rows[0], video_column) is not None
-        for columns, uncut in zip(rows[header:], given[header:], strict=True):
-            if len(columns) == 1 < len(uncut) and (_has_suffix(columns[0]) or is_url(columns[0])):
-                alone += 1
-                continue
-            try:
-                row = None if len(columns) < 2 else CSVRow("") if header else read_form(columns, separator)
-            except ValueError:
-                continue
-            if row is not None:
-                forms += 1
-                numbers += row.label is None or INTEGER.fullmatch(row.label) is not None
-        if separator != " " or alone + header == len(rows):  # else a space belongs to the paths
-            forms += alone
-        if (score := (forms + header, numbers)) > best_score:
-            best, best_score = separator, score
-    return best
+        try:
+            row = None if len(columns) < 2 else CSVRow("") if header else read_form(columns, separator)
+        except ValueError:
+            continue
+        if row is not None:
+            forms += 1
+            numbers += row.label is None or INTEGER.fullmatch(row.label) is not None
+    if separator != " " or alone + header == len(rows):  # else a space belongs to the paths
+        forms += alone
+    return forms + header, numbers
 
 
 def _split(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
@@ -491,7 +502,7 @@ def read_form(columns: list[str], separator: str) -> CSVRow:
     integers = [INTEGER.fullmatch(column.strip()) is not None for column in columns]
     path, label = separator.join(columns[:-1]).strip(), columns[-1].strip()
     if len(columns) > 2 and integers[-1] and integers[-2]:
-        folder, count, last = separator.join(columns[:-2]).strip(), int(float(columns[-2])), int(float(label))
+        folder, count, last = separator.join(columns[:-2]).strip(), parse_integer(columns[-2]), parse_integer(label)
         if (count, last) == (0, -1):
             return CSVRow(folder)
         if not _has_suffix(folder) and count == 0 and last > 0:

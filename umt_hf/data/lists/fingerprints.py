@@ -2,51 +2,105 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset
 
-from ..streams import Shards
+from ..streams import ParquetShards, Shards, TarShards
 
-NAMED_COLUMNS = ("video", "caption", "label")
+# What the tasks read of a row: any of them, of question answering, of retrieval by choice, of detection.
+NAMED_COLUMNS = (
+    "video", "caption", "label",
+    "question", "answers", "answer_weights",
+    "answer",
+    "key_seconds", "key_frame", "width", "height", "boxes", "labels",
+)  # fmt: skip
+READ_BYTES = 1 << 20
 
 Fingerprint = dict[str, int | str]  # `rows` and `names`
 
 
 def fingerprint_rows(table: Any) -> Fingerprint:
-    """Number of rows, and sixteen digits for their names, captions and order; without reading a video.
+    """Number of rows, and sixteen digits for what the tasks read of them and their order; without reading a video.
 
-    Rows of bytes count by the lengths of the bytes, shards by the names and sizes of the files and their rows. Ten
-    million names take about a second.
+    Videos that are bytes count by their lengths. Shards count by the names and sizes of the files, and by their texts
+    where these are read: of tars by the checksums in the index, of Parquet files on this machine as they are stored.
+    Ten million names take about a second.
 
     Args:
         table: A `datasets.Dataset`, or `Shards`.
     """
     digest = hashlib.blake2b(digest_size=8)
     if isinstance(table, Dataset):
-        _add_table(digest, table)
+        _add_columns(digest, table, NAMED_COLUMNS)
+        if table._indices is not None:
+            for chunk in table._indices.column(0).chunks:
+                digest.update(chunk.to_numpy(zero_copy_only=False).tobytes())
     elif isinstance(table, Shards):
         digest.update(np.ascontiguousarray(table.starts).tobytes())
         for path in getattr(table, "paths", ()):
             size = os.path.getsize(path) if os.path.exists(path) else -1  # addresses of the Hub have none here
             digest.update(f"{os.path.basename(path)} {size}\n".encode(errors="replace"))
+        if isinstance(table, TarShards):
+            for name in ("size", "text_size", "text_sum") if table.reads_captions else ("size",):
+                digest.update(np.ascontiguousarray(table.index[name]).tobytes())
+        elif isinstance(table, ParquetShards):
+            for content in _read_stored_texts(table):
+                digest.update(content)
     return {"rows": len(table), "names": digest.hexdigest()}
 
 
-def _add_table(digest: Any, table: Dataset) -> None:
-    for name in NAMED_COLUMNS:
+def digest_columns(table: Dataset, names: Sequence[str]) -> str:
+    """Sixteen digits for the values of some columns, as far as the table has them.
+
+    Args:
+        table: Its rows as they are stored, without the order of a selection.
+        names: Of the columns.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    _add_columns(digest, table, names)
+    return digest.hexdigest()
+
+
+def _add_columns(digest: Any, table: Dataset, names: Sequence[str]) -> None:
+    for name in names:
         if name in table.column_names:
+            column = table.data.column(name)
             lengths, content = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
-            for chunk in table.data.column(name).chunks:
+            for chunk in column.chunks:
                 _add_array(lengths, content, chunk)
+                if column.null_count:  # which is not an empty text
+                    lengths.update(chunk.is_null().to_numpy(zero_copy_only=False).tobytes())
             # Apart from each other, so that it does not matter where a table is cut into chunks.
             digest.update(f"{name} {lengths.hexdigest()} {content.hexdigest()}".encode())
-    if table._indices is not None:
-        for chunk in table._indices.column(0).chunks:
-            digest.update(chunk.to_numpy(zero_copy_only=False).tobytes())
+
+
+def _read_stored_texts(shards: ParquetShards) -> Iterator[bytes]:
+    """The texts in the columns that are read, as they are stored, of files on this machine."""
+    columns = set(shards.columns.values())
+    for path in shards.paths:
+        if not os.path.exists(path):
+            continue
+        content = pq.read_metadata(path)
+        places = [
+            number
+            for number in range(content.num_columns)
+            if (leaf := content.schema.column(number)).path.split(".")[0] in columns
+            and leaf.logical_type.type == "STRING"
+        ]
+        with open(path, "rb") as file:
+            for group in range(content.num_row_groups):
+                for number in places:
+                    chunk = content.row_group(group).column(number)
+                    file.seek(chunk.dictionary_page_offset or chunk.data_page_offset)
+                    left = chunk.total_compressed_size
+                    while left > 0 and (piece := file.read(min(left, READ_BYTES))):
+                        left -= len(piece)
+                        yield piece
 
 
 def _add_array(lengths: Any, content: Any, array: pa.Array) -> None:
@@ -56,6 +110,8 @@ def _add_array(lengths: Any, content: Any, array: pa.Array) -> None:
     elif pa.types.is_struct(kind):
         for field, child in zip(kind, array.flatten(), strict=True):
             _add_array(lengths, None if field.name == "bytes" else content, child)
+    elif pa.types.is_fixed_size_list(kind):
+        _add_array(lengths, content, array.flatten())
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
         lengths.update(np.diff(array.offsets.to_numpy()).astype("<i8").tobytes())
         _add_array(lengths, content, array.flatten())
@@ -69,6 +125,8 @@ def _add_array(lengths: Any, content: Any, array: pa.Array) -> None:
                 content.update(memoryview(data)[int(places[0]) : int(places[-1])])
     elif pa.types.is_integer(kind) and content is not None:
         content.update(array.fill_null(-1).to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+    elif pa.types.is_floating(kind) and content is not None:
+        content.update(array.fill_null(float("nan")).to_numpy(zero_copy_only=False).astype("<f8").tobytes())
 
 
 def _has_offsets(kind: pa.DataType) -> bool:
@@ -88,7 +146,8 @@ def describe_changes(former: Sequence[Mapping[str, Any]], present: Mapping[str, 
     changed = [
         f"{name} had {then['rows']:,} rows then and has {now['rows']:,} now"
         if then["rows"] != now["rows"]
-        else f"{name} has its {now['rows']:,} rows under other names, with other captions, or in another order"
+        else f"{name} has its {now['rows']:,} rows under other names, with other captions, labels, questions "
+        "or boxes, or in another order"
         for then, (name, now) in zip(former, present.items(), strict=True)
         if dict(then) != now
     ]

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 NAMED_NEAR = 3
+HOME = "~/"
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # more than one letter: `C://` is a drive
 
 
@@ -34,5 +35,7 @@ def require_video(path: str) -> None:
 
 
 def join_root(root: str | os.PathLike, path: str) -> str:
-    """Put the folder that relative paths start from in front; absolute paths and URLs stay."""
+    """Put the folder that relative paths start from in front; absolute paths and URLs stay, `~/` is one's home."""
+    if path.startswith(HOME):
+        return os.path.expanduser(path)
     return path if is_url(path) else os.path.join(root, path)

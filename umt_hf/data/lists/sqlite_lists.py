@@ -1,9 +1,11 @@
 """Lists of videos as SQLite bases, as they are published for large corpora, read a chunk at a time."""
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow as pa
 
@@ -27,7 +29,7 @@ def read_sqlite(path: Path, root: str) -> Iterator[pa.Table]:
     """
     number = 0
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as base:
+        with closing(sqlite3.connect(_name_read_only(path), uri=True)) as base:
             # Sorted: without it the order of rows, and so the order of training, is up to SQLite.
             rows = base.execute("SELECT * FROM annos ORDER BY 1")
             if len(rows.description) != 3:
@@ -47,3 +49,9 @@ def read_sqlite(path: Path, root: str) -> Iterator[pa.Table]:
         ) from error
     except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
         raise ValueError(describe_mixed(str(path), error)) from error
+
+
+def _name_read_only(path: Path) -> str:
+    """The URI that opens a base for reading; in it `#`, `?` and `%` would mean something else than in a path."""
+    name = path.absolute().as_posix()
+    return f"file://{'' if name.startswith('/') else '/'}{quote(os.fsencode(name), safe='/:')}?mode=ro"
