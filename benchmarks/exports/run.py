@@ -31,14 +31,12 @@ from umt_hf.inference.export import export_model
 
 QUESTION = "What does an exported classifier answer, how fast, and what do 8 bits cost?"
 PYTORCH = "PyTorch"
-# Format, whether in 8 bits, and whether calibrated.
-VARIANTS: dict[str, tuple[str, bool, bool]] = {
-    "ONNX Runtime": ("onnx", False, False),
-    "ONNX Runtime, int8 weights": ("onnx", True, False),
-    "ONNX Runtime, int8 calibrated": ("onnx", True, True),
-    "OpenVINO": ("openvino", False, False),
-    "OpenVINO, int8 weights": ("openvino", True, False),
-    "OpenVINO, int8 calibrated": ("openvino", True, True),
+# Format, and whether in 8 bits.
+VARIANTS: dict[str, tuple[str, bool]] = {
+    "ONNX Runtime": ("onnx", False),
+    "ONNX Runtime, int8 weights": ("onnx", True),
+    "OpenVINO": ("openvino", False),
+    "OpenVINO, int8 weights": ("openvino", True),
 }
 AGREEMENT = 1e-3  # of the largest logit, for exports in float32
 
@@ -54,7 +52,6 @@ class Arguments(ReportArguments):
     epochs: int = field(default=10, metadata={"help": "Of that fine-tuning."})
     variants: list[str] = field(default_factory=lambda: list(VARIANTS), metadata={"help": "Exports to compare."})
     max_clips: int = field(default=900, metadata={"help": "Held-out clips at most."})
-    calibration_clips: int = field(default=64, metadata={"help": "Training clips that show how large values get."})
     batch_size: int = field(default=8, metadata={"help": "Clips in a call that is timed."})
     calls: int = field(default=8, metadata={"help": "Calls of each variant in a round."})
     repeats: int = field(default=7, metadata={"help": "Rounds; each times every variant."})
@@ -67,16 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     torch.set_num_threads(args.threads)
     classifier = args.classifier or find_classifier(args.folder, args.epochs)
     paths, labels = read_list(args.folder / "data" / "test_appearance.csv", args.max_clips)
-    calibration, _ = read_list(args.folder / "data" / "train_appearance.csv", args.calibration_clips)
     sizes = {PYTORCH: measure_size(classifier)}
     models = {PYTORCH: VideoClassifier(classifier, device="cpu")}
     with tempfile.TemporaryDirectory() as work:
         for number, name in enumerate(args.variants):
-            format, int8, is_calibrated = VARIANTS[name]
+            format, int8 = VARIANTS[name]
             print(f"Exporting: {name} ...", flush=True)
             out = Path(work) / str(number)
-            videos = calibration if is_calibrated else []
-            sizes[name] = export_model(classifier, out, format, int8=int8, calibration_videos=videos).size_bytes
+            sizes[name] = export_model(classifier, out, format, int8=int8).size_bytes
             models[name] = VideoClassifier(out)
         clips = [models[PYTORCH].processor(path, return_tensors="pt")["pixel_values"] for path in paths]
         logits = {name: compute_logits(model, clips, args.batch_size) for name, model in models.items()}

@@ -301,10 +301,6 @@ def export(
         typer.Option(help="model: both towers of a dual encoder; encoder: that of videos; video, text: one tower."),
     ] = "model",
     int8: Annotated[bool, typer.Option("--int8", help="Make the weights integers of 8 bits.")] = False,
-    calibration_videos: Annotated[
-        list[str],
-        typer.Option(help="With --int8, videos or folders that show how large values get; repeatable."),
-    ] = [],  # noqa: B006
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")] = False,
     convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -320,7 +316,7 @@ def export(
 
     with report_mistakes():
         convert_model(model, convert)
-        report = export_model(model, out, format, part, int8, calibration_videos, overwrite, announce)
+        report = export_model(model, out, format, part, int8, overwrite, announce)
     print_report(report, as_json)
 
 

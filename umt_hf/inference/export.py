@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +26,6 @@ import transformers
 from torch import nn
 from transformers.video_utils import VideoInput
 
-from ..data.video_files import list_videos
 from ..modeling.losses_umt import normalize_features
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..modeling.modeling_umt_video_text import UMTVideoTextModel
@@ -46,7 +45,6 @@ FACTS_FILE = "umt_export.json"
 TRANSFORMERS_FORMATS = {"onnx": "onnx", "openvino": "openvino", "torch": "dynamo"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "dynamo": ()}
 GRAPH_SUFFIXES = (".onnx", ".data", ".xml", ".bin")
-CALIBRATION_VIDEOS = 64
 EXPORTERS_VERSION = "5.24"
 TOLERANCE = 1e-3  # of the largest value that the model gives; usual are 1e-6 to 1e-5
 TEXT_LENGTHS = ((2, 5), (1, 1), (3, 9))  # batch and tokens of texts that are compared
@@ -97,7 +95,6 @@ def export_model(
     format: ExportFormat = "onnx",
     part: ExportPart = "model",
     int8: bool = False,
-    calibration_videos: Iterable[str] = (),
     overwrite: bool = False,
     announce: Callable[[str], object] | None = None,
 ) -> ExportReport:
@@ -109,8 +106,7 @@ def export_model(
         format: "onnx", "openvino" or "torch" (`torch.export`).
         part: "model": of a classifier the classifier, of stage 2 and retrieval both towers, each a graph, of stage 1
             the encoder; "encoder": the video encoder of any folder; "video" or "text": one tower.
-        int8: Whether weights become integers of 8 bits, and with `calibration_videos` what flows through them too.
-        calibration_videos: Video files and folders, of which up to 64 videos show how large values get.
+        int8: Whether weights become integers of 8 bits.
         overwrite: Whether a folder that exists is replaced.
         announce: Gets a line per graph.
 
@@ -130,21 +126,20 @@ def export_model(
         >>> report.largest_difference < 1e-5
         True
     """
-    videos, folder = list(calibration_videos), Path(out)
-    _check_arguments(format, part, int8, videos)
+    folder = Path(out)
+    _check_arguments(format, part, int8)
     require_exporters(TRANSFORMERS_FORMATS[format], int8)
     clear_leftovers(folder.parent, (glob.escape(folder.name),))
     if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
         raise FileExistsError(f"{folder} exists: choose another folder, or add --overwrite.")
     graphs, facts = load_graphs(model, part)
     processor = load_video_text_processor(model) if "text" in graphs else load_video_processor(model)
-    samples = _read_calibration(videos, getattr(processor, "video_processor", processor))
     unfinished = name_unfinished(folder)
     remove_folder(unfinished)
     unfinished.mkdir(parents=True)
     try:
         with naming_full_disk(folder):
-            difference = _write_graphs(graphs, unfinished, TRANSFORMERS_FORMATS[format], int8, samples, announce)
+            difference = _write_graphs(graphs, unfinished, TRANSFORMERS_FORMATS[format], int8, announce)
             processor.save_pretrained(unfinished)
             facts |= {"part": part, "is_int8": int8, "largest_difference": difference, **collect_versions()}
             write_text(unfinished / FACTS_FILE, json.dumps(facts, indent=1) + "\n")
@@ -155,14 +150,12 @@ def export_model(
     return ExportReport(str(folder), format, tuple(graphs), int8, difference, size)
 
 
-def _check_arguments(format: str, part: str, int8: bool, videos: list[str]) -> None:
+def _check_arguments(format: str, part: str, int8: bool) -> None:
     for name, value, words in (("format", format, ExportFormat), ("part", part, ExportPart)):
         if value not in get_args(words):
             raise ValueError(f"{name} must be one of {list(get_args(words))}, got {value!r}.")
     if int8 and format == "torch":
         raise ValueError("int8 goes with format onnx or openvino, not torch.")
-    if videos and not (int8 and part != "text"):
-        raise ValueError("Calibration videos are for int8 of a part that takes videos.")
 
 
 def require_exporters(format: str, int8: bool = False) -> None:
@@ -278,7 +271,6 @@ def _write_graphs(
     folder: Path,
     format: str,
     int8: bool,
-    samples: list[dict[str, torch.Tensor]],
     announce: Callable[[str], object] | None,
 ) -> float:
     """Export modules into a folder, and give the largest difference of its graphs from them."""
@@ -294,7 +286,7 @@ def _write_graphs(
         axes = {key: {axis: free for axis in range(value.ndim) if axis != 2} for key, value in inputs.items()}
         options = {"export_format": format, "dynamic_shapes": axes}
         if int8:
-            options["quantizer"] = build_quantizer(format, samples if "pixel_values" in inputs else [])
+            options["quantizer"] = build_quantizer(format)
         exporter = AutoHfExporter.from_config(options)
         components[name] = exporter.export(cast("Any", module), inputs, options).components["model"]
     config = next(iter(graphs.values())).config
@@ -310,20 +302,17 @@ def _write_graphs(
     return difference
 
 
-def build_quantizer(format: str, samples: list[dict[str, torch.Tensor]]) -> Any:
-    """What makes a graph's weights, and with samples its activations, integers of 8 bits.
+def build_quantizer(format: str) -> Any:
+    """What makes a graph's weights integers of 8 bits.
 
     Args:
         format: Transformers' name of it.
-        samples: Inputs that show how large activations get.
     """
     from transformers import exporters
 
     if format == "onnx":
-        settings = exporters.OnnxRuntimeStaticConfig if samples else exporters.OnnxRuntimeDynamicConfig
-        return exporters.OnnxRuntimeQuantizer(settings(per_channel=True), samples or None)
-    settings = exporters.NNCFQuantizationConfig if samples else exporters.NNCFWeightCompressionConfig
-    return exporters.NNCFOpenVINOQuantizer(settings(), samples or None)
+        return exporters.OnnxRuntimeQuantizer(exporters.OnnxRuntimeDynamicConfig(per_channel=True), None)
+    return exporters.NNCFOpenVINOQuantizer(exporters.NNCFWeightCompressionConfig(), None)
 
 
 @torch.inference_mode()
@@ -349,18 +338,6 @@ def compare(run: Callable[..., Any], module: nn.Module, format: str) -> float:
                 return math.inf
             largest = max(largest, float((other - value).abs().max() / value.abs().max()))
     return largest
-
-
-def _read_calibration(sources: list[str], processor: Any) -> list[dict[str, torch.Tensor]]:
-    if not sources:
-        return []
-    files, missing = list_videos(sources)
-    if missing:
-        raise FileNotFoundError(f"{missing[0].path}: {missing[0].reason}")
-    step = max(len(files) // CALIBRATION_VIDEOS, 1)
-    chosen = [file.path for file in files[::step]][:CALIBRATION_VIDEOS]
-    views = {"num_clips": 1, "num_crops": 1, "return_tensors": "pt"}
-    return [{"pixel_values": processor(path, **views)["pixel_values"]} for path in chosen]
 
 
 def is_export(name_or_path: str | os.PathLike) -> bool:

@@ -133,6 +133,8 @@ def test_graphs_answer_as_the_model_at_six_shapes(kind, format, exported, folder
 def test_tubelets_of_several_frames_are_exported_too(format, exported, folders):
     (module,) = export.load_graphs(folders["tubelets"], "model")[0].values()
     shapes = [(batch, 2 * frames, height, width) for batch, frames, height, width in list_shapes(format)]
+    if format == "torch":  # which refuses one tubelet as it refuses one row of patches
+        shapes = [shape for shape in shapes if shape[1] > 2]
     check_shapes(load_exported(exported("tubelets", format), trust_remote_code=True), module, 8, shapes)
 
 
@@ -221,14 +223,12 @@ def test_plain_onnxruntime_reads_the_graph(exported, folders):
 
 @needs_exporters
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
-@pytest.mark.parametrize("is_calibrated", [False, True])
-def test_weights_of_8_bits_answer_nearly_as_the_model(format, is_calibrated, folders, tmp_path):
+def test_weights_of_8_bits_answer_nearly_as_the_model(format, folders, tmp_path):
     try:
         require_exporters(export.TRANSFORMERS_FORMATS[format], int8=True)
     except ImportError as error:
         pytest.skip(str(error))
-    videos = [str(write_video(tmp_path / f"{i}.mp4", num_frames=10)) for i in range(2)] if is_calibrated else []
-    report = export_model(folders["classifier"], tmp_path / "int8", format, int8=True, calibration_videos=videos)
+    report = export_model(folders["classifier"], tmp_path / "int8", format, int8=True)
     assert report.is_int8 and 1e-5 < report.largest_difference < 0.2
     full = export_model(folders["classifier"], tmp_path / "full", format)
     assert report.size_bytes < full.size_bytes
@@ -316,7 +316,6 @@ def test_mistakes_are_named_before_a_model_is_loaded(tmp_path):
         ({"format": "tflite"}, "format must be one of"),
         ({"part": "head"}, "part must be one of"),
         ({"format": "torch", "int8": True}, "int8 goes with format onnx or openvino"),
-        ({"calibration_videos": ["a.mp4"]}, "Calibration videos are for int8"),
     ):
         with pytest.raises(ValueError, match=message):
             export_model(tmp_path / "missing", tmp_path / "out", **options)
