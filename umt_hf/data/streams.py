@@ -560,7 +560,7 @@ def _list_rows(path: str, suffixes: frozenset[str] | set[str]) -> Iterator[tuple
                 stem, _, ending = name.partition(".")
                 if (folder, stem) != key:
                     if key is not None:
-                        yield (*video, *text, is_again)
+                        yield video[0], video[1], text[0], text[1], text[2], text[3], is_again
                     key, video, text = (folder, stem), (0, 0), NO_TEXT
                     is_again = key in seen
                     seen.add(key)
@@ -576,7 +576,7 @@ def _list_rows(path: str, suffixes: frozenset[str] | set[str]) -> Iterator[tuple
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{path}: not a complete tar without compression ({error}). Write it again.") from error
     if key is not None:
-        yield (*video, *text, is_again)
+        yield video[0], video[1], text[0], text[1], text[2], text[3], is_again
 
 
 def _load_parquet(
