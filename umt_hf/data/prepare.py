@@ -11,7 +11,7 @@ import logging
 import multiprocessing
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -389,7 +389,7 @@ def write_shard(job: ShardJob) -> str:
 
 
 @contextmanager
-def _open_former(path: Path) -> Iterator[tarfile.TarFile | None]:
+def _open_former(path: Path) -> Generator[tarfile.TarFile | None]:
     """The shard that is there, if it is complete."""
     if not _is_done(path):
         yield None

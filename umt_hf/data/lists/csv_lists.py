@@ -290,7 +290,9 @@ class CSVLabels:
         texts = set(labels or [None])
         numbers = {text: parse_integer(text) for text in texts if text is not None and INTEGER.fullmatch(text)}
         if labels and any(number > LARGEST_LABEL for number in map(abs, numbers.values())):
-            row = next(row for row, text in enumerate(labels) if abs(numbers.get(text or "", 0)) > LARGEST_LABEL)
+            row = next(
+                row for row, text in enumerate(labels) if text in numbers and abs(numbers[text]) > LARGEST_LABEL
+            )
             raise ValueError(describe_large_label(f"{self.path}, line {lines[row]}", labels[row]))
         self._count("a label", {text: text is not None for text in texts}, labels, lines, count)
         self._count("a number as label", {text: text in numbers for text in texts}, labels, lines, count)
