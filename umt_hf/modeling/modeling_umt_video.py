@@ -535,6 +535,7 @@ class UMTVideoModel(UMTVideoPreTrainedModel):
     ) -> torch.Tensor | None:
         """Indices of the tokens that the configuration keeps, `(B, V)`; `None` where it keeps all."""
         config = self.config
+        # CODEPATH: all released checkpoints keep every token; a smaller share is asked for when a model is loaded.
         if config.keep_ratio == 1:
             return None
         return select_tokens(
