@@ -53,6 +53,7 @@ OTHER_FLAGS = {
     "docs/pretraining.md": {"--nproc_per_node"},  # of torchrun
     "docs/precision.md": {"--teacher_quantization"},
     "docs/scaling.md": {f"--{field.name}" for field in dataclasses.fields(scale_model.Arguments)},
+    "docs/data.md": {"--sort"},  # of tar
     "docs/hub.md": {"--mode"},  # of every fine-tuning script, which it does not list
 }
 

@@ -129,6 +129,7 @@ def test_recipes_are_found(run):
     assert recipes == {name: load_recipe(name) for name in list_recipes()}
 
 
+@pytest.mark.heavy
 def test_tour_runs_from_the_wheel(run):
     printed = run(sys.executable, "-m", "umt_hf.moving_shapes.tour", "--output_dir", "look", "--quick")
     assert "| (a) student after stage 1, mean over all tokens |" in printed

@@ -193,18 +193,7 @@ def choose_checkpoint(
         ValueError: In all processes, if a file of it is damaged or missing.
     """
     processes = PartialState()
-    choice: list[Any] = [None, None]
-    if processes.is_main_process:
-        try:
-            choice[0] = find_checkpoint(resume_from_checkpoint, output_dir, state)
-            if choice[0] is not None:
-                _require_intact(choice[0], state, list_needed)
-        except (FileExistsError, FileNotFoundError, ValueError) as error:
-            choice[1] = error
-    broadcast_object_list(choice)
-    checkpoint, error = choice
-    if error is not None:
-        raise error
+    checkpoint = _ask_main(lambda: find_checkpoint(resume_from_checkpoint, output_dir, state))
     if checkpoint is None:
         return None
     # Main and others may be on different machines, and a network disk shows a new folder late.
@@ -216,7 +205,24 @@ def choose_checkpoint(
             f"{f' ({len(missing)} processes do not)' if len(missing) > 1 else ''}. Put output_dir on a disk that all "
             "machines share."
         )
+    # Now, since without a common disk the files of the other processes are missing too.
+    _ask_main(lambda: _require_intact(checkpoint, state, list_needed))
     return checkpoint
+
+
+def _ask_main(function: Callable[[], Path | None]) -> Path | None:
+    """What a function gives, or how it fails, in the main process; called in all of them."""
+    answer: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            answer[0] = function()
+        except (FileExistsError, FileNotFoundError, ValueError) as error:
+            answer[1] = error
+    broadcast_object_list(answer)
+    found, error = answer
+    if error is not None:
+        raise error
+    return found
 
 
 def _require_intact(checkpoint: Path, state: str, list_needed: Callable[[Path], Sequence[str]] | None) -> None:
