@@ -42,14 +42,14 @@ test-extras: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/e2e/test_zero.py tests/e2e/test_stage2.py -k zero
 	$(BIN)/python -m pytest tests/e2e/test_watching.py -k trackers
 	$(BIN)/python -m pytest tests/unit/training/test_teacher_quantization.py tests/e2e/test_teacher_quantization.py
-	$(BIN)/python -m pytest tests/unit/inference/test_export.py tests/bench/test_benchmarks.py -k export
+	UMT_HF_HEAVY_TESTS=1 $(BIN)/python -m pytest tests/unit/inference/test_export.py tests/bench/test_benchmarks.py -k export
 	$(BIN)/python -m pytest tests/e2e/test_docs.py -k deployment
 	$(BIN)/python -m pytest tests/unit/test_docstring_examples.py -k export
 	# Not in an extra: boto3, which comes with it, lowers python-dateutil.
 	$(BIN)/python -m pip install --quiet "moto[server]>=5.1"
 	$(BIN)/python -m pytest tests/e2e/test_search_storage.py
 
-# Benchmarks at small size and the notebooks from the wheel, up to a minute each.
+# The longest tests: benchmarks at small size, notebooks from the wheel, further formats and kinds of processes.
 test-heavy: $(VENV)/.installed
 	UMT_HF_HEAVY_TESTS=1 $(BIN)/python $(PYTEST) -m heavy
 

@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items):
     if os.environ.get(HEAVY) != "1":
         for item in items:
             if item.get_closest_marker("heavy") is not None:
-                item.add_marker(pytest.mark.skip(reason="takes about a minute: `make test-heavy` runs it"))
+                item.add_marker(pytest.mark.skip(reason="one of the longest: `make test-heavy` runs it"))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

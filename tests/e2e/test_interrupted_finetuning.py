@@ -374,6 +374,7 @@ def run_one_after_the_other(commands: list[list[str]], ports: list[int]) -> None
         AcceleratorState._reset_state(reset_partial_state=True)  # a stage ends with its process group
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_two_processes_with_workers_that_are_not_forked(flags, shapes, teacher, stage2, tmp_path):
     """Both stages and a fine-tuning: workers of ranks belong to no process group."""

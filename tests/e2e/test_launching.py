@@ -58,6 +58,7 @@ def test_two_machines_train_as_one_process(flags, tmp_path, launcher):
     assert read_losses(tmp_path / "two") == pytest.approx(read_losses(tmp_path / "one"), abs=1e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_a_classifier_is_fine_tuned_and_evaluated(colors, student, tmp_path):
     data = {"train_data": colors / "few_train.csv", "validation_data": colors / "few_validation.csv"}

@@ -327,7 +327,7 @@ def test_the_verb_runs_the_script_in_several_processes(flags, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_processes", ["1", "2"])
+@pytest.mark.parametrize("num_processes", [pytest.param("1", marks=pytest.mark.heavy), "2"])
 def test_the_verb_ends_with_the_scripts_line_and_code(num_processes):
     options = ["--num_processes", num_processes, "--main_process_port", str(find_free_port())]
     result = run_verb("finetune", "classification", *options, "--lerning_rate", "1")

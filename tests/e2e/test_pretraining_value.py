@@ -43,6 +43,7 @@ def copy_training_annotations(data, ratio):
         (data / f"train_low_data_{task}.csv").write_text((data / f"train_{task}.csv").read_text())
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_demo_measures_and_draws(small, shapes, teacher, tmp_path, monkeypatch, capsys):
     (tmp_path / "data").symlink_to(shapes)

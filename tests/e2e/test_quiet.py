@@ -20,6 +20,7 @@ OWN_LINES = (
     r"(INFO|WARNING) umt_hf\.[\w.]+: .+",
     r"  \w+ +-?[\d.]+",
     r"[\d,]+ videos found\b.*",
+    r"[\d.]+ s: \d+% waiting for data, .+ decoding and processing took .+\.",
     r"((pre-training|testing|evaluating|scoring|encoding)[\w ]*:)? *\d+%\|.*",
 )
 # Workers as by default, forked, since a forked test process would start new ones by a server that imports everything.

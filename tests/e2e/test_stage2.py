@@ -449,7 +449,7 @@ def test_its_last_state_reaches_a_hub_that_failed(hub, flags, tmp_path):
         assert torch.equal(pulled[name], tensor), name
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.heavy), 2])
 def test_compiled_runs_export_the_models_own_weights_and_resume(flags, shapes, tmp_path, num_processes):
     """With held-out data, which is searched by the model inside the compiled one."""
     common = {"max_steps": 2, "save_steps": 1, "per_device_train_batch_size": 4 // num_processes}

@@ -172,6 +172,7 @@ def test_the_tour_runs_from_the_wheel_on_its_own_videos(run, tmp_path):
     assert seconds < MAX_CPU_SECONDS
 
 
+@pytest.mark.heavy
 def test_fine_tuning_runs_from_the_wheel_on_its_own_videos(run, tmp_path):
     printed, seconds = execute(run, "finetune_your_folder", tmp_path / "finetune")
     text = "".join(printed)

@@ -69,6 +69,7 @@ def tiny(here, monkeypatch):
     return data["weights"]
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_by_name_at_real_size(hub, here, tmp_path):
     """The whole way of the README: download, folder, `AutoModel`; then the file from the cache, with the Hub away."""

@@ -16,6 +16,7 @@ from ..runs.mistakes import WORKER_TRACEBACK
 from .in_flight import (
     ReadNotes,
     StuckReadingError,
+    choose_start_method,
     explain,
     explain_death,
     explain_silence,
@@ -51,6 +52,7 @@ class NamingDataLoader(DataLoader):
             generator=torch.Generator(),
             timeout=timeout_seconds or 0 if num_workers else 0,
             worker_init_fn=notes.attach if notes else None,
+            multiprocessing_context=choose_start_method() if num_workers else None,
             **options,
         )
         self.notes = notes
@@ -63,7 +65,7 @@ class NamingDataLoader(DataLoader):
             StuckReadingError: If workers gave nothing for the loader's time-out, or one has died.
         """
         if self.notes is not None:
-            start_fork_server()
+            start_fork_server(self.multiprocessing_context.get_start_method())
         batches = super().__iter__()
         return batches if self.notes is None else self._name_stuck(batches, self.notes)
 
@@ -157,7 +159,9 @@ class WatchedReads:
         loader = getattr(loader, "base_dataloader", loader)  # that of Accelerate passes settings on from there
         if loader.num_workers:
             self.notes = ReadNotes(loader.num_workers)
-            start_fork_server()
+            if loader.multiprocessing_context is None:
+                loader.multiprocessing_context = choose_start_method()
+            start_fork_server(loader.multiprocessing_context.get_start_method())
             loader.timeout = self.seconds
             loader.worker_init_fn = functools.partial(_start_worker, self.notes, loader.worker_init_fn)
 

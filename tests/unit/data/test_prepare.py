@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests.faults.kill import list_orphans
-from tests.processes import run_and_kill, run_ranks, start_process
+from tests.processes import run_ranks, run_until, start_process
 from tests.unit.shard_files import write_parquets, write_tar
 from tests.unit.video_files import write_video
 from umt_hf.cli import app
@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_to_the_same_shards(videos):
     sources, whole = [str(videos / "list.json")], videos / "whole"
     prepare_shards(sources, whole, SETTINGS, num_workers=1)
     out = videos / "out"
-    run_and_kill(lambda: list(out.glob("*.tar")), prepare_shards, sources, out, SETTINGS, None, 0)
+    run_until(out, "*.tar", prepare_shards, sources, out, SETTINGS, None, 0)
     left = list_contents(out)
     assert left.items() <= list_contents(whole).items()  # complete or absent
     # As of a kill between a shard and the note that it is there, and in the middle of a shard.

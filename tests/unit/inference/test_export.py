@@ -117,7 +117,14 @@ def check_shapes(run, module, patch, shapes):
 
 @needs_exporters
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("kind", ["stage1", "fresh", "learnable", "classifier", "attentive"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "fresh",
+        "classifier",
+        *(pytest.param(name, marks=pytest.mark.heavy) for name in ("stage1", "learnable", "attentive")),
+    ],
+)
 def test_graphs_answer_as_the_model_at_six_shapes(kind, format, exported, folders):
     folder = exported(kind, format)
     (module,) = export.load_graphs(folders[kind], "model")[0].values()
@@ -128,6 +135,7 @@ def test_graphs_answer_as_the_model_at_six_shapes(kind, format, exported, folder
             check_shapes(graph, module, module.config.patch_size, SHAPES[-1:])
 
 
+@pytest.mark.heavy
 @needs_exporters
 @pytest.mark.parametrize("format", FORMATS)
 def test_tubelets_of_several_frames_are_exported_too(format, exported, folders):
@@ -170,6 +178,7 @@ def test_scores_of_files_are_the_dual_encoders(format, exported, folders, tmp_pa
     assert model.encode_texts("a red circle").shape == (1, encoder.model.config.projection_dim)
 
 
+@pytest.mark.heavy
 @needs_exporters
 def test_one_tower_alone_and_the_encoder_of_any_folder(folders, tmp_path):
     require_format("torch")
@@ -267,6 +276,7 @@ def test_the_comparison_sees_what_is_wrong(folders):
     assert change(logits=lambda logits, video: logits + (video.shape[3] == 8)) > 0.1  # at one row of patches alone
 
 
+@pytest.mark.heavy
 @needs_exporters
 def test_pickled_exports_want_to_be_trusted(folders, tmp_path):
     require_format("torch")

@@ -81,7 +81,7 @@ def leave_alone(folder, name):
     note(folder, name)
 
 
-@pytest.fixture(params=["fork", "spawn"])
+@pytest.fixture(params=["fork", pytest.param("spawn", marks=pytest.mark.heavy)])
 def context(request, monkeypatch):
     if request.param not in multiprocessing.get_all_start_methods():
         pytest.skip(f"this system has no {request.param}")
