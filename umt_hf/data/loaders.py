@@ -44,6 +44,7 @@ class NamingDataLoader(DataLoader):
     ):
         num_workers = count_workers() if num_workers is None else num_workers
         notes = ReadNotes(num_workers) if num_workers else None
+        self.start_method = choose_start_method()
         # Without a generator of the loader's, starting it would move the global random state: dropout would then
         # depend on how often data was loaded, and a resumed run would differ from one that never stopped.
         super().__init__(
@@ -52,7 +53,7 @@ class NamingDataLoader(DataLoader):
             generator=torch.Generator(),
             timeout=timeout_seconds or 0 if num_workers else 0,
             worker_init_fn=notes.attach if notes else None,
-            multiprocessing_context=choose_start_method() if num_workers else None,
+            multiprocessing_context=self.start_method if num_workers else None,
             **options,
         )
         self.notes = notes
@@ -65,7 +66,7 @@ class NamingDataLoader(DataLoader):
             StuckReadingError: If workers gave nothing for the loader's time-out, or one has died.
         """
         if self.notes is not None:
-            start_fork_server(self.multiprocessing_context.get_start_method())
+            start_fork_server(self.start_method)
         batches = super().__iter__()
         return batches if self.notes is None else self._name_stuck(batches, self.notes)
 
@@ -159,9 +160,10 @@ class WatchedReads:
         loader = getattr(loader, "base_dataloader", loader)  # that of Accelerate passes settings on from there
         if loader.num_workers:
             self.notes = ReadNotes(loader.num_workers)
-            if loader.multiprocessing_context is None:
-                loader.multiprocessing_context = choose_start_method()
-            start_fork_server(loader.multiprocessing_context.get_start_method())
+            context = loader.multiprocessing_context
+            method = choose_start_method() if context is None else context.get_start_method()
+            loader.multiprocessing_context = method
+            start_fork_server(method)
             loader.timeout = self.seconds
             loader.worker_init_fn = functools.partial(_start_worker, self.notes, loader.worker_init_fn)
 
