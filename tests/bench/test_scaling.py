@@ -169,7 +169,7 @@ def test_an_estimate_that_is_changed_changes_the_tables_and_nonsense_is_refused(
 
 @pytest.mark.parametrize("model", costs.MODELS, ids=lambda model: model.name)
 def test_sizes_and_saves_are_those_of_the_recipes(model):
-    """At the estimated speeds a save costs about 1 % of the time between two, and few minutes are lost with a machine."""
+    """At the estimated speeds a save costs under 1 % of the time between two, and a crash half an hour at most."""
     recipe = load_recipe(f"stage2_umt_vit_{model.size}_25m" if model.is_stage2 else f"stage1_umt_vit_{model.size}")
     sizes = recipe["data"]["batch_sizes"] if model.is_stage2 else [recipe["training"]["per_device_train_batch_size"]]
     assert sizes == [model.batch_size] and recipe["training"]["save_steps"] == model.save_steps
