@@ -273,7 +273,7 @@ class VideoIndex:
             Videos in the index.
         """
         self._delete(VIDEOS_TABLE, [f"path IN ({names})" for names in _group_names(v.path for v in skipped)])
-        self._delete(VIDEOS_TABLE, self._find_superseded())
+        self._delete_superseded()
         paths = set(self.list_paths())
         self._record_skipped(skipped, paths)
         self._join_fragments()
@@ -413,6 +413,16 @@ class VideoIndex:
         table = self._open_existing(VIDEOS_TABLE)
         query = table.search().select(list(columns))
         yield from (query if where is None else query.where(where)).to_batches()
+
+    def _delete_superseded(self) -> None:
+        """Delete rows that others replace, again until none is found.
+
+        Another command that joins commits in between numbers the rows anew; the conditions then match nothing.
+        """
+        for _ in range(ATTEMPTS):
+            if not (conditions := self._find_superseded()):
+                return
+            self._delete(VIDEOS_TABLE, conditions)
 
     def _find_superseded(self) -> list[str]:
         """Conditions on rows that others replace: of a video's earlier contents, or another command's copy."""

@@ -312,3 +312,27 @@ def test_a_forked_process_is_refused_and_does_not_crash(tmp_path):
     )
     wait_for([process], 0, 60)
     assert process.exitcode == 0, read_output(output)
+
+
+def test_rows_that_others_replace_go_though_commits_are_joined_meanwhile(tmp_path, monkeypatch):
+    """Joining numbers rows anew, so that those that were found before match nothing."""
+    index, other = make_index(tmp_path), VideoIndex(tmp_path)
+    index.add(build_rows("a"))
+    index.add(build_rows("b"))
+    index.add(build_rows("a", vector=(0.0, 1.0), modified_ns=2))  # its contents have changed
+    index.add(build_rows("b"))  # another command's copy
+    delete = index._delete
+    done = []
+
+    def join_and_delete(name, conditions):
+        conditions = list(conditions)
+        if any("_rowid" in condition for condition in conditions) and not done:
+            done.append(name)
+            other._optimize()
+        delete(name, conditions)
+
+    monkeypatch.setattr(index, "_delete", join_and_delete)
+    assert index.finish([]) == 2 and done == ["videos"]
+    assert index.count_rows() == 2
+    rows = index.load().find_nearest(np.array([0, 1], np.float32), 5)
+    assert [(row["path"], row["modified_ns"]) for row in rows] == [("a", 2), ("b", 1)]
