@@ -241,7 +241,7 @@ class VideoIndex:
     def select_new(self, files: Sequence[VideoFile]) -> list[VideoFile]:
         """Files that are not in the index, or have changed since."""
         known: set[tuple[str, int, int]] = set()
-        for batch in self._scan(["path", "size_bytes", "modified_ns"]):
+        for batch in self.read(["path", "size_bytes", "modified_ns"]):
             known.update(zip(*(column.to_pylist() for column in batch.columns), strict=True))
         return [file for file in files if (file.path, file.size_bytes, file.modified_ns) not in known]
 
@@ -282,7 +282,7 @@ class VideoIndex:
 
     def list_paths(self) -> list[str]:
         """All videos, in order."""
-        return sorted({path for batch in self._scan(["path"]) for path in batch.column("path").to_pylist()})
+        return sorted({path for batch in self.read(["path"]) for path in batch.column("path").to_pylist()})
 
     def count_rows(self) -> int:
         """Videos, or moments of videos, in the index; with those that will be gone after `finish`."""
@@ -426,9 +426,10 @@ class VideoIndex:
 
     def _find_superseded(self) -> list[str]:
         """Conditions on rows that others replace: of a video's earlier contents, or another command's copy."""
-        table = self._retry(lambda: self._open_existing(VIDEOS_TABLE))
         columns = ["path", "size_bytes", "modified_ns", "start_seconds"]
-        found = self._retry(lambda: table.search().select(columns).with_row_id(True).to_arrow())
+        found = self._retry(
+            lambda: self._open_existing(VIDEOS_TABLE).search().select(columns).with_row_id(True).to_arrow()
+        )
         if not len(found):
             return []
         path = found["path"].combine_chunks().dictionary_encode().indices.to_numpy()
@@ -454,7 +455,7 @@ class VideoIndex:
         gone = [video.path for video in skipped] + [path for path in reasons if path in paths]
         self._delete(SKIPPED_TABLE, [f"path IN ({names})" for names in _group_names(gone)])
         if new := [asdict(video) for video in skipped if video.path not in paths]:
-            data = pa.Table.from_pylist(new, schema=self._open_existing(SKIPPED_TABLE).schema)
+            data = pa.Table.from_pylist(new, schema=self._retry(lambda: self._open_existing(SKIPPED_TABLE).schema))
             self._retry(lambda: self._open_existing(SKIPPED_TABLE).add(data))
 
     def _delete(self, name: str, conditions: Iterable[str]) -> None:
@@ -489,11 +490,10 @@ class VideoIndex:
         from lancedb.index import IvfFlat
 
         wanted = max(round(num_rows**0.5), 2)
-        table = self._open_existing(VIDEOS_TABLE)
-        have = _count_lists(table)
+        have = self._retry(lambda: _count_lists(self._open_existing(VIDEOS_TABLE)))
         if have is not None and wanted < 2 * have:
             # Rows outside the lists are found by looking at all of them.
-            if _count_unlisted(table) > self.flat_rows // 10:
+            if self._retry(lambda: _count_unlisted(self._open_existing(VIDEOS_TABLE))) > self.flat_rows // 10:
                 self._optimize()
             return
         config = IvfFlat(distance_type="cosine", num_partitions=wanted)
@@ -502,9 +502,14 @@ class VideoIndex:
                 VECTOR_COLUMN, config=config, name=f"{_LISTS_PREFIX}{wanted}", replace=True
             )
         )
-        for index in self._open_existing(VIDEOS_TABLE).list_indices():
-            if index.name.startswith(_LISTS_PREFIX) and index.name != f"{_LISTS_PREFIX}{wanted}":
-                self._open_existing(VIDEOS_TABLE).drop_index(index.name)
+
+        def drop_former() -> None:
+            table = self._open_existing(VIDEOS_TABLE)
+            for index in table.list_indices():
+                if index.name.startswith(_LISTS_PREFIX) and index.name != f"{_LISTS_PREFIX}{wanted}":
+                    table.drop_index(index.name)
+
+        self._retry(drop_former)
         self._optimize()
 
 

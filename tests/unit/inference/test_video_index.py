@@ -336,3 +336,57 @@ def test_rows_that_others_replace_go_though_commits_are_joined_meanwhile(tmp_pat
     assert index.count_rows() == 2
     rows = index.load().find_nearest(np.array([0, 1], np.float32), 5)
     assert [(row["path"], row["modified_ns"]) for row in rows] == [("a", 2), ("b", 1)]
+
+
+READS = {
+    "select_new": lambda index: [v.path for v in index.select_new([VideoFile("000", 1, 1), VideoFile("new", 1, 1)])],
+    "list_paths": lambda index: len(index.list_paths()),
+    "read": lambda index: sum(batch.num_rows for batch in index.read(["path"])),
+    "find_exactly": lambda index: len(index.find_exactly(np.array([1, 0], np.float32), 200, None)[0]),
+    "finish": lambda index: index.finish([SkippedVideo("000", "gone")]),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_what_is_read_while_another_command_joins_commits_is_read_again(tmp_path, monkeypatch, name):
+    index, other = make_index(tmp_path), VideoIndex(tmp_path)
+    for i in range(60):
+        index.add(build_rows(f"{i:03d}"))
+    scan, done = index._scan, []
+
+    def join_meanwhile(*args):
+        for i, batch in enumerate(scan(*args)):
+            yield batch
+            if i == 0 and not done:
+                done.append(1)
+                other._optimize()  # the files of the other batches go
+
+    monkeypatch.setattr(index, "_scan", join_meanwhile)
+    expected = {"select_new": ["new"], "finish": 59}
+    assert READS[name](index) == expected.get(name, 60) and done
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_lists_are_kept_up_while_another_command_does_the_same(tmp_path, monkeypatch, which):
+    """Wherever a look at the table fails once; the lists that are to go may be gone already."""
+    index, other = make_index(tmp_path, 4, flat_rows=100), VideoIndex(tmp_path, flat_rows=100)
+    rng = np.random.default_rng(0)
+    index.add([row for i in range(160) for row in build_rows(f"{i}", vector=rng.random(4))])
+    index.finish([])
+    index.add([row for i in range(1200) for row in build_rows(f"more {i}", vector=rng.random(4))])
+    open_existing, calls = index._open_existing, []
+
+    def fail_once(name):
+        calls.append(name)
+        if len(calls) == which + 1:
+            if which == 3:  # just before the former lists are dropped
+                other._open_existing("videos").drop_index("vector_lists_13")
+            raise RuntimeError("lance error: Not found: /videos.lance/_versions/1.manifest")
+        return open_existing(name)
+
+    monkeypatch.setattr(index, "_open_existing", fail_once)
+    index._keep_lists()
+    assert [found.name for found in open_existing("videos").list_indices()] == ["vector_lists_37"]
+    calls.clear()
+    index._record_skipped([SkippedVideo("z", "broken")], set())
+    assert index.read_skipped() == [SkippedVideo("z", "broken")] and len(calls) > 3
