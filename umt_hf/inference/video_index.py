@@ -17,7 +17,8 @@ import random
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from importlib.util import find_spec
@@ -29,6 +30,7 @@ import pyarrow as pa
 
 from ..data.video_files import SkippedVideo, VideoFile
 from ..runs.folder import collect_versions
+from ..runs.mistakes import MachineError, UserError, naming_full_disk
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,9 @@ _SETTINGS = b"umt_hf"
 _PATHS_AT_A_TIME = 500
 _LISTS_PREFIX = "vector_lists_"
 _MEANWHILE = re.compile(r"conflict|concurrent|not found|already exists|retry|no such file", re.IGNORECASE)
+_NO_TABLE = re.compile(r"table '\w+' was not found", re.IGNORECASE)
+_UNREACHABLE = re.compile(r"kind: (connect|timeout)|connect error|dns error|timed out|status: 5\d\d", re.IGNORECASE)
+_OF_LANCEDB = re.compile(r"lance|/rustc/|invalid input|object store|os error", re.IGNORECASE)
 _random = random.Random()  # of waits between attempts; the global one stays where it is
 _process: list[int] = []  # in which LanceDB was loaded; its threads do not survive a fork
 
@@ -209,6 +214,7 @@ class VideoIndex:
         """Whether there is an index.
 
         Raises:
+            UserError: If it cannot be read.
             ValueError: If it is one of an earlier version.
         """
         if not self.is_remote:
@@ -220,7 +226,7 @@ class VideoIndex:
                 )
             if not (folder / f"{VIDEOS_TABLE}.lance").is_dir():
                 return False
-        return self._open(VIDEOS_TABLE) is not None
+        return self._retry(lambda: self._open(VIDEOS_TABLE) is not None)
 
     def create(self, encoder: dict[str, Any]) -> None:
         """Make the index, unless it is there; of several commands that come at once, the first one does.
@@ -235,7 +241,7 @@ class VideoIndex:
         skipped = pa.schema([pa.field("path", pa.string(), False), pa.field("reason", pa.string(), False)])
         schemas = {SKIPPED_TABLE: skipped, VIDEOS_TABLE: build_schema(encoder["projection_dim"], settings)}
         for name, schema in schemas.items():
-            self._retry(lambda name=name, schema=schema: self._make_table(name, schema))
+            self._retry(lambda name=name, schema=schema: self._make_table(name, schema), "written")
         self.check_encoder(encoder)
 
     def select_new(self, files: Sequence[VideoFile]) -> list[VideoFile]:
@@ -259,7 +265,7 @@ class VideoIndex:
             {name: _build_column([row.get(name) for row in rows], schema.field(name).type) for name in schema.names},
             schema=schema,
         )
-        self._retry(lambda: self._open_existing(VIDEOS_TABLE).add(data))
+        self._retry(lambda: self._open_existing(VIDEOS_TABLE).add(data), "written")
         if self._retry(lambda: _count_fragments(self._open_existing(VIDEOS_TABLE))) > self.max_fragments:
             self._optimize()
 
@@ -290,9 +296,8 @@ class VideoIndex:
 
     def read_skipped(self) -> list[SkippedVideo]:
         """Videos that could not be read, in order of their paths."""
-        if self._open(SKIPPED_TABLE) is None:
-            return []
-        rows = self._retry(lambda: self._open_existing(SKIPPED_TABLE).to_arrow()).to_pylist()
+        table = self._retry(lambda: (table := self._open(SKIPPED_TABLE)) and table.to_arrow())
+        rows = [] if table is None else table.to_pylist()
         return [SkippedVideo(path, reason) for path, reason in sorted({r["path"]: r["reason"] for r in rows}.items())]
 
     def load(self) -> "VectorTable":
@@ -355,7 +360,7 @@ class VideoIndex:
         if self._database is None:
             require_lancedb()
             if _process and _process != [os.getpid()]:
-                raise RuntimeError(
+                raise UserError(
                     "LanceDB was loaded before this process was forked, and would crash in it. Start processes that "
                     "search by the method 'forkserver' or 'spawn'."
                 )
@@ -379,10 +384,10 @@ class VideoIndex:
             try:
                 self._tables[name] = self._connect().open_table(name)
             except (OSError, ValueError, RuntimeError) as error:
-                if not _MEANWHILE.search(str(error)) or (attempt == ATTEMPTS and folder is not None):
-                    raise
-                if folder is None and attempt == REMOTE_ATTEMPTS:
+                if folder is None and attempt == REMOTE_ATTEMPTS and _NO_TABLE.search(str(error)):
                     return None
+                if attempt == (REMOTE_ATTEMPTS if folder is None else ATTEMPTS) or not _is_passing(error):
+                    raise
                 # Its last version was replaced while it was opened.
                 time.sleep(_random.uniform(0, 0.05))
         return self._tables[name]
@@ -396,18 +401,49 @@ class VideoIndex:
         if self._open(name) is None:
             self._tables[name] = self._connect().create_table(name, schema=schema, exist_ok=True)
 
-    def _retry(self, work: Callable[[], T]) -> T:
-        """Do a piece of work, again where another process has changed the index in between."""
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return work()
-            except (OSError, RuntimeError, ValueError) as error:
-                if attempt == ATTEMPTS or not _MEANWHILE.search(str(error)):
-                    raise
-                logger.debug("Again after %s", error)
-                time.sleep(_random.uniform(0, min(0.02 * 2**attempt, 2.0)))
-                self._tables.clear()
+    def _retry(self, work: Callable[[], T], done: str = "read") -> T:
+        """Do a piece of work, again where another process has changed the index in between.
+
+        Args:
+            work: What is done.
+            done: What it is, "read" or "written", for the message where it fails.
+        """
+        with self._naming_faults(done):
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    return work()
+                except (OSError, RuntimeError, ValueError) as error:
+                    if attempt == ATTEMPTS or not _is_passing(error):
+                        raise
+                    logger.debug("Again after %s", error)
+                    time.sleep(_random.uniform(0, min(0.02 * 2**attempt, 2.0)))
+                    self._tables.clear()
         raise AssertionError("The last attempt returns or raises.")
+
+    @contextmanager
+    def _naming_faults(self, done: str) -> Generator[None]:
+        """Say in one sentence what LanceDB could not do, with the name of the index; other errors stay."""
+        writes_here = done == "written" and not self.is_remote
+        try:
+            with naming_full_disk(self.folder) if writes_here else nullcontext():
+                yield
+        except (OSError, RuntimeError, ValueError) as error:
+            is_ours = isinstance(error, UserError) or (isinstance(error, FileNotFoundError) and error.errno is None)
+            if is_ours or not _OF_LANCEDB.search(str(error)):
+                raise
+            reason = _shorten_reason(str(error))
+            if self.is_remote and _UNREACHABLE.search(str(error)):
+                raise MachineError(
+                    f"{self.folder} cannot be reached: {reason}. Check the network and the variables of the storage, "
+                    "such as AWS_ENDPOINT."
+                ) from error
+            if self.is_remote:
+                cure = "Check the address, and that the keys in the variables of the storage allow it"
+            elif done == "written":
+                cure = "Make its folder writable, or choose another one"
+            else:
+                cure = "If its files are damaged, embed its videos again into a new folder"
+            raise UserError(f"{self.folder} could not be {done}: {reason}. {cure}.") from error
 
     def _scan(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
         table = self._open_existing(VIDEOS_TABLE)
@@ -456,11 +492,11 @@ class VideoIndex:
         self._delete(SKIPPED_TABLE, [f"path IN ({names})" for names in _group_names(gone)])
         if new := [asdict(video) for video in skipped if video.path not in paths]:
             data = pa.Table.from_pylist(new, schema=self._retry(lambda: self._open_existing(SKIPPED_TABLE).schema))
-            self._retry(lambda: self._open_existing(SKIPPED_TABLE).add(data))
+            self._retry(lambda: self._open_existing(SKIPPED_TABLE).add(data), "written")
 
     def _delete(self, name: str, conditions: Iterable[str]) -> None:
         for condition in conditions:
-            self._retry(lambda condition=condition: self._open_existing(name).delete(condition))
+            self._retry(lambda condition=condition: self._open_existing(name).delete(condition), "written")
 
     def _join_fragments(self) -> None:
         """Join what many commits left, those that only deleted rows too."""
@@ -470,17 +506,17 @@ class VideoIndex:
 
     def _optimize(self, name: str = VIDEOS_TABLE) -> None:
         """Join fragments, put new rows into the lists of neighbours, and drop versions before the last."""
-        try:
-            with warnings.catch_warnings():
-                # That others which are in the middle of something fail: `_retry` lets them begin again.
-                warnings.filterwarnings("ignore", "optimize.cleanup_older_than=0")
+        with self._naming_faults("written"), warnings.catch_warnings():
+            # That others which are in the middle of something fail: `_retry` lets them begin again.
+            warnings.filterwarnings("ignore", "optimize.cleanup_older_than=0")
+            try:
                 self._open_existing(name).optimize(cleanup_older_than=timedelta(0))
-        except (OSError, RuntimeError, ValueError) as error:
-            # Two commands at once: the other one does it.
-            if not _MEANWHILE.search(str(error)):
-                raise
-            logger.debug("Not joined: %s", error)
-            self._tables.clear()
+            except (OSError, RuntimeError, ValueError) as error:
+                # Two commands at once: the other one does it.
+                if not _is_passing(error):
+                    raise
+                logger.debug("Not joined: %s", error)
+                self._tables.clear()
 
     def _keep_lists(self) -> None:
         """Sort the vectors of a large index into lists of neighbours, again where it has grown to four times."""
@@ -500,7 +536,8 @@ class VideoIndex:
         self._retry(
             lambda: self._open_existing(VIDEOS_TABLE).create_index(
                 VECTOR_COLUMN, config=config, name=f"{_LISTS_PREFIX}{wanted}", replace=True
-            )
+            ),
+            "written",
         )
 
         def drop_former() -> None:
@@ -509,7 +546,7 @@ class VideoIndex:
                 if index.name.startswith(_LISTS_PREFIX) and index.name != f"{_LISTS_PREFIX}{wanted}":
                     table.drop_index(index.name)
 
-        self._retry(drop_former)
+        self._retry(drop_former, "written")
         self._optimize()
 
 
@@ -630,6 +667,25 @@ def require_lancedb() -> None:
     """
     if find_spec("lancedb") is None:
         raise ImportError("Searching videos needs LanceDB. Install it with `pip install 'umt_hf[search]'`.")
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether an error may come from another command, so that it is worth to try again.
+
+    Where a storage is not reached, LanceDB has tried several times.
+    """
+    text = str(error)
+    return not isinstance(error, UserError) and not _UNREACHABLE.search(text) and bool(_MEANWHILE.search(text))
+
+
+def _shorten_reason(text: str) -> str:
+    """What LanceDB says, without the places in its source and what its layers put around it."""
+    inner = re.findall(r'(?:message|error): "([^"]+)"|(status: \d+)|<Message>([^<]+)', text)
+    if inner:
+        return "; ".join(dict.fromkeys("".join(found) for found in inner))
+    text = re.sub(r",? ?/[^ ,]*\.rs:\d+:\d+", "", text)
+    text = re.sub(r"(lance |Generic [\w/ ]*|Wrapped )error: |LanceError\(\w+\): |Invalid input, ", "", text)
+    return " ".join(text.split())[:300].rstrip(" .,") or "LanceDB does not say why"
 
 
 def _build_column(values: list[Any], kind: pa.DataType) -> pa.Array:

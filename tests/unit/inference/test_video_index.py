@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.processes import build_environment, read_output, run_and_kill, start_process, wait_for
+from tests.processes import build_environment, find_free_port, read_output, run_and_kill, start_process, wait_for
 from umt_hf.data.video_files import SkippedVideo, VideoFile
 from umt_hf.inference import video_index
 from umt_hf.inference.video_index import RowWriter, SearchFilter, VideoIndex
+from umt_hf.runs.mistakes import MachineError, UserError
 
 pytest.importorskip("lancedb")
 
@@ -390,3 +391,68 @@ def test_lists_are_kept_up_while_another_command_does_the_same(tmp_path, monkeyp
     calls.clear()
     index._record_skipped([SkippedVideo("z", "broken")], set())
     assert index.read_skipped() == [SkippedVideo("z", "broken")] and len(calls) > 3
+
+
+def test_object_storage_that_is_not_reached_is_named_and_is_not_an_empty_index():
+    options = {"aws_endpoint": f"http://127.0.0.1:{find_free_port()}", "aws_allow_http": "true", "aws_region": "x"}
+    keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "client_max_retries": "0"}
+    index = VideoIndex("s3://bucket/index", options | keys)
+    for use in (index.exists, index.load):
+        with pytest.raises(
+            MachineError, match=r"^s3://bucket/index cannot be reached: Connection refused\. Check the"
+        ):
+            use()
+    with pytest.raises(UserError, match=r"^foo://bucket/index could not be written: No object store provider found"):
+        VideoIndex("foo://bucket/index").create(ENCODER)
+
+
+@pytest.mark.parametrize("which", ["create_table", "add"])
+def test_an_index_that_cannot_be_written_is_named_in_one_sentence(tmp_path, which):
+    """A file in place of a folder stands for one that may not be written: tests of `root` may write everywhere."""
+    index = VideoIndex(tmp_path / "index")
+    if which == "add":
+        index.create(ENCODER)
+        (tmp_path / "index" / "videos.lance" / "data").write_text("")
+    else:
+        (tmp_path / "index" / "videos.lance" / "_versions").mkdir(parents=True)
+        (tmp_path / "index" / "videos.lance" / "_transactions").write_text("")
+    with pytest.raises(UserError) as error:
+        index.create(ENCODER)
+        index.add(build_rows("a"))
+    message = str(error.value)
+    assert message.startswith(f"{index.folder} could not be written: ") and "choose another one" in message
+    assert ".rs:" not in message and "lance error" not in message and message.count("\n") == 0
+
+
+def test_files_of_an_index_that_cannot_be_read_are_named_in_one_sentence(tmp_path):
+    index = make_index(tmp_path)
+    index.add(build_rows("a"))
+    data = tmp_path / "videos.lance" / "data"
+    data.rename(tmp_path / "elsewhere")
+    data.write_text("")
+    for use in (VideoIndex(tmp_path).list_paths, lambda: find(VideoIndex(tmp_path), (1, 0))):
+        with pytest.raises(UserError, match=f"^{tmp_path} could not be read: ") as error:
+            use()
+        assert ".rs:" not in str(error.value)
+
+
+def write_on_a_full_disk(folder: str) -> None:
+    import resource
+
+    index = make_index(Path(folder))
+    index.add(build_rows("a"))
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    for write in (lambda: index.add(build_rows("b")), lambda: index.finish([SkippedVideo("a", "gone")])):
+        with pytest.raises(MachineError, match="could not be written: file too large. Make room on its disk"):
+            write()
+
+
+def test_a_full_disk_is_named(tmp_path):
+    pytest.importorskip("resource", reason="Windows limits no sizes of files")
+    output = tmp_path / "output"
+    process = start_process(
+        write_on_a_full_disk, str(tmp_path / "index"), environment=build_environment(0, 1, 0), output=output
+    )
+    wait_for([process], 0, 60)
+    assert process.exitcode == 0, read_output(output)
