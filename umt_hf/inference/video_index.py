@@ -368,9 +368,9 @@ class VideoIndex:
 
             _process[:] = [os.getpid()]
             options = {"new_table_data_storage_version": FILE_FORMAT, **(self.storage_options or {})}
-            self._database = lancedb.connect(
-                self.folder, storage_options=options, read_consistency_interval=timedelta(0)
-            )
+            # A name with a colon would be taken for an address.
+            place = self.folder if self.is_remote else os.path.abspath(self.folder)
+            self._database = lancedb.connect(place, storage_options=options, read_consistency_interval=timedelta(0))
         return self._database
 
     def _open(self, name: str) -> Any | None:

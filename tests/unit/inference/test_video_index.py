@@ -456,3 +456,14 @@ def test_a_full_disk_is_named(tmp_path):
     )
     wait_for([process], 0, 60)
     assert process.exitcode == 0, read_output(output)
+
+
+@pytest.mark.parametrize("name", ["my:index", "a%20b", "a?b#c", "ä ö", "s3:index"])
+def test_folders_of_all_names(tmp_path, monkeypatch, name):
+    """A colon makes no address of a folder; relative, as on a command line."""
+    if os.name == "nt" and set(name) & set(":?"):
+        pytest.skip("Windows has no such names")
+    monkeypatch.chdir(tmp_path)
+    make_index(Path(name)).add(build_rows("a"))
+    assert VideoIndex(name).list_paths() == ["a"] and (tmp_path / name / "videos.lance").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
