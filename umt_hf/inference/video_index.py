@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,6 +49,7 @@ PROBED_SHARE = 32  # of the lists of neighbours, one in so many is searched
 MIN_PROBES = 16
 CANDIDATES, MIN_CANDIDATES = 4, 400  # found by cosine for each row wanted, and at least; then compared exactly
 ATTEMPTS = 12
+MAX_INTEGER = 2**63 - 1  # of a column
 REMOTE_ATTEMPTS = 3  # to open a table of object storage, which may not be there
 VIDEOS_TABLE, SKIPPED_TABLE = "videos", "skipped"
 
@@ -112,7 +113,8 @@ class SearchFilter:
         shortest, longest = self.min_duration, self.max_duration
         if shortest is not None and longest is not None and shortest > longest:
             raise ValueError(f"min_duration {shortest} is above max_duration {longest}.")
-        if self.after is not None and self.before is not None and self.after >= self.before:
+        bounds = [_count_nanoseconds(bound) for bound in (self.after, self.before) if bound is not None]
+        if len(bounds) == 2 and bounds[0] >= bounds[1]:
             raise ValueError(f"after ({self.after}) must be earlier than before ({self.before}).")
 
     def to_sql(self) -> str | None:
@@ -122,13 +124,13 @@ class SearchFilter:
             literal = re.sub(r"([\\%_])", r"\\\1", self.path).replace("*", "%").replace("?", "_")
             parts.append(f"path LIKE {_quote(literal)}")
         if self.min_duration is not None:
-            parts.append(f"duration_seconds >= {self.min_duration!r}")
+            parts.append(f"duration_seconds >= {float(self.min_duration)!r}")
         if self.max_duration is not None:
-            parts.append(f"duration_seconds <= {self.max_duration!r}")
+            parts.append(f"duration_seconds <= {float(self.max_duration)!r}")
         if self.after is not None:
-            parts.append(f"modified_ns >= {int(self.after.timestamp() * 1e9)}")
+            parts.append(f"modified_ns >= {_count_nanoseconds(self.after)}")
         if self.before is not None:
-            parts.append(f"modified_ns < {int(self.before.timestamp() * 1e9)}")
+            parts.append(f"modified_ns < {_count_nanoseconds(self.before)}")
         return " AND ".join(parts) or None
 
 
@@ -709,6 +711,17 @@ def _count_unlisted(table: Any) -> int:
     """Rows that came after the lists of neighbours were made and kept up."""
     names = [index.name for index in table.list_indices() if index.name.startswith(_LISTS_PREFIX)]
     return max(((table.index_stats(name).num_unindexed_rows or 0) for name in names), default=0)
+
+
+def _count_nanoseconds(moment: datetime) -> int:
+    """Nanoseconds from 1970 to a moment, in local time where it has no time zone; at most what a column holds."""
+    second = moment.replace(microsecond=0)
+    try:
+        seconds = second.timestamp()
+    except (OverflowError, OSError, ValueError):  # of the years 1 and 9999, and before 1970 on Windows
+        seconds = second.replace(tzinfo=second.tzinfo or timezone.utc).timestamp()
+    exact = int(seconds) * 10**9 + moment.microsecond * 1000
+    return min(max(exact, -MAX_INTEGER), MAX_INTEGER)
 
 
 def _quote(text: str) -> str:

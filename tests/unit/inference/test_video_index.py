@@ -2,7 +2,7 @@
 
 import os
 import time
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -467,3 +467,29 @@ def test_folders_of_all_names(tmp_path, monkeypatch, name):
     make_index(Path(name)).add(build_rows("a"))
     assert VideoIndex(name).list_paths() == ["a"] and (tmp_path / name / "videos.lance").is_dir()
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_bounds_of_all_times_and_kinds(tmp_path):
+    """Also those that the nanoseconds of a column do not reach."""
+    index = make_index(tmp_path)
+    moment = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
+    index.add(build_rows("a", modified_ns=1_767_323_045_678_901_000, duration_seconds=2.5))
+    cases = {
+        SearchFilter(after=moment): True,
+        SearchFilter(before=moment): False,
+        SearchFilter(after=moment + timedelta(microseconds=1)): False,
+        SearchFilter(after=moment.astimezone(timezone(timedelta(hours=9)))): True,
+        SearchFilter(after=datetime.max): False,
+        SearchFilter(before=datetime.max.replace(tzinfo=timezone.utc)): True,
+        SearchFilter(before=datetime(2263, 1, 1)): True,
+        SearchFilter(after=datetime(1, 1, 1)): True,
+        SearchFilter(before=datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))): False,
+        SearchFilter(after=moment - timedelta(days=2), before=datetime(9999, 12, 31)): True,
+        SearchFilter(min_duration=np.float64(2.5)): True,
+        SearchFilter(max_duration=np.float32(2.25)): False,
+        SearchFilter(min_duration=True, max_duration=3): True,
+    }
+    for filters, is_found in cases.items():
+        assert find(index, (1, 0), filters=filters) == ["a"] * is_found, filters
+    with pytest.raises(ValueError, match="must be earlier than before"):
+        SearchFilter(after=moment, before=datetime(2025, 1, 1))
