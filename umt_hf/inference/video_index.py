@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from ..data.lists.folders import is_text
 from ..data.video_files import SkippedVideo, VideoFile
 from ..runs.folder import collect_versions
 from ..runs.mistakes import MachineError, UserError, naming_full_disk
@@ -96,7 +97,7 @@ class SearchFilter:
         before: Time before which it has.
 
     Raises:
-        ValueError: If a duration is negative, or the bounds leave nothing between them.
+        ValueError: If a duration is negative, the bounds leave nothing between them, or the path is not UTF-8.
     """
 
     path: str | None = None
@@ -110,6 +111,8 @@ class SearchFilter:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a number of seconds, 0 or more, got {value}.")
+        if self.path is not None and not is_text(self.path):
+            raise ValueError("path must be text that can be written as UTF-8: an index has no other names.")
         shortest, longest = self.min_duration, self.max_duration
         if shortest is not None and longest is not None and shortest > longest:
             raise ValueError(f"min_duration {shortest} is above max_duration {longest}.")

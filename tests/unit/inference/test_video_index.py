@@ -493,3 +493,8 @@ def test_bounds_of_all_times_and_kinds(tmp_path):
         assert find(index, (1, 0), filters=filters) == ["a"] * is_found, filters
     with pytest.raises(ValueError, match="must be earlier than before"):
         SearchFilter(after=moment, before=datetime(2025, 1, 1))
+
+
+def test_a_pattern_that_is_not_utf8_is_refused():
+    with pytest.raises(ValueError, match="path must be text that can be written as UTF-8"):
+        SearchFilter(path="*/caf\udce9.mp4")
