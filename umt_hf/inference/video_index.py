@@ -62,6 +62,13 @@ _NO_TABLE = re.compile(r"table '\w+' was not found", re.IGNORECASE)
 _UNREACHABLE = re.compile(r"kind: (connect|timeout)|connect error|dns error|timed out|status: 5\d\d", re.IGNORECASE)
 _OF_LANCEDB = re.compile(r"lance|/rustc/|invalid input|object store|os error", re.IGNORECASE)
 _random = random.Random()  # of waits between attempts; the global one stays where it is
+# How what a flag of `umt-hf embed` sets is written, by its name in an encoder's description.
+_FLAGS: dict[str, Callable[[Any], str]] = {
+    "dtype": lambda value: f"--dtype {value}",
+    "kept_tokens": lambda value: _write_kept_tokens(value),
+    "mixed_precision": lambda value: f"`accelerate launch --mixed_precision {value}`",
+    "num_frames": lambda value: f"--num-frames {value}",
+}
 _process: list[int] = []  # in which LanceDB was loaded; its threads do not survive a fork
 
 
@@ -201,13 +208,19 @@ class VideoIndex:
             return
         built = self.read_encoder()
         # The name may differ: a folder that has moved is the same model.
-        for name in encoder.keys() - {"model"}:
+        for name in sorted(encoder.keys() - {"model"}, key=lambda name: (name in _FLAGS, name)):
             if encoder[name] == built.get(name):
                 continue
             if name == "moments":
                 raise ValueError(
                     f"{self.folder} holds {describe_moments(built.get(name))} and these would be "
                     f"{describe_moments(encoder[name])}. Use the same window and stride, or a new index folder."
+                )
+            if name in _FLAGS:
+                before, now = (_FLAGS[name](recorded) for recorded in (built.get(name), encoder[name]))
+                raise ValueError(
+                    f"{self.folder} was built with {before}, and these vectors would be of {now}. Use the same, or a "
+                    "new index folder."
                 )
             raise ValueError(
                 f"{self.folder} was built by another model: its {name} is {built.get(name)!r} (from "
@@ -672,6 +685,12 @@ def require_lancedb() -> None:
     """
     if find_spec("lancedb") is None:
         raise ImportError("Searching videos needs LanceDB. Install it with `pip install 'umt_hf[search]'`.")
+
+
+def _write_kept_tokens(kept: dict[str, Any] | None) -> str:
+    flags = {"keep_ratio": "--keep-ratio", "token_selector": "--token-selector", "teacher_name_or_path": "--teacher"}
+    # Of all tokens nothing is recorded.
+    return " ".join(f"{flags.get(name, name)} {value}" for name, value in (kept or {"keep_ratio": 1.0}).items())
 
 
 def _is_passing(error: Exception) -> bool:

@@ -498,3 +498,21 @@ def test_bounds_of_all_times_and_kinds(tmp_path):
 def test_a_pattern_that_is_not_utf8_is_refused():
     with pytest.raises(ValueError, match="path must be text that can be written as UTF-8"):
         SearchFilter(path="*/caf\udce9.mp4")
+
+
+def test_settings_that_a_flag_changes_are_named_by_it(tmp_path):
+    """The same one each time, and a model's own differences first."""
+    few = {"keep_ratio": 0.25, "token_selector": "tube", "token_selector_seed": 0}
+    built = ENCODER | {"dtype": "bfloat16", "mixed_precision": "no", "num_frames": 4, "kept_tokens": few}
+    index = VideoIndex(tmp_path)
+    index.create(built)
+    for changed, message in (
+        ({"dtype": "float32"}, "was built with --dtype bfloat16, and these vectors would be of --dtype float32"),
+        ({"num_frames": 8}, "--num-frames 4, and these vectors would be of --num-frames 8. Use the same"),
+        ({"kept_tokens": None}, "--keep-ratio 0.25 --token-selector tube .*would be of --keep-ratio 1.0"),
+        ({"mixed_precision": "bf16"}, "--mixed_precision no`.*--mixed_precision bf16`"),
+        ({"dtype": "float32", "num_frames": 8, "mixed_precision": "bf16"}, "--dtype bfloat16"),
+        ({"dtype": "float32", "num_frames": 8, "weights": "1"}, "built by another model: its weights is '0'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            index.check_encoder(built | changed)
