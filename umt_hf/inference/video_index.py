@@ -314,8 +314,9 @@ class VideoIndex:
 
     def read_skipped(self) -> list[SkippedVideo]:
         """Videos that could not be read, in order of their paths."""
-        table = self._retry(lambda: (table := self._open(SKIPPED_TABLE)) and table.to_arrow())
-        rows = [] if table is None else table.to_pylist()
+        if self._retry(lambda: self._open(SKIPPED_TABLE) is None):
+            return []
+        rows = self._retry(lambda: self._open_existing(SKIPPED_TABLE).to_arrow()).to_pylist()
         return [SkippedVideo(path, reason) for path, reason in sorted({r["path"]: r["reason"] for r in rows}.items())]
 
     def load(self) -> "VectorTable":

@@ -40,7 +40,7 @@ def test_a_folder_without_videos_is_refused(tmp_path):
 
 
 def test_a_name_that_is_not_utf8_is_skipped_by_its_reason(tmp_path):
-    """As in a folder: given by name, one would stop a run for all videos. The folder above may have such a name too."""
+    """As in a folder: given by name, one would stop a run for all. The folder above may have such a name too."""
     (tmp_path / "a.mp4").touch()
     wrong = os.fsencode(tmp_path) + b"/caf\xe9"
     try:
