@@ -689,7 +689,11 @@ def require_lancedb() -> None:
 
 
 def _write_kept_tokens(kept: dict[str, Any] | None) -> str:
-    flags = {"keep_ratio": "--keep-ratio", "token_selector": "--token-selector", "teacher_name_or_path": "--teacher"}
+    flags = {
+        "keep_ratio": "--keep-ratio",
+        "token_selector": "--token-selector",
+        "teacher_name_or_path": "--teacher-name-or-path",
+    }
     # Of all tokens nothing is recorded.
     return " ".join(f"{flags.get(name, name)} {value}" for name, value in (kept or {"keep_ratio": 1.0}).items())
 
