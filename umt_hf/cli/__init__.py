@@ -740,7 +740,7 @@ def stream(
     """
     from ..data.lists.paths import require_video
     from ..inference.streaming import open_answers
-    from .results import report_interruption
+    from .results import report_interruption, until_nobody_reads
 
     count = 0
     with report_interruption(lambda: f"{count} windows were answered."), report_mistakes(), report_unreadable():
@@ -750,8 +750,9 @@ def stream(
         given = sys.stdin.buffer if source == "-" else source
         for answer in open_answers(given, model, window, stride, fps, top_k, protocol, wait_seconds):
             # At once, for whoever reads the other end of a pipe.
-            typer.echo(json.dumps(answer.to_dict()) if as_json else answer.format())
-            sys.stdout.flush()
+            with until_nobody_reads():
+                typer.echo(json.dumps(answer.to_dict()) if as_json else answer.format())
+                sys.stdout.flush()
             count += 1
 
 

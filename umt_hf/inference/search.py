@@ -481,6 +481,19 @@ def read_kept_tokens(built: dict[str, Any]) -> KeptTokenArguments:
     return KeptTokenArguments(**{name: value for name, value in kept.items() if name != "token_selector_seed"})
 
 
+def read_embed_options(index: VideoIndex) -> dict[str, Any]:
+    """What `embed_videos` was asked for when an index was begun, so that another call may add to it."""
+    built = index.read_encoder()
+    moments = built.get("moments") or {}
+    return {
+        "num_frames": built["num_frames"],
+        "window": moments.get("window_seconds"),
+        "stride": moments.get("stride_seconds"),
+        "tokens": read_kept_tokens(built),
+        "dtype": built.get("dtype"),
+    }
+
+
 def build_hit(rows: Sequence[dict[str, Any]]) -> SearchHit:
     """A video from its rows that were found, best first.
 
