@@ -157,9 +157,11 @@ class FolderSearcher:
             index = os.path.join(self._temporary.name, "index")
         # Only new and changed videos are encoded, so that a kept index makes the start quick.
         kept = VideoIndex(index)
-        moments = (kept.read_encoder().get("moments") if kept.exists() else None) or {}
-        windows = {"window": moments.get("window_seconds"), "stride": moments.get("stride_seconds")}
-        report = embed_videos([videos], model, index, **windows)
+        built = kept.read_encoder() if kept.exists() else {}
+        moments, stored = built.get("moments") or {}, built.get("stored") or {}
+        settings = {"window": moments.get("window_seconds"), "stride": moments.get("stride_seconds")}
+        settings |= {"store": stored.get("what"), "store_dtype": stored.get("dtype")}
+        report = embed_videos([videos], model, index, **settings)
         self.skipped = report.skipped
         self.num_videos = report.num_in_index
         self.searcher = VideoSearcher(index, model)
