@@ -141,8 +141,8 @@ def describe_encoding(num_videos: int, store: StoreSettings | None) -> str:
 
 def format_bytes(count: float) -> str:
     """Write bytes in the largest decimal unit that leaves at least one."""
-    for unit in ("bytes", "kB", "MB", "GB"):
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:,.3g} TB"
+    return f"{count:.3g} PB"
