@@ -159,9 +159,15 @@ class FolderSearcher:
         kept = VideoIndex(index)
         built = kept.read_encoder() if kept.exists() else {}
         moments, stored = built.get("moments") or {}, built.get("stored") or {}
-        settings = {"window": moments.get("window_seconds"), "stride": moments.get("stride_seconds")}
-        settings |= {"store": stored.get("what"), "store_dtype": stored.get("dtype")}
-        report = embed_videos([videos], model, index, **settings)
+        report = embed_videos(
+            [videos],
+            model,
+            index,
+            window=moments.get("window_seconds"),
+            stride=moments.get("stride_seconds"),
+            store=stored.get("what"),
+            store_dtype=stored.get("dtype"),
+        )
         self.skipped = report.skipped
         self.num_videos = report.num_in_index
         self.searcher = VideoSearcher(index, model)

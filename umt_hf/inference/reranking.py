@@ -128,7 +128,7 @@ def match_stored(
     return matching
 
 
-def describe_encoding(num_videos: int, store: StoreSettings | None) -> str:
+def explain_encoding(num_videos: int, store: StoreSettings | None) -> str:
     """Say in one line why re-ranking encodes videos."""
     videos = "1 video" if num_videos == 1 else f"{num_videos} videos"
     if store is None:

@@ -72,7 +72,7 @@ from .reranking import (
     StoredKind,
     StoreSettings,
     build_stored_row,
-    describe_encoding,
+    explain_encoding,
     format_bytes,
     match_stored,
     read_store,
@@ -508,7 +508,7 @@ class VideoSearcher:
                 matching |= match_stored(self.table.index, self.stored, self.encoder.model, part, text_tokens)
         rest = [hit for hit in hits if hit.path not in matching]
         if rest and self.announce is not None:
-            self.announce(describe_encoding(len(rest), self.stored))
+            self.announce(explain_encoding(len(rest), self.stored))
         for batch in self._read_again(rest):
             reasons.update({video.path: video.reason for video in batch.skipped})
             if batch.pixel_values is not None:
