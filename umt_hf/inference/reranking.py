@@ -69,7 +69,7 @@ class StoreSettings:
         Returns:
             Raw logit of the matching head for each.
         """
-        known = torch.from_numpy(np.stack(states)).to(model.device, model.dtype)
+        known = torch.from_numpy(np.stack(states)).to(model.device)  # as they are: layers convert what they use
         given = {"video_tokens": known} if self.what == "tokens" else {"video_key_values": known}
         return model.match(text_tokens=text_tokens, **given)[:, 1].tolist()
 
