@@ -17,7 +17,7 @@ from umt_hf import UMTVideoForVideoClassification, UMTVideoProcessor, cli
 from umt_hf.demo import space as publishing
 from umt_hf.demo.models import FolderSearcher, TeacherViewer, choose_examples, describe_problem, load_demo_models
 from umt_hf.demo.settings import DemoSettings, name_option
-from umt_hf.inference.search import embed_videos
+from umt_hf.inference.search import VideoTextEncoder, embed_videos
 from umt_hf.inference.video_index import VideoIndex
 from umt_hf.processing.decoding import VideoDecodingError, open_video
 from umt_hf.runs.arguments import KeptTokenArguments
@@ -127,6 +127,18 @@ def test_an_index_is_brought_up_to_date_as_it_was_begun(settings, tmp_path):
     before = VideoIndex(tmp_path / "index").read_encoder()
     searcher = FolderSearcher(settings.videos, settings.video_text, str(tmp_path / "index"))
     assert searcher.search("a red circle") and VideoIndex(tmp_path / "index").read_encoder() == before
+
+
+def test_an_index_that_stores_tokens_is_brought_up_to_date_and_re_ranked_from_them(settings, tmp_path, monkeypatch):
+    embed_videos([settings.videos], settings.video_text, tmp_path / "index", store="tokens", store_dtype="float32")
+    embed_videos([settings.videos], settings.video_text, tmp_path / "plain")
+    stored, plain = (
+        FolderSearcher(settings.videos, settings.video_text, str(tmp_path / n)) for n in ("index", "plain")
+    )
+    query = "a red circle moving left"
+    expected = [hit.path for hit in plain.search(query, rerank=True)]
+    monkeypatch.setattr(VideoTextEncoder, "encode_videos", None)  # nothing is encoded again
+    assert [hit.path for hit in stored.search(query, rerank=True)] == expected
 
 
 def test_questions_need_words(models, clips):

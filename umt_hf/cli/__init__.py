@@ -444,6 +444,16 @@ def embed(
     ] = 1000,
     window: Window = None,
     stride: Stride = None,
+    store: Annotated[
+        Literal["none", "tokens", "keys"],
+        typer.Option(
+            help="What is stored of each row for --rerank, which then encodes no video: the encoder's tokens, or the "
+            "larger and quicker keys and values of the fusion layers."
+        ),
+    ] = "none",
+    store_dtype: Annotated[
+        Literal["float16", "float32"] | None, typer.Option(help="Precision in which it is stored; default: float16.")
+    ] = None,
     keep_ratio: KeepRatio = None,
     token_selector: TokenSelector = None,
     teacher: ChoosingTeacher = None,
@@ -481,6 +491,8 @@ def embed(
             dtype=dtype,
             torch_compile=torch_compile,
             dataloader_timeout_seconds=dataloader_timeout_seconds,
+            store=store,
+            store_dtype=store_dtype,
         )
     print_report(report, as_json)
     if report.num_encoded + report.num_unchanged == 0:
@@ -632,11 +644,12 @@ def search(
     """
     from ..inference.moments import save_strips
     from ..inference.search import SearchFilter, VideoSearcher, format_hits
+    from .results import announce
 
     with report_mistakes():
         filters = SearchFilter(path, min_duration, max_duration, after, before)
         convert_model(model, convert)
-        hits = VideoSearcher(index, model).search(query, top_k, rerank, exact, filters)
+        hits = VideoSearcher(index, model, announce=announce).search(query, top_k, rerank, exact, filters)
         if save_frames is not None:
             save_strips([(hit.path, hit.start_seconds, hit.end_seconds) for hit in hits], save_frames)
     typer.echo(json.dumps([asdict(hit) for hit in hits]) if as_json else format_hits(hits))
