@@ -12,7 +12,8 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2: contrast finds, t
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +29,7 @@ from transformers.video_utils import VideoInput, VideoMetadata
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.losses_umt import normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
-from ..processing.decoding import VideoDecodingError
+from ..processing.decoding import VideoDecodingError, VideoSource
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import KeptTokenArguments
 from ..runs.model_names import find_released
@@ -153,6 +154,22 @@ class VideoBatch:
     skipped: list[SkippedVideo]
 
 
+def find_dual_encoder(model: str | os.PathLike) -> str:
+    """Full path, or Hub id, of a model that encodes videos and texts.
+
+    Args:
+        model: Folder, Hub id, or the name of a released checkpoint.
+
+    Raises:
+        OSError: If there is no such folder or repository.
+        ValueError: If it is another kind of model.
+    """
+    name = find_released(model)
+    name = os.path.abspath(name) if Path(name).is_dir() else name
+    require_start(name, UMTVideoTextForRetrieval.__name__, DUAL_ENCODERS)
+    return name
+
+
 class VideoTextEncoder:
     """A UMT video-text model and its processor, ready to encode.
 
@@ -177,9 +194,7 @@ class VideoTextEncoder:
         tokens: KeptTokenArguments | None = None,
         dtype: torch.dtype = torch.float32,
     ):
-        name = find_released(model)
-        self.name = os.path.abspath(name) if Path(name).is_dir() else name
-        require_start(self.name, UMTVideoTextForRetrieval.__name__, DUAL_ENCODERS)
+        self.name = find_dual_encoder(model)
         self.processor = load_video_text_processor(self.name)
         loaded = load_with_report(
             UMTVideoTextForRetrieval,
@@ -211,8 +226,22 @@ class VideoTextEncoder:
             "kept_tokens": self.kept_tokens,
         }
 
+    def describe_rows(self, windows: WindowSettings | None, mixed_precision: str = "no") -> dict[str, Any]:
+        """What makes the rows of an index comparable: the encoder, and what a row is of.
+
+        Args:
+            windows: Of moments; `None` where a row is a complete video.
+            mixed_precision: Accelerate's.
+        """
+        moments = None if windows is None else asdict(windows)
+        return self.describe() | {"mixed_precision": mixed_precision, "moments": moments}
+
     def read_batches(
-        self, files: Sequence[VideoFile], batch_size: int, num_workers: int | None = 0
+        self,
+        files: Sequence[VideoFile],
+        batch_size: int,
+        num_workers: int | None = 0,
+        sources: Mapping[str, VideoSource] | None = None,
     ) -> Iterable[VideoBatch]:
         """Read videos in order, one view each.
 
@@ -220,8 +249,9 @@ class VideoTextEncoder:
             files: What to read.
             batch_size: Videos of a batch; those that cannot be read leave it smaller.
             num_workers: Processes that read ahead; 0: this one reads.
+            sources: What is read in place of a path, such as the bytes of a video.
         """
-        reader = _VideoReads(files, self.processor, self.num_frames)
+        reader = _VideoReads(files, self.processor, self.num_frames, sources)
         batches = [range(start, min(start + batch_size, len(files))) for start in range(0, len(files), batch_size)]
         paths = [file.path for file in files]
         return read_ahead(reader, batches, num_workers, videos=paths, collate_fn=_collate)
@@ -316,8 +346,7 @@ def embed_videos(
     chosen = choose_dtype(dtype, accelerator.device, accelerator.mixed_precision)
     encoder = VideoTextEncoder(model, num_frames, accelerator.device, tokens=tokens, dtype=chosen)
     index = VideoIndex(folder)
-    moments = None if windows is None else asdict(windows)
-    description = encoder.describe() | {"mixed_precision": accelerator.mixed_precision, "moments": moments}
+    description = encoder.describe_rows(windows, accelerator.mixed_precision)
     if torch_compile:
         compile_model(encoder.model)
     # Vectors of two encoders cannot be compared, and nothing in a vector shows whose it is.
@@ -335,10 +364,7 @@ def embed_videos(
     share = new[accelerator.process_index :: accelerator.num_processes]
     run = inference_run(announce if accelerator.is_main_process else None, dataloader_timeout_seconds)
     with run, tqdm(total=len(share), unit="video", disable=not accelerator.is_main_process) as progress:
-        if windows is None:
-            encoded = _encode_videos(encoder, encoder.read_batches(share, batch_size, num_workers), accelerator)
-        else:
-            encoded = _encode_moments(encoder, share, windows, batch_size, num_workers, accelerator)
+        encoded = encode_files(encoder, share, windows, batch_size, num_workers, accelerator.autocast)
         skipped = _write_share(encoded, RowWriter(index, shard_size), progress)
     skipped = sorted(missing + gather_object(skipped), key=lambda video: video.path)
     total: list[Any] = [None]
@@ -540,33 +566,60 @@ def _write_share(
     return skipped
 
 
+def encode_files(
+    encoder: VideoTextEncoder,
+    files: Sequence[VideoFile],
+    windows: WindowSettings | None,
+    batch_size: int,
+    num_workers: int | None = 0,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    sources: Mapping[str, VideoSource] | None = None,
+) -> Iterator[tuple[list[dict[str, Any]], list[SkippedVideo], int]]:
+    """Read and encode videos, each once, batch by batch.
+
+    Args:
+        encoder: Of videos.
+        files: Videos.
+        windows: Of moments; `None` where a row is a complete video.
+        batch_size: Videos or moments encoded at a time.
+        num_workers: Processes that read ahead; 0: this one reads.
+        autocast: Within which the model runs.
+        sources: What is read in place of a path, such as the bytes of a video.
+
+    Yields:
+        Rows for an index, all of each video; videos without a row; and how many videos these are together.
+    """
+    if windows is None:
+        yield from _encode_videos(encoder, encoder.read_batches(files, batch_size, num_workers, sources), autocast)
+        return
+    processor = encoder.processor.video_processor
+    reads = read_moments(files, processor, windows, batch_size, num_workers, encoder.num_frames, sources=sources)
+    yield from _encode_moments(encoder, reads, autocast)
+
+
 def _encode_videos(
-    encoder: VideoTextEncoder, batches: Iterable[VideoBatch], accelerator: Accelerator
+    encoder: VideoTextEncoder, batches: Iterable[VideoBatch], autocast: Callable[[], AbstractContextManager]
 ) -> Iterator[tuple[list[dict[str, Any]], list[SkippedVideo], int]]:
     """Rows of complete videos, videos without one, and how many videos these are, batch by batch."""
     for batch in batches:
-        with in_model(), without_gradients(encoder.device, is_standalone=True), accelerator.autocast():
+        with in_model(), without_gradients(encoder.device, is_standalone=True), autocast():
             rows, skipped = _encode_batch(encoder, batch)
         yield rows, skipped, len(rows) + len(skipped)
 
 
 def _encode_moments(
     encoder: VideoTextEncoder,
-    files: Sequence[VideoFile],
-    windows: WindowSettings,
-    batch_size: int,
-    num_workers: int | None,
-    accelerator: Accelerator,
+    batches: Iterable[Sequence[MomentClips | SkippedVideo]],
+    autocast: Callable[[], AbstractContextManager],
 ) -> Iterator[tuple[list[dict[str, Any]], list[SkippedVideo], int]]:
     """The same of moments: rows of a video come when all of them are there."""
     collector = MomentCollector()
-    processor = encoder.processor.video_processor
-    for reads in read_moments(files, processor, windows, batch_size, num_workers, encoder.num_frames):
+    for reads in batches:
         skipped = [video for read in reads if isinstance(read, SkippedVideo) for video in collector.skip(read)]
         num_videos = len(skipped)
         rows: list[dict[str, Any]] = []
         clips = [read for read in reads if isinstance(read, MomentClips)]
-        for video in _collect_moments(encoder, clips, collector, accelerator):
+        for video in _collect_moments(encoder, clips, collector, autocast):
             num_videos += 1
             if all(np.isfinite(vector).all() for vector in video.values):
                 rows += build_moment_rows(video)
@@ -576,12 +629,15 @@ def _encode_moments(
 
 
 def _collect_moments(
-    encoder: VideoTextEncoder, clips: Sequence[MomentClips], collector: MomentCollector, accelerator: Accelerator
+    encoder: VideoTextEncoder,
+    clips: Sequence[MomentClips],
+    collector: MomentCollector,
+    autocast: Callable[[], AbstractContextManager],
 ) -> list[MomentRows]:
     """Encode what was read together, and give the videos that are complete with it."""
     if not clips:
         return []
-    with in_model(), without_gradients(encoder.device, is_standalone=True), accelerator.autocast():
+    with in_model(), without_gradients(encoder.device, is_standalone=True), autocast():
         vectors = encoder.encode_videos(torch.cat([read.pixel_values for read in clips]))[0].float().cpu()
     parts = vectors.split([len(read.moments) for read in clips])
     done = [collector.add(read, part.numpy()) for read, part in zip(clips, parts, strict=True)]
@@ -616,8 +672,15 @@ def _encode_batch(encoder: VideoTextEncoder, batch: VideoBatch) -> tuple[list[di
 class _VideoReads(torch.utils.data.Dataset):
     """Reads one view of each file, or says why it cannot."""
 
-    def __init__(self, files: Sequence[VideoFile], processor: UMTVideoTextProcessor, num_frames: int):
+    def __init__(
+        self,
+        files: Sequence[VideoFile],
+        processor: UMTVideoTextProcessor,
+        num_frames: int,
+        sources: Mapping[str, VideoSource] | None = None,
+    ):
         self.files, self.processor, self.num_frames = files, processor, num_frames
+        self.sources = sources or {}
 
     def __len__(self) -> int:
         return len(self.files)
@@ -626,7 +689,8 @@ class _VideoReads(torch.utils.data.Dataset):
         file = self.files[index]
         options = {"num_frames": self.num_frames, "num_clips": 1, "num_crops": 1, "return_metadata": True}
         try:
-            inputs = self.processor(videos=cast("VideoInput", [file.path]), return_tensors="pt", **options)
+            source = cast("VideoInput", [self.sources.get(file.path, file.path)])
+            inputs = self.processor(videos=source, return_tensors="pt", **options)
         except (VideoDecodingError, OSError) as error:
             return SkippedVideo(file.path, str(error).removeprefix(f"{file.path}: "))
         return file, inputs["video_metadata"][0], inputs["pixel_values"][0]
