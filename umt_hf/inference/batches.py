@@ -239,8 +239,8 @@ def list_new_videos(sources: Iterable[str], folder: str | os.PathLike) -> list[s
 def write_rows(rows: Any, folder: str | os.PathLike, rows_per_commit: int = ROWS_PER_COMMIT) -> EmbedReport:
     """Put rows of `VideoEmbedder` into an index, which is made or added to.
 
-    Any number of processes may do so at the same time, each with rows of its own videos, and any process that was not
-    forked after it had loaded LanceDB. A video goes in once all of its rows are there, in any order.
+    Any number of processes may do so at the same time, each with the rows of other videos, unless they were forked
+    after LanceDB had been loaded. A video goes in once all of its rows are there, in any order.
 
     Args:
         rows: A dataset of `datasets` or of Ray, whose batches are read as they come, or batches or rows.
