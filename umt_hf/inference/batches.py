@@ -4,7 +4,9 @@
 puts what comes out into an index, which is that of `umt-hf embed`.
 
     rows = ray.data.from_items([{"path": path} for path in paths]).map_batches(
-        VideoEmbedder, fn_constructor_kwargs={"model": "outputs/retrieval"}, concurrency=2
+        VideoEmbedder,
+        fn_constructor_kwargs={"model": "outputs/retrieval"},
+        compute=ray.data.ActorPoolStrategy(size=2),
     )
     write_rows(rows, "index")
 

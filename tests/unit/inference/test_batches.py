@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from datasets.fingerprint import Hasher
 from typer.testing import CliRunner
 
@@ -158,7 +159,7 @@ def test_two_workers_of_ray_make_the_index_of_embed(settings, model, videos, emb
         rows = ray.data.from_items([{"path": path} for path in paths], override_num_blocks=2).map_batches(
             VideoEmbedder,
             fn_constructor_kwargs={"model": str(model), "batch_size": 4, "device": "cpu", **settings},
-            concurrency=2,
+            compute=ray.data.ActorPoolStrategy(size=2),
             batch_size=4,
         )
         report = write_rows(rows, tmp_path / "index")
@@ -241,6 +242,19 @@ def test_bytes_repeats_and_rows_without_a_video(settings, model, videos):
     for other, length in ((bad, 2), (none, 0)):  # parts of a dataset are joined
         assert {key: (values.dtype, *values.shape[1:]) for key, values in other.items()} == kinds
         assert {len(values) for values in other.values()} == {length}
+
+
+def test_a_dataset_of_bytes(model, videos, embedded, tmp_path):
+    """Whose vectors are those of the files; `umt-hf embed` on the files cannot know that, and encodes them again."""
+    paths = [str(videos / f"{i:05d}.mp4") for i in range(3)]
+    contents = [None, *(Path(path).read_bytes() for path in paths[1:])]
+    table = Dataset.from_dict({"path": paths, "bytes": contents, "label": [1, 2, 3]})
+    rows = table.map(VideoEmbedder(model), batched=True, remove_columns=table.column_names)
+    assert rows["path"][:] == paths and rows["size_bytes"][:] == [Path(path).stat().st_size for path in paths]
+    expected = [row["vector"] for row in read_index(embedded["videos"])[:3]]
+    np.testing.assert_allclose(rows["vector"][:], expected, rtol=0, atol=1e-6)
+    assert write_rows(rows, tmp_path / "index").num_encoded == 3
+    assert list_new_videos(paths, tmp_path / "index") == paths[1:]
 
 
 def test_vectors_that_are_not_finite_are_reported(model, videos, monkeypatch):
