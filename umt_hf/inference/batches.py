@@ -97,10 +97,10 @@ class VideoEmbedder:
         >>> from datasets import Dataset
         >>> from umt_hf import VideoEmbedder
         >>> videos = Dataset.from_dict({"path": ["video.mp4", "gone.mp4"]})
-        >>> embedder = VideoEmbedder("umt-vit-b16-25m", window=0.5)
+        >>> embedder = VideoEmbedder("umt-vit-b16-25m", window=1.5)
         >>> rows = videos.map(embedder, batched=True, remove_columns="path")
         >>> [(row["start_seconds"], row["reason"]) for row in rows]
-        [(0.0, ''), (0.5, ''), (nan, 'No such file or directory.')]
+        [(0.0, ''), (1.5, ''), (nan, 'No such file or directory.')]
     """
 
     def __init__(
@@ -227,9 +227,9 @@ def list_new_videos(sources: Iterable[str], folder: str | os.PathLike) -> list[s
         >>> from umt_hf.inference.batches import list_new_videos
         >>> len(list_new_videos(["videos"], "index"))
         4
-        >>> report = embed_videos(["videos/a"], "umt-vit-b16-25m", "index")
-        >>> len(list_new_videos(["videos"], "index"))
-        2
+        >>> report = embed_videos(["videos"], "umt-vit-b16-25m", "index")
+        >>> len(list_new_videos(["videos", "video.mp4"], "index"))
+        1
     """
     require_lancedb()
     files, missing = list_videos(sources)
@@ -262,9 +262,10 @@ def write_rows(rows: Any, folder: str | os.PathLike, rows_per_commit: int = ROWS
         >>> from umt_hf import VideoEmbedder
         >>> from umt_hf.inference.batches import write_rows
         >>> embedder = VideoEmbedder("umt-vit-b16-25m")
-        >>> rows = embedder({"path": ["video.mp4", "videos/a/a0.mp4"]})
-        >>> write_rows(rows, "index").num_in_index
-        2
+        >>> rows = embedder({"path": ["video.mp4", "gone.mp4"]})
+        >>> report = write_rows(rows, "index")
+        >>> report.num_in_index, len(report.skipped)
+        (1, 1)
     """
     require_lancedb()
     _refuse_fork()
@@ -366,7 +367,6 @@ def _list_rows(batch: Mapping[str, Any]) -> list[_Video]:
 def _describe_row(path: Any, content: Any) -> _Video:
     if not isinstance(path, str) or not path:
         return _Video(VideoFile("", 0, 0), reason=f"The path of its row is {path!r}, which names no video.")
-    path = str(path)  # of NumPy's own kind it may be
     if content is not None:
         if not isinstance(content, bytes | bytearray | memoryview):
             return _Video(VideoFile(path, 0, 0), reason=f"Its bytes are a {type(content).__name__}.")

@@ -111,7 +111,7 @@ def test_vectors_are_those_of_embed_videos_bit_by_bit(settings, model, videos, e
     assert report.num_moments == (6 * 5 if settings else None)
     assert_same_index(tmp_path / "index", embedded[name(settings)])
     # NumPy's batches, as Ray has them, relative paths, and rows in parts that are not those of the batches.
-    relative = np.array([os.path.relpath(path) for path in paths], object)
+    relative = np.array([os.path.relpath(path) for path in paths])
     parts = [embedder({"path": relative[i : i + 3]}) for i in range(0, 8, 3)]
     cut = [{key: part[key][i : i + 4] for key in part} for part in parts for i in range(0, len(part["path"]), 4)]
     write_rows(iter(cut), tmp_path / "parts")
