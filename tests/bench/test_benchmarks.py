@@ -41,6 +41,7 @@ def count_flops(function) -> int:
     return counter.get_total_flops()
 
 
+@pytest.mark.heavy
 def test_stage1_step_writes_a_row_for_each_variant(tmp_path):
     arguments = ["--sizes", "tiny", "--batch_size", "2", "--steps", "2", "--repeats", "2", "--threads", "1"]
     path = stage1_step.main([*arguments, "--measure_memory", "false", "--output_dir", str(tmp_path), "--name", "here"])
@@ -162,6 +163,7 @@ def test_annotations_write_a_row_for_each_list(tmp_path):
     assert size > 20 * 4096 and size % 10_240 == 0  # tars come in records of that size
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_peak_memory_of_a_variant_holds_its_weights_gradients_and_optimizer_state():
     job = MemoryJob("plain", "tiny", batch_size=2, device="cpu", dtype="float32", attn="sdpa", threads=1)

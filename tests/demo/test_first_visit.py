@@ -230,6 +230,7 @@ def test_a_tab_leaves_it_to_the_check_to_say_what_is_wrong_with_a_clip(clips, mo
     assert follower.answer_clip(str(clips / "00000.mp4")) is None and len(said) == 1
 
 
+@pytest.mark.heavy
 def test_the_page_says_within_300_ms_that_it_works(page):
     page.open(DESK)
     page.wait_until_idle()
@@ -259,7 +260,7 @@ def test_the_page_says_within_300_ms_that_it_works(page):
     assert page.time_waiting(lambda: page.see("input[type=range]")[0].send_keys(Keys.HOME)) <= MOST_MILLISECONDS
 
 
-@pytest.mark.parametrize("size", [PHONE, DESK])
+@pytest.mark.parametrize("size", [PHONE, pytest.param(DESK, marks=pytest.mark.heavy)])
 def test_no_text_is_over_twice_the_body_s_size(page, size):
     page.open(size)
     page.pick("#examples", 1)

@@ -298,7 +298,7 @@ def test_two_processes_equal_one_with_both_batches(flags, stage2, tmp_path):
     assert_same_weights(tmp_path / "one", tmp_path / "two", atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("task", SCRIPTS)
+@pytest.mark.parametrize("task", ["retrieval", pytest.param("question_answering", marks=pytest.mark.heavy)])
 def test_a_split_for_training_and_one_for_each_test(flags, shapes, tmp_path, monkeypatch, task):
     """The defaults, others by name, one of the training data, one that is missing, and one of a file."""
     kind = "captions" if task == "retrieval" else "questions"

@@ -46,6 +46,12 @@ SCRIPTS = {
     "retrieval": retrieval,
     "question_answering": question_answering,
 }
+# Each has a loader or an evaluation that the others do not have; these tests are of what they share.
+TWO_AND_THE_OTHERS = [
+    "classification",
+    "question_answering",
+    *(pytest.param(name, marks=pytest.mark.heavy) for name in ("detection", "retrieval")),
+]
 SCRIPT_CLASSES = {
     "classification": UMTVideoForVideoClassification,
     "detection": UMTVideoForActionDetection,
@@ -259,7 +265,7 @@ def test_the_best_checkpoint_outlives_rotation(flags, tmp_path):
     assert_same_weights(best, run)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", TWO_AND_THE_OTHERS)
 def test_a_finished_run_that_is_started_again_trains_no_further(flags, tmp_path, script):
     """Also where its last step is within an epoch: the `Trainer` would take another one at each start."""
     run, changes = tmp_path / "run", {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
@@ -285,7 +291,7 @@ def test_two_processes_save_and_resume(flags, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------ other settings
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", TWO_AND_THE_OTHERS)
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_settings_that_changed_are_named_used_and_recorded(flags, tmp_path, caplog, script, schedule):
     common = {"lr_scheduler_type": schedule, "save_strategy": "steps", "save_steps": 2}
@@ -345,7 +351,7 @@ def test_replacing_and_deleting_leave_nothing_behind(tmp_path):
 EVALUATIONS = {"classification": evaluate_classification, "detection": evaluate_detection}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", TWO_AND_THE_OTHERS)
 def test_workers_that_are_not_forked(flags, shapes, colors, forkserver, tmp_path, script):
     """Over two epochs, with validation and, where the model has one, its evaluation script."""
     main, fields = SCRIPTS[script].main, {"num_train_epochs": 2, "max_steps": -1, "per_device_train_batch_size": 8}
@@ -413,7 +419,7 @@ def break_last_video(source: Path, folder: Path, name: str) -> Path:
     return folder / name
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", TWO_AND_THE_OTHERS)
 def test_an_unreadable_held_out_video_leaves_the_final_model(flags, shapes, colors, tmp_path, script):
     """It is written before it is tested; figures of an earlier run do not stay beside it."""
     (tmp_path / "run").mkdir()
@@ -458,7 +464,7 @@ TESTS = {
 }
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", TWO_AND_THE_OTHERS)
 def test_what_is_found_is_said_and_how_far_a_test_is(flags, shapes, colors, tmp_path, caplog, capfd, script):
     """Training and held-out data are the same here, which both scripts say; the report goes to the model's folder."""
     words = flags(script, max_steps=1)

@@ -223,7 +223,7 @@ def write_broken_list(folder: Path, shapes: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.heavy)])
 def test_too_many_unreadable_videos_end_a_run_by_one_line(flags, shapes, tmp_path, num_workers):
     """In a worker of the loader the error has a traceback in its words."""
     train = write_broken_list(tmp_path, shapes)

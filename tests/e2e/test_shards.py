@@ -64,7 +64,7 @@ def test_a_run_from_shards_goes_on_to_the_same_losses_in_another_shape(flags, sh
     assert place["position"] == {"epoch": 2, "row": 8}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["tars", pytest.param("parquet", marks=pytest.mark.heavy)])
 def test_a_killed_run_from_shards_resumes_to_the_same_losses(flags, shards, tmp_path, name):
     common = {
         "train_data": shards / name,

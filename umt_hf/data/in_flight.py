@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import struct
-import sys
 import threading
 import time
 import weakref
@@ -146,24 +145,12 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def choose_start_method() -> str:
-    """How loader workers start: as the interpreter says, but not by a fork once LanceDB's threads run in this process.
-
-    A fork among them can leave a worker without an end, of which LanceDB warns.
-    """
-    method = multiprocessing.get_start_method()
-    return "forkserver" if method == "fork" and "lancedb" in sys.modules else method
-
-
-def start_fork_server(method: str) -> None:
+def start_fork_server() -> None:
     """Start the server that workers are forked from, where there is one, so that it outlives SIGTERM like they do.
 
     Workers end with the server. It ends with this process.
-
-    Args:
-        method: How the workers start.
     """
-    if method == "forkserver" and threading.current_thread() is threading.main_thread():
+    if multiprocessing.get_start_method() == "forkserver" and threading.current_thread() is threading.main_thread():
         former = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what a program that is started inherits
         try:
             multiprocessing.forkserver.ensure_running()

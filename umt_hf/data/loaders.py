@@ -4,6 +4,7 @@ import functools
 import multiprocessing
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -16,7 +17,6 @@ from ..runs.mistakes import WORKER_TRACEBACK
 from .in_flight import (
     ReadNotes,
     StuckReadingError,
-    choose_start_method,
     explain,
     explain_death,
     explain_silence,
@@ -52,7 +52,6 @@ class NamingDataLoader(DataLoader):
             generator=torch.Generator(),
             timeout=timeout_seconds or 0 if num_workers else 0,
             worker_init_fn=notes.attach if notes else None,
-            multiprocessing_context=choose_start_method() if num_workers else None,
             **options,
         )
         self.notes = notes
@@ -65,8 +64,12 @@ class NamingDataLoader(DataLoader):
             StuckReadingError: If workers gave nothing for the loader's time-out, or one has died.
         """
         if self.notes is not None:
-            start_fork_server(self.multiprocessing_context.get_start_method())
-        batches = super().__iter__()
+            start_fork_server()
+        with warnings.catch_warnings():
+            # Of LanceDB where an index is open: a fork may leave a worker without an end if LanceDB is at work just
+            # then. It is not here, workers do not use it, and one that gave nothing would be named in time.
+            warnings.filterwarnings("ignore", "lancedb fork support is experimental", RuntimeWarning)
+            batches = super().__iter__()
         return batches if self.notes is None else self._name_stuck(batches, self.notes)
 
     def _name_stuck(self, batches: Iterator[Any], notes: ReadNotes) -> Iterator[Any]:
@@ -159,9 +162,7 @@ class WatchedReads:
         loader = getattr(loader, "base_dataloader", loader)  # that of Accelerate passes settings on from there
         if loader.num_workers:
             self.notes = ReadNotes(loader.num_workers)
-            if loader.multiprocessing_context is None:
-                loader.multiprocessing_context = choose_start_method()
-            start_fork_server(loader.multiprocessing_context.get_start_method())
+            start_fork_server()
             loader.timeout = self.seconds
             loader.worker_init_fn = functools.partial(_start_worker, self.notes, loader.worker_init_fn)
 

@@ -146,6 +146,7 @@ def test_tubelets_of_several_frames_are_exported_too(format, exported, folders):
     check_shapes(load_exported(exported("tubelets", format), trust_remote_code=True), module, 8, shapes)
 
 
+@pytest.mark.heavy
 @needs_exporters
 @pytest.mark.parametrize("format", FORMATS)
 def test_both_towers_answer_as_the_dual_encoder(format, exported, folders):

@@ -471,6 +471,7 @@ def test_gradient_checkpointing_changes_nothing(config, batch, reentrant):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_compiles_to_one_graph_with_given_draws(config, batch):
     model = UMTVideoTextForPreTraining(config).eval()
