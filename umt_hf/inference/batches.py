@@ -40,7 +40,6 @@ COUNTS = ("size_bytes", "modified_ns", "num_frames", "num_rows")
 SECONDS = ("duration_seconds", "start_seconds", "end_seconds")
 TEXTS = ("path", "reason", "encoder")
 COLUMNS = (*FACTS, "num_rows", "reason", "encoder", VECTOR_COLUMN)
-LIBRARY = "lancedb"
 # Of the standard library, and of `datasets`: each knows its own workers alone.
 PROCESS_MODULES = ("multiprocessing.process", "multiprocess.process")
 
@@ -49,19 +48,11 @@ _is_forked_beside_lancedb = False
 
 def _note_fork() -> None:
     global _is_forked_beside_lancedb
-    _is_forked_beside_lancedb = LIBRARY in sys.modules
+    _is_forked_beside_lancedb = "lancedb" in sys.modules
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
-
-
-def _refuse_fork() -> None:
-    if _is_forked_beside_lancedb:
-        raise RuntimeError(
-            "This worker was forked from a process that had loaded LanceDB, and might crash or never end. Start "
-            "workers another way: `multiprocess.set_start_method('forkserver', force=True)` before `map`."
-        )
 
 
 @dataclass(frozen=True)
@@ -152,7 +143,6 @@ class VideoEmbedder:
             is empty elsewhere, and a vector of NaN.
 
         Raises:
-            RuntimeError: If this process was forked after LanceDB had been loaded.
             ValueError: If there is no column `path`.
         """
         encoder = self._load(rank)
@@ -178,7 +168,6 @@ class VideoEmbedder:
 
     def _load(self, rank: int | None = None) -> VideoTextEncoder:
         """The encoder in this process."""
-        _refuse_fork()
         if self._encoder is None:
             if _is_worker():
                 # As many workers as cores; and threads of OpenMP do not survive a fork.
@@ -255,6 +244,7 @@ def write_rows(rows: Any, folder: str | os.PathLike, rows_per_commit: int = ROWS
     Raises:
         FileExistsError: If the folder holds something other than an index.
         ImportError: If LanceDB is not installed.
+        RuntimeError: If this process was forked after LanceDB had been loaded.
         ValueError: If there are no rows and no index, columns are missing, or the rows were made by another encoder
             than each other or than those of the index.
 
@@ -268,7 +258,11 @@ def write_rows(rows: Any, folder: str | os.PathLike, rows_per_commit: int = ROWS
         (1, 1)
     """
     require_lancedb()
-    _refuse_fork()
+    if _is_forked_beside_lancedb:
+        raise RuntimeError(
+            "This process was forked after LanceDB had been loaded, which could leave it waiting for ever. Write from "
+            "another process, or start this one by the method 'forkserver' or 'spawn'."
+        )
     require_count("rows_per_commit", rows_per_commit)
     index, gathered = VideoIndex(folder), _Gathered()
     writer = RowWriter(index, rows_per_commit)

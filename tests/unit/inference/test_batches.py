@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from tests.processes import ROOT, build_environment, read_output, run_and_kill, start_process, wait_for
 from tests.unit.inference.engine_jobs import (
-    embed_in_a_fork,
     map_and_write,
     map_part_by_part,
     run_text,
+    work_in_a_fork,
     write_in_worker,
     write_one_by_one,
 )
@@ -353,8 +353,8 @@ def test_the_rank_chooses_the_accelerator(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
-def test_a_worker_that_was_forked_beside_lancedb_is_refused(model, videos, tmp_path):
-    run_in_process(tmp_path / "output", embed_in_a_fork, str(model), list_paths(videos)[0])
+def test_a_worker_that_was_forked_beside_lancedb_encodes_and_writes_nothing(model, videos, tmp_path):
+    run_in_process(tmp_path / "output", work_in_a_fork, str(model), list_paths(videos)[0])
 
 
 def test_a_worker_computes_on_one_thread(monkeypatch, model):
