@@ -117,10 +117,11 @@ class VideoEmbedder:
         self._model_files = _list_states(self.model)
         self._encoder: VideoTextEncoder | None = None
         self._description = ""
+        self._starter: int | None = None  # of a worker
 
     def __getstate__(self) -> dict[str, Any]:
         # Weights do not go to another process, which loads them.
-        return self.__dict__ | {"_encoder": None, "_description": ""}
+        return self.__dict__ | {"_encoder": None, "_description": "", "_starter": None}
 
     def describe(self) -> dict[str, Any]:
         """What makes its rows comparable with others, as the index records it; loads the model."""
@@ -146,6 +147,8 @@ class VideoEmbedder:
             ValueError: If there is no column `path`.
         """
         encoder = self._load(rank)
+        if self._starter not in (None, os.getppid()):
+            raise SystemExit("The process that started this worker is gone, and nobody waits for its rows.")
         videos = _list_rows(batch)
         rows: dict[int, list[dict[str, Any]]] = defaultdict(list)
         reasons = {place: video.reason for place, video in enumerate(videos) if video.reason}
@@ -172,6 +175,7 @@ class VideoEmbedder:
             if _is_worker():
                 # As many workers as cores; and threads of OpenMP do not survive a fork.
                 torch.set_num_threads(1)
+                self._starter = os.getppid()
             device = choose_device(self.device, rank)
             dtype = choose_dtype(self.dtype, device)
             self._encoder = VideoTextEncoder(self.model, self.num_frames, device, tokens=self.tokens, dtype=dtype)

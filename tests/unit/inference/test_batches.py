@@ -357,11 +357,16 @@ def test_a_worker_that_was_forked_beside_lancedb_encodes_and_writes_nothing(mode
     run_in_process(tmp_path / "output", work_in_a_fork, str(model), list_paths(videos)[0])
 
 
-def test_a_worker_computes_on_one_thread(monkeypatch, model):
+def test_a_worker_computes_on_one_thread_and_ends_with_its_starter(monkeypatch, model):
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     VideoEmbedder(model).describe()
     assert threads == []
     monkeypatch.setattr(batches, "_is_worker", lambda: True)
-    VideoEmbedder(model).describe()
+    embedder = VideoEmbedder(model)
+    embedder.describe()
     assert threads == [1]
+    assert embedder({"path": []}).keys() and pickle.loads(pickle.dumps(embedder))({"path": []}).keys()
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # who adopts it
+    with pytest.raises(SystemExit, match="is gone"):
+        embedder({"path": []})
