@@ -27,8 +27,8 @@ from tests.unit.inference.test_search import QUERY, save_model
 from umt_hf import UMTVideoTextForQuestionAnswering, VideoEmbedder, embed_videos
 from umt_hf.cli import app
 from umt_hf.data.video_files import list_videos
-from umt_hf.inference import batches
 from umt_hf.inference.batches import choose_device, list_new_videos, write_rows
+from umt_hf.inference.batches import embedder as embedding
 from umt_hf.inference.search import VideoTextEncoder
 from umt_hf.inference.video_index import FACTS, VideoIndex
 from umt_hf.moving_shapes.render import write_moving_shapes
@@ -303,6 +303,9 @@ def test_rows_that_an_index_does_not_take(model, videos, tmp_path):
             write_rows(embedder({"path": [path]}), index)
     with pytest.raises(ValueError, match="another model"):  # of each other
         write_rows([rows, VideoEmbedder(other)({"path": [path]})], tmp_path / "new")
+    embed_videos([path], model, tmp_path / "stored", store="tokens")  # rows of engines have no tokens
+    with pytest.raises(ValueError, match="stores tokens in float16 and this would store vectors alone"):
+        write_rows(rows, tmp_path / "stored")
     moved = VideoEmbedder(shutil.copytree(model, tmp_path / "moved"))({"path": [path]})
     assert write_rows(moved, index).num_in_index == 1  # the same model elsewhere
     del rows["num_rows"]
@@ -362,7 +365,7 @@ def test_a_worker_computes_on_one_thread_and_ends_with_its_starter(monkeypatch, 
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     VideoEmbedder(model).describe()
     assert threads == []
-    monkeypatch.setattr(batches, "_is_worker", lambda: True)
+    monkeypatch.setattr(embedding, "_is_worker", lambda: True)
     embedder = VideoEmbedder(model)
     embedder.describe()
     assert threads == [1]
