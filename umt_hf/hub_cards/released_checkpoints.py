@@ -26,7 +26,7 @@ from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.disk import clear_leftovers, put_folder, require_replaceable, write_text
-from ..runs.folder import CONVERSION_FILE, UNFINISHED_SUFFIX, collect_versions, hash_source
+from ..runs.folder import CONFIG_FILE, CONVERSION_FILE, UNFINISHED_SUFFIX, collect_versions, hash_source
 from ..runs.hub_access import find_on_hub
 from ..runs.models import VIDEO_TEXT_TASKS
 from ..zoo import ZooEntry, find_entry
@@ -151,7 +151,7 @@ def convert_released_checkpoint(
     entry, path = resolve_source(source, name)
     output = Path(output_dir or entry.name)
     clear_leftovers(output.parent, (glob.escape(output.name),))  # of an interrupted conversion
-    require_replaceable(output, overwrite, "config.json", [path] if path else [])
+    require_replaceable(output, overwrite, CONFIG_FILE, [path] if path else [])
     config, task = build_published_config(entry.name)
     if labels is not None:
         _set_label_names(config, entry, labels)

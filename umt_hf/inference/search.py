@@ -13,7 +13,8 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2: contrast finds, t
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +30,7 @@ from transformers.video_utils import VideoInput, VideoMetadata
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.losses_umt import normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
-from ..processing.decoding import VideoDecodingError
+from ..processing.decoding import VideoDecodingError, VideoSource
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import KeptTokenArguments
 from ..runs.model_names import find_released
@@ -178,6 +179,22 @@ class VideoBatch:
     skipped: list[SkippedVideo]
 
 
+def find_dual_encoder(model: str | os.PathLike) -> str:
+    """Full path, or Hub id, of a model that encodes videos and texts.
+
+    Args:
+        model: Folder, Hub id, or the name of a released checkpoint.
+
+    Raises:
+        OSError: If there is no such folder or repository.
+        ValueError: If it is another kind of model.
+    """
+    name = find_released(model)
+    name = os.path.abspath(name) if Path(name).is_dir() else name
+    require_start(name, UMTVideoTextForRetrieval.__name__, DUAL_ENCODERS)
+    return name
+
+
 class VideoTextEncoder:
     """A UMT video-text model and its processor, ready to encode.
 
@@ -202,9 +219,7 @@ class VideoTextEncoder:
         tokens: KeptTokenArguments | None = None,
         dtype: torch.dtype = torch.float32,
     ):
-        name = find_released(model)
-        self.name = os.path.abspath(name) if Path(name).is_dir() else name
-        require_start(self.name, UMTVideoTextForRetrieval.__name__, DUAL_ENCODERS)
+        self.name = find_dual_encoder(model)
         self.processor = load_video_text_processor(self.name)
         loaded = load_with_report(
             UMTVideoTextForRetrieval,
@@ -237,7 +252,11 @@ class VideoTextEncoder:
         }
 
     def read_batches(
-        self, files: Sequence[VideoFile], batch_size: int, num_workers: int | None = 0
+        self,
+        files: Sequence[VideoFile],
+        batch_size: int,
+        num_workers: int | None = 0,
+        sources: Mapping[str, VideoSource] | None = None,
     ) -> Iterable[VideoBatch]:
         """Read videos in order, one view each.
 
@@ -245,8 +264,9 @@ class VideoTextEncoder:
             files: What to read.
             batch_size: Videos of a batch; those that cannot be read leave it smaller.
             num_workers: Processes that read ahead; 0: this one reads.
+            sources: What is read in place of a path, such as the bytes of a video.
         """
-        reader = _VideoReads(files, self.processor, self.num_frames)
+        reader = _VideoReads(files, self.processor, self.num_frames, sources)
         batches = [range(start, min(start + batch_size, len(files))) for start in range(0, len(files), batch_size)]
         paths = [file.path for file in files]
         return read_ahead(reader, batches, num_workers, videos=paths, collate_fn=_collate)
@@ -346,7 +366,7 @@ def embed_videos(
     chosen = choose_dtype(dtype, accelerator.device, accelerator.mixed_precision)
     encoder = VideoTextEncoder(model, num_frames, accelerator.device, tokens=tokens, dtype=chosen)
     index = VideoIndex(folder)
-    description = _describe_index(encoder, accelerator, windows, stored)
+    description = describe_index(encoder, windows, stored, accelerator.mixed_precision)
     if torch_compile:
         compile_model(encoder.model)
     # Vectors of two encoders cannot be compared, and nothing in a vector shows whose it is.
@@ -363,7 +383,7 @@ def embed_videos(
     new, num_files, missing = broadcast_object_list(plan)[0]
     share = new[accelerator.process_index :: accelerator.num_processes]
     say = announce if accelerator.is_main_process else None
-    work = _Encoding(encoder, accelerator, stored)
+    work = RowEncoder(encoder, stored, accelerator.autocast)
     with inference_run(say, dataloader_timeout_seconds):
         encoded = announce_size(work.encode(share, windows, batch_size, num_workers), len(new), windows, say)
         with tqdm(total=len(share), unit="video", disable=not accelerator.is_main_process) as progress:
@@ -386,17 +406,30 @@ def _finish_index(
     return num_videos, num_moments, index.measure_stored()[1] if has_stored else None
 
 
-def _describe_index(
-    encoder: VideoTextEncoder, accelerator: Accelerator, windows: WindowSettings | None, store: StoreSettings | None
+def describe_index(
+    encoder: VideoTextEncoder,
+    windows: WindowSettings | None,
+    store: StoreSettings | None = None,
+    mixed_precision: str = "no",
 ) -> dict[str, Any]:
-    """What an index is made with, all of which must stay."""
+    """What an index is made with, all of which must stay.
+
+    Args:
+        encoder: Of its vectors.
+        windows: Of moments; `None` where a row is a complete video.
+        store: What is stored for re-ranking; `None` = nothing.
+        mixed_precision: Accelerate's.
+
+    Raises:
+        ValueError: If something is to be stored that the model has no use for.
+    """
     if store is not None and not encoder.has_matching_head:
         raise ValueError(
             f"{encoder.name} has no matching head, which alone would use what is stored; leave out store, or use a "
             "retrieval model."
         )
     return encoder.describe() | {
-        "mixed_precision": accelerator.mixed_precision,
+        "mixed_precision": mixed_precision,
         "moments": None if windows is None else asdict(windows),
         "stored": None if store is None else asdict(store),
     }
@@ -654,25 +687,32 @@ def _write_share(encoded: Iterable[EncodedRows], writer: RowWriter, progress: tq
     return skipped
 
 
-class _Encoding:
+class RowEncoder:
     """Makes rows of what was read, with what is stored of them.
 
     Args:
         encoder: The model.
-        accelerator: Of the command.
         store: What is stored; `None` = nothing.
+        autocast: Within which the model runs.
+        sources: What is read in place of a path, such as the bytes of a video.
     """
 
-    def __init__(self, encoder: VideoTextEncoder, accelerator: Accelerator, store: StoreSettings | None):
-        self.encoder, self.accelerator, self.store = encoder, accelerator, store
+    def __init__(
+        self,
+        encoder: VideoTextEncoder,
+        store: StoreSettings | None = None,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        sources: Mapping[str, VideoSource] | None = None,
+    ):
+        self.encoder, self.store, self.autocast, self.sources = encoder, store, autocast, sources
 
     def encode(
-        self, files: Sequence[VideoFile], windows: WindowSettings | None, batch_size: int, num_workers: int | None
+        self, files: Sequence[VideoFile], windows: WindowSettings | None, batch_size: int, num_workers: int | None = 0
     ) -> Iterator[EncodedRows]:
-        """Rows of videos, or of moments of them where there are windows, batch by batch."""
+        """Rows of videos, or of moments of them where there are windows, batch by batch; each video once."""
         if windows is not None:
             return self._encode_moments(files, windows, batch_size, num_workers)
-        return self._encode_videos(self.encoder.read_batches(files, batch_size, num_workers))
+        return self._encode_videos(self.encoder.read_batches(files, batch_size, num_workers, self.sources))
 
     def _encode_videos(self, batches: Iterable[VideoBatch]) -> Iterator[EncodedRows]:
         """Rows of complete videos."""
@@ -695,8 +735,9 @@ class _Encoding:
     ) -> Iterator[EncodedRows]:
         """The same of moments: rows of a video come when all of them are there, what is stored of them before."""
         collector = MomentCollector()
-        processor = self.encoder.processor.video_processor
-        for reads in read_moments(files, processor, windows, batch_size, num_workers, self.encoder.num_frames):
+        processor, num_frames = self.encoder.processor.video_processor, self.encoder.num_frames
+        batches = read_moments(files, processor, windows, batch_size, num_workers, num_frames, sources=self.sources)
+        for reads in batches:
             encoded = EncodedRows([], [], [], 0)
             for read in reads:
                 if isinstance(read, SkippedVideo):
@@ -732,7 +773,7 @@ class _Encoding:
 
     def _encode(self, pixel_values: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         """Vectors `(B, D)`, and what is stored of each."""
-        with in_model(), without_gradients(self.encoder.device, is_standalone=True), self.accelerator.autocast():
+        with in_model(), without_gradients(self.encoder.device, is_standalone=True), self.autocast():
             vectors, tokens = self.encoder.encode_videos(pixel_values)
             states = None if self.store is None else self.store.compute_states(self.encoder.model, tokens)
             return vectors.float().cpu().numpy(), states
@@ -759,8 +800,15 @@ def build_moment_rows(video: MomentRows) -> list[dict[str, Any]]:
 class _VideoReads(torch.utils.data.Dataset):
     """Reads one view of each file, or says why it cannot."""
 
-    def __init__(self, files: Sequence[VideoFile], processor: UMTVideoTextProcessor, num_frames: int):
+    def __init__(
+        self,
+        files: Sequence[VideoFile],
+        processor: UMTVideoTextProcessor,
+        num_frames: int,
+        sources: Mapping[str, VideoSource] | None = None,
+    ):
         self.files, self.processor, self.num_frames = files, processor, num_frames
+        self.sources = sources or {}
 
     def __len__(self) -> int:
         return len(self.files)
@@ -769,7 +817,8 @@ class _VideoReads(torch.utils.data.Dataset):
         file = self.files[index]
         options = {"num_frames": self.num_frames, "num_clips": 1, "num_crops": 1, "return_metadata": True}
         try:
-            inputs = self.processor(videos=cast("VideoInput", [file.path]), return_tensors="pt", **options)
+            source = cast("VideoInput", [self.sources.get(file.path, file.path)])
+            inputs = self.processor(videos=source, return_tensors="pt", **options)
         except (VideoDecodingError, OSError) as error:
             return SkippedVideo(file.path, str(error).removeprefix(f"{file.path}: "))
         return file, inputs["video_metadata"][0], inputs["pixel_values"][0]

@@ -173,14 +173,14 @@ def test_an_index_that_stores_nothing_is_re_ranked_and_says_how_to_be_quicker(an
 
 
 def test_an_index_from_before_there_was_a_choice_goes_on(model, videos, tmp_path, monkeypatch):
-    describe = search._describe_index
+    describe = search.describe_index
 
     def describe_as_before(*arguments):
         description = describe(*arguments)
         assert description.pop("stored") is None
         return description
 
-    monkeypatch.setattr(search, "_describe_index", describe_as_before)
+    monkeypatch.setattr(search, "describe_index", describe_as_before)
     first, *rest = sorted(map(str, videos.iterdir()))
     embed_videos([first], model, tmp_path)
     monkeypatch.undo()
