@@ -26,6 +26,7 @@ from .engine import read_ahead
 STRIP_FRAMES = 6
 STRIP_HEIGHT = 160
 EPSILON = 1e-6  # seconds; times of frames are multiples of a rate, and windows of a decimal number
+CHANGED = "It changed while it was read; start the command again once it is complete."
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,9 @@ class MomentReads(Dataset):
         part = index
         try:
             reader = self._open(part.file.path)
+            # Between counting and reading a file may have grown, or become another one.
+            if len(self._moments) != part.total:
+                return SkippedVideo(part.file.path, CHANGED)
             moments = self._moments[part.first : part.stop]
             clips = read_clips(reader, moments, self.processor, self.num_frames)
         except (VideoDecodingError, OSError) as error:
@@ -299,7 +303,7 @@ class MomentRows:
 
 
 class MomentCollector:
-    """Puts the parts of videos together again: a video comes out when all of it is there."""
+    """Puts the parts of videos together again: with its last part each comes out, complete or as skipped."""
 
     def __init__(self) -> None:
         self._open: dict[str, MomentRows] = {}
@@ -313,16 +317,23 @@ class MomentCollector:
         self._skipped.add(video.path)
         return [video]
 
-    def add(self, clips: MomentClips, values: np.ndarray) -> MomentRows | None:
-        """Note what a model says of a part, a row per window; gives the video once it is complete."""
+    def add(self, clips: MomentClips, values: np.ndarray) -> MomentRows | SkippedVideo | None:
+        """Note what a model says of a part, a row per window; gives the video with its last part.
+
+        Args:
+            clips: The part. Parts of a video come in order.
+            values: Rows.
+        """
         file = clips.part.file
         if file.path in self._skipped:
             return None
         rows = self._open.setdefault(file.path, MomentRows(file, clips.num_frames, clips.duration_seconds))
         rows.moments += clips.moments
         rows.values += list(values)
-        if len(rows.moments) < clips.part.total:
+        if clips.part.stop < clips.part.total:
             return None
+        if len(rows.moments) != clips.part.total or clips.num_frames != rows.num_frames:
+            return next(iter(self.skip(SkippedVideo(file.path, CHANGED))))
         return self._open.pop(file.path)
 
 

@@ -568,7 +568,9 @@ def _encode_moments(
         clips = [read for read in reads if isinstance(read, MomentClips)]
         for video in _collect_moments(encoder, clips, collector, accelerator):
             num_videos += 1
-            if all(np.isfinite(vector).all() for vector in video.values):
+            if isinstance(video, SkippedVideo):
+                skipped.append(video)
+            elif all(np.isfinite(vector).all() for vector in video.values):
                 rows += build_moment_rows(video)
             else:
                 skipped.append(SkippedVideo(video.file.path, NOT_FINITE))
@@ -577,8 +579,8 @@ def _encode_moments(
 
 def _collect_moments(
     encoder: VideoTextEncoder, clips: Sequence[MomentClips], collector: MomentCollector, accelerator: Accelerator
-) -> list[MomentRows]:
-    """Encode what was read together, and give the videos that are complete with it."""
+) -> list[MomentRows | SkippedVideo]:
+    """Encode what was read together, and give the videos that end with it."""
     if not clips:
         return []
     with in_model(), without_gradients(encoder.device, is_standalone=True), accelerator.autocast():

@@ -121,6 +121,21 @@ def read_all(files, processor, windows, **options) -> dict[str, torch.Tensor]:
     return found
 
 
+def replace_after_counting(monkeypatch, path: Path, content: bytes) -> None:
+    """Give a file other contents as soon as its windows have been counted, as a download that goes on would."""
+    count = MomentReads.count
+
+    def count_and_replace(self, file):
+        total = count(self, file)
+        if file.path == str(path):
+            self.close()
+            path.with_name("unfinished").write_bytes(content)
+            path.with_name("unfinished").replace(path)
+        return total
+
+    monkeypatch.setattr(MomentReads, "count", count_and_replace)
+
+
 def test_a_window_is_read_as_a_video_of_its_frames(videos, processor):
     files, _ = list_videos([str(videos)])
     windows = WindowSettings(3, 1.5)
@@ -166,6 +181,41 @@ def test_unreadable_videos_come_once_with_their_reason(videos, processor, tmp_pa
     assert [Path(video.path).name for video in skipped] == ["bad.mp4", "cut.mp4"]
     assert all(video.reason and video.path not in video.reason for video in skipped)
     assert [Path(path).name for path in complete] == ["good.mp4"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_frames", [9, 40])
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_a_video_that_is_replaced_meanwhile_is_skipped_by_embed(
+    model, videos, tmp_path, monkeypatch, num_workers, num_frames, batch_size
+):
+    """It counts as skipped, the rows of the others are theirs, and the next run encodes it."""
+    originals, folder, index = sorted(videos.iterdir()), tmp_path / "videos", tmp_path / "index"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.mp4").write_bytes(originals[number].read_bytes())
+    write_video(tmp_path / "other.mp4", np.zeros((num_frames, 48, 64, 3), np.uint8))
+    options = {"window": 3, "num_workers": num_workers, "batch_size": batch_size}
+    with monkeypatch.context() as patch:
+        replace_after_counting(patch, folder / "0.mp4", (tmp_path / "other.mp4").read_bytes())
+        report = embed_videos([str(folder)], model, index, **options)
+    assert (report.num_encoded, report.num_in_index, report.num_moments) == (1, 1, 3)
+    (skipped,) = report.skipped
+    assert skipped.path == str(folder / "0.mp4") and skipped.reason.startswith("It changed while it was read")
+    report = embed_videos([str(folder)], model, index, **options)
+    assert (report.num_encoded, report.num_unchanged, report.num_in_index, report.skipped) == (1, 1, 2, ())
+    assert report.num_moments == 3 + (1 if num_frames == 9 else 2)
+
+
+def test_a_video_without_its_last_windows_is_skipped_by_the_collector(videos, processor):
+    """Whatever a reader gives: the last part of a video ends it."""
+    (file,), _ = list_videos([str(sorted(videos.iterdir())[0])])
+    collector = MomentCollector()
+    (first,), (second,), (third,) = read_moments([file], processor, WindowSettings(3, 3), batch_size=1)
+    assert collector.add(first, np.zeros(1)) is None
+    skipped = collector.add(third, np.zeros(1))
+    assert isinstance(skipped, SkippedVideo) and skipped.path == file.path
+    assert collector.add(second, np.zeros(1)) is None  # it has come out already
 
 
 def test_an_open_video_does_not_go_to_another_process(videos, processor):

@@ -286,12 +286,13 @@ def label_moments(
         Row and result, the same in all processes.
     """
     rows = sorted(wanted)
+    places = {files[row].path: row for row in rows}
     rank, count = accelerator.process_index, accelerator.num_processes
     own = _label_own_moments(classifier, [files[row] for row in rows[rank::count]], windows, options, accelerator)
     with closing(own), build_bar(len(rows), "video", accelerator, options.show_progress) as progress:
-        for start in range(0, len(rows), count):
+        for _ in range(0, len(rows), count):
             video = next(own, None)
-            found = [] if video is None else [(rows[start + rank], video)]
+            found = [] if video is None else [(places[video.path], video)]
             for row, result in sorted(gather_object(found), key=lambda pair: pair[0]):
                 progress.update()
                 yield row, result
@@ -315,7 +316,9 @@ def _label_own_moments(
             yield from collector.skip(read)
             continue
         video = collector.add(read, _score_moments(classifier, read, accelerator))
-        if video is not None:
+        if isinstance(video, SkippedVideo):
+            yield video
+        elif video is not None:
             yield _build_timeline(classifier, video, options.top_k)
 
 
