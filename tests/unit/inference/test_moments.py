@@ -207,6 +207,22 @@ def test_a_video_that_is_replaced_meanwhile_is_skipped_by_embed(
     assert report.num_moments == 3 + (1 if num_frames == 9 else 2)
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_video_that_is_still_being_copied_does_not_stop_embed(model, videos, tmp_path, monkeypatch, num_workers):
+    folder, complete = tmp_path / "videos", sorted(videos.iterdir())[0].read_bytes()
+    folder.mkdir()
+    (folder / "0.mp4").write_bytes(complete[:500])
+    (folder / "1.mp4").write_bytes(complete)
+    options = {"window": 3, "num_workers": num_workers}
+    with monkeypatch.context() as patch:
+        replace_after_counting(patch, folder / "0.mp4", complete)
+        report = embed_videos([str(folder)], model, tmp_path / "index", **options)
+    assert (report.num_encoded, report.num_in_index) == (1, 1)
+    assert [video.reason[:28] for video in report.skipped] == ["It changed while it was read"]
+    report = embed_videos([str(folder)], model, tmp_path / "index", **options)
+    assert (report.num_encoded, report.num_unchanged, report.num_moments) == (1, 1, 6)
+
+
 def test_a_video_without_its_last_windows_is_skipped_by_the_collector(videos, processor):
     """Whatever a reader gives: the last part of a video ends it."""
     (file,), _ = list_videos([str(sorted(videos.iterdir())[0])])

@@ -159,3 +159,24 @@ def test_classes_of_a_video_that_is_replaced_meanwhile_go_to_no_other(
         "2.mp4": 4,
         "0.mp4": 2 if num_frames == 12 else 6,
     }
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_folder_that_is_still_being_copied_is_no_reason_to_stop(
+    classifier, videos, tmp_path, monkeypatch, num_workers
+):
+    """A file that is cut short when its windows are counted, and complete when it is read."""
+    folder, out = tmp_path / "videos", tmp_path / "results.jsonl"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.mp4").write_bytes((videos / f"{number:02d}.mp4").read_bytes())
+    complete = (folder / "0.mp4").read_bytes()
+    (folder / "0.mp4").write_bytes(complete[:500])
+    words = build_words(classifier, folder, "--out", out, "--num-workers", num_workers)
+    with monkeypatch.context() as patch:
+        replace_after_counting(patch, folder / "0.mp4", complete)
+        result = runner.invoke(app, words)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == "1 classified, 0 unchanged, 1 skipped" and "0.mp4: It changed while it was read" in lines[1]
+    assert runner.invoke(app, words).stdout.splitlines() == ["1 classified, 1 unchanged, 0 skipped"]
