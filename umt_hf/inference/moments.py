@@ -417,18 +417,45 @@ def compute_overlap(first: tuple[float, float], second: tuple[float, float]) -> 
     return shared / covered if covered > 0 else float(first == second)
 
 
-def choose_apart(moments: Sequence[tuple[float, float]], limit: float = 0.0) -> list[int]:
+def choose_apart(
+    moments: Sequence[tuple[float, float]], limit: float = 0.0, count: int | None = None
+) -> list[int]:
     """Places of those moments, best first, that overlap none of the better ones by more than a share.
 
     Args:
         moments: Start and end of each, best first.
-        limit: Largest intersection over union with one that was kept.
+        limit: Largest intersection over union with one that was kept, in [0, 1].
+        count: Moments wanted at most; default: all.
     """
+    if not len(moments):
+        return []
+    spans = np.asarray(moments, dtype=np.float64).reshape(-1, 2)
+    # In order of their starts, those that can overlap one are a few neighbours, also in a film of many hours.
+    order = np.argsort(spans[:, 0], kind="stable")
+    starts, ends = spans[order].T
+    longest = float((ends - starts).max())
+    is_free = np.ones(len(spans), dtype=bool)
     kept: list[int] = []
-    for place, moment in enumerate(moments):
-        if all(compute_overlap(moment, moments[other]) <= limit for other in kept):
-            kept.append(place)
+    for place, (start, end) in enumerate(spans):
+        if not is_free[place]:
+            continue
+        kept.append(place)
+        if len(kept) == count:
+            break
+        near = slice(
+            int(np.searchsorted(starts, start - longest - EPSILON, side="left")),
+            int(np.searchsorted(starts, end + EPSILON, side="right")),
+        )
+        is_free[order[near][_compute_overlaps(start, end, starts[near], ends[near]) > limit]] = False
     return kept
+
+
+def _compute_overlaps(start: float, end: float, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """`compute_overlap` of one stretch of time with many, `(W,)`."""
+    shared = np.maximum(np.minimum(end, ends) - np.maximum(start, starts), 0.0)
+    covered = (end - start) + (ends - starts) - shared
+    is_same = (starts == start) & (ends == end)
+    return np.divide(shared, covered, out=is_same.astype(np.float64), where=covered > 0)
 
 
 def draw_strip(video: str | os.PathLike, start: float | None = None, end: float | None = None) -> Image.Image:

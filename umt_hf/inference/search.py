@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,6 +73,7 @@ RERANKED_VIDEOS = 32
 RERANK_BATCH_SIZE = 8
 MATCHING_HEAD = ("matching_head.",)
 MOMENTS_PER_VIDEO = 5
+ENOUGH_ROWS = 5_000  # to find a video's moments among, once all videos are there
 NOT_FINITE = "Its vector is not finite; the model cannot encode it."
 
 
@@ -438,8 +440,16 @@ class VideoSearcher:
                 found.setdefault(row["path"], []).append(row)
             # All moments of a video may come before the best one of the next.
             if len(found) >= count or len(rows) < num_rows:
-                return [build_hit(own) for own in list(found.values())[:count]]
+                break
+            # An index may have fewer videos than are wanted.
+            if num_rows >= ENOUGH_ROWS and len(found) >= self._num_videos:
+                break
             num_rows *= 4
+        return [build_hit(own) for own in list(found.values())[:count]]
+
+    @cached_property
+    def _num_videos(self) -> int:
+        return len(self.table.list_paths())
 
     def _rerank(self, hits: list[SearchHit], text_tokens: torch.Tensor) -> list[SearchHit]:
         """Sort hits by the matching head's opinion of frames read now."""
@@ -491,7 +501,7 @@ def build_hit(rows: Sequence[dict[str, Any]]) -> SearchHit:
     hit = SearchHit(best["path"], best["similarity"], duration_seconds=best["duration_seconds"])
     if best["start_seconds"] is None:
         return hit
-    apart = choose_apart([(row["start_seconds"], row["end_seconds"]) for row in rows])[:MOMENTS_PER_VIDEO]
+    apart = choose_apart([(row["start_seconds"], row["end_seconds"]) for row in rows], count=MOMENTS_PER_VIDEO)
     moments = [
         FoundMoment(*(rows[place][name] for name in ("start_seconds", "end_seconds", "similarity"))) for place in apart
     ]

@@ -1,6 +1,7 @@
 """Windows over videos: where they are, what is read, and that a search finds the right second."""
 
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -270,6 +271,71 @@ def test_moments_that_overlap_better_ones_are_left_out():
     assert choose_apart(spans, 0.5) == [0, 1, 2, 3]
     assert compute_overlap((0, 4), (2, 6)) == pytest.approx(1 / 3) and compute_overlap((0, 1), (2, 3)) == 0
     assert compute_overlap((1, 1), (1, 1)) == 1
+
+
+def choose_apart_plainly(moments, limit) -> list[int]:
+    kept: list[int] = []
+    for place, moment in enumerate(moments):
+        if all(compute_overlap(moment, moments[other]) <= limit for other in kept):
+            kept.append(place)
+    return kept
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), max_size=40),
+    st.sampled_from([0.0, 0.1, 1 / 3, 0.5, 0.9, 1.0]),
+    st.sampled_from([1.0, 0.1]),
+    st.sampled_from([None, 1, 5]),
+)
+def test_moments_apart_are_those_of_the_plain_loop(moments, limit, unit, count):
+    spans = [(start * unit, (start + length) * unit) for start, length in moments]
+    assert choose_apart(spans, limit, count) == choose_apart_plainly(spans, limit)[:count]
+
+
+class CountedTable:
+    """Rows of an index, and how many of them were asked for."""
+
+    def __init__(self, rows):
+        self.rows, self.asked = rows, []
+
+    def list_paths(self):
+        return sorted({row["path"] for row in self.rows})
+
+    def find_nearest(self, vector, count, exact=False, filters=None):
+        self.asked.append(count)
+        return self.rows[:count]
+
+
+@pytest.mark.parametrize("num_videos", [1, 3])
+def test_a_long_film_costs_a_search_little(model, num_videos):
+    """Pairs of moments that are compared stay few, where an index has fewer videos than are wanted."""
+    rows = [
+        {
+            "path": f"{i % num_videos}.mp4",
+            "start_seconds": float(i),
+            "end_seconds": i + 1.0,
+            "similarity": 1 - i / 1e5,
+            "duration_seconds": None,
+        }
+        for i in range(40_000)
+    ]
+    searcher = VideoSearcher.__new__(VideoSearcher)
+    searcher.has_moments, searcher.table = True, CountedTable(rows)
+    began = time.process_time()
+    hits = searcher._find_videos(np.zeros(8, np.float32), 10, False, None)
+    taken = time.process_time() - began
+    assert [hit.path for hit in hits] == [f"{i}.mp4" for i in range(num_videos)]
+    assert all(len(hit.moments) == 5 for hit in hits) and taken < 2, taken
+    assert max(searcher.table.asked) < 10_000
+
+
+def test_ranking_all_windows_of_a_long_film_takes_seconds_at_most():
+    """`evaluate moments` ranks all of them for each text."""
+    spans = [(float(i), i + 4.0) for i in np.random.default_rng(0).permutation(7200)]
+    began = time.process_time()
+    kept = choose_apart(spans, 0.5)
+    assert time.process_time() - began < 3
+    assert kept[:50] == choose_apart_plainly(spans[:200], 0.5)[:50]
 
 
 def test_strips_show_the_frames_of_a_moment(tmp_path, processor):
