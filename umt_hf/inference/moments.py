@@ -417,9 +417,7 @@ def compute_overlap(first: tuple[float, float], second: tuple[float, float]) -> 
     return shared / covered if covered > 0 else float(first == second)
 
 
-def choose_apart(
-    moments: Sequence[tuple[float, float]], limit: float = 0.0, count: int | None = None
-) -> list[int]:
+def choose_apart(moments: Sequence[tuple[float, float]], limit: float = 0.0, count: int | None = None) -> list[int]:
     """Places of those moments, best first, that overlap none of the better ones by more than a share.
 
     Args:

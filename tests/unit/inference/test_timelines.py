@@ -180,3 +180,39 @@ def test_a_folder_that_is_still_being_copied_is_no_reason_to_stop(
     lines = result.stdout.splitlines()
     assert lines[0] == "1 classified, 0 unchanged, 1 skipped" and "0.mp4: It changed while it was read" in lines[1]
     assert runner.invoke(app, words).stdout.splitlines() == ["1 classified, 1 unchanged, 0 skipped"]
+
+
+def test_timelines_of_files_and_classes_with_dollars_are_drawn(videos, tmp_path):
+    model = save_classifier(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    names = {"0": "$\\foo$", "1": "_hidden", "2": "cost $5 and $6"}
+    config |= {"id2label": names, "label2id": {name: int(place) for place, name in names.items()}}
+    (model / "config.json").write_text(json.dumps(config))
+    (tmp_path / "cost_$5_and_$6_.mp4").write_bytes((videos / "00.mp4").read_bytes())
+    words = build_words(model, tmp_path / "cost_$5_and_$6_.mp4", "--plot", tmp_path / "plots")
+    result = runner.invoke(app, words)
+    assert result.exit_code == 0, result.output
+    (picture,) = (tmp_path / "plots").iterdir()
+    assert picture.suffix == ".png" and Image.open(picture).size[0] > 800
+
+
+def test_pictures_of_videos_whose_lines_are_there_are_drawn_too(classifier, videos, tmp_path):
+    """Where an earlier run drew none, was killed before it drew, or drew what a file showed before."""
+    folder, out, plots = tmp_path / "videos", tmp_path / "results.jsonl", tmp_path / "plots"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.mp4").write_bytes((videos / f"{number:02d}.mp4").read_bytes())
+    words = build_words(classifier, folder, "--out", out)
+    assert runner.invoke(app, words).stdout.startswith("2 classified")
+    result = runner.invoke(app, [*words, "--plot", str(plots)])
+    assert result.stdout.splitlines() == ["0 classified, 2 unchanged, 0 skipped"], result.output
+    first, second = sorted(plots.iterdir())
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (first, second)}
+    second.unlink()
+    assert runner.invoke(app, [*words, "--plot", str(plots)]).exit_code == 0
+    assert second.read_bytes() == before[second][0] and first.stat().st_mtime_ns == before[first][1]
+    (folder / "0.mp4").write_bytes((videos / "02.mp4").read_bytes())
+    assert runner.invoke(app, words).stdout.startswith("1 classified, 1 unchanged")
+    second.write_bytes(b"no picture")
+    assert runner.invoke(app, [*words, "--plot", str(plots)]).exit_code == 0
+    assert first.read_bytes() != before[first][0] and second.read_bytes() == before[second][0]
