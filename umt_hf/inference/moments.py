@@ -5,6 +5,7 @@ A video is read piece by piece, so that an hour of it is never held.
 Legend: W windows, T frames of a window, D projection width.
 """
 
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,13 +19,16 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers.video_utils import VideoMetadata
 
-from ..data.video_files import SkippedVideo, VideoFile
+from ..data.video_files import SkippedVideo, VideoFile, split_name
 from ..processing.decoding import VideoDecodingError, VideoReader, VideoSource, open_video
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.disk import name_unfinished, put_file, write_text
+from ..runs.mistakes import naming_full_disk
 from .engine import read_ahead
 
 STRIP_FRAMES = 6
 STRIP_HEIGHT = 160
+STRIPS_FILE = ".strips.json"
 EPSILON = 1e-6  # seconds; times of frames are multiples of a rate, and windows of a decimal number
 CHANGED = "It changed while it was read; start the command again once it is complete."
 
@@ -482,25 +486,44 @@ def draw_strip(video: str | os.PathLike, start: float | None = None, end: float 
     return strip
 
 
-def save_strips(found: Iterable[tuple[str, float | None, float | None]], folder: str | os.PathLike) -> list[Path]:
-    """Write a strip of pictures of each video or moment that was found.
+def save_strips(
+    found: Iterable[tuple[str, float | None, float | None]], folder: str | os.PathLike
+) -> tuple[list[Path], list[SkippedVideo]]:
+    """Write a strip of pictures of each video or moment that was found; those of an earlier call in the folder go.
 
     Args:
         found: Path, start and end of each, best first.
-        folder: Made if need be. Files are named by rank, name and second.
+        folder: Made if need be. Files are named by rank, name and second; `.strips.json` says which ones they are.
 
     Returns:
-        Files written; videos that cannot be read have none.
+        Files written, and the videos that cannot be read, with the reasons.
+
+    Raises:
+        MachineError: If the disk is full.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    names = {}
     for rank, (path, start, end) in enumerate(found, start=1):
         at = "" if start is None else f"-{start:.1f}s"
-        file = folder / f"{rank:02d}-{Path(path).stem[:100]}{at}.jpg"
+        names[f"{rank:02d}-{split_name(path)[0]}{at}.jpg"] = (path, start, end)
+    listing = folder / STRIPS_FILE
+    earlier = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else []
+    # Before they are written, so that those of a killed call go too.
+    write_text(listing, json.dumps(sorted({*earlier, *names}), indent=1) + "\n")
+    for name in earlier:
+        (folder / Path(name).name).unlink(missing_ok=True)
+    written, skipped = [], []
+    for name, (path, start, end) in names.items():
         try:
-            draw_strip(path, start, end).save(file, quality=90)
-        except (VideoDecodingError, OSError):
+            strip = draw_strip(path, start, end)
+        except (VideoDecodingError, OSError) as error:
+            skipped.append(build_skip(VideoFile(path, 0, 0), error))
             continue
+        file = folder / name
+        with naming_full_disk(file):
+            strip.save(name_unfinished(file), "JPEG", quality=90)
+            put_file(name_unfinished(file), file)
         written.append(file)
-    return written
+    write_text(listing, json.dumps([file.name for file in written], indent=1) + "\n")
+    return written, skipped

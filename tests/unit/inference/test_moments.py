@@ -1,5 +1,6 @@
 """Windows over videos: where they are, what is read, and that a search finds the right second."""
 
+import errno
 import pickle
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ from umt_hf.inference.search import VideoSearcher, VideoTextEncoder, embed_video
 from umt_hf.moving_shapes.render import FRAMES_PER_SECOND, write_moving_shapes, write_video
 from umt_hf.moving_shapes.variants import write_moments
 from umt_hf.processing.decoding import open_video
+from umt_hf.runs.mistakes import MachineError
 
 SECONDS_PER_ACTION = 3
 
@@ -349,9 +351,39 @@ def test_strips_show_the_frames_of_a_moment(tmp_path, processor):
         (str(tmp_path / "video.mp4"), 3.0, 6.0),
         ("gone.mp4", None, None),
     ]
-    first, second = save_strips(found, tmp_path / "strips")
+    (first, second), skipped = save_strips(found, tmp_path / "strips")
+    assert [video.path for video in skipped] == ["gone.mp4"] and skipped[0].reason
     assert (first.name, second.name) == ("01-video-0.0s.jpg", "02-video-3.0s.jpg")
     red = [np.asarray(Image.open(strip))[..., 0].mean() for strip in (first, second)]
     assert red[0] < 30 and red[1] > 180 and Image.open(first).size == (6 * 240, 160)
-    (complete,) = save_strips([(str(tmp_path / "video.mp4"), None, None)], tmp_path / "complete")
+    (complete,), _ = save_strips([(str(tmp_path / "video.mp4"), None, None)], tmp_path / "complete")
     assert complete.name == "01-video.jpg" and 80 < np.asarray(Image.open(complete))[..., 0].mean() < 180
+
+
+def test_strips_of_an_earlier_search_go_and_other_files_stay(tmp_path):
+    write_video(tmp_path / "a.mp4", np.zeros((8, 64, 96, 3), np.uint8))
+    strips, path = tmp_path / "strips", str(tmp_path / "a.mp4")
+    save_strips([(path, 0.0, 1.0), (path, None, None)], strips)
+    (strips / "01-mine.jpg").write_bytes(b"mine")
+    save_strips([(path, None, None)], strips)
+    assert sorted(file.name for file in strips.glob("*.jpg")) == ["01-a.jpg", "01-mine.jpg"]
+
+
+def test_strips_of_videos_with_long_names_are_written(tmp_path):
+    """80 letters of Chinese are 240 bytes."""
+    path = tmp_path / ("\u7535" * 80 + ".mp4")
+    write_video(path, np.zeros((8, 64, 96, 3), np.uint8))
+    (strip,), skipped = save_strips([(str(path), 0.0, 1.0)], tmp_path / "strips")
+    assert strip.is_file() and strip.name.startswith("01-\u7535") and len(strip.name.encode()) < 255 and not skipped
+
+
+def test_a_full_disk_is_named_where_strips_are_written(tmp_path, monkeypatch):
+    from PIL import Image
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_video(tmp_path / "a.mp4", np.zeros((8, 64, 96, 3), np.uint8))
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(MachineError, match=r"01-a\.jpg could not be written: no space left on device"):
+        save_strips([(str(tmp_path / "a.mp4"), None, None)], tmp_path / "strips")
