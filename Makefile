@@ -45,6 +45,10 @@ test-extras: $(VENV)/.installed
 	UMT_HF_HEAVY_TESTS=1 $(BIN)/python -m pytest tests/unit/inference/test_export.py tests/bench/test_benchmarks.py -k export
 	$(BIN)/python -m pytest tests/e2e/test_docs.py -k deployment
 	$(BIN)/python -m pytest tests/unit/test_docstring_examples.py -k export
+	# Not in an extra: those who use Ray have it.
+	$(BIN)/python -m pip install --quiet "ray[data]>=2.44"
+	$(BIN)/python -m pytest tests/unit/inference/test_batches.py -k ray
+	$(BIN)/python -m pytest tests/e2e/test_docs.py -k search
 	# Not in an extra: boto3, which comes with it, lowers python-dateutil.
 	$(BIN)/python -m pip install --quiet "moto[server]>=5.1"
 	$(BIN)/python -m pytest tests/e2e/test_search_storage.py

@@ -47,6 +47,7 @@ from .processing.video_processing_umt_video import UMTVideoProcessor
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .inference.batches import VideoEmbedder
     from .inference.classification import VideoClassifier
     from .inference.detection import ActionDetector
     from .inference.export import ExportedVideoModel
@@ -61,6 +62,7 @@ LAZY_NAMES = {
     "UMTTeacher": "teachers.clip",
     "VideoAnswerer": "inference.question_answering",
     "VideoClassifier": "inference.classification",
+    "VideoEmbedder": "inference.batches",
     "VideoSearcher": "inference.search",
     "embed_videos": "inference.search",
 }
@@ -113,6 +115,7 @@ __all__ = [
     "UMTVideoTextProcessor",
     "VideoAnswerer",
     "VideoClassifier",
+    "VideoEmbedder",
     "VideoSearcher",
     "embed_videos",
 ]

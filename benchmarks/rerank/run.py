@@ -1,8 +1,11 @@
 """Time re-ranking: the matching head on candidates that are encoded anew, and on what was kept of them.
 
+Both in memory and by `umt-hf search --rerank` in an index, from the query to the sorted videos.
+
 python -m benchmarks.rerank.run
 """
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,13 +26,25 @@ from benchmarks.common import (
     synchronize,
     write_results,
 )
+from benchmarks.rerank.through_index import (
+    CHECKED_VIDEOS,
+    SEARCH,
+    STORES,
+    Search,
+    build_searches,
+    check_searches,
+    save_model,
+    write_videos,
+)
 from benchmarks.stage2.workload import SIZES_OF_PAIRS, build_config, sample_pairs
 from umt_hf import UMTVideoTextForRetrieval
+from umt_hf.inference.video_index import VideoIndex
 
 QUESTION = "What does re-ranking cost, from videos, from their tokens, from their keys and values?"
 VIDEOS, TOKENS, HALF_TOKENS = "encode and match", "tokens kept, float32", "tokens kept, float16"
 KEYS, HALF_KEYS = "keys and values kept, float32", "keys and values kept, float16"
 TOLERANCE = 1e-5
+TF32_TOLERANCE = 0.05  # through an index on a GPU, where `umt-hf embed` computes float32 products in TF32
 STRETCH_SECONDS = 0.5
 WORDS = 12  # of a query
 
@@ -93,22 +108,46 @@ def measure_size(name: str, args: Arguments, device: torch.device) -> list[dict[
     candidates = Candidates(pixels, keep(model, pixels, args.batch_size))
     ways = build_ways(model, candidates, args.batch_size)
     agreement = check_agreement(ways, texts)
+    sizes = {way: states[0].nbytes for way, states in candidates.kept.items()}
     cases = {}
     for way, match in ways.items():
         seconds = time_calls(match, texts[:1], 1)
         cases[way] = partial(time_calls, match, texts[:1], max(1, round(STRETCH_SECONDS / seconds)))
-    found = run_interleaved(cases, args.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        searches, queries = prepare_searches(model, name, args, Path(folder))
+        agreement |= check_searches(searches, queries, None)
+        for way, search in searches.items():
+            seconds = time_search(search, queries[0], 1, device)
+            count = max(1, round(STRETCH_SECONDS / seconds))
+            cases[way] = partial(time_search, search, queries[0], count, device)
+            sizes[way] = VideoIndex(Path(folder) / "indexes" / STORES[way]).measure_stored()[1] // args.num_videos
+        found = run_interleaved(cases, args.repeats)
+    baselines = {way: SEARCH if way in STORES else VIDEOS for way in cases}
     return [
         {
             "way": way,
             "num_videos": args.num_videos,
-            "bytes_per_video": candidates.kept[way][0].nbytes if way in candidates.kept else 0,
+            "bytes_per_video": sizes.get(way, 0),
             "seconds": summarize(found[way]),
-            "speed": summarize(first / own for first, own in zip(found[VIDEOS], found[way], strict=True)),
+            "speed": summarize(first / own for first, own in zip(found[baselines[way]], found[way], strict=True)),
             "agreement": agreement[way],
         }
-        for way in ways
+        for way in cases
     ]
+
+
+def prepare_searches(
+    model: UMTVideoTextForRetrieval, name: str, args: Arguments, folder: Path
+) -> tuple[dict[str, Search], list[str]]:
+    """Write model, videos and indexes, make sure that they agree, and give searches by way, and queries."""
+    words = save_model(model, SIZES_OF_PAIRS[name], folder / "model")
+    videos = write_videos(folder / "videos", args.num_videos)
+    starts = range(0, args.num_queries * WORDS, WORDS)
+    queries = [" ".join(words[(start + i) % len(words)] for i in range(WORDS - 1)) for start in starts]
+    few = build_searches(videos[:CHECKED_VIDEOS], folder / "model", folder / "checked", args.device, "float32")
+    check_searches(few, queries, TOLERANCE if args.device == "cpu" else TF32_TOLERANCE)
+    searches = build_searches(videos, folder / "model", folder / "indexes", args.device)
+    return searches, queries[:1]
 
 
 def keep(model: UMTVideoTextForRetrieval, pixels: torch.Tensor, batch_size: int) -> dict[str, torch.Tensor]:
@@ -172,6 +211,16 @@ def time_calls(match: Callable[[torch.Tensor], torch.Tensor], text: torch.Tensor
     for _ in range(count):
         match(text)
     synchronize(text.device)
+    return (time.perf_counter() - start) / count
+
+
+def time_search(search: Search, query: str, count: int, device: torch.device) -> float:
+    """Seconds of a search with its re-ranking, the mean over some times."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(count):
+        search(query)
+    synchronize(device)
     return (time.perf_counter() - start) / count
 
 

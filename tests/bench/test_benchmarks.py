@@ -507,20 +507,28 @@ def test_forward_compares_the_same_work():
 
 
 def test_rerank_writes_a_row_for_each_way(tmp_path, monkeypatch):
+    pytest.importorskip("lancedb")
     from benchmarks.rerank import run as rerank
+    from benchmarks.rerank import through_index
 
     monkeypatch.setattr(rerank, "STRETCH_SECONDS", 0.01)
+    monkeypatch.setattr(through_index, "NUM_FRAMES", 8)
     sizes = ["--sizes", "tiny", "--num_videos", "6", "--num_queries", "2", "--batch_size", "4", "--repeats", "2"]
     rows = read_report(rerank.main([*sizes, "--output_dir", str(tmp_path), "--name", "here"]), "rerank")["rows"]
     assert [row["way"] for row in rows] == [
-        rerank.VIDEOS, rerank.TOKENS, rerank.HALF_TOKENS, rerank.KEYS, rerank.HALF_KEYS
+        rerank.VIDEOS, rerank.TOKENS, rerank.HALF_TOKENS, rerank.KEYS, rerank.HALF_KEYS, *through_index.STORES
     ]  # fmt: skip
-    again, tokens, half_tokens, keys, half_keys = rows
+    again, tokens, half_tokens, keys, half_keys, searched, from_tokens, from_keys = rows
     assert again["speed"]["samples"] == [1, 1] and again["bytes_per_video"] == 0
     # 4 frames of 16 patches, and one fusion layer of width 128.
     assert tokens["bytes_per_video"] == 2 * half_tokens["bytes_per_video"] == 4 * 64 * TINY.student.width
     assert keys["bytes_per_video"] == 2 * half_keys["bytes_per_video"] == 4 * 64 * 2 * 128
-    assert min(row["speed"]["median"] for row in rows[1:]) > 1
+    assert min(row["speed"]["median"] for row in rows[1:5]) > 1
+    assert searched["speed"]["samples"] == [1, 1] and searched["bytes_per_video"] == 0
+    assert from_tokens["bytes_per_video"] == half_tokens["bytes_per_video"]
+    assert from_keys["bytes_per_video"] == half_keys["bytes_per_video"]
+    for row in (from_tokens, from_keys):
+        assert row["speed"]["median"] > 1 and 0 < row["agreement"]["largest_difference"] < 0.01
     for row in (tokens, keys):
         assert row["agreement"]["largest_difference"] < 1e-5 and row["agreement"]["same_order"]
     assert 0 < half_tokens["agreement"]["largest_difference"] < 0.01
@@ -528,6 +536,11 @@ def test_rerank_writes_a_row_for_each_way(tmp_path, monkeypatch):
         rerank.check_agreement(
             {rerank.VIDEOS: lambda text: text[0, 0], rerank.KEYS: lambda text: text[0, 0] + 1}, torch.ones(1, 1, 3)
         )
+    with pytest.raises(RuntimeError, match="not the same work"):
+        through_index.check_searches(
+            {through_index.SEARCH: lambda query: {"a": 1.0}, through_index.SEARCH_KEYS: lambda query: {"a": 1.1}},
+            ["a"], 1e-5,
+        )  # fmt: skip
 
 
 @pytest.mark.slow

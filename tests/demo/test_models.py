@@ -17,8 +17,10 @@ from umt_hf import UMTVideoForVideoClassification, UMTVideoProcessor, cli
 from umt_hf.demo import space as publishing
 from umt_hf.demo.models import FolderSearcher, TeacherViewer, choose_examples, describe_problem, load_demo_models
 from umt_hf.demo.settings import DemoSettings, name_option
-from umt_hf.inference.search import embed_videos
+from umt_hf.inference.search import VideoTextEncoder, embed_videos
+from umt_hf.inference.video_index import VideoIndex
 from umt_hf.processing.decoding import VideoDecodingError, open_video
+from umt_hf.runs.arguments import KeptTokenArguments
 
 FOLDER = Path(publishing.__file__).parent
 
@@ -113,6 +115,30 @@ def test_an_index_of_moments_says_when(settings, clips, tmp_path):
         with open_video(hit.path) as reader:
             middle = reader.get_frames([round((hit.start_seconds + 0.5) * 8)])[0]
         assert abs(np.asarray(hit.picture).astype(int) - middle).mean() < 1
+
+
+def test_an_index_is_brought_up_to_date_as_it_was_begun(settings, tmp_path):
+    asked = {
+        "num_frames": 2,
+        "dtype": "bfloat16",
+        "tokens": KeptTokenArguments(keep_ratio=0.5, token_selector="random"),
+    }
+    embed_videos([settings.videos], settings.video_text, tmp_path / "index", **asked)
+    before = VideoIndex(tmp_path / "index").read_encoder()
+    searcher = FolderSearcher(settings.videos, settings.video_text, str(tmp_path / "index"))
+    assert searcher.search("a red circle") and VideoIndex(tmp_path / "index").read_encoder() == before
+
+
+def test_an_index_that_stores_tokens_is_brought_up_to_date_and_re_ranked_from_them(settings, tmp_path, monkeypatch):
+    embed_videos([settings.videos], settings.video_text, tmp_path / "index", store="tokens", store_dtype="float32")
+    embed_videos([settings.videos], settings.video_text, tmp_path / "plain")
+    stored, plain = (
+        FolderSearcher(settings.videos, settings.video_text, str(tmp_path / n)) for n in ("index", "plain")
+    )
+    query = "a red circle moving left"
+    expected = [hit.path for hit in plain.search(query, rerank=True)]
+    monkeypatch.setattr(VideoTextEncoder, "encode_videos", None)  # nothing is encoded again
+    assert [hit.path for hit in stored.search(query, rerank=True)] == expected
 
 
 def test_questions_need_words(models, clips):

@@ -103,6 +103,9 @@ _WITHOUT_RUNTIMES = (
         "needs the extra export; `make test-extras` runs it",
     )
 )
+_WITHOUT_RAY = (
+    {} if importlib.util.find_spec("ray") else {"import os\n\nimport ray": "needs ray; `make test-extras` runs it"}
+)
 NOT_RUN = {
     "any page": {
         "git clone": "needs a network",
@@ -125,6 +128,10 @@ NOT_RUN = {
         "umt-hf finetune detection --config detection_ava": "needs AVA's files",
     },
     "docs/precision.md": _WITHOUT_BITSANDBYTES,
+    "docs/search.md": {
+        "import multiprocess": "loads the package in two more processes; tests/unit/inference/test_batches.py runs it",
+        **_WITHOUT_RAY,
+    },
     "docs/hub.md": {
         "umt-hf push": _LOOPBACK,
         "hf download": _LOOPBACK,
@@ -294,7 +301,8 @@ def run_block(block: Block) -> None:
     if block.language == "python":
         tree = ast.parse(block.text, f"{block.page}:{block.line}")
         if find_reason(block.page, block.text) or find_missing_feature(block.text):
-            tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+            imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+            tree.body = [node for node in imports if not (_WITHOUT_RAY and ast.unparse(node) == "import ray")]
         exec(compile(tree, f"{block.page}:{block.line}", "exec"), {})
     elif block.language == "bash":
         for words in split_commands(block.text):

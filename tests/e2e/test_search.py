@@ -147,7 +147,7 @@ def clean(output: str) -> str:
     return re.sub(r"[\s│]+", " ", output)
 
 
-@pytest.mark.parametrize("windows", [[], ["--window", "2", "--stride", "1"]])
+@pytest.mark.parametrize("windows", [[], ["--window", "2", "--stride", "1", "--store", "keys"]])
 def test_killed_run_goes_on_from_its_last_commit(model, videos, tmp_path, windows):
     """SIGKILL once a few are there; the processor reads slowly enough for that."""
     index = tmp_path / "index"
@@ -162,6 +162,8 @@ def test_killed_run_goes_on_from_its_last_commit(model, videos, tmp_path, window
     assert (report["num_unchanged"], report["num_encoded"]) == (len(kept), 38 - len(kept))
     embed(videos, "--model", model, "--out", tmp_path / "whole", *windows)
     assert_same_vectors(index, tmp_path / "whole")
+    if "--store" in windows:
+        assert_same_states(index, tmp_path / "whole")
 
 
 def assert_same_vectors(first: Path, second: Path) -> None:
@@ -170,7 +172,24 @@ def assert_same_vectors(first: Path, second: Path) -> None:
     np.testing.assert_allclose(list(ours.values()), list(expected.values()), atol=1e-6)
 
 
-@pytest.mark.parametrize("windows", [[], ["--window", "2", "--stride", "1"]])
+def assert_same_states(first: Path, second: Path) -> None:
+    """What is stored for re-ranking is there once for each row, and the same in half precision."""
+    found = []
+    for index in (first, second):
+        rows = {(row["path"], row["start_seconds"]): row for row in read_rows(index, "stored")}
+        assert len(rows) == VideoIndex(index).measure_stored()[0] == len(read_vectors(index))
+        assert rows.keys() == {(row["path"], row["start_seconds"]) for row in read_rows(index, "videos")}
+        found.append(np.stack([np.frombuffer(rows[key]["states"], np.float16) for key in sorted(rows)]))
+    np.testing.assert_allclose(*found, atol=2e-2, rtol=2e-3)
+
+
+def read_rows(index: Path, table: str) -> list[dict]:
+    import lancedb
+
+    return lancedb.connect(index).open_table(table).to_arrow().to_pylist()
+
+
+@pytest.mark.parametrize("windows", [["--store", "tokens"], ["--window", "2", "--stride", "1"]])
 def test_two_processes_equal_one(model, videos, tmp_path, windows):
     (videos / "bad.mp4").write_bytes(b"no video")
     (videos / "worse.mp4").write_bytes(b"")
@@ -181,6 +200,8 @@ def test_two_processes_equal_one(model, videos, tmp_path, windows):
     assert json.loads(result.stdout) == one
     assert [len(one["skipped"]), one["num_encoded"]] == [2, 8]
     assert_same_vectors(tmp_path / "one", tmp_path / "two")
+    if "--store" in windows:
+        assert_same_states(tmp_path / "one", tmp_path / "two")
     skipped = [VideoIndex(tmp_path / name).read_skipped() for name in ("one", "two")]
     assert skipped[0] == skipped[1] and len(skipped[0]) == 2
 

@@ -81,8 +81,12 @@ def test_the_commands_read_and_write_there(variables, shapes, tmp_path, monkeypa
     address = f"s3://{BUCKET}/commands"
     for expected in (3, 0):
         words = ["embed", *videos, "--model", str(model), "--out", address, "--num-workers", "0", "--json"]
+        words += ["--store", "keys"]
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout.splitlines()[-1])["num_encoded"] == expected
     result = CliRunner().invoke(app, ["search", address, QUERY, "--json"])
     assert sorted(hit["path"] for hit in json.loads(result.stdout)) == videos
+    result = CliRunner().invoke(app, ["search", address, QUERY, "--json", "--rerank"])
+    assert result.exit_code == 0 and "encodes" not in result.stderr
+    assert sorted(hit["path"] for hit in json.loads(result.stdout) if hit["matching_score"] is not None) == videos

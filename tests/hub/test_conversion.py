@@ -146,6 +146,12 @@ def test_a_file_tells_what_it_is_by_its_name(tiny, here):
     (here / "umt-vit-b16" / "stale.txt").write_text("old")
     convert("mine.pth", "umt-vit-b16", "--overwrite")
     assert not (here / "umt-vit-b16" / "stale.txt").exists() and (here / "umt-vit-b16" / "config.json").exists()
+    (here / "photos").mkdir()
+    (here / "photos" / "a.jpg").write_bytes(b"mine")
+    for place, message in (("photos", "holds something else"), (".", "written over what it is made from")):
+        options = ["mine.pth", "umt-vit-b16", "--output", place, "--overwrite"]
+        assert message in convert(*options, exit_code=2)
+    assert (here / "photos" / "a.jpg").exists() and (here / "mine.pth").exists()
 
 
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, None])

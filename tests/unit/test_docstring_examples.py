@@ -22,6 +22,8 @@ MAX_COLUMNS, MAX_LINES = 80, 16
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 NEEDS = {
     "embed_videos": "lancedb",
+    "list_new_videos": "lancedb",
+    "write_rows": "lancedb",
     "VideoIndex": "lancedb",
     "VideoSearcher": "lancedb",
     "ExportedVideoModel": "onnxruntime",
@@ -34,6 +36,7 @@ MAIN_FUNCTIONS = {
     "evaluation.metrics.ranks": ("compute_ranks",),
     "hub_cards.convert_umt_checkpoint": ("build_published_config", "describe_checkpoint"),
     "inference.features": ("extract_features", "load_encoder", "save_features"),
+    "inference.batches": ("list_new_videos", "write_rows"),
     "inference.export": ("export_model",),
     "inference.streaming": ("stream_features", "stream_labels"),
     "modeling.losses_umt": ("mlm_loss", "sample_mlm_corruption", "uta_loss", "vtc_loss", "vtm_loss"),

@@ -444,6 +444,16 @@ def embed(
     ] = 1000,
     window: Window = None,
     stride: Stride = None,
+    store: Annotated[
+        Literal["none", "tokens", "keys"],
+        typer.Option(
+            help="What is stored of each row for --rerank, which then encodes no video: the encoder's tokens, or the "
+            "larger and quicker keys and values of the fusion layers."
+        ),
+    ] = "none",
+    store_dtype: Annotated[
+        Literal["float16", "float32"] | None, typer.Option(help="Precision in which it is stored; default: float16.")
+    ] = None,
     keep_ratio: KeepRatio = None,
     token_selector: TokenSelector = None,
     teacher: ChoosingTeacher = None,
@@ -481,6 +491,8 @@ def embed(
             dtype=dtype,
             torch_compile=torch_compile,
             dataloader_timeout_seconds=dataloader_timeout_seconds,
+            store=store,
+            store_dtype=store_dtype,
         )
     print_report(report, as_json)
     if report.num_encoded + report.num_unchanged == 0:
@@ -632,11 +644,12 @@ def search(
     """
     from ..inference.moments import save_strips
     from ..inference.search import SearchFilter, VideoSearcher, format_hits
+    from .results import announce
 
     with report_mistakes():
         filters = SearchFilter(path, min_duration, max_duration, after, before)
         convert_model(model, convert)
-        hits = VideoSearcher(index, model).search(query, top_k, rerank, exact, filters)
+        hits = VideoSearcher(index, model, announce=announce).search(query, top_k, rerank, exact, filters)
         typer.echo(json.dumps([asdict(hit) for hit in hits]) if as_json else format_hits(hits))
         if save_frames is not None:
             found = [(hit.path, hit.start_seconds, hit.end_seconds) for hit in hits]
@@ -742,7 +755,7 @@ def stream(
     """
     from ..data.lists.paths import require_video
     from ..inference.streaming import open_answers
-    from .results import report_interruption
+    from .results import report_interruption, until_nobody_reads
 
     count = 0
     with report_interruption(lambda: f"{count} windows were answered."), report_mistakes(), report_unreadable():
@@ -752,8 +765,9 @@ def stream(
         given = sys.stdin.buffer if source == "-" else source
         for answer in open_answers(given, model, window, stride, fps, top_k, protocol, wait_seconds):
             # At once, for whoever reads the other end of a pipe.
-            typer.echo(json.dumps(answer.to_dict()) if as_json else answer.format())
-            sys.stdout.flush()
+            with until_nobody_reads():
+                typer.echo(json.dumps(answer.to_dict()) if as_json else answer.format())
+                sys.stdout.flush()
             count += 1
 
 

@@ -1,6 +1,7 @@
 """Results of many videos on standard output, each as it comes, and what an interrupted command says."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
@@ -40,6 +41,17 @@ def report_interruption(describe: Callable[[], str]) -> Generator[None]:
         raise typer.Exit(130) from None
 
 
+@contextmanager
+def until_nobody_reads() -> Generator[None]:
+    """End quietly where whoever read standard output has gone, such as `head`."""
+    try:
+        yield
+    except BrokenPipeError:
+        # What is buffered goes nowhere; Python would name the closed pipe once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit from None
+
+
 def describe_folder(folder: Path | str) -> str:
     """What an interrupted command has left that goes on by itself."""
     return f"What is in {folder} is complete; the same command goes on from there."
@@ -75,7 +87,7 @@ class ResultPrinter:
                     continue
                 if PartialState().is_main_process:
                     # The bar would stand in the middle of a line.
-                    with tqdm.external_write_mode(file=sys.stdout):
+                    with tqdm.external_write_mode(file=sys.stdout), until_nobody_reads():
                         self._print(video)
                 self.num_labelled += 1
 

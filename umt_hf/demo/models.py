@@ -24,7 +24,7 @@ from ..inference.classification import VideoClassifier
 from ..inference.loading import load_complete_model, load_video_processor, place_model
 from ..inference.moments import cut_moment
 from ..inference.question_answering import VideoAnswerer
-from ..inference.search import VideoSearcher, embed_videos
+from ..inference.search import VideoSearcher, embed_videos, read_embed_options
 from ..inference.video_index import VideoIndex
 from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.masking_umt_video import build_mask
@@ -157,9 +157,7 @@ class FolderSearcher:
             index = os.path.join(self._temporary.name, "index")
         # Only new and changed videos are encoded, so that a kept index makes the start quick.
         kept = VideoIndex(index)
-        moments = (kept.read_encoder().get("moments") if kept.exists() else None) or {}
-        windows = {"window": moments.get("window_seconds"), "stride": moments.get("stride_seconds")}
-        report = embed_videos([videos], model, index, **windows)
+        report = embed_videos([videos], model, index, **(read_embed_options(kept) if kept.exists() else {}))
         self.skipped = report.skipped
         self.num_videos = report.num_in_index
         self.searcher = VideoSearcher(index, model)

@@ -25,8 +25,8 @@ from ..modeling.configuration_umt_video import UMTVideoConfig
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor, build_tokenizer
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.disk import clear_leftovers, put_folder, write_text
-from ..runs.folder import CONVERSION_FILE, UNFINISHED_SUFFIX, collect_versions, hash_source
+from ..runs.disk import clear_leftovers, put_folder, require_replaceable, write_text
+from ..runs.folder import CONFIG_FILE, CONVERSION_FILE, UNFINISHED_SUFFIX, collect_versions, hash_source
 from ..runs.hub_access import find_on_hub
 from ..runs.models import VIDEO_TEXT_TASKS
 from ..zoo import ZooEntry, find_entry
@@ -137,13 +137,13 @@ def convert_released_checkpoint(
         tokenizer: Folder or Hub id of a BERT, or a `vocab.txt`, for models with text; by default the zoo's.
         labels: File with the names of the classes; see `read_label_names`.
         max_shard_size: Size of the largest weight file; larger models are split.
-        overwrite: Whether a folder that exists is replaced.
+        overwrite: Whether a converted folder that exists is replaced.
 
     Returns:
         What was done.
 
     Raises:
-        FileExistsError: If the folder exists and is not to be replaced.
+        FileExistsError: If the folder exists and is not to be replaced, holds the checkpoint, or something else.
         OSError: If the file or the tokenizer cannot be had.
         ValueError: If there is no such checkpoint, or file, labels or tokenizer do not fit it; tensors are named.
         RuntimeError: If the folder does not give back what the file holds.
@@ -151,8 +151,7 @@ def convert_released_checkpoint(
     entry, path = resolve_source(source, name)
     output = Path(output_dir or entry.name)
     clear_leftovers(output.parent, (glob.escape(output.name),))  # of an interrupted conversion
-    if output.exists() and not (output.is_dir() and (overwrite or not any(output.iterdir()))):
-        raise FileExistsError(f"{output} exists: choose another folder with --output, or add --overwrite.")
+    require_replaceable(output, overwrite, CONFIG_FILE, [path] if path else [])
     config, task = build_published_config(entry.name)
     if labels is not None:
         _set_label_names(config, entry, labels)

@@ -99,7 +99,9 @@ def load_classifier(
         raise ValueError(
             f"{name}: {model} is an export, whose graph is fixed. Take the model itself, or another export."
         )
-    classifier = VideoClassifier(model, accelerator.device, dtype=chosen, tokens=tokens)
+    # The runtime of an export chooses its device: it may have been built for the CPU alone.
+    device = None if is_export(model) else accelerator.device
+    classifier = VideoClassifier(model, device, dtype=chosen, tokens=tokens)
     if torch_compile:
         compile_model(classifier.model)
     return classifier

@@ -30,7 +30,7 @@ from ..modeling.losses_umt import normalize_features
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..modeling.modeling_umt_video_text import UMTVideoTextModel
 from ..processing.video_processing_umt_video import split_videos
-from ..runs.disk import clear_leftovers, name_unfinished, put_folder, remove_folder, write_text
+from ..runs.disk import clear_leftovers, name_unfinished, put_folder, remove_folder, require_replaceable, write_text
 from ..runs.folder import EXPORT_FILE, collect_versions
 from ..runs.mistakes import UserError, naming_full_disk
 from ..runs.models import DUAL_ENCODERS
@@ -107,14 +107,14 @@ def export_model(
         part: "model": of a classifier the classifier, of stage 2 and retrieval both towers, each a graph, of stage 1
             the encoder; "encoder": the video encoder of any folder; "video" or "text": one tower.
         int8: Whether weights become integers of 8 bits.
-        overwrite: Whether a folder that exists is replaced.
+        overwrite: Whether an export that exists is replaced.
         announce: Gets a line per graph.
 
     Returns:
         What was written, and how far it differs from the model.
 
     Raises:
-        FileExistsError: If the folder exists and is not to be replaced.
+        FileExistsError: If the folder exists and is not to be replaced, or holds something other than an export.
         ImportError: If Transformers is too old or a library is missing.
         OSError: If there is no model, or no processor beside it.
         ValueError: If the model has no such part, or an argument makes no sense.
@@ -130,8 +130,7 @@ def export_model(
     _check_arguments(format, part, int8)
     require_exporters(TRANSFORMERS_FORMATS[format], int8)
     clear_leftovers(folder.parent, (glob.escape(folder.name),))
-    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
-        raise FileExistsError(f"{folder} exists: choose another folder, or add --overwrite.")
+    require_replaceable(folder, overwrite, FACTS_FILE, [model])
     graphs, facts = load_graphs(model, part)
     processor = load_video_text_processor(model) if "text" in graphs else load_video_processor(model)
     unfinished = name_unfinished(folder)
@@ -190,7 +189,13 @@ def load_graphs(model: str | os.PathLike, part: ExportPart) -> tuple[dict[str, n
         ValueError: If the model has no such part.
     """
     model = locate_model(model)
-    name = next(iter(read_model_fields(model).get("architectures") or []), "")
+    fields = read_model_fields(model)
+    name = next(iter(fields.get("architectures") or []), "")
+    if part != "text" and (fields.get("vision_config") or fields).get("keep_ratio", 1) < 1:
+        raise ValueError(
+            f"{model} has a keep_ratio below 1, and the graphs of an export see all tokens: load the model with "
+            "keep_ratio=1, save it to another folder, and export that."
+        )
     facts: dict[str, Any] = {"model_class": name}
     if part == "encoder" or (part == "model" and name in ("UMTVideoModel", "UMTVideoForPreTraining")):
         return {"model": load_encoder(model)[0]}, facts
@@ -397,10 +402,12 @@ class ExportedGraph(nn.Module):
     Args:
         exported: Transformers' `ExportedModel`.
         name: Of the graph.
+        folder: It was read from.
     """
 
-    def __init__(self, exported: Any, name: str = "model"):
+    def __init__(self, exported: Any, name: str = "model", folder: str | os.PathLike = ""):
         super().__init__()
+        self.name_or_path = os.fspath(folder)
         if name not in exported.components:
             raise ValueError(f"This export has no {name}: it holds {', '.join(exported.components)}.")
         self.runner, self.config = exported.runners[name], exported.config
@@ -424,7 +431,7 @@ def load_exported_classifier(folder: str | os.PathLike, device: str | torch.devi
             f"{folder} is an export of the {facts.get('part')} of a {facts.get('model_class')}, not of a classifier: "
             "read it with ExportedVideoModel."
         )
-    graph = ExportedGraph(load_exported(folder, None if device is None else str(device)))
+    graph = ExportedGraph(load_exported(folder, None if device is None else str(device)), folder=folder)
     # Stands for the weights, by which `umt-hf classify --out` knows whether results are of the same model.
     digest = hashlib.blake2b(digest_size=32)
     for file in sorted(path for path in Path(folder).iterdir() if path.suffix in GRAPH_SUFFIXES):

@@ -294,7 +294,9 @@ def describe_kept_tokens(config: Any, teacher: str | None = None) -> dict[str, A
     if config.keep_ratio == 1:
         return None
     record = {name: getattr(config, name) for name in ("keep_ratio", "token_selector", "token_selector_seed")}
-    return record | ({} if teacher is None else {"teacher_name_or_path": teacher})
+    if teacher is not None:  # a folder is the same one from wherever the next command starts
+        record["teacher_name_or_path"] = os.path.abspath(teacher) if os.path.isdir(teacher) else teacher
+    return record
 
 
 def list_class_names(config: PreTrainedConfig) -> list[str]:

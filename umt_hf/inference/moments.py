@@ -5,7 +5,6 @@ A video is read piece by piece, so that an hour of it is never held.
 Legend: W windows, T frames of a window, D projection width.
 """
 
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,13 +21,13 @@ from transformers.video_utils import VideoMetadata
 from ..data.video_files import SkippedVideo, VideoFile, split_name
 from ..processing.decoding import VideoDecodingError, VideoReader, VideoSource, open_video
 from ..processing.video_processing_umt_video import UMTVideoProcessor
-from ..runs.disk import name_unfinished, put_file, write_text
+from ..runs.disk import name_unfinished, put_file
 from ..runs.mistakes import naming_full_disk
 from .engine import read_ahead
 
 STRIP_FRAMES = 6
 STRIP_HEIGHT = 160
-STRIPS_FILE = ".strips.json"
+STRIP_COMMENT = "A strip of umt-hf search"  # by which later searches know them
 EPSILON = 1e-6  # seconds; times of frames are multiples of a rate, and windows of a decimal number
 CHANGED = "It changed while it was read; start the command again once it is complete."
 
@@ -493,7 +492,7 @@ def save_strips(
 
     Args:
         found: Path, start and end of each, best first.
-        folder: Made if need be. Files are named by rank, name and second; `.strips.json` says which ones they are.
+        folder: Made if need be. Files are named by rank, name and second; a comment in them says what they are.
 
     Returns:
         Files written, and the videos that cannot be read, with the reasons.
@@ -503,16 +502,13 @@ def save_strips(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("*.jpg"):
+        if _is_strip(file):
+            file.unlink()
     names = {}
     for rank, (path, start, end) in enumerate(found, start=1):
         at = "" if start is None else f"-{start:.1f}s"
         names[f"{rank:02d}-{split_name(path)[0]}{at}.jpg"] = (path, start, end)
-    listing = folder / STRIPS_FILE
-    earlier = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else []
-    # Before they are written, so that those of a killed call go too.
-    write_text(listing, json.dumps(sorted({*earlier, *names}), indent=1) + "\n")
-    for name in earlier:
-        (folder / Path(name).name).unlink(missing_ok=True)
     written, skipped = [], []
     for name, (path, start, end) in names.items():
         try:
@@ -522,8 +518,16 @@ def save_strips(
             continue
         file = folder / name
         with naming_full_disk(file):
-            strip.save(name_unfinished(file), "JPEG", quality=90)
+            strip.save(name_unfinished(file), "JPEG", quality=90, comment=STRIP_COMMENT)
             put_file(name_unfinished(file), file)
         written.append(file)
-    write_text(listing, json.dumps([file.name for file in written], indent=1) + "\n")
     return written, skipped
+
+
+def _is_strip(file: Path) -> bool:
+    """Whether `save_strips` has written a picture."""
+    try:
+        with Image.open(file) as picture:
+            return picture.info.get("comment") == STRIP_COMMENT.encode()
+    except OSError:  # something else
+        return False

@@ -3,7 +3,8 @@
     umt-hf embed videos/ --model outputs/retrieval --out index
     umt-hf search index "a red circle moving left" --rerank
 
-With `--window 4 --stride 2` the index has a row per moment of 4 seconds, and a search says when in a video.
+With `--window 4 --stride 2` the index has a row per moment of 4 seconds, and a search says when in a video. With
+`--store tokens`, or keys, it has what re-ranking needs, which otherwise reads and encodes videos again.
 
 Legend: B videos, T frames, D projection width.
 
@@ -12,7 +13,8 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.2: contrast finds, t
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import cached_property
@@ -29,7 +31,7 @@ from transformers.video_utils import VideoInput, VideoMetadata
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.losses_umt import normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
-from ..processing.decoding import VideoDecodingError
+from ..processing.decoding import VideoDecodingError, VideoSource
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.arguments import KeptTokenArguments
 from ..runs.model_names import find_released
@@ -66,8 +68,28 @@ from .moments import (
     read_moments,
     resolve_moments,
 )
+from .reranking import (
+    TOO_LARGE,
+    StoredDType,
+    StoredKind,
+    StoreSettings,
+    build_stored_row,
+    explain_encoding,
+    format_bytes,
+    match_stored,
+    read_store,
+    resolve_store,
+)
 from .starts import require_start
-from .video_index import ROWS_PER_COMMIT, VECTOR_COLUMN, RowWriter, SearchFilter, VideoIndex, require_lancedb
+from .video_index import (
+    ROWS_PER_COMMIT,
+    STATES_COLUMN,
+    VECTOR_COLUMN,
+    RowWriter,
+    SearchFilter,
+    VideoIndex,
+    require_lancedb,
+)
 
 RERANKED_VIDEOS = 32
 RERANK_BATCH_SIZE = 8
@@ -87,6 +109,7 @@ class EmbedReport:
         num_in_index: Videos in it now.
         skipped: Videos that could not be read in this run.
         num_moments: Moments of them in it; `None` if its rows are complete videos.
+        stored_bytes: What it stores for re-ranking, in all; `None` if that is nothing.
     """
 
     num_encoded: int
@@ -94,6 +117,7 @@ class EmbedReport:
     num_in_index: int
     skipped: tuple[SkippedVideo, ...]
     num_moments: int | None = None
+    stored_bytes: int | None = None
 
     def format(self) -> str:
         """Write it as lines for people, each skipped video with its reason."""
@@ -102,6 +126,8 @@ class EmbedReport:
             f"{self.num_encoded} encoded, {self.num_unchanged} unchanged, {len(self.skipped)} skipped; "
             f"{self.num_in_index} in the index{moments}"
         ]
+        if self.stored_bytes:
+            lines.append(f"{self.stored_bytes:,} bytes ({format_bytes(self.stored_bytes)}) stored for re-ranking")
         return "\n".join(lines + [f"skipped {video.path}: {video.reason}" for video in self.skipped])
 
 
@@ -155,6 +181,22 @@ class VideoBatch:
     skipped: list[SkippedVideo]
 
 
+def find_dual_encoder(model: str | os.PathLike) -> str:
+    """Full path, or Hub id, of a model that encodes videos and texts.
+
+    Args:
+        model: Folder, Hub id, or the name of a released checkpoint.
+
+    Raises:
+        OSError: If there is no such folder or repository.
+        ValueError: If it is another kind of model.
+    """
+    name = find_released(model)
+    name = os.path.abspath(name) if Path(name).is_dir() else name
+    require_start(name, UMTVideoTextForRetrieval.__name__, DUAL_ENCODERS)
+    return name
+
+
 class VideoTextEncoder:
     """A UMT video-text model and its processor, ready to encode.
 
@@ -179,9 +221,7 @@ class VideoTextEncoder:
         tokens: KeptTokenArguments | None = None,
         dtype: torch.dtype = torch.float32,
     ):
-        name = find_released(model)
-        self.name = os.path.abspath(name) if Path(name).is_dir() else name
-        require_start(self.name, UMTVideoTextForRetrieval.__name__, DUAL_ENCODERS)
+        self.name = find_dual_encoder(model)
         self.processor = load_video_text_processor(self.name)
         loaded = load_with_report(
             UMTVideoTextForRetrieval,
@@ -214,7 +254,11 @@ class VideoTextEncoder:
         }
 
     def read_batches(
-        self, files: Sequence[VideoFile], batch_size: int, num_workers: int | None = 0
+        self,
+        files: Sequence[VideoFile],
+        batch_size: int,
+        num_workers: int | None = 0,
+        sources: Mapping[str, VideoSource] | None = None,
     ) -> Iterable[VideoBatch]:
         """Read videos in order, one view each.
 
@@ -222,8 +266,9 @@ class VideoTextEncoder:
             files: What to read.
             batch_size: Videos of a batch; those that cannot be read leave it smaller.
             num_workers: Processes that read ahead; 0: this one reads.
+            sources: What is read in place of a path, such as the bytes of a video.
         """
-        reader = _VideoReads(files, self.processor, self.num_frames)
+        reader = _VideoReads(files, self.processor, self.num_frames, sources)
         batches = [range(start, min(start + batch_size, len(files))) for start in range(0, len(files), batch_size)]
         paths = [file.path for file in files]
         return read_ahead(reader, batches, num_workers, videos=paths, collate_fn=_collate)
@@ -270,6 +315,8 @@ def embed_videos(
     dtype: DType | None = None,
     torch_compile: bool = False,
     dataloader_timeout_seconds: int = TIMEOUT_SECONDS,
+    store: StoredKind | None = None,
+    store_dtype: StoredDType | None = None,
 ) -> EmbedReport:
     """Put videos into an index, which is made or added to; only new and changed files are encoded.
 
@@ -293,6 +340,9 @@ def embed_videos(
         dtype: What the model is computed in; default: bfloat16 on a GPU that has it, float32 elsewhere.
         torch_compile: Whether the video tower is compiled by `torch.compile`.
         dataloader_timeout_seconds: For which reading processes may give nothing; 0: for ever.
+        store: What is stored of each row for re-ranking: "tokens" of the encoder, or the "keys" and values that the
+            fusion layers make of them, which are larger and quicker; default: nothing.
+        store_dtype: Precision in which it is stored, "float16" or "float32"; default: "float16".
 
     Returns:
         What was done, the same in all processes.
@@ -310,7 +360,7 @@ def embed_videos(
         4 encoded, 0 unchanged, 0 skipped; 4 in the index
     """
     require_lancedb()
-    windows = resolve_moments(window, stride)
+    windows, stored = resolve_moments(window, stride), resolve_store(store, store_dtype)
     for name, count in {"num_frames": num_frames, "batch_size": batch_size, "shard_size": shard_size}.items():
         require_count(name, count)
     # One process may get the long videos; the others wait.
@@ -318,8 +368,7 @@ def embed_videos(
     chosen = choose_dtype(dtype, accelerator.device, accelerator.mixed_precision)
     encoder = VideoTextEncoder(model, num_frames, accelerator.device, tokens=tokens, dtype=chosen)
     index = VideoIndex(folder)
-    moments = None if windows is None else asdict(windows)
-    description = encoder.describe() | {"mixed_precision": accelerator.mixed_precision, "moments": moments}
+    description = describe_index(encoder, windows, stored, accelerator.mixed_precision)
     if torch_compile:
         compile_model(encoder.model)
     # Vectors of two encoders cannot be compared, and nothing in a vector shows whose it is.
@@ -335,21 +384,57 @@ def embed_videos(
             announce(f"{len(files):,} videos found, {len(plan[0][0]):,} of them new or changed.")
     new, num_files, missing = broadcast_object_list(plan)[0]
     share = new[accelerator.process_index :: accelerator.num_processes]
-    run = inference_run(announce if accelerator.is_main_process else None, dataloader_timeout_seconds)
-    with run, tqdm(total=len(share), unit="video", disable=not accelerator.is_main_process) as progress:
-        if windows is None:
-            encoded = _encode_videos(encoder, encoder.read_batches(share, batch_size, num_workers), accelerator)
-        else:
-            encoded = _encode_moments(encoder, share, windows, batch_size, num_workers, accelerator)
-        skipped = _write_share(encoded, RowWriter(index, shard_size), progress)
+    say = announce if accelerator.is_main_process else None
+    work = RowEncoder(encoder, stored, accelerator.autocast)
+    with inference_run(say, dataloader_timeout_seconds):
+        encoded = announce_size(work.encode(share, windows, batch_size, num_workers), len(new), windows, say)
+        with tqdm(total=len(share), unit="video", disable=not accelerator.is_main_process) as progress:
+            skipped = _write_share(encoded, RowWriter(index, shard_size), progress)
     skipped = sorted(missing + gather_object(skipped), key=lambda video: video.path)
     total: list[Any] = [None]
     if accelerator.is_main_process:
-        total = [(index.finish(skipped), index.count_rows())]
-    num_videos, num_rows = broadcast_object_list(total)[0]
+        total = [_finish_index(index, skipped, windows is not None, stored is not None)]
     num_encoded = len(new) - (len(skipped) - len(missing))
-    num_moments = None if windows is None else num_rows
-    return EmbedReport(num_encoded, num_files - len(new), num_videos, tuple(skipped), num_moments)
+    num_videos, num_moments, stored_bytes = broadcast_object_list(total)[0]
+    return EmbedReport(num_encoded, num_files - len(new), num_videos, tuple(skipped), num_moments, stored_bytes)
+
+
+def _finish_index(
+    index: VideoIndex, skipped: Sequence[SkippedVideo], has_moments: bool, has_stored: bool
+) -> tuple[int, int | None, int | None]:
+    """Bring the index up to date, and count its videos, moments, and bytes stored for re-ranking."""
+    num_videos = index.finish(skipped)
+    num_moments = index.count_rows() if has_moments else None
+    return num_videos, num_moments, index.measure_stored()[1] if has_stored else None
+
+
+def describe_index(
+    encoder: VideoTextEncoder,
+    windows: WindowSettings | None,
+    store: StoreSettings | None = None,
+    mixed_precision: str = "no",
+) -> dict[str, Any]:
+    """What an index is made with, all of which must stay.
+
+    Args:
+        encoder: Of its vectors.
+        windows: Of moments; `None` where a row is a complete video.
+        store: What is stored for re-ranking; `None` = nothing.
+        mixed_precision: Accelerate's.
+
+    Raises:
+        ValueError: If something is to be stored that the model has no use for.
+    """
+    if store is not None and not encoder.has_matching_head:
+        raise ValueError(
+            f"{encoder.name} has no matching head, which alone would use what is stored; leave out store, or use a "
+            "retrieval model."
+        )
+    return encoder.describe() | {
+        "mixed_precision": mixed_precision,
+        "moments": None if windows is None else asdict(windows),
+        "stored": None if store is None else asdict(store),
+    }
 
 
 class VideoSearcher:
@@ -360,6 +445,7 @@ class VideoSearcher:
         model: Where the model that built it is now; default: where it was then.
         device: Where the model runs; default: the process's accelerator, or CPU.
         attn_implementation: "sdpa", "eager", ...; default: Transformers' choice.
+        announce: Gets a line where re-ranking encodes videos, since the index does not store what it needs.
 
     Raises:
         ImportError: If LanceDB is not installed.
@@ -381,10 +467,12 @@ class VideoSearcher:
         model: str | os.PathLike | None = None,
         device: str | torch.device | None = None,
         attn_implementation: str | None = None,
+        announce: Callable[[str], object] | None = None,
     ):
         index = VideoIndex(folder)
         built = index.read_encoder()
         self.table = index.load()
+        self.stored, self.announce = read_store(built), announce
         self.has_moments = built.get("moments") is not None
         tokens = read_kept_tokens(built)
         self.encoder = VideoTextEncoder(
@@ -407,8 +495,9 @@ class VideoSearcher:
         Args:
             query: What they show.
             top_k: Videos wanted.
-            rerank: Whether the matching head looks at the frames of the 32 most similar videos (of `top_k`, if that is
-                more), or of the best moment of each, and sorts them.
+            rerank: Whether the matching head looks at the 32 most similar videos (of `top_k`, if that is more), or at
+                the best moment of each, and sorts them: at what the index stores of them, or at their frames, which
+                are read and encoded again.
             exact: Whether the query is compared with all vectors of a large index too; see docs/search.md.
             filters: Which videos are searched; default: all.
 
@@ -425,13 +514,14 @@ class VideoSearcher:
         vector, tokens = self.encoder.encode_text(query)
         # Re-ranking needs more candidates than it returns.
         count = max(top_k, RERANKED_VIDEOS) if rerank else top_k
-        hits = self._find_videos(vector.cpu().numpy(), count, exact, filters)
-        return self._rerank(hits, tokens)[:top_k] if rerank else hits
+        found = self._find_videos(vector.cpu().numpy(), count, exact, filters)
+        hits = [build_hit(rows) for rows in found]
+        return self._rerank(hits, [rows[0] for rows in found], tokens)[:top_k] if rerank else hits
 
     def _find_videos(
         self, vector: np.ndarray, count: int, exact: bool, filters: SearchFilter | None
-    ) -> list[SearchHit]:
-        """The videos with the best rows, each once."""
+    ) -> list[list[dict[str, Any]]]:
+        """The videos with the best rows, each with those of its rows that were found, best first."""
         num_rows = count * (2 * MOMENTS_PER_VIDEO if self.has_moments else 1)
         while True:
             rows = self.table.find_nearest(vector, num_rows, exact, filters)
@@ -445,18 +535,24 @@ class VideoSearcher:
             if num_rows >= ENOUGH_ROWS and len(found) >= self._num_videos:
                 break
             num_rows *= 4
-        return [build_hit(own) for own in list(found.values())[:count]]
+        return list(found.values())[:count]
 
     @cached_property
     def _num_videos(self) -> int:
         return len(self.table.list_paths())
 
-    def _rerank(self, hits: list[SearchHit], text_tokens: torch.Tensor) -> list[SearchHit]:
-        """Sort hits by the matching head's opinion of frames read now."""
-        # Frames are read anew, since an index of all tokens would be about a thousand times as large.
+    def _rerank(self, hits: list[SearchHit], rows: list[dict[str, Any]], text_tokens: torch.Tensor) -> list[SearchHit]:
+        """Sort hits by the matching head's opinion of their best rows, from what is stored or from frames read now."""
         matching: dict[str, float] = {}
         reasons: dict[str, str] = {}
-        for batch in self._read_again(hits):
+        if self.stored is not None:
+            for start in range(0, len(rows), RERANK_BATCH_SIZE):
+                part = rows[start : start + RERANK_BATCH_SIZE]
+                matching |= match_stored(self.table.index, self.stored, self.encoder.model, part, text_tokens)
+        rest = [hit for hit in hits if hit.path not in matching]
+        if rest and self.announce is not None:
+            self.announce(explain_encoding(len(rest), self.stored))
+        for batch in self._read_again(rest):
             reasons.update({video.path: video.reason for video in batch.skipped})
             if batch.pixel_values is not None:
                 _, video_tokens = self.encoder.encode_videos(batch.pixel_values)
@@ -489,6 +585,21 @@ def read_kept_tokens(built: dict[str, Any]) -> KeptTokenArguments:
     """Which tokens the encoder of an index saw, from its description; all where it says nothing."""
     kept = built.get("kept_tokens") or {"keep_ratio": 1.0}
     return KeptTokenArguments(**{name: value for name, value in kept.items() if name != "token_selector_seed"})
+
+
+def read_embed_options(index: VideoIndex) -> dict[str, Any]:
+    """What `embed_videos` was asked for when an index was begun, so that another call may add to it."""
+    built = index.read_encoder()
+    moments, stored = built.get("moments") or {}, built.get("stored") or {}
+    return {
+        "num_frames": built["num_frames"],
+        "window": moments.get("window_seconds"),
+        "stride": moments.get("stride_seconds"),
+        "tokens": read_kept_tokens(built),
+        "dtype": built.get("dtype"),
+        "store": stored.get("what"),
+        "store_dtype": stored.get("dtype"),
+    }
 
 
 def build_hit(rows: Sequence[dict[str, Any]]) -> SearchHit:
@@ -537,67 +648,157 @@ def _format_seconds(moment: SearchHit | FoundMoment) -> str:
     return f"{moment.start_seconds:8.1f}-{moment.end_seconds:8.1f}"
 
 
-def _write_share(
-    encoded: Iterable[tuple[list[dict[str, Any]], list[SkippedVideo], int]], writer: RowWriter, progress: tqdm
-) -> list[SkippedVideo]:
+@dataclass
+class EncodedRows:
+    """What a batch gives.
+
+    Attributes:
+        rows: Of the index, all of each video.
+        skipped: Videos that have no place in it.
+        stored: What is stored for re-ranking, of these rows or of rows that come later.
+        num_videos: Videos that are done.
+    """
+
+    rows: list[dict[str, Any]]
+    skipped: list[SkippedVideo]
+    stored: list[dict[str, Any]]
+    num_videos: int
+
+
+def announce_size(
+    encoded: Iterable[EncodedRows],
+    num_videos: int,
+    windows: WindowSettings | None,
+    announce: Callable[[str], object] | None,
+) -> Iterator[EncodedRows]:
+    """Say how large what is stored will be, once the first of it is there, and hand everything on."""
+    for batch in encoded:
+        if announce is not None and batch.stored:
+            num_bytes = batch.stored[0][STATES_COLUMN].nbytes
+            if windows is None:
+                announce(
+                    f"{num_bytes:,} bytes are stored per video for re-ranking, about "
+                    f"{format_bytes(num_bytes * num_videos)} for {num_videos:,} videos."
+                )
+            else:
+                announce(f"{num_bytes:,} bytes are stored per moment for re-ranking.")
+            announce = None
+        yield batch
+
+
+def _write_share(encoded: Iterable[EncodedRows], writer: RowWriter, progress: tqdm) -> list[SkippedVideo]:
     """Write this process's rows as they come, and give those videos that have no place in the index."""
     skipped: list[SkippedVideo] = []
-    for rows, unusable, num_videos in encoded:
-        writer.write(rows)
-        skipped += unusable
-        progress.update(num_videos)
+    for batch in encoded:
+        writer.write(batch.rows, batch.stored)
+        skipped += batch.skipped
+        progress.update(batch.num_videos)
     writer.flush()
     return skipped
 
 
-def _encode_videos(
-    encoder: VideoTextEncoder, batches: Iterable[VideoBatch], accelerator: Accelerator
-) -> Iterator[tuple[list[dict[str, Any]], list[SkippedVideo], int]]:
-    """Rows of complete videos, videos without one, and how many videos these are, batch by batch."""
-    for batch in batches:
-        with in_model(), without_gradients(encoder.device, is_standalone=True), accelerator.autocast():
-            rows, skipped = _encode_batch(encoder, batch)
-        yield rows, skipped, len(rows) + len(skipped)
+class RowEncoder:
+    """Makes rows of what was read, with what is stored of them.
 
+    Args:
+        encoder: The model.
+        store: What is stored; `None` = nothing.
+        autocast: Within which the model runs.
+        sources: What is read in place of a path, such as the bytes of a video.
+    """
 
-def _encode_moments(
-    encoder: VideoTextEncoder,
-    files: Sequence[VideoFile],
-    windows: WindowSettings,
-    batch_size: int,
-    num_workers: int | None,
-    accelerator: Accelerator,
-) -> Iterator[tuple[list[dict[str, Any]], list[SkippedVideo], int]]:
-    """The same of moments: rows of a video come when all of them are there."""
-    collector = MomentCollector()
-    processor = encoder.processor.video_processor
-    for reads in read_moments(files, processor, windows, batch_size, num_workers, encoder.num_frames):
-        skipped = [video for read in reads if isinstance(read, SkippedVideo) for video in collector.skip(read)]
-        num_videos = len(skipped)
-        rows: list[dict[str, Any]] = []
-        clips = [read for read in reads if isinstance(read, MomentClips)]
-        for video in _collect_moments(encoder, clips, collector, accelerator):
-            num_videos += 1
+    def __init__(
+        self,
+        encoder: VideoTextEncoder,
+        store: StoreSettings | None = None,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        sources: Mapping[str, VideoSource] | None = None,
+    ):
+        self.encoder, self.store, self.autocast, self.sources = encoder, store, autocast, sources
+
+    def encode(
+        self, files: Sequence[VideoFile], windows: WindowSettings | None, batch_size: int, num_workers: int | None = 0
+    ) -> Iterator[EncodedRows]:
+        """Rows of videos, or of moments of them where there are windows, batch by batch; each video once."""
+        if windows is not None:
+            return self._encode_moments(files, windows, batch_size, num_workers)
+        return self._encode_videos(self.encoder.read_batches(files, batch_size, num_workers, self.sources))
+
+    def _encode_videos(self, batches: Iterable[VideoBatch]) -> Iterator[EncodedRows]:
+        """Rows of complete videos."""
+        for batch in batches:
+            encoded = EncodedRows([], list(batch.skipped), [], len(batch.files) + len(batch.skipped))
+            if batch.pixel_values is not None:
+                vectors, states = self._encode(batch.pixel_values)
+                for i, (file, metadata) in enumerate(zip(batch.files, batch.metadata, strict=True)):
+                    own = None if states is None else states[i]
+                    if (reason := self._refuse(vectors[i], own)) is not None:
+                        encoded.skipped.append(SkippedVideo(file.path, reason))
+                        continue
+                    facts = {"num_frames": metadata.total_num_frames, "duration_seconds": metadata.duration}
+                    encoded.rows.append({**asdict(file), **facts, VECTOR_COLUMN: vectors[i]})
+                    encoded.stored += [] if own is None else [build_stored_row(file, None, own)]
+            yield encoded
+
+    def _encode_moments(
+        self, files: Sequence[VideoFile], windows: WindowSettings, batch_size: int, num_workers: int | None
+    ) -> Iterator[EncodedRows]:
+        """The same of moments: rows of a video come when all of them are there, what is stored of them before."""
+        collector = MomentCollector()
+        processor, num_frames = self.encoder.processor.video_processor, self.encoder.num_frames
+        batches = read_moments(files, processor, windows, batch_size, num_workers, num_frames, sources=self.sources)
+        for reads in batches:
+            encoded = EncodedRows([], [], [], 0)
+            for read in reads:
+                if isinstance(read, SkippedVideo):
+                    encoded.skipped += collector.skip(read)
+            clips = [read for read in reads if isinstance(read, MomentClips)]
+            done = self._collect(clips, collector, encoded) if clips else []
+            for video in done:
+                encoded.rows += build_moment_rows(video)
+            encoded.num_videos = len(done) + len(encoded.skipped)
+            yield encoded
+
+    def _collect(
+        self, clips: Sequence[MomentClips], collector: MomentCollector, encoded: EncodedRows
+    ) -> list[MomentRows]:
+        """Encode what was read together, and give the videos that are complete with it."""
+        vectors, states = self._encode(torch.cat([read.pixel_values for read in clips]))
+        done, first = [], 0
+        for read in clips:
+            own = range(first, first + len(read.moments))
+            first = own.stop
+            reasons = [self._refuse(vectors[i], None if states is None else states[i]) for i in own]
+            if (reason := next(filter(None, reasons), None)) is not None:
+                encoded.skipped += collector.skip(SkippedVideo(read.part.file.path, reason))
+                continue
+            video = collector.add(read, vectors[own.start : own.stop])
             if isinstance(video, SkippedVideo):
-                skipped.append(video)
-            elif all(np.isfinite(vector).all() for vector in video.values):
-                rows += build_moment_rows(video)
-            else:
-                skipped.append(SkippedVideo(video.file.path, NOT_FINITE))
-        yield rows, skipped, num_videos
+                encoded.skipped.append(video)
+                continue
+            done += [] if video is None else [video]
+            if states is not None:
+                encoded.stored += [
+                    build_stored_row(read.part.file, moment.start_seconds, states[i])
+                    for i, moment in zip(own, read.moments, strict=True)
+                ]
+        return done
 
+    def _encode(self, pixel_values: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+        """Vectors `(B, D)`, and what is stored of each."""
+        with in_model(), without_gradients(self.encoder.device, is_standalone=True), self.autocast():
+            vectors, tokens = self.encoder.encode_videos(pixel_values)
+            states = None if self.store is None else self.store.compute_states(self.encoder.model, tokens)
+            return vectors.float().cpu().numpy(), states
 
-def _collect_moments(
-    encoder: VideoTextEncoder, clips: Sequence[MomentClips], collector: MomentCollector, accelerator: Accelerator
-) -> list[MomentRows | SkippedVideo]:
-    """Encode what was read together, and give the videos that end with it."""
-    if not clips:
-        return []
-    with in_model(), without_gradients(encoder.device, is_standalone=True), accelerator.autocast():
-        vectors = encoder.encode_videos(torch.cat([read.pixel_values for read in clips]))[0].float().cpu()
-    parts = vectors.split([len(read.moments) for read in clips])
-    done = [collector.add(read, part.numpy()) for read, part in zip(clips, parts, strict=True)]
-    return [video for video in done if video is not None]
+    def _refuse(self, vector: np.ndarray, states: np.ndarray | None) -> str | None:
+        """Why a video or a moment has no place in the index; `None` if it has one."""
+        # NaN compares as false with everything, so that no query could find the video.
+        if not np.isfinite(vector).all():
+            return NOT_FINITE
+        if states is not None and self.store is not None and not np.isfinite(states).all():
+            return TOO_LARGE.format(dtype=self.store.dtype)
+        return None
 
 
 def build_moment_rows(video: MomentRows) -> list[dict[str, Any]]:
@@ -609,27 +810,18 @@ def build_moment_rows(video: MomentRows) -> list[dict[str, Any]]:
     ]
 
 
-def _encode_batch(encoder: VideoTextEncoder, batch: VideoBatch) -> tuple[list[dict[str, Any]], list[SkippedVideo]]:
-    """Rows for the index, and videos that have no place in it."""
-    if batch.pixel_values is None:
-        return [], batch.skipped
-    vectors = encoder.encode_videos(batch.pixel_values)[0].cpu()
-    rows, skipped = [], list(batch.skipped)
-    for file, metadata, vector in zip(batch.files, batch.metadata, vectors, strict=True):
-        # NaN compares as false with everything, so that no query could find the video.
-        if not vector.isfinite().all():
-            skipped.append(SkippedVideo(file.path, NOT_FINITE))
-            continue
-        facts = {"num_frames": metadata.total_num_frames, "duration_seconds": metadata.duration}
-        rows.append({**asdict(file), **facts, VECTOR_COLUMN: vector.numpy()})
-    return rows, skipped
-
-
 class _VideoReads(torch.utils.data.Dataset):
     """Reads one view of each file, or says why it cannot."""
 
-    def __init__(self, files: Sequence[VideoFile], processor: UMTVideoTextProcessor, num_frames: int):
+    def __init__(
+        self,
+        files: Sequence[VideoFile],
+        processor: UMTVideoTextProcessor,
+        num_frames: int,
+        sources: Mapping[str, VideoSource] | None = None,
+    ):
         self.files, self.processor, self.num_frames = files, processor, num_frames
+        self.sources = sources or {}
 
     def __len__(self) -> int:
         return len(self.files)
@@ -638,7 +830,8 @@ class _VideoReads(torch.utils.data.Dataset):
         file = self.files[index]
         options = {"num_frames": self.num_frames, "num_clips": 1, "num_crops": 1, "return_metadata": True}
         try:
-            inputs = self.processor(videos=cast("VideoInput", [file.path]), return_tensors="pt", **options)
+            source = cast("VideoInput", [self.sources.get(file.path, file.path)])
+            inputs = self.processor(videos=source, return_tensors="pt", **options)
         except (VideoDecodingError, OSError) as error:
             return SkippedVideo(file.path, str(error).removeprefix(f"{file.path}: "))
         return file, inputs["video_metadata"][0], inputs["pixel_values"][0]

@@ -2,6 +2,7 @@
 
 INDEX/
   videos.lance/    a row per video, or per moment of one; its schema records which encoder made the vectors
+  stored.lance/    what re-ranking needs of each row, where the index was made so; plain searches never open it
   skipped.lance/   videos that could not be read, and why
 
 A commit is there completely or not at all, also after a kill, and several commands may write at once. Folders of this
@@ -48,7 +49,12 @@ MIN_PROBES = 16
 CANDIDATES, MIN_CANDIDATES = 4, 400  # found by cosine for each row wanted, and at least; then compared exactly
 ATTEMPTS = 12
 REMOTE_ATTEMPTS = 3  # to open a table of object storage, which may not be there
-VIDEOS_TABLE, SKIPPED_TABLE = "videos", "skipped"
+VIDEOS_TABLE, SKIPPED_TABLE, STORED_TABLE = "videos", "skipped", "stored"
+STATES_COLUMN = "states"
+STORED_KEY = ["path", "size_bytes", "modified_ns", "start_seconds"]  # of a row here and in the table of videos
+STORED_BYTES_PER_COMMIT = 2**28
+# Up to which commits of the stored table are joined: joining holds thousands of rows, and writes all of them again.
+JOINED_STORED_BYTES = 2**30
 
 _SETTINGS = b"umt_hf"
 _PATHS_AT_A_TIME = 500
@@ -76,6 +82,20 @@ def build_schema(width: int, settings: dict[str, Any]) -> pa.Schema:
         pa.field(VECTOR_COLUMN, pa.list_(pa.float32(), width), nullable=False),
     ]
     return pa.schema(columns, metadata={_SETTINGS: json.dumps(settings).encode()})
+
+
+def build_stored_schema() -> pa.Schema:
+    """Columns of what is stored of a row for re-ranking: the row's key, a shape, and numbers of that shape."""
+    columns = [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("modified_ns", pa.int64(), nullable=False),
+        pa.field("start_seconds", pa.float64()),
+        pa.field("num_bytes", pa.int64(), nullable=False),
+        pa.field("shape", pa.list_(pa.int32()), nullable=False),
+        pa.field(STATES_COLUMN, pa.large_binary(), nullable=False),
+    ]
+    return pa.schema(columns)
 
 
 @dataclass(frozen=True)
@@ -182,8 +202,8 @@ class VideoIndex:
 
         Raises:
             FileExistsError: If the folder holds something other than an index.
-            ValueError: If the index was built by another encoder, of moments of other lengths, or by an earlier
-                version.
+            ValueError: If the index was built by another encoder, of moments of other lengths, to store something
+                else for re-ranking, or by an earlier version.
         """
         if not self.exists():
             if not self.is_remote and os.path.isdir(self.folder) and not self._is_unused():
@@ -198,6 +218,11 @@ class VideoIndex:
                 raise ValueError(
                     f"{self.folder} holds {describe_moments(built.get(name))} and these would be "
                     f"{describe_moments(encoder[name])}. Use the same window and stride, or a new index folder."
+                )
+            if name == "stored":
+                raise ValueError(
+                    f"{self.folder} stores {describe_stored(built.get(name))} and this would store "
+                    f"{describe_stored(encoder[name])}. Use the same store and store_dtype, or a new index folder."
                 )
             raise ValueError(
                 f"{self.folder} was built by another model: its {name} is {built.get(name)!r} (from "
@@ -233,7 +258,10 @@ class VideoIndex:
         """
         settings = {"format": FORMAT, "encoder": encoder, "versions": collect_versions()}
         skipped = pa.schema([pa.field("path", pa.string(), False), pa.field("reason", pa.string(), False)])
-        schemas = {SKIPPED_TABLE: skipped, VIDEOS_TABLE: build_schema(encoder["projection_dim"], settings)}
+        schemas = {SKIPPED_TABLE: skipped}
+        if encoder.get("stored") is not None:
+            schemas[STORED_TABLE] = build_stored_schema()
+        schemas[VIDEOS_TABLE] = build_schema(encoder["projection_dim"], settings)  # last: then there is an index
         for name, schema in schemas.items():
             self._retry(lambda name=name, schema=schema: self._make_table(name, schema))
         self.check_encoder(encoder)
@@ -263,6 +291,45 @@ class VideoIndex:
         if self._retry(lambda: _count_fragments(self._open_existing(VIDEOS_TABLE))) > self.max_fragments:
             self._optimize()
 
+    def add_stored(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Put in what re-ranking needs of rows, all or none of it; before the rows, so that none is without it.
+
+        Args:
+            rows: Fields of `VideoFile`, `start_seconds` (of a moment) and `states`, an array.
+        """
+        if not rows:
+            return
+        states = [np.ascontiguousarray(row[STATES_COLUMN]) for row in rows]
+        columns = {name: [row[name] for row in rows] for name in STORED_KEY}
+        columns |= {"num_bytes": [own.nbytes for own in states], "shape": [list(own.shape) for own in states]}
+        columns[STATES_COLUMN] = [own.tobytes() for own in states]
+        data = pa.Table.from_pydict(columns, schema=build_stored_schema())
+        self._retry(lambda: self._open_existing(STORED_TABLE).add(data))
+
+    def read_stored(self, rows: Sequence[dict[str, Any]], dtype: str) -> dict[str, np.ndarray]:
+        """What is stored of rows for re-ranking; nothing of other rows is read.
+
+        Args:
+            rows: As `VectorTable.find_nearest` gives them, each of another video.
+            dtype: Precision in which it is stored.
+
+        Returns:
+            Arrays by path, without rows of which nothing is stored.
+        """
+        wanted = {tuple(row[name] for name in STORED_KEY) for row in rows}
+        found = {}
+        for row in self._retry(lambda: self._find_stored(wanted)):
+            states = row[STATES_COLUMN].as_buffer()
+            found[row["path"].as_py()] = np.frombuffer(states, dtype).reshape(row["shape"].as_py())
+        return found
+
+    def measure_stored(self) -> tuple[int, int]:
+        """Rows of which something is stored for re-ranking, and its bytes."""
+        if self._open(STORED_TABLE) is None:
+            return 0, 0
+        sizes = self._retry(lambda: self._open_existing(STORED_TABLE).search().select(["num_bytes"]).to_arrow())
+        return len(sizes), sum(sizes["num_bytes"].to_pylist())
+
     def finish(self, skipped: Sequence[SkippedVideo]) -> int:
         """Bring the index up to date after a command: rows of earlier contents go, lists of vectors are kept up.
 
@@ -272,8 +339,9 @@ class VideoIndex:
         Returns:
             Videos in the index.
         """
-        self._delete(VIDEOS_TABLE, [f"path IN ({names})" for names in _group_names(v.path for v in skipped)])
-        self._delete(VIDEOS_TABLE, self._find_superseded())
+        for name in self._list_tables(VIDEOS_TABLE, STORED_TABLE):
+            self._delete(name, [f"path IN ({names})" for names in _group_names(v.path for v in skipped)])
+            self._delete(name, self._find_superseded(name))
         paths = set(self.list_paths())
         self._record_skipped(skipped, paths)
         self._join_fragments()
@@ -349,7 +417,8 @@ class VideoIndex:
 
     def _is_unused(self) -> bool:
         """Whether nothing but what a command left that was killed while it made the index is in the folder."""
-        return not set(os.listdir(self.folder)) - {f"{VIDEOS_TABLE}.lance", f"{SKIPPED_TABLE}.lance"}
+        tables = (VIDEOS_TABLE, SKIPPED_TABLE, STORED_TABLE)
+        return not set(os.listdir(self.folder)) - {f"{name}.lance" for name in tables}
 
     def _connect(self) -> Any:
         if self._database is None:
@@ -392,6 +461,10 @@ class VideoIndex:
             raise FileNotFoundError(f"{self.folder} is not an index: it has no {name}. `umt-hf embed` makes one.")
         return table
 
+    def _list_tables(self, *names: str) -> list[str]:
+        """Those of some tables that are there."""
+        return [name for name in names if self._open(name) is not None]
+
     def _make_table(self, name: str, schema: pa.Schema) -> None:
         if self._open(name) is None:
             self._tables[name] = self._connect().create_table(name, schema=schema, exist_ok=True)
@@ -414,10 +487,25 @@ class VideoIndex:
         query = table.search().select(list(columns))
         yield from (query if where is None else query.where(where)).to_batches()
 
-    def _find_superseded(self) -> list[str]:
+    def _find_stored(self, keys: set[tuple[Any, ...]]) -> list[dict[str, pa.Scalar]]:
+        """What is stored of the rows with these keys, each once: first where it is, then that alone."""
+        if not keys or (table := self._open(STORED_TABLE)) is None:
+            return []
+        where = " OR ".join(f"path IN ({names})" for names in _group_names({path for path, *_ in keys}))
+        listed = table.search().where(where).select(STORED_KEY).with_row_id(True).to_arrow()
+        places = {key: place for place, key in _list_keys(listed) if key in keys}
+        if not places:
+            return []
+        ids = listed["_rowid"].take(pa.array(list(places.values()))).to_pylist()
+        found = table.take_row_ids(ids).select([*STORED_KEY, "shape", STATES_COLUMN]).to_arrow()
+        # Another command may have joined commits in between, after which ids are those of other rows.
+        places = {key: place for place, key in _list_keys(found) if key in keys}
+        return [{name: found[name][place] for name in found.column_names} for place in places.values()]
+
+    def _find_superseded(self, name: str) -> list[str]:
         """Conditions on rows that others replace: of a video's earlier contents, or another command's copy."""
-        table = self._retry(lambda: self._open_existing(VIDEOS_TABLE))
-        columns = ["path", "size_bytes", "modified_ns", "start_seconds"]
+        table = self._retry(lambda: self._open_existing(name))
+        columns = STORED_KEY
         found = self._retry(lambda: table.search().select(columns).with_row_id(True).to_arrow())
         if not len(found):
             return []
@@ -453,7 +541,9 @@ class VideoIndex:
 
     def _join_fragments(self) -> None:
         """Join what many commits left, those that only deleted rows too."""
-        for name in (VIDEOS_TABLE, SKIPPED_TABLE):
+        for name in self._list_tables(VIDEOS_TABLE, SKIPPED_TABLE, STORED_TABLE):
+            if name == STORED_TABLE and self.measure_stored()[1] > JOINED_STORED_BYTES:
+                continue
             if self._retry(lambda name=name: len(self._open_existing(name).list_versions())) > self.max_fragments:
                 self._optimize(name)
 
@@ -499,7 +589,7 @@ class VideoIndex:
 
 
 class RowWriter:
-    """Gathers rows and puts them into an index, a thousand or half a minute's at a time.
+    """Gathers rows and puts them into an index, a thousand or half a minute's at a time, with what is stored of them.
 
     Args:
         index: Where they go.
@@ -512,18 +602,24 @@ class RowWriter:
     ):
         self.index, self.rows_per_commit, self.seconds_per_commit = index, rows_per_commit, seconds_per_commit
         self._rows: list[dict[str, Any]] = []
+        self._stored: list[dict[str, Any]] = []
+        self._stored_bytes = 0
         self._last = time.monotonic()
 
-    def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Take rows, all of each video."""
+    def write(self, rows: Sequence[dict[str, Any]], stored: Sequence[dict[str, Any]] = ()) -> None:
+        """Take rows, all of each video, and what is stored of these, or of later rows, for re-ranking."""
         self._rows += rows
-        if len(self._rows) >= self.rows_per_commit or time.monotonic() - self._last >= self.seconds_per_commit:
+        self._stored += stored
+        self._stored_bytes += sum(row[STATES_COLUMN].nbytes for row in stored)
+        is_full = len(self._rows) >= self.rows_per_commit or self._stored_bytes >= STORED_BYTES_PER_COMMIT
+        if is_full or time.monotonic() - self._last >= self.seconds_per_commit:
             self.flush()
 
     def flush(self) -> None:
-        """Put in what is there."""
+        """Put in what is there: what is stored of rows before the rows, so that a kill leaves none without it."""
+        self.index.add_stored(self._stored)
         self.index.add(self._rows)
-        self._rows, self._last = [], time.monotonic()
+        self._rows, self._stored, self._stored_bytes, self._last = [], [], 0, time.monotonic()
 
 
 class VectorTable:
@@ -607,6 +703,11 @@ def describe_moments(moments: dict[str, float] | None) -> str:
     return f"moments of {moments['window_seconds']:g} s every {moments['stride_seconds']:g} s"
 
 
+def describe_stored(stored: dict[str, str] | None) -> str:
+    """What an index stores for re-ranking, in words."""
+    return "vectors alone" if stored is None else f"{stored['what']} in {stored['dtype']}"
+
+
 def require_lancedb() -> None:
     """Say how to install LanceDB where it is missing.
 
@@ -615,6 +716,11 @@ def require_lancedb() -> None:
     """
     if find_spec("lancedb") is None:
         raise ImportError("Searching videos needs LanceDB. Install it with `pip install 'umt_hf[search]'`.")
+
+
+def _list_keys(found: pa.Table) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """Rows of a table, by number, with their keys."""
+    return enumerate(zip(*(found[name].to_pylist() for name in STORED_KEY), strict=True))
 
 
 def _build_column(values: list[Any], kind: pa.DataType) -> pa.Array:

@@ -33,6 +33,7 @@ from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..plots import STAGE_2_CURVES, FoundVideo, plot_found_videos, plot_losses
 from ..processing.processing_umt_video_text import UMTVideoTextProcessor
 from ..runs.folder import METRICS_FILE
+from ..runs.preflight import name_folder
 from .render import APPEARANCES, MOTIONS, render_clip, sample_clip, write_video
 
 NUM_QUARTETS = 100
@@ -55,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Command line; `None` = the process's.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/moving_shapes"), help="Folder of the tour.")
+    parser.add_argument(
+        "--output_dir", type=name_folder, default=Path("outputs/moving_shapes"), help="Folder of the tour."
+    )
     parser.add_argument("--seed", type=int, default=0, help="Seed of its data.")
     parser.add_argument("--num_quartets", type=int, default=NUM_QUARTETS, help="Clips rendered with each motion.")
     args = parser.parse_args(arguments)

@@ -23,6 +23,7 @@ from ..modeling.modeling_umt_video import UMTVideoModel
 from ..plots import plot_losses, plot_masks
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import LOSS_PICTURE, METRICS_FILE
+from ..runs.preflight import name_folder
 from ..teachers.clip import UMTTeacher
 
 APPEARANCES, MOTIONS = "appearance", "motion"
@@ -43,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Command line; `None` = the process's.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/moving_shapes"), help="Folder of the tour.")
+    parser.add_argument(
+        "--output_dir", type=name_folder, default=Path("outputs/moving_shapes"), help="Folder of the tour."
+    )
     parser.add_argument("--probe_steps", type=int, default=PROBE_STEPS, help="Optimizer steps of a probe.")
     args = parser.parse_args(arguments)
     measure_probes(args.output_dir, args.probe_steps)

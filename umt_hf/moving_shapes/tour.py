@@ -29,6 +29,7 @@ import typer
 from ..runs.disk import write_text
 from ..runs.folder import CONFIG_FILE, LOSS_PICTURE
 from ..runs.mistakes import end_in_one_line
+from ..runs.preflight import name_folder
 from ..training import stage1, stage2
 from . import caption_search, probes, tiny_clip
 from .render import write_moving_shapes
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/moving_shapes"))
+    parser.add_argument("--output_dir", type=name_folder, default=Path("outputs/moving_shapes"))
     parser.add_argument(
         "--budget",
         choices=list(BUDGETS),

@@ -196,6 +196,42 @@ def open_url(av: Any, url: str, protocol: str, max_frame_pixels: int | None, wai
     return av.open(url, **options, timeout=(wait_seconds, wait_seconds))
 
 
+def describe_address(url: str) -> str:
+    """Why an address is not read as a stream, and what to give."""
+    scheme = urlsplit(url).scheme.lower()
+    if scheme in STREAM_PROTOCOLS:
+        return (
+            f"{url} is an address in a network, which is read only where its protocol is named: give protocol, such "
+            f"as {scheme!r}."
+        )
+    names = ", ".join(sorted(STREAM_PROTOCOLS))
+    return f"{url} is not read: give the path of a file, or an address that begins with one of {names}."
+
+
+def read_packets(av: Any, container: Any, stream: Any) -> Iterator[Any]:
+    """Packets of a stream as they come, and an empty one at its end, which a network that falls silent has too.
+
+    Args:
+        av: The module.
+        container: Open.
+        stream: One of the container's.
+
+    Raises:
+        av.FFmpegError: If something cannot be read, or a network gave nothing at all.
+    """
+    has_begun = False
+    try:
+        for packet in container.demux(stream):
+            has_begun = True
+            yield packet
+    except av.error.ExitError:
+        if not has_begun:
+            raise
+        end = av.Packet()
+        end.stream = stream
+        yield end
+
+
 def _refuse(url: str, *_: object) -> None:
     raise PermissionError(f"a video may not open other files: {url}")
 
@@ -615,6 +651,8 @@ class NamedMedia:
                     f"is refused: it is {kind}, which makes a reader open other files or ports. Give the video that "
                     "it names."
                 ) from error
+            if type(error).__name__ == "ExitError":  # PyAV's time-out, which streams alone have
+                raise self._error("gave nothing in time. Is it sending? A longer wait is `wait_seconds`.") from error
             reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0] or type(error).__name__
             if reason == "Invalid argument" and LIMITS.max_frame_pixels is not None:
                 reason += f"; perhaps its frames have far more than {LIMITS.max_frame_pixels} pixels, the limit"

@@ -55,6 +55,7 @@ from .containers import (
     PyAVFrames,
     build_packet_index,
     choose_stream,
+    describe_address,
     describe_key_frames,
     describe_playlist,
     import_torchcodec,
@@ -63,6 +64,7 @@ from .containers import (
     open_one_way,
     open_url,
     read_orientation,
+    read_packets,
 )
 from .frame_folders import holds_frames, list_frames
 from .images import read_image
@@ -683,10 +685,7 @@ class VideoStream(PyAVFrames):
                 else:
                     is_path = isinstance(source, str | os.PathLike)
                     if is_path and ADDRESS.match(self.name):
-                        raise ValueError(
-                            f"{self.name} is an address in a network, which is read only where its protocol is named: "
-                            f"give protocol, such as {self.name.split(':')[0].lower()!r}."
-                        )
+                        raise ValueError(describe_address(self.name))
                     self._file = OneWayFile(GrowingFile(self.name, wait_seconds) if is_path else source)
                     self._container = open_one_way(self._av, self._file, LIMITS.max_frame_pixels)
                 self._stream = self._choose_stream()
@@ -728,7 +727,7 @@ class VideoStream(PyAVFrames):
         size: tuple[int, int] | None = None
         is_started = False
         with self._named_errors():
-            for packet in self._container.demux(self._stream):
+            for packet in read_packets(self._av, self._container, self._stream):
                 # Whoever comes in between key frames waits for the next one.
                 is_started = is_started or packet.is_keyframe or not packet.size
                 if not is_started:

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -123,6 +123,29 @@ def put_folder(unfinished: Path, final: Path) -> None:
     os.replace(unfinished, final)
     _flush_entries(final.parent)
     remove_folder(replaced)
+
+
+def require_replaceable(folder: Path, overwrite: bool, marker: str, sources: Iterable[str | os.PathLike] = ()) -> None:
+    """Refuse to write a folder over something that would be lost.
+
+    Args:
+        folder: To be written.
+        overwrite: Whether one that was written before is replaced.
+        marker: File that each such folder has.
+        sources: What it is made from.
+
+    Raises:
+        FileExistsError: If it exists and is not to be replaced, holds something else, or what it is made from.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    for source in map(Path, sources):
+        if source.exists() and folder.resolve() in (source.resolve(), *source.resolve().parents):
+            raise FileExistsError(f"{folder} would be written over what it is made from: choose another folder.")
+    if not overwrite or not folder.is_dir():
+        raise FileExistsError(f"{folder} exists: choose another folder, or add --overwrite.")
+    if not (folder / marker).is_file():
+        raise FileExistsError(f"{folder} holds something else, since it has no {marker}: choose another folder.")
 
 
 def remove_folder(folder: Path) -> None:

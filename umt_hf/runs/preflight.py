@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import math
 import tempfile
+from argparse import ArgumentTypeError
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,6 +149,17 @@ def refuse_empty_places(sections: Iterable[Any]) -> None:
             words = value if isinstance(value, list) else [value]
             if own.name in PLACES and any(isinstance(word, str) and not word.strip() for word in words):
                 raise ValueError(f"--{own.name} is empty: give it a name. (Is a variable of the shell not set?)")
+
+
+def name_folder(word: str) -> Path:
+    """A folder as a command line names it, for a parser that has no sections.
+
+    Raises:
+        ArgumentTypeError: If the name is empty.
+    """
+    if not word.strip():
+        raise ArgumentTypeError("it is empty: give it a name. (Is a variable of the shell not set?)")
+    return Path(word)
 
 
 def _is_within(number: float, bounds: str) -> bool:

@@ -1,6 +1,7 @@
 """Exported graphs answer as the model at every shape, with the processor beside them; what is missing is named."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -287,6 +288,64 @@ def test_pickled_exports_want_to_be_trusted(folders, tmp_path):
             load(tmp_path / "out")
 
 
+@pytest.mark.parametrize("place", [".", ".."])
+def test_a_model_is_not_written_over(folders, tmp_path, place, monkeypatch):
+    monkeypatch.setattr(export, "require_exporters", lambda *_: None)
+    model = shutil.copytree(folders["classifier"], tmp_path / "models" / "model")
+    before = sorted(model.iterdir())
+    words = ["export", str(model), "--format", "torch", "--out", str(model / place), "--overwrite"]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 2 and "would be written over what it is made from" in result.output, result.output
+    assert sorted(model.iterdir()) == before
+
+
+@pytest.mark.parametrize("model_class,part", [(UMTVideoForVideoClassification, "model"), (UMTVideoModel, "encoder")])
+def test_graphs_see_all_tokens(model_class, part, tmp_path):
+    model = build_model(model_class)
+    model.config.keep_ratio = 0.5
+    folder = save(model, tmp_path / "half")
+    with pytest.raises(ValueError, match=r"half has a keep_ratio below 1, .* keep_ratio=1, save it"):
+        export.load_graphs(folder, part)
+    save(model_class.from_pretrained(folder, keep_ratio=1.0), tmp_path / "all")
+    assert export.load_graphs(tmp_path / "all", part)[0]
+
+
+class _Answers:
+    """Stands for Transformers' `ExportedModel`: the graph is the model itself."""
+
+    def __init__(self, folder):
+        module = UMTVideoForVideoClassification.from_pretrained(folder).eval()
+        self.components = self.runners = {"model": module}
+        self.config = module.config
+
+
+def test_files_are_labelled_by_an_export(folders, tmp_path, monkeypatch):
+    """The command with --out, which asks more of a model than its answers; on the device that the runtime chooses."""
+    model, clips = folders["classifier"], tmp_path / "clips"
+    clips.mkdir()
+    write_video(clips / "a.mp4", 9, 32, 24)
+    out = shutil.copytree(model, tmp_path / "out")
+    (out / "export.json").write_text(json.dumps({"export_format": "onnx"}))
+    facts = {"model_class": "UMTVideoForVideoClassification", "part": "model"}
+    (out / "umt_export.json").write_text(json.dumps(facts))
+    devices = []
+
+    def load(folder, device=None, **_):
+        devices.append(device)
+        return _Answers(model)
+
+    monkeypatch.setattr(export, "load_exported", load)
+    words = ["classify", str(clips), "--out", str(tmp_path / "labels.jsonl"), "--model", str(out), "--json"]
+    for done in (1, 0):  # the second time nothing is left to do
+        result = CliRunner().invoke(cli.app, [*words, "--num-workers", "0"])
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["num_classified"] == done
+    assert devices == [None, None]
+    (line,) = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    expected = VideoClassifier(model).classify(str(clips / "a.mp4"))
+    assert [label["label"] for label in line["labels"]] == [label.label for label in expected]
+
+
 @needs_exporters
 def test_folders_are_complete_or_as_they_were(folders, tmp_path, monkeypatch):
     require_format("torch")
@@ -295,6 +354,9 @@ def test_folders_are_complete_or_as_they_were(folders, tmp_path, monkeypatch):
     (out / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="choose another folder, or add --overwrite"):
         export_model(folders["classifier"], out, "torch")
+    with pytest.raises(FileExistsError, match=r"holds something else, since it has no umt_export\.json"):
+        export_model(folders["classifier"], out, "torch", overwrite=True)
+    (out / "umt_export.json").write_text("{}")  # as of an earlier export
     monkeypatch.setattr(export, "write_text", lambda *_: (_ for _ in ()).throw(OSError("stopped")))
     with pytest.raises(OSError, match="stopped"):
         export_model(folders["classifier"], out, "torch", overwrite=True)

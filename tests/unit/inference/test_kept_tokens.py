@@ -71,6 +71,14 @@ def test_choices_are_set_on_a_loaded_model(classifier):
     assert keep_tokens(model, KeptTokenArguments(keep_ratio=1.0)) is None
 
 
+def test_a_teacher_is_the_same_one_from_any_folder(classifier, teacher, monkeypatch):
+    """As an index records it, which another command reads where it starts."""
+    choice = KeptTokenArguments(keep_ratio=0.5, token_selector="teacher_saliency", teacher_name_or_path=teacher.name)
+    monkeypatch.chdir(teacher.parent)
+    record = keep_tokens(UMTVideoForVideoClassification.from_pretrained(classifier), choice)
+    assert record is not None and record["teacher_name_or_path"] == str(teacher)
+
+
 def test_choices_that_do_not_fit_are_refused(classifier, teacher, tmp_path):
     model = UMTVideoForVideoClassification.from_pretrained(classifier)
     with pytest.raises(ValueError, match="needs the CLIP that chooses the tokens: set teacher_name_or_path"):

@@ -26,7 +26,7 @@ from umt_hf.inference.moments import (
     resolve_moments,
     save_strips,
 )
-from umt_hf.inference.search import VideoSearcher, VideoTextEncoder, embed_videos
+from umt_hf.inference.search import VideoSearcher, VideoTextEncoder, build_hit, embed_videos
 from umt_hf.moving_shapes.render import FRAMES_PER_SECOND, write_moving_shapes, write_video
 from umt_hf.moving_shapes.variants import write_moments
 from umt_hf.processing.decoding import open_video
@@ -324,7 +324,7 @@ def test_a_long_film_costs_a_search_little(model, num_videos):
     searcher = VideoSearcher.__new__(VideoSearcher)
     searcher.has_moments, searcher.table = True, CountedTable(rows)
     began = time.process_time()
-    hits = searcher._find_videos(np.zeros(8, np.float32), 10, False, None)
+    hits = [build_hit(own) for own in searcher._find_videos(np.zeros(8, np.float32), 10, False, None)]
     taken = time.process_time() - began
     assert [hit.path for hit in hits] == [f"{i}.mp4" for i in range(num_videos)]
     assert all(len(hit.moments) == 5 for hit in hits) and taken < 2, taken
@@ -361,12 +361,15 @@ def test_strips_show_the_frames_of_a_moment(tmp_path, processor):
 
 
 def test_strips_of_an_earlier_search_go_and_other_files_stay(tmp_path):
+    from PIL import Image
+
     write_video(tmp_path / "a.mp4", np.zeros((8, 64, 96, 3), np.uint8))
     strips, path = tmp_path / "strips", str(tmp_path / "a.mp4")
     save_strips([(path, 0.0, 1.0), (path, None, None)], strips)
-    (strips / "01-mine.jpg").write_bytes(b"mine")
+    Image.new("RGB", (8, 8)).save(strips / "01-mine.jpg")
+    (strips / "02-other.jpg").write_bytes(b"no picture")
     save_strips([(path, None, None)], strips)
-    assert sorted(file.name for file in strips.glob("*.jpg")) == ["01-a.jpg", "01-mine.jpg"]
+    assert sorted(file.name for file in strips.iterdir()) == ["01-a.jpg", "01-mine.jpg", "02-other.jpg"]
 
 
 def test_strips_of_videos_with_long_names_are_written(tmp_path):

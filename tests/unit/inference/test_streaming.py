@@ -259,10 +259,37 @@ def serve_once(content: bytes) -> str:
     return f"tcp://127.0.0.1:{server.getsockname()[1]}"
 
 
+def serve_silently(content: bytes) -> tuple[str, threading.Event]:
+    """A socket that sends bytes, and then nothing until it is allowed to end."""
+    server, finished = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def send():
+        connection, _ = server.accept()
+        with connection, server:
+            connection.sendall(content)
+            finished.wait(60)
+
+    threading.Thread(target=send, daemon=True).start()
+    return f"tcp://127.0.0.1:{server.getsockname()[1]}", finished
+
+
 def test_a_socket_is_read_where_its_protocol_is_named(encoder, video):
     url = serve_once(video.read_bytes())
     found = list(stream_features(url, *encoder, 4, 4, protocol="tcp", wait_seconds=10))
     check_equal(found, video, encoder, 4, 4, None)
+
+
+@pytest.mark.parametrize("wait_seconds", [1])
+def test_a_network_that_falls_silent_ends_the_stream(encoder, video, wait_seconds):
+    """With all that came; one from which nothing came is an error that says so."""
+    address, finished = serve_silently(video.read_bytes())
+    found = list(stream_features(address, *encoder, 4, 4, protocol="tcp", wait_seconds=wait_seconds))
+    finished.set()
+    check_equal(found, video, encoder, 4, 4, None)
+    address, finished = serve_silently(b"")
+    with pytest.raises(VideoDecodingError, match=r"gave nothing in time. Is it sending\?"):
+        list(stream_features(address, *encoder, 4, 4, protocol="tcp", wait_seconds=wait_seconds))
+    finished.set()
 
 
 def test_what_a_socket_sends_opens_nothing_else(encoder, video, tmp_path):
@@ -304,6 +331,17 @@ def test_the_command_reads_standard_input_and_prints_at_once(classifier, folder,
     assert [line["labels"][0]["label"] for line in lines] == [labels[0].label for _, _, labels in expected]
 
 
+def test_the_command_ends_quietly_when_nobody_reads(classifier, video):
+    """As before `head -1`."""
+    command = [sys.executable, "-m", "umt_hf.cli", "stream", str(video), "--window", "4", "--stride", "1", "--json"]
+    command += ["--model", str(classifier), "--wait-seconds", "0"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert run.stdout is not None and json.loads(run.stdout.readline())["labels"]
+    run.stdout.close()
+    _, stderr = run.communicate(timeout=120)
+    assert run.returncode == 0 and b"pipe" not in stderr.lower() and b"Error" not in stderr, stderr
+
+
 def test_the_command_gives_features_of_other_models_and_names_mistakes(folder, classifier, video, encoder, tmp_path):
     def run(*arguments, exit_code=0):
         result = CliRunner().invoke(cli.app, ["stream", *map(str, arguments)])
@@ -316,6 +354,7 @@ def test_the_command_gives_features_of_other_models_and_names_mistakes(folder, c
     np.testing.assert_allclose([line["features"] for line in lines], whole, atol=1e-6)
     assert " to " in run(video, "--model", classifier, *flags).splitlines()[0]
     assert "such as 'udp'" in run("udp://127.0.0.1:9", "--model", classifier, *flags, exit_code=2)
+    assert "give the path of a file" in run(f"file://{video}", "--model", classifier, *flags, exit_code=2)
     assert "no such file" in run(tmp_path / "missing.ts", "--model", classifier, *flags, exit_code=2)
     assert "window" in run(video, "--model", folder, "--window", "0", exit_code=2)
 

@@ -162,7 +162,7 @@ def test_classes_of_a_video_that_is_replaced_meanwhile_go_to_no_other(
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_folder_that_is_still_being_copied_is_no_reason_to_stop(
+def test_a_folder_that_is_still_being_copied_does_not_stop_a_run(
     classifier, videos, tmp_path, monkeypatch, num_workers
 ):
     """A file that is cut short when its windows are counted, and complete when it is read."""

@@ -10,7 +10,7 @@ from multiprocessing.connection import wait
 import pytest
 import torch
 
-from umt_hf.moving_shapes import steps
+from umt_hf.moving_shapes import caption_search, probes, steps, tour
 from umt_hf.moving_shapes.steps import Cost, Step, format_costs, run_steps
 from umt_hf.runs.mistakes import UserError
 
@@ -207,3 +207,11 @@ def test_a_circle_is_refused(tmp_path):
 def test_an_accelerator_is_not_taken_into_a_fork(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert steps._choose_context().get_start_method() == "spawn"
+
+
+@pytest.mark.parametrize("module", [tour, probes, caption_search])
+def test_a_folder_without_a_name_is_refused(module, capsys):
+    """It would be the current folder."""
+    with pytest.raises(SystemExit, match="2"):
+        module.main(["--output_dir", ""])
+    assert "--output_dir: it is empty: give it a name" in capsys.readouterr().err
