@@ -27,6 +27,7 @@ from .engine import read_ahead
 
 STRIP_FRAMES = 6
 STRIP_HEIGHT = 160
+STRIP_WIDTH = 65_500  # at most; what JPEG can hold
 STRIP_COMMENT = "A strip of umt-hf search"  # by which later searches know them
 EPSILON = 1e-6  # seconds; times of frames are multiples of a rate, and windows of a decimal number
 CHANGED = "It changed while it was read; start the command again once it is complete."
@@ -478,7 +479,7 @@ def draw_strip(video: str | os.PathLike, start: float | None = None, end: float 
         count = min(STRIP_FRAMES, moment.num_frames)
         places = ((np.arange(count) + 0.5) * moment.num_frames / count).astype(int) + moment.first_frame
         pictures = [Image.fromarray(frame) for frame in reader.get_frames(places.tolist())]
-    width = max(round(pictures[0].width * STRIP_HEIGHT / pictures[0].height), 1)
+    width = min(max(round(pictures[0].width * STRIP_HEIGHT / pictures[0].height), 1), STRIP_WIDTH // STRIP_FRAMES)
     strip = Image.new("RGB", (count * width, STRIP_HEIGHT))
     for i, picture in enumerate(pictures):
         strip.paste(picture.resize((width, STRIP_HEIGHT)), (i * width, 0))

@@ -390,3 +390,9 @@ def test_a_full_disk_is_named_where_strips_are_written(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(MachineError, match=r"01-a\.jpg could not be written: no space left on device"):
         save_strips([(str(tmp_path / "a.mp4"), None, None)], tmp_path / "strips")
+
+
+def test_strips_of_very_wide_videos_are_as_wide_as_a_picture_can_be(tmp_path):
+    write_video(tmp_path / "wide.mp4", np.zeros((8, 16, 2048, 3), np.uint8))
+    (strip,), skipped = save_strips([(str(tmp_path / "wide.mp4"), None, None)], tmp_path / "strips")
+    assert strip.stat().st_size > 1000 and not skipped

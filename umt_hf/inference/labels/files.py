@@ -239,8 +239,9 @@ def label_files(
         skipped.sort(key=lambda video: video.path)
         if is_main:
             flush(results.path)
-            for video in results.read_timelines(files) if draw is not None else ():
-                draw(video)
+            if draw is not None:
+                for video in results.read_timelines(files):
+                    draw(video)
             results.write_manifest(str(classifier.model.name_or_path), settings, skipped)
     accelerator.wait_for_everyone()
     return LabelFileReport(len(wanted) - (len(skipped) - len(missing)), num_unchanged, tuple(skipped))
