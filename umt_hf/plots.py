@@ -10,7 +10,9 @@ import torch
 from einops import rearrange, repeat
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .runs.disk import name_unfinished, put_file
 from .runs.folder import read_metrics
+from .runs.mistakes import naming_full_disk
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +65,7 @@ def plot_curves(lines: Sequence[dict[str, Any]], picture: str | Path, curves: di
     axis.set_ylabel(ylabel)
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(picture, dpi=150)
+    _save(figure, picture, dpi=150)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def plot_accuracy(panels: Sequence[AccuracyPanel], picture: str | Path) -> None:
         pair for axis in axes.flat for pair in zip(*reversed(axis.get_legend_handles_labels()), strict=True)
     )
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 5), fontsize=9)
-    figure.savefig(picture, dpi=130)
+    _save(figure, picture, dpi=130)
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def plot_found_videos(found: Sequence[FoundVideo], picture: str | Path) -> None:
             axis.set_yticks([])
             for spine in axis.spines.values():
                 spine.set(color=color, linewidth=2)
-    figure.savefig(picture, dpi=120, bbox_inches="tight")
+    _save(figure, picture, dpi=120, bbox_inches="tight")
 
 
 def denormalize(pixel_values: torch.Tensor) -> np.ndarray:
@@ -229,7 +231,7 @@ def plot_masks(
     for t, axis in enumerate(axes[0], start=1):
         axis.set_title(f"frame {t}", fontsize=9)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(picture, dpi=130)
+    _save(figure, picture, dpi=130)
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,7 @@ def plot_detections(frames: Sequence[PicturedFrame], picture: str | Path) -> Non
         _draw_boxes(axis, frame, frame.true_boxes, frame.true_labels, "white", "--", is_below=True)
         _draw_boxes(axis, frame, frame.boxes, named, "tab:orange", "-", is_below=False)
     figure.suptitle("orange: found, with scores; white, dashed: annotated", fontsize=10)
-    figure.savefig(picture, dpi=130, bbox_inches="tight")
+    _save(figure, picture, dpi=130, bbox_inches="tight")
 
 
 def _draw_boxes(
@@ -317,7 +319,13 @@ class TimelineSpan:
     probabilities: dict[str, float]
 
 
-def plot_timeline(spans: Sequence[TimelineSpan], picture: str | Path, title: str = "", max_classes: int = 8) -> None:
+def plot_timeline(
+    spans: Sequence[TimelineSpan],
+    picture: str | Path,
+    title: str = "",
+    max_classes: int = 8,
+    comment: str | None = None,
+) -> None:
     """Draw how likely classes are along a video, one line each, best ones first.
 
     Args:
@@ -325,6 +333,7 @@ def plot_timeline(spans: Sequence[TimelineSpan], picture: str | Path, title: str
         picture: PNG to write.
         title: Line above it.
         max_classes: Lines at most; those that reach the highest probability are drawn.
+        comment: Text that the file has beside the picture.
     """
     best: dict[str, float] = {}
     for span in spans:
@@ -333,19 +342,23 @@ def plot_timeline(spans: Sequence[TimelineSpan], picture: str | Path, title: str
     names = sorted(best, key=lambda name: -best[name])[:max_classes]
     figure, axes = _build_figure(1, 1, (9, 3.6))
     axis = axes[0, 0]
+    lines = []
     for number, name in enumerate(names):
         values = [span.probabilities.get(name, 0.0) for span in spans]
         # Where windows overlap, the later one counts from its start on.
         edges = [*(span.start_seconds for span in spans), spans[-1].end_seconds]
-        axis.stairs(values, edges, baseline=None, color=f"C{number}", label=name, linewidth=1.8)
+        lines.append(axis.stairs(values, edges, baseline=None, color=f"C{number}", linewidth=1.8))
     axis.set_xlabel("seconds")
     axis.set_ylabel("probability")
     axis.set_ylim(0, 1.02)
     axis.set_xlim(spans[0].start_seconds, max(span.end_seconds for span in spans))
     axis.grid(alpha=0.3)
     axis.set_title(title, fontsize=10)
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-    figure.savefig(picture, dpi=120)
+    # Written afterwards, since a legend leaves out labels that begin with an underscore.
+    legend = axis.legend(lines, ["class"] * len(lines), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
+    _save(figure, picture, dpi=120, metadata=None if comment is None else {"Comment": comment})
 
 
 def plot_confusion_matrix(matrix: np.ndarray, names: list[str], picture: str | Path) -> None:
@@ -361,13 +374,14 @@ def plot_confusion_matrix(matrix: np.ndarray, names: list[str], picture: str | P
     figure, axes = _build_figure(1, 1, (side + 1, side))
     axis = axes[0, 0]
     image = axis.imshow(shares, cmap="viridis", vmin=0, vmax=1)
+    names = [_replace_foreign(name) for name in names]  # the axes write them again when they are drawn
     if len(names) <= 40:
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     figure.colorbar(image, label="share of the class's videos", shrink=0.8)
-    figure.savefig(picture, dpi=130)
+    _save(figure, picture, dpi=130)
 
 
 def _build_figure(
@@ -382,3 +396,22 @@ def _build_figure(
 
     figure = Figure(figsize=size, layout=layout)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _save(figure: "Figure", picture: str | Path, **options: Any) -> None:
+    """Write a figure, complete or not at all; its texts are names and captions, in which `$` begins no formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_text(_replace_foreign(text.get_text()))
+    path = Path(picture)
+    unfinished = name_unfinished(path)
+    with naming_full_disk(path):
+        figure.savefig(unfinished, format=path.suffix.removeprefix(".") or "png", **options)
+        put_file(unfinished, path)
+
+
+def _replace_foreign(text: str) -> str:
+    """A text without what is not UTF-8, which matplotlib cannot draw."""
+    return text.encode(errors="replace").decode()

@@ -8,6 +8,8 @@ import sys
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 import umt_hf
@@ -16,12 +18,18 @@ from umt_hf.plots import (
     STAGE_2_CURVES,
     AccuracyPanel,
     FoundVideo,
+    PicturedFrame,
+    TimelineSpan,
     denormalize,
     draw_masked_frames,
     plot_accuracy,
+    plot_confusion_matrix,
+    plot_curves,
+    plot_detections,
     plot_found_videos,
     plot_losses,
     plot_masks,
+    plot_timeline,
 )
 
 
@@ -33,6 +41,44 @@ def test_found_videos_are_framed_by_right_and_wrong(tmp_path):
     upper, lower = pixels[: len(pixels) // 2], pixels[len(pixels) // 2 :]
     for half, color, other in ((upper, (44, 160, 44), (214, 39, 40)), (lower, (214, 39, 40), (44, 160, 44))):
         assert (abs(half - color).sum(-1) < 30).sum() > 200 > (abs(half - other).sum(-1) < 30).sum()
+
+
+ODD_NAMES = ("cost_$5_and_$6_", r"$\foo$", "_hidden $^{ \udcff")
+
+
+def test_names_are_written_as_they_are(tmp_path, monkeypatch):
+    """A `$` in a name of a file or class, or in a caption, begins no formula; an underscore hides nothing."""
+    drawn: list[str] = []
+    save = Figure.savefig
+
+    def record(figure, *args, **options):
+        drawn.extend(text.get_text() for text in figure.findobj(Text))
+        return save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    clip, frame = torch.zeros(2, 3, 16, 16), np.zeros((16, 16, 3), np.uint8)
+    box = np.array([[0.1, 0.1, 0.8, 0.8]])
+    for number, name in enumerate(ODD_NAMES):
+        spans = [TimelineSpan(0.0, 1.0, {name: 0.7, "other": 0.3})]
+        pictured = PicturedFrame(frame, name, box, [[(name, 0.5)]], box, [[name]])
+        for kind, draw in {
+            "timeline": lambda path, spans=spans, name=name: plot_timeline(spans, path, name),
+            "found": lambda path, name=name: plot_found_videos([FoundVideo(name, name, False, clip)], path),
+            "detections": lambda path, pictured=pictured: plot_detections([pictured], path),
+            "confusion": lambda path, name=name: plot_confusion_matrix(np.eye(2), [name, "other"], path),
+            "masks": lambda path, name=name: plot_masks(
+                clip, torch.rand(2, 4), torch.zeros(8, dtype=torch.bool), path, name
+            ),
+            "curves": lambda path, name=name: plot_curves([{"step": 1, "loss": 1.0}], path, {"loss": "a"}, name),
+        }.items():
+            drawn.clear()
+            draw(tmp_path / f"{kind}{number}.png")
+            assert np.asarray(Image.open(tmp_path / f"{kind}{number}.png")).std() > 0
+            shown = name.encode(errors="replace").decode()
+            assert sum(shown in text for text in drawn) >= (
+                2 if kind in ("timeline", "detections", "confusion") else 1
+            )
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".png"] * (6 * len(ODD_NAMES))
 
 
 def test_losses_are_drawn_by_name(tmp_path):

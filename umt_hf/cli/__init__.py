@@ -650,9 +650,11 @@ def search(
         filters = SearchFilter(path, min_duration, max_duration, after, before)
         convert_model(model, convert)
         hits = VideoSearcher(index, model, announce=announce).search(query, top_k, rerank, exact, filters)
+        typer.echo(json.dumps([asdict(hit) for hit in hits]) if as_json else format_hits(hits))
         if save_frames is not None:
-            save_strips([(hit.path, hit.start_seconds, hit.end_seconds) for hit in hits], save_frames)
-    typer.echo(json.dumps([asdict(hit) for hit in hits]) if as_json else format_hits(hits))
+            found = [(hit.path, hit.start_seconds, hit.end_seconds) for hit in hits]
+            for video in save_strips(found, save_frames)[1]:
+                typer.echo(f"no strip of {video.path}: {video.reason}", err=True)
 
 
 @app.command(rich_help_panel=VIDEOS)

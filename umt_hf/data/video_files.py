@@ -1,12 +1,19 @@
 """Video files and folders as they are given on the command line."""
 
+import hashlib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from ..processing.frame_folders import list_frames
 from .lists.folders import is_text, list_folder
 from .lists.paths import is_url, require_video
+
+NAME_BYTES = 200  # of a video's name in that of a file about it; file systems allow 255 for the complete name
+FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 
 
 @dataclass(frozen=True)
@@ -85,3 +92,13 @@ def describe_file(path: str) -> VideoFile:
     return VideoFile(
         path, sum(status.st_size for status in statuses), max((status.st_mtime_ns for status in statuses), default=0)
     )
+
+
+def split_name(video: str) -> tuple[str, str]:
+    """Name of a video without what a file system does not take, and a digest of its path."""
+    path = video if is_url(video) else os.path.abspath(video)
+    digest = hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=4).hexdigest()
+    # What follows the name in a URL may hold keys, and characters that a file system does not take.
+    name = Path(urlsplit(path).path if is_url(path) else path).stem
+    stem = FORBIDDEN.sub("_", name).encode(errors="surrogateescape")[:NAME_BYTES].decode(errors="ignore")
+    return stem, digest

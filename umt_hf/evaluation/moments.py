@@ -86,10 +86,10 @@ def encode_moments(
     collector, own = MomentCollector(), []
     with evaluation_mode(model, accelerator), build_bar(len(files), "video", accelerator, show_progress) as progress:
         for read in (read for batch in reads for read in batch):
-            if isinstance(read, SkippedVideo):
-                name = names[int(read.path)]
-                raise VideoDecodingError(f"{name}: {read.reason.removeprefix(f'{name}: ')}")
-            video = collector.add(read, _encode(model, read))
+            video = read if isinstance(read, SkippedVideo) else collector.add(read, _encode(model, read))
+            if isinstance(video, SkippedVideo):
+                name = names[int(video.path)]
+                raise VideoDecodingError(f"{name}: {video.reason.removeprefix(f'{name}: ')}")
             if video is not None:
                 spans = [(moment.start_seconds, moment.end_seconds) for moment in video.moments]
                 own.append((int(video.file.path), VideoMoments(spans, np.stack(video.values))))

@@ -18,14 +18,19 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers.video_utils import VideoMetadata
 
-from ..data.video_files import SkippedVideo, VideoFile
+from ..data.video_files import SkippedVideo, VideoFile, split_name
 from ..processing.decoding import VideoDecodingError, VideoReader, VideoSource, open_video
 from ..processing.video_processing_umt_video import UMTVideoProcessor
+from ..runs.disk import name_unfinished, put_file
+from ..runs.mistakes import naming_full_disk
 from .engine import read_ahead
 
 STRIP_FRAMES = 6
 STRIP_HEIGHT = 160
+STRIP_WIDTH = 65_500  # at most; what JPEG can hold
+STRIP_COMMENT = "A strip of umt-hf search"  # by which later searches know them
 EPSILON = 1e-6  # seconds; times of frames are multiples of a rate, and windows of a decimal number
+CHANGED = "It changed while it was read; start the command again once it is complete."
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,9 @@ class MomentReads(Dataset):
         part = index
         try:
             reader = self._open(part.file.path)
+            # Between counting and reading a file may have grown, or become another one.
+            if len(self._moments) != part.total:
+                return SkippedVideo(part.file.path, CHANGED)
             moments = self._moments[part.first : part.stop]
             clips = read_clips(reader, moments, self.processor, self.num_frames)
         except (VideoDecodingError, OSError) as error:
@@ -299,7 +307,7 @@ class MomentRows:
 
 
 class MomentCollector:
-    """Puts the parts of videos together again: a video comes out when all of it is there."""
+    """Puts the parts of videos together again: with its last part each comes out, complete or as skipped."""
 
     def __init__(self) -> None:
         self._open: dict[str, MomentRows] = {}
@@ -313,16 +321,23 @@ class MomentCollector:
         self._skipped.add(video.path)
         return [video]
 
-    def add(self, clips: MomentClips, values: np.ndarray) -> MomentRows | None:
-        """Note what a model says of a part, a row per window; gives the video once it is complete."""
+    def add(self, clips: MomentClips, values: np.ndarray) -> MomentRows | SkippedVideo | None:
+        """Note what a model says of a part, a row per window; gives the video with its last part.
+
+        Args:
+            clips: The part. Parts of a video come in order.
+            values: Rows.
+        """
         file = clips.part.file
         if file.path in self._skipped:
             return None
         rows = self._open.setdefault(file.path, MomentRows(file, clips.num_frames, clips.duration_seconds))
         rows.moments += clips.moments
         rows.values += list(values)
-        if len(rows.moments) < clips.part.total:
+        if clips.part.stop < clips.part.total:
             return None
+        if len(rows.moments) != clips.part.total or clips.num_frames != rows.num_frames:
+            return next(iter(self.skip(SkippedVideo(file.path, CHANGED))))
         return self._open.pop(file.path)
 
 
@@ -406,18 +421,43 @@ def compute_overlap(first: tuple[float, float], second: tuple[float, float]) -> 
     return shared / covered if covered > 0 else float(first == second)
 
 
-def choose_apart(moments: Sequence[tuple[float, float]], limit: float = 0.0) -> list[int]:
+def choose_apart(moments: Sequence[tuple[float, float]], limit: float = 0.0, count: int | None = None) -> list[int]:
     """Places of those moments, best first, that overlap none of the better ones by more than a share.
 
     Args:
         moments: Start and end of each, best first.
-        limit: Largest intersection over union with one that was kept.
+        limit: Largest intersection over union with one that was kept, in [0, 1].
+        count: Moments wanted at most; default: all.
     """
+    if not len(moments):
+        return []
+    spans = np.asarray(moments, dtype=np.float64).reshape(-1, 2)
+    # In order of their starts, those that can overlap one are a few neighbours, also in a film of many hours.
+    order = np.argsort(spans[:, 0], kind="stable")
+    starts, ends = spans[order].T
+    longest = float((ends - starts).max())
+    is_free = np.ones(len(spans), dtype=bool)
     kept: list[int] = []
-    for place, moment in enumerate(moments):
-        if all(compute_overlap(moment, moments[other]) <= limit for other in kept):
-            kept.append(place)
+    for place, (start, end) in enumerate(spans):
+        if not is_free[place]:
+            continue
+        kept.append(place)
+        if len(kept) == count:
+            break
+        near = slice(
+            int(np.searchsorted(starts, start - longest - EPSILON, side="left")),
+            int(np.searchsorted(starts, end + EPSILON, side="right")),
+        )
+        is_free[order[near][_compute_overlaps(start, end, starts[near], ends[near]) > limit]] = False
     return kept
+
+
+def _compute_overlaps(start: float, end: float, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """`compute_overlap` of one stretch of time with many, `(W,)`."""
+    shared = np.maximum(np.minimum(end, ends) - np.maximum(start, starts), 0.0)
+    covered = (end - start) + (ends - starts) - shared
+    is_same = (starts == start) & (ends == end)
+    return np.divide(shared, covered, out=is_same.astype(np.float64), where=covered > 0)
 
 
 def draw_strip(video: str | os.PathLike, start: float | None = None, end: float | None = None) -> Image.Image:
@@ -439,32 +479,56 @@ def draw_strip(video: str | os.PathLike, start: float | None = None, end: float 
         count = min(STRIP_FRAMES, moment.num_frames)
         places = ((np.arange(count) + 0.5) * moment.num_frames / count).astype(int) + moment.first_frame
         pictures = [Image.fromarray(frame) for frame in reader.get_frames(places.tolist())]
-    width = max(round(pictures[0].width * STRIP_HEIGHT / pictures[0].height), 1)
+    width = min(max(round(pictures[0].width * STRIP_HEIGHT / pictures[0].height), 1), STRIP_WIDTH // STRIP_FRAMES)
     strip = Image.new("RGB", (count * width, STRIP_HEIGHT))
     for i, picture in enumerate(pictures):
         strip.paste(picture.resize((width, STRIP_HEIGHT)), (i * width, 0))
     return strip
 
 
-def save_strips(found: Iterable[tuple[str, float | None, float | None]], folder: str | os.PathLike) -> list[Path]:
-    """Write a strip of pictures of each video or moment that was found.
+def save_strips(
+    found: Iterable[tuple[str, float | None, float | None]], folder: str | os.PathLike
+) -> tuple[list[Path], list[SkippedVideo]]:
+    """Write a strip of pictures of each video or moment that was found; those of an earlier call in the folder go.
 
     Args:
         found: Path, start and end of each, best first.
-        folder: Made if need be. Files are named by rank, name and second.
+        folder: Made if need be. Files are named by rank, name and second; a comment in them says what they are.
 
     Returns:
-        Files written; videos that cannot be read have none.
+        Files written, and the videos that cannot be read, with the reasons.
+
+    Raises:
+        MachineError: If the disk is full.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    for file in folder.glob("*.jpg"):
+        if _is_strip(file):
+            file.unlink()
+    names = {}
     for rank, (path, start, end) in enumerate(found, start=1):
         at = "" if start is None else f"-{start:.1f}s"
-        file = folder / f"{rank:02d}-{Path(path).stem[:100]}{at}.jpg"
+        names[f"{rank:02d}-{split_name(path)[0]}{at}.jpg"] = (path, start, end)
+    written, skipped = [], []
+    for name, (path, start, end) in names.items():
         try:
-            draw_strip(path, start, end).save(file, quality=90)
-        except (VideoDecodingError, OSError):
+            strip = draw_strip(path, start, end)
+        except (VideoDecodingError, OSError) as error:
+            skipped.append(build_skip(VideoFile(path, 0, 0), error))
             continue
+        file = folder / name
+        with naming_full_disk(file):
+            strip.save(name_unfinished(file), "JPEG", quality=90, comment=STRIP_COMMENT)
+            put_file(name_unfinished(file), file)
         written.append(file)
-    return written
+    return written, skipped
+
+
+def _is_strip(file: Path) -> bool:
+    """Whether `save_strips` has written a picture."""
+    try:
+        with Image.open(file) as picture:
+            return picture.info.get("comment") == STRIP_COMMENT.encode()
+    except OSError:  # something else
+        return False

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -94,6 +95,7 @@ RERANKED_VIDEOS = 32
 RERANK_BATCH_SIZE = 8
 MATCHING_HEAD = ("matching_head.",)
 MOMENTS_PER_VIDEO = 5
+ENOUGH_ROWS = 5_000  # to find a video's moments among, once all videos are there
 NOT_FINITE = "Its vector is not finite; the model cannot encode it."
 
 
@@ -528,8 +530,16 @@ class VideoSearcher:
                 found.setdefault(row["path"], []).append(row)
             # All moments of a video may come before the best one of the next.
             if len(found) >= count or len(rows) < num_rows:
-                return list(found.values())[:count]
+                break
+            # An index may have fewer videos than are wanted.
+            if num_rows >= ENOUGH_ROWS and len(found) >= self._num_videos:
+                break
             num_rows *= 4
+        return list(found.values())[:count]
+
+    @cached_property
+    def _num_videos(self) -> int:
+        return len(self.table.list_paths())
 
     def _rerank(self, hits: list[SearchHit], rows: list[dict[str, Any]], text_tokens: torch.Tensor) -> list[SearchHit]:
         """Sort hits by the matching head's opinion of their best rows, from what is stored or from frames read now."""
@@ -602,7 +612,7 @@ def build_hit(rows: Sequence[dict[str, Any]]) -> SearchHit:
     hit = SearchHit(best["path"], best["similarity"], duration_seconds=best["duration_seconds"])
     if best["start_seconds"] is None:
         return hit
-    apart = choose_apart([(row["start_seconds"], row["end_seconds"]) for row in rows])[:MOMENTS_PER_VIDEO]
+    apart = choose_apart([(row["start_seconds"], row["end_seconds"]) for row in rows], count=MOMENTS_PER_VIDEO)
     moments = [
         FoundMoment(*(rows[place][name] for name in ("start_seconds", "end_seconds", "similarity"))) for place in apart
     ]
@@ -763,6 +773,9 @@ class RowEncoder:
                 encoded.skipped += collector.skip(SkippedVideo(read.part.file.path, reason))
                 continue
             video = collector.add(read, vectors[own.start : own.stop])
+            if isinstance(video, SkippedVideo):
+                encoded.skipped.append(video)
+                continue
             done += [] if video is None else [video]
             if states is not None:
                 encoded.stored += [

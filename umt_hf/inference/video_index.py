@@ -448,11 +448,6 @@ class VideoIndex:
     def _connect(self) -> Any:
         if self._database is None:
             require_lancedb()
-            if _process and _process != [os.getpid()]:
-                raise UserError(
-                    "LanceDB was loaded before this process was forked, and would crash in it. Start processes that "
-                    "search by the method 'forkserver' or 'spawn'."
-                )
             import lancedb
 
             _process[:] = [os.getpid()]
@@ -464,6 +459,11 @@ class VideoIndex:
 
     def _open(self, name: str) -> Any | None:
         """A table; `None` where there is none."""
+        if _process and _process != [os.getpid()]:
+            raise UserError(
+                "LanceDB was loaded before this process was forked, and would crash in it. Start processes that "
+                "search by the method 'forkserver' or 'spawn'."
+            )
         folder = None if self.is_remote else Path(self.folder) / f"{name}.lance" / "_versions"
         for attempt in range(1, ATTEMPTS + 1):
             if name in self._tables:

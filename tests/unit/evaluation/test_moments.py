@@ -14,8 +14,8 @@ from umt_hf.data.annotations import load_moments
 from umt_hf.evaluation import moments
 from umt_hf.evaluation.metrics.moments import compute_moment_figures, score_query
 from umt_hf.inference.loading import load_video_text_processor
-from umt_hf.inference.moments import WindowSettings
-from umt_hf.moving_shapes.render import read_settings, render_clip, write_moving_shapes
+from umt_hf.inference.moments import MomentReads, WindowSettings
+from umt_hf.moving_shapes.render import read_settings, render_clip, write_moving_shapes, write_video
 from umt_hf.moving_shapes.variants import draw_actions, write_moments
 from umt_hf.processing.decoding import VideoDecodingError, open_video
 
@@ -119,6 +119,27 @@ def test_videos_that_cannot_be_read_are_named(shapes, model, tmp_path):
     with pytest.raises(VideoDecodingError, match=r"bad\.mp4: "):
         moments.encode_moments(
             loaded, processor, [str(tmp_path / "bad.mp4")], WindowSettings(3, 3), Accelerator(cpu=True), num_workers=0
+        )
+
+
+def test_a_video_that_is_replaced_meanwhile_is_named(shapes, model, tmp_path, monkeypatch):
+    videos, _ = load_moments(str(shapes / "test_moments.json"))
+    (tmp_path / "a.mp4").write_bytes(Path(videos[0]).read_bytes())
+    write_video(tmp_path / "other.mp4", np.zeros((30, 48, 64, 3), np.uint8))
+    loaded, processor = UMTVideoTextModel.from_pretrained(model), load_video_text_processor(str(model))
+    # Files are called by their rows there.
+    count = MomentReads.count
+
+    def count_and_replace(self, file):
+        total = count(self, file)
+        self.close()
+        (tmp_path / "other.mp4").replace(tmp_path / "a.mp4")
+        return total
+
+    monkeypatch.setattr(MomentReads, "count", count_and_replace)
+    with pytest.raises(VideoDecodingError, match=r"a\.mp4: It changed while it was read"):
+        moments.encode_moments(
+            loaded, processor, [str(tmp_path / "a.mp4")], WindowSettings(3, 3), Accelerator(cpu=True), num_workers=0
         )
 
 

@@ -1,6 +1,8 @@
 """Windows over videos: where they are, what is read, and that a search finds the right second."""
 
+import errno
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +26,11 @@ from umt_hf.inference.moments import (
     resolve_moments,
     save_strips,
 )
-from umt_hf.inference.search import VideoSearcher, VideoTextEncoder, embed_videos
+from umt_hf.inference.search import VideoSearcher, VideoTextEncoder, build_hit, embed_videos
 from umt_hf.moving_shapes.render import FRAMES_PER_SECOND, write_moving_shapes, write_video
 from umt_hf.moving_shapes.variants import write_moments
 from umt_hf.processing.decoding import open_video
+from umt_hf.runs.mistakes import MachineError
 
 SECONDS_PER_ACTION = 3
 
@@ -121,6 +124,21 @@ def read_all(files, processor, windows, **options) -> dict[str, torch.Tensor]:
     return found
 
 
+def replace_after_counting(monkeypatch, path: Path, content: bytes) -> None:
+    """Give a file other contents as soon as its windows have been counted, as a download that goes on would."""
+    count = MomentReads.count
+
+    def count_and_replace(self, file):
+        total = count(self, file)
+        if file.path == str(path):
+            self.close()
+            path.with_name("unfinished").write_bytes(content)
+            path.with_name("unfinished").replace(path)
+        return total
+
+    monkeypatch.setattr(MomentReads, "count", count_and_replace)
+
+
 def test_a_window_is_read_as_a_video_of_its_frames(videos, processor):
     files, _ = list_videos([str(videos)])
     windows = WindowSettings(3, 1.5)
@@ -168,6 +186,57 @@ def test_unreadable_videos_come_once_with_their_reason(videos, processor, tmp_pa
     assert [Path(path).name for path in complete] == ["good.mp4"]
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_frames", [9, 40])
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_a_video_that_is_replaced_meanwhile_is_skipped_by_embed(
+    model, videos, tmp_path, monkeypatch, num_workers, num_frames, batch_size
+):
+    """It counts as skipped, the rows of the others are theirs, and the next run encodes it."""
+    originals, folder, index = sorted(videos.iterdir()), tmp_path / "videos", tmp_path / "index"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.mp4").write_bytes(originals[number].read_bytes())
+    write_video(tmp_path / "other.mp4", np.zeros((num_frames, 48, 64, 3), np.uint8))
+    options = {"window": 3, "num_workers": num_workers, "batch_size": batch_size}
+    with monkeypatch.context() as patch:
+        replace_after_counting(patch, folder / "0.mp4", (tmp_path / "other.mp4").read_bytes())
+        report = embed_videos([str(folder)], model, index, **options)
+    assert (report.num_encoded, report.num_in_index, report.num_moments) == (1, 1, 3)
+    (skipped,) = report.skipped
+    assert skipped.path == str(folder / "0.mp4") and skipped.reason.startswith("It changed while it was read")
+    report = embed_videos([str(folder)], model, index, **options)
+    assert (report.num_encoded, report.num_unchanged, report.num_in_index, report.skipped) == (1, 1, 2, ())
+    assert report.num_moments == 3 + (1 if num_frames == 9 else 2)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_video_that_is_still_being_copied_does_not_stop_embed(model, videos, tmp_path, monkeypatch, num_workers):
+    folder, complete = tmp_path / "videos", sorted(videos.iterdir())[0].read_bytes()
+    folder.mkdir()
+    (folder / "0.mp4").write_bytes(complete[:500])
+    (folder / "1.mp4").write_bytes(complete)
+    options = {"window": 3, "num_workers": num_workers}
+    with monkeypatch.context() as patch:
+        replace_after_counting(patch, folder / "0.mp4", complete)
+        report = embed_videos([str(folder)], model, tmp_path / "index", **options)
+    assert (report.num_encoded, report.num_in_index) == (1, 1)
+    assert [video.reason[:28] for video in report.skipped] == ["It changed while it was read"]
+    report = embed_videos([str(folder)], model, tmp_path / "index", **options)
+    assert (report.num_encoded, report.num_unchanged, report.num_moments) == (1, 1, 6)
+
+
+def test_a_video_without_its_last_windows_is_skipped_by_the_collector(videos, processor):
+    """Whatever a reader gives: the last part of a video ends it."""
+    (file,), _ = list_videos([str(sorted(videos.iterdir())[0])])
+    collector = MomentCollector()
+    (first,), (second,), (third,) = read_moments([file], processor, WindowSettings(3, 3), batch_size=1)
+    assert collector.add(first, np.zeros(1)) is None
+    skipped = collector.add(third, np.zeros(1))
+    assert isinstance(skipped, SkippedVideo) and skipped.path == file.path
+    assert collector.add(second, np.zeros(1)) is None  # it has come out already
+
+
 def test_an_open_video_does_not_go_to_another_process(videos, processor):
     files, _ = list_videos([str(videos)])
     reads = MomentReads(processor, WindowSettings(1, 1))
@@ -206,6 +275,71 @@ def test_moments_that_overlap_better_ones_are_left_out():
     assert compute_overlap((1, 1), (1, 1)) == 1
 
 
+def choose_apart_plainly(moments, limit) -> list[int]:
+    kept: list[int] = []
+    for place, moment in enumerate(moments):
+        if all(compute_overlap(moment, moments[other]) <= limit for other in kept):
+            kept.append(place)
+    return kept
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), max_size=40),
+    st.sampled_from([0.0, 0.1, 1 / 3, 0.5, 0.9, 1.0]),
+    st.sampled_from([1.0, 0.1]),
+    st.sampled_from([None, 1, 5]),
+)
+def test_moments_apart_are_those_of_the_plain_loop(moments, limit, unit, count):
+    spans = [(start * unit, (start + length) * unit) for start, length in moments]
+    assert choose_apart(spans, limit, count) == choose_apart_plainly(spans, limit)[:count]
+
+
+class CountedTable:
+    """Rows of an index, and how many of them were asked for."""
+
+    def __init__(self, rows):
+        self.rows, self.asked = rows, []
+
+    def list_paths(self):
+        return sorted({row["path"] for row in self.rows})
+
+    def find_nearest(self, vector, count, exact=False, filters=None):
+        self.asked.append(count)
+        return self.rows[:count]
+
+
+@pytest.mark.parametrize("num_videos", [1, 3])
+def test_a_long_film_costs_a_search_little(model, num_videos):
+    """Pairs of moments that are compared stay few, where an index has fewer videos than are wanted."""
+    rows = [
+        {
+            "path": f"{i % num_videos}.mp4",
+            "start_seconds": float(i),
+            "end_seconds": i + 1.0,
+            "similarity": 1 - i / 1e5,
+            "duration_seconds": None,
+        }
+        for i in range(40_000)
+    ]
+    searcher = VideoSearcher.__new__(VideoSearcher)
+    searcher.has_moments, searcher.table = True, CountedTable(rows)
+    began = time.process_time()
+    hits = [build_hit(own) for own in searcher._find_videos(np.zeros(8, np.float32), 10, False, None)]
+    taken = time.process_time() - began
+    assert [hit.path for hit in hits] == [f"{i}.mp4" for i in range(num_videos)]
+    assert all(len(hit.moments) == 5 for hit in hits) and taken < 2, taken
+    assert max(searcher.table.asked) < 10_000
+
+
+def test_ranking_all_windows_of_a_long_film_takes_seconds_at_most():
+    """`evaluate moments` ranks all of them for each text."""
+    spans = [(float(i), i + 4.0) for i in np.random.default_rng(0).permutation(7200)]
+    began = time.process_time()
+    kept = choose_apart(spans, 0.5)
+    assert time.process_time() - began < 3
+    assert kept[:50] == choose_apart_plainly(spans[:200], 0.5)[:50]
+
+
 def test_strips_show_the_frames_of_a_moment(tmp_path, processor):
     from PIL import Image
 
@@ -217,9 +351,48 @@ def test_strips_show_the_frames_of_a_moment(tmp_path, processor):
         (str(tmp_path / "video.mp4"), 3.0, 6.0),
         ("gone.mp4", None, None),
     ]
-    first, second = save_strips(found, tmp_path / "strips")
+    (first, second), skipped = save_strips(found, tmp_path / "strips")
+    assert [video.path for video in skipped] == ["gone.mp4"] and skipped[0].reason
     assert (first.name, second.name) == ("01-video-0.0s.jpg", "02-video-3.0s.jpg")
     red = [np.asarray(Image.open(strip))[..., 0].mean() for strip in (first, second)]
     assert red[0] < 30 and red[1] > 180 and Image.open(first).size == (6 * 240, 160)
-    (complete,) = save_strips([(str(tmp_path / "video.mp4"), None, None)], tmp_path / "complete")
+    (complete,), _ = save_strips([(str(tmp_path / "video.mp4"), None, None)], tmp_path / "complete")
     assert complete.name == "01-video.jpg" and 80 < np.asarray(Image.open(complete))[..., 0].mean() < 180
+
+
+def test_strips_of_an_earlier_search_go_and_other_files_stay(tmp_path):
+    from PIL import Image
+
+    write_video(tmp_path / "a.mp4", np.zeros((8, 64, 96, 3), np.uint8))
+    strips, path = tmp_path / "strips", str(tmp_path / "a.mp4")
+    save_strips([(path, 0.0, 1.0), (path, None, None)], strips)
+    Image.new("RGB", (8, 8)).save(strips / "01-mine.jpg")
+    (strips / "02-other.jpg").write_bytes(b"no picture")
+    save_strips([(path, None, None)], strips)
+    assert sorted(file.name for file in strips.iterdir()) == ["01-a.jpg", "01-mine.jpg", "02-other.jpg"]
+
+
+def test_strips_of_videos_with_long_names_are_written(tmp_path):
+    """80 letters of Chinese are 240 bytes."""
+    path = tmp_path / ("\u7535" * 80 + ".mp4")
+    write_video(path, np.zeros((8, 64, 96, 3), np.uint8))
+    (strip,), skipped = save_strips([(str(path), 0.0, 1.0)], tmp_path / "strips")
+    assert strip.is_file() and strip.name.startswith("01-\u7535") and len(strip.name.encode()) < 255 and not skipped
+
+
+def test_a_full_disk_is_named_where_strips_are_written(tmp_path, monkeypatch):
+    from PIL import Image
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_video(tmp_path / "a.mp4", np.zeros((8, 64, 96, 3), np.uint8))
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(MachineError, match=r"01-a\.jpg could not be written: no space left on device"):
+        save_strips([(str(tmp_path / "a.mp4"), None, None)], tmp_path / "strips")
+
+
+def test_strips_of_very_wide_videos_are_as_wide_as_a_picture_can_be(tmp_path):
+    write_video(tmp_path / "wide.mp4", np.zeros((8, 16, 2048, 3), np.uint8))
+    (strip,), skipped = save_strips([(str(tmp_path / "wide.mp4"), None, None)], tmp_path / "strips")
+    assert strip.stat().st_size > 1000 and not skipped

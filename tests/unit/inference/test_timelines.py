@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from tests.processes import run_and_kill, run_ranks
 from tests.unit.inference.test_label_files import read_lines, run_command, save_classifier
+from tests.unit.inference.test_moments import replace_after_counting
 from umt_hf import VideoClassifier
 from umt_hf.cli import app
 from umt_hf.moving_shapes.render import write_video
@@ -118,3 +119,100 @@ def test_a_timeline_is_drawn(tmp_path):
     plot_timeline(spans, tmp_path / "picture.png", "a video")
     picture = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB"))
     assert picture.shape[1] > 800 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+def list_probabilities(line: dict) -> dict[tuple[float, str], float]:
+    return {
+        (moment["start_seconds"], label["label"]): label["probability"]
+        for moment in line["moments"]
+        for label in moment["labels"]
+    }
+
+
+@pytest.mark.parametrize("num_frames", [12, 28])
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_classes_of_a_video_that_is_replaced_meanwhile_go_to_no_other(
+    classifier, videos, complete, tmp_path, monkeypatch, num_frames, batch_size
+):
+    """Also where fewer windows come than were counted: the others keep their own, and the next run has all."""
+    folder, out = tmp_path / "videos", tmp_path / "results.jsonl"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.mp4").write_bytes((videos / f"{number:02d}.mp4").read_bytes())
+    write_video(tmp_path / "other.mp4", np.zeros((num_frames, 48, 80, 3), np.uint8))
+    words = build_words(classifier, folder, "--out", out, "--num-workers", 1, "--batch-size", batch_size)
+    with monkeypatch.context() as patch:
+        replace_after_counting(patch, folder / "0.mp4", (tmp_path / "other.mp4").read_bytes())
+        result = runner.invoke(app, words)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == "2 classified, 0 unchanged, 1 skipped"
+    assert lines[1].startswith(f"skipped {folder / '0.mp4'}: It changed while it was read")
+    expected = {Path(line["path"]).stem: list_probabilities(line) for line in read_lines(complete)}
+    for line in read_lines(out):
+        assert list_probabilities(line) == pytest.approx(expected[f"0{Path(line['path']).stem}"], abs=1e-5)
+    assert [Path(line["path"]).name for line in read_lines(out)] == ["1.mp4", "2.mp4"]
+    result = runner.invoke(app, words)
+    assert result.stdout.splitlines() == ["1 classified, 2 unchanged, 0 skipped"], result.output
+    assert {Path(line["path"]).name: len(line["moments"]) for line in read_lines(out)} == {
+        "1.mp4": 4,
+        "2.mp4": 4,
+        "0.mp4": 2 if num_frames == 12 else 6,
+    }
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_folder_that_is_still_being_copied_does_not_stop_a_run(
+    classifier, videos, tmp_path, monkeypatch, num_workers
+):
+    """A file that is cut short when its windows are counted, and complete when it is read."""
+    folder, out = tmp_path / "videos", tmp_path / "results.jsonl"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.mp4").write_bytes((videos / f"{number:02d}.mp4").read_bytes())
+    complete = (folder / "0.mp4").read_bytes()
+    (folder / "0.mp4").write_bytes(complete[:500])
+    words = build_words(classifier, folder, "--out", out, "--num-workers", num_workers)
+    with monkeypatch.context() as patch:
+        replace_after_counting(patch, folder / "0.mp4", complete)
+        result = runner.invoke(app, words)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == "1 classified, 0 unchanged, 1 skipped" and "0.mp4: It changed while it was read" in lines[1]
+    assert runner.invoke(app, words).stdout.splitlines() == ["1 classified, 1 unchanged, 0 skipped"]
+
+
+def test_timelines_of_files_and_classes_with_dollars_are_drawn(videos, tmp_path):
+    model = save_classifier(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    names = {"0": "$\\foo$", "1": "_hidden", "2": "cost $5 and $6"}
+    config |= {"id2label": names, "label2id": {name: int(place) for place, name in names.items()}}
+    (model / "config.json").write_text(json.dumps(config))
+    (tmp_path / "cost_$5_and_$6_.mp4").write_bytes((videos / "00.mp4").read_bytes())
+    words = build_words(model, tmp_path / "cost_$5_and_$6_.mp4", "--plot", tmp_path / "plots")
+    result = runner.invoke(app, words)
+    assert result.exit_code == 0, result.output
+    (picture,) = (tmp_path / "plots").iterdir()
+    assert picture.suffix == ".png" and Image.open(picture).size[0] > 800
+
+
+def test_pictures_of_videos_whose_lines_are_there_are_drawn_too(classifier, videos, tmp_path):
+    """Where an earlier run drew none, was killed before it drew, or drew what a file showed before."""
+    folder, out, plots = tmp_path / "videos", tmp_path / "results.jsonl", tmp_path / "plots"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.mp4").write_bytes((videos / f"{number:02d}.mp4").read_bytes())
+    words = build_words(classifier, folder, "--out", out)
+    assert runner.invoke(app, words).stdout.startswith("2 classified")
+    result = runner.invoke(app, [*words, "--plot", str(plots)])
+    assert result.stdout.splitlines() == ["0 classified, 2 unchanged, 0 skipped"], result.output
+    first, second = sorted(plots.iterdir())
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (first, second)}
+    second.unlink()
+    assert runner.invoke(app, [*words, "--plot", str(plots)]).exit_code == 0
+    assert second.read_bytes() == before[second][0] and first.stat().st_mtime_ns == before[first][1]
+    (folder / "0.mp4").write_bytes((videos / "02.mp4").read_bytes())
+    assert runner.invoke(app, words).stdout.startswith("1 classified, 1 unchanged")
+    second.write_bytes(b"no picture")
+    assert runner.invoke(app, [*words, "--plot", str(plots)]).exit_code == 0
+    assert first.read_bytes() != before[first][0] and second.read_bytes() == before[second][0]

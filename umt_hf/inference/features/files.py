@@ -4,10 +4,8 @@ umt-hf features videos/ --model outputs/stage1 --out features --level frame \
         --window 16 --stride 8
 """
 
-import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -15,7 +13,6 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -26,8 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from ...data.lists.paths import is_url
-from ...data.video_files import SkippedVideo, VideoFile, list_videos
+from ...data.video_files import SkippedVideo, VideoFile, list_videos, split_name
 from ...modeling.modeling_umt_video import UMTVideoModel
 from ...processing.video_processing_umt_video import UMTVideoProcessor
 from ...runs.arguments import KeptTokenArguments
@@ -49,8 +45,6 @@ from .windows import BlockStream, FeatureLevel, VideoFeatures, resolve_windows, 
 
 FeatureFormat = Literal["safetensors", "dataset", "npy"]
 
-NAME_BYTES = 200  # of a video's name in that of its features; file systems allow 255 for the complete name
-FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 NUMPY_FOLDER, NUMPY_NAMES = "npy", "names.json"
 EARLIER_SETTINGS = {"dtype": "float32"}  # of folders that do not say
 
@@ -369,7 +363,7 @@ class _FeatureFolder:
         taken = {name.casefold() for name in names.values()}  # as some file systems compare names
         for file in files:
             if file.path not in names:
-                stem, digest = _split_name(file.path)
+                stem, digest = split_name(file.path)
                 names[file.path] = stem if stem.casefold() not in taken else f"{stem}-{digest}"
                 taken.add(names[file.path].casefold())
         _write_json(path, {name: video for video, name in names.items()})
@@ -392,17 +386,7 @@ def name_features(folder: str | os.PathLike, video: str) -> Path:
 
     Characters that Windows forbids in names are replaced.
     """
-    return Path(folder) / f"{'-'.join(_split_name(video))}.safetensors"
-
-
-def _split_name(video: str) -> tuple[str, str]:
-    """Name of a video without what a file system does not take, and a digest of its path."""
-    path = video if is_url(video) else os.path.abspath(video)
-    digest = hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=4).hexdigest()
-    # What follows the name in a URL may hold keys, and characters that a file system does not take.
-    name = Path(urlsplit(path).path if is_url(path) else path).stem
-    stem = FORBIDDEN.sub("_", name).encode(errors="surrogateescape")[:NAME_BYTES].decode(errors="ignore")
-    return stem, digest
+    return Path(folder) / f"{'-'.join(split_name(video))}.safetensors"
 
 
 def _describe(model: UMTVideoModel, processor: UMTVideoProcessor) -> dict[str, Any]:

@@ -5,6 +5,7 @@ RESULTS.manifest.json    model and settings that made them, and the videos that 
 .RESULTS.lock            held while a command writes
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from PIL import Image, UnidentifiedImageError
 
 from ...data.video_files import SkippedVideo, VideoFile, list_videos
 from ...plots import TimelineSpan, plot_timeline
@@ -154,6 +156,15 @@ class LabelFile:
                 f"{self.path}, line {number}: is not a result of this command; choose another."
             ) from error
 
+    def read_timelines(self, files: Sequence[VideoFile]) -> Generator[VideoTimeline]:
+        """Timelines of those files that have one, in the order of the lines."""
+        paths = {file.path for file in files}
+        with self.path.open("rb") as lines:
+            for line in lines:
+                content = json.loads(line)
+                if content["path"] in paths and "moments" in content:
+                    yield _build_timeline_of_line(content)
+
     def write_manifest(self, model: str, settings: dict[str, Any], skipped: Sequence[SkippedVideo]) -> None:
         """Record what makes the results, and which videos have none."""
         content = {"settings": settings, "model": model, **collect_versions(), "skipped": [*map(asdict, skipped)]}
@@ -183,7 +194,8 @@ def label_files(
         announce: Gets a line on what was found, in the main process.
         count: Gets, after each video, how many are done and how many there are.
         windows: Of moments, each of which is classified by itself; default: complete videos.
-        draw: Gets each timeline in the main process.
+        draw: Gets each timeline in the main process as it comes, and at the end those of all lines of the videos: a
+            picture that is there already can be left alone, as `save_timeline` does.
 
     Returns:
         What was done, the same in all processes.
@@ -227,6 +239,9 @@ def label_files(
         skipped.sort(key=lambda video: video.path)
         if is_main:
             flush(results.path)
+            if draw is not None:
+                for video in results.read_timelines(files):
+                    draw(video)
             results.write_manifest(str(classifier.model.name_or_path), settings, skipped)
     accelerator.wait_for_everyone()
     return LabelFileReport(len(wanted) - (len(skipped) - len(missing)), num_unchanged, tuple(skipped))
@@ -286,12 +301,13 @@ def label_moments(
         Row and result, the same in all processes.
     """
     rows = sorted(wanted)
+    places = {files[row].path: row for row in rows}
     rank, count = accelerator.process_index, accelerator.num_processes
     own = _label_own_moments(classifier, [files[row] for row in rows[rank::count]], windows, options, accelerator)
     with closing(own), build_bar(len(rows), "video", accelerator, options.show_progress) as progress:
-        for start in range(0, len(rows), count):
+        for _ in range(0, len(rows), count):
             video = next(own, None)
-            found = [] if video is None else [(rows[start + rank], video)]
+            found = [] if video is None else [(places[video.path], video)]
             for row, result in sorted(gather_object(found), key=lambda pair: pair[0]):
                 progress.update()
                 yield row, result
@@ -315,7 +331,9 @@ def _label_own_moments(
             yield from collector.skip(read)
             continue
         video = collector.add(read, _score_moments(classifier, read, accelerator))
-        if video is not None:
+        if isinstance(video, SkippedVideo):
+            yield video
+        elif video is not None:
             yield _build_timeline(classifier, video, options.top_k)
 
 
@@ -337,16 +355,48 @@ def _build_timeline(classifier: VideoClassifier, video: MomentRows, top_k: int) 
     return VideoTimeline(video.file.path, tuple(moments))
 
 
+def _build_timeline_of_line(content: dict[str, Any]) -> VideoTimeline:
+    moments = [
+        LabelledMoment(
+            moment["start_seconds"],
+            moment["end_seconds"],
+            tuple(ScoredLabel(**label) for label in moment["labels"]),
+        )
+        for moment in content["moments"]
+    ]
+    return VideoTimeline(content["path"], tuple(moments))
+
+
 def save_timeline(video: VideoTimeline, folder: str | os.PathLike) -> Path:
-    """Draw a timeline as a picture in a folder, which is made if need be; gives the file, named after the video."""
+    """Draw a timeline as a picture in a folder, which is made if need be; one that shows the same is left alone.
+
+    Args:
+        video: What it shows.
+        folder: Of the pictures.
+
+    Returns:
+        The file, named after the video. Its comment says which timeline it shows.
+    """
     path = name_features(folder, video.path).with_suffix(".png")
+    digest = hashlib.blake2b(json.dumps(asdict(video)).encode(), digest_size=16).hexdigest()
+    if _read_comment(path) == digest:
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     spans = [
         TimelineSpan(moment.start_seconds, moment.end_seconds, {one.label: one.probability for one in moment.labels})
         for moment in video.moments
     ]
-    plot_timeline(spans, path, Path(video.path).name)
+    plot_timeline(spans, path, Path(video.path).name, comment=digest)
     return path
+
+
+def _read_comment(path: Path) -> str | None:
+    """Comment of a picture; `None` where there is none, or no picture."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Comment")
+    except (FileNotFoundError, UnidentifiedImageError):
+        return None
 
 
 def _plan(results: LabelFile, sources: Iterable[str]) -> tuple[list[VideoFile], set[int], list[SkippedVideo]]:
