@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..processing.frame_folders import list_frames
-from .lists.folders import list_folder
+from .lists.folders import is_text, list_folder
 from .lists.paths import is_url, require_video
 
 NAME_BYTES = 200  # of a video's name in that of a file about it; file systems allow 255 for the complete name
@@ -40,7 +40,8 @@ def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVi
         sources: Files, URLs, folders of frames, and folders, which are searched for videos with all their sub-folders.
 
     Returns:
-        Each video once, in order of its absolute path or URL; and the sources that do not exist.
+        Each video once, in order of its absolute path or URL; and the sources that do not exist, or whose names are
+        not UTF-8.
 
     Raises:
         OSError: If none of the sources exists.
@@ -66,6 +67,10 @@ def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVi
         paths.update(video.path for video in listing.videos)
     found, missing = [], []
     for path in sorted(paths):
+        if not is_text(path):
+            shown = path.encode(errors="backslashreplace").decode()
+            missing.append(SkippedVideo(shown, "Its name is not UTF-8, which tables and results need; rename it."))
+            continue
         try:
             found.append(describe_file(path))
         except OSError as error:

@@ -18,9 +18,10 @@ import random
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,8 +29,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from ..data.lists.folders import is_text
 from ..data.video_files import SkippedVideo, VideoFile
 from ..runs.folder import collect_versions
+from ..runs.mistakes import MachineError, UserError, naming_full_disk
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ PROBED_SHARE = 32  # of the lists of neighbours, one in so many is searched
 MIN_PROBES = 16
 CANDIDATES, MIN_CANDIDATES = 4, 400  # found by cosine for each row wanted, and at least; then compared exactly
 ATTEMPTS = 12
+MAX_INTEGER = 2**63 - 1  # of a column
 REMOTE_ATTEMPTS = 3  # to open a table of object storage, which may not be there
 VIDEOS_TABLE, SKIPPED_TABLE, STORED_TABLE = "videos", "skipped", "stored"
 STATES_COLUMN = "states"
@@ -60,7 +64,17 @@ _SETTINGS = b"umt_hf"
 _PATHS_AT_A_TIME = 500
 _LISTS_PREFIX = "vector_lists_"
 _MEANWHILE = re.compile(r"conflict|concurrent|not found|already exists|retry|no such file", re.IGNORECASE)
+_NO_TABLE = re.compile(r"table '\w+' was not found", re.IGNORECASE)
+_UNREACHABLE = re.compile(r"kind: (connect|timeout)|connect error|dns error|timed out|status: 5\d\d", re.IGNORECASE)
+_OF_LANCEDB = re.compile(r"lance|/rustc/|invalid input|object store|os error", re.IGNORECASE)
 _random = random.Random()  # of waits between attempts; the global one stays where it is
+# How what a flag of `umt-hf embed` sets is written, by its name in an encoder's description.
+_FLAGS: dict[str, Callable[[Any], str]] = {
+    "dtype": lambda value: f"--dtype {value}",
+    "kept_tokens": lambda value: _write_kept_tokens(value),
+    "mixed_precision": lambda value: f"`accelerate launch --mixed_precision {value}`",
+    "num_frames": lambda value: f"--num-frames {value}",
+}
 _process: list[int] = []  # in which LanceDB was loaded; its threads do not survive a fork
 
 
@@ -110,7 +124,7 @@ class SearchFilter:
         before: Time before which it has.
 
     Raises:
-        ValueError: If a duration is negative, or the bounds leave nothing between them.
+        ValueError: If a duration is negative, the bounds leave nothing between them, or the path is not UTF-8.
     """
 
     path: str | None = None
@@ -124,10 +138,13 @@ class SearchFilter:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a number of seconds, 0 or more, got {value}.")
+        if self.path is not None and not is_text(self.path):
+            raise ValueError("path must be text that can be written as UTF-8: an index has no other names.")
         shortest, longest = self.min_duration, self.max_duration
         if shortest is not None and longest is not None and shortest > longest:
             raise ValueError(f"min_duration {shortest} is above max_duration {longest}.")
-        if self.after is not None and self.before is not None and self.after >= self.before:
+        bounds = [_count_nanoseconds(bound) for bound in (self.after, self.before) if bound is not None]
+        if len(bounds) == 2 and bounds[0] >= bounds[1]:
             raise ValueError(f"after ({self.after}) must be earlier than before ({self.before}).")
 
     def to_sql(self) -> str | None:
@@ -137,13 +154,13 @@ class SearchFilter:
             literal = re.sub(r"([\\%_])", r"\\\1", self.path).replace("*", "%").replace("?", "_")
             parts.append(f"path LIKE {_quote(literal)}")
         if self.min_duration is not None:
-            parts.append(f"duration_seconds >= {self.min_duration!r}")
+            parts.append(f"duration_seconds >= {float(self.min_duration)!r}")
         if self.max_duration is not None:
-            parts.append(f"duration_seconds <= {self.max_duration!r}")
+            parts.append(f"duration_seconds <= {float(self.max_duration)!r}")
         if self.after is not None:
-            parts.append(f"modified_ns >= {int(self.after.timestamp() * 1e9)}")
+            parts.append(f"modified_ns >= {_count_nanoseconds(self.after)}")
         if self.before is not None:
-            parts.append(f"modified_ns < {int(self.before.timestamp() * 1e9)}")
+            parts.append(f"modified_ns < {_count_nanoseconds(self.before)}")
         return " AND ".join(parts) or None
 
 
@@ -211,13 +228,20 @@ class VideoIndex:
             return
         built = self.read_encoder()
         # The name may differ: a folder that has moved is the same model.
-        for name in encoder.keys() - {"model"}:
+        by_flag = _FLAGS.keys() | {"moments", "stored"}
+        for name in sorted(encoder.keys() - {"model"}, key=lambda name: (name in by_flag, name)):
             if encoder[name] == built.get(name):
                 continue
             if name == "moments":
                 raise ValueError(
                     f"{self.folder} holds {describe_moments(built.get(name))} and these would be "
                     f"{describe_moments(encoder[name])}. Use the same window and stride, or a new index folder."
+                )
+            if name in _FLAGS:
+                before, now = (_FLAGS[name](recorded) for recorded in (built.get(name), encoder[name]))
+                raise ValueError(
+                    f"{self.folder} was built with {before}, and these vectors would be of {now}. Use the same, or a "
+                    "new index folder."
                 )
             if name == "stored":
                 raise ValueError(
@@ -234,6 +258,7 @@ class VideoIndex:
         """Whether there is an index.
 
         Raises:
+            UserError: If it cannot be read.
             ValueError: If it is one of an earlier version.
         """
         if not self.is_remote:
@@ -245,7 +270,7 @@ class VideoIndex:
                 )
             if not (folder / f"{VIDEOS_TABLE}.lance").is_dir():
                 return False
-        return self._open(VIDEOS_TABLE) is not None
+        return self._retry(lambda: self._open(VIDEOS_TABLE) is not None)
 
     def create(self, encoder: dict[str, Any]) -> None:
         """Make the index, unless it is there; of several commands that come at once, the first one does.
@@ -263,13 +288,13 @@ class VideoIndex:
             schemas[STORED_TABLE] = build_stored_schema()
         schemas[VIDEOS_TABLE] = build_schema(encoder["projection_dim"], settings)  # last: then there is an index
         for name, schema in schemas.items():
-            self._retry(lambda name=name, schema=schema: self._make_table(name, schema))
+            self._retry(lambda name=name, schema=schema: self._make_table(name, schema), "written")
         self.check_encoder(encoder)
 
     def select_new(self, files: Sequence[VideoFile]) -> list[VideoFile]:
         """Files that are not in the index, or have changed since."""
         known: set[tuple[str, int, int]] = set()
-        for batch in self._scan(["path", "size_bytes", "modified_ns"]):
+        for batch in self.read(["path", "size_bytes", "modified_ns"]):
             known.update(zip(*(column.to_pylist() for column in batch.columns), strict=True))
         return [file for file in files if (file.path, file.size_bytes, file.modified_ns) not in known]
 
@@ -287,7 +312,7 @@ class VideoIndex:
             {name: _build_column([row.get(name) for row in rows], schema.field(name).type) for name in schema.names},
             schema=schema,
         )
-        self._retry(lambda: self._open_existing(VIDEOS_TABLE).add(data))
+        self._retry(lambda: self._open_existing(VIDEOS_TABLE).add(data), "written")
         if self._retry(lambda: _count_fragments(self._open_existing(VIDEOS_TABLE))) > self.max_fragments:
             self._optimize()
 
@@ -304,7 +329,7 @@ class VideoIndex:
         columns |= {"num_bytes": [own.nbytes for own in states], "shape": [list(own.shape) for own in states]}
         columns[STATES_COLUMN] = [own.tobytes() for own in states]
         data = pa.Table.from_pydict(columns, schema=build_stored_schema())
-        self._retry(lambda: self._open_existing(STORED_TABLE).add(data))
+        self._retry(lambda: self._open_existing(STORED_TABLE).add(data), "written")
 
     def read_stored(self, rows: Sequence[dict[str, Any]], dtype: str) -> dict[str, np.ndarray]:
         """What is stored of rows for re-ranking; nothing of other rows is read.
@@ -325,7 +350,7 @@ class VideoIndex:
 
     def measure_stored(self) -> tuple[int, int]:
         """Rows of which something is stored for re-ranking, and its bytes."""
-        if self._open(STORED_TABLE) is None:
+        if not self._list_tables(STORED_TABLE):
             return 0, 0
         sizes = self._retry(lambda: self._open_existing(STORED_TABLE).search().select(["num_bytes"]).to_arrow())
         return len(sizes), sum(sizes["num_bytes"].to_pylist())
@@ -341,7 +366,7 @@ class VideoIndex:
         """
         for name in self._list_tables(VIDEOS_TABLE, STORED_TABLE):
             self._delete(name, [f"path IN ({names})" for names in _group_names(v.path for v in skipped)])
-            self._delete(name, self._find_superseded(name))
+            self._delete_superseded(name)
         paths = set(self.list_paths())
         self._record_skipped(skipped, paths)
         self._join_fragments()
@@ -350,7 +375,7 @@ class VideoIndex:
 
     def list_paths(self) -> list[str]:
         """All videos, in order."""
-        return sorted({path for batch in self._scan(["path"]) for path in batch.column("path").to_pylist()})
+        return sorted({path for batch in self.read(["path"]) for path in batch.column("path").to_pylist()})
 
     def count_rows(self) -> int:
         """Videos, or moments of videos, in the index; with those that will be gone after `finish`."""
@@ -358,7 +383,7 @@ class VideoIndex:
 
     def read_skipped(self) -> list[SkippedVideo]:
         """Videos that could not be read, in order of their paths."""
-        if self._open(SKIPPED_TABLE) is None:
+        if not self._list_tables(SKIPPED_TABLE):
             return []
         rows = self._retry(lambda: self._open_existing(SKIPPED_TABLE).to_arrow()).to_pylist()
         return [SkippedVideo(path, reason) for path, reason in sorted({r["path"]: r["reason"] for r in rows}.items())]
@@ -424,7 +449,7 @@ class VideoIndex:
         if self._database is None:
             require_lancedb()
             if _process and _process != [os.getpid()]:
-                raise RuntimeError(
+                raise UserError(
                     "LanceDB was loaded before this process was forked, and would crash in it. Start processes that "
                     "search by the method 'forkserver' or 'spawn'."
                 )
@@ -432,9 +457,9 @@ class VideoIndex:
 
             _process[:] = [os.getpid()]
             options = {"new_table_data_storage_version": FILE_FORMAT, **(self.storage_options or {})}
-            self._database = lancedb.connect(
-                self.folder, storage_options=options, read_consistency_interval=timedelta(0)
-            )
+            # A name with a colon would be taken for an address.
+            place = self.folder if self.is_remote else os.path.abspath(self.folder)
+            self._database = lancedb.connect(place, storage_options=options, read_consistency_interval=timedelta(0))
         return self._database
 
     def _open(self, name: str) -> Any | None:
@@ -448,10 +473,10 @@ class VideoIndex:
             try:
                 self._tables[name] = self._connect().open_table(name)
             except (OSError, ValueError, RuntimeError) as error:
-                if not _MEANWHILE.search(str(error)) or (attempt == ATTEMPTS and folder is not None):
-                    raise
-                if folder is None and attempt == REMOTE_ATTEMPTS:
+                if folder is None and attempt == REMOTE_ATTEMPTS and _NO_TABLE.search(str(error)):
                     return None
+                if attempt == (REMOTE_ATTEMPTS if folder is None else ATTEMPTS) or not _is_passing(error):
+                    raise
                 # Its last version was replaced while it was opened.
                 time.sleep(_random.uniform(0, 0.05))
         return self._tables[name]
@@ -463,29 +488,70 @@ class VideoIndex:
 
     def _list_tables(self, *names: str) -> list[str]:
         """Those of some tables that are there."""
-        return [name for name in names if self._open(name) is not None]
+        return [name for name in names if self._retry(lambda name=name: self._open(name) is not None)]
 
     def _make_table(self, name: str, schema: pa.Schema) -> None:
         if self._open(name) is None:
             self._tables[name] = self._connect().create_table(name, schema=schema, exist_ok=True)
 
-    def _retry(self, work: Callable[[], T]) -> T:
-        """Do a piece of work, again where another process has changed the index in between."""
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return work()
-            except (OSError, RuntimeError, ValueError) as error:
-                if attempt == ATTEMPTS or not _MEANWHILE.search(str(error)):
-                    raise
-                logger.debug("Again after %s", error)
-                time.sleep(_random.uniform(0, min(0.02 * 2**attempt, 2.0)))
-                self._tables.clear()
+    def _retry(self, work: Callable[[], T], done: str = "read") -> T:
+        """Do a piece of work, again where another process has changed the index in between.
+
+        Args:
+            work: What is done.
+            done: What it is, "read" or "written", for the message where it fails.
+        """
+        with self._naming_faults(done):
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    return work()
+                except (OSError, RuntimeError, ValueError) as error:
+                    if attempt == ATTEMPTS or not _is_passing(error):
+                        raise
+                    logger.debug("Again after %s", error)
+                    time.sleep(_random.uniform(0, min(0.02 * 2**attempt, 2.0)))
+                    self._tables.clear()
         raise AssertionError("The last attempt returns or raises.")
+
+    @contextmanager
+    def _naming_faults(self, done: str) -> Generator[None]:
+        """Say in one sentence what LanceDB could not do, with the name of the index; other errors stay."""
+        writes_here = done == "written" and not self.is_remote
+        try:
+            with naming_full_disk(self.folder) if writes_here else nullcontext():
+                yield
+        except (OSError, RuntimeError, ValueError) as error:
+            is_ours = isinstance(error, UserError) or (isinstance(error, FileNotFoundError) and error.errno is None)
+            if is_ours or not _OF_LANCEDB.search(str(error)):
+                raise
+            reason = _shorten_reason(str(error))
+            if self.is_remote and _UNREACHABLE.search(str(error)):
+                raise MachineError(
+                    f"{self.folder} cannot be reached: {reason}. Check the network and the variables of the storage, "
+                    "such as AWS_ENDPOINT."
+                ) from error
+            if self.is_remote:
+                cure = "Check the address, and that the keys in the variables of the storage allow it"
+            elif done == "written":
+                cure = "Make its folder writable, or choose another one"
+            else:
+                cure = "If its files are damaged, embed its videos again into a new folder"
+            raise UserError(f"{self.folder} could not be {done}: {reason}. {cure}.") from error
 
     def _scan(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
         table = self._open_existing(VIDEOS_TABLE)
         query = table.search().select(list(columns))
         yield from (query if where is None else query.where(where)).to_batches()
+
+    def _delete_superseded(self, name: str) -> None:
+        """Delete rows that others replace, again until none is found.
+
+        Another command that joins commits in between numbers the rows anew; the conditions then match nothing.
+        """
+        for _ in range(ATTEMPTS):
+            if not (conditions := self._find_superseded(name)):
+                return
+            self._delete(name, conditions)
 
     def _find_stored(self, keys: set[tuple[Any, ...]]) -> list[dict[str, pa.Scalar]]:
         """What is stored of the rows with these keys, each once: first where it is, then that alone."""
@@ -504,9 +570,8 @@ class VideoIndex:
 
     def _find_superseded(self, name: str) -> list[str]:
         """Conditions on rows that others replace: of a video's earlier contents, or another command's copy."""
-        table = self._retry(lambda: self._open_existing(name))
         columns = STORED_KEY
-        found = self._retry(lambda: table.search().select(columns).with_row_id(True).to_arrow())
+        found = self._retry(lambda: self._open_existing(name).search().select(columns).with_row_id(True).to_arrow())
         if not len(found):
             return []
         path = found["path"].combine_chunks().dictionary_encode().indices.to_numpy()
@@ -532,12 +597,12 @@ class VideoIndex:
         gone = [video.path for video in skipped] + [path for path in reasons if path in paths]
         self._delete(SKIPPED_TABLE, [f"path IN ({names})" for names in _group_names(gone)])
         if new := [asdict(video) for video in skipped if video.path not in paths]:
-            data = pa.Table.from_pylist(new, schema=self._open_existing(SKIPPED_TABLE).schema)
-            self._retry(lambda: self._open_existing(SKIPPED_TABLE).add(data))
+            data = pa.Table.from_pylist(new, schema=self._retry(lambda: self._open_existing(SKIPPED_TABLE).schema))
+            self._retry(lambda: self._open_existing(SKIPPED_TABLE).add(data), "written")
 
     def _delete(self, name: str, conditions: Iterable[str]) -> None:
         for condition in conditions:
-            self._retry(lambda condition=condition: self._open_existing(name).delete(condition))
+            self._retry(lambda condition=condition: self._open_existing(name).delete(condition), "written")
 
     def _join_fragments(self) -> None:
         """Join what many commits left, those that only deleted rows too."""
@@ -549,17 +614,17 @@ class VideoIndex:
 
     def _optimize(self, name: str = VIDEOS_TABLE) -> None:
         """Join fragments, put new rows into the lists of neighbours, and drop versions before the last."""
-        try:
-            with warnings.catch_warnings():
-                # That others which are in the middle of something fail: `_retry` lets them begin again.
-                warnings.filterwarnings("ignore", "optimize.cleanup_older_than=0")
+        with self._naming_faults("written"), warnings.catch_warnings():
+            # That others which are in the middle of something fail: `_retry` lets them begin again.
+            warnings.filterwarnings("ignore", "optimize.cleanup_older_than=0")
+            try:
                 self._open_existing(name).optimize(cleanup_older_than=timedelta(0))
-        except (OSError, RuntimeError, ValueError) as error:
-            # Two commands at once: the other one does it.
-            if not _MEANWHILE.search(str(error)):
-                raise
-            logger.debug("Not joined: %s", error)
-            self._tables.clear()
+            except (OSError, RuntimeError, ValueError) as error:
+                # Two commands at once: the other one does it.
+                if not _is_passing(error):
+                    raise
+                logger.debug("Not joined: %s", error)
+                self._tables.clear()
 
     def _keep_lists(self) -> None:
         """Sort the vectors of a large index into lists of neighbours, again where it has grown to four times."""
@@ -569,22 +634,27 @@ class VideoIndex:
         from lancedb.index import IvfFlat
 
         wanted = max(round(num_rows**0.5), 2)
-        table = self._open_existing(VIDEOS_TABLE)
-        have = _count_lists(table)
+        have = self._retry(lambda: _count_lists(self._open_existing(VIDEOS_TABLE)))
         if have is not None and wanted < 2 * have:
             # Rows outside the lists are found by looking at all of them.
-            if _count_unlisted(table) > self.flat_rows // 10:
+            if self._retry(lambda: _count_unlisted(self._open_existing(VIDEOS_TABLE))) > self.flat_rows // 10:
                 self._optimize()
             return
         config = IvfFlat(distance_type="cosine", num_partitions=wanted)
         self._retry(
             lambda: self._open_existing(VIDEOS_TABLE).create_index(
                 VECTOR_COLUMN, config=config, name=f"{_LISTS_PREFIX}{wanted}", replace=True
-            )
+            ),
+            "written",
         )
-        for index in self._open_existing(VIDEOS_TABLE).list_indices():
-            if index.name.startswith(_LISTS_PREFIX) and index.name != f"{_LISTS_PREFIX}{wanted}":
-                self._open_existing(VIDEOS_TABLE).drop_index(index.name)
+
+        def drop_former() -> None:
+            table = self._open_existing(VIDEOS_TABLE)
+            for index in table.list_indices():
+                if index.name.startswith(_LISTS_PREFIX) and index.name != f"{_LISTS_PREFIX}{wanted}":
+                    table.drop_index(index.name)
+
+        self._retry(drop_former, "written")
         self._optimize()
 
 
@@ -718,6 +788,35 @@ def require_lancedb() -> None:
         raise ImportError("Searching videos needs LanceDB. Install it with `pip install 'umt_hf[search]'`.")
 
 
+def _write_kept_tokens(kept: dict[str, Any] | None) -> str:
+    flags = {
+        "keep_ratio": "--keep-ratio",
+        "token_selector": "--token-selector",
+        "teacher_name_or_path": "--teacher-name-or-path",
+    }
+    # Of all tokens nothing is recorded.
+    return " ".join(f"{flags.get(name, name)} {value}" for name, value in (kept or {"keep_ratio": 1.0}).items())
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether an error may come from another command, so that it is worth to try again.
+
+    Where a storage is not reached, LanceDB has tried several times.
+    """
+    text = str(error)
+    return not isinstance(error, UserError) and not _UNREACHABLE.search(text) and bool(_MEANWHILE.search(text))
+
+
+def _shorten_reason(text: str) -> str:
+    """What LanceDB says, without the places in its source and what its layers put around it."""
+    inner = re.findall(r'(?:message|error): "([^"]+)"|(status: \d+)|<Message>([^<]+)', text)
+    if inner:
+        return "; ".join(dict.fromkeys("".join(found) for found in inner))
+    text = re.sub(r",? ?/[^ ,]*\.rs:\d+:\d+", "", text)
+    text = re.sub(r"(lance |Generic [\w/ ]*|Wrapped )error: |LanceError\(\w+\): |Invalid input, ", "", text)
+    return " ".join(text.split())[:300].rstrip(" .,") or "LanceDB does not say why"
+
+
 def _list_keys(found: pa.Table) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """Rows of a table, by number, with their keys."""
     return enumerate(zip(*(found[name].to_pylist() for name in STORED_KEY), strict=True))
@@ -744,6 +843,17 @@ def _count_unlisted(table: Any) -> int:
     """Rows that came after the lists of neighbours were made and kept up."""
     names = [index.name for index in table.list_indices() if index.name.startswith(_LISTS_PREFIX)]
     return max(((table.index_stats(name).num_unindexed_rows or 0) for name in names), default=0)
+
+
+def _count_nanoseconds(moment: datetime) -> int:
+    """Nanoseconds from 1970 to a moment, in local time where it has no time zone; at most what a column holds."""
+    second = moment.replace(microsecond=0)
+    try:
+        seconds = second.timestamp()
+    except (OverflowError, OSError, ValueError):  # of the years 1 and 9999, and before 1970 on Windows
+        seconds = second.replace(tzinfo=second.tzinfo or timezone.utc).timestamp()
+    exact = int(seconds) * 10**9 + moment.microsecond * 1000
+    return min(max(exact, -MAX_INTEGER), MAX_INTEGER)
 
 
 def _quote(text: str) -> str:

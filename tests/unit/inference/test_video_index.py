@@ -2,16 +2,17 @@
 
 import os
 import time
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.processes import build_environment, read_output, run_and_kill, start_process, wait_for
+from tests.processes import build_environment, find_free_port, read_output, run_and_kill, start_process, wait_for
 from umt_hf.data.video_files import SkippedVideo, VideoFile
 from umt_hf.inference import video_index
 from umt_hf.inference.video_index import RowWriter, SearchFilter, VideoIndex
+from umt_hf.runs.mistakes import MachineError, UserError
 
 pytest.importorskip("lancedb")
 
@@ -312,3 +313,204 @@ def test_a_forked_process_is_refused_and_does_not_crash(tmp_path):
     )
     wait_for([process], 0, 60)
     assert process.exitcode == 0, read_output(output)
+
+
+def test_rows_that_others_replace_go_though_commits_are_joined_meanwhile(tmp_path, monkeypatch):
+    """Joining numbers rows anew, so that those that were found before match nothing."""
+    index, other = make_index(tmp_path), VideoIndex(tmp_path)
+    index.add(build_rows("a"))
+    index.add(build_rows("b"))
+    index.add(build_rows("a", vector=(0.0, 1.0), modified_ns=2))  # its contents have changed
+    index.add(build_rows("b"))  # another command's copy
+    delete = index._delete
+    done = []
+
+    def join_and_delete(name, conditions):
+        conditions = list(conditions)
+        if any("_rowid" in condition for condition in conditions) and not done:
+            done.append(name)
+            other._optimize()
+        delete(name, conditions)
+
+    monkeypatch.setattr(index, "_delete", join_and_delete)
+    assert index.finish([]) == 2 and done == ["videos"]
+    assert index.count_rows() == 2
+    rows = index.load().find_nearest(np.array([0, 1], np.float32), 5)
+    assert [(row["path"], row["modified_ns"]) for row in rows] == [("a", 2), ("b", 1)]
+
+
+READS = {
+    "select_new": lambda index: [v.path for v in index.select_new([VideoFile("000", 1, 1), VideoFile("new", 1, 1)])],
+    "list_paths": lambda index: len(index.list_paths()),
+    "read": lambda index: sum(batch.num_rows for batch in index.read(["path"])),
+    "find_exactly": lambda index: len(index.find_exactly(np.array([1, 0], np.float32), 200, None)[0]),
+    "finish": lambda index: index.finish([SkippedVideo("000", "gone")]),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_what_is_read_while_another_command_joins_commits_is_read_again(tmp_path, monkeypatch, name):
+    index, other = make_index(tmp_path), VideoIndex(tmp_path)
+    for i in range(60):
+        index.add(build_rows(f"{i:03d}"))
+    scan, done = index._scan, []
+
+    def join_meanwhile(*args):
+        for i, batch in enumerate(scan(*args)):
+            yield batch
+            if i == 0 and not done:
+                done.append(1)
+                other._optimize()  # the files of the other batches go
+
+    monkeypatch.setattr(index, "_scan", join_meanwhile)
+    expected = {"select_new": ["new"], "finish": 59}
+    assert READS[name](index) == expected.get(name, 60) and done
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_lists_are_kept_up_while_another_command_does_the_same(tmp_path, monkeypatch, which):
+    """Wherever a look at the table fails once; the lists that are to go may be gone already."""
+    index, other = make_index(tmp_path, 4, flat_rows=100), VideoIndex(tmp_path, flat_rows=100)
+    rng = np.random.default_rng(0)
+    index.add([row for i in range(160) for row in build_rows(f"{i}", vector=rng.random(4))])
+    index.finish([])
+    index.add([row for i in range(1200) for row in build_rows(f"more {i}", vector=rng.random(4))])
+    open_existing, calls = index._open_existing, []
+
+    def fail_once(name):
+        calls.append(name)
+        if len(calls) == which + 1:
+            if which == 3:  # just before the former lists are dropped
+                other._open_existing("videos").drop_index("vector_lists_13")
+            raise RuntimeError("lance error: Not found: /videos.lance/_versions/1.manifest")
+        return open_existing(name)
+
+    monkeypatch.setattr(index, "_open_existing", fail_once)
+    index._keep_lists()
+    assert [found.name for found in open_existing("videos").list_indices()] == ["vector_lists_37"]
+    calls.clear()
+    index._record_skipped([SkippedVideo("z", "broken")], set())
+    assert index.read_skipped() == [SkippedVideo("z", "broken")] and len(calls) > 3
+
+
+def test_object_storage_that_is_not_reached_is_named_and_is_not_an_empty_index():
+    options = {"aws_endpoint": f"http://127.0.0.1:{find_free_port()}", "aws_allow_http": "true", "aws_region": "x"}
+    keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "client_max_retries": "0"}
+    index = VideoIndex("s3://bucket/index", options | keys)
+    for use in (index.exists, index.load):
+        with pytest.raises(MachineError, match=r"^s3://bucket/index cannot be reached: Connection refused\. Check"):
+            use()
+    with pytest.raises(UserError, match=r"^foo://bucket/index could not be written: No object store provider found"):
+        VideoIndex("foo://bucket/index").create(ENCODER)
+
+
+@pytest.mark.parametrize("which", ["create_table", "add"])
+def test_an_index_that_cannot_be_written_is_named_in_one_sentence(tmp_path, which):
+    """A file in place of a folder stands for one that may not be written: tests of `root` may write everywhere."""
+    index = VideoIndex(tmp_path / "index")
+    if which == "add":
+        index.create(ENCODER)
+        (tmp_path / "index" / "videos.lance" / "data").write_text("")
+    else:
+        (tmp_path / "index" / "videos.lance" / "_versions").mkdir(parents=True)
+        (tmp_path / "index" / "videos.lance" / "_transactions").write_text("")
+    with pytest.raises(UserError) as error:
+        index.create(ENCODER)
+        index.add(build_rows("a"))
+    message = str(error.value)
+    assert message.startswith(f"{index.folder} could not be written: ") and "choose another one" in message
+    assert ".rs:" not in message and "lance error" not in message and message.count("\n") == 0
+
+
+def test_files_of_an_index_that_cannot_be_read_are_named_in_one_sentence(tmp_path):
+    index = make_index(tmp_path)
+    index.add(build_rows("a"))
+    data = tmp_path / "videos.lance" / "data"
+    data.rename(tmp_path / "elsewhere")
+    data.write_text("")
+    for use in (VideoIndex(tmp_path).list_paths, lambda: find(VideoIndex(tmp_path), (1, 0))):
+        with pytest.raises(UserError, match=f"^{tmp_path} could not be read: ") as error:
+            use()
+        assert ".rs:" not in str(error.value)
+
+
+def write_on_a_full_disk(folder: str) -> None:
+    import resource
+
+    index = make_index(Path(folder))
+    index.add(build_rows("a"))
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    for write in (lambda: index.add(build_rows("b")), lambda: index.finish([SkippedVideo("a", "gone")])):
+        with pytest.raises(MachineError, match="could not be written: file too large. Make room on its disk"):
+            write()
+
+
+def test_a_full_disk_is_named(tmp_path):
+    pytest.importorskip("resource", reason="Windows limits no sizes of files")
+    output = tmp_path / "output"
+    process = start_process(
+        write_on_a_full_disk, str(tmp_path / "index"), environment=build_environment(0, 1, 0), output=output
+    )
+    wait_for([process], 0, 60)
+    assert process.exitcode == 0, read_output(output)
+
+
+@pytest.mark.parametrize("name", ["my:index", "a%20b", "a?b#c", "ä ö", "s3:index"])
+def test_folders_of_all_names(tmp_path, monkeypatch, name):
+    """A colon makes no address of a folder; relative, as on a command line."""
+    if os.name == "nt" and set(name) & set(":?"):
+        pytest.skip("Windows has no such names")
+    monkeypatch.chdir(tmp_path)
+    make_index(Path(name)).add(build_rows("a"))
+    assert VideoIndex(name).list_paths() == ["a"] and (tmp_path / name / "videos.lance").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_bounds_of_all_times_and_kinds(tmp_path):
+    """Also those that the nanoseconds of a column do not reach."""
+    index = make_index(tmp_path)
+    moment = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
+    index.add(build_rows("a", modified_ns=1_767_323_045_678_901_000, duration_seconds=2.5))
+    cases = {
+        SearchFilter(after=moment): True,
+        SearchFilter(before=moment): False,
+        SearchFilter(after=moment + timedelta(microseconds=1)): False,
+        SearchFilter(after=moment.astimezone(timezone(timedelta(hours=9)))): True,
+        SearchFilter(after=datetime.max): False,
+        SearchFilter(before=datetime.max.replace(tzinfo=timezone.utc)): True,
+        SearchFilter(before=datetime(2263, 1, 1)): True,
+        SearchFilter(after=datetime(1, 1, 1)): True,
+        SearchFilter(before=datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))): False,
+        SearchFilter(after=moment - timedelta(days=2), before=datetime(9999, 12, 31)): True,
+        SearchFilter(min_duration=np.float64(2.5)): True,
+        SearchFilter(max_duration=np.float32(2.25)): False,
+        SearchFilter(min_duration=True, max_duration=3): True,
+    }
+    for filters, is_found in cases.items():
+        assert find(index, (1, 0), filters=filters) == ["a"] * is_found, filters
+    with pytest.raises(ValueError, match="must be earlier than before"):
+        SearchFilter(after=moment, before=datetime(2025, 1, 1))
+
+
+def test_a_pattern_that_is_not_utf8_is_refused():
+    with pytest.raises(ValueError, match="path must be text that can be written as UTF-8"):
+        SearchFilter(path="*/caf\udce9.mp4")
+
+
+def test_settings_that_a_flag_changes_are_named_by_it(tmp_path):
+    """The same one each time, and a model's own differences first."""
+    few = {"keep_ratio": 0.25, "token_selector": "tube", "token_selector_seed": 0}
+    built = ENCODER | {"dtype": "bfloat16", "mixed_precision": "no", "num_frames": 4, "kept_tokens": few}
+    index = VideoIndex(tmp_path)
+    index.create(built)
+    for changed, message in (
+        ({"dtype": "float32"}, "was built with --dtype bfloat16, and these vectors would be of --dtype float32"),
+        ({"num_frames": 8}, "--num-frames 4, and these vectors would be of --num-frames 8. Use the same"),
+        ({"kept_tokens": None}, "--keep-ratio 0.25 --token-selector tube .*would be of --keep-ratio 1.0"),
+        ({"mixed_precision": "bf16"}, "--mixed_precision no`.*--mixed_precision bf16`"),
+        ({"dtype": "float32", "num_frames": 8, "mixed_precision": "bf16"}, "--dtype bfloat16"),
+        ({"dtype": "float32", "num_frames": 8, "weights": "1"}, "built by another model: its weights is '0'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            index.check_encoder(built | changed)

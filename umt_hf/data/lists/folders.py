@@ -164,7 +164,7 @@ def _list_files(
             listing.left_out[_name_other(entry.name, suffix)] += suffix not in FRAME_SUFFIXES
         elif entry.name.startswith("."):
             listing.left_out[HIDDEN_FILES] += 1
-        elif not _is_text(entry.name):
+        elif not is_text(entry.name):
             listing.left_out[UNNAMEABLE] += 1
         else:
             identity = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
@@ -190,13 +190,13 @@ def _name_other(name: str, suffix: str) -> str:
 
 def _is_left_out(entry: os.DirEntry[str], listing: FolderListing) -> bool:
     is_hidden = entry.name.startswith(".") or entry.name.casefold() in SYSTEM_FOLDERS
-    is_text = _is_text(entry.name)
+    is_nameable = is_text(entry.name)
     listing.left_out[HIDDEN_FOLDERS] += is_hidden
-    listing.left_out[UNNAMEABLE] += not is_text
-    return is_hidden or not is_text
+    listing.left_out[UNNAMEABLE] += not is_nameable
+    return is_hidden or not is_nameable
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
     """Whether a name can be written as UTF-8; Linux allows any bytes, and a table does not."""
     try:
         name.encode()
