@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.inference.replaced_files import replace_after_counting
 from tests.unit.inference.test_search import save_model
 from umt_hf import UMTVideoProcessor
 from umt_hf.data.video_files import SkippedVideo, list_videos
@@ -122,21 +123,6 @@ def read_all(files, processor, windows, **options) -> dict[str, torch.Tensor]:
             if video is not None:
                 found[video.file.path] = torch.from_numpy(np.stack(video.values))
     return found
-
-
-def replace_after_counting(monkeypatch, path: Path, content: bytes) -> None:
-    """Give a file other contents as soon as its windows have been counted, as a download that goes on would."""
-    count = MomentReads.count
-
-    def count_and_replace(self, file):
-        total = count(self, file)
-        if file.path == str(path):
-            self.close()
-            path.with_name("unfinished").write_bytes(content)
-            path.with_name("unfinished").replace(path)
-        return total
-
-    monkeypatch.setattr(MomentReads, "count", count_and_replace)
 
 
 def test_a_window_is_read_as_a_video_of_its_frames(videos, processor):

@@ -9,8 +9,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.processes import run_and_kill, run_ranks
+from tests.unit.inference.replaced_files import replace_after_counting
 from tests.unit.inference.test_label_files import read_lines, run_command, save_classifier
-from tests.unit.inference.test_moments import replace_after_counting
 from umt_hf import VideoClassifier
 from umt_hf.cli import app
 from umt_hf.moving_shapes.render import write_video
