@@ -294,9 +294,15 @@ def test_rows_that_an_index_does_not_take(model, videos, tmp_path):
     other = save_model(tmp_path / "other", seed=1)
     for embedder, message in (
         (VideoEmbedder(other), "was built by another model: its weights is"),
-        (VideoEmbedder(model, num_frames=4), "built with --num-frames 2"),
-        (VideoEmbedder(model, dtype="bfloat16"), "built with --dtype float32"),
-        (VideoEmbedder(model, tokens=KeptTokenArguments(keep_ratio=0.5)), "built with .*--keep-ratio"),
+        (
+            VideoEmbedder(model, num_frames=4),
+            "was built with --num-frames 2, and these vectors would be of --num-frames 4",
+        ),
+        (VideoEmbedder(model, dtype="bfloat16"), "was built with --dtype float32, and .* of --dtype bfloat16"),
+        (
+            VideoEmbedder(model, tokens=KeptTokenArguments(keep_ratio=0.5)),
+            "was built with --keep-ratio 1.0, and .* of --keep-ratio 0.5",
+        ),
         (VideoEmbedder(model, window=1), "holds complete videos and these would be moments of 1 s every 1 s"),
     ):
         with pytest.raises(ValueError, match=message):
