@@ -1,5 +1,6 @@
 """Pictures of a run: its losses, what teacher and student look at in a clip, videos found for a text, timelines."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -326,7 +327,7 @@ def plot_timeline(
     max_classes: int = 8,
     comment: str | None = None,
 ) -> None:
-    """Draw how likely classes are along a video, one line each, best ones first.
+    """Draw how likely classes are along a video, one line each, best ones first; a gap where a span has no value.
 
     Args:
         spans: Stretches in the order of time.
@@ -344,14 +345,15 @@ def plot_timeline(
     axis = axes[0, 0]
     lines = []
     for number, name in enumerate(names):
-        values = [span.probabilities.get(name, 0.0) for span in spans]
+        values = [span.probabilities.get(name, math.nan) for span in spans]  # not among those that were kept
         # Where windows overlap, the later one counts from its start on.
         edges = [*(span.start_seconds for span in spans), spans[-1].end_seconds]
         lines.append(axis.stairs(values, edges, baseline=None, color=f"C{number}", linewidth=1.8))
     axis.set_xlabel("seconds")
     axis.set_ylabel("probability")
     axis.set_ylim(0, 1.02)
-    axis.set_xlim(spans[0].start_seconds, max(span.end_seconds for span in spans))
+    end = max(span.end_seconds for span in spans)
+    axis.set_xlim(spans[0].start_seconds, end if end > spans[0].start_seconds else end + 1)  # of a single frame
     axis.grid(alpha=0.3)
     axis.set_title(title, fontsize=10)
     # Written afterwards, since a legend leaves out labels that begin with an underscore.

@@ -128,6 +128,12 @@ def test_search_prints_a_table_or_json(model, videos, tmp_path):
     assert "matching" in run("search", index, QUERY, "--rerank").stdout
 
 
+def test_a_search_whose_filters_nothing_passes_says_so(model, videos, tmp_path):
+    run("embed", videos, "--model", model, "--out", tmp_path / "index", "--num-workers", 0)
+    said = run("search", tmp_path / "index", "a red circle", "--after", "2045-01-01", "--json")
+    assert "No video passes the filters." in said.stderr
+
+
 def test_another_model_is_refused(model, videos, tmp_path):
     index = tmp_path / "index"
     embed(videos / "more", "--model", model, "--out", index)

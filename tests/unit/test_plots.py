@@ -5,6 +5,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import torch
@@ -44,6 +45,28 @@ def test_found_videos_are_framed_by_right_and_wrong(tmp_path):
 
 
 ODD_NAMES = ("cost_$5_and_$6_", r"$\foo$", "_hidden $^{ \udcff")
+
+
+def test_a_timeline_has_gaps_where_a_class_has_no_value(tmp_path, monkeypatch):
+    """It is not among those that were kept of a window, which does not make it unlikely."""
+    drawn: list[np.ndarray] = []
+    save = Figure.savefig
+
+    def record(figure, *args, **options):
+        drawn.extend(patch.get_data().values for patch in figure.axes[0].patches)
+        return save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    spans = [TimelineSpan(0, 1, {"a": 0.6}), TimelineSpan(1, 2, {"b": 0.5}), TimelineSpan(2, 3, {"a": 0.7, "b": 0.2})]
+    plot_timeline(spans, tmp_path / "a.png")
+    np.testing.assert_equal([values.tolist() for values in drawn], [[0.6, np.nan, 0.7], [np.nan, 0.5, 0.2]])
+
+
+def test_a_timeline_of_one_frame_is_drawn_without_a_remark(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_timeline([TimelineSpan(0.0, 0.0, {"a": 0.6})], tmp_path / "a.png")
+    assert (tmp_path / "a.png").is_file()
 
 
 def test_names_are_written_as_they_are(tmp_path, monkeypatch):

@@ -650,6 +650,8 @@ def search(
         filters = SearchFilter(path, min_duration, max_duration, after, before)
         convert_model(model, convert)
         hits = VideoSearcher(index, model, announce=announce).search(query, top_k, rerank, exact, filters)
+        if not hits and filters is not None:
+            announce("No video passes the filters.")
         typer.echo(json.dumps([asdict(hit) for hit in hits]) if as_json else format_hits(hits))
         if save_frames is not None:
             found = [(hit.path, hit.start_seconds, hit.end_seconds) for hit in hits]

@@ -36,9 +36,11 @@ def require_string(name: str, value: Any, advice: str) -> None:
 
     Raises:
         TypeError: If it is not a text.
-        ValueError: If it is empty.
+        ValueError: If it is empty, or was not UTF-8.
     """
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a text, got {value!r} of type {type(value).__name__}.")
     if not value.strip():
         raise ValueError(f"The {name} is empty; {advice}")
+    if value != value.encode(errors="replace").decode():  # as the shell hands over bytes of another encoding
+        raise ValueError(f"The {name} {ascii(value)} is not UTF-8: set the terminal's encoding to UTF-8.")

@@ -144,13 +144,22 @@ class OneWayFile:
     def __init__(self, file: Any):
         self._file, self.head = file, b""
         self._read = getattr(file, "read1", file.read)
+        self._error: BaseException | None = None
 
     def read(self, size: int) -> bytes:
-        """The next bytes, at most `size`; none at the end."""
-        content = self._read(size) or b""
+        """The next bytes, at most `size`; none at the end, and where something failed."""
+        try:
+            content = b"" if self._error is not None else self._read(size) or b""
+        except BaseException as error:  # Ctrl-C too, which PyAV would pass over
+            self._error, content = error, b""
         if len(self.head) < SNIFFED_BYTES:
             self.head += content[: SNIFFED_BYTES - len(self.head)]
         return content
+
+    def raise_error(self) -> None:
+        """Raise what ended the reading before the file did."""
+        if self._error is not None:
+            raise self._error
 
     def close(self) -> None:
         """Close the file, if it was opened here."""
@@ -208,13 +217,14 @@ def describe_address(url: str) -> str:
     return f"{url} is not read: give the path of a file, or an address that begins with one of {names}."
 
 
-def read_packets(av: Any, container: Any, stream: Any) -> Iterator[Any]:
+def read_packets(av: Any, container: Any, stream: Any, file: OneWayFile | None) -> Iterator[Any]:
     """Packets of a stream as they come, and an empty one at its end, which a network that falls silent has too.
 
     Args:
         av: The module.
         container: Open.
         stream: One of the container's.
+        file: That is read, if any; what ended its reading is raised.
 
     Raises:
         av.FFmpegError: If something cannot be read, or a network gave nothing at all.
@@ -223,6 +233,8 @@ def read_packets(av: Any, container: Any, stream: Any) -> Iterator[Any]:
     try:
         for packet in container.demux(stream):
             has_begun = True
+            if file is not None:
+                file.raise_error()
             yield packet
     except av.error.ExitError:
         if not has_begun:

@@ -693,6 +693,8 @@ class VideoStream(PyAVFrames):
         except VideoDecodingError as error:
             cause = self._report_no_frame() if self._container is None else None
             self.close()
+            if self._file is not None:
+                self._file.raise_error()
             raise (cause or error) from error
         except BaseException:
             self.close()
@@ -727,7 +729,7 @@ class VideoStream(PyAVFrames):
         size: tuple[int, int] | None = None
         is_started = False
         with self._named_errors():
-            for packet in read_packets(self._av, self._container, self._stream):
+            for packet in read_packets(self._av, self._container, self._stream, self._file):
                 # Whoever comes in between key frames waits for the next one.
                 is_started = is_started or packet.is_keyframe or not packet.size
                 if not is_started:
@@ -745,7 +747,9 @@ class VideoStream(PyAVFrames):
                     yield last, functools.partial(self._to_upright_rgb, frame)
 
     def _report_no_frame(self) -> VideoDecodingError | None:
-        """Why an MP4 cannot be read forwards; `None` for anything else."""
+        """Why nothing, or an MP4, cannot be read forwards; `None` for anything else."""
+        if self._file is not None and not self._file.head:
+            return self._error("gives nothing: it is empty, or its sender has ended.")
         if self._file is None or self._file.head[4:8] not in MP4_TOP_LEVEL_BOXES:
             return None
         return self._error(

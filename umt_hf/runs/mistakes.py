@@ -36,8 +36,10 @@ MACHINE_REASONS = {
     for number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EIO, errno.ENOMEM)
     + ((errno.ESTALE,) if hasattr(errno, "ESTALE") else ())
 }
-# PyTorch's writer does not say why it failed.
-FAILED_WRITER = re.compile(r"inline_container|PytorchStreamWriter|iostream error")
+# Writers of PyTorch and NumPy (through which ONNX writes) do not say why they failed.
+FAILED_WRITER = re.compile(
+    r"inline_container|PytorchStreamWriter|iostream error|problem writing element|requested and \d+ written"
+)
 PROBE_BYTES = 1 << 20
 
 
@@ -100,7 +102,7 @@ def naming_full_disk(path: str | os.PathLike) -> Generator[None]:
         if reason is None and isinstance(error, RuntimeError):
             reason = _probe_disk(Path(path))
         if reason is None and FAILED_WRITER.search(str(error)):
-            reason = f"PyTorch's writer failed ({' '.join(str(error).split())[:200]})"
+            reason = f"the writer failed ({' '.join(str(error).split())[:200]})"
         if reason is None:
             raise
         raise MachineError(

@@ -13,6 +13,8 @@ from collections.abc import Generator
 IMPORT_REMARKS = {
     "torch.utils._pytree": "is an Enum subclass and is now natively supported",
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    # Of operations that no model here has, at an export to ONNX.
+    "torch.onnx._internal.exporter._registration": "Failed to infer the signature for function",
 }
 # Weights that share memory are stored once, and every export is compared with the model's weights.
 RUN_REMARKS = {"accelerate.utils.other": "Removed shared tensor"}

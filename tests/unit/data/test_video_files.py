@@ -39,7 +39,7 @@ def test_a_folder_without_videos_is_refused(tmp_path):
         list_videos(tmp_path)
 
 
-def test_a_name_that_is_not_utf8_is_skipped_by_its_reason(tmp_path):
+def test_a_name_that_is_not_utf8_is_skipped_by_its_reason(tmp_path, caplog):
     """As in a folder: given by name, one would stop a run for all. The folder above may have such a name too."""
     (tmp_path / "a.mp4").touch()
     wrong = os.fsencode(tmp_path) + b"/b\xe9"
@@ -56,3 +56,4 @@ def test_a_name_that_is_not_utf8_is_skipped_by_its_reason(tmp_path):
     assert [video.path for video in skipped] == [f"{tmp_path}/b\\udce9/{n}.mp4" for n in ("b", "\\udcff")]
     assert all(video.reason == "Its name is not UTF-8, which tables and results need; rename it." for video in skipped)
     json.dumps([video.path for video in skipped], ensure_ascii=False).encode()
+    caplog.text.encode()  # as a log file would be written

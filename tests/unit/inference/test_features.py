@@ -41,6 +41,7 @@ from umt_hf.inference.features import (
 )
 from umt_hf.processing.decoding import PyAVReader, VideoDecodingError, open_video
 from umt_hf.processing.processing_umt_video_text import build_tokenizer
+from umt_hf.runs.disk import LOCK_FILE, hold_lock
 
 TINY = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "patch_size": 16,
@@ -303,7 +304,7 @@ def test_video_damaged_midway_leaves_nothing(folder, encoder, tmp_path):
         extract_features(video, *encoder, window=4)
     out = tmp_path / "out"
     assert "cannot be decoded" in run(video, "--model", folder, "--out", out, exit_code=1).output
-    assert sorted(path.name for path in out.iterdir()) == ["settings.json", "skipped.json"]
+    assert {path.name for path in out.iterdir()} == {"settings.json", "skipped.json", LOCK_FILE}
 
 
 def test_features_of_a_url_have_a_file_name():
@@ -452,6 +453,23 @@ def test_every_frame_is_seen_once_unless_overlap_is_asked_for(folder, encoder, v
     assert "overlap" not in said
     said = run(video, "--model", folder, "--out", tmp_path / "twice", "--window", 4, "--stride", 2).stderr
     assert "Windows overlap: each frame goes through the model 2 times." in said
+
+
+def test_names_of_arrays_are_those_of_videos_that_have_one(folder, several, tmp_path):
+    bad = tmp_path / "a.mp4"
+    bad.write_text("not a video")
+    run(bad, *several[:1], "--model", folder, "--out", tmp_path / "out", "--window", 4, "--format", "npy")
+    names = json.loads((tmp_path / "out" / "npy" / "names.json").read_text())
+    assert list(names.values()) == [str(several[0])]
+    assert {path.stem for path in (tmp_path / "out" / "npy").glob("*.npy")} == names.keys()
+
+
+def test_one_command_at_a_time_writes_into_a_folder(folder, several, tmp_path):
+    out = tmp_path / "out"
+    with hold_lock(out / LOCK_FILE, str(out)):
+        result = run(several[0], "--model", folder, "--out", out, exit_code=2)
+    assert "out is being written by another run" in result.output
+    run(several[0], "--model", folder, "--out", out)
 
 
 def test_arrays_have_the_names_of_their_videos_and_rows_at_even_distances(folder, several, tmp_path):

@@ -1,6 +1,7 @@
 """Objects that load once and answer often: what they say, what they refuse, and how often they load."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -170,6 +171,7 @@ def test_mistakes_in_answering(folders, clips):
     answerer = VideoAnswerer(folders["answerer"])
     for arguments, reason in (
         ((" ",), "question is empty"),
+        ((os.fsdecode(b"r\xf6t?"),), "question .* is not UTF-8"),
         ((QUESTION, []), "list of answers is empty"),
         ((QUESTION, "red"), "single text 'red'"),
     ):

@@ -179,6 +179,7 @@ def test_fingerprint_sees_weights_alone(model, tmp_path):
     "query,top_k,error,message",
     [
         (" ", 1, ValueError, "The query is empty; describe what the video shows"),
+        (os.fsdecode(b"r\xf6t"), 1, ValueError, r"The query 'r\\udcf6t' is not UTF-8"),
         (QUERY, 0, ValueError, "top_k must be at least 1, got 0"),
         (None, 1, TypeError, "query must be a text, got None of type NoneType"),
         (QUERY, "3", TypeError, "top_k must be an integer, got '3' of type str"),

@@ -109,6 +109,14 @@ def test_a_shard_that_is_gone_is_a_fault_and_not_a_mistake():
     assert not isinstance(error.value, MachineError)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_writer_of_numbers_that_does_not_say_why_it_failed_is_a_fault(tmp_path):
+    """As at an export to ONNX, whose weights NumPy writes."""
+    said = pytest.raises(MachineError, match=r"model\.onnx could not be written: the writer failed \(.* requested and")
+    with said, naming_full_disk(tmp_path / "model.onnx"), open("/dev/full", "wb") as file:
+        np.zeros(1 << 20).tofile(file)
+
+
 def test_other_errors_stay_as_they_are(tmp_path):
     for error in (ValueError("x"), RuntimeError("a bug"), FileNotFoundError(2, "no such file"), KeyError("a")):
         with pytest.raises(type(error)) as raised, naming_full_disk(tmp_path / "a"):

@@ -87,7 +87,8 @@ class FolderListing:
         if counts:
             level = logging.INFO if set(counts) <= {OTHERS} else logging.WARNING
             shown = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
-            logger.log(level, "%s: %d videos; left out: %s.", source, len(self.videos), shown)
+            name = os.fspath(source).encode(errors="backslashreplace").decode()
+            logger.log(level, "%s: %d videos; left out: %s.", name, len(self.videos), shown)
 
 
 def list_folder(path: str | os.PathLike) -> FolderListing:

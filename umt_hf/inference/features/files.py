@@ -7,8 +7,8 @@ umt-hf features videos/ --model outputs/stage1 --out features --level frame \
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +28,7 @@ from ...modeling.modeling_umt_video import UMTVideoModel
 from ...processing.video_processing_umt_video import UMTVideoProcessor
 from ...runs.arguments import KeptTokenArguments
 from ...runs.cores import count_workers
-from ...runs.disk import put_file, put_folder, remove_folder, write_text
+from ...runs.disk import LOCK_FILE, hold_lock, put_file, put_folder, remove_folder, write_text
 from ...runs.folder import UNFINISHED_SUFFIX, collect_versions
 from ...runs.mistakes import naming_full_disk
 from ..engine import TIMEOUT_SECONDS, DType, choose_dtype, compile_model, inference_run, name_dtype, read_ahead
@@ -148,6 +148,7 @@ def save_features(
         What was done, the same in all processes.
 
     Raises:
+        BlockingIOError: If another command is writing into the folder.
         FileExistsError: If the folder holds something else.
         ValueError: If an argument makes no sense, a source folder has no videos, or the folder's features were made
             with another model or other settings.
@@ -168,14 +169,15 @@ def save_features(
     store = _FeatureFolder(Path(folder), extractor.describe())
     store.check()
     accelerator.wait_for_everyone()  # before the main process writes what the others check
-    plan: list[Any] = [store.plan(sources, str(model), format, say) if accelerator.is_main_process else None]
-    new, num_files, missing, store.names = broadcast_object_list(plan)[0]
-    with inference_run(say, dataloader_timeout_seconds):
-        skipped = extractor.run(new[accelerator.process_index :: accelerator.num_processes], store)
-    skipped = sorted(missing + gather_object(skipped), key=lambda video: video.path)
-    if accelerator.is_main_process:
-        store.finish(skipped, format)
-    accelerator.wait_for_everyone()
+    with store.reserve() if accelerator.is_main_process else nullcontext():
+        plan: list[Any] = [store.plan(sources, str(model), format, say) if accelerator.is_main_process else None]
+        new, num_files, missing, store.names = broadcast_object_list(plan)[0]
+        with inference_run(say, dataloader_timeout_seconds):
+            skipped = extractor.run(new[accelerator.process_index :: accelerator.num_processes], store)
+        skipped = sorted(missing + gather_object(skipped), key=lambda video: video.path)
+        if accelerator.is_main_process:
+            store.finish(skipped, format)
+        accelerator.wait_for_everyone()
     return FeatureReport(len(new) - (len(skipped) - len(missing)), num_files - len(new), tuple(skipped))
 
 
@@ -266,7 +268,7 @@ class _FeatureFolder:
         """Make sure that a folder's features were made as those to be added."""
         folder, path = self.folder, self.folder / "settings.json"
         if not path.is_file():
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if folder.exists() and (not folder.is_dir() or set(os.listdir(folder)) - {LOCK_FILE}):
                 raise FileExistsError(f"{folder} holds something other than features; choose another folder.")
             return
         made = EARLIER_SETTINGS | json.loads(path.read_text(encoding="utf-8")).get("settings", {})
@@ -276,6 +278,16 @@ class _FeatureFolder:
                     f"{folder} holds features made with {name}={made.get(name)!r}, not {value!r}. Use the same "
                     "settings and model, or a new folder."
                 )
+
+    @contextmanager
+    def reserve(self) -> Generator[None]:
+        """Keep other commands out.
+
+        Raises:
+            BlockingIOError: If another command is writing.
+        """
+        with hold_lock(self.folder / LOCK_FILE, str(self.folder)):
+            yield
 
     def plan(
         self, sources: Iterable[str], model: str, format: FeatureFormat, announce: Callable[[str], object] | None
@@ -319,6 +331,10 @@ class _FeatureFolder:
     def finish(self, skipped: Sequence[SkippedVideo], format: FeatureFormat) -> None:
         """Write what describes the run, and the dataset, which is never older than the files; in the main process."""
         _write_json(self.folder / "skipped.json", [asdict(video) for video in skipped])
+        if self.names is not None:  # of those that have an array
+            folder = self.folder / NUMPY_FOLDER
+            written = {name: video for video, name in self.names.items() if (folder / f"{name}.npy").is_file()}
+            _write_json(folder / NUMPY_NAMES, written)
         if format == "dataset" or (self.folder / "dataset").is_dir():
             _write_dataset(self.folder)
 
