@@ -26,7 +26,7 @@ demo-finetune: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.pretraining_value.run --output_dir $(DEMO)_full --seeds $(SEEDS)
 
 # Each worker runs on one thread and takes 3 GB, and waits a third of the time; with more cores: make test WORKERS=8
-WORKERS ?= 3
+WORKERS ?= 4
 PYTEST = -m pytest tests -n $(WORKERS) --dist worksteal
 
 test: quality

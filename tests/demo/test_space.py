@@ -17,6 +17,7 @@ pytest.importorskip("gradio")
 TEACHER = "openai/clip-vit-base-patch16"
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_a_pushed_space_runs_on_its_own_files(hub, clips, tmp_path):
     settings = DemoSettings(teacher=TEACHER, videos=str(clips))

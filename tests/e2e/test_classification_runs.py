@@ -215,7 +215,14 @@ def test_whole_checkpoints_go_up_with_what_callbacks_add(hub, fine_tune):
     assert "training_args.bin" not in found
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.5}, {"mode": "lora", "lora_rank": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, marks=pytest.mark.heavy),
+        pytest.param({"ema_decay": 0.5}, marks=pytest.mark.heavy),
+        {"mode": "lora", "lora_rank": 2},
+    ],
+)
 def test_compiled_runs_export_the_models_own_weights(fine_tune, tmp_path, changes):
     """Final folder, checkpoints, averaged weights, merged adapters."""
     compiled = {"torch_compile": True, "torch_compile_backend": "aot_eager"}

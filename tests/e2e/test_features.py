@@ -82,6 +82,7 @@ def test_ctrl_c_says_how_to_go_on(model, videos, tmp_path, monkeypatch):
     assert result.stderr.endswith(f"Interrupted. What is in {out} is complete; the same command goes on from there.\n")
 
 
+@pytest.mark.heavy
 def test_two_processes_equal_one(model, videos, tmp_path):
     (videos / "bad.mp4").write_bytes(b"no video")
     (videos / "worse.mp4").write_bytes(b"")

@@ -239,7 +239,13 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(flags, tmp_path, 
     [
         pytest.param(signal.SIGTERM, {}, 143, 1, marks=pytest.mark.heavy),
         (signal.SIGTERM, {}, 143, 2),
-        (signal.SIGUSR1, {"preemption_signal": "SIGUSR1", "preemption_exit_code": 75}, 75, 1),
+        pytest.param(
+            signal.SIGUSR1,
+            {"preemption_signal": "SIGUSR1", "preemption_exit_code": 75},
+            75,
+            1,
+            marks=pytest.mark.heavy,
+        ),
     ],
     ids=["one process", "two processes", "named signal"],
 )

@@ -35,6 +35,7 @@ def test_stage_1_equals_ddp_with_resuming_export_and_held_out_losses(flags, shap
     assert_same_weights(tmp_path / "fsdp", tmp_path / "resumed")
 
 
+@pytest.mark.heavy
 def test_divided_weights_train_compiled_as_plain(flags, tmp_path):
     """FSDP2 gathers weights between the parts of the student's graph."""
     common = {"max_steps": 3, "per_device_train_batch_size": 2, "validation_data": None}

@@ -338,7 +338,8 @@ def test_folder_of_videos(flags, shapes, tmp_path):
 COMPILED = {"ACCELERATE_DYNAMO_BACKEND": "aot_eager"}
 
 
-@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.heavy), 2])
+@pytest.mark.heavy
+@pytest.mark.parametrize("num_processes", [1, 2])
 def test_compiled_runs_export_the_models_own_weights_and_resume(flags, tmp_path, num_processes):
     common = {
         "max_steps": 4,

@@ -449,7 +449,8 @@ def test_its_last_state_reaches_a_hub_that_failed(hub, flags, tmp_path):
         assert torch.equal(pulled[name], tensor), name
 
 
-@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.heavy), 2])
+@pytest.mark.heavy
+@pytest.mark.parametrize("num_processes", [1, 2])
 def test_compiled_runs_export_the_models_own_weights_and_resume(flags, shapes, tmp_path, num_processes):
     """With held-out data, which is searched by the model inside the compiled one."""
     common = {"max_steps": 2, "save_steps": 1, "per_device_train_batch_size": 4 // num_processes}
@@ -466,6 +467,7 @@ def test_compiled_runs_export_the_models_own_weights_and_resume(flags, shapes, t
     assert_same_weights(run, resumed)
 
 
+@pytest.mark.heavy
 def test_each_kind_of_batch_is_compiled_once_in_student_and_teacher(flags, shapes, images, tmp_path, monkeypatch):
     """Videos and images; the run goes on plain and compiled again, and held-out data is searched uncompiled."""
     graphs, run = watch_graphs(monkeypatch, stage2.Stage2), tmp_path / "run"

@@ -63,7 +63,14 @@ def stop_reading(script: str, words: list[str], count: int, rank: str) -> None:
     run_script(f"finetuning.{script}", words, patience=SECONDS_TO_BE_STOPPED)
 
 
-@pytest.mark.parametrize("script", ["classification", "detection", "retrieval", "question_answering"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "classification",
+        "question_answering",
+        *(pytest.param(name, marks=pytest.mark.heavy) for name in ("detection", "retrieval")),
+    ],
+)
 def test_a_file_that_never_comes_ends_every_script_and_is_named_with_the_step(flags, script):
     began = time.monotonic()
     options = {"exit_code": 4, "environment": FORKED, "num_processes": 1, "timeout": 150}
@@ -85,7 +92,7 @@ def test_a_run_that_was_resumed_within_an_epoch_is_watched_too(flags, tmp_path):
     assert re.search(r"No data came for 3 s .* being read: \S+\.mp4 \(worker ", said), said
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.heavy)])
 def test_of_two_processes_one_waits_for_a_file_and_both_end_soon(flags, rank):
     began = time.monotonic()
     options = {"exit_code": 4, "environment": FORKED, "timeout": 150}

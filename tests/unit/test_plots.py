@@ -8,6 +8,7 @@ import sys
 import warnings
 
 import numpy as np
+import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -146,6 +147,7 @@ def test_saliency_and_mask_lie_over_their_patches(tmp_path):
     assert np.asarray(Image.open(tmp_path / "masks.png")).shape[1] > 300
 
 
+@pytest.mark.heavy
 def test_the_users_back_end_stays(tmp_path):
     """After importing each module; what draws in a notebook or a window goes on to do so."""
     names = [module.name for module in pkgutil.walk_packages(umt_hf.__path__, "umt_hf.")]

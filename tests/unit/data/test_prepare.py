@@ -87,7 +87,7 @@ def test_folders_files_and_parquet(videos):
 
 def test_a_killed_run_goes_on_to_the_same_shards(videos):
     sources, whole = [str(videos / "list.json")], videos / "whole"
-    prepare_shards(sources, whole, SETTINGS, num_workers=1)
+    prepare_shards(sources, whole, SETTINGS, num_workers=0)
     out = videos / "out"
     run_until(out, "*.tar", prepare_shards, sources, out, SETTINGS, None, 0)
     left = list_contents(out)

@@ -134,6 +134,7 @@ def test_two_workers_of_datasets_make_the_index_of_embed(settings, model, videos
     assert (report["num_encoded"], report["num_unchanged"], report["num_in_index"]) == (0, 6, 6), again.output
 
 
+@pytest.mark.heavy
 def test_the_page_on_datasets_runs_as_written(model, videos, tmp_path):
     """With workers that are not forked, beside LanceDB."""
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/search.md").read_text(), re.MULTILINE | re.DOTALL)

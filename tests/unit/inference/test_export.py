@@ -121,9 +121,8 @@ def check_shapes(run, module, patch, shapes):
 @pytest.mark.parametrize(
     "kind",
     [
-        "fresh",
         "classifier",
-        *(pytest.param(name, marks=pytest.mark.heavy) for name in ("stage1", "learnable", "attentive")),
+        *(pytest.param(name, marks=pytest.mark.heavy) for name in ("fresh", "stage1", "learnable", "attentive")),
     ],
 )
 def test_graphs_answer_as_the_model_at_six_shapes(kind, format, exported, folders):
@@ -166,6 +165,7 @@ def test_both_towers_answer_as_the_dual_encoder(format, exported, folders):
         torch.testing.assert_close(found.pooler_output, expected.pooler_output, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.heavy
 @needs_exporters
 @pytest.mark.parametrize("format", FORMATS)
 def test_scores_of_files_are_the_dual_encoders(format, exported, folders, tmp_path):

@@ -296,7 +296,7 @@ def write_one_by_one(folder: str, count: int) -> None:
             writer.index.finish([])
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.heavy), pytest.param(1, marks=pytest.mark.heavy)])
 def test_a_kill_at_any_moment_leaves_no_row_without_what_is_stored(tmp_path, seed):
     index = VideoIndex(tmp_path)
     index.create(ENCODER | {"stored": {"what": "tokens", "dtype": "float16"}})

@@ -332,7 +332,7 @@ def test_the_command_reads_standard_input_and_prints_at_once(classifier, folder,
     assert [line["labels"][0]["label"] for line in lines] == [labels[0].label for _, _, labels in expected]
 
 
-@pytest.mark.parametrize("kind", ["pipe", "file"])
+@pytest.mark.parametrize("kind", [pytest.param("pipe", marks=pytest.mark.heavy), "file"])
 def test_ctrl_c_ends_the_command_at_once(classifier, video, kind, tmp_path):
     """While nothing comes: it is in the middle of a read, whose errors PyAV passes over."""
     growing = tmp_path / "growing.ts"
@@ -364,6 +364,7 @@ def test_ctrl_c_ends_the_command_at_once(classifier, video, kind, tmp_path):
     assert b"windows were answered" in stderr
 
 
+@pytest.mark.heavy
 def test_the_command_ends_quietly_when_nobody_reads(classifier, video):
     """As before `head -1`."""
     command = [sys.executable, "-m", "umt_hf.cli", "stream", str(video), "--window", "4", "--stride", "1", "--json"]
@@ -428,7 +429,8 @@ print(count, resident() - early)
 """
 
 
-@pytest.mark.parametrize("copies", [20, pytest.param(200, marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("copies", [20, 200])
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's count of resident memory")
 def test_memory_does_not_grow_with_the_stream(copies, folder, tmp_path):
     """100 frames, over and over, as a stream of 2,000; with `make test-heavy` of 20,000."""

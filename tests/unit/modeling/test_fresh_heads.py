@@ -137,7 +137,7 @@ def test_weights_trained_in_a_compiled_graph_count_as_trained(warned):
     assert warned() == []
 
 
-@pytest.mark.parametrize("head", ["classification", "retrieval", "questions"])
+@pytest.mark.parametrize("head", ["classification", "retrieval", pytest.param("questions", marks=pytest.mark.heavy)])
 def test_a_fresh_head_breaks_no_graph(head, warned):
     model_class, run, _ = HEADS[head]
     torch._dynamo.reset()
