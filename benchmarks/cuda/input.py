@@ -51,7 +51,7 @@ def measure_input(device: torch.device, is_tiny: bool, seconds: float) -> dict[s
     workers = min(2 if is_tiny else 14, os.cpu_count() or 1)
     transform = PretrainingTransform(size)
     with tempfile.TemporaryDirectory() as folder:
-        files = [_write_file(Path(folder) / f"{i}.{kind}", is_tiny) for i in range(2 if is_tiny else NUM_FILES)]
+        files = [write_file(Path(folder) / f"{i}.{kind}", is_tiny) for i in range(2 if is_tiny else NUM_FILES)]
         clips = TrainingClips(files, transform, 10**9)
         loader = DataLoader(
             clips,
@@ -93,7 +93,8 @@ def _count_batches(batch_size: int) -> Any:
     return ([batch * batch_size + i for i in range(batch_size)] for batch in cycle(range(10**6)))
 
 
-def _write_file(path: Path, is_tiny: bool) -> Path:
+def write_file(path: Path, is_tiny: bool) -> Path:
+    """Write a video, or an array of frames, by the suffix of its name."""
     height, width = (64, 64) if is_tiny else (HEIGHT, WIDTH)
     if path.suffix == ".npy":
         frames = np.random.default_rng(0).integers(0, 255, (FRAMES_OF_FILE["npy"], height, width, 3), np.uint8)

@@ -29,6 +29,7 @@ from umt_hf.modeling.modeling_umt_video import UMTVideoModel
 from umt_hf.training.reporting.flops import find_peak_tflops
 from umt_hf.training.step.waits import WaitCounter
 
+from .engine import measure_engine
 from .input import measure_input
 from .limits import NotHere, Row
 
@@ -89,6 +90,7 @@ def list_rows(setup: Setup) -> list[Row]:
         Row("b16, features of 64 clips of 8 frames: umt_hf", 20, partial(measure_features, setup, UMT, 64, 8)),
         Row("b16, features of 64 clips of 8 frames: videomae", 20, partial(measure_features, setup, VIDEOMAE, 64, 8)),
         Row("b16, features of 16 clips of 32 frames: umt_hf", 20, partial(measure_features, setup, UMT, 16, 32)),
+        Row("b16, features of files through the engine", 60, partial(measure_files, setup)),
         Row("files to batches on the device", 60, partial(measure_input, setup.device, setup.is_tiny, setup.seconds)),
         Row("b16, 64 clips: videomae", 30, partial(measure_stage1, setup, "b16", 64, variant=VIDEOMAE)),
         Row(
@@ -184,6 +186,12 @@ def measure_features(setup: Setup, variant: str, batch_size: int, num_frames: in
     patches = num_frames * size.student.patches
     flops = size.student.count_patch_flops(patches) + size.student.count_layers_flops(patches)
     return found | _relate(setup, flops, found["clips_per_second"]["median"])
+
+
+def measure_files(setup: Setup) -> dict[str, Any]:
+    """Windows per second of `save_features`, and how busy the device is; on CUDA in bfloat16."""
+    name, _ = setup.choose("b16", 1)
+    return measure_engine(SIZES[name], setup.is_tiny)
 
 
 def measure_step(setup: Setup, run: Callable[[], Any], batch_size: int, compiler: str | None) -> dict[str, Any]:

@@ -45,6 +45,8 @@ def test_every_row_runs_on_a_cpu(tmp_path, monkeypatch):
         if "agree" in name:
             continue
         assert row["clips_per_second"]["median"] > 0
+        if "engine" in name:
+            assert 0 <= row["model_share"] <= 1 and 0 <= row["waiting_share"] <= 1
         if "umt_hf" in name and "compiled" not in name:
             assert row["waits_per_step"] == 0
         if "compiled" in name:
@@ -57,7 +59,7 @@ def test_every_row_runs_on_a_cpu(tmp_path, monkeypatch):
 def test_it_needs_neither_datasets_nor_a_video_library(tmp_path):
     """What the machine with the GPU may lack."""
     missing = ["datasets", "av", "decord", "evaluate", "lancedb", "torchcodec", "torchao", "bitsandbytes"]
-    only = ["files to batches", "l16, 64 clips: plain", "pairs: stage 2", "fp8"]
+    only = ["files to batches", "engine", "l16, 64 clips: plain", "pairs: stage 2", "fp8"]
     arguments = [*TINY, "--output_dir", str(tmp_path), "--only", *only]
     code = (
         f"import sys\nfor name in {missing}: sys.modules[name] = None\n"
@@ -68,6 +70,7 @@ def test_it_needs_neither_datasets_nor_a_video_library(tmp_path):
     rows = read_rows(tmp_path)
     files = rows.pop("files to batches on the device")
     assert files["source"].startswith(".npy")
+    assert rows.pop("b16, features of files through the engine")["reason"] == "datasets is not installed"
     for name, row in rows.items():
         expected = "torchao is not installed" if "fp8" in name else None
         assert expected == row["reason"], row
