@@ -31,6 +31,7 @@ import pyarrow as pa
 
 from ..data.lists.folders import is_text
 from ..data.video_files import SkippedVideo, VideoFile
+from ..runs.disk import LOCK_FILE, hold_lock
 from ..runs.folder import collect_versions
 from ..runs.mistakes import MachineError, UserError, naming_full_disk
 
@@ -312,7 +313,7 @@ class VideoIndex:
             {name: _build_column([row.get(name) for row in rows], schema.field(name).type) for name in schema.names},
             schema=schema,
         )
-        self._retry(lambda: self._open_existing(VIDEOS_TABLE).add(data), "written")
+        self._append(VIDEOS_TABLE, data)
         if self._retry(lambda: _count_fragments(self._open_existing(VIDEOS_TABLE))) > self.max_fragments:
             self._optimize()
 
@@ -329,7 +330,7 @@ class VideoIndex:
         columns |= {"num_bytes": [own.nbytes for own in states], "shape": [list(own.shape) for own in states]}
         columns[STATES_COLUMN] = [own.tobytes() for own in states]
         data = pa.Table.from_pydict(columns, schema=build_stored_schema())
-        self._retry(lambda: self._open_existing(STORED_TABLE).add(data), "written")
+        self._append(STORED_TABLE, data)
 
     def read_stored(self, rows: Sequence[dict[str, Any]], dtype: str) -> dict[str, np.ndarray]:
         """What is stored of rows for re-ranking; nothing of other rows is read.
@@ -443,7 +444,7 @@ class VideoIndex:
     def _is_unused(self) -> bool:
         """Whether nothing but what a command left that was killed while it made the index is in the folder."""
         tables = (VIDEOS_TABLE, SKIPPED_TABLE, STORED_TABLE)
-        return not set(os.listdir(self.folder)) - {f"{name}.lance" for name in tables}
+        return not set(os.listdir(self.folder)) - {LOCK_FILE, *(f"{name}.lance" for name in tables)}
 
     def _connect(self) -> Any:
         if self._database is None:
@@ -543,15 +544,38 @@ class VideoIndex:
         query = table.search().select(list(columns))
         yield from (query if where is None else query.where(where)).to_batches()
 
-    def _delete_superseded(self, name: str) -> None:
-        """Delete rows that others replace, again until none is found.
+    def _append(self, name: str, data: pa.Table) -> None:
+        """Put rows in once: an attempt that failed may have done so before, and is not repeated then."""
+        has_failed = False
 
-        Another command that joins commits in between numbers the rows anew; the conditions then match nothing.
+        def append() -> None:
+            nonlocal has_failed
+            if not has_failed or not self._holds(name, data):
+                has_failed = True
+                self._open_existing(name).add(data)
+
+        self._retry(append, "written")
+
+    def _holds(self, name: str, data: pa.Table) -> bool:
+        """Whether all rows of a table of rows are there."""
+        table, there = self._open_existing(name), set()
+        for names in _group_names(set(data["path"].to_pylist())):
+            found = table.search().where(f"path IN ({names})").select(STORED_KEY).to_arrow()
+            there.update(key for _, key in _list_keys(found))
+        return all(key in there for _, key in _list_keys(data))
+
+    def _delete_superseded(self, name: str) -> None:
+        """Delete rows that others replace, again until none is found; on this machine one command at a time does.
+
+        Another command that joins commits in between numbers the rows anew; the conditions then match nothing. It may
+        also bring them into another order, so that two that do this at once could each delete another copy of a row.
         """
-        for _ in range(ATTEMPTS):
-            if not (conditions := self._find_superseded(name)):
-                return
-            self._delete(name, conditions)
+        lock = Path(self.folder) / LOCK_FILE
+        with nullcontext() if self.is_remote else hold_lock(lock, self.folder, wait=True):
+            for _ in range(ATTEMPTS):
+                if not (conditions := self._find_superseded(name)):
+                    return
+                self._delete(name, conditions)
 
     def _find_stored(self, keys: set[tuple[Any, ...]]) -> list[dict[str, pa.Scalar]]:
         """What is stored of the rows with these keys, each once: first where it is, then that alone."""
@@ -586,11 +610,14 @@ class VideoIndex:
         is_superseded = is_old.copy()
         is_superseded[current] = True
         is_superseded[current[np.unique(pairs, axis=1, return_index=True)[1]]] = False
-        ids = found["_rowid"].to_numpy()[is_superseded]
-        return [
-            f"_rowid IN ({', '.join(map(str, ids[i : i + _PATHS_AT_A_TIME]))})"
-            for i in range(0, len(ids), _PATHS_AT_A_TIME)
-        ]
+        rows = np.flatnonzero(is_superseded)
+        conditions = []
+        for start in range(0, len(rows), _PATHS_AT_A_TIME):
+            part = found.take(pa.array(rows[start : start + _PATHS_AT_A_TIME]))
+            # The paths too: a number may be that of another row by then.
+            (names,) = _group_names(set(part["path"].to_pylist()))
+            conditions.append(f"_rowid IN ({', '.join(map(str, part['_rowid'].to_pylist()))}) AND path IN ({names})")
+        return conditions
 
     def _record_skipped(self, skipped: Sequence[SkippedVideo], paths: set[str]) -> None:
         reasons = {video.path: video.reason for video in self.read_skipped()} | {v.path: v.reason for v in skipped}

@@ -1,6 +1,7 @@
 """The index on the disk: commits, kills, several writers, growth, filters, and search in it."""
 
 import os
+import threading
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -314,6 +315,48 @@ def test_a_forked_process_is_refused_and_does_not_crash(tmp_path):
     )
     wait_for([process], 0, 60)
     assert process.exitcode == 0, read_output(output)
+
+
+def test_commands_that_end_at_once_delete_copies_in_turn(tmp_path, monkeypatch):
+    """Each could take another copy for the first one, and none would be left."""
+    index, other = make_index(tmp_path), VideoIndex(tmp_path)
+    for _ in range(2):
+        index.add(build_rows("a"))
+    delete, seen = index._delete, []
+
+    def end_other_too(name, conditions):
+        thread = threading.Thread(target=lambda: (other._delete_superseded("videos"), seen.append("other")))
+        thread.start()
+        thread.join(0.5)
+        assert not seen  # it waits
+        delete(name, conditions)
+        seen.append("index")
+        waiting.append(thread)
+
+    waiting: list[threading.Thread] = []
+    monkeypatch.setattr(index, "_delete", end_other_too)
+    index._delete_superseded("videos")
+    waiting[0].join(60)
+    assert seen == ["index", "other"] and index.count_rows() == 1
+
+
+def test_rows_are_put_in_once_though_an_attempt_fails_after_it_has_done_so(tmp_path, monkeypatch):
+    index = make_index(tmp_path)
+    index.add(build_rows("first"))
+    table = index._open_existing("videos")
+    add, failures = type(table).add, []
+
+    def add_and_fail(self, data, *arguments, **options):
+        add(self, data, *arguments, **options)
+        if not failures:
+            failures.append(1)
+            raise RuntimeError("lance error: Not found: a version that another command has dropped")
+
+    monkeypatch.setattr(type(table), "add", add_and_fail)
+    index.add(build_rows("a"))
+    assert failures and index.count_rows() == 2
+    index.add(build_rows("a"))  # another command's copy is one
+    assert index.count_rows() == 3
 
 
 def test_rows_that_others_replace_go_though_commits_are_joined_meanwhile(tmp_path, monkeypatch):
