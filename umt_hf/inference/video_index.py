@@ -46,6 +46,7 @@ FORMAT = 2
 FILE_FORMAT = "2.0"
 ROWS_PER_COMMIT = 1000
 SECONDS_PER_COMMIT = 30.0
+REMOTE_VERSIONS_KEPT = timedelta(hours=1)  # in object storage, where no lock is: longer than any writer takes
 MAX_FRAGMENTS = 200  # each commit adds one, which every later search and commit reads about
 FLAT_ROWS = 100_000  # up to which a search compares the query with all vectors
 PROBED_SHARE = 32  # of the lists of neighbours, one in so many is searched
@@ -196,6 +197,7 @@ class VideoIndex:
         self.flat_rows, self.max_fragments = flat_rows, max_fragments
         self._database: Any = None
         self._tables: dict[str, Any] = {}
+        self._is_writing = False
 
     @property
     def is_remote(self) -> bool:
@@ -505,7 +507,8 @@ class VideoIndex:
         with self._naming_faults(done):
             for attempt in range(1, ATTEMPTS + 1):
                 try:
-                    return work()
+                    with self._writing() if done == "written" else nullcontext():
+                        return work()
                 except (OSError, RuntimeError, ValueError) as error:
                     if attempt == ATTEMPTS or not _is_passing(error):
                         raise
@@ -513,6 +516,23 @@ class VideoIndex:
                     time.sleep(_random.uniform(0, min(0.02 * 2**attempt, 2.0)))
                     self._tables.clear()
         raise AssertionError("The last attempt returns or raises.")
+
+    @contextmanager
+    def _writing(self) -> Generator[None]:
+        """Keep other commands of this machine from writing meanwhile, by a lock that ends with a process.
+
+        LanceDB numbers versions and lets the first writer of a number win. Once old versions are dropped, a writer
+        that has looked for the newest number before could write one that is free again, and its rows would be lost.
+        """
+        if self.is_remote or self._is_writing:
+            yield
+            return
+        with hold_lock(Path(self.folder) / LOCK_FILE, self.folder, wait=True):
+            self._is_writing = True
+            try:
+                yield
+            finally:
+                self._is_writing = False
 
     @contextmanager
     def _naming_faults(self, done: str) -> Generator[None]:
@@ -570,8 +590,7 @@ class VideoIndex:
         Another command that joins commits in between numbers the rows anew; the conditions then match nothing. It may
         also bring them into another order, so that two that do this at once could each delete another copy of a row.
         """
-        lock = Path(self.folder) / LOCK_FILE
-        with nullcontext() if self.is_remote else hold_lock(lock, self.folder, wait=True):
+        with self._writing():
             for _ in range(ATTEMPTS):
                 if not (conditions := self._find_superseded(name)):
                     return
@@ -641,11 +660,12 @@ class VideoIndex:
 
     def _optimize(self, name: str = VIDEOS_TABLE) -> None:
         """Join fragments, put new rows into the lists of neighbours, and drop versions before the last."""
-        with self._naming_faults("written"), warnings.catch_warnings():
+        with self._naming_faults("written"), self._writing(), warnings.catch_warnings():
             # That others which are in the middle of something fail: `_retry` lets them begin again.
             warnings.filterwarnings("ignore", "optimize.cleanup_older_than=0")
             try:
-                self._open_existing(name).optimize(cleanup_older_than=timedelta(0))
+                kept = REMOTE_VERSIONS_KEPT if self.is_remote else timedelta(0)
+                self._open_existing(name).optimize(cleanup_older_than=kept)
             except (OSError, RuntimeError, ValueError) as error:
                 # Two commands at once: the other one does it.
                 if not _is_passing(error):

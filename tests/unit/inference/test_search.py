@@ -113,7 +113,7 @@ def test_index_is_a_lancedb_table_that_needs_nothing_of_ours(index):
     vectors, query = np.array([row["vector"] for row in rows], np.float32), np.array(rows[3]["vector"], np.float32)
     found = table.search(query).distance_type("dot").limit(5).to_list()
     np.testing.assert_allclose([1 - hit["_distance"] for hit in found], np.sort(vectors @ query)[::-1], atol=1e-5)
-    assert {path.name for path in index.iterdir()} == {"videos.lance", "skipped.lance"}
+    assert {path.name for path in index.iterdir()} == {"videos.lance", "skipped.lance", ".lock"}
 
 
 def test_a_video_that_is_gone_is_not_re_ranked_but_shown_last(model, videos, tmp_path):
