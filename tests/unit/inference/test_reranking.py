@@ -187,7 +187,7 @@ def test_an_index_from_before_there_was_a_choice_goes_on(model, videos, tmp_path
     assert "stored" not in VideoIndex(tmp_path).read_encoder()
     assert embed_videos(rest, model, tmp_path).num_in_index == 6
     assert None not in rank(VideoSearcher(tmp_path)).values()
-    assert {path.name for path in tmp_path.iterdir()} == {"videos.lance", "skipped.lance"}
+    assert {path.name for path in tmp_path.iterdir()} == {"videos.lance", "skipped.lance", ".lock"}
     with pytest.raises(ValueError, match="stores vectors alone and this would store tokens in float16"):
         embed_videos(rest, model, tmp_path, store="tokens")
 
