@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..processing.frame_folders import list_frames
-from .lists.folders import is_text, list_folder
+from .lists.folders import escape_name, is_text, list_folder
 from .lists.paths import is_url, require_video
 
 NAME_BYTES = 200  # of a video's name in that of a file about it; file systems allow 255 for the complete name
@@ -31,6 +31,10 @@ class SkippedVideo:
 
     path: str
     reason: str
+
+    def format(self) -> str:
+        """Write it as a line for people."""
+        return f"skipped {self.path}: {self.reason}"
 
 
 def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVideo]]:
@@ -68,7 +72,7 @@ def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVi
     found, missing = [], []
     for path in sorted(paths):
         if not is_text(path):
-            shown = path.encode(errors="backslashreplace").decode()
+            shown = escape_name(path)
             missing.append(SkippedVideo(shown, "Its name is not UTF-8, which tables and results need; rename it."))
             continue
         try:

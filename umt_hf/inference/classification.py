@@ -250,7 +250,7 @@ class LabelReport:
 
     def format_end(self, num_labelled: int) -> str:
         """Write the last lines: how many there were of each kind, and those skipped."""
-        skipped = [f"skipped {video.path}: {video.reason}" for video in self.skipped]
+        skipped = [video.format() for video in self.skipped]
         return "\n".join([f"{num_labelled} classified, {len(self.skipped)} skipped", *skipped])
 
 

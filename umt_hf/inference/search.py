@@ -128,7 +128,7 @@ class EmbedReport:
         ]
         if self.stored_bytes:
             lines.append(f"{self.stored_bytes:,} bytes ({format_bytes(self.stored_bytes)}) stored for re-ranking")
-        return "\n".join(lines + [f"skipped {video.path}: {video.reason}" for video in self.skipped])
+        return "\n".join(lines + [video.format() for video in self.skipped])
 
 
 @dataclass(frozen=True)

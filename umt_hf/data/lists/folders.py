@@ -87,7 +87,7 @@ class FolderListing:
         if counts:
             level = logging.INFO if set(counts) <= {OTHERS} else logging.WARNING
             shown = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
-            name = os.fspath(source).encode(errors="backslashreplace").decode()
+            name = escape_name(os.fspath(source))
             logger.log(level, "%s: %d videos; left out: %s.", name, len(self.videos), shown)
 
 
@@ -197,6 +197,11 @@ def _is_left_out(entry: os.DirEntry[str], listing: FolderListing) -> bool:
     return is_hidden or not is_nameable
 
 
+def escape_name(name: str) -> str:
+    """A name as it can be written: each byte that is not UTF-8 becomes an escape sequence."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def is_text(name: str) -> bool:
     """Whether a name can be written as UTF-8; Linux allows any bytes, and a table does not."""
     try:
@@ -238,7 +243,7 @@ def read_folder(
         logger.warning("%s: the sub-folders %s have no videos and are not classes.", path, listing.empty)
     names = pa.chunked_array([[normalize_name(video.parts[0]) for video in inside]])
     # A link may lead to a name that is not UTF-8.
-    identities = pa.chunked_array([[video.identity.encode(errors="backslashreplace").decode() for video in inside]])
+    identities = pa.chunked_array([[escape_name(video.identity) for video in inside]])
     coding = _encode(names, identities, str(path), class_names)
     return rows.append_column("label", coding.encode(names)), coding.feature
 

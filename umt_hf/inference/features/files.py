@@ -66,7 +66,7 @@ class FeatureReport:
     def format(self) -> str:
         """Write it as lines for people, each skipped video with its reason."""
         line = f"{self.num_extracted} extracted, {self.num_unchanged} unchanged, {len(self.skipped)} skipped"
-        return "\n".join([line, *(f"skipped {video.path}: {video.reason}" for video in self.skipped)])
+        return "\n".join([line, *(video.format() for video in self.skipped)])
 
 
 class _VideoEncoder(UMTVideoModel):

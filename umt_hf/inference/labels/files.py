@@ -49,7 +49,7 @@ class LabelFileReport:
     def format(self) -> str:
         """Write it as lines for people, each skipped video with its reason."""
         line = f"{self.num_classified} classified, {self.num_unchanged} unchanged, {len(self.skipped)} skipped"
-        return "\n".join([line, *(f"skipped {video.path}: {video.reason}" for video in self.skipped)])
+        return "\n".join([line, *(video.format() for video in self.skipped)])
 
 
 @dataclass(frozen=True)
