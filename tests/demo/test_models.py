@@ -9,13 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
+from PIL import Image
 from transformers import pipeline
 from typer.testing import CliRunner
 
 from tests.e2e.conftest import PIPELINE_TAKES_VIDEOS
 from umt_hf import UMTVideoForVideoClassification, UMTVideoProcessor, cli
 from umt_hf.demo import space as publishing
-from umt_hf.demo.models import FolderSearcher, TeacherViewer, choose_examples, describe_problem, load_demo_models
+from umt_hf.demo.models import (
+    FolderSearcher,
+    FoundClip,
+    TeacherViewer,
+    choose_examples,
+    describe_problem,
+    load_demo_models,
+)
 from umt_hf.demo.settings import DemoSettings, name_option
 from umt_hf.inference.search import VideoTextEncoder, embed_videos
 from umt_hf.inference.video_index import VideoIndex
@@ -46,6 +54,18 @@ def test_labels_that_do_not_exclude_each_other_have_a_sigmoid_each(settings, cli
     expected = model(**inputs).logits[0].sigmoid().sort(descending=True).values.tolist()
     assert [scored.probability for scored in found] == pytest.approx(expected, abs=1e-5)
     assert abs(sum(expected) - 1) > 0.05
+
+
+def test_results_of_equal_names_are_told_apart_and_show_the_score_that_sorts_them():
+    from umt_hf.demo.app import write_captions
+
+    picture = Image.new("RGB", (2, 2))
+    found = [FoundClip("/a/one.mp4", 0.5, picture), FoundClip("/b/one.mp4", 0.25, picture, 61.5, 1.0)]
+    assert write_captions([*found, FoundClip("/b/two\n.mp4", 0.125, picture, 0.0)]) == [
+        "a/one.mp4 · 0.50",
+        "b/one.mp4 1:01 · matching 1.00",
+        "two\\n.mp4 0:00 · 0.12",
+    ]
 
 
 def test_what_is_visible_grows_as_the_mask_shrinks(models, clips, monkeypatch):

@@ -1,6 +1,7 @@
 """`umt-hf embed` and `umt-hf search` as a user runs them."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -250,6 +251,18 @@ def test_moments_are_found_and_shown(model, videos, tmp_path):
     assert "leaves parts" in clean(
         run("embed", videos, "--model", model, "--out", index, "--window", 1, "--stride", 2, exit_code=2).output
     )
+
+
+def test_no_strip_is_drawn_of_a_file_that_has_changed(model, videos, tmp_path):
+    files = [tmp_path / name for name in ("one.mp4", "two.mp4")]
+    for file, video in zip(files, sorted(videos.rglob("*.mp4")), strict=False):
+        shutil.copy(video, file)
+    embed(*files, "--model", model, "--out", tmp_path / "index")
+    shutil.copy(files[1], files[0])
+    os.utime(files[0], (1, 1))
+    result = run("search", tmp_path / "index", QUERY, "--save-frames", tmp_path / "strips")
+    assert [strip.name.split("-")[1] for strip in (tmp_path / "strips").iterdir()] == ["two.jpg"]
+    assert f"no strip of {files[0]}: it was changed since it was embedded; embed it again" in clean(result.output)
 
 
 def test_an_index_of_an_earlier_version_is_refused(model, videos, tmp_path):

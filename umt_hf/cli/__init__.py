@@ -642,8 +642,9 @@ def search(
 
     Example: `umt-hf search index "a dog runs" --rerank`
     """
+    from ..data.video_files import SkippedVideo
     from ..inference.moments import save_strips
-    from ..inference.search import SearchFilter, VideoSearcher, format_hits
+    from ..inference.search import CHANGED_SINCE, SearchFilter, VideoSearcher, format_hits
     from .results import announce
 
     with report_mistakes():
@@ -654,9 +655,13 @@ def search(
             announce("No video passes the filters.")
         typer.echo(json.dumps([asdict(hit) for hit in hits]) if as_json else format_hits(hits))
         if save_frames is not None:
-            found = [(hit.path, hit.start_seconds, hit.end_seconds) for hit in hits]
-            for video in save_strips(found, save_frames)[1]:
-                typer.echo(f"no strip of {video.path}: {video.reason}", err=True)
+            # Of another file a strip would show what was not found.
+            found = [(hit.path, hit.start_seconds, hit.end_seconds) for hit in hits if not hit.has_changed]
+            changed = [
+                SkippedVideo(hit.path, f"it was {CHANGED_SINCE}; embed it again") for hit in hits if hit.has_changed
+            ]
+            for video in [*save_strips(found, save_frames)[1], *changed]:
+                announce(video.format("no strip of"))
 
 
 @app.command(rich_help_panel=VIDEOS)

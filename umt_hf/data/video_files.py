@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..processing.frame_folders import list_frames
-from .lists.folders import escape_name, is_text, list_folder
+from .lists.folders import escape_name, format_name, is_text, list_folder
 from .lists.paths import is_url, require_video
 
 NAME_BYTES = 200  # of a video's name in that of a file about it; file systems allow 255 for the complete name
@@ -32,9 +32,13 @@ class SkippedVideo:
     path: str
     reason: str
 
-    def format(self) -> str:
-        """Write it as a line for people."""
-        return f"skipped {self.path}: {self.reason}"
+    def format(self, done: str = "skipped") -> str:
+        """Write it as a line for people.
+
+        Args:
+            done: What comes of it.
+        """
+        return f"{done} {format_name(self.path)}: {self.reason}"
 
 
 def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVideo]]:

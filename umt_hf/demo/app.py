@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ except ImportError as error:
     raise ImportError("The demo needs Gradio. Install it with `pip install 'umt_hf[demo]'`.") from error
 
 # Absolute, since a Space has a copy of this file outside the package.
+from umt_hf.data.lists.folders import format_name
 from umt_hf.demo.first_look import CLIP, StoredViewer
 from umt_hf.demo.limits import RequestTimeoutError, TimeLimit
 from umt_hf.demo.looks import TeacherLook
@@ -407,7 +409,7 @@ def _add_search(visit: _Visit) -> list[_Follower]:
     def search(text: str | None, is_reranked: bool) -> tuple[list[tuple[Image.Image, str]], list]:
         searcher = _require(visit.models.searcher)
         hits = visit.run(lambda: searcher.search(text or "", MAX_HITS, is_reranked))
-        captions = [f"{Path(hit.path).name}{_format_second(hit)} · {hit.similarity:.2f}" for hit in hits]
+        captions = write_captions(hits)
         pictures = [hit.picture for hit in hits]
         return list(zip(pictures, captions, strict=True)), [[hit.path, hit.start_seconds] for hit in hits]
 
@@ -455,6 +457,18 @@ def _add_ask(visit: _Visit) -> list[_Follower]:
     inputs: list[Component] = [visit.clip, question]
     gr.on([button.click, question.submit], ask, inputs, answer, concurrency_id="ask", api_name="ask")
     return [_Follower("ask", ask_again, inputs, answer, is_ready=lambda: visit.models.answerer is not None)]
+
+
+def write_captions(hits: Sequence[FoundClip]) -> list[str]:
+    """Names of clips, with their folders where names are equal, where they begin, and the score that sorts them."""
+    counts = Counter(Path(hit.path).name for hit in hits)
+    captions = []
+    for hit in hits:
+        path = Path(hit.path)
+        name = path.name if counts[path.name] == 1 else f"{path.parent.name}/{path.name}"
+        score = f"{hit.similarity:.2f}" if hit.matching_score is None else f"matching {hit.matching_score:.2f}"
+        captions.append(f"{format_name(name)}{_format_second(hit)} · {score}")
+    return captions
 
 
 def _format_second(clip: FoundClip) -> str:

@@ -126,6 +126,7 @@ class FoundClip:
     Args:
         path: Its file.
         similarity: Cosine of video and text.
+        matching_score: Raw logit of the matching head; `None` if not re-ranked.
         picture: Its middle frame, or that of its best moment.
         start_seconds: Where the best moment begins; `None` if the index holds complete videos.
     """
@@ -134,6 +135,7 @@ class FoundClip:
     similarity: float
     picture: Image.Image
     start_seconds: float | None = None
+    matching_score: float | None = None
 
 
 class FolderSearcher:
@@ -186,7 +188,7 @@ class FolderSearcher:
             if hit.start_seconds is not None and hit.end_seconds is not None
         }
         return [
-            FoundClip(path, found[path].similarity, picture, found[path].start_seconds)
+            FoundClip(path, found[path].similarity, picture, found[path].start_seconds, found[path].matching_score)
             for path, picture in draw_thumbnails(found, middles)
         ]
 

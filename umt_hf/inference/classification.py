@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from transformers.video_utils import VideoInput
 
 from ..data.annotations import name_video
+from ..data.lists.folders import format_name
 from ..data.sources import get_source
 from ..data.video_files import SkippedVideo, VideoFile, list_videos
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
@@ -229,7 +230,7 @@ class LabelledVideo:
 
     def format(self) -> str:
         """Write it as lines for people."""
-        return "\n".join([self.path, *(f"  {scored.format()}" for scored in self.labels)])
+        return "\n".join([format_name(self.path), *(f"  {scored.format()}" for scored in self.labels)])
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 from transformers.video_utils import VideoInput, VideoMetadata
 
-from ..data.video_files import SkippedVideo, VideoFile, list_videos
+from ..data.lists.folders import format_name
+from ..data.video_files import SkippedVideo, VideoFile, describe_file, list_videos
 from ..modeling.losses_umt import normalize_features
 from ..modeling.modeling_umt_video_text import UMTVideoTextForRetrieval
 from ..processing.decoding import VideoDecodingError, VideoSource
@@ -96,6 +97,7 @@ RERANK_BATCH_SIZE = 8
 MATCHING_HEAD = ("matching_head.",)
 MOMENTS_PER_VIDEO = 5
 ENOUGH_ROWS = 5_000  # to find a video's moments among, once all videos are there
+CHANGED_SINCE = "changed since it was embedded"
 NOT_FINITE = "Its vector is not finite; the model cannot encode it."
 
 
@@ -156,6 +158,8 @@ class SearchHit:
         matching_score: Raw logit of the matching head, by which re-ranked hits are sorted; `None` if not re-ranked.
         duration_seconds: Length of the video; `None` where its file does not say.
         unread_reason: Why a video to be re-ranked could not be read again; such hits come last.
+        has_changed: Whether its file is another one than that which was embedded, by size and time. A file that is
+            gone has not changed.
         start_seconds: Start of its best moment; `None` if the index holds complete videos.
         end_seconds: End of it.
         moments: The moments of the video that were found, best first, none of which overlap.
@@ -166,6 +170,7 @@ class SearchHit:
     matching_score: float | None = None
     duration_seconds: float | None = None
     unread_reason: str | None = None
+    has_changed: bool = False
     start_seconds: float | None = None
     end_seconds: float | None = None
     moments: tuple[FoundMoment, ...] = ()
@@ -609,7 +614,9 @@ def build_hit(rows: Sequence[dict[str, Any]]) -> SearchHit:
         rows: As `VectorTable.find_nearest` gives them, all of one video.
     """
     best = rows[0]
-    hit = SearchHit(best["path"], best["similarity"], duration_seconds=best["duration_seconds"])
+    hit = SearchHit(
+        best["path"], best["similarity"], duration_seconds=best["duration_seconds"], has_changed=_has_changed(best)
+    )
     if best["start_seconds"] is None:
         return hit
     apart = choose_apart([(row["start_seconds"], row["end_seconds"]) for row in rows], count=MOMENTS_PER_VIDEO)
@@ -617,6 +624,15 @@ def build_hit(rows: Sequence[dict[str, Any]]) -> SearchHit:
         FoundMoment(*(rows[place][name] for name in ("start_seconds", "end_seconds", "similarity"))) for place in apart
     ]
     return replace(hit, start_seconds=best["start_seconds"], end_seconds=best["end_seconds"], moments=tuple(moments))
+
+
+def _has_changed(row: dict[str, Any]) -> bool:
+    """Whether the file of a row is another one now; where this machine has none, it has not changed."""
+    try:
+        now = describe_file(row["path"])
+    except OSError:
+        return False
+    return (now.size_bytes, now.modified_ns) != (row["size_bytes"], row["modified_ns"])
 
 
 def format_hits(hits: Sequence[SearchHit]) -> str:
@@ -631,7 +647,8 @@ def format_hits(hits: Sequence[SearchHit]) -> str:
     for rank, hit in enumerate(hits, start=1):
         matching = "       -" if hit.matching_score is None else f"{hit.matching_score:8.3f}"
         seconds = f"{_format_seconds(hit)}  " if has_moments else ""
-        line = f"{rank:4d}  {hit.similarity:10.4f}  " + (f"{matching}  " if is_reranked else "") + seconds + hit.path
+        line = f"{rank:4d}  {hit.similarity:10.4f}  " + (f"{matching}  " if is_reranked else "") + seconds
+        line += format_name(hit.path) + (f" ({CHANGED_SINCE})" if hit.has_changed else "")
         lines.append(line if hit.unread_reason is None else f"{line} (not read again: {hit.unread_reason})")
         empty = " " * 10 if is_reranked else ""
         lines += [

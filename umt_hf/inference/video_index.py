@@ -665,7 +665,11 @@ class VideoIndex:
             warnings.filterwarnings("ignore", "optimize.cleanup_older_than=0")
             try:
                 kept = REMOTE_VERSIONS_KEPT if self.is_remote else timedelta(0)
-                self._open_existing(name).optimize(cleanup_older_than=kept)
+                table = self._open_existing(name)
+                table.optimize(cleanup_older_than=kept)
+                if _count_lists(table) is not None:
+                    # LanceDB removes first and renews the lists then, which leaves the former ones.
+                    table.optimize(cleanup_older_than=kept)
             except (OSError, RuntimeError, ValueError) as error:
                 # Two commands at once: the other one does it.
                 if not _is_passing(error):
@@ -678,7 +682,7 @@ class VideoIndex:
         num_rows = self.count_rows()
         if num_rows <= self.flat_rows:
             return
-        from lancedb.index import IvfFlat
+        from lancedb.index import IvfSq
 
         wanted = max(round(num_rows**0.5), 2)
         have = self._retry(lambda: _count_lists(self._open_existing(VIDEOS_TABLE)))
@@ -687,7 +691,8 @@ class VideoIndex:
             if self._retry(lambda: _count_unlisted(self._open_existing(VIDEOS_TABLE))) > self.flat_rows // 10:
                 self._optimize()
             return
-        config = IvfFlat(distance_type="cosine", num_partitions=wanted)
+        # With a byte for each number; candidates are compared by the vectors themselves.
+        config = IvfSq(distance_type="cosine", num_partitions=wanted)
         self._retry(
             lambda: self._open_existing(VIDEOS_TABLE).create_index(
                 VECTOR_COLUMN, config=config, name=f"{_LISTS_PREFIX}{wanted}", replace=True

@@ -666,6 +666,8 @@ class NamedMedia:
             if type(error).__name__ == "ExitError":  # PyAV's time-out, which streams alone have
                 raise self._error("gave nothing in time. Is it sending? A longer wait is `wait_seconds`.") from error
             reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0] or type(error).__name__
+            if isinstance(error, ConnectionError) or type(error).__name__.startswith("HTTP"):
+                raise self._error(f"was not sent ({reason}). Check its address, and that its server runs.") from error
             if reason == "Invalid argument" and LIMITS.max_frame_pixels is not None:
                 reason += f"; perhaps its frames have far more than {LIMITS.max_frame_pixels} pixels, the limit"
             raise self._error(

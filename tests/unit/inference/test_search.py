@@ -131,6 +131,45 @@ def test_a_video_that_is_gone_is_not_re_ranked_but_shown_last(model, videos, tmp
     assert "matching" not in format_hits(searcher.search(QUERY))
 
 
+def test_a_name_with_control_characters_does_not_reach_the_terminal(model, videos, tmp_path):
+    """Neither in results nor among those skipped: it could colour, clear, or add lines to, what people read."""
+    names = ["\x1b[31mred.mp4", "two\nlines.mp4", "caf\u00e9 \u65e5.mp4"]
+    for name, video in zip(names, sorted(videos.iterdir()), strict=False):
+        (tmp_path / name).write_bytes(video.read_bytes())
+    (tmp_path / "bad\x07.mp4").write_bytes(b"no video")
+    report = embed_videos([str(tmp_path)], model, tmp_path / "index")
+    shown = report.format() + "\n" + format_hits(VideoSearcher(tmp_path / "index").search(QUERY))
+    assert not {character for character in shown if not character.isprintable()} - {"\n"}
+    for name in (
+        "\\x1b[31mred.mp4",
+        "two\\nlines.mp4",
+        "caf\u00e9 \u65e5.mp4",
+        "skipped " + str(tmp_path / "bad\\x07.mp4"),
+    ):
+        assert name in shown
+
+
+def test_a_video_that_has_changed_is_marked(model, videos, tmp_path):
+    files = [tmp_path / "videos" / name for name in ("one.mp4", "two.mp4", "three.mp4")]
+    files[0].parent.mkdir()
+    for file, video in zip(files, sorted(videos.iterdir()), strict=False):
+        file.write_bytes(video.read_bytes())
+    embed_videos([str(tmp_path / "videos")], model, tmp_path / "index")
+    searcher = VideoSearcher(tmp_path / "index")
+    assert not any(hit.has_changed for hit in searcher.search(QUERY))
+    files[0].write_bytes(files[1].read_bytes())
+    os.utime(files[0], ns=(1, 1))
+    files[2].unlink()
+    hits = searcher.search(QUERY)
+    assert {Path(hit.path).name: hit.has_changed for hit in hits} == {
+        "one.mp4": True,
+        "two.mp4": False,
+        "three.mp4": False,
+    }
+    marked = [line for line in format_hits(hits).splitlines() if line.endswith("(changed since it was embedded)")]
+    assert len(marked) == 1 and "one.mp4" in marked[0]
+
+
 def test_frames_are_recorded_and_must_stay(model, videos, tmp_path):
     video = str(sorted(videos.iterdir())[0])
     embed_videos([video], model, tmp_path / "index", num_frames=4)

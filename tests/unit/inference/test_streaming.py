@@ -16,6 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.processes import find_free_port
 from tests.unit.inference.test_features import TINY, save_model
 from tests.unit.video_files import draw_frame, read_number, write_audio, write_kind, write_video
 from umt_hf import UMTVideoConfig, UMTVideoForVideoClassification, UMTVideoProcessor, VideoClassifier, cli
@@ -291,6 +292,8 @@ def test_a_network_that_falls_silent_ends_the_stream(encoder, video, wait_second
     with pytest.raises(VideoDecodingError, match=r"gave nothing in time. Is it sending\?"):
         list(stream_features(address, *encoder, 4, 4, protocol="tcp", wait_seconds=wait_seconds))
     finished.set()
+    with pytest.raises(VideoDecodingError, match=r"was not sent \(Connection refused\). Check its address"):
+        list(stream_features(f"tcp://127.0.0.1:{find_free_port()}", *encoder, protocol="tcp", wait_seconds=10))
 
 
 def test_what_a_socket_sends_opens_nothing_else(encoder, video, tmp_path):
@@ -315,6 +318,10 @@ def test_http_is_read_where_its_protocol_is_named(encoder, video):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/{video.name}"
         found = list(stream_features(url, *encoder, 4, 4, protocol="http"))
+        with pytest.raises(
+            VideoDecodingError, match=r"was not sent \(Server returned 404 Not Found\). Check its address"
+        ):
+            list(stream_features(f"{url}.mkv", *encoder, 4, 4, protocol="http"))
         server.shutdown()
     check_equal(found, video, encoder, 4, 4, None)
 

@@ -149,6 +149,26 @@ def test_lists_are_made_again_when_an_index_has_grown(tmp_path):
     assert grow(1200) != first and not index.load().is_flat
 
 
+def measure_files(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def test_a_large_index_takes_little_more_than_its_vectors(tmp_path):
+    """Also after rows that were added one by one, and lists that were made and renewed: copies of former ones go."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((4000, 256)).astype(np.float32)
+    index = make_index(tmp_path, 256, flat_rows=1000, max_fragments=50)
+    names = [f"{i:04d}" for i in range(len(vectors))]
+    for part in ([range(1500)], [range(1500, 3900)], ([i] for i in range(3900, 4000))):
+        for numbers in part:
+            index.add([row for i in numbers for row in build_rows(names[i], vector=vectors[i])])
+        index.finish([])
+        assert index.has_lists()
+        assert measure_files(tmp_path) <= 1.5 * index.count_rows() * vectors[0].nbytes
+    for number in (0, 1700, 3999):
+        assert find(index, vectors[number], 1) == [names[number]]
+
+
 def test_commits_are_joined_and_old_versions_go(tmp_path):
     index = make_index(tmp_path, 64, max_fragments=20)
     for i in range(90):
@@ -157,7 +177,7 @@ def test_commits_are_joined_and_old_versions_go(tmp_path):
     index.finish([])
     assert index.count_rows() == 90 and len(index._open_existing("videos").list_versions()) <= 22
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert len(files) < 120 and sum(file.stat().st_size for file in files) < 10 * 90 * 64 * 4
+    assert len(files) < 120 and measure_files(tmp_path) < 10 * 90 * 64 * 4
     for i in range(21):  # deletions are commits too
         index.finish([SkippedVideo(f"{i:03d}", "gone")])
     assert index.count_rows() == 69 and len(index._open_existing("videos").list_versions()) <= 22

@@ -5,6 +5,7 @@ A video is a file with a known suffix, or, where a tree has no such files, a fol
 
 import logging
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ UNPACKING = {
 # Folders that file systems, archives and network disks put beside one's own.
 SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
 HIDDEN_FILES, HIDDEN_FOLDERS, STRAY = "hidden files", "hidden or system folders", "videos beside the class folders"
+UNSHOWN = {"Cc", "Zl", "Zp"}  # categories of Unicode: controls, ends of lines and paragraphs
 UNNAMEABLE = "names that are not UTF-8"
 TARS, PARQUET = "tars", "Parquet files"
 PICTURES, OTHERS, LOOPS = "folders of pictures beside videos", "other files", "links back to a folder above"
@@ -200,6 +202,14 @@ def _is_left_out(entry: os.DirEntry[str], listing: FolderListing) -> bool:
 def escape_name(name: str) -> str:
     """A name as it can be written: each byte that is not UTF-8 becomes an escape sequence."""
     return name.encode(errors="backslashreplace").decode()
+
+
+def format_name(name: str) -> str:
+    """A name as people read it on a line: control characters, which a terminal would obey, become escape sequences."""
+    return "".join(
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in UNSHOWN else character
+        for character in escape_name(name)
+    )
 
 
 def is_text(name: str) -> bool:
