@@ -57,6 +57,8 @@ class ZooEntry:
         file: Path in the repository; `None` for a model that was never released.
         data_set: Name of the data set fine-tuned on, if any.
         num_labels: Classes of the head, if any.
+        class_names: File of the package with names of the first or all classes.
+        unnamed: Why some or all classes have no names.
         starts_from: Our name of the checkpoint that training started from.
         recipe: Name of our recipe of this run.
         tokenizer: Hub id of the tokenizer, of models with text.
@@ -84,6 +86,8 @@ class ZooEntry:
     weights_license: str
     data_set: str | None = None
     num_labels: int | None = None
+    class_names: str | None = None
+    unnamed: str | None = None
     starts_from: str | None = None
     recipe: str | None = None
     tokenizer: str | None = None
@@ -132,7 +136,7 @@ def _build_entry(name: str, fields: dict[str, Any], data: dict[str, Any]) -> Zoo
     values: dict[str, Any] = {
         "name": name,
         "figures": tuple(_list_figures(tables, data)),
-        "num_labels": data_set.get("num_labels"),
+        **{key: data_set.get(key) for key in ("num_labels", "class_names", "unnamed")},
         **{key: source[key] for key in origin},
         **fields,
         "data_set": data_set.get("name"),
@@ -248,6 +252,7 @@ def build_entry_table(entry: ZooEntry) -> "Table":
         ("trained on", ", ".join(entry.trained_on)),
         ("starts from", entry.starts_from),
         ("classes", entry.num_labels and f"{entry.num_labels} of {entry.data_set}"),
+        ("no names", entry.unnamed and f"{entry.unnamed}; `umt-hf convert --labels FILE` sets them"),
         ("texts", entry.tokenizer and f"{entry.max_text_tokens} tokens of {entry.tokenizer}"),
         ("recipe", entry.recipe),
         ("licence", f"weights: {entry.weights_license}; published code: {entry.code_license}"),

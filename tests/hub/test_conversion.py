@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,12 +18,19 @@ from transformers import (
 from typer.testing import CliRunner
 
 import umt_hf  # noqa: F401 (registers the models)
-from tests.hub.released import build_released_tensors, write_bert_tokenizer
+from tests.hub.released import (
+    NARROW,
+    NARROW_WIDTHS,
+    build_released_tensors,
+    list_released_shapes,
+    write_bert_tokenizer,
+)
 from tests.hub.server import LoopbackHub
 from tests.parity import multi_modality, reference
 from tests.parity.test_student_parity import build_config
-from umt_hf import cli
+from umt_hf import VideoClassifier, cli
 from umt_hf.hub_cards import released_checkpoints as conversion
+from umt_hf.hub_cards.convert_umt_checkpoint import build_published_config
 from umt_hf.modeling.modeling_umt_video import UMTVideoModel
 from umt_hf.zoo import find_entry
 
@@ -67,6 +75,38 @@ def tiny(here, monkeypatch):
     torch.save({"model": data["weights"]}, here / "b16_ptk710_f8_res224.pth")
     use_tiny(monkeypatch, build_config(info["constructor"]), "pretraining")
     return data["weights"]
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last", "reason"),
+    [
+        ("umt-vit-b16-k400", "riding a bike", "playing badminton", None),
+        ("umt-vit-b16-k710", "riding a bike", "LABEL_709", "the order of the other 310 is not public"),
+        ("umt-vit-b16-ssv2", "LABEL_0", "LABEL_173", "two orders of the classes are in public use"),
+    ],
+)
+def test_a_head_answers_with_names_or_says_why_not(name, first, last, reason, here, monkeypatch):
+    """From a file: the folder's labels, and the reason in what the command says, in `info` and in the card."""
+    entry = find_entry(name)
+    config, task = build_published_config(name)
+    for field, value in NARROW.items():
+        setattr(config, field, value)
+    shapes = {
+        key: [NARROW_WIDTHS.get(size, size) for size in shape] for key, shape in list_released_shapes(entry).items()
+    }
+    torch.save({"module": build_released_tensors(entry, shapes)}, here / Path(entry.file).name)
+    use_tiny(monkeypatch, config, task)
+    said = convert(Path(entry.file).name)
+    labels = VideoClassifier(name).labels
+    assert (labels[0], labels[-1], len(labels)) == (first, last, entry.num_labels)
+    info = runner.invoke(cli.app, ["info", name]).stdout
+    card = (here / name / "README.md").read_text()
+    for text in (" ".join(words.split()) for words in (said, info, card)):
+        assert ("--labels FILE" in text) == (reason is not None)
+        assert reason is None or reason in text
+    (here / "names.txt").write_text("".join(f"class {i}\n" for i in range(entry.num_labels)))
+    assert "--labels FILE" not in convert(Path(entry.file).name, "--labels", "names.txt", "--overwrite")
+    assert VideoClassifier(name).labels[-1] == f"class {entry.num_labels - 1}"
 
 
 @pytest.mark.heavy

@@ -19,6 +19,7 @@ from umt_hf.hub_cards.convert_umt_checkpoint import (
     describe_checkpoint,
 )
 from umt_hf.hub_cards.label_names import read_label_names
+from umt_hf.inference.loading import list_class_names
 from umt_hf.runs.config import list_recipes
 from umt_hf.zoo import build_entry_table, build_zoo_table, filter_zoo, find_entry, load_task_titles, load_zoo
 
@@ -176,3 +177,25 @@ def test_label_names_that_do_not_fit(name, content, message, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         read_label_names(tmp_path / name, 3)
+
+
+HEADS = [name for name, entry in ZOO.items() if entry.num_labels]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_have_names_where_their_order_is_known_and_else_a_reason(name):
+    """Kinetics-400's are in no order of the alphabet, by two public lists; a guessed order would go unnoticed."""
+    entry, names = ZOO[name], list_class_names(build_published_config(name)[0])
+    assert len(names) == len(set(names)) == entry.num_labels
+    unnamed = [label for number, label in enumerate(names) if label == f"LABEL_{number}"]
+    assert not any(label.startswith("LABEL_") for label in set(names) - set(unnamed))
+    if entry.data_set in ("Kinetics-400", "Kinetics-710"):
+        assert names[:4] == ["riding a bike", "marching", "dodgeball", "playing cymbals"]
+        assert names[399] == "playing badminton" and len(unnamed) == entry.num_labels - 400
+    elif entry.data_set != "AVA v2.2":
+        assert len(unnamed) == entry.num_labels
+    assert (entry.unnamed is None) == (not unnamed)
+    if unnamed:
+        buffer = io.StringIO()
+        Console(file=buffer, width=200).print(build_entry_table(entry))
+        assert entry.unnamed in buffer.getvalue() and "--labels FILE" in buffer.getvalue()

@@ -103,6 +103,7 @@ def build_model_card(folder: Path, zoo_entry: ZooEntry | None = None, repo_id: s
         # Transformers fills missing names with LABEL_0 and so on, which would read as names.
         has_label_names=not all(re.fullmatch(r"LABEL_\d+", label) for label in names),
         example_labels=", ".join(names[:5]),
+        unnamed=conversion.get("unnamed"),
         base_name=_name_start(zoo_entry, settings),
         recipe=dump_settings(load_published_settings(zoo_entry) if zoo_entry else settings),
         versions=read_optional_json(folder / VERSIONS_FILE) or conversion.get("versions", {}),

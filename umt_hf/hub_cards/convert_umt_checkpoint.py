@@ -21,7 +21,8 @@ from ..modeling.configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVid
 from ..modeling.modeling_umt_video import compute_sinusoid_table, interpolate_position_table
 from ..modeling.towers_umt_video_text import rename_bert_weight
 from ..runs.models import MODELS_BY_TASK
-from ..zoo import ZooEntry, find_entry, load_zoo
+from ..zoo import ZooEntry, find_entry, load_zoo, read_zoo_file
+from .label_names import load_known_names
 
 TASK_CLASSES: dict[str, type[PreTrainedModel]] = {task: get_model_class(row) for task, row in MODELS_BY_TASK.items()}
 
@@ -41,7 +42,8 @@ TEACHERS: dict[str, dict[str, Any]] = {
         "teacher_image_size": 196,
     },
 }
-LABEL_COUNTS = {"k400": 400, "k600": 600, "k700": 700, "k710": 710, "mit": 339, "ssv2": 174}
+DATA_SETS: dict[str, dict[str, Any]] = read_zoo_file()["data_sets"]
+LABELLED_SETS = ("k400", "k600", "k700", "k710", "mit", "ssv2")
 TEXT_TOWERS: dict[str, dict[str, Any]] = {  # BERT base and large
     size: {**fields, "encoder_width": fields["hidden_size"], "fusion_layer": fusion_layer}
     for (size, fields), fusion_layer in zip(ARCHITECTURES.items(), (9, 19), strict=True)
@@ -124,11 +126,11 @@ def build_published_config(name: str) -> tuple[UMTVideoConfig | UMTVideoTextConf
     if match := re.fullmatch(r"umt-vit-(b16|l16)-ava", name):
         fields = {**ARCHITECTURES[match[1]], **TEACHERS[match[1]], **build_label_maps(AVA_LABELS)}
         return UMTVideoConfig(**fields), "detection"
-    match = re.fullmatch(rf"umt-vit-(b16|l16)(?:-({'|'.join(LABEL_COUNTS)})(-f16)?(-384)?)?", name)
+    match = re.fullmatch(rf"umt-vit-(b16|l16)(?:-({'|'.join(LABELLED_SETS)})(-f16)?(-384)?)?", name)
     if match is None:
         raise ValueError(
             f"Unknown checkpoint name {name!r}; expected umt-vit-b16 or umt-vit-l16, alone, "
-            f"with -{{{','.join(LABEL_COUNTS)}}} and then -f16 or -384, with -ava, "
+            f"with -{{{','.join(LABELLED_SETS)}}} and then -f16 or -384, with -ava, "
             f"or with -{{{','.join(CORPORA)}}} and then a data set."
         )
     size, labels, long_clip, large_image = match.groups()
@@ -136,11 +138,13 @@ def build_published_config(name: str) -> tuple[UMTVideoConfig | UMTVideoTextConf
     if labels is None:
         return UMTVideoConfig(**fields), "pretraining"
     fields |= {
-        "num_labels": LABEL_COUNTS[labels],
+        "num_labels": DATA_SETS[labels]["num_labels"],
         "num_frames": 16 if long_clip else 8,
         "image_size": 384 if large_image else 224,
         "use_final_norm": False,
     }
+    if file := DATA_SETS[labels].get("class_names"):
+        fields |= build_label_maps(load_known_names(file, fields.pop("num_labels")))
     return UMTVideoConfig(**fields), "classification"
 
 

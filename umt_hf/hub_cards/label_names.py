@@ -1,8 +1,9 @@
-"""Names of classes, read from the files that data sets come with."""
+"""Names of classes: those of released heads, and those in the files that data sets come with."""
 
 import csv
 import json
 from collections import Counter
+from importlib import resources
 from pathlib import Path
 
 from ..data.lists.text_files import read_text
@@ -37,6 +38,18 @@ def read_label_names(path: str | Path, num_labels: int | None = None) -> list[st
     if twice := [name for name, times in Counter(names.values()).items() if times > 1]:
         raise ValueError(f"{path}: two classes have the name {twice[0]!r}.")
     return [names[i] for i in range(count)]
+
+
+def load_known_names(file: str, num_labels: int) -> list[str]:
+    """Names of a released head's classes, by index; `LABEL_<number>` where the file of the package names fewer.
+
+    Args:
+        file: Of `hub_cards/labels`, a name a line.
+        num_labels: Classes of the head.
+    """
+    text = resources.files("umt_hf.hub_cards").joinpath("labels", file).read_text(encoding="utf-8")
+    names = text.splitlines()[:num_labels]
+    return names + [f"LABEL_{i}" for i in range(len(names), num_labels)]
 
 
 def _parse_json(content: object) -> dict[int, str]:

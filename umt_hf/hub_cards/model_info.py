@@ -38,6 +38,7 @@ from ..modeling.masking_umt_video import sample_random_mask, sample_tube_mask
 from ..modeling.modeling_umt_video import UMTVideoForVideoClassification
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import (
+    CONVERSION_FILE,
     IMAGE_PROCESSOR_FILE,
     PROCESSOR_FILE,
     RECIPE_FILE,
@@ -114,6 +115,7 @@ class ModelInfo:
         num_views: Clips times crops of a video in `views_flops`.
         views_flops: Operations of all views of a video: `num_views` times the first of `costs`.
         labels: Names of the classes, in order; none without a classifier.
+        unnamed: Why some or all classes of a released model have no names.
         processor: Settings of the video processor; empty without one.
         max_text_tokens: Tokens of a text; `None` without a tokenizer.
         weights: `None` where there are no safetensors files.
@@ -134,6 +136,7 @@ class ModelInfo:
     num_views: int
     views_flops: int
     labels: tuple[str, ...]
+    unnamed: str | None
     processor: dict[str, Any]
     max_text_tokens: int | None
     weights: StoredWeights | None
@@ -161,7 +164,8 @@ class ModelInfo:
         lines.append(("", "(2 FLOPs a multiply-add, forward)"))
         if self.labels:
             more = ", ..." if len(self.labels) > SHOWN_LABELS else ""
-            lines.append(("labels", f"{len(self.labels)}: {', '.join(self.labels[:SHOWN_LABELS])}{more}"))
+            why = "" if self.unnamed is None else f"; {self.unnamed}, and `umt-hf convert --labels FILE` sets them"
+            lines.append(("labels", f"{len(self.labels)}: {', '.join(self.labels[:SHOWN_LABELS])}{more}{why}"))
         lines.append(("processor", "none in the folder" if not self.processor else _list_settings(self.processor)))
         if self.max_text_tokens is not None:
             lines.append(("texts", f"up to {self.max_text_tokens} tokens"))
@@ -223,6 +227,7 @@ def describe_model(model: str | os.PathLike, num_clips: int | None = None, num_c
         num_views=num_views,
         views_flops=num_views * costs[0].flops,
         labels=tuple(list_class_names(config)) if hasattr(network, "classifier") else (),
+        unnamed=_read(folder / CONVERSION_FILE, json.loads).get("unnamed"),
         processor={name: settings[name] for name in PROCESSOR_SETTINGS if settings.get(name) is not None},
         max_text_tokens=max_text_tokens,
         weights=compare_weights(network, _read_headers(folder, located)),

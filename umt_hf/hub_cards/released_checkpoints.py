@@ -83,6 +83,7 @@ class ConvertedFolder:
         num_used: Tensors of the source that became weights.
         set_aside: Tensors of the source that are not needed -> why.
         output_difference: Largest difference between the outputs of the source's tensors and of the reloaded folder.
+        unnamed: Why some or all classes have no names; `None` where all have one.
         versions: Of what took part.
     """
 
@@ -98,6 +99,7 @@ class ConvertedFolder:
     num_used: int
     set_aside: dict[str, str]
     output_difference: float
+    unnamed: str | None = None
     versions: dict[str, str] = field(default_factory=collect_versions)
 
     def format(self) -> str:
@@ -113,6 +115,10 @@ class ConvertedFolder:
             "Verified: every weight equals the source's, none is missing or left over, "
             f"outputs differ by {self.output_difference:g}"
         )
+        if self.unnamed is not None:
+            lines.append(
+                f"Classes without names are called LABEL_<number>: {self.unnamed}. `--labels FILE` sets them."
+            )
         return "\n".join(lines)
 
 
@@ -176,6 +182,7 @@ def convert_released_checkpoint(
             num_used=len(report.used),
             set_aside=report.set_aside,
             output_difference=difference,
+            unnamed=entry.unnamed if labels is None else None,
         )
         _write_record(found, unfinished)
         write_model_card(unfinished, entry)
