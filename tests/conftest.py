@@ -1,6 +1,7 @@
 """Every test runs offline and on one thread, so that results do not depend on the machine's load."""
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -15,6 +16,9 @@ HEAVY = "UMT_HF_HEAVY_TESTS"
 
 torch.set_num_threads(1)
 set_start_method()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in the background so, and commands inherit it: not one would take Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
