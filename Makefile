@@ -38,7 +38,9 @@ test-fast: $(VENV)/.installed
 
 # Large optional libraries, which are installed for it.
 test-extras: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e ".[deepspeed,trackers,quantization,export]"
+	$(BIN)/python -m pip install --quiet -e ".[deepspeed,trackers,quantization,export,sentence-transformers]"
+	$(BIN)/python -m pytest tests/e2e/test_sentence_transformers.py
+	$(BIN)/python -m pytest tests/e2e/test_docs.py -k sentence_transformers
 	$(BIN)/python -m pytest tests/e2e/test_zero.py tests/e2e/test_stage2.py -k zero
 	$(BIN)/python -m pytest tests/e2e/test_watching.py -k trackers
 	$(BIN)/python -m pytest tests/unit/training/test_teacher_quantization.py tests/e2e/test_teacher_quantization.py

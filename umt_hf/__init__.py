@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .inference.classification import VideoClassifier
     from .inference.detection import ActionDetector
     from .inference.export import ExportedVideoModel
+    from .inference.labels.zero_shot import ZeroShotVideoClassifier
     from .inference.question_answering import VideoAnswerer
     from .inference.search import VideoSearcher, embed_videos
     from .teachers.clip import UMTTeacher
@@ -64,6 +65,7 @@ LAZY_NAMES = {
     "VideoClassifier": "inference.classification",
     "VideoEmbedder": "inference.batches",
     "VideoSearcher": "inference.search",
+    "ZeroShotVideoClassifier": "inference.labels.zero_shot",
     "embed_videos": "inference.search",
 }
 
@@ -117,6 +119,7 @@ __all__ = [
     "VideoClassifier",
     "VideoEmbedder",
     "VideoSearcher",
+    "ZeroShotVideoClassifier",
     "embed_videos",
 ]
 

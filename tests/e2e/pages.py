@@ -106,6 +106,11 @@ _WITHOUT_RUNTIMES = (
 _WITHOUT_RAY = (
     {} if importlib.util.find_spec("ray") else {"import os\n\nimport ray": "needs ray; `make test-extras` runs it"}
 )
+_WITHOUT_SENTENCE_TRANSFORMERS = (
+    {}
+    if importlib.util.find_spec("sentence_transformers")
+    else {"import umt_hf\nfrom sentence_transformers": "needs sentence-transformers; `make test-extras` runs it"}
+)
 NOT_RUN = {
     "any page": {
         "git clone": "needs a network",
@@ -128,6 +133,8 @@ NOT_RUN = {
         "umt-hf finetune detection --config detection_ava": "needs AVA's files",
     },
     "docs/precision.md": _WITHOUT_BITSANDBYTES,
+    "docs/sentence_transformers.md": _WITHOUT_SENTENCE_TRANSFORMERS,
+    "docs/vbench.md": {"python examples/vbench": "is in a clone; tests/e2e/test_vbench.py runs it"},
     "docs/search.md": {
         "import multiprocess": "loads the package in two more processes; tests/unit/inference/test_batches.py runs it",
         **_WITHOUT_RAY,
@@ -165,6 +172,7 @@ CUTS = {
     "umt_hf.finetuning.detection": f"{_TINY_TRAINER} --image_size 32 --short_side 32",
     "umt_hf.evaluation.detection": "--dataloader_num_workers 0 --num_pictured 0",
     "umt_hf.evaluation.classification": "--dataloader_num_workers 0",
+    "umt_hf.evaluation.zero_shot": "--dataloader_num_workers 0",
     "umt_hf.evaluation.retrieval": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
     "umt_hf.evaluation.question_answering": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
     "umt_hf.evaluation.moments": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",

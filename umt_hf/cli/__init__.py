@@ -15,6 +15,7 @@ import typer
 
 from .errors import Mistake, OneLineGroup
 from .scripts import add_scripts
+from .word_lists import ListCommand
 
 MODELS, VIDEOS, DATA, HUB = "Models", "Videos", "Data", "Hub and machine"
 
@@ -664,10 +665,23 @@ def search(
                 announce(video.format("no strip of"))
 
 
-@app.command(rich_help_panel=VIDEOS)
+@app.command(cls=ListCommand, rich_help_panel=VIDEOS)
 def classify(
     videos: Videos,
-    model: Annotated[str, typer.Option(help="Folder or Hub id of a fine-tuned classifier.")],
+    model: Annotated[
+        str, typer.Option(help="Folder or Hub id of a fine-tuned classifier; with --labels of a model with text.")
+    ],
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="Classes as texts, for a model that was not trained on them: names, or files of names."),
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Prompts with {} for the class, files of prompts, or video, plain, clip_kinetics or clip_ucf101. "
+            "Default: 'a video of {}'."
+        ),
+    ] = None,
     top_k: Annotated[int, typer.Option(help="How many classes per video to print.", min=1)] = 5,
     num_clips: Annotated[
         int | None, typer.Option(help="Clips per video, averaged; default: the processor's.", min=1)
@@ -701,12 +715,15 @@ def classify(
     Videos that cannot be read are listed with their reasons.
 
     Example: `umt-hf classify my_videos/ --model umt-vit-b16-k400 --num-clips 4 --num-crops 3 --out results.jsonl`
+
+    Zero-shot: `umt-hf classify my_videos/ --model umt-vit-b16-25m --labels "a dog" "a cat"`
     """
-    from ..inference.classification import LabelOptions, LabelReport, load_classifier
+    from ..inference.classification import LabelOptions, LabelReport
     from ..inference.engine import inference_run
     from ..inference.labels.files import label_files
     from .results import ResultPrinter, announce, announce_once, report_interruption
     from .timelines import iterate_labels, plan_timelines
+    from .zero_shot import load_for_labels
 
     printer = ResultPrinter(as_json, None if out is None else str(out))
     with report_interruption(printer.describe), report_mistakes():
@@ -721,7 +738,8 @@ def classify(
             num_workers,
             dataloader_timeout_seconds=dataloader_timeout_seconds,
         )
-        classifier, sources = load_classifier(model, dtype, torch_compile, tokens), read_sources(videos)
+        classifier = load_for_labels(model, labels or [], template, dtype, torch_compile, tokens)
+        sources = read_sources(videos)
         if out is None:
             with inference_run(announce_once, dataloader_timeout_seconds):
                 printer.print_labels(iterate_labels(classifier, sources, options, windows, draw))

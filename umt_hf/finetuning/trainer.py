@@ -37,6 +37,7 @@ from ..data.splits import select_data, share_options
 from ..data.streams import check_stored_frames
 from ..data.unreadable import UnreadableList, UnreadableVideos, read_first_readable, sample_replacements
 from ..evaluation.found import join_roles, list_shared, refuse_missing
+from ..hub_cards.sentence_transformers import write_sentence_transformers_files
 from ..inference.loading import load_video_text_processor
 from ..inference.starts import locate_model
 from ..modeling.configuration_umt_video_text import UMTVideoTextConfig
@@ -815,6 +816,7 @@ def _write_model(trainer: FinetuningTrainer, output_dir: Path) -> None:
         trainer.save_model(str(folder))
         if is_main:
             trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+            write_sentence_transformers_files(folder, type(trainer.accelerator.unwrap_model(trainer.model)).__name__)
             write_text(folder / RECIPE_FILE, trainer.recipe)
             write_text(folder / VERSIONS_FILE, json.dumps(collect_versions(), indent=2) + "\n")
             # Figures of an earlier model would stand beside this one if its test fails.

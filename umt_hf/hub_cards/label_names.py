@@ -47,7 +47,7 @@ def load_known_names(file: str, num_labels: int) -> list[str]:
         file: Of `hub_cards/labels`, a name a line.
         num_labels: Classes of the head.
     """
-    text = resources.files("umt_hf.hub_cards").joinpath("labels", file).read_text(encoding="utf-8")
+    text = resources.files("umt_hf.hub_cards").joinpath("labels").joinpath(file).read_text(encoding="utf-8")
     names = text.splitlines()[:num_labels]
     return names + [f"LABEL_{i}" for i in range(len(names), num_labels)]
 

@@ -42,6 +42,7 @@ from .convert_umt_checkpoint import (
     load_published_state_dict,
 )
 from .label_names import read_label_names
+from .sentence_transformers import write_sentence_transformers_files
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +186,7 @@ def convert_released_checkpoint(
             unnamed=entry.unnamed if labels is None else None,
         )
         _write_record(found, unfinished)
+        write_sentence_transformers_files(unfinished, found.model_class)
         write_model_card(unfinished, entry)
         put_folder(unfinished, output)
     finally:

@@ -318,6 +318,9 @@ class VideoClassifier:
         (4, 0)
     """
 
+    templates: list[str] | None = None  # of a zero-shot classifier, whose classes are texts
+    fresh: tuple[str, ...] = ()  # weights that are random, and are not used
+
     def __init__(
         self,
         model: str | os.PathLike,

@@ -238,6 +238,7 @@ class VideoTextEncoder:
         # Encoding does without the matching head, which only re-ranking needs.
         require_weights(loaded, model, MATCHING_HEAD, "Use a stage-2 or retrieval model.")
         self.kept_tokens = keep_tokens(loaded.model, tokens)
+        self.fresh = tuple(loaded.fresh)  # weights that are random, and are not used
         self.has_matching_head = not any(name.startswith(MATCHING_HEAD) for name in loaded.fresh)
         self.device = resolve_device(device)
         # That of the weights as they are stored: another precision is another entry of the description.

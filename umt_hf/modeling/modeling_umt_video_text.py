@@ -27,7 +27,7 @@ from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, logging
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_umt_video_text import STAGE2_VISION_FIELDS, UMTVideoTextConfig, build_decoder_config, require_text
@@ -82,8 +82,7 @@ VIDEO_OPTIONS = ("video_key_values", "encoder_rows", "saliency")  # of answers: 
 class UMTVideoTextPreTrainedModel(UMTQuantizationMixin, PreTrainedModel):
     """What Transformers needs to know about the models with both towers.
 
-    Every one of them has `vision_model` and `text_model` at top level, where [`UMTVideoModel`] and [`UMTTextModel`]
-    find their weights in any folder.
+    All have these at top level, where [`UMTVideoModel`] and [`UMTTextModel`] find their weights in any folder.
     """
 
     config: UMTVideoTextConfig  # pyrefly: ignore[bad-override-mutable-attribute]  how a model names its configuration's class
@@ -222,11 +221,16 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
             **kwargs: As for [`UMTTextModel`].
 
         Returns:
-            `last_hidden_state (B, L, H)`, from which the fusion layers continue, and `pooler_output (B, D)`, projected
-            but not normalised.
+            `last_hidden_state (B, L, H)`, from which the fusion layers go on, and `pooler_output (B, D)`, any length.
         """
         outputs = self.text_model(input_ids, attention_mask, mode="text", **kwargs, return_dict=True)
         outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        return outputs
+
+    def get_text_embedding(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> ModelOutput:
+        """As `get_text_features`, with unit vectors, `pooler_output (B, D)`: times those of videos they are scores."""
+        outputs = self.get_text_features(input_ids, attention_mask, return_dict=True)
+        outputs.pooler_output = normalize_features(outputs.pooler_output)
         return outputs
 
     @can_return_tuple
@@ -282,10 +286,9 @@ class UMTVideoTextModel(UMTVideoTextPreTrainedModel):
             # Through `.data`, so that a second forward before backward does not look like a change of the graph.
             self.temperature.data.clamp_(*self.config.temperature_bounds)
         video_embeds = require_tensor(video.pooler_output, "pooler_output")
-        text_vectors = require_tensor(text.pooler_output, "pooler_output")
         with torch.autocast(video_embeds.device.type, enabled=False):
             temperature = self.temperature.float()
-            text_embeds = normalize_features(text_vectors)
+            text_embeds = normalize_features(require_tensor(text.pooler_output, "pooler_output"))
             logits = video_embeds @ text_embeds.T / temperature
         loss = None
         # CODEPATH: stage-2 and retrieval checkpoints have the contrast; weight 0 leaves it out in runs without it.

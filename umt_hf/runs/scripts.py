@@ -87,6 +87,13 @@ SCRIPTS = (
         (),
     ),
     ScriptEntry(
+        "umt_hf.evaluation.zero_shot",
+        "evaluate",
+        "zero-shot",
+        "Test a model with text on classes that it was not trained on.",
+        (),
+    ),
+    ScriptEntry(
         "umt_hf.evaluation.detection",
         "evaluate",
         "detection",

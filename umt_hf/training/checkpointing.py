@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from ..hub_cards.sentence_transformers import write_sentence_transformers_files
 from ..runs.disk import clear_leftovers, fill_folder, name_unfinished, put_folder, remove_folder, write_text
 from ..runs.folder import (
     ADAPTER_CONFIG_FILE,
@@ -395,6 +396,7 @@ def export_run(
         exported.save_pretrained(unfinished, state_dict=take_own_names(state_dict, exported))
         require_own_weights(unfinished, exported)
         processor.save_pretrained(unfinished)
+        write_sentence_transformers_files(unfinished, type(exported).__name__)
         write_text(unfinished / RECIPE_FILE, recipe)
         write_text(unfinished / VERSIONS_FILE, json.dumps(collect_versions(), indent=2) + "\n")
 

@@ -44,7 +44,7 @@ def list_all_sections() -> list[type]:
 
 
 def test_all_scripts_are_found():
-    assert len(SCRIPTS) == 14 and "umt_hf.training.stage1" in SCRIPTS and "umt_hf.moving_shapes.tiny_clip" in SCRIPTS
+    assert len(SCRIPTS) == 15 and "umt_hf.training.stage1" in SCRIPTS and "umt_hf.moving_shapes.tiny_clip" in SCRIPTS
 
 
 def test_a_name_is_declared_once():

@@ -418,9 +418,10 @@ def _describe(classifier: VideoClassifier, options: LabelOptions, mixed_precisio
     processor = json.loads(classifier.processor.to_json_string())
     return {
         "dtype": name_dtype(classifier.model.dtype),  # first, since the fingerprint is that of rounded weights
-        "weights": compute_fingerprint(classifier.model),
-        "mixed_precision": mixed_precision,
+        "templates": classifier.templates,  # before the fingerprint, which they change
         "classes": list(classifier.labels),
+        "weights": compute_fingerprint(classifier.model, classifier.fresh),
+        "mixed_precision": mixed_precision,
         "top_k": options.top_k,
         "num_frames": classifier.processor.num_frames,
         "num_clips": options.num_clips or classifier.processor.num_clips,
