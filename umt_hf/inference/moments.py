@@ -29,6 +29,7 @@ STRIP_FRAMES = 6
 STRIP_HEIGHT = 160
 STRIP_WIDTH = 65_500  # at most; what JPEG can hold
 STRIP_COMMENT = "A strip of umt-hf search"  # by which later searches know them
+MIN_STRIDE = 0.01  # seconds, which few cameras show a frame for
 EPSILON = 1e-6  # seconds; times of frames are multiples of a rate, and windows of a decimal number
 CHANGED = "It changed while it was read; start the command again once it is complete."
 
@@ -42,7 +43,7 @@ class WindowSettings:
         stride_seconds: From the start of a window to that of the next.
 
     Raises:
-        ValueError: If one is not positive, or the stride would leave parts of a video out.
+        ValueError: If one is not positive, the stride would leave parts of a video out, or is shorter than a frame.
     """
 
     window_seconds: float
@@ -56,6 +57,11 @@ class WindowSettings:
             raise ValueError(
                 f"stride {self.stride_seconds:g} is longer than window {self.window_seconds:g} and leaves parts of "
                 "the videos out; make it shorter."
+            )
+        if self.stride_seconds < MIN_STRIDE:
+            raise ValueError(
+                f"stride {self.stride_seconds:g} would make over {1 / MIN_STRIDE:.0f} moments of each second; it is in "
+                f"seconds, {MIN_STRIDE:g} or more."
             )
 
 

@@ -95,6 +95,7 @@ def test_every_frame_is_in_a_window(num_frames, fps, window, share):
         (float("nan"), None, "window must be a positive"),
         (2, -1, "stride must be a positive number of seconds"),
         (2, 3, "leaves parts of the videos out"),
+        (0.001, None, "stride 0.001 would make over 100 moments of each second; it is in seconds, 0.01 or more"),
     ],
 )
 def test_windows_that_make_no_sense(window, stride, message):
