@@ -33,7 +33,7 @@ from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.config import dump_config, flatten_config, script
 from ..runs.folder import UNREADABLE_FILE
 from ..runs.mistakes import read_rank
-from ..teachers.clip import UMTTeacher
+from ..teachers.teacher import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
 from .arguments import (
     DataArguments,
