@@ -163,8 +163,10 @@ class UMTTeacher(nn.Module):
         """
         hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         kind, model_class = find_class(name_or_path, **hub)
-        # Read out of a complete model without a word on the rest of it.
-        quiet: Any = type(model_class.__name__, (model_class,), {"_keys_to_ignore_on_load_unexpected": [*kind.unread]})
+        # Read out of a complete model without a word on the rest of it. Transformers translates the names of older
+        # weights for classes in its own modules alone.
+        fields = {"__module__": model_class.__module__, "_keys_to_ignore_on_load_unexpected": [*kind.unread]}
+        quiet: Any = type(model_class.__name__, (model_class,), fields)
         tower, info = quiet.from_pretrained(
             name_or_path, **kwargs, output_loading_info=True, ignore_mismatched_sizes=True
         )
