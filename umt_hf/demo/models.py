@@ -57,7 +57,7 @@ class TeacherViewer:
     """Shows what the teacher looks at, and which patches a mask leaves.
 
     Args:
-        teacher: Folder or Hub id of a CLIP.
+        teacher: Folder or Hub id of a CLIP or another tower that can teach.
         student: Of a stage-1 model that was trained with it; default: frames are read in the teacher's size.
 
     Raises:

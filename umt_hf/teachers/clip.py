@@ -72,7 +72,8 @@ class CLIPTower(ImageTower):
         layer: Any = self.layers[-1]
         if indices is None:
             return layer(last.states, **last.options)
-        return _run_at(layer, last.states, *last.kept, indices + 1)  # past the class token, which is the first
+        normed, key = last.kept
+        return _run_at(layer, last.states, normed, key, indices + 1)  # past the class token, which is the first
 
     def finish(self, tokens: torch.Tensor) -> torch.Tensor:
         """Through the last LayerNorm and the projection."""

@@ -72,7 +72,8 @@ class DinoTower(ImageTower):
         query, key = project_query(normed[:, :1]), project_key(normed)
         num_heads, num_prefix = self.model.config.num_attention_heads, self.num_prefix_tokens
         if "position_embeddings" in last.options:  # they turn patches alone: the class token's query stays
-            key = _rotate_patches(key, *last.options["position_embeddings"], num_heads, num_prefix)
+            cos, sin = last.options["position_embeddings"]
+            key = _rotate_patches(key, cos, sin, num_heads, num_prefix)
         return average_attention(query, key, num_heads, (query.shape[-1] // num_heads) ** -0.5)[:, num_prefix:]
 
     def run_last(self, last: LayerInput, indices: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Stage 1: align a video encoder with a frozen CLIP on the tokens that stay visible.
+"""Stage 1: align a video encoder with a frozen image tower, such as a CLIP, on the tokens that stay visible.
 
     umt-hf pretrain stage1 --config stage1_umt_vit_b16 --train_data train.csv
 

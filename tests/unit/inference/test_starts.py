@@ -56,6 +56,7 @@ from umt_hf.processing.processing_umt_video_text import build_tokenizer
 from umt_hf.runs.arguments import EvaluatedModelArguments, EvaluationDataArguments
 from umt_hf.runs.models import MODELS_BY_NAME
 from umt_hf.training import stage2
+from umt_hf.teachers.teacher import TEACHERS
 from umt_hf.training.alignment import load_teacher
 from umt_hf.training.arguments import (
     LossArguments,
@@ -179,7 +180,7 @@ COMMANDS = {
         "video question answering",
     ),
     "stage1": Command(continue_stage1, ("UMTVideoForPreTraining",), "stage-1 pre-training"),
-    "teacher": Command(lambda folder, _: teach(folder), (), "a CLIP, .*which the teacher must be", ("clip",)),
+    "teacher": Command(lambda folder, _: teach(folder), (), f"{TEACHERS}, which the teacher must be", ("clip",)),
     "stage2": Command(
         lambda folder, folders: build_stage2(folders, model_name_or_path=str(folder)),
         ("UMTVideoTextForPreTraining",),

@@ -122,8 +122,9 @@ def test_features_at_visible_tokens_are_those_of_all_tokens_there(kind, mask_typ
 
 @pytest.mark.parametrize("kind", INSTALLED)
 def test_tokens_that_the_saliency_favours_are_drawn_more_often(kind):
-    teacher, video = UMTTeacher(build_tower(kind), 1), torch.randn(1, 1, 3, 32, 32)
+    teacher, video = UMTTeacher(build_tower(kind), 1), 4 * draw_video(frames=1)[:1] - 2
     saliency = teacher.compute_saliency(video)[0]
+    assert saliency.max() > 1.5 * saliency.min()
     generator, counts = torch.Generator().manual_seed(0), torch.zeros(16)
     for _ in range(400):
         noise = torch.empty(1, 16).exponential_(generator=generator)
@@ -131,7 +132,7 @@ def test_tokens_that_the_saliency_favours_are_drawn_more_often(kind):
     order = saliency.argsort()
     assert counts.sum() == 400 * 4
     assert counts[order[-4:]].sum() > counts[order[:4]].sum()
-    assert torch.corrcoef(torch.stack([counts, saliency]))[0, 1] > 0.8
+    assert torch.corrcoef(torch.stack([counts, saliency]))[0, 1] > 0.7
 
 
 @pytest.mark.parametrize("kind", INSTALLED)

@@ -38,7 +38,7 @@ def build_tower(kind: str, attention: str = "sdpa", **options: Any) -> Any:
         if parameter.ndim == 1:
             is_scale = "norm" in name and name.endswith("weight") or "lambda1" in name
             nn.init.normal_(parameter, mean=float(is_scale), std=0.2)
-        else:
-            nn.init.normal_(parameter, std=0.2)
+        else:  # a probe that would look everywhere alike could hide a mistake
+            nn.init.normal_(parameter, std=0.6 if "in_proj" in name or "probe" in name else 0.2)
     tower.set_attn_implementation(attention)
     return tower.eval()
