@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from tests.e2e.runs import assert_complete, assert_same_weights, read_losses
 from tests.e2e.steps import COMPILED, fresh_compiler
 from tests.e2e.test_compiled_training import cut_after
-from tests.unit.teachers.shape_towers import PATCH_SIZE, measure_share_on_shape, train_tower
+from tests.unit.teachers.shape_towers import measure_share_on_shape, train_tower
 from tests.unit.teachers.towers import INSTALLED, build_tower
 from umt_hf import UMTTeacher
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
@@ -85,10 +85,6 @@ def test_saliency_lies_on_the_shape(trained, clips):
     share, area = measure_share_on_shape(UMTTeacher.from_pretrained(str(trained), 1), clips, "validation")
     assert 0.05 < area < 0.15
     assert share > 2 * area, (share, area)
-    # An untrained tower looks everywhere alike.
-    kind = next(kind for kind in TRAINED if kind in trained.name)
-    blank = UMTTeacher(build_tower(kind, image_size=64, patch_size=PATCH_SIZE), 1)
-    assert share > 1.5 * measure_share_on_shape(blank, clips, "validation")[0]
 
 
 def read_fall(run: Path, last: int) -> float:

@@ -293,7 +293,7 @@ def _is_pending(setting: str, name: str) -> bool:
         return False
     tasks = TASKS.get(setting, ())
     if entry.task not in tasks:
-        fits = f"needs a checkpoint for {' or '.join(tasks)}" if tasks else "needs a CLIP"
+        fits = f"needs a checkpoint for {' or '.join(tasks)}" if tasks else "needs an image tower, such as a CLIP"
         raise ValueError(f"{name} is a released checkpoint for {entry.task}, and {name_option(setting)} {fits}.")
     return True
 

@@ -55,8 +55,8 @@ from umt_hf.moving_shapes.render import write_video
 from umt_hf.processing.processing_umt_video_text import build_tokenizer
 from umt_hf.runs.arguments import EvaluatedModelArguments, EvaluationDataArguments
 from umt_hf.runs.models import MODELS_BY_NAME
-from umt_hf.training import stage2
 from umt_hf.teachers.teacher import TEACHERS
+from umt_hf.training import stage2
 from umt_hf.training.alignment import load_teacher
 from umt_hf.training.arguments import (
     LossArguments,
