@@ -9,16 +9,18 @@ import torch
 from accelerate.state import AcceleratorState
 from torch._dynamo.utils import counters
 
-from tests.e2e.runs import assert_complete, assert_same_weights, read_losses
+from tests.e2e.runs import PRETRAINING, assert_complete, assert_same_weights, read_losses, save_student, to_flags
 from tests.e2e.steps import COMPILED, fresh_compiler
 from tests.e2e.test_compiled_training import cut_after
 from tests.unit.teachers.shape_towers import measure_share_on_shape, train_tower
 from tests.unit.teachers.towers import INSTALLED, build_tower
-from umt_hf import UMTTeacher
+from umt_hf import UMTTeacher, UMTVideoTextForPreTraining
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
 from umt_hf.moving_shapes.render import write_moving_shapes
+from umt_hf.moving_shapes.tiny_bert import TextTowerArguments, write_text_tower
 from umt_hf.moving_shapes.tiny_clip import load_frames
-from umt_hf.training import stage1
+from umt_hf.runs.folder import read_metrics
+from umt_hf.training import stage1, stage2
 
 OTHERS = [kind for kind in INSTALLED if kind != "clip"]
 TRAINED = ["siglip", "dinov3_vit"]
@@ -65,6 +67,32 @@ def test_a_teacher_in_8_bits_and_bfloat16_gives_close_losses(kind, flags, tmp_pa
         stage1.main(flags(output_dir=tmp_path / name, **changes, **options))
         found = read_losses(tmp_path / name)
         assert found == pytest.approx(exact, rel=0.05) and found != exact
+
+
+@pytest.mark.parametrize("kind", ["siglip", "dinov3_vit"])
+def test_stage_2_trains_under_it(kind, shapes, tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    write_text_tower(TextTowerArguments(data=str(shapes), output_dir=str(tmp_path / "bert"), **sizes))
+    options = {
+        **PRETRAINING,
+        "train_corpora": shapes / "train_captions.json",
+        "media_types": "video",
+        "teacher_name_or_path": save_tower(kind, tmp_path / kind),
+        "vision_name_or_path": save_student(tmp_path / "student", hidden_size=32, intermediate_size=48),
+        "text_name_or_path": tmp_path / "bert",
+        "fusion_layer": 1,
+        "projection_dim": 16,
+        "max_text_tokens": 12,
+        "mask_ratio": 0.5,
+        "lr_scheduler_type": "cosine_above_minimum",
+        "max_steps": 2,
+        "output_dir": tmp_path / "run",
+    }
+    stage2.main(to_flags(**options))
+    model = UMTVideoTextForPreTraining.from_pretrained(tmp_path / "run")
+    assert model.config.vision_config.teacher_hidden_size == 24
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "video_uta_loss" in line]
+    assert len(lines) == 2 and all(0 < line["video_uta_loss"] < 4 for line in lines)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@
 Legend: B batch, T frames, N tokens, P patches per frame, V visible tokens, D width, K aligned layers, C feature width.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from .clip import CLIPTower, MetaCLIP2Tower
 from .dino import DinoTower, TipsTower
 from .siglip import SiglipTower
 from .tower import ImageTower, LayerInput
+
+logger = logging.getLogger(__name__)
 
 TOWERS: dict[str, type[ImageTower]] = {
     model_type: tower
@@ -110,6 +113,7 @@ class UMTTeacher(nn.Module):
     ):
         super().__init__()
         config: Any = vision_tower.config
+        kind = find_tower(config.model_type)
         self.aligned_layer_indices = select_aligned_layers(
             config.num_hidden_layers, num_aligned_layers, alignment_interval
         )
@@ -118,7 +122,7 @@ class UMTTeacher(nn.Module):
             raise ValueError(
                 f"The teacher must see square frames and patches, got image_size={own_size}, patch_size={patch_size}."
             )
-        self.tower = find_tower(config.model_type)(vision_tower)
+        self.tower = kind(vision_tower)
         self.alignment_norm = alignment_norm
         self.image_size: int = image_size or own_size
         self.patch_size: int = patch_size
@@ -176,8 +180,11 @@ class UMTTeacher(nn.Module):
             raise ValueError(f"{name_or_path} holds {name} in shape {tuple(stored)}, which should be {tuple(needed)}.")
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{name_or_path} is not a complete {kind.title}: it lacks {', '.join(missing[:5])}.")
-        # A CLIP sees the student's pixels whatever its folder says; see `CLIPTower`.
-        mean, std = read_statistics(name_or_path, **hub) if kind.statistics else (None, None)
+        mean, std = None, None
+        if kind.statistics is not None:  # else it sees the student's pixels, whatever its folder says
+            mean, std = read_statistics(name_or_path, **hub)
+            origin = "its kind" if mean is None or std is None else "its image processor"
+            logger.info("The teacher's pixels are in the mean and deviation of %s.", origin)
         return cls(tower, num_aligned_layers, alignment_interval, image_size, alignment_norm, mean, std)
 
     @property
