@@ -130,7 +130,7 @@ def test_the_loss_falls_to_half(seed, trained, clips, flags, tmp_path):
 
 
 def test_pixels_of_the_run_reach_the_teacher_in_its_own_statistics(flags, tmp_path, monkeypatch):
-    """Frames of one grey give SigLIP's own number for it."""
+    """What is in [0, 1] is in [-1, 1] for a SigLIP, and beyond 2 for the student."""
     seen = []
     own = UMTTeacher._encode_below
 
@@ -144,4 +144,4 @@ def test_pixels_of_the_run_reach_the_teacher_in_its_own_statistics(flags, tmp_pa
     monkeypatch.setattr(UMTTeacher, "_encode_below", watch)
     stage1.main(flags(teacher_name_or_path=save_tower("siglip", tmp_path / "siglip"), max_steps=1, warmup_steps=0))
     pixels = torch.cat(seen)
-    assert pixels.min() >= -1 - 1e-5 and pixels.max() <= 1 + 1e-5 and pixels.std() > 0.1
+    assert -1.2 < pixels.min() < -0.5 and 0.5 < pixels.max() < 1.2  # resizing overshoots a little
