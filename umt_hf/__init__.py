@@ -54,13 +54,13 @@ if TYPE_CHECKING:
     from .inference.labels.zero_shot import ZeroShotVideoClassifier
     from .inference.question_answering import VideoAnswerer
     from .inference.search import VideoSearcher, embed_videos
-    from .teachers.clip import UMTTeacher
+    from .teachers.teacher import UMTTeacher
 
 # Imported when they are first used, since they bring CLIP, Accelerate or `datasets` along.
 LAZY_NAMES = {
     "ActionDetector": "inference.detection",
     "ExportedVideoModel": "inference.export",
-    "UMTTeacher": "teachers.clip",
+    "UMTTeacher": "teachers.teacher",
     "VideoAnswerer": "inference.question_answering",
     "VideoClassifier": "inference.classification",
     "VideoEmbedder": "inference.batches",

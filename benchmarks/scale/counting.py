@@ -15,7 +15,7 @@ from benchmarks.stage1_step.workload import Size, build_student_config, build_te
 from umt_hf import UMTVideoForPreTraining
 from umt_hf.modeling.configuration_umt_video_text import UMTVideoTextConfig
 from umt_hf.modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
-from umt_hf.teachers.clip import UMTTeacher
+from umt_hf.teachers.teacher import UMTTeacher
 from umt_hf.training.alignment import compute_targets
 from umt_hf.training.reporting.flops import BACKWARD_SHARE, OTHER_ATTENTION
 

@@ -15,8 +15,8 @@ from transformers import CLIPVisionModelWithProjection, VideoMAEForPreTraining
 from benchmarks.common import PhaseClock
 from umt_hf.modeling.masking_umt_video import compute_visible_indices, sample_tube_mask
 from umt_hf.modeling.modeling_umt_video import UMTVideoForPreTraining
-from umt_hf.teachers.clip import UMTTeacher
 from umt_hf.teachers.quantization import quantize_teacher
+from umt_hf.teachers.teacher import UMTTeacher
 from umt_hf.training.alignment import compute_targets
 from umt_hf.training.arguments import PretrainingArguments
 from umt_hf.training.optimization import build_optimizer

@@ -21,7 +21,7 @@ from umt_hf.modeling.configuration_umt_video_text import (
     UMTVideoTextConfig,
 )
 from umt_hf.modeling.modeling_umt_video_text import UMTVideoTextForPreTraining
-from umt_hf.teachers.clip import UMTTeacher
+from umt_hf.teachers.teacher import UMTTeacher
 from umt_hf.training.alignment import compute_targets
 from umt_hf.training.arguments import PretrainingArguments
 from umt_hf.training.optimization import build_optimizer

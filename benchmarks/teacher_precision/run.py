@@ -24,8 +24,8 @@ from benchmarks.common import (
     write_results,
 )
 from benchmarks.stage1_step.workload import SIZES, build_teacher_config, sample_pixel_values
-from umt_hf.teachers.clip import UMTTeacher
 from umt_hf.teachers.quantization import quantize_teacher
+from umt_hf.teachers.teacher import UMTTeacher
 
 from .training import FLOATS, TrainingJob, measure_loss
 

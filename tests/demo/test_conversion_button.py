@@ -95,7 +95,7 @@ def test_names_for_another_setting_are_refused_in_a_line(hub, monkeypatch):
     monkeypatch.setattr(app, "launch_demo", lambda *arguments: launched.append(arguments))
     for flag, name, words in (
         ("--classifier", "umt-vit-b16", "umt-vit-b16 is a released checkpoint for pretraining"),
-        ("--teacher", NAME, "needs a CLIP"),
+        ("--teacher", NAME, "needs an image tower, such as a CLIP"),
         ("--question-answering", NAME, "needs a checkpoint for question_answering"),
     ):
         with pytest.raises(ValueError, match=words):

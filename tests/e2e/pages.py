@@ -25,6 +25,8 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
     HfArgumentParser,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     VideoMAEConfig,
     VideoMAEForVideoClassification,
     VideoMAEImageProcessor,
@@ -237,6 +239,7 @@ def prepare(folder: Path, shapes: Path) -> Path:
         )
     )
     write_videomae(folder / "videomae")
+    write_siglip(folder / "google" / "siglip2-base-patch16-224")
     (folder / "b16_ptk710_f8_res224.pth").touch()
     (folder / "vocab.txt").write_text("\n".join(test_search.SPECIAL + test_search.WORDS))
     write_media(folder, sorted((shapes / "videos" / "train").iterdir()))
@@ -261,6 +264,12 @@ def write_videomae(folder: Path) -> None:
     VideoMAEForVideoClassification(VideoMAEConfig(**sizes)).save_pretrained(folder)
     crop = {"height": sizes["image_size"], "width": sizes["image_size"]}
     VideoMAEImageProcessor(size={"shortest_edge": sizes["image_size"]}, crop_size=crop).save_pretrained(folder)
+
+
+def write_siglip(folder: Path) -> None:
+    """A teacher of another kind than CLIP, by the name of a released one."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 16}
+    SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=32, patch_size=16)).save_pretrained(folder)
 
 
 def write_media(folder: Path, clips: list[Path]) -> None:

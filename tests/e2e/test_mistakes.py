@@ -141,7 +141,11 @@ MISTAKES = [
     ("training.stage2", "", "Set train_corpora"),
     ("training.stage2", STAGE2, "bert-base-uncased is not a folder here"),
     ("training.stage2", STAGE2, "The text model is missing, give a BERT by --text_name_or_path: google-bert/"),
-    ("training.stage1", FILLED.replace("{T}", "openai/clip"), "The teacher is missing, give a CLIP by --teacher_name"),
+    (
+        "training.stage1",
+        FILLED.replace("{T}", "openai/clip"),
+        "give a CLIP, SigLIP or DINO by --teacher_name",
+    ),
     ("training.stage2", STAGE2 + " --media_types video image", "media_types"),
     ("training.stage2", STAGE2 + " --vision_name_or_path {F}/foreign", "of type 'videomae'"),
     ("finetuning.classification", CLASSES, "Set --model_name_or_path"),

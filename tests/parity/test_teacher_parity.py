@@ -8,7 +8,7 @@ from tests.parity.reference import load_case
 from tests.parity.test_student_parity import build_student, convert_gradients
 from umt_hf.modeling.losses_umt import uta_loss
 from umt_hf.modeling.modeling_umt_video import gather_tokens
-from umt_hf.teachers.clip import UMTTeacher
+from umt_hf.teachers.teacher import UMTTeacher
 
 
 def build_teacher(arguments: dict, weights: dict, names: dict, image_size: int, attention: str = "sdpa") -> UMTTeacher:

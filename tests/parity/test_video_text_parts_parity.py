@@ -9,7 +9,7 @@ from umt_hf import UMTVideoTextConfig, UMTVideoTextForPreTraining, UMTVideoTextF
 from umt_hf.modeling.configuration_umt_video import UMTVideoConfig
 from umt_hf.modeling.masking_umt_video import build_mask
 from umt_hf.modeling.modeling_umt_video import UMTVideoModel
-from umt_hf.teachers.clip import UMTTeacher
+from umt_hf.teachers.teacher import UMTTeacher
 from umt_hf.training.alignment import TokenGrid, count_visible, draw_visible_indices
 
 BEHAVIOURS = load_table("behaviours")["entries"]

@@ -58,7 +58,8 @@ TokenSelector = Annotated[
     typer.Option(help="Which tokens are kept; default: the model's, frame_difference."),
 ]
 ChoosingTeacher = Annotated[
-    str | None, typer.Option("--teacher-name-or-path", help="CLIP whose saliency chooses, for teacher_saliency.")
+    str | None,
+    typer.Option("--teacher-name-or-path", help="CLIP, SigLIP or DINO whose saliency chooses, for teacher_saliency."),
 ]
 TimeoutSeconds = Annotated[
     int,
@@ -371,7 +372,7 @@ def push(
 @app.command(rich_help_panel=HUB)
 def demo(
     classifier: Annotated[str | None, typer.Option(help="Folder or Hub id of a classifier.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="Of a CLIP, whose saliency is drawn.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Of a CLIP, SigLIP or DINO, whose saliency is drawn.")] = None,
     student: Annotated[str | None, typer.Option(help="Of a stage-1 model that the teacher trained.")] = None,
     video_text: Annotated[str | None, typer.Option(help="Of a stage-2 or retrieval model; searches --videos.")] = None,
     question_answering: Annotated[str | None, typer.Option(help="Of a model that answers questions.")] = None,

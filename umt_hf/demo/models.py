@@ -57,7 +57,7 @@ class TeacherViewer:
     """Shows what the teacher looks at, and which patches a mask leaves.
 
     Args:
-        teacher: Folder or Hub id of a CLIP.
+        teacher: Folder or Hub id of a CLIP or another tower that can teach.
         student: Of a stage-1 model that was trained with it; default: frames are read in the teacher's size.
 
     Raises:
@@ -293,7 +293,7 @@ def _is_pending(setting: str, name: str) -> bool:
         return False
     tasks = TASKS.get(setting, ())
     if entry.task not in tasks:
-        fits = f"needs a checkpoint for {' or '.join(tasks)}" if tasks else "needs a CLIP"
+        fits = f"needs a checkpoint for {' or '.join(tasks)}" if tasks else "needs an image tower, such as a CLIP"
         raise ValueError(f"{name} is a released checkpoint for {entry.task}, and {name_option(setting)} {fits}.")
     return True
 

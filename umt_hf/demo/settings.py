@@ -23,7 +23,7 @@ class DemoSettings:
 
     Args:
         classifier: Names what a clip shows.
-        teacher: CLIP, whose saliency is drawn.
+        teacher: CLIP, SigLIP or DINO, whose saliency is drawn.
         student: Stage-1 model of that teacher. It says how frames are read and masked, and is compared with the
             teacher.
         video_text: Stage-2 or retrieval model, which searches the videos.

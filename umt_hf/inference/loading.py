@@ -22,8 +22,8 @@ from ..runs.arguments import KeptTokenArguments
 from ..runs.folder import WEIGHTS_FILE
 from ..runs.models import MODELS_BY_NAME, ModelClass
 from ..runs.noise import leave_out_load_report
-from ..teachers.clip import CLIP_TYPES
 from ..teachers.saliency import attach_teacher, load_choosing_teacher
+from ..teachers.teacher import TEACHER_TYPES, TEACHERS
 from .starts import describe_bad_config, locate_model, require_other_model, require_processor, require_start
 
 logger = logging.getLogger(__name__)
@@ -273,13 +273,13 @@ def keep_tokens(model: PreTrainedModel, tokens: KeptTokenArguments | None = None
     is_chosen = config.keep_ratio < 1 and config.token_selector == "teacher_saliency"
     if is_chosen != (teacher is not None):
         raise ValueError(
-            "token_selector=teacher_saliency needs the CLIP that chooses the tokens: set teacher_name_or_path."
+            "token_selector=teacher_saliency needs the teacher that chooses the tokens: set teacher_name_or_path."
             if is_chosen
             else "teacher_name_or_path is for token_selector=teacher_saliency with a keep_ratio below 1: set both."
         )
     if teacher is not None:
         vision = getattr(config, "vision_config", config)
-        source = require_other_model(teacher, CLIP_TYPES, "a CLIP, which the teacher must be")
+        source = require_other_model(teacher, TEACHER_TYPES, f"{TEACHERS}, which the teacher must be")
         attach_teacher(model, load_choosing_teacher(source, vision.image_size // vision.patch_size))
     return describe_kept_tokens(config, teacher)
 

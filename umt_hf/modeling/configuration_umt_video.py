@@ -60,14 +60,14 @@ class UMTVideoConfig(PreTrainedConfig):
             learned query that attends to them.
         num_aligned_layers: How many layers are aligned with the teacher's, counted from the last.
         alignment_interval: Step between aligned layers, 1 for neighbours.
-        teacher_hidden_size: Width of the teacher's projected features, 512 for CLIP-B/16 and 768 for CLIP-L/14.
+        teacher_hidden_size: Width of the teacher's features, 512 for CLIP-B/16 and 768 for CLIP-L/14.
         alignment_norm: Normalisation of student and teacher features: "l2" or "none".
         alignment_norm_eps: Epsilon of the LayerNorm in the alignment heads (1e-6 in stage 1, 1e-5 in stage 2).
         alignment_loss: Distance between features: "l2", "mse" or "smooth_l1".
         mask_type: How the hidden tokens of a video are chosen: "attention", "tube" or "random".
         mask_ratio: Share of video tokens hidden in pre-training, in [0, 1).
         image_mask_ratio: Share of image tokens hidden in stage 2, in [0, 1).
-        teacher_name_or_path: Hub id or folder of the CLIP teacher.
+        teacher_name_or_path: Hub id or folder of the teacher: a CLIP, SigLIP, DINO, ...
         teacher_image_size: Side of the frames the teacher sees, in pixels (196 for CLIP-L/14, so that grids agree).
         keep_ratio: Share of the tokens of each frame that the model sees where a call gives neither mask nor indices,
             in (0, 1]: fewer are faster and less accurate. It may be set when loading, as any field, and is saved.

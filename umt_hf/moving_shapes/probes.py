@@ -24,7 +24,7 @@ from ..plots import plot_losses, plot_masks
 from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.folder import LOSS_PICTURE, METRICS_FILE
 from ..runs.preflight import name_folder
-from ..teachers.clip import UMTTeacher
+from ..teachers.teacher import UMTTeacher
 
 APPEARANCES, MOTIONS = "appearance", "motion"
 POOLINGS = {"mean": "mean over all tokens", "ordered": "one mean per frame, in time order"}

@@ -40,7 +40,9 @@ class PrecisionArguments:
 class TeacherNameArguments:
     """The frozen teacher."""
 
-    teacher_name_or_path: str | None = describe(None, "CLIP folder or Hub id.")
+    teacher_name_or_path: str | None = describe(
+        None, "Folder or Hub id of an image tower: a CLIP, MetaCLIP 2, SigLIP, DINOv2, DINOv3 or TIPSv2."
+    )
 
 
 @dataclass(kw_only=True)

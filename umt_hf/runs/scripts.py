@@ -41,7 +41,7 @@ SCRIPTS = (
         "umt_hf.training.stage1",
         "pretrain",
         "stage1",
-        "Pre-train a video encoder on videos alone, aligned with a frozen CLIP on the visible tokens.",
+        "Pre-train a video encoder on videos alone, aligned with a frozen teacher, say a CLIP, on visible tokens.",
         ("stage1_",),
     ),
     ScriptEntry(

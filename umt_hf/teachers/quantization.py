@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .clip import UMTTeacher
+from .teacher import UMTTeacher
 
 # As torchao and Transformers' `TorchAoConfig` name them.
 CONFIGS = {
@@ -58,7 +58,7 @@ def quantize_teacher(teacher: UMTTeacher, name: str) -> None:
     """
     require_quantization(name, next(teacher.parameters()).device)
     torchao: Any = importlib.import_module("torchao.quantization")
-    layers = teacher.vision_tower.vision_model.encoder.layers
+    layers = teacher.layers
     torchao.quantize_(layers, getattr(torchao, CONFIGS[name])(), filter_fn=_is_linear)
     teacher.requires_grad_(False)
 

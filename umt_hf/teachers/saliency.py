@@ -4,26 +4,26 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig
 
 from ..modeling.modeling_umt_video import UMTVideoModel
-from .clip import UMTTeacher
+from .teacher import UMTTeacher, read_patch_size
 
 
 def load_choosing_teacher(name_or_path: str, grid_size: int, **options: Any) -> UMTTeacher:
-    """A CLIP that sees frames in as many patches as the video encoder.
+    """A teacher that sees frames in as many patches as the video encoder.
 
     Args:
-        name_or_path: Folder or Hub id of a CLIP.
+        name_or_path: Folder or Hub id of a CLIP or another tower that can teach.
         grid_size: Patches on a side of a frame.
         **options: As for [`UMTTeacher.from_pretrained`].
 
     Raises:
         OSError: If there is no such folder or repository.
-        ValueError: If it is not a complete CLIP.
+        ImportError: If the installed version of Transformers lacks its class.
+        ValueError: If it cannot teach, or lacks weights.
     """
-    patch_size: Any = CLIPVisionConfig.from_pretrained(name_or_path).patch_size
-    return UMTTeacher.from_pretrained(name_or_path, 1, image_size=grid_size * patch_size, **options)
+    image_size = grid_size * read_patch_size(name_or_path)
+    return UMTTeacher.from_pretrained(name_or_path, 1, image_size=image_size, **options)
 
 
 def attach_teacher(model: nn.Module, teacher: UMTTeacher) -> Any:

@@ -14,8 +14,8 @@ from ..modeling.masking_umt_video import (
     sample_tube_indices,
 )
 from ..runs.config import require
-from ..teachers.clip import CLIP_TYPES, UMTTeacher
 from ..teachers.quantization import quantize_teacher, require_quantization
+from ..teachers.teacher import TEACHER_TYPES, TEACHERS, UMTTeacher
 from .arguments import MaskArguments, TeacherArguments
 
 
@@ -51,16 +51,16 @@ def load_teacher(
 
     Raises:
         OSError: If there is no such folder or repository.
-        ImportError: If it is to be quantised and torchao is missing.
-        ValueError: If it is not a complete CLIP, or cannot be quantised so on the run's device.
+        ImportError: If it is to be quantised and torchao is missing, or the installed Transformers lacks its class.
+        ValueError: If it is not a complete model that can teach, or cannot be quantised so on the run's device.
     """
     if args.teacher_quantization is not None:
         require_quantization(args.teacher_quantization, accelerator.device)
     try:
         name = require(args.teacher_name_or_path, "teacher_name_or_path")
-        name = require_other_model(name, CLIP_TYPES, "a CLIP, which the teacher must be")
+        name = require_other_model(name, TEACHER_TYPES, f"{TEACHERS}, which the teacher must be")
     except OSError as error:
-        raise FileNotFoundError(f"The teacher is missing, give a CLIP by {flag}: {error}") from error
+        raise FileNotFoundError(f"The teacher is missing, give a CLIP, SigLIP or DINO by {flag}: {error}") from error
     teacher = UMTTeacher.from_pretrained(
         name,
         args.num_aligned_layers,

@@ -1,4 +1,4 @@
-"""Stage 1: align a video encoder with a frozen CLIP on the tokens that stay visible.
+"""Stage 1: align a video encoder with a frozen image tower, such as a CLIP, on the tokens that stay visible.
 
     umt-hf pretrain stage1 --config stage1_umt_vit_b16 --train_data train.csv
 
@@ -33,7 +33,7 @@ from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.config import dump_config, flatten_config, script
 from ..runs.folder import UNREADABLE_FILE
 from ..runs.mistakes import read_rank
-from ..teachers.clip import UMTTeacher
+from ..teachers.teacher import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
 from .arguments import (
     DataArguments,

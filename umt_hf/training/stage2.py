@@ -40,7 +40,7 @@ from ..runs.arguments import CropArguments
 from ..runs.config import dump_config, flatten_config, script
 from ..runs.models import ALL_CLASSES
 from ..runs.noise import leave_out_load_report
-from ..teachers.clip import UMTTeacher
+from ..teachers.teacher import UMTTeacher
 from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
 from .arguments import (
     CorpusArguments,

@@ -81,13 +81,13 @@ def test_a_teacher_is_the_same_one_from_any_folder(classifier, teacher, monkeypa
 
 def test_choices_that_do_not_fit_are_refused(classifier, teacher, tmp_path):
     model = UMTVideoForVideoClassification.from_pretrained(classifier)
-    with pytest.raises(ValueError, match="needs the CLIP that chooses the tokens: set teacher_name_or_path"):
+    with pytest.raises(ValueError, match="needs the teacher that chooses the tokens: set teacher_name_or_path"):
         keep_tokens(model, KeptTokenArguments(keep_ratio=0.5, token_selector="teacher_saliency"))
     for wrong in ({"keep_ratio": 0.5, "token_selector": "random"}, {"keep_ratio": 1.0}):
         with pytest.raises(ValueError, match="teacher_name_or_path is for token_selector=teacher_saliency"):
             keep_tokens(model, KeptTokenArguments(**wrong, teacher_name_or_path=str(teacher)))
     choice = {"keep_ratio": 0.5, "token_selector": "teacher_saliency"}
-    with pytest.raises(ValueError, match="a CLIP, which the teacher must be"):
+    with pytest.raises(ValueError, match="a CLIP, .*, which the teacher must be"):
         keep_tokens(model, KeptTokenArguments(**choice, teacher_name_or_path=str(classifier)))
     with pytest.raises(OSError):
         keep_tokens(model, KeptTokenArguments(**choice, teacher_name_or_path=str(tmp_path / "nothing")))

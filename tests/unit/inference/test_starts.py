@@ -55,6 +55,7 @@ from umt_hf.moving_shapes.render import write_video
 from umt_hf.processing.processing_umt_video_text import build_tokenizer
 from umt_hf.runs.arguments import EvaluatedModelArguments, EvaluationDataArguments
 from umt_hf.runs.models import MODELS_BY_NAME
+from umt_hf.teachers.teacher import TEACHERS
 from umt_hf.training import stage2
 from umt_hf.training.alignment import load_teacher
 from umt_hf.training.arguments import (
@@ -87,7 +88,7 @@ OURS = [model_class.__name__ for model_class in VIDEO_CLASSES + TEXT_CLASSES]
 # What others hand in, and what must be said of it by every command.
 FOREIGN = {
     "videomae": "is not a.*type 'videomae' and names VideoMAEForVideoClassification",
-    "clip": "is not a.*type 'clip_vision_model'.*a CLIP is a teacher: --teacher_name_or_path",
+    "clip": "is not a.*type 'clip_vision_model'.*such an image tower is a teacher: --teacher_name_or_path",
     "bert": "is not a.*type 'bert'.*--text_name_or_path",
     "torch": r"no config.json; convert its weights with `umt-hf convert .*torch/weights.pth`",
     "empty": "no config.json; it is empty",
@@ -179,7 +180,7 @@ COMMANDS = {
         "video question answering",
     ),
     "stage1": Command(continue_stage1, ("UMTVideoForPreTraining",), "stage-1 pre-training"),
-    "teacher": Command(lambda folder, _: teach(folder), (), "a CLIP, which the teacher must be", ("clip",)),
+    "teacher": Command(lambda folder, _: teach(folder), (), f"{TEACHERS}, which the teacher must be", ("clip",)),
     "stage2": Command(
         lambda folder, folders: build_stage2(folders, model_name_or_path=str(folder)),
         ("UMTVideoTextForPreTraining",),

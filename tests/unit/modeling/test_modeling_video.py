@@ -28,7 +28,7 @@ from umt_hf.modeling.modeling_umt_video import (
     compute_sinusoid_table,
     gather_tokens,
 )
-from umt_hf.teachers.clip import UMTTeacher
+from umt_hf.teachers.teacher import UMTTeacher
 
 TINY = {
     "image_size": 32,

@@ -14,7 +14,7 @@ from umt_hf import UMTVideoConfig, UMTVideoModel
 from umt_hf.moving_shapes import tiny_clip as teacher
 from umt_hf.moving_shapes.render import NUM_FRAMES, write_moving_shapes
 from umt_hf.moving_shapes.tiny_clip import ATTRIBUTES, CAPTIONS, TinyCLIPArguments
-from umt_hf.teachers.clip import UMTTeacher
+from umt_hf.teachers.teacher import UMTTeacher
 
 
 @pytest.fixture(scope="module")

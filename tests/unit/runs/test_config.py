@@ -45,6 +45,29 @@ def test_published_values():
         assert (schedule.total_steps, schedule.warmup_steps) == (20100, 4000)
 
 
+@pytest.mark.parametrize(
+    ("name", "width", "teacher_name"),
+    [
+        ("stage1_siglip2_vit_b16", 768, "google/siglip2-base-patch16-224"),
+        ("stage1_siglip2_vit_l16", 1024, "google/siglip2-large-patch16-256"),
+        ("stage1_dinov3_vit_b16", 768, "facebook/dinov3-vitb16-pretrain-lvd1689m"),
+        ("stage1_dinov3_vit_l16", 1024, "facebook/dinov3-vitl16-pretrain-lvd1689m"),
+    ],
+)
+def test_values_of_other_teachers_are_those_of_internvideo_next(name, width, teacher_name):
+    """128 processes of 16 clips, and a layer in every 1.67 of the teacher's and the student's."""
+    model, teacher, mask, _, augmentation, training = parse_config(SECTIONS, ["--config", name])
+    assert (model.hidden_size, model.num_frames, model.drop_path_rate) == (width, 16, 0.1 if width == 768 else 0.2)
+    assert (teacher.teacher_name_or_path, teacher.teacher_image_size) == (teacher_name, 224)
+    assert (teacher.num_aligned_layers, teacher.alignment_interval, teacher.alignment_norm) == (6, 1.67, "l2")
+    assert (mask.mask_type, mask.mask_ratio, augmentation.horizontal_flip_probability) == ("attention", 0.75, 0.5)
+    assert (training.adam_beta1, training.adam_beta2, training.adam_epsilon) == (0.9, 0.98, 1e-6)
+    assert (training.max_grad_norm, training.weight_decay, training.mixed_precision) == (5.0, 0.05, "bf16")
+    schedule = build_schedule(training, steps_per_epoch=100, num_processes=128)
+    assert schedule.peak == pytest.approx(8e-3)
+    assert (schedule.total_steps, schedule.warmup_steps) == (6200, 700)
+
+
 @pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("stage2")])
 def test_every_stage2_recipe_parses(name):
     model, _, mask, losses, data, _, training = parse_config(stage2.SECTIONS, ["--config", name])

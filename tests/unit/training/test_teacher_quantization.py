@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from umt_hf.teachers.clip import UMTTeacher
 from umt_hf.teachers.quantization import CONFIGS, quantize_teacher, require_quantization
+from umt_hf.teachers.teacher import UMTTeacher
 from umt_hf.training.alignment import compute_targets, load_teacher
 from umt_hf.training.arguments import TeacherArguments
 

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from umt_hf import UMTVideoConfig, UMTVideoForPreTraining
-from umt_hf.teachers.clip import FrozenMLP, UMTTeacher
+from umt_hf.teachers.clip import FrozenMLP
+from umt_hf.teachers.teacher import UMTTeacher
 from umt_hf.training.alignment import TokenGrid, choose_precision, compute_targets, draw_visible_indices
 
 

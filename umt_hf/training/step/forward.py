@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ...teachers.clip import UMTTeacher
+from ...teachers.teacher import UMTTeacher
 
 
 class AlignedStage(Protocol):

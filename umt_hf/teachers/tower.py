@@ -1,0 +1,116 @@
+# Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
+"""What an image tower of Transformers answers to be a teacher; one subclass per family, in the files beside this one.
+
+Legend: F frames, P patches per frame, V visible patches per frame, D width, C width of the features.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+
+@dataclass
+class LayerInput:
+    """What a layer is given.
+
+    Args:
+        states: `(F, tokens, D)`.
+        options: The same for each layer, such as rotary positions.
+        kept: Work on the last layer's saliency that its output needs too.
+    """
+
+    states: torch.Tensor
+    options: dict[str, Any] = field(default_factory=dict)
+    kept: Any = None
+
+
+class ImageTower(ABC):
+    """How the towers of a family are read. It owns no weights; those are the model's.
+
+    Attributes:
+        title: What errors call such a tower.
+        classes: Names of its classes in Transformers, by model type; the type of a complete model leads to its tower.
+        statistics: Mean and standard deviation of the pixels it was trained with, in [0, 1], where its folder does not
+            say them; `None` = it sees the clips as the student does, in those of ImageNet.
+        known_version: A version of Transformers that has these classes; `None` = all that this package runs with.
+        unread: Patterns of the names of weights that a complete model has beside the tower.
+
+    Args:
+        model: The tower.
+    """
+
+    title: ClassVar[str]
+    classes: ClassVar[dict[str, str]]
+    statistics: ClassVar[tuple[Sequence[float], Sequence[float]] | None] = None
+    known_version: ClassVar[str | None] = None
+    unread: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    @property
+    def width(self) -> int:
+        """C, the width of the features."""
+        return self.model.config.hidden_size
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: the class token, and registers if any."""
+        return 1 + (getattr(self.model.config, "num_register_tokens", 0) or 0)
+
+    @property
+    @abstractmethod
+    def layers(self) -> nn.ModuleList:
+        """First to last."""
+
+    @abstractmethod
+    def resize_positions(self, image_size: int) -> None:
+        """Carry the position table over to frames of another size, once."""
+
+    @abstractmethod
+    def embed(self, frames: torch.Tensor) -> LayerInput:
+        """Input of the first layer for frames `(F, 3, H, W)`."""
+
+    @abstractmethod
+    def weigh(self, last: LayerInput) -> torch.Tensor:
+        """Saliency `(F, P)`, float32, from the last layer's input."""
+
+    @abstractmethod
+    def run_last(self, last: LayerInput, indices: torch.Tensor | None = None) -> torch.Tensor:
+        """Output of the last layer, after `weigh`.
+
+        Args:
+            last: Its input.
+            indices: Patches `(F, V)`, counted from the first patch.
+
+        Returns:
+            All tokens `(F, tokens, D)`, or the patches `(F, V, D)` at `indices`.
+        """
+
+    @abstractmethod
+    def finish(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Features `(..., C)` of tokens `(..., D)` of any layer, before they are normalised."""
+
+
+def average_attention(query: torch.Tensor, key: torch.Tensor, num_heads: int, scale: float) -> torch.Tensor:
+    """Attention of one query per frame to all tokens, averaged over heads.
+
+    Args:
+        query: `(F, 1, D)`.
+        key: `(F, tokens, D)`.
+        num_heads: Heads that D is divided into.
+        scale: Of the scores.
+
+    Returns:
+        `(F, tokens)`, float32; a row sums to one.
+    """
+    query, key = (states.unflatten(-1, (num_heads, -1)) for states in (query, key))
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, key).float() * scale
+    return scores.softmax(dim=-1).mean(dim=1)[:, 0]
+
+
+__all__ = ["ImageTower", "LayerInput", "average_attention"]
