@@ -17,9 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import typer
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from transformers import (
     CLIPVisionConfig,
@@ -170,6 +172,7 @@ CUTS = {
     "umt_hf.evaluation.moments": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
     "umt_hf.evaluation.multiple_choice": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
     "umt-hf embed": "--num-workers 0",
+    "umt-hf classify": "--num-workers 0",
     "umt-hf data": "--num-train-clips 40 --num-validation-clips 2 --num-test-clips 2",
 }
 
@@ -236,6 +239,28 @@ def prepare(folder: Path, shapes: Path) -> Path:
     return folder
 
 
+class StandInStore(MemoryFileSystem):
+    """What `s3://` is for a page: files of this process."""
+
+    protocol = "s3"
+    store: dict = {}
+    pseudo_dirs: list = [""]
+
+
+def fill_store(folder: Path) -> None:
+    """Put videos and lists of the prepared folder into the bucket that pages name."""
+    store = fsspec.filesystem("s3")
+    lines = {"train": [], "val": []}
+    for label, source in (("run", "1.mp4"), ("jump", "2.mp4")):
+        content = (folder / "videos" / "train" / label / source).read_bytes()
+        for number in range(3):
+            name = f"videos/{label}/{number}.mp4"
+            store.pipe_file(f"s3://my-bucket/{name}", content)
+            lines["val" if number == 2 else "train"].append(f"{name},{label}\n")
+    for name, own in lines.items():
+        store.pipe_file(f"s3://my-bucket/{name}.csv", "".join(own).encode())
+
+
 def write_stand_in(folder: Path, kind: type) -> None:
     if kind.__name__.startswith("UMTVideoText"):
         test_search.save_model(folder, kind)
@@ -292,6 +317,7 @@ def write_lists(folder: Path, shapes: Path) -> None:
         rows = [{"video": f"../videos/{i}.mp4", "key_seconds": 0.5, "objects": boxes} for i in range(4)]
         write(f"boxes/{name}.json", rows)
     (folder / "k400").mkdir()
+    (folder / "few.csv").write_text("run/0.mp4,0\njump/0.mp4,1\n")
     for split in ("train", "val", "test"):
         (folder / "k400" / f"{split}.csv").write_text("0.mp4,0\n1.mp4,399\n2.mp4,7\n3.mp4,7\n")
 

@@ -10,6 +10,7 @@ import shutil
 import socket
 from pathlib import Path
 
+import fsspec
 import pytest
 from safetensors import safe_open
 
@@ -20,6 +21,8 @@ from tests.e2e.pages import (
     NOT_RUN,
     PAGES,
     WRITTEN_BY,
+    StandInStore,
+    fill_store,
     find_reason,
     list_flags,
     list_named_scripts,
@@ -75,6 +78,8 @@ def hooks():
 def test_blocks_run(page, prepared, tmp_path, monkeypatch, capsys):
     folder = shutil.copytree(prepared, tmp_path / "copy")
     monkeypatch.chdir(folder)
+    monkeypatch.setitem(fsspec.registry._registry, "s3", StandInStore)
+    fill_store(folder)
     for written in WRITTEN_BY.get(page, []):
         shutil.rmtree(written)
     printed = []

@@ -19,6 +19,7 @@ from umt_hf.finetuning import classification as finetune_classification
 from umt_hf.processing.decoding import VideoDecodingError, open_video
 
 runner = CliRunner()
+NAMES = {0: "jump", 1: "run"}
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +43,9 @@ def clips(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def classifier(student, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("classifier")
-    model = UMTVideoForVideoClassification.from_pretrained(student, num_labels=3)
+    model = UMTVideoForVideoClassification.from_pretrained(student, id2label=NAMES, label2id={"jump": 0, "run": 1})
     model.save_pretrained(folder)
-    UMTVideoProcessor.from_pretrained(student).save_pretrained(folder)
+    UMTVideoProcessor.from_model_config(model.config).save_pretrained(folder)
     return folder
 
 
@@ -71,7 +72,7 @@ def test_classify_answers_the_same_of_a_store(store, clips, classifier):
     assert [video["labels"] for video in remote["videos"]] == [video["labels"] for video in local["videos"]]
     reason = "no such file. Check the address."
     assert remote["skipped"] == [{"path": f"{store}/missing.mp4", "reason": reason}]
-    labelled = VideoClassifier(str(classifier)).classify(addresses[:2]).videos
+    labelled = VideoClassifier(str(classifier)).classify(addresses[:2])
     assert [video.path for video in labelled] == addresses[:2]
 
     result = runner.invoke(app, ["classify", "ftp://host/a.mp4", *words])
@@ -160,7 +161,6 @@ def test_a_bucket_is_read_like_a_folder(bucket, clips, classifier, tmp_path, mon
             data=f"{bucket}/list.csv",
             output_dir=tmp_path / "report",
             dataloader_num_workers=2,
-            num_classes=3,
         )
     )
     assert metrics["unreadable_videos"] == 0

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import pyarrow as pa
@@ -169,14 +169,15 @@ def _load_remote(
     logger.info("%s: read from its copy %s.", source, copy)
     folder = split_address(source)[0]
     root = data_root or (None if kind == PARQUET else folder)
-    options = {"video_column": video_column, "class_names": class_names, "needs_labels": needs_labels}
     try:
-        table = load_videos(copy, root, csv_separator, **options)
+        table = load_videos(
+            copy, root, csv_separator, video_column=video_column, class_names=class_names, needs_labels=needs_labels
+        )
     except (FileNotFoundError, ValueError) as error:
         kind_of_error = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind_of_error(str(error).replace(copy, source)) from error
     if root is None and (not pa.types.is_struct(table.data.schema.field("video").type) or _has_paths_alone(table)):
-        table = _join_roots(table, source, folder)
+        table = cast("Dataset", _join_roots(table, source, folder))
     refuse_own_files(source, table.data.column("video"), data_root or None)
     return table
 

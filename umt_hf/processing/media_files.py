@@ -398,7 +398,7 @@ def _download_from_store(url: str) -> bytes:
             raise VideoDecodingError(f"{url}: is a folder, not a file. Check the address.")
         promised = facts.get("size")
         _check_download_size(url, promised or 0, limit)
-        with store.open(path, "rb") as file:
+        with store.open(path, mode="rb") as file:
             while not is_late.is_set() and (block := file.read(DOWNLOAD_BLOCK)):
                 body.write(block)
                 _check_download_size(url, body.tell(), limit)
