@@ -10,8 +10,8 @@ import shutil
 import socket
 from pathlib import Path
 
-import fsspec
 import pytest
+from fsspec.registry import _registry
 from safetensors import safe_open
 
 import umt_hf
@@ -78,7 +78,7 @@ def hooks():
 def test_blocks_run(page, prepared, tmp_path, monkeypatch, capsys):
     folder = shutil.copytree(prepared, tmp_path / "copy")
     monkeypatch.chdir(folder)
-    monkeypatch.setitem(fsspec.registry._registry, "s3", StandInStore)
+    monkeypatch.setitem(_registry, "s3", StandInStore)
     fill_store(folder)
     for written in WRITTEN_BY.get(page, []):
         shutil.rmtree(written)

@@ -72,8 +72,10 @@ def test_classify_answers_the_same_of_a_store(store, clips, classifier):
     assert [video["labels"] for video in remote["videos"]] == [video["labels"] for video in local["videos"]]
     reason = "no such file. Check the address."
     assert remote["skipped"] == [{"path": f"{store}/missing.mp4", "reason": reason}]
-    labelled = VideoClassifier(str(classifier)).classify(addresses[:2])
-    assert [video.path for video in labelled] == addresses[:2]
+    for answer, video in zip(VideoClassifier(classifier).classify(addresses), remote["videos"], strict=True):
+        assert [(scored.label, pytest.approx(scored.probability)) for scored in answer] == [
+            (scored["label"], scored["probability"]) for scored in video["labels"]
+        ]
 
     result = runner.invoke(app, ["classify", "ftp://host/a.mp4", *words])
     assert result.exit_code == 2 and "the protocol ftp is not read" in result.stderr

@@ -123,7 +123,7 @@ def test_a_pushed_handler_answers_as_the_package_does(is_installed, hub, folders
         assert [entry["label"] for entry in answer] == [scored.label for scored in expected]
         assert [entry["score"] for entry in answer] == pytest.approx([s.probability for s in expected], abs=1e-5)
     assert len(found["classifier"][1]) == 2
-    assert found["classifier"][2] == {"error": '"top_k" must be a whole number from 1 on.'}
+    assert found["classifier"][2] == {"error": '"top_k" must be an integer from 1 on.'}
     assert "temperature" in found["classifier"][3]["error"]
 
     encoder = VideoTextEncoder(folders["retrieval"])
