@@ -20,7 +20,7 @@ import datasets.config
 import pyarrow as pa
 
 from ...processing.media_files import URL_START, ask_store, download, find_protocol, open_store
-from ...runs.disk import hold_lock, put_file
+from ...runs.disk import hold_lock, name_unfinished, put_file
 from .columns import call
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def _keep(folder: Path, name: str, content: bytes) -> Path:
     if path.is_file() and path.stat().st_size == len(content):
         os.utime(folder)  # not the file, by whose time tables are found again
         return path
-    unfinished = folder / f"{name}.unfinished"
+    unfinished = name_unfinished(path)
     unfinished.write_bytes(content)
     put_file(unfinished, path)
     return path
