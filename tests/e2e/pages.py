@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import fsspec
 import typer
 from accelerate.commands.launch import launch_command_parser
@@ -133,6 +134,11 @@ NOT_RUN = {
     "docs/search.md": {
         "import multiprocess": "loads the package in two more processes; tests/unit/inference/test_batches.py runs it",
         **_WITHOUT_RAY,
+    },
+    "docs/hub_deployment.md": {
+        "umt-hf push": _LOOPBACK,
+        "umt-hf demo": "needs a Hub; tests/demo/test_space.py runs it on the loopback Hub",
+        "hf jobs": "rents a machine",
     },
     "docs/hub.md": {
         "umt-hf push": _LOOPBACK,
@@ -376,6 +382,8 @@ def run_command(words: list[str], is_run: bool = True) -> None:
                 (run_cli if is_run else parse_cli)(launched.training_script_args)
             else:
                 (run_module if is_run else parse_module)(launched.training_script, launched.training_script_args)
+        case ["hf", "jobs", "uv", "run", *arguments] if not is_run:
+            parse_job(arguments)
         case ["make", *targets] if not is_run:
             assert set(targets) <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)), (
                 targets
@@ -399,6 +407,19 @@ def parse_cli(arguments: list[str]) -> None:
     command = typer.main.get_command(cli.app)
     find_command(command, arguments).callback = lambda **_: None
     command(arguments, standalone_mode=False)
+
+
+def parse_job(arguments: list[str]) -> None:
+    """Parse a command of the Hub's own `hf jobs uv run`, and the one of ours that the Job runs."""
+    hub_cli = importlib.import_module("huggingface_hub.cli.hf").app
+    if not hasattr(hub_cli, "get_command"):  # of an older huggingface_hub, which Typer made
+        hub_cli = typer.main.get_command(hub_cli)
+    for word in ("jobs", "uv", "run"):
+        hub_cli = hub_cli.get_command(click.Context(hub_cli), word)
+    found = hub_cli.make_context("run", list(arguments)).params
+    run_command([found["script"], *found["script_args"]], is_run=False)
+    # An unknown flag would be taken for the script, and one without a value would take the script.
+    assert found["script"] == "umt-hf" and found["secrets"] == ["HF_TOKEN"], found
 
 
 def find_command(command, arguments: list[str]):

@@ -57,6 +57,7 @@ OTHER_FLAGS = {
     "docs/precision.md": {"--teacher_quantization"},
     "docs/scaling.md": {f"--{field.name}" for field in dataclasses.fields(scale_model.Arguments)},
     "docs/data.md": {"--sort"},  # of tar
+    "docs/hub_deployment.md": {"--secrets", "--timeout", "--with"},  # of `hf jobs uv run`
     "docs/hub.md": {"--mode"},  # of every fine-tuning script, which it does not list
 }
 
