@@ -8,7 +8,7 @@ import itertools
 from typing import Any
 
 try:
-    import spaces
+    import spaces  # pyrefly: ignore[missing-import]  where a Space has it
 except ImportError:
     spaces = None
 
