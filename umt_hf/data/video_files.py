@@ -14,6 +14,7 @@ from .lists.folders import MEDIA_SUFFIXES, escape_name, format_name, is_text, li
 from .lists.paths import is_in_store, is_url, require_video
 
 NAME_BYTES = 200  # of a video's name in that of a file about it; file systems allow 255 for the complete name
+WEB = ("http", "https")
 FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 
 
@@ -97,7 +98,7 @@ def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVi
 
 def _list_address(url: str) -> list[str]:
     """Videos at an address: itself, where it names one, or those below it; none if there is nothing."""
-    if find_protocol(url) not in ("http", "https", "file"):
+    if find_protocol(url) not in (*WEB, "file"):
         open_store(url)  # whatever is wrong with all addresses of a kind is said before anything is read
     if not is_in_store(url) or Path(url).suffix.lower() in MEDIA_SUFFIXES and not url.endswith("/"):
         return [url]
@@ -126,7 +127,7 @@ def split_name(video: str) -> tuple[str, str]:
     """Name of a video without what a file system does not take, and a digest of its path."""
     path = video if is_url(video) else os.path.abspath(video)
     digest = hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=4).hexdigest()
-    # What follows the name in a URL may hold keys, and characters that a file system does not take.
-    name = Path(urlsplit(path).path if is_url(path) else path).stem
+    # What follows the name in a web address may hold keys, and characters that a file system does not take.
+    name = Path(urlsplit(path).path if find_protocol(path) in WEB else path).stem
     stem = FORBIDDEN.sub("_", name).encode(errors="surrogateescape")[:NAME_BYTES].decode(errors="ignore")
     return stem, digest

@@ -5,6 +5,7 @@ loaded: values go there and results come back as pickles, so that they name mode
 """
 
 import itertools
+import weakref
 from typing import Any
 
 try:
@@ -16,7 +17,7 @@ from .models import DemoModels
 
 SECONDS = 60  # that a visitor's quota has to have left
 
-_pages: dict[int, DemoModels] = {}
+_pages: weakref.WeakValueDictionary[int, DemoModels] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
 
 

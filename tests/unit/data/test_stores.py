@@ -207,6 +207,12 @@ def test_a_list_of_this_machine_names_videos_in_stores(store, tmp_path):
     assert [join_root(store, name) for name in ("a.mp4", "s3://bucket/b.mp4", "/c.mp4")] == expected
 
 
+def test_names_without_a_suffix_get_one(store):
+    """As on this machine, where it may be a folder of frames instead."""
+    address = put(f"{store}/list.csv", "clip_a,0\nclip_b.webm,1\nhttps://host/watch,0\n")
+    assert load_videos(address)["video"][:] == [f"{store}/clip_a.mp4", f"{store}/clip_b.webm", "https://host/watch"]
+
+
 def test_key_frames_in_a_store(store):
     row = {"video": "a.mp4", "key_seconds": 1, "objects": [{"box": [1, 2, 3, 4], "labels": "walk"}]}
     address = put(f"{store}/boxes.json", json.dumps([row]))
