@@ -192,6 +192,7 @@ def test_figures_of_data_sets_of_the_hub_are_eval_results(hub, folders, tmp_path
     write_report(folder, "own", data="me/local", data_sha256="0" * 64)
     write_report(folder, "list", data="videos/test.csv", data_sha256="0" * 64)
     write_report(folder, "bucket", data="s3://bucket/test.csv")
+    write_report(folder, "split", data="me/test")  # ends like a path of one's own
     assert build_eval_results(folder) == {}
     write_report(folder, "test")
     push_folder(folder, "me/model")

@@ -1,7 +1,6 @@
 """Measured figures of data sets of the Hub as its `.eval_results/`, beside the `model-index` of the card."""
 
 import logging
-import re
 from pathlib import Path
 
 import yaml
@@ -34,7 +33,7 @@ def build_eval_results(folder: Path) -> dict[str, bytes]:
     for figure in read_evaluations(folder, read_run_settings(folder)):
         if figure.source.rsplit("/", 1)[-1] == REPORT_FILE:
             found.setdefault(figure.source, figure)
-    figures = {source: figure for source, figure in found.items() if _is_of_hub(folder / source)}
+    figures = {source: figure for source, figure in found.items() if _is_of_hub(folder / source, figure.data_set)}
     if not figures:
         return {}
     if EvalResultEntry is None or eval_result_entries_to_yaml is None:
@@ -48,12 +47,11 @@ def build_eval_results(folder: Path) -> dict[str, bytes]:
     return {EVAL_RESULTS_FILE: content.encode()}
 
 
-def _is_of_hub(path: Path) -> bool:
+def _is_of_hub(report: Path, data_set: str) -> bool:
     """Whether a report's data were read from the Hub: they have its form of name, and no hash of files."""
-    report = read_optional_json(path)
-    data = report.get("data")
-    is_id = isinstance(data, str) and HUB_ID.fullmatch(data) is not None and not re.match(r"\.", data)
-    return is_id and "data_sha256" in report and report["data_sha256"] is None
+    content = read_optional_json(report)
+    is_id = content.get("data") == data_set and HUB_ID.fullmatch(data_set) and not data_set.startswith(".")
+    return bool(is_id) and content.get("data_sha256", "") is None
 
 
 def _describe(figure: MeasuredFigure) -> str:
