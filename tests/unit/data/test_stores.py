@@ -193,10 +193,15 @@ def test_rows_with_bytes_may_have_any_name(store, tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "list.parquet")
     address = put(f"{store}/list.parquet", (tmp_path / "list.parquet").read_bytes())
     assert load_videos(address, needs_labels=False)[0]["video"]["bytes"] == b"x"
-    rows[1]["video"] = {"bytes": None, "path": "/etc/passwd"}
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "list.parquet")
+    for nothing in (None, b""):
+        rows[1]["video"] = {"bytes": nothing, "path": "/etc/passwd"}
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "list.parquet")
+        put(address, (tmp_path / "list.parquet").read_bytes())
+        with pytest.raises(ValueError, match=r"1 row.s. name files of this machine \(/etc/passwd\)"):
+            load_videos(address, needs_labels=False)
+    pq.write_table(pa.table({"video": [["/etc/passwd"]]}), tmp_path / "list.parquet")
     put(address, (tmp_path / "list.parquet").read_bytes())
-    with pytest.raises(ValueError, match=r"1 row.s. name files of this machine \(/etc/passwd\)"):
+    with pytest.raises(ValueError, match="holds list<"):
         load_videos(address, needs_labels=False)
 
 

@@ -111,16 +111,13 @@ def refuse_own_files(source: str, videos: pa.ChunkedArray, data_root: str | None
         ValueError: Names the first of them.
     """
     if pa.types.is_struct(videos.type):
-        names = [field.name for field in videos.type]
-        chunks = [chunk.field("path") for chunk in videos.chunks] if "path" in names else []
-        if "bytes" in names:  # a path beside them is a name, and not opened
-            chunks = [
-                call("if_else", call("is_null", chunk.field("bytes")), path, pa.scalar(None, path.type))
-                for chunk, path in zip(videos.chunks, chunks, strict=True)
-            ]
-        videos = pa.chunked_array(chunks, pa.string() if not chunks else None)
-    if not (pa.types.is_string(videos.type) or pa.types.is_large_string(videos.type)):
+        videos = pa.chunked_array([_list_opened_paths(chunk) for chunk in videos.chunks], pa.string())
+    if pa.types.is_binary(videos.type) or pa.types.is_large_binary(videos.type):
         return
+    if not (pa.types.is_string(videos.type) or pa.types.is_large_string(videos.type)):
+        raise ValueError(
+            f"{source}: the column of the videos holds {videos.type}; expected paths, addresses or bytes."
+        )
     is_address = call("match_substring_regex", videos, pattern=f"(?i)^{URL_START.pattern}")
     is_own = call("match_substring_regex", videos, pattern="(?i)^file:")
     allowed = call("and", is_address, call("invert", is_own))
@@ -137,3 +134,15 @@ def refuse_own_files(source: str, videos: pa.ChunkedArray, data_root: str | None
             f"{source}: {len(refused)} row(s) name files of this machine ({named}), which a list at an address must "
             "not. Copy the list to this machine if you trust it."
         )
+
+
+def _list_opened_paths(rows: pa.StructArray) -> pa.Array:
+    """Paths of rows, null where there are bytes, beside which a path is a name and not opened."""
+    names = [field.name for field in rows.type]
+    if "path" not in names:
+        return pa.nulls(len(rows), pa.string())
+    paths = rows.field("path").cast(pa.string())
+    if "bytes" not in names:
+        return paths
+    lengths = call("fill_null", call("binary_length", rows.field("bytes")), 0)
+    return call("if_else", call("equal", lengths, 0), paths, pa.scalar(None, pa.string()))
