@@ -54,6 +54,8 @@ test-extras: $(VENV)/.installed
 	# Not in an extra: boto3, which comes with it, lowers python-dateutil.
 	$(BIN)/python -m pip install --quiet "moto[server]>=5.1"
 	$(BIN)/python -m pytest tests/e2e/test_search_storage.py
+	$(BIN)/python -m pip install --quiet "s3fs>=2025.9"
+	$(BIN)/python -m pytest tests/e2e/test_object_stores.py
 
 # The longest tests: benchmarks at small size, notebooks from the wheel, further formats and kinds of processes.
 test-heavy: $(VENV)/.installed

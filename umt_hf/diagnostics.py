@@ -30,7 +30,11 @@ REQUIRED = {
 }  # fmt: skip
 OPTIONAL = {
     "decord2": ("decord", "pip install decord2 (imported as decord; pyav reads all that it reads)"),
-    "torchcodec": ("torchcodec", "pip install 'umt_hf[torchcodec]', and FFmpeg from the system's packages"),
+    "torchcodec": (
+        "torchcodec",
+        "pip install 'umt_hf[torchcodec]', and FFmpeg: from the system's packages, or pip install torchcodec-ffmpeg "
+        "and call torchcodec_ffmpeg.install() before torchcodec is imported",
+    ),
     "lancedb": ("lancedb", "pip install 'umt_hf[search]', for umt-hf embed and search"),
     "gradio": ("gradio", "pip install 'umt_hf[demo]', for umt-hf demo"),
     "flash-attn": ("flash_attn", "pip install 'umt_hf[flash-attn]', on a machine with a CUDA GPU"),

@@ -17,9 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+import fsspec
 import typer
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from transformers import (
     CLIPVisionConfig,
@@ -141,6 +144,11 @@ NOT_RUN = {
         "import multiprocess": "loads the package in two more processes; tests/unit/inference/test_batches.py runs it",
         **_WITHOUT_RAY,
     },
+    "docs/hub_deployment.md": {
+        "umt-hf push": _LOOPBACK,
+        "umt-hf demo": "needs a Hub; tests/demo/test_space.py runs it on the loopback Hub",
+        "hf jobs": "rents a machine",
+    },
     "docs/hub.md": {
         "umt-hf push": _LOOPBACK,
         "hf download": _LOOPBACK,
@@ -180,6 +188,7 @@ CUTS = {
     "umt_hf.evaluation.moments": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
     "umt_hf.evaluation.multiple_choice": "--dataloader_num_workers 0 --num_frames 2 --max_text_tokens 8",
     "umt-hf embed": "--num-workers 0",
+    "umt-hf classify": "--num-workers 0",
     "umt-hf data": "--num-train-clips 40 --num-validation-clips 2 --num-test-clips 2",
 }
 
@@ -247,6 +256,28 @@ def prepare(folder: Path, shapes: Path) -> Path:
     return folder
 
 
+class StandInStore(MemoryFileSystem):
+    """What `s3://` is for a page: files of this process."""
+
+    protocol = "s3"
+    store: dict = {}
+    pseudo_dirs: list = [""]
+
+
+def fill_store(folder: Path) -> None:
+    """Put videos and lists of the prepared folder into the bucket that pages name."""
+    store = fsspec.filesystem("s3")
+    lines = {"train": [], "val": []}
+    for label, source in (("run", "1.mp4"), ("jump", "2.mp4")):
+        content = (folder / "videos" / "train" / label / source).read_bytes()
+        for number in range(3):
+            name = f"videos/{label}/{number}.mp4"
+            store.pipe_file(f"s3://my-bucket/{name}", content)
+            lines["val" if number == 2 else "train"].append(f"{name},{label}\n")
+    for name, own in lines.items():
+        store.pipe_file(f"s3://my-bucket/{name}.csv", "".join(own).encode())
+
+
 def write_stand_in(folder: Path, kind: type) -> None:
     if kind.__name__.startswith("UMTVideoText"):
         test_search.save_model(folder, kind)
@@ -312,6 +343,7 @@ def write_lists(folder: Path, shapes: Path) -> None:
     (tour / "appearance_labels.json").write_text((shapes / "appearance_labels.json").read_text())
     (tour / "test_appearance.csv").write_text("videos/test/00000.mp4,3\n")
     (folder / "k400").mkdir()
+    (folder / "few.csv").write_text("run/0.mp4,0\njump/0.mp4,1\n")
     for split in ("train", "val", "test"):
         (folder / "k400" / f"{split}.csv").write_text("0.mp4,0\n1.mp4,399\n2.mp4,7\n3.mp4,7\n")
 
@@ -377,6 +409,8 @@ def run_command(words: list[str], is_run: bool = True) -> None:
                 (run_cli if is_run else parse_cli)(launched.training_script_args)
             else:
                 (run_module if is_run else parse_module)(launched.training_script, launched.training_script_args)
+        case ["hf", "jobs", "uv", "run", *arguments] if not is_run:
+            parse_job(arguments)
         case ["make", *targets] if not is_run:
             assert set(targets) <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)), (
                 targets
@@ -400,6 +434,19 @@ def parse_cli(arguments: list[str]) -> None:
     command = typer.main.get_command(cli.app)
     find_command(command, arguments).callback = lambda **_: None
     command(arguments, standalone_mode=False)
+
+
+def parse_job(arguments: list[str]) -> None:
+    """Parse a command of the Hub's own `hf jobs uv run`, and the one of ours that the Job runs."""
+    hub_cli = importlib.import_module("huggingface_hub.cli.hf").app
+    if not hasattr(hub_cli, "get_command"):  # of an older huggingface_hub, which Typer made
+        hub_cli = typer.main.get_command(hub_cli)
+    for word in ("jobs", "uv", "run"):
+        hub_cli = hub_cli.get_command(click.Context(hub_cli), word)
+    found = hub_cli.make_context("run", list(arguments)).params
+    run_command([found["script"], *found["script_args"]], is_run=False)
+    # An unknown flag would be taken for the script, and one without a value would take the script.
+    assert found["script"] == "umt-hf" and found["secrets"] == ["HF_TOKEN"], found
 
 
 def find_command(command, arguments: list[str]):

@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry
 from safetensors import safe_open
 
 import umt_hf
@@ -20,6 +21,8 @@ from tests.e2e.pages import (
     NOT_RUN,
     PAGES,
     WRITTEN_BY,
+    StandInStore,
+    fill_store,
     find_reason,
     list_flags,
     list_named_scripts,
@@ -54,6 +57,7 @@ OTHER_FLAGS = {
     "docs/precision.md": {"--teacher_quantization"},
     "docs/scaling.md": {f"--{field.name}" for field in dataclasses.fields(scale_model.Arguments)},
     "docs/data.md": {"--sort"},  # of tar
+    "docs/hub_deployment.md": {"--secrets", "--timeout", "--with"},  # of `hf jobs uv run`
     "docs/hub.md": {"--mode"},  # of every fine-tuning script, which it does not list
 }
 
@@ -75,6 +79,8 @@ def hooks():
 def test_blocks_run(page, prepared, tmp_path, monkeypatch, capsys):
     folder = shutil.copytree(prepared, tmp_path / "copy")
     monkeypatch.chdir(folder)
+    monkeypatch.setitem(_registry, "s3", StandInStore)
+    fill_store(folder)
     for written in WRITTEN_BY.get(page, []):
         shutil.rmtree(written)
     printed = []

@@ -112,3 +112,31 @@ def test_tars_on_the_hub_are_fetched_once(hub, tmp_path):
     assert sorted({path.name for path in (tmp_path / "home").rglob("*.tar")}) == expected
     assert "has no split 'other'" in refusal
     assert hub.count_requests(r"^GET .*validation-000000\.tar") == 1
+
+
+FILES = """
+import json
+from umt_hf.data.sources import load_videos
+from umt_hf.data.video_files import list_videos
+from umt_hf.processing.decoding import VideoDecodingError, open_video
+
+found, _ = list_videos(["hf://datasets/me/files/videos"])
+rows = load_videos("hf://datasets/me/files/list.csv")
+with open_video(rows[0]["video"]) as reader:
+    size = [reader.num_frames, reader.height]
+try:
+    open_video("hf://datasets/me/files/none.mp4")
+except VideoDecodingError as error:
+    print(json.dumps([[video.path for video in found], rows["video"][:], rows["label"][:], size, str(error)]))
+"""
+
+
+def test_files_of_a_dataset_are_addresses(hub, tmp_path):
+    content = write_video(tmp_path / "clip.mp4", num_frames=5).read_bytes()
+    files = {"videos/run/a.mp4": content, "videos/jump/b.mp4": content, "list.csv": b"videos/run/a.mp4,1\n"}
+    hub.add_repo("me/files", files, repo_type="dataset")
+    videos, listed, labels, size, error = run(hub, tmp_path, FILES)
+    start = "hf://datasets/me/files"
+    assert videos == [f"{start}/videos/jump/b.mp4", f"{start}/videos/run/a.mp4"]
+    assert (listed, labels, size) == ([f"{start}/videos/run/a.mp4"], [1], [5, 64])
+    assert error == f"{start}/none.mp4: no such file. Check the address."

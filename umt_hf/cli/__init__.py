@@ -345,6 +345,9 @@ def push(
     no_code: Annotated[
         bool, typer.Option("--no-code", help="Without the source files that trust_remote_code=True needs.")
     ] = False,
+    handler: Annotated[
+        bool, typer.Option("--handler/--no-handler", help="With the handler.py that Inference Endpoints call.")
+    ] = False,
     with_predictions: Annotated[
         bool, typer.Option("--with-predictions", help="With predictions.json, which names every held-out video.")
     ] = False,
@@ -359,7 +362,7 @@ def push(
     def announce(names: list[str]) -> None:
         typer.echo(f"Uploading {len(names)} files to {repo}: {', '.join(names)}.", err=True)
 
-    options = {"private": private or None, "revision": revision, "with_code": not no_code}
+    options = {"private": private or None, "revision": revision, "with_code": not no_code, "with_handler": handler}
     with report_mistakes():
         try:
             url = push_folder(folder, repo, **options, with_predictions=with_predictions, announce=announce)

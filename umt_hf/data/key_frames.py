@@ -10,13 +10,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
 from .ava_labels import AVA_LABELS
 from .labels import warn_of_case
 from .lists.csv_lists import split_table
 from .lists.folders import VIDEO_SUFFIXES
-from .lists.paths import join_root
+from .lists.paths import is_remote, join_root
+from .lists.stores import fetch_list, refuse_own_files, split_address
 from .lists.text_files import read_json_file, read_text
 
 # What a first line may call the movie and the second; AVA's own files have none.
@@ -95,7 +97,8 @@ def load_key_frames(
 
     Args:
         source: AVA's CSV (`movie, second, x1, y1, x2, y2, action, person`, boxes as shares of the frame), the JSON of
-            AVA that the published code reads (`images` and `annotations`), or a JSON list (see `read_list`).
+            AVA that the published code reads (`images` and `annotations`), or a JSON list (see `read_list`). A JSON
+            list may be at an address (`s3://bucket/boxes.json`).
         data_root: Folder of the videos; `None` = that of the file. Of AVA it holds `<movie>/<second>.mp4` or
             `<movie>.mp4` (or another suffix).
         class_names: Names of the classes by index; `None` = AVA's 80, or the labels of a JSON list, sorted.
@@ -119,6 +122,8 @@ def load_key_frames(
         >>> frames[0].boxes, frames[0].labels, names
         ([[20.0, 30.0, 120.0, 210.0]], [[0]], ['walk'])
     """
+    if is_remote(str(source)):
+        return _load_remote(str(source), data_root, class_names, label_keys)
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"{source}: no such file; expected a .csv or .json file of key frames.")
@@ -136,6 +141,24 @@ def load_key_frames(
     highest = max((label for frame in frames for labels in frame.labels for label in labels), default=-1)
     if highest >= len(names):
         raise ValueError(f"{source}: label {highest + 1} is too high for {len(names)} classes {names[:5]}.")
+    return frames, names
+
+
+def _load_remote(
+    source: str, data_root: str | None, class_names: Sequence[str] | None, label_keys: Sequence[str]
+) -> tuple[list[KeyFrame], list[str]]:
+    """Key frames of a JSON list at an address, of which a copy is read."""
+    copy = fetch_list(source)
+    content = read_json_file(copy)
+    if not isinstance(content, list):
+        raise ValueError(f"{source}: AVA's files are read from this machine alone. Copy it, and name its path.")
+    try:
+        frames, names = read_list(content, copy, data_root or split_address(source)[0], class_names, label_keys)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(copy), source)) from error
+    refuse_own_files(source, pa.chunked_array([[frame.video for frame in frames]], pa.string()), data_root or None)
+    if not frames:
+        raise ValueError(f"{source} holds no key frames.")
     return frames, names
 
 
@@ -204,7 +227,7 @@ def read_ava_json(content: dict[str, Any], path: Path, root: Path) -> list[KeyFr
 def read_list(
     content: Any,
     path: Path,
-    root: Path,
+    root: str | Path,
     class_names: Sequence[str] | None = None,
     label_keys: Sequence[str] = ("labels",),
 ) -> tuple[list[KeyFrame], list[str]]:
@@ -258,7 +281,9 @@ def read_list(
     return [frame for frame, _ in rows], names
 
 
-def _read_entry(entry: dict[str, Any], root: Path, label_keys: Sequence[str]) -> tuple[KeyFrame, list[list[str]]]:
+def _read_entry(
+    entry: dict[str, Any], root: str | Path, label_keys: Sequence[str]
+) -> tuple[KeyFrame, list[list[str]]]:
     objects = entry["objects"]
     key_seconds, key_frame = entry.get("key_seconds"), entry.get("key_frame")
     # Boxes that move come with every frame of the clip, so any frame could be the key frame: take the middle one.

@@ -35,8 +35,9 @@ from .in_flight import end_with_parent
 from .labels import LABEL, get_label_names
 from .lists.contents import look_through
 from .lists.fingerprints import digest_columns
-from .lists.folders import is_packed_tar
-from .lists.paths import is_url
+from .lists.folders import VIDEO_SUFFIXES, is_packed_tar
+from .lists.paths import is_remote, is_url
+from .lists.stores import split_address
 from .lists.tar_rows import CAPTION, PREPARED_SUFFIX, find_notes, name_label
 from .sources import get_source, load_videos
 from .streams import count_stored_frames, name_splits
@@ -240,7 +241,7 @@ def list_rows(
         ValueError: If there are no videos, or more or larger frames are to be kept than shards hold.
     """
     settings = settings or ShardSettings(num_frames=1, short_side=1)
-    files = [source for source in sources if _is_video_file(Path(source))]
+    files = [source for source in sources if _is_video_file(source)]
     videos = VideoList()
     if files:
         found, _ = list_videos(files)
@@ -261,7 +262,10 @@ def list_rows(
     return videos
 
 
-def _is_video_file(path: Path) -> bool:
+def _is_video_file(source: str) -> bool:
+    if is_remote(source):
+        return Path(split_address(source)[1]).suffix.lower() in VIDEO_SUFFIXES
+    path = Path(source)
     return path.is_file() and path.suffix.lower() not in LIST_SUFFIXES and not is_packed_tar(path.name)
 
 

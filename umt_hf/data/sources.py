@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import pyarrow as pa
@@ -30,11 +30,12 @@ from .lists.columns import join_paths
 from .lists.csv_lists import TEXT_SUFFIXES, read_csv
 from .lists.folders import read_folder
 from .lists.json_lists import JSON_SUFFIXES, read_json
-from .lists.paths import join_root
+from .lists.paths import is_remote, join_root
 from .lists.sharing import find_once
 from .lists.sqlite_lists import read_sqlite
+from .lists.stores import fetch_list, refuse_own_files, split_address
 from .lists.tar_rows import find_notes, read_class_order, read_tars
-from .splits import CSV, FOLDER, JSON, SAVED, SQLITE, TARS, name_kind, refuse_idle_options
+from .splits import CSV, FOLDER, JSON, PARQUET, SAVED, SQLITE, TARS, name_kind, refuse_idle_options
 from .streams import fetch_hub_tars, find_tars, index_tars
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def load_videos(
             with a `video` key, SQLite base with a table `annos` (id, file name, caption), folder of videos
             (sub-folders are classes; see `folders`), tar or folder of tars (WebDataset, as `umt-hf prepare` writes
             them), folder written by `Dataset.save_to_disk`, Parquet file or folder of such files, or name of a dataset
-            on the Hub.
+            on the Hub. A list, Parquet file or folder of videos may be an address (`s3://bucket/train.csv`).
         data_root: Folder that relative paths start from; `None` = that of the annotation file.
         csv_separator: Separator of CSV columns; `None` = found.
         config_name: Configuration of a Hub dataset.
@@ -119,6 +120,10 @@ def load_videos(
         >>> rows[0]["label"], rows[0]["video"]
         (0, '...b0.mp4')
     """
+    if is_remote(source):
+        options = {"csv_separator": csv_separator, "streaming": streaming, "config_name": config_name}
+        refuse_idle_options(source, name_kind(source), {**options, "video_column": video_column})
+        return _load_remote(source, data_root, csv_separator, video_column, streaming, class_names, needs_labels)
     path = Path(source)
     suffix = path.suffix.lower()
     if suffix in TEXT_SUFFIXES | JSON_SUFFIXES and not path.is_file():
@@ -144,7 +149,40 @@ def load_videos(
     return align_labels(table, source, class_names) if needs_labels else table
 
 
-def _load_folder(path: Path, class_names: Sequence[str] | None, needs_labels: bool) -> Dataset:
+def _load_remote(
+    source: str,
+    data_root: str | None,
+    csv_separator: str | None,
+    video_column: str,
+    streaming: bool,
+    class_names: Sequence[str] | None,
+    needs_labels: bool,
+) -> Dataset:
+    """Rows of a list at an address, of which a copy is read, or of a folder in an object store."""
+    kind = name_kind(source)
+    if kind == FOLDER:
+        refuse_idle_options(source, kind, {"data_root": data_root})
+        return _load_folder(source, class_names, needs_labels)
+    if streaming:
+        raise ValueError(f"{source}: a list at an address is fetched, not streamed. Leave out streaming.")
+    copy = str(fetch_list(source))
+    logger.info("%s: read from its copy %s.", source, copy)
+    folder = split_address(source)[0]
+    root = data_root or (None if kind == PARQUET else folder)
+    try:
+        table = load_videos(
+            copy, root, csv_separator, video_column=video_column, class_names=class_names, needs_labels=needs_labels
+        )
+    except (FileNotFoundError, ValueError) as error:
+        kind_of_error = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind_of_error(str(error).replace(copy, source)) from error
+    if root is None and (not pa.types.is_struct(table.data.schema.field("video").type) or _has_paths_alone(table)):
+        table = cast("Dataset", _join_roots(table, source, folder))
+    refuse_own_files(source, table.data.column("video"), data_root or None)
+    return table
+
+
+def _load_folder(path: str | Path, class_names: Sequence[str] | None, needs_labels: bool) -> Dataset:
     """Videos of a folder, as this process lists them, or another one of this machine has in this start."""
 
     def read() -> Dataset:

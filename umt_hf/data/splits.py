@@ -8,7 +8,9 @@ from .lists.contents import look_through, refuse_packed
 from .lists.csv_lists import TEXT_SUFFIXES
 from .lists.folders import is_packed_tar
 from .lists.json_lists import JSON_SUFFIXES
+from .lists.paths import is_in_store, is_remote
 from .lists.sqlite_lists import SQLITE_SUFFIXES
+from .lists.stores import split_address
 
 CSV, JSON, SQLITE = "a list of lines", "a JSON list", "an SQLite base"
 SAVED, PARQUET, FOLDER, DATASET = "a saved table", "a Parquet file", "a folder of videos", "a `datasets` dataset"
@@ -30,8 +32,11 @@ def name_kind(source: str) -> str:
     """What kind of data a source of `load_videos` is, in words.
 
     Raises:
-        ValueError: If it is a tar with compression, or a folder with such tars that would be read.
+        ValueError: If it is a tar with compression, or a folder with such tars that would be read, or an address of
+            something that is not read from there.
     """
+    if is_remote(source):
+        return _name_remote_kind(source)
     path, suffix = Path(source), Path(source).suffix.lower()
     if suffix in TEXT_SUFFIXES | JSON_SUFFIXES:
         return CSV if suffix in TEXT_SUFFIXES else JSON
@@ -47,6 +52,20 @@ def name_kind(source: str) -> str:
     if not contents.num_videos and (contents.tars or not contents.num_parquet):
         refuse_packed(source, contents.packed)
     return TARS if contents.is_of_tars else DATASET if contents.is_of_parquet else FOLDER
+
+
+def _name_remote_kind(source: str) -> str:
+    """Kind of what is at an address, by its name alone."""
+    suffix = Path(split_address(source)[1]).suffix.lower()
+    kinds = dict.fromkeys(TEXT_SUFFIXES, CSV) | dict.fromkeys(JSON_SUFFIXES, JSON)
+    kinds |= dict.fromkeys(SQLITE_SUFFIXES, SQLITE) | {".parquet": PARQUET}
+    if suffix in kinds:
+        return kinds[suffix]
+    if suffix == ".tar" or is_packed_tar(source):
+        raise ValueError(f"{source}: tars are not read from an address. Copy it to this machine, and name its path.")
+    if not is_in_store(source):
+        raise ValueError(f"{source}: is not a list by its suffix, and folders of web servers are not listed.")
+    return FOLDER
 
 
 def refuse_idle_options(source: str, kind: str, options: dict[str, Any]) -> None:
@@ -90,6 +109,8 @@ def share_options(source: str, sources: Sequence[str | None], options: dict[str,
 
 def has_splits(source: str) -> bool:
     """Whether a source of `load_videos` has splits to choose from: saved with them, Parquet, tars, or the Hub's."""
+    if is_remote(source):
+        return False
     path = Path(source)
     if not path.is_dir():
         suffixes = {".tar"} | TEXT_SUFFIXES | JSON_SUFFIXES | SQLITE_SUFFIXES

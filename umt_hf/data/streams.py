@@ -33,7 +33,7 @@ from ..processing.media_files import TAR_BLOCK, TAR_PLACE, VideoDecodingError
 from ..runs.folder import UNFINISHED_SUFFIX
 from .lists.contents import look_through, refuse_packed, say_left_out
 from .lists.folders import VIDEO_SUFFIXES, is_packed_tar
-from .lists.paths import join_root
+from .lists.paths import is_remote, join_root
 from .lists.tar_rows import BAD_TEXT, CAPTION, find_notes, parse_text
 from .splits import DATASET, TARS, name_kind, refuse_idle_options
 from .unreadable import LOST_SHARD, LostShardError
@@ -431,6 +431,8 @@ def load_shards(
 
 
 def _find_files(source: str, config_name: str | None, split: str) -> list[str]:
+    if is_remote(source):
+        raise ValueError(f"{source}: what is at an address is fetched or listed, not streamed. Leave out streaming.")
     path = Path(source)
     if path.is_file():
         if path.suffix.lower() not in (".tar", ".parquet"):

@@ -9,10 +9,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..processing.frame_folders import list_frames
-from .lists.folders import escape_name, format_name, is_text, list_folder
-from .lists.paths import is_url, require_video
+from ..processing.media_files import find_protocol, open_store
+from .lists.folders import MEDIA_SUFFIXES, escape_name, format_name, is_text, list_folder, list_store_folder
+from .lists.paths import is_in_store, is_url, require_video
 
 NAME_BYTES = 200  # of a video's name in that of a file about it; file systems allow 255 for the complete name
+WEB = ("http", "https")
 FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 
 
@@ -45,7 +47,8 @@ def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVi
     """Find video files.
 
     Args:
-        sources: Files, URLs, folders of frames, and folders, which are searched for videos with all their sub-folders.
+        sources: Files, URLs, folders of frames, and folders, which are searched for videos with all their sub-folders,
+            here or in an object store (`s3://bucket/videos`).
 
     Returns:
         Each video once, in order of its absolute path or URL; and the sources that do not exist, or whose names are
@@ -53,7 +56,8 @@ def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVi
 
     Raises:
         OSError: If none of the sources exists.
-        ValueError: If there are none, or a folder holds no videos.
+        ImportError: If the library of an object store is missing.
+        ValueError: If there are none, a folder holds no videos, or the protocol of an address is unknown.
     """
     # A single path would otherwise be taken for the list of its letters, `/` among them.
     given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
@@ -61,9 +65,12 @@ def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVi
         raise ValueError("Give at least one video: a file, a folder or a URL.")
     # By path: a file may be given by itself and with its folder.
     paths: set[str] = set()
+    found, missing = [], []
     for source in given:
         if is_url(str(source)):
-            paths.add(str(source))
+            addresses = _list_address(str(source))
+            paths.update(addresses)
+            missing += [] if addresses else [SkippedVideo(str(source), "No such file or folder.")]
             continue
         path = os.path.abspath(os.path.expanduser(source))
         if not os.path.isdir(path):
@@ -73,7 +80,6 @@ def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVi
         listing.require_videos(path)
         listing.say(path)
         paths.update(video.path for video in listing.videos)
-    found, missing = [], []
     for path in sorted(paths):
         if not is_text(path):
             shown = escape_name(path)
@@ -85,7 +91,22 @@ def list_videos(sources: Iterable[str]) -> tuple[list[VideoFile], list[SkippedVi
             missing.append(SkippedVideo(path, f"{error.strerror}."))
     if not found:
         require_video(os.fspath(given[0]))
+        if is_url(str(given[0])):
+            raise FileNotFoundError(f"{given[0]}: no such file or folder.")
     return found, missing
+
+
+def _list_address(url: str) -> list[str]:
+    """Videos at an address: itself, where it names one, or those below it; none if there is nothing."""
+    if find_protocol(url) not in (*WEB, "file"):
+        open_store(url)  # whatever is wrong with all addresses of a kind is said before anything is read
+    if not is_in_store(url) or Path(url).suffix.lower() in MEDIA_SUFFIXES and not url.endswith("/"):
+        return [url]
+    listing = list_store_folder(url)
+    if listing.videos or listing.left_out:
+        listing.require_videos(url)
+        listing.say(url)
+    return [video.path for video in listing.videos]
 
 
 def describe_file(path: str) -> VideoFile:
@@ -106,7 +127,7 @@ def split_name(video: str) -> tuple[str, str]:
     """Name of a video without what a file system does not take, and a digest of its path."""
     path = video if is_url(video) else os.path.abspath(video)
     digest = hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=4).hexdigest()
-    # What follows the name in a URL may hold keys, and characters that a file system does not take.
-    name = Path(urlsplit(path).path if is_url(path) else path).stem
+    # What follows the name in a web address may hold keys, and characters that a file system does not take.
+    name = Path(urlsplit(path).path if find_protocol(path) in WEB else path).stem
     stem = FORBIDDEN.sub("_", name).encode(errors="surrogateescape")[:NAME_BYTES].decode(errors="ignore")
     return stem, digest

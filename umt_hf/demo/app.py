@@ -39,7 +39,7 @@ from umt_hf.demo.models import (
     load_demo_models,
 )
 from umt_hf.demo.settings import SETTINGS_FILE, DemoSettings, name_option, name_variable
-from umt_hf.inference.classification import VideoClassifier
+from umt_hf.demo.zero_gpu import ask_model, register_page
 
 HEADER = """# Unmasked Teacher
 Pick a clip, then see what the video models make of it. ([Paper](https://arxiv.org/abs/2303.16058))
@@ -205,6 +205,12 @@ class _Visit:
     clip: gr.Video
     limit: TimeLimit
     models: DemoModels
+    number: int
+
+    def ask(self, part: str, method: str, *values: Any) -> Any:
+        """What a method of one of the models gives, on the device that is there for it."""
+        _require(getattr(self.models, part))
+        return ask_model(self.number, part, method, *values)
 
     def run(self, work: Callable[[], T], video: str | None = None) -> T:
         """Result of a request's work; what is wrong is shown in the page, and nothing of the server."""
@@ -276,7 +282,7 @@ def _lay_out(models: DemoModels, settings: DemoSettings) -> gr.Blocks:
                 )
             with gr.Column(min_width=320):
                 _add_examples(examples, clip)
-        visit = _Visit(demo, clip, limit, models)
+        visit = _Visit(demo, clip, limit, models, register_page(models))
         with gr.Tabs(selected=_choose_tab(models)):
             with gr.Tab("Teacher", id="Teacher"):
                 followers = [_add_teacher(visit)]
@@ -316,13 +322,10 @@ def _add_labels(visit: _Visit) -> list[_Follower]:
     labels = gr.Label(label="Top 5", show_label=False, num_top_classes=5, elem_id="labels")
     button = gr.Button("Classify")
 
-    def get_classifier() -> VideoClassifier:
-        return _require(visit.models.classifier)
-
     @functools.lru_cache(REMEMBERED_CLIPS)
     def find_labels(path: str, _num_bytes: int) -> dict[str, float]:
         # Gradio shows labels as a dictionary.
-        return {scored.label: scored.probability for scored in get_classifier().classify(path)}
+        return {scored.label: scored.probability for scored in visit.ask("classifier", "classify", path)}
 
     def classify(video: str | None) -> dict[str, float]:
         path = _require_clip(video)
@@ -366,7 +369,7 @@ def _add_teacher(visit: _Visit) -> _Follower:
     # Gradio copies it there anew.) Conversion exchanges the viewer.
     @functools.lru_cache(REMEMBERED_CLIPS)
     def find_look(path: str, _num_bytes: int, _viewer: int, *mask: Any) -> TeacherLook:
-        return visit.models.viewer.look(path, *mask)
+        return visit.ask("viewer", "look", path, *mask)
 
     def look(video: str | None, mask_type: str, mask_ratio: float, seed: int) -> str:
         path = _require_clip(video)
@@ -407,8 +410,8 @@ def _add_search(visit: _Visit) -> list[_Follower]:
     found = gr.State([])
 
     def search(text: str | None, is_reranked: bool) -> tuple[list[tuple[Image.Image, str]], list]:
-        searcher = _require(visit.models.searcher)
-        hits = visit.run(lambda: searcher.search(text or "", MAX_HITS, is_reranked))
+        _require(visit.models.searcher)
+        hits = visit.run(lambda: visit.ask("searcher", "search", text or "", MAX_HITS, is_reranked))
         captions = write_captions(hits)
         pictures = [hit.picture for hit in hits]
         return list(zip(pictures, captions, strict=True)), [[hit.path, hit.start_seconds] for hit in hits]
@@ -445,7 +448,7 @@ def _add_ask(visit: _Visit) -> list[_Follower]:
 
     @functools.lru_cache(REMEMBERED_CLIPS)
     def find_answer(path: str, _num_bytes: int, text: str) -> str:
-        return _require(visit.models.answerer).answer(path, text).answer
+        return visit.ask("answerer", "answer", path, text).answer
 
     def ask(video: str | None, text: str | None) -> str:
         path, _ = _require_clip(video), _require(visit.models.answerer)

@@ -1,10 +1,12 @@
 """How long one request of a visitor may work."""
 
+import contextvars
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
@@ -64,7 +66,9 @@ class TimeLimit:
                 self._slots.release()
 
         # A daemon: what hangs cannot keep the server from ending.
-        threading.Thread(target=work_until_deadline, name="umt_hf_request", daemon=True).start()
+        # It knows whose request it is, as what it calls may ask Gradio.
+        target = partial(contextvars.copy_context().run, work_until_deadline)
+        threading.Thread(target=target, name="umt_hf_request", daemon=True).start()
         wait([done], max(deadline - time.monotonic(), 0))
         if not done.done():
             raise RequestTimeoutError(self._describe())

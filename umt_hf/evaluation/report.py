@@ -12,7 +12,9 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from ..data.lists.folders import list_folder
-from ..data.splits import has_splits
+from ..data.lists.paths import is_remote
+from ..data.lists.stores import fetch_list, list_addresses
+from ..data.splits import FOLDER, has_splits, name_kind
 from ..data.video_files import describe_file
 from ..inference.engine import allows_tf32
 from ..inference.loading import describe_kept_tokens
@@ -74,7 +76,7 @@ def describe_run(
 
 
 def fingerprint_data(source: str) -> str | None:
-    """SHA-256 that changes with the data: of a file its bytes, of a folder names, sizes and times.
+    """SHA-256 that changes with the data: of a file its bytes, of a folder names, sizes and times (in a store, names).
 
     The bytes of videos are not read: they are many times those of a test, and would be read in vain.
 
@@ -84,6 +86,10 @@ def fingerprint_data(source: str) -> str | None:
     Returns:
         `None` for a dataset of the Hub.
     """
+    if is_remote(source):
+        if name_kind(source) != FOLDER:
+            return hash_source(str(fetch_list(source)))
+        return hashlib.sha256("\0".join(list_addresses(source)).encode()).hexdigest()
     if not os.path.isdir(source):
         return hash_source(source)
     walked = [os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names]

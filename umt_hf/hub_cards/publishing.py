@@ -45,6 +45,8 @@ from ..runs.privacy import hide_folders
 from ..runs.scripts import TRACKED_PROJECT
 from ..runs.summary import list_bases, publish_settings
 from .card import write_model_card
+from .endpoint import build_handler
+from .eval_results import build_eval_results
 from .model_info import require_stored_weights
 
 logger = logging.getLogger(__name__)
@@ -104,6 +106,7 @@ def push_folder(
     revision: str | None = None,
     token: str | None = None,
     with_code: bool = True,
+    with_handler: bool = False,
     with_predictions: bool = False,
     commit_message: str | None = None,
     checkpoints: Mapping[str, Path] | None = None,
@@ -124,6 +127,8 @@ def push_folder(
         token: With write permission; default: the one you are logged in with.
         with_code: Add the model's and processor's source files and name them in `auto_map`, so that the repository
             loads with `trust_remote_code=True` where this package is not installed.
+        with_handler: Add `handler.py` and `requirements.txt`, by which Inference Endpoints serve the model, unless the
+            folder has its own.
         with_predictions: Add the predictions of evaluations, which name every held-out video.
         commit_message: First line of the commit.
         checkpoints: Folders that go up with all their files, state included: name in the repository -> folder.
@@ -134,7 +139,8 @@ def push_folder(
         URL of the commit.
 
     Raises:
-        ValueError: If the folder holds no finished model, or the name is not one of a repository.
+        ValueError: If the folder holds no finished model, there is no handler for it, or the name is not one of a
+            repository.
         PublishingError: If nobody is logged in, the Hub refuses, or all attempts failed.
     """
     folder = Path(folder)
@@ -147,6 +153,9 @@ def push_folder(
         files = {name: path for name, path in files.items() if not name.endswith(PREDICTION_FILES)}
     if CARD_FILE not in files:
         files |= build_card_files(folder, repo_id)
+    files |= build_eval_results(folder)
+    if with_handler:
+        files = build_handler(folder) | files
     if with_code:
         files |= build_remote_code(folder)
     for name, checkpoint in (checkpoints or {}).items():

@@ -42,7 +42,13 @@ DOWNLOAD_TIMEOUT_SECONDS = 60  # without a byte
 WAIT_SECONDS = 10.0  # without a new byte of a stream
 POLL_SECONDS = 0.05
 DOWNLOAD_BLOCK = 1 << 20
-URL_START = re.compile(r"(https?|file)://", re.IGNORECASE)
+URL_START = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)  # more than one letter: `C://` is a drive
+# Object stores that are read through fsspec, and the package that knows each. Others of its protocols are not: some of
+# them (`reference`, `dir`, `github`) lead on to other files, and an address may come from a stranger's list.
+STORES = {
+    "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs",
+    "oss": "ossfs", "hf": "huggingface_hub", "memory": "fsspec",
+}  # fmt: skip
 TAR_PLACE = re.compile(r"(.+\.tar/.+):(\d+):(\d+)", re.IGNORECASE | re.DOTALL)
 TAR_END = re.compile(r"\.tar(?=/)", re.IGNORECASE)
 TAR_BLOCK = 512
@@ -69,7 +75,7 @@ class ReadingLimits:
     Attributes:
         max_frame_pixels: Pixels per frame or picture, before and after resizing; twice an 8K frame by default.
         max_frames: Frames decoded from one video at a time.
-        max_download_bytes: Size of a download.
+        max_download_bytes: Size of a download, from a web server or an object store.
         max_download_seconds: Time that a download may take, from the connection to the last byte.
     """
 
@@ -237,8 +243,8 @@ def _resolve_source(source: VideoSource, kind: str) -> MediaFile:
     name = path = os.fsdecode(source)
     if (media := _open_in_tar(name)) is not None:
         return media
-    if scheme := URL_START.match(name):
-        if scheme[1].lower() != "file":
+    if (protocol := find_protocol(name)) is not None:
+        if protocol != "file":
             return MediaFile(name, io.BytesIO(download(name)))
         try:
             path = urllib.request.url2pathname(urlparse(name).path)
@@ -253,6 +259,12 @@ def _resolve_source(source: VideoSource, kind: str) -> MediaFile:
         return MediaFile(name, open(path, "rb"), os.path.abspath(path))
     except OSError as error:
         raise VideoDecodingError(f"{name}: cannot be read ({error.strerror}). Check the path.") from error
+
+
+def find_protocol(path: str) -> str | None:
+    """Protocol of an address, such as `https` or `s3`, in lower case; `None` for a path of this machine."""
+    start = URL_START.match(path) if "://" in path else None
+    return None if start is None else start[1].lower()
 
 
 def name_tar_place(tar: str, member: str, offset: int, size: int) -> str:
@@ -299,11 +311,106 @@ def _open_in_tar(path: str) -> MediaFile | None:
 
 
 def download(url: str) -> bytes:
-    """Fetch a file over http or https, within `LIMITS`; redirections lead to these two protocols alone.
+    """Fetch a file over http or https, or from an object store, within `LIMITS`.
 
     Raises:
-        VideoDecodingError: If it cannot be fetched, is cut short or exceeds a limit.
+        VideoDecodingError: If it cannot be fetched, is cut short or exceeds a limit, or the protocol is unknown.
+        ImportError: If the library of an object store is missing.
     """
+    return _download_from_web(url) if find_protocol(url) in ("http", "https") else _download_from_store(url)
+
+
+def open_store(url: str) -> tuple[Any, str]:
+    """The file system of fsspec for an address in an object store, and the path there.
+
+    How a store is reached, and with which keys, stands in its own variables and in the settings of fsspec.
+
+    Raises:
+        VideoDecodingError: If the protocol is unknown.
+        ImportError: If the store's library is missing.
+    """
+    protocol = find_protocol(url)
+    if protocol not in STORES:
+        known = ", ".join(["http", "https", "file", *STORES])
+        raise VideoDecodingError(f"{url}: the protocol {protocol} is not read; known are {known}. Check the address.")
+    try:
+        import fsspec
+
+        # Not by the address, of which fsspec would also follow chains (`zip://a::file:///b`).
+        store = fsspec.filesystem(protocol)
+    except ImportError as error:
+        package = STORES[protocol]
+        raise ImportError(f"{url}: reading {protocol}:// needs {package}, run `pip install {package}`.") from error
+    except Exception as error:  # whatever a store's library raises, without keys for example
+        raise VideoDecodingError(_describe_store_error(url, error)) from error
+    return store, store._strip_protocol(url)
+
+
+def ask_store(url: str, question: Callable[[threading.Event], Any]) -> Any:
+    """Give what a call to a store returns, if it comes within the time of a download.
+
+    Args:
+        url: What the call is about, for errors.
+        question: Makes the call, and gives up once its argument is set.
+
+    Raises:
+        VideoDecodingError: If the store fails or does not answer in time.
+    """
+    answers: list[Any] = []
+    errors: list[Exception] = []
+    is_late = threading.Event()
+
+    def ask() -> None:
+        try:
+            answers.append(question(is_late))
+        except Exception as error:
+            errors.append(error)
+
+    # In a thread that may be left behind: libraries of stores have no time-out for all of a file.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(LIMITS.max_download_seconds)
+    is_late.set()
+    if answers:
+        return answers[0]
+    if not errors:
+        reason = f"it took longer than {LIMITS.max_download_seconds} seconds"
+        raise VideoDecodingError(f"{url}: cannot be read ({reason}). Check the address and the connection.")
+    if isinstance(errors[0], VideoDecodingError):
+        raise errors[0]
+    raise VideoDecodingError(_describe_store_error(url, errors[0])) from errors[0]
+
+
+def _describe_store_error(url: str, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{url}: no such file. Check the address."
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return f"{url}: cannot be read ({reason}). Check the address, and the settings and keys of the store."
+
+
+def _download_from_store(url: str) -> bytes:
+    store, path = open_store(url)
+
+    def fetch(is_late: threading.Event) -> bytes:
+        limit, body = LIMITS.max_download_bytes, io.BytesIO()
+        facts = store.info(path)
+        if facts.get("type") == "directory":
+            raise VideoDecodingError(f"{url}: is a folder, not a file. Check the address.")
+        promised = facts.get("size")
+        _check_download_size(url, promised or 0, limit)
+        with store.open(path, mode="rb") as file:
+            while not is_late.is_set() and (block := file.read(DOWNLOAD_BLOCK)):
+                body.write(block)
+                _check_download_size(url, body.tell(), limit)
+        if promised is not None and body.tell() < promised:
+            raise OSError(f"it ended after {body.tell()} of {promised} bytes")
+        return body.getvalue()
+
+    return ask_store(url, fetch)
+
+
+def _download_from_web(url: str) -> bytes:
+    """Fetch a file over http or https; redirections lead to these two protocols alone."""
     sockets: list[socket.socket] = []
     is_late = threading.Event()
 

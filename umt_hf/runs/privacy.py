@@ -5,11 +5,15 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from ..processing.media_files import STORES
+
 # Settings whose value is a place on this machine, and those for which it may be a name on the Hub instead.
 PLACE = re.compile(r"(.*_)?(path|roots?|dir|folder|answers|class_names|boxes|report|config)")
 PLACE_OR_HUB_ID = re.compile(r"(.*_)?(name_or_path|data|corpora|model)")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SPLIT_WORDS = ("", "train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing")
+# A bucket is a place of one's own too; web addresses and names on the Hub are not.
+STORE = re.compile(r"(?!hf:)(" + "|".join(STORES) + "):/", re.IGNORECASE)
 # Texts with a slash are not paths unless they end like one.
 FILE_NAME = re.compile(r".+\.[A-Za-z0-9]{2,5}")
 
@@ -38,7 +42,7 @@ def hide_folders(value: Any, bases: Iterable[Path] = (), key: str = "") -> Any:
 
 
 def _is_path(text: str, bases: tuple[Path, ...], key: str) -> bool:
-    if text.startswith(("file:", "/", "~", "./", "../")) or PureWindowsPath(text).is_absolute():
+    if text.startswith(("file:", "/", "~", "./", "../")) or STORE.match(text) or PureWindowsPath(text).is_absolute():
         return True
     if "://" in text or not re.search(r"[/\\]", text):
         return False

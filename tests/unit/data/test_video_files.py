@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from umt_hf.data.video_files import list_videos
+from umt_hf.data.video_files import list_videos, split_name
 
 
 def test_a_single_path_is_one_source(tmp_path, monkeypatch):
@@ -57,3 +57,8 @@ def test_a_name_that_is_not_utf8_is_skipped_by_its_reason(tmp_path, caplog):
     assert all(video.reason == "Its name is not UTF-8, which tables and results need; rename it." for video in skipped)
     json.dumps([video.path for video in skipped], ensure_ascii=False).encode()
     caplog.text.encode()  # as a log file would be written
+
+
+def test_names_of_videos_at_addresses_are_those_of_files():
+    names = {"https://h/x/clip.mp4?key=s.e/c": "clip", "s3://bucket/x/a #1.mp4": "a #1", "memory://a.mp4": "a"}
+    assert {address: split_name(address)[0] for address in names} == names

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ...processing.media_files import URL_START
 from .paths import HOME, join_root
 
 # With more, Python's garbage collector walks over the lists and dictionaries of a chunk so often that time doubles.
@@ -32,7 +33,7 @@ def join_paths(root: str, paths: pa.Array) -> pa.Array:
     if os.sep != "/" or call("any", call("starts_with", paths, pattern=HOME)).as_py():
         return pa.array([path and join_root(root, path) for path in paths.to_pylist()], pa.string())
     prefix = root if not root or root.endswith("/") else f"{root}/"
-    is_url = call("match_substring_regex", paths, pattern="^[A-Za-z][A-Za-z0-9+.-]+://")
+    is_url = call("match_substring_regex", paths, pattern=f"(?i)^{URL_START.pattern}")
     stays = call("or", is_url, call("starts_with", paths, pattern="/"))
     joined = call("binary_join_element_wise", pa.scalar(prefix), paths, pa.scalar(""))
     return call("if_else", stays, paths, joined)

@@ -242,8 +242,10 @@ class _CSVReader:
     def _locate(self, row: CSVRow) -> str:
         """Path of a video; a name without a suffix that is not a folder gets `.mp4`."""
         path = join_root(self.root, row.path)
-        if row.is_folder or "." in os.path.basename(row.path) or is_url(path):
+        if row.is_folder or "." in os.path.basename(row.path) or is_url(row.path):
             return row.path
+        if is_url(path):  # where folders of frames are not read
+            return row.path + ".mp4"
         if not self.looked_up:
             self.looked_up.append(path)
         return row.path if os.path.isdir(path) else row.path + ".mp4"

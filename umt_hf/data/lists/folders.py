@@ -16,6 +16,8 @@ from datasets import ClassLabel
 
 from ...processing.frame_folders import FRAME_SUFFIXES, holds_frames
 from ..labels import LabelCoding, encode_labels, normalize_name, shorten, warn_of_case, warn_of_split_folders
+from .paths import is_in_store
+from .stores import list_addresses
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +93,29 @@ class FolderListing:
             shown = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
             name = escape_name(os.fspath(source))
             logger.log(level, "%s: %d videos; left out: %s.", name, len(self.videos), shown)
+
+
+def list_store_folder(address: str) -> FolderListing:
+    """Find the videos below an address in an object store, by the rules of folders; it holds no folders of frames.
+
+    Raises:
+        ImportError: If the library of the store is missing.
+        VideoDecodingError: If it does not answer.
+    """
+    listing = FolderListing()
+    for name in list_addresses(address):
+        parts = tuple(name.split("/"))
+        suffix = os.path.splitext(name)[1].lower()
+        if any(part.startswith(".") or part.casefold() in SYSTEM_FOLDERS for part in parts[:-1]):
+            listing.left_out[HIDDEN_FOLDERS] += 1
+        elif suffix not in VIDEO_SUFFIXES:
+            listing.left_out[_name_other(parts[-1], suffix)] += 1
+        elif parts[-1].startswith("."):
+            listing.left_out[HIDDEN_FILES] += 1
+        else:
+            video = f"{address.rstrip('/')}/{name}"
+            listing.videos.append(FolderVideo(video, parts, video))
+    return listing
 
 
 def list_folder(path: str | os.PathLike) -> FolderListing:
@@ -222,12 +247,12 @@ def is_text(name: str) -> bool:
 
 
 def read_folder(
-    path: Path, class_names: Sequence[str] | None = None, needs_labels: bool = True
+    path: str | Path, class_names: Sequence[str] | None = None, needs_labels: bool = True
 ) -> tuple[pa.Table, ClassLabel | None]:
     """List the videos below a folder in order of name; where they are in sub-folders, these are their classes.
 
     Args:
-        path: The folder.
+        path: The folder, or an address in an object store.
         class_names: Names of the classes by number; `None` = its sub-folders, sorted.
         needs_labels: Whether a few videos beside class folders are left out, so that the others have labels.
 
@@ -237,7 +262,7 @@ def read_folder(
     Raises:
         ValueError: If there are no videos, or `class_names` lacks a sub-folder's name.
     """
-    listing = list_folder(path)
+    listing = list_store_folder(str(path)) if is_in_store(str(path)) else list_folder(path)
     listing.require_videos(path)
     inside = [video for video in listing.videos if len(video.parts) > 1]
     num_strays = len(listing.videos) - len(inside)

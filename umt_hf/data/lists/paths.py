@@ -2,17 +2,28 @@
 
 import difflib
 import os
-import re
+import posixpath
 from pathlib import Path
+
+from ...processing.media_files import STORES, find_protocol
 
 NAMED_NEAR = 3
 HOME = "~/"
-URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # more than one letter: `C://` is a drive
 
 
 def is_url(path: str) -> bool:
-    """Whether a path says how to fetch it, such as `https://...`."""
-    return "://" in path and URL.match(path) is not None
+    """Whether a path says how to fetch it, such as `https://...` or `s3://...`."""
+    return find_protocol(path) is not None
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address on another machine: of a web server or in an object store."""
+    return find_protocol(path) not in (None, "file")
+
+
+def is_in_store(path: str) -> bool:
+    """Whether a path is an address in an object store, which can be listed."""
+    return find_protocol(path) in STORES
 
 
 def describe_near(path: str | os.PathLike) -> str:
@@ -38,4 +49,6 @@ def join_root(root: str | os.PathLike, path: str) -> str:
     """Put the folder that relative paths start from in front; absolute paths and URLs stay, `~/` is one's home."""
     if path.startswith(HOME):
         return os.path.expanduser(path)
-    return path if is_url(path) else os.path.join(root, path)
+    if is_url(path):
+        return path
+    return posixpath.join(root, path) if is_url(os.fspath(root)) else os.path.join(root, path)
