@@ -60,8 +60,8 @@ class WindowSettings:
             )
         if self.stride_seconds < MIN_STRIDE:
             raise ValueError(
-                f"stride {self.stride_seconds:g} would make over {1 / MIN_STRIDE:.0f} moments of each second; it is in "
-                f"seconds, {MIN_STRIDE:g} or more."
+                f"stride {self.stride_seconds:g} would make over {1 / MIN_STRIDE:.0f} moments of each second; it is "
+                f"in seconds, {MIN_STRIDE:g} or more."
             )
 
 
