@@ -15,7 +15,9 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -137,7 +139,8 @@ def export_model(
     remove_folder(unfinished)
     unfinished.mkdir(parents=True)
     try:
-        with naming_full_disk(folder):
+        # Exporters and quantizers, when they load too, take standard output for what they tell; it is the result's.
+        with naming_full_disk(folder), redirect_stdout(sys.stderr):
             difference = _write_graphs(graphs, unfinished, TRANSFORMERS_FORMATS[format], int8, announce)
             processor.save_pretrained(unfinished)
             facts |= {"part": part, "is_int8": int8, "largest_difference": difference, **collect_versions()}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -216,6 +217,18 @@ def test_a_user_classifies_a_file_from_an_export(format, exported, folders, tmp_
     other = exported("attentive", format)
     fingerprints = {compute_fingerprint(VideoClassifier(path).model) for path in (folder, folder, other)}
     assert len(fingerprints) == 2
+
+
+@needs_exporters
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_the_report_is_all_of_standard_output(format, folders, tmp_path):
+    """A script reads it as JSON; what the exporters tell goes to standard error."""
+    require_format(format)
+    words = ["export", str(folders["classifier"]), "--format", format, "--int8", "--json"]
+    command = [sys.executable, "-m", "umt_hf.cli", *words, "--out", str(tmp_path / "out")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["is_int8"] is True
 
 
 @needs_exporters
