@@ -109,7 +109,7 @@ def trained(request, clips, tmp_path_factory) -> Path:
     return folder
 
 
-def test_saliency_lies_on_the_shape(trained, clips):
+def test_saliency_is_on_the_shape(trained, clips):
     share, area = measure_share_on_shape(UMTTeacher.from_pretrained(str(trained), 1), clips, "validation")
     assert 0.05 < area < 0.15 and share > 1.5 * area, (share, area)
 
