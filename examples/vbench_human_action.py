@@ -37,8 +37,13 @@ def main() -> None:
     model = AutoModelForVideoClassification.from_pretrained(args.model).eval().to(device)
     num_right = 0
     for video in args.videos:
+        try:
+            inputs = processor(video, return_tensors="pt").to(device)
+        except ValueError as error:  # it cannot be read, and counts as wrong
+            print(json.dumps({"video": video, "is_right": False, "error": str(error)}))
+            continue
         with torch.no_grad():
-            logits = model(**processor(video, return_tensors="pt").to(device)).logits[0]
+            logits = model(**inputs).logits[0]
         best = logits.float().sigmoid().topk(NUM_BEST)  # a sigmoid, though the head was trained by a softmax
         found = [(model.config.id2label[i], round(p, 4)) for p, i in zip(*(x.tolist() for x in best), strict=True)]
         action = read_action(video)

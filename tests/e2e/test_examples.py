@@ -69,8 +69,8 @@ def test_examples_are_short_and_use_public_names(path):
         assert "umt_hf" not in {name.split(".")[0] for name in names if "." in name}
 
 
-def test_there_are_six():
-    assert len(EXAMPLES) == 6
+def test_there_are_seven():
+    assert len(EXAMPLES) == 7
 
 
 def run(name: str, monkeypatch, **flags) -> None:

@@ -42,7 +42,7 @@ def videos(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="module", params=[UMTVideoTextModel, UMTVideoTextForPreTraining, UMTVideoTextForRetrieval])
 def dual(request, tmp_path_factory) -> Path:
     folder = save_model(tmp_path_factory.mktemp("dual"), request.param)
-    write_sentence_transformers_files(folder, request.param.__name__)
+    write_sentence_transformers_files(folder)
     return folder
 
 

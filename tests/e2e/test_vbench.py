@@ -119,10 +119,12 @@ def test_pixels_classes_and_rule_are_those_of_the_published_code(model, videos, 
         expected.append((best, action, number != 1))
         renamed.append(video.with_name(f"A person is {action.capitalize()}-{number}.mp4"))
         video.rename(renamed[-1])
-    monkeypatch.setattr(sys, "argv", ["", "--model", str(folder), "--videos", *map(str, renamed)])
+    damaged = renamed[0].with_name("A person is marching-9.mp4")
+    damaged.write_bytes(b"no video")
+    monkeypatch.setattr(sys, "argv", ["", "--model", str(folder), "--videos", *map(str, [*renamed, damaged])])
     settings["main"]()
-    *lines, last = capsys.readouterr().out.splitlines()
-    assert last == "2 of 3: 0.6667"
+    *lines, unread, last = capsys.readouterr().out.splitlines()
+    assert last == "2 of 4: 0.5000" and not json.loads(unread)["is_right"] and "9.mp4" in json.loads(unread)["error"]
     for line, (best, action, is_right) in zip(map(json.loads, lines), expected, strict=True):
         assert (line["action"], line["is_right"]) == (action.lower(), is_right)
         assert [label for label, _ in line["best"]] == [names[i] for i in best.indices.tolist()]

@@ -658,7 +658,8 @@ def search(
         hits = VideoSearcher(index, model, announce=announce).search(query, top_k, rerank, exact, filters)
         if not hits and filters is not None:
             announce("No video passes the filters.")
-        typer.echo(json.dumps([asdict(hit) for hit in hits]) if as_json else format_hits(hits))
+        if hits or as_json:
+            typer.echo(json.dumps([asdict(hit) for hit in hits]) if as_json else format_hits(hits))
         if save_frames is not None:
             # Of another file a strip would show what was not found.
             found = [(hit.path, hit.start_seconds, hit.end_seconds) for hit in hits if not hit.has_changed]

@@ -70,7 +70,7 @@ def _parse_lines(text: str) -> dict[int, str]:
         raise ValueError(
             "this lists videos and gives no order of the classes; give a file of indices and names (id,name)."
         )
-    if all(len(row) == 2 for row in rows):
+    if rows and all(len(row) == 2 for row in rows):
         body = rows if any(cell.isdecimal() for cell in rows[0]) else rows[1:]
         for index in (0, 1):
             if body and all(row[index].isdecimal() for row in body):

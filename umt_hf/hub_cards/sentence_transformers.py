@@ -9,6 +9,7 @@ from typing import Any
 
 from ..runs.disk import write_text
 from ..runs.models import DUAL_ENCODERS, MODELS_BY_NAME
+from .card import load_model_config
 
 MODULES_FILE = "modules.json"
 MODULE_CONFIG_FILE = "sentence_bert_config.json"
@@ -52,12 +53,17 @@ def build_files(model_class: str) -> dict[str, Any]:
     }
 
 
-def write_sentence_transformers_files(folder: Path, model_class: str) -> None:
+def write_sentence_transformers_files(folder: str | Path, model_class: str | None = None) -> None:
     """Write the files beside a model.
 
     Args:
         folder: Of the model, with its processor.
-        model_class: As `config.json` names it.
+        model_class: As `config.json` names it; default: that of the folder's.
+
+    Raises:
+        ValueError: If the folder holds none of our models.
     """
+    folder = Path(folder)
+    model_class = model_class or load_model_config(folder)[1]
     for name, content in build_files(model_class).items():
         write_text(folder / name, json.dumps(content, indent=2) + "\n")

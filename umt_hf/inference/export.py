@@ -380,7 +380,8 @@ def load_exported(
     if format == "dynamo" and not trust_remote_code:
         raise ValueError(
             f"{folder} is an export of format torch, whose files are pickled and may run code when they are loaded: "
-            "give trust_remote_code=True if you trust it, or export to onnx or openvino."
+            "`ExportedVideoModel.from_pretrained` takes it with trust_remote_code=True if you trust it; commands read "
+            "exports to onnx and openvino."
         )
     require_exporters(format)
     from transformers.exporters import ExportedModel

@@ -182,8 +182,20 @@ def test_the_command_prints_writes_and_refuses(model, videos, tmp_path):
     assert "made with classes=" in refused.output
     found = json.loads(run("classify", videos, *flags, "--window", 1, "--top-k", 1, "--json").stdout)["videos"]
     assert {moment["labels"][0]["label"] for video in found for moment in video["moments"]} <= set(LABELS)
+    refused = run("classify", videos, "--model", model, "--labels", "nothere.txt", "walk", exit_code=2)
+    assert "nothere.txt: no such file of class names" in refused.output
+    (tmp_path / "empty.txt").touch()
+    refused = run("classify", videos, "--model", model, "--labels", tmp_path / "empty.txt", "walk", exit_code=2)
+    assert "names no class" in refused.output
     refused = run("classify", videos, "--model", model, "--template", "a {}", exit_code=2)
     assert "--template needs --labels" in refused.output
+
+
+def test_a_class_may_be_called_like_a_file(model, videos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run").write_text("red circle\nblue square\n")
+    report = json.loads(run("classify", videos, "--model", model, "--labels", "run", "walk", "--json").stdout)
+    assert {one["label"] for video in report["videos"] for one in video["labels"]} == {"run", "walk"}
 
 
 def write_classes(folder: Path, videos: Path) -> Path:
