@@ -69,6 +69,7 @@ print(json.dumps({"found": found, "durations": spaces.durations, "calls": spaces
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="ZeroGPU forks, which this system does not")
 def test_models_answer_in_the_process_that_has_the_gpu(settings, models, clips, tmp_path):

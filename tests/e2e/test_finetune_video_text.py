@@ -109,6 +109,7 @@ def test_retrieval_learns_and_exports_a_folder_that_auto_classes_load(flags, sta
     assert json.loads((run / "versions.json").read_text())["torch"] == torch.__version__
 
 
+@pytest.mark.heavy
 def test_question_answering_learns_and_goes_on_from_its_own_folder(flags, inputs, tmp_path):
     fine_tune(flags("question_answering", max_steps=40), "question_answering")
     run = tmp_path / "run"

@@ -113,6 +113,7 @@ def test_the_token_stays_secret_and_is_asked_for_first(hub, run, tmp_path, monke
     assert not any(TOKEN.encode() in content for content in [*contents, caplog.text.encode()])
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_a_hanging_hub_does_not_keep_a_process_from_ending(hub, flags, tmp_path):
     """Bounded waiting, and exit code 0; the run ends once an upload hangs, however slow the machine is."""

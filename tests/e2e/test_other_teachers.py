@@ -31,7 +31,10 @@ def save_tower(kind: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in ("siglip", "dinov3_vit") else pytest.param(kind, marks=pytest.mark.heavy) for kind in OTHERS],
+)
 def test_a_run_is_resumed_to_the_same_weights_and_exported(kind, flags, tmp_path):
     run, options = tmp_path / "run", {"teacher_name_or_path": save_tower(kind, tmp_path / kind), "save_steps": 2}
     stage1.main(flags(**options))
@@ -46,6 +49,7 @@ def test_a_run_is_resumed_to_the_same_weights_and_exported(kind, flags, tmp_path
     assert config.teacher_hidden_size == (12 if kind == "metaclip_2" else 24) and config.teacher_image_size == 64
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["siglip", "dinov2", "dinov3_vit"])
 def test_a_compiled_teacher_gives_the_same_losses(kind, flags, tmp_path):
     options = {"teacher_name_or_path": save_tower(kind, tmp_path / kind), "max_steps": 2, "validation_data": None}
@@ -56,6 +60,7 @@ def test_a_compiled_teacher_gives_the_same_losses(kind, flags, tmp_path):
     assert read_losses(tmp_path / "run") == pytest.approx(read_losses(tmp_path / "plain"), abs=1e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
 @pytest.mark.parametrize("kind", ["siglip", "dinov3_vit"])
 def test_a_teacher_in_8_bits_and_bfloat16_gives_close_losses(kind, flags, tmp_path):
@@ -69,6 +74,7 @@ def test_a_teacher_in_8_bits_and_bfloat16_gives_close_losses(kind, flags, tmp_pa
         assert found == pytest.approx(exact, rel=0.05) and found != exact
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["siglip", "dinov3_vit"])
 def test_stage_2_trains_under_it(kind, shapes, tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -121,7 +127,7 @@ def read_fall(run: Path, last: int) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.heavy) for seed in (1, 2))])
 def test_the_loss_falls_to_half(seed, trained, clips, flags, tmp_path):
     options = {"train_data": clips / "train.csv", "validation_data": None, "learning_rate": 3e-3}
     options |= {"per_device_train_batch_size": 8, "max_steps": 60, "hidden_size": 64, "image_size": 64}

@@ -216,7 +216,7 @@ def assert_saved_and_ended(run: Path, processes: list, outputs: list[Path], code
     [
         (signal.SIGTERM, {}, 143, 1),
         (signal.SIGUSR1, {"preemption_signal": "SIGUSR1", "preemption_exit_code": 75}, 75, 1),
-        (signal.SIGTERM, {"dataloader_num_workers": 1}, 143, 2),
+        pytest.param(signal.SIGTERM, {"dataloader_num_workers": 1}, 143, 2, marks=pytest.mark.heavy),
     ],
     ids=["sigterm", "named signal", "in one of two processes"],
 )

@@ -88,7 +88,7 @@ def serve(requests: dict[str, list], tmp_path: Path, hub, is_installed: bool) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_installed", [True, False])
+@pytest.mark.parametrize("is_installed", [True, pytest.param(False, marks=pytest.mark.heavy)])
 def test_a_pushed_handler_answers_as_the_package_does(is_installed, hub, folders, site, tmp_path):
     url, video = site
     pulled = {}

@@ -816,7 +816,7 @@ def _write_model(trainer: FinetuningTrainer, output_dir: Path) -> None:
         trainer.save_model(str(folder))
         if is_main:
             trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-            write_sentence_transformers_files(folder, type(trainer.accelerator.unwrap_model(trainer.model)).__name__)
+            write_sentence_transformers_files(folder)
             write_text(folder / RECIPE_FILE, trainer.recipe)
             write_text(folder / VERSIONS_FILE, json.dumps(collect_versions(), indent=2) + "\n")
             # Figures of an earlier model would stand beside this one if its test fails.

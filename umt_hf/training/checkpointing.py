@@ -396,7 +396,7 @@ def export_run(
         exported.save_pretrained(unfinished, state_dict=take_own_names(state_dict, exported))
         require_own_weights(unfinished, exported)
         processor.save_pretrained(unfinished)
-        write_sentence_transformers_files(unfinished, type(exported).__name__)
+        write_sentence_transformers_files(unfinished)
         write_text(unfinished / RECIPE_FILE, recipe)
         write_text(unfinished / VERSIONS_FILE, json.dumps(collect_versions(), indent=2) + "\n")
 

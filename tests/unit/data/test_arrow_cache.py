@@ -137,6 +137,7 @@ def test_a_mistake_in_a_list_leaves_no_table(tmp_path, table_cache):
     assert not table_cache.exists() or not list_entries(table_cache)
 
 
+@pytest.mark.heavy
 def test_a_cache_that_cannot_be_written_is_said(tmp_path, table_cache, monkeypatch, caplog):
     (tmp_path / "file").touch()
     source = write_csv(tmp_path)

@@ -85,6 +85,7 @@ def test_folders_files_and_parquet(videos):
     assert len(shards) == 8 and shards[7]["caption"] == "of bytes"
 
 
+@pytest.mark.heavy
 def test_a_killed_run_goes_on_to_the_same_shards(videos):
     sources, whole = [str(videos / "list.json")], videos / "whole"
     prepare_shards(sources, whole, SETTINGS, num_workers=0)

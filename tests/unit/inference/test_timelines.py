@@ -80,6 +80,7 @@ def test_lines_and_a_document_are_printed(classifier, videos, complete, tmp_path
     assert pictures[0] == pictures[1] and len(pictures[0]) == NUM_VIDEOS and pictures[0][0].startswith("00-")
 
 
+@pytest.mark.heavy
 def test_a_killed_command_resumes_to_the_same_bytes(classifier, videos, complete, tmp_path):
     out = tmp_path / "results.jsonl"
     words = build_words(classifier, videos, "--out", out)
