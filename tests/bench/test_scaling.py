@@ -246,6 +246,7 @@ def test_runs_that_train_otherwise_are_not_compared():
         training.check_agreement({STEP: [find([1.0, 2.0])], LOOP: [find([1.001, 2.0])]}, 1e-4)
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_a_process_that_fails_says_why(inputs):
     with pytest.raises(RuntimeError, match=r"(?s)Process \d of the benchmark ended with 1:.*mixed_precision"):

@@ -87,6 +87,7 @@ def test_an_unknown_backend_is_named_with_the_known_ones(flags):
         stage1.main(flags(torch_compile_backend="inducter", max_steps=1))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.heavy), 2])
 def test_two_processes_train_compiled_as_plain(flags, tmp_path, accumulation):
     common = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 2}

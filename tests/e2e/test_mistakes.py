@@ -321,6 +321,7 @@ def run_verb(*words: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run([*command, *words], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_the_verb_runs_the_script_in_several_processes(flags, tmp_path):
     stage1.main(flags(output_dir=tmp_path / "one", per_device_train_batch_size=8, max_steps=2))

@@ -216,7 +216,7 @@ def assert_saved_and_ended(run: Path, processes: list, outputs: list[Path], code
     [
         (signal.SIGTERM, {}, 143, 1),
         (signal.SIGUSR1, {"preemption_signal": "SIGUSR1", "preemption_exit_code": 75}, 75, 1),
-        pytest.param(signal.SIGTERM, {"dataloader_num_workers": 1}, 143, 2, marks=pytest.mark.heavy),
+        (signal.SIGTERM, {"dataloader_num_workers": 1}, 143, 2),
     ],
     ids=["sigterm", "named signal", "in one of two processes"],
 )
@@ -238,7 +238,7 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(flags, tmp_path, 
     ("number", "changes", "code", "num_processes"),
     [
         pytest.param(signal.SIGTERM, {}, 143, 1, marks=pytest.mark.heavy),
-        (signal.SIGTERM, {}, 143, 2),
+        pytest.param(signal.SIGTERM, {}, 143, 2, marks=pytest.mark.heavy),
         pytest.param(
             signal.SIGUSR1,
             {"preemption_signal": "SIGUSR1", "preemption_exit_code": 75},

@@ -80,6 +80,7 @@ def test_a_file_that_never_comes_ends_every_script_and_is_named_with_the_step(fl
     assert re.match(pattern, said), said
 
 
+@pytest.mark.heavy
 def test_a_run_that_was_resumed_within_an_epoch_is_watched_too(flags, tmp_path):
     """Accelerate then builds another loader."""
     changes = {"save_strategy": "steps", "save_steps": 2}
@@ -92,7 +93,8 @@ def test_a_run_that_was_resumed_within_an_epoch_is_watched_too(flags, tmp_path):
     assert re.search(r"No data came for 3 s .* being read: \S+\.mp4 \(worker ", said), said
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.heavy)])
+@pytest.mark.heavy  # tests/e2e/test_watching.py has the same of pre-training
+@pytest.mark.parametrize("rank", [0, 1])
 def test_of_two_processes_one_waits_for_a_file_and_both_end_soon(flags, rank):
     began = time.monotonic()
     options = {"exit_code": 4, "environment": FORKED, "timeout": 150}

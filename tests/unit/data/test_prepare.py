@@ -111,6 +111,7 @@ def prepare_in_a_group(*arguments) -> None:
     prepare_shards(*arguments)
 
 
+@pytest.mark.heavy
 def test_workers_end_with_a_killed_command(videos):
     output = videos / "output"
     arguments = ([str(videos / "list.json")], videos / "out", SETTINGS, None, 1)
