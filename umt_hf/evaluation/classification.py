@@ -259,6 +259,40 @@ def list_predictions(table: Dataset, found: ClassifiedVideos | TaggedVideos, nam
     return rows
 
 
+def classify_table(
+    classifier: VideoClassifier,
+    table: Dataset,
+    accelerator: Accelerator,
+    data: LabelledDataArguments,
+    args: ViewReportArguments,
+) -> ClassifiedVideos | TaggedVideos:
+    """Score the videos of a table as the arguments of a test say.
+
+    Args:
+        classifier: Of any kind.
+        table: With labels that fit it.
+        accelerator: Of the run; all processes must call this.
+        data: How videos are read, and how many may be unreadable.
+        args: Views and batches.
+
+    Raises:
+        ValueError: As `classify_videos` does.
+    """
+    return classify_videos(
+        classifier.model,
+        classifier.processor,
+        cast("Sequence", table["video"]),
+        cast("Sequence", table["label"]),
+        accelerator,
+        batch_size=args.per_device_eval_batch_size,
+        num_clips=args.num_clips,
+        num_crops=args.num_crops,
+        num_workers=data.dataloader_num_workers,
+        max_skipped_ratio=data.max_skipped_ratio,
+        show_progress=not args.disable_tqdm,
+    )
+
+
 @script(SECTIONS)
 def main(
     model_args: EvaluatedModelArguments, data: LabelledDataArguments, args: ViewReportArguments
@@ -285,19 +319,7 @@ def main(
     shown = f"{len(table):,} videos of {len(numbers):,} of the model's {len(classifier.labels):,} classes"
     say_tested(model_args, data, shown)
     with measured_run(accelerator, data):
-        found = classify_videos(
-            classifier.model,
-            classifier.processor,
-            cast("Sequence", table["video"]),
-            cast("Sequence", table["label"]),
-            accelerator,
-            batch_size=args.per_device_eval_batch_size,
-            num_clips=args.num_clips,
-            num_crops=args.num_crops,
-            num_workers=data.dataloader_num_workers,
-            max_skipped_ratio=data.max_skipped_ratio,
-            show_progress=not args.disable_tqdm,
-        )
+        found = classify_table(classifier, table, accelerator, data, args)
     metrics = found.compute_metrics()
     if accelerator.is_main_process:
         report = {

@@ -8,7 +8,6 @@ Source: Radford et al., "Learning Transferable Visual Models From Natural Langua
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,7 +26,7 @@ from .classification import (
     ClassifiedVideos,
     LabelledDataArguments,
     ViewReportArguments,
-    classify_videos,
+    classify_table,
     describe_classes,
     draw_confusion,
     list_predictions,
@@ -84,19 +83,7 @@ def main(
     shown = f"{len(table):,} videos of {len(numbers):,} of {len(names):,} classes, {texts} texts for each class"
     say_tested(model_args, data, shown)
     with measured_run(accelerator, data):
-        found = classify_videos(
-            classifier.model,
-            classifier.processor,
-            cast("Sequence", table["video"]),
-            cast("Sequence", table["label"]),
-            accelerator,
-            batch_size=args.per_device_eval_batch_size,
-            num_clips=args.num_clips,
-            num_crops=args.num_crops,
-            num_workers=data.dataloader_num_workers,
-            max_skipped_ratio=data.max_skipped_ratio,
-            show_progress=not args.disable_tqdm,
-        )
+        found = classify_table(classifier, table, accelerator, data, args)
     scored = cast("ClassifiedVideos", found)  # one label each
     metrics = scored.compute_metrics()
     if accelerator.is_main_process:
