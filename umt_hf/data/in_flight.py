@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from ..runs.mistakes import MachineError
+from ..runs.mistakes import MachineError, unheard_children
 
 NOTE_BYTES = 1024
 SECONDS_TO_OUTLIVE = 300
@@ -105,18 +105,6 @@ class ReadNotes:
         for read in self.list_reads():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(read.process, getattr(signal, "SIGKILL", signal.SIGTERM))
-
-
-@contextlib.contextmanager
-def unheard_children() -> Generator[None]:
-    """Leave out what PyTorch raises, at any place, when a worker is killed."""
-    is_possible = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_possible else None
-    try:
-        yield
-    finally:
-        if is_possible:
-            signal.signal(signal.SIGCHLD, handler)
 
 
 def _end_workers() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..runs.cores import count_workers
-from ..runs.mistakes import WORKER_TRACEBACK
+from ..runs.mistakes import WORKER_TRACEBACK, unheard_children
 from .in_flight import (
     ReadNotes,
     StuckReadingError,
@@ -21,7 +21,6 @@ from .in_flight import (
     explain_death,
     explain_silence,
     start_fork_server,
-    unheard_children,
 )
 
 SECONDS_TO_DIE = 1.0  # between the end of a process's connections and the system's word that it has ended

@@ -148,6 +148,18 @@ def end_with_launcher() -> None:
 
 
 @contextlib.contextmanager
+def unheard_children() -> Generator[None]:
+    """Leave out what PyTorch raises, at any place, when a worker is killed."""
+    is_possible = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_possible else None
+    try:
+        yield
+    finally:
+        if is_possible:
+            signal.signal(signal.SIGCHLD, handler)
+
+
+@contextlib.contextmanager
 def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]:
     """Turn what stops a script into one line on standard error, from the main process, and an exit code.
 
@@ -162,33 +174,38 @@ def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]
     signal.signal(signal.SIGTERM, _build_handler(os.getpid()))
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException as error:
+        with unheard_children():  # one that is being killed would interrupt the sentence
+            _end_for(error, describe_interruption)
+        raise
+
+
+def _end_for(error: BaseException, describe_interruption: Callable[[], str]) -> None:
+    """End the script if an error is of those that one line tells."""
+    if isinstance(error, KeyboardInterrupt):
         _end(f"Interrupted. {describe_interruption()}", 128 + signal.SIGINT)
-    except Terminated as error:
+    if isinstance(error, Terminated):
         if read_rank() > 0:  # most often because the main process has failed, and has said so
             os._exit(error.exit_code)
         _end(f"Terminated. {describe_interruption()}", error.exit_code)
-    except (*MISTAKES, UserError) as error:
-        _end_by(error, describe_interruption)
-    except Exception as error:
+    if not isinstance(error, Exception):
+        return
+    if not isinstance(error, (*MISTAKES, UserError)):
         # PyTorch speaks of a dead worker at any place: also while an error that says more is on its way out.
         former = _find_user_error(error)
         if former is None and find_machine_reason(error) is None:
-            raise
-        _end_by(former or error, describe_interruption)
+            return
+        error = former or error
+    message, code = f"Error: {summarize(error)}", choose_exit_code(error)
+    if code == MACHINE_CODE:  # the command is to be started again: say from where
+        message = f"{message.rstrip('.')}. {describe_interruption()}"
+    _end(message, code, getattr(error, "leaves_at_once", False))
 
 
 def choose_exit_code(error: BaseException) -> int:
     """Exit code that an error asks for."""
     machine = MACHINE_CODE if find_machine_reason(error) is not None else MISTAKE_CODE
     return getattr(error, "exit_code", machine)
-
-
-def _end_by(error: Exception, describe_interruption: Callable[[], str]) -> None:
-    message, code = f"Error: {summarize(error)}", choose_exit_code(error)
-    if code == MACHINE_CODE:  # the command is to be started again: say from where
-        message = f"{message.rstrip('.')}. {describe_interruption()}"
-    _end(message, code, getattr(error, "leaves_at_once", False))
 
 
 def _find_user_error(error: BaseException) -> UserError | None:

@@ -51,10 +51,10 @@ def test_ordinary_frames_are_not_touched():
 def test_a_strip_of_4096_by_2_is_cheap(size, tmp_path):
     path = write_video(tmp_path / "strip.mkv", num_frames=8, height=size[0], width=size[1], codec="libx264", bframes=0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.monotonic()
+    started = time.process_time()
     clips = UMTVideoProcessor()(path, return_tensors="pt")["pixel_values"]
     assert clips.shape == (1, 8, 3, 224, 224)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
@@ -73,6 +73,6 @@ def test_a_strip_that_is_not_cropped_meets_the_limit(monkeypatch):
 def test_strips_are_cheap_in_the_training_of_detectors():
     transform = DetectionTransform(32, 40, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     frames = torch.randint(0, 256, (2, 3, 2, 4096), dtype=torch.uint8)
-    started = time.monotonic()
+    started = time.process_time()
     clip, boxes, kept = transform(frames, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.Generator().manual_seed(0))
-    assert clip.shape == (2, 3, 32, 32) and time.monotonic() - started < 1
+    assert clip.shape == (2, 3, 32, 32) and time.process_time() - started < 1

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torch.utils.data import DataLoader
 
 from tests.processes import build_environment, start_process
-from umt_hf.runs.mistakes import DivergenceError, end_in_one_line, end_with_launcher
+from umt_hf.runs.mistakes import DivergenceError, MachineError, end_in_one_line, end_with_launcher
 from umt_hf.runs.scripts import LAUNCHER_VARIABLE
 
 
@@ -44,6 +45,23 @@ def test_an_error_that_comes_while_another_is_on_its_way_out_does_not_hide_it(ca
 def test_other_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="a fault"):
         end(KeyError("cause"), RuntimeError("a fault"))
+
+
+def test_a_worker_that_dies_while_the_error_is_told_does_not_hide_it(capsys):
+    """PyTorch's handler raises wherever the main thread is just then."""
+    loader = iter(DataLoader(range(8), num_workers=1, multiprocessing_context="fork"))
+    next(loader)
+
+    def describe() -> str:
+        loader._workers[0].kill()
+        time.sleep(0.5)
+        return "Nothing was saved."
+
+    with pytest.raises(SystemExit) as caught, end_in_one_line(describe):
+        raise MachineError("Step 3: no data came.")
+    assert caught.value.code == 4
+    assert capsys.readouterr().err.splitlines() == ["Error: Step 3: no data came. Nothing was saved."]
+    assert signal.getsignal(signal.SIGCHLD) not in (signal.SIG_DFL, signal.SIG_IGN)
 
 
 def start_script_and_be_killed(folder: Path) -> None:
