@@ -150,6 +150,7 @@ NOT_RUN = {
         "hf jobs": "rents a machine",
     },
     "docs/hub.md": {
+        "umt-hf evaluate classification": "needs a Hub; tests/e2e/test_published_figures.py runs it",
         "umt-hf push": _LOOPBACK,
         "hf download": _LOOPBACK,
         "umt-hf pretrain stage1": _LOOPBACK,

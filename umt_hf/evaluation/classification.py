@@ -4,10 +4,16 @@ r"""Test a UMT classifier with several views of each video, and write a report.
         --data videos/test --num_clips 4 --num_crops 3 \
         --output_dir outputs/classifier/test
 
+A released checkpoint, converted where it is not here yet, beside its published figure, on videos drawn at random:
+
+    umt-hf evaluate classification --published umt-vit-b16-k400 \
+        --data k400/val --max_eval_samples 500
+
 Source: Li et al., "Unmasked Teacher", ICCV 2023, section 4 (test views).
 """
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,12 +47,15 @@ from ..runs.arguments import (
     TimedWorkerArguments,
     ViewArguments,
 )
-from ..runs.config import script
+from ..runs.config import describe, script
 from ..runs.folder import CONFUSION_PICTURE
 from .metrics.accuracy import TopKAccuracy, compute_confusion_matrix
 from .metrics.labels import THRESHOLD, compute_f1, compute_ranking_precisions
+from .published import compare_with_published, find_published_accuracy
 from .report import describe_run, write_report
 from .setup import measured_run, override_settings, require_names, say_tested
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -233,13 +242,44 @@ class LabelledDataArguments(
 ):
     """Held-out videos: a CSV (path,label), a folder with a sub-folder for each class, or a `datasets` dataset."""
 
+    max_eval_samples: int | None = describe(
+        None, "Largest number of videos, drawn at random, the same ones each time; default: all."
+    )
+
+    def draw_rows(self, table: Dataset) -> Dataset:
+        """The rows that are tested, in their order; lists are sorted by class too often for the first ones."""
+        if self.max_eval_samples is None or self.max_eval_samples >= len(table):
+            return table
+        rows = np.random.default_rng(0).choice(len(table), self.max_eval_samples, replace=False)
+        return cast("Dataset", table.select(np.sort(rows)))
+
+
+@dataclass(kw_only=True)
+class ClassifierArguments(EvaluatedModelArguments):
+    """The classifier under test, with its processor."""
+
+    published: str | None = describe(
+        None,
+        "Released classifier (`umt-hf zoo`) to test in place of --model_name_or_path: converted where it is not here "
+        "yet, and compared with its published accuracy.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.published is None:
+            return
+        if self.model_name_or_path not in (None, self.published):
+            raise ValueError("published names the model that is tested: leave model_name_or_path out.")
+        find_published_accuracy(self.published)
+        self.model_name_or_path, self.convert = self.published, True
+
 
 @dataclass(kw_only=True)
 class ViewReportArguments(ReportArguments, ViewArguments):
     """Views of each video, and the report; a batch counts views."""
 
 
-SECTIONS = {"model": EvaluatedModelArguments, "data": LabelledDataArguments, "evaluation": ViewReportArguments}
+SECTIONS = {"model": ClassifierArguments, "data": LabelledDataArguments, "evaluation": ViewReportArguments}
 
 
 def list_predictions(table: Dataset, found: ClassifiedVideos | TaggedVideos, names: list[str]) -> list[dict[str, Any]]:
@@ -294,9 +334,7 @@ def classify_table(
 
 
 @script(SECTIONS)
-def main(
-    model_args: EvaluatedModelArguments, data: LabelledDataArguments, args: ViewReportArguments
-) -> dict[str, float]:
+def main(model_args: ClassifierArguments, data: LabelledDataArguments, args: ViewReportArguments) -> dict[str, float]:
     """Load, classify, report; also a picture of the confusion matrix where videos have one label.
 
     Returns:
@@ -314,7 +352,7 @@ def main(
             source, data.data_root, data.csv_separator, **data.dataset_options(), class_names=classifier.labels
         )
     check_stored_frames(table, classifier.processor.num_frames, classifier.processor.sampling_strategy)
-    table = fit_labels(source, table, classifier.labels, classifier.many_labels)
+    table = fit_labels(source, data.draw_rows(table), classifier.labels, classifier.many_labels)
     numbers = Counter(label for own in list_labels(source, table) for label in own)
     shown = f"{len(table):,} videos of {len(numbers):,} of the model's {len(classifier.labels):,} classes"
     say_tested(model_args, data, shown)
@@ -332,6 +370,11 @@ def main(
             **describe_run(classifier.model, classifier.processor, accelerator, model_args, data),
             **dataclasses.asdict(args),
         }
+        if model_args.published is not None:
+            views = (classifier.processor.num_frames, args.num_crops, args.num_clips)
+            compared = compare_with_published(model_args.published, metrics["top1_accuracy"], len(table), *views)
+            report["published"] = compared.to_dict()
+            logger.info(compared.format())
         write_report(accelerator, args.report_folder, report, list_predictions(table, found, classifier.labels))
         if isinstance(found, ClassifiedVideos):
             draw_confusion(found, classifier.labels, args.report_folder)

@@ -77,7 +77,7 @@ def main(
     )
     override_settings(classifier.processor, data, ("decoder",))
     check_stored_frames(table, classifier.processor.num_frames, classifier.processor.sampling_strategy)
-    table = fit_labels(source, table, classifier.labels, many_labels=False)
+    table = fit_labels(source, data.draw_rows(table), classifier.labels, many_labels=False)
     numbers = Counter(label for own in list_labels(source, table) for label in own)
     texts = len(classifier.templates or ())
     shown = f"{len(table):,} videos of {len(numbers):,} of {len(names):,} classes, {texts} texts for each class"
