@@ -39,6 +39,7 @@ from ..processing.video_processing_umt_video import UMTVideoProcessor
 from ..runs.arguments import (
     CSVArguments,
     EvaluatedModelArguments,
+    HeldOutNumberArguments,
     NamedDataArguments,
     ReportArguments,
     SkippingArguments,
@@ -238,13 +239,15 @@ def classify_videos(
 
 @dataclass(kw_only=True)
 class LabelledDataArguments(
-    NamedDataArguments, SourceArguments, TestedSplitArguments, CSVArguments, TimedWorkerArguments, SkippingArguments
+    NamedDataArguments,
+    SourceArguments,
+    TestedSplitArguments,
+    CSVArguments,
+    TimedWorkerArguments,
+    SkippingArguments,
+    HeldOutNumberArguments,
 ):
     """Held-out videos: a CSV (path,label), a folder with a sub-folder for each class, or a `datasets` dataset."""
-
-    max_eval_samples: int | None = describe(
-        None, "Largest number of videos, drawn at random, the same ones each time; default: all."
-    )
 
     def draw_rows(self, table: Dataset) -> Dataset:
         """The rows that are tested, in their order; lists are sorted by class too often for the first ones."""

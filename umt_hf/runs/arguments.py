@@ -295,6 +295,17 @@ class TestSplitArguments(SplitArguments):
 
 
 @dataclass(kw_only=True)
+class HeldOutNumberArguments:
+    """How many videos are held out."""
+
+    max_eval_samples: int | None = describe(
+        None,
+        "Largest number of held-out videos: the first ones in pre-training; in a test they are drawn at random, the "
+        "same ones each time; default: all.",
+    )
+
+
+@dataclass(kw_only=True)
 class TestedSplitArguments(DatasetArguments):
     """Which split of a `datasets` dataset an evaluation reads."""
 

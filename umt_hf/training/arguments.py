@@ -12,6 +12,7 @@ from ..runs.arguments import (
     EncoderSizeArguments,
     FlipArguments,
     FrameCountArguments,
+    HeldOutNumberArguments,
     ModelSourceArguments,
     PrecisionArguments,
     ProgressArguments,
@@ -219,10 +220,10 @@ class DataArguments(
     ReadAheadArguments,
     SkippingArguments,
     StreamArguments,
+    HeldOutNumberArguments,
 ):
     """Where clips come from and how they are read."""
 
-    max_eval_samples: int | None = describe(None, "Largest number of held-out videos; default: all.")
     dataloader_persistent_workers: bool = describe(
         False, "Keep the worker processes of the held-out data between tests; those of the training data always stay."
     )
