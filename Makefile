@@ -154,7 +154,7 @@ dist:
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 ifdef UV
 	$(UV) venv --quiet --clear --python $(PYTHON) $(VENV)
-	$(UV) pip install --quiet --python $(BIN)/python -e ".[dev]" $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -e ".[dev]" $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 else
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet -e ".[dev]" $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
