@@ -153,7 +153,7 @@ def test_an_exported_model_takes_any_shape(kind, model, clip):
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 14])
 @pytest.mark.parametrize("new_size", [1, 2, 3, 7, 8, 14, 40])
 def test_weights_of_an_exported_graph_resize_as_pytorch_does(size, new_size):
-    """In double precision; its own results in single precision are further from these than ours."""
+    """In double precision: in single precision it rounds as much as we do."""
     line = torch.randn(1, 5, size, generator=torch.Generator().manual_seed(0))
     exact = line.double()
     linear = F.interpolate(exact, size=new_size, mode="linear", align_corners=False).float()
