@@ -5,8 +5,8 @@ holds a hash of the list's path, size and time, of the options that change the r
 changes is read anew. A table is complete or absent under its name. Short lists are read into memory and leave nothing.
 """
 
-import atexit
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -28,6 +28,7 @@ from datasets import Dataset, Features
 
 from ..runs.disk import flush, hold_lock
 from ..runs.folder import UNFINISHED_SUFFIX
+from ..runs.mistakes import call_at_end
 from .labels import LABEL, LabelCoding, describe_mixed_labels, encode_labels
 from .lists.columns import VIDEO, describe_mixed, fit_table, unify_schemas
 
@@ -219,8 +220,7 @@ def _clean(root: Path, name: str) -> None:
 def _convert_privately(file: ListFile, read: Read) -> Path:
     """Write the table to a folder that goes with this process."""
     folder = Path(tempfile.mkdtemp(prefix="umt_hf_list_"))
-    owner = os.getpid()
-    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    call_at_end(functools.partial(shutil.rmtree, folder, ignore_errors=True))
     try:
         _convert(file, read, folder)
     except CacheError as error:

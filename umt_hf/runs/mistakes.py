@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import multiprocessing.util
 import os
 import re
 import signal
@@ -41,6 +42,9 @@ FAILED_WRITER = re.compile(
     r"inline_container|PytorchStreamWriter|iostream error|problem writing element|requested and \d+ written"
 )
 PROBE_BYTES = 1 << 20
+LAST = -1  # of what is called at the end of a process: after the end of its children
+
+_at_end: list[multiprocessing.util.Finalize] = []
 
 
 class Terminated(BaseException):
@@ -256,6 +260,11 @@ def read_rank() -> int:
     return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), 0)
 
 
+def call_at_end(function: Callable[[], object]) -> None:
+    """Call a function once when this process ends: also as a child of `multiprocessing`, or by `_exit` with a line."""
+    _at_end.append(multiprocessing.util.Finalize(None, function, exitpriority=LAST))
+
+
 def _end(message: str, code: int, leaves_at_once: bool = False) -> None:
     rank = read_rank()
     if rank > 0:
@@ -270,6 +279,8 @@ def _end(message: str, code: int, leaves_at_once: bool = False) -> None:
         sys.stderr.flush()
     if leaves_at_once or (torch.distributed.is_available() and torch.distributed.is_initialized()):
         # The other processes may wait in a collective; to leave the group in order would wait for them.
+        for finalizer in _at_end:
+            finalizer()
         sys.stdout.flush()
         os._exit(code)
     raise SystemExit(code)

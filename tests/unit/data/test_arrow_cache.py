@@ -4,48 +4,40 @@ import json
 import logging
 import os
 import pickle
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import datasets
 import pytest
 
+from tests.processes import read_output, start_process, wait_for
 from umt_hf.data import arrow_cache, sources
 from umt_hf.data.annotations import load_pairs
-from umt_hf.data.lists import json_lists
+from umt_hf.data.lists import csv_lists, json_lists
 from umt_hf.data.sources import load_videos
 
-ROOT = Path(__file__).parents[3]
-# A process that loads a list as a rank does, and says how often it was read; `slow` gives time to kill it.
-RANK = """
-import sys, time
-import datasets
-datasets.config.HF_DATASETS_CACHE = sys.argv[1]
-from umt_hf.data import arrow_cache, sources
-from umt_hf.data.lists import columns, csv_lists
-arrow_cache.SHORTEST_CACHED_BYTES, csv_lists.CHUNK_ROWS, arrow_cache.BATCH_ROWS = 0, 10, 10
-read = sources.read_csv
 
-def read_aloud(*arguments):
-    print("reads", flush=True)
-    for number, chunk in enumerate(read(*arguments)):
-        time.sleep(float(sys.argv[3]))
-        yield chunk
-        if number == 1:
-            print("begun", flush=True)
+def load_aloud(cache: str, source: str, seconds: float) -> None:
+    """Load a list as a rank does, and say how often it was read; pauses give time to kill it."""
+    datasets.config.HF_DATASETS_CACHE = cache
+    arrow_cache.SHORTEST_CACHED_BYTES, csv_lists.CHUNK_ROWS, arrow_cache.BATCH_ROWS = 0, 10, 10
+    read = sources.read_csv
 
-sources.read_csv = read_aloud
-table = sources.load_videos(sys.argv[2])
-print("rows", len(table), table[0]["video"], sum(table["label"]), table.cache_files, flush=True)
-"""
+    def read_aloud(*arguments):
+        print("reads", flush=True)
+        for number, chunk in enumerate(read(*arguments)):
+            time.sleep(seconds)
+            yield chunk
+            if number == 1:
+                print("begun", flush=True)
+
+    sources.read_csv = read_aloud
+    table = load_videos(source)
+    print("rows", len(table), table[0]["video"], sum(table["label"]), table.cache_files, flush=True)
 
 
-def start_rank(cache, source, seconds=0.0):
-    command = [sys.executable, "-c", RANK, str(cache), str(source), str(seconds)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start_rank(output, cache, source, seconds=0.0):
+    return start_process(load_aloud, str(cache), str(source), seconds, environment={}, output=output)
 
 
 def write_csv(folder, num_rows=100):
@@ -106,10 +98,11 @@ def test_another_list_or_option_gives_another_table(tmp_path, table_cache, monke
 
 def test_processes_make_one_table_together(tmp_path):
     source = write_csv(tmp_path)
-    ranks = [start_rank(tmp_path / "cache", source, 0.02) for _ in range(2)]
-    found = [rank.communicate(timeout=120) for rank in ranks]
-    assert not any(rank.returncode for rank in ranks), found
-    lines = [line for output, _ in found for line in output.splitlines()]
+    ranks = [start_rank(tmp_path / f"rank{rank}", tmp_path / "cache", source, 0.02) for rank in range(2)]
+    wait_for(ranks, 0, timeout=120)
+    found = [read_output(tmp_path / f"rank{rank}") for rank in range(2)]
+    assert [rank.exitcode for rank in ranks] == [0, 0], found
+    lines = [line for output in found for line in output.stdout.splitlines()]
     assert lines.count("reads") == 1
     rows = {line for line in lines if line.startswith("rows")}
     assert len(rows) == 1 and rows.pop().startswith(f"rows 100 {tmp_path}/0.mp4 99 ")
@@ -117,10 +110,12 @@ def test_processes_make_one_table_together(tmp_path):
 
 def test_a_killed_conversion_leaves_nothing_that_is_taken_for_a_table(tmp_path, table_cache):
     source, cache = write_csv(tmp_path), table_cache.parent
-    rank = start_rank(cache, source, 0.05)
-    assert any(line == "begun\n" for line in rank.stdout)
-    rank.send_signal(signal.SIGKILL)
-    rank.communicate(timeout=60)
+    rank = start_rank(tmp_path / "rank", cache, source, 0.05)
+    while "begun" not in read_output(tmp_path / "rank").stdout:
+        assert rank.is_alive(), read_output(tmp_path / "rank")
+        time.sleep(0.01)
+    rank.kill()
+    rank.join(60)
     (left,) = list_entries(table_cache)
     assert left.endswith(arrow_cache.UNFINISHED_SUFFIX)
     assert len(load_videos(str(source))) == 100
@@ -147,8 +142,9 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path, table_cache, monkeypat
     assert "HF_DATASETS_CACHE" in caplog.text
     place = Path(table.cache_files[0]["filename"]).parent
     assert place.is_dir()
-    rank = start_rank(tmp_path / "file", source)
-    output, _ = rank.communicate(timeout=120)
+    rank = start_rank(tmp_path / "rank", tmp_path / "file", source)
+    rank.join(120)
+    output = read_output(tmp_path / "rank").stdout
     folder = output.split("'filename': '")[1].split("'")[0]
     assert "rows 100" in output and not Path(folder).parent.exists()  # it goes with its process
 

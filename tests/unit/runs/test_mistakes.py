@@ -1,6 +1,8 @@
 """The line that a script ends with."""
 
+import functools
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -9,8 +11,8 @@ import psutil
 import pytest
 from torch.utils.data import DataLoader
 
-from tests.processes import build_environment, start_process
-from umt_hf.runs.mistakes import DivergenceError, MachineError, end_in_one_line, end_with_launcher
+from tests.processes import build_environment, read_output, start_process
+from umt_hf.runs.mistakes import DivergenceError, MachineError, call_at_end, end_in_one_line, end_with_launcher
 from umt_hf.runs.scripts import LAUNCHER_VARIABLE
 
 
@@ -62,6 +64,25 @@ def test_a_worker_that_dies_while_the_error_is_told_does_not_hide_it(capsys):
     assert caught.value.code == 4
     assert capsys.readouterr().err.splitlines() == ["Error: Step 3: no data came. Nothing was saved."]
     assert signal.getsignal(signal.SIGCHLD) not in (signal.SIG_DFL, signal.SIG_IGN)
+
+
+def make_folders_and_fail(folder: Path, at_once: bool) -> None:
+    """What a script leaves behind that ends in order, or at once with the line of an error."""
+    (folder / "made").mkdir()
+    call_at_end(functools.partial(shutil.rmtree, folder / "made"))
+    with end_in_one_line(lambda: "Nothing was saved."):
+        error = MachineError("A worker is gone.")
+        error.leaves_at_once = at_once
+        raise error
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_is_to_be_called_at_the_end_is(tmp_path, at_once):
+    process = start_process(make_folders_and_fail, tmp_path, at_once, environment={}, output=tmp_path / "output")
+    process.join(60)
+    said = read_output(tmp_path / "output").stderr
+    assert process.exitcode == 4 and said.splitlines()[-1] == "Error: A worker is gone. Nothing was saved."
+    assert not (tmp_path / "made").exists()
 
 
 def start_script_and_be_killed(folder: Path) -> None:

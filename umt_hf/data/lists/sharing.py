@@ -4,8 +4,8 @@ A folder may have new files at the next start, so that nothing found is kept bey
 temporary files that goes with the process that made it.
 """
 
-import atexit
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -21,6 +21,7 @@ from torch import distributed
 
 from ...runs.disk import hold_lock
 from ...runs.folder import UNFINISHED_SUFFIX
+from ...runs.mistakes import call_at_end
 
 logger = logging.getLogger(__name__)
 
@@ -107,9 +108,8 @@ def _agree(held: contextlib.ExitStack) -> _Findings | None:
     chosen = next((folder for name, folder in proposals if name == host and os.path.isdir(folder)), own)
     if chosen == own and own:
         held.push(lock.pop_all())
-        owner = os.getpid()
         # Not earlier: a process that starts workers anew opens the table again.
-        atexit.register(lambda: shutil.rmtree(own, ignore_errors=True) if os.getpid() == owner else None)
+        call_at_end(functools.partial(shutil.rmtree, own, ignore_errors=True))
         return _Findings(Path(own), is_owner=True)
     lock.close()
     if own:

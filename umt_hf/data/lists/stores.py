@@ -4,7 +4,7 @@ A list that is fetched is kept in the cache of `datasets` under a hash of its by
 tables that are made of long lists, find it as it was.
 """
 
-import atexit
+import functools
 import hashlib
 import logging
 import os
@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from ...processing.media_files import URL_START, ask_store, download, find_protocol, open_store
 from ...runs.disk import hold_lock, name_unfinished, put_file
+from ...runs.mistakes import call_at_end
 from .columns import call
 
 logger = logging.getLogger(__name__)
@@ -74,8 +75,7 @@ def fetch_list(url: str) -> Path:
             return _keep(root / digest, name, content)
     except OSError as error:
         folder = Path(tempfile.mkdtemp(prefix="umt_hf_fetched_"))
-        owner = os.getpid()
-        atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+        call_at_end(functools.partial(shutil.rmtree, folder, ignore_errors=True))
         logger.warning("%s: cannot be kept in %s (%s); every process fetches it at every start.", url, root, error)
         return _keep(folder, name, content)
 
