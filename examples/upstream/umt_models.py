@@ -34,7 +34,8 @@ class UMTVideoTextEncoder(AbsEncoder):
         self.model = AutoModel.from_pretrained(model_name, dtype=torch.float32, **source).to(self.device).eval()
 
     def _prepare(self, rows: list[dict[str, Any]]) -> BatchFeature:
-        given = {key: [row[name] for row in rows] for key, name in _INPUTS.items() if name in rows[0]}
+        columns = {"text": "text", "videos": "video"}  # arguments of the processor, columns of mteb
+        given = {key: [row[name] for row in rows] for key, name in columns.items() if name in rows[0]}
         return self.processor(**given, padding=True, return_tensors="pt")
 
     def encode(
@@ -51,8 +52,8 @@ class UMTVideoTextEncoder(AbsEncoder):
         """Vectors of videos or texts, `(rows, embed_dim)`; of rows with both, their sums."""
         import torch
 
-        # Not FramesCollator: it takes first and last frames, or decodes all. The processor decodes those that the
-        # model was evaluated with, here and in workers.
+        # Not FramesCollator, which takes other frames or decodes all: the processor decodes those that the published
+        # evaluation took.
         inputs.collate_fn = self._prepare
         vectors = []
         with torch.inference_mode():
@@ -67,21 +68,20 @@ class UMTVideoTextEncoder(AbsEncoder):
         return torch.cat(vectors)
 
 
-_INPUTS = {"text": "text", "videos": "video"}  # of the processor, and the columns of mteb
-
-# Tasks of mteb on the data that models were trained with. Of Kinetics-710 the videos alone; of WebVid its videos.
+# Tasks of mteb on data that models have seen: the videos of Kinetics-710, without their classes, then pairs. The test
+# of WebVid-CoVR is counted as seen by all, though 5M and 17M have a part of WebVid.
 _WAYS = ("T2V", "V2T", "T2VA", "VA2T", "AT2V", "VT2A", "A2V", "V2A")
-_PAIRS_5M = {
+_SEEN_5M = {
     *("Kinetics400V", "Kinetics400VA", "Kinetics400ZeroShot", "Kinetics400VAZeroShot"),
     *(f"Kinetics{n}V{kind}" for n in (600, 700) for kind in ("", "A", "ZeroShot", "AZeroShot")),
     *("WebVidCoVRIT2VRetrieval", "DenseWebVidCoVRVT2VRetrieval"),
 }
-_PAIRS_25M = _PAIRS_5M | {"MSCOCOI2TRetrieval", "MSCOCOT2IRetrieval"}  # those of 17M have COCO too
-_MSRVTT = _PAIRS_25M | {f"MSRVTT{way}" for way in _WAYS}
-_DIDEMO = _PAIRS_25M | {f"DiDeMo{way}Retrieval{version}" for way in _WAYS for version in ("", ".v2")}
-_ACTIVITYNET = _PAIRS_25M | {"ActivityNetCaptionsT2VRetrieval", "ActivityNetCaptionsV2TRetrieval"}
-_MSVD = _PAIRS_25M | {"MSVDT2VRetrieval", "MSVDV2TRetrieval"}
-_SSV2 = _PAIRS_25M | {"SomethingSomethingV2Classification"}
+_SEEN_25M = _SEEN_5M | {"MSCOCOI2TRetrieval", "MSCOCOT2IRetrieval"}  # those of 17M have COCO too
+_MSRVTT = _SEEN_25M | {f"MSRVTT{way}" for way in _WAYS}
+_DIDEMO = _SEEN_25M | {f"DiDeMo{way}Retrieval{version}" for way in _WAYS for version in ("", ".v2")}
+_ACTIVITYNET = _SEEN_25M | {"ActivityNetCaptionsT2VRetrieval", "ActivityNetCaptionsV2TRetrieval"}
+_MSVD = _SEEN_25M | {"MSVDT2VRetrieval", "MSVDV2TRetrieval"}
+_SSV2 = _SEEN_25M | {"SomethingSomethingV2Classification"}
 
 _B16 = {
     "n_parameters": 202_409_729,
@@ -104,11 +104,12 @@ def _build_meta(
     size: dict[str, int],
     max_tokens: int = 32,
     adapted_from: ModelMeta | None = None,
+    revision: str | None = None,
 ) -> ModelMeta:
     return ModelMeta(
         loader=UMTVideoTextEncoder,
         name=f"{ACCOUNT}/{name}",
-        revision=None,  # the commit of the repository, once there is one
+        revision=revision,  # None until there is a repository
         release_date=None,  # mteb takes that of the repository
         languages=["eng-Latn"],
         modalities=["video", "text"],
@@ -117,7 +118,7 @@ def _build_meta(
         license=None,  # the code has MIT; none is stated for the weights
         open_weights=True,
         public_training_code="https://github.com/OpenGVLab/unmasked_teacher",
-        public_training_data=None,  # WebVid is no longer published
+        public_training_data=None,  # WebVid was withdrawn
         framework=["PyTorch", "Transformers", "Sentence Transformers"],
         reference=None,  # the page of the repository
         similarity_fn_name=ScoringFunction.DOT_PRODUCT,  # a mean of unit vectors is shorter than they are
@@ -137,12 +138,12 @@ _CITATION = """@inproceedings{li2023unmasked,
   year = {2023}
 }"""
 
-umt_vit_b16_5m = _build_meta("umt-vit-b16-5m", _PAIRS_5M, size=_B16)
-umt_vit_b16_17m = _build_meta("umt-vit-b16-17m", _PAIRS_25M, size=_B16)
-umt_vit_b16_25m = _build_meta("umt-vit-b16-25m", _PAIRS_25M, size=_B16)
-umt_vit_l16_5m = _build_meta("umt-vit-l16-5m", _PAIRS_5M, size=_L16)
-umt_vit_l16_17m = _build_meta("umt-vit-l16-17m", _PAIRS_25M, size=_L16)
-umt_vit_l16_25m = _build_meta("umt-vit-l16-25m", _PAIRS_25M, size=_L16)
+umt_vit_b16_5m = _build_meta("umt-vit-b16-5m", _SEEN_5M, size=_B16)
+umt_vit_b16_17m = _build_meta("umt-vit-b16-17m", _SEEN_25M, size=_B16)
+umt_vit_b16_25m = _build_meta("umt-vit-b16-25m", _SEEN_25M, size=_B16)
+umt_vit_l16_5m = _build_meta("umt-vit-l16-5m", _SEEN_5M, size=_L16)
+umt_vit_l16_17m = _build_meta("umt-vit-l16-17m", _SEEN_25M, size=_L16)
+umt_vit_l16_25m = _build_meta("umt-vit-l16-25m", _SEEN_25M, size=_L16)
 
 # Fine-tuned for one set of videos.
 _B16_TUNED = {"size": _B16, "adapted_from": umt_vit_b16_25m}
@@ -153,8 +154,8 @@ umt_vit_b16_25m_didemo = _build_meta("umt-vit-b16-25m-didemo", _DIDEMO, max_toke
 umt_vit_l16_25m_didemo = _build_meta("umt-vit-l16-25m-didemo", _DIDEMO, max_tokens=64, **_L16_TUNED)
 umt_vit_b16_25m_anet = _build_meta("umt-vit-b16-25m-anet", _ACTIVITYNET, max_tokens=150, **_B16_TUNED)
 umt_vit_l16_25m_anet = _build_meta("umt-vit-l16-25m-anet", _ACTIVITYNET, max_tokens=150, **_L16_TUNED)
-umt_vit_b16_25m_lsmdc = _build_meta("umt-vit-b16-25m-lsmdc", _PAIRS_25M, max_tokens=96, **_B16_TUNED)
-umt_vit_l16_25m_lsmdc = _build_meta("umt-vit-l16-25m-lsmdc", _PAIRS_25M, max_tokens=96, **_L16_TUNED)
+umt_vit_b16_25m_lsmdc = _build_meta("umt-vit-b16-25m-lsmdc", _SEEN_25M, max_tokens=96, **_B16_TUNED)
+umt_vit_l16_25m_lsmdc = _build_meta("umt-vit-l16-25m-lsmdc", _SEEN_25M, max_tokens=96, **_L16_TUNED)
 umt_vit_b16_25m_msvd = _build_meta("umt-vit-b16-25m-msvd", _MSVD, max_tokens=64, **_B16_TUNED)
 umt_vit_l16_25m_msvd = _build_meta("umt-vit-l16-25m-msvd", _MSVD, max_tokens=64, **_L16_TUNED)
 umt_vit_b16_25m_ssv2_label = _build_meta("umt-vit-b16-25m-ssv2-label", _SSV2, max_tokens=25, **_B16_TUNED)
