@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import fsspec
 import typer
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
+from datasets import Dataset, Video
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from transformers import (
@@ -52,6 +54,7 @@ from umt_hf import (
     cli,
 )
 from umt_hf.cli.scripts import translate_precision
+from umt_hf.hub_cards.sentence_transformers import write_sentence_transformers_files
 from umt_hf.moving_shapes.tiny_bert import TextTowerArguments, write_text_tower
 from umt_hf.runs.config import parse_config
 from umt_hf.runs.scripts import GROUP_TITLES, SCRIPTS
@@ -111,11 +114,16 @@ _WITHOUT_RUNTIMES = (
 _WITHOUT_RAY = (
     {} if importlib.util.find_spec("ray") else {"import os\n\nimport ray": "needs ray; `make test-extras` runs it"}
 )
-_WITHOUT_SENTENCE_TRANSFORMERS = (
-    {}
-    if importlib.util.find_spec("sentence_transformers")
-    else {"import umt_hf\nfrom sentence_transformers": "needs sentence-transformers; `make test-extras` runs it"}
-)
+_BLOCKS_OF_LIBRARIES = {
+    "import umt_hf\nfrom sentence_transformers": "sentence_transformers",
+    "from glob import glob\n\nimport lancedb": "sentence_transformers",
+    "import mteb": "mteb",
+}
+_WITHOUT_SENTENCE_TRANSFORMERS = {
+    start: f"needs {library}; `make test-extras` runs it"
+    for start, library in _BLOCKS_OF_LIBRARIES.items()
+    if not importlib.util.find_spec(library)
+}
 NOT_RUN = {
     "any page": {
         "git clone": "needs a network",
@@ -251,6 +259,7 @@ def prepare(folder: Path, shapes: Path) -> Path:
     write_videomae(folder / "videomae")
     write_siglip(folder / "google" / "siglip2-base-patch16-224")
     (folder / "b16_ptk710_f8_res224.pth").touch()
+    shutil.copy(ROOT / "examples" / "upstream" / "umt_models.py", folder)
     (folder / "vocab.txt").write_text("\n".join(test_search.SPECIAL + test_search.WORDS))
     write_media(folder, sorted((shapes / "videos" / "train").iterdir()))
     write_lists(folder, shapes)
@@ -279,9 +288,16 @@ def fill_store(folder: Path) -> None:
         store.pipe_file(f"s3://my-bucket/{name}.csv", "".join(own).encode())
 
 
+def load_clips_as_msrvtt(*_, **__) -> Dataset:
+    """What mteb would download for its tasks of MSR-VTT: the clips of the current folder."""
+    rows = json.loads(Path("msrvtt_ret_test1k.json").read_text())
+    columns = {"caption": [row["caption"] for row in rows], "video": [f"msrvtt/{row['video']}" for row in rows]}
+    return Dataset.from_dict(columns).cast_column("video", Video(decode=False))
+
+
 def write_stand_in(folder: Path, kind: type) -> None:
     if kind.__name__.startswith("UMTVideoText"):
-        test_search.save_model(folder, kind)
+        write_sentence_transformers_files(test_search.save_model(folder, kind))
         return
     labels = {} if kind is UMTVideoForPreTraining else {"num_labels": 710 if "k710" in folder.name else 6}
     config = UMTVideoConfig(**test_features.TINY | {"num_aligned_layers": 1, "teacher_hidden_size": 12} | labels)
@@ -375,8 +391,8 @@ def run_block(block: Block) -> None:
 def names_missing_extra(node: ast.Import | ast.ImportFrom) -> bool:
     """Whether a line imports a large library that only `make test-extras` installs, and that is not here."""
     name = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
-    root = (name or "").split(".")[0]
-    return root in ("ray", "sentence_transformers") and importlib.util.find_spec(root) is None
+    root = (name or "").split(".")[0].replace("umt_models", "mteb")  # a file that imports it
+    return root in ("mteb", "ray", "sentence_transformers") and importlib.util.find_spec(root) is None
 
 
 def find_missing_feature(code: str) -> str | None:

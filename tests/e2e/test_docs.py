@@ -26,6 +26,7 @@ from tests.e2e.pages import (
     find_reason,
     list_flags,
     list_named_scripts,
+    load_clips_as_msrvtt,
     prepare,
     read_blocks,
     run_block,
@@ -81,6 +82,9 @@ def test_blocks_run(page, prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.setitem(_registry, "s3", StandInStore)
     fill_store(folder)
+    monkeypatch.syspath_prepend(str(folder))  # as for a script there
+    if importlib.util.find_spec("mteb"):
+        monkeypatch.setattr("mteb.tasks.retrieval.eng.msr_vtt.load_dataset", load_clips_as_msrvtt)
     for written in WRITTEN_BY.get(page, []):
         shutil.rmtree(written)
     printed = []

@@ -1,6 +1,7 @@
 """Folders of ours as sentence-transformers loads them: the same scores, by its own modules, tools and trainer."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 import umt_hf  # noqa: F401 (registers the models)
+from tests.e2e.pages import read_blocks
 from tests.unit.inference.test_features import TINY
 from tests.unit.inference.test_search import save_model
 from umt_hf import (
@@ -173,3 +175,29 @@ def test_its_evaluator_and_its_trainer_take_a_folder(dual, videos, tmp_path):
         model=model, args=arguments, train_dataset=data, loss=MultipleNegativesRankingLoss(model)
     ).train()
     assert np.abs(model.encode(TEXTS) - before).max() > 1e-4
+
+
+def test_the_registry_of_lancedb_orders_videos_as_the_model(videos, tmp_path, monkeypatch, capsys):
+    """The block of the guide as it stands; and what the guide warns of: a path that is not there is a text."""
+    pytest.importorskip("lancedb")
+    pytest.importorskip("sentence_transformers")
+    (block,) = (block for block in read_blocks("docs/sentence_transformers.md") if "get_registry" in block.text)
+    monkeypatch.chdir(tmp_path)
+    folder = save_model(Path("outputs/retrieval"))
+    write_sentence_transformers_files(folder)
+    shutil.copytree(Path(videos[0]).parent, "videos")
+    names: dict = {}
+    exec(block.text, names)
+    scores = compute_scores(folder, videos)[:, 0]
+    expected = [f"videos/{Path(videos[i]).name}" for i in (-scores).argsort()]
+    assert capsys.readouterr().out.splitlines()[-1] == str(expected[:3])
+
+    def search(text: str) -> list[dict]:
+        return names["table"].search(text).distance_type("dot").to_list()
+
+    found = {hit["path"]: 1 - hit["_distance"] for hit in search(TEXTS[0])}
+    np.testing.assert_allclose([found[path] for path in expected], np.sort(scores)[::-1], atol=1e-5)
+    names["table"].add([{"path": "videos/mistyped.mp4"}])
+    (row,) = (hit for hit in search(TEXTS[0]) if hit["path"] == "videos/mistyped.mp4")
+    np.testing.assert_allclose(row["vector"], load(folder).encode("videos/mistyped.mp4"), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(row["vector"]), 1, atol=1e-5)  # a video's is shorter

@@ -1,6 +1,7 @@
 """The index folder and the search through it, with an untrained model of a few hundred numbers."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,10 @@ SPECIAL = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SE
 QUERY = "a red circle moving left"
 
 
-def save_model(folder: Path, kind=UMTVideoTextForRetrieval, seed: int = 0) -> Path:
+def save_model(folder: Path, kind=UMTVideoTextForRetrieval, seed: int = 0, words: Sequence[str] = WORDS) -> Path:
     """Write an untrained model whose matching head and projections tell videos apart, and its processor."""
     torch.manual_seed(seed)
-    text = TINY_TEXT | {"vocab_size": len(SPECIAL) + len(WORDS)}
+    text = TINY_TEXT | {"vocab_size": len(SPECIAL) + len(words)}
     model = kind(UMTVideoTextConfig(**TINY | {"text_config": text}))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -46,7 +47,7 @@ def save_model(folder: Path, kind=UMTVideoTextForRetrieval, seed: int = 0) -> Pa
     video_processor = UMTVideoProcessor(
         num_frames=2, size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     )
-    UMTVideoTextProcessor(video_processor, build_tokenizer(SPECIAL + WORDS, max_length=16)).save_pretrained(folder)
+    UMTVideoTextProcessor(video_processor, build_tokenizer([*SPECIAL, *words], max_length=16)).save_pretrained(folder)
     return folder
 
 
