@@ -45,6 +45,7 @@ ExportPart = Literal["model", "encoder", "video", "text"]
 
 FACTS_FILE = "umt_export.json"
 TRANSFORMERS_FORMATS = {"onnx": "onnx", "openvino": "openvino", "torch": "dynamo"}
+_kept: list[Any] = []  # graphs that stay until the process ends
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "dynamo": ()}
 GRAPH_SUFFIXES = (".onnx", ".data", ".xml", ".bin")
 EXPORTERS_VERSION = "5.24"
@@ -397,7 +398,14 @@ def load_exported(
         exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         options["config"] = exact | options.get("config", {})
         device = device or "cpu"
-    return ExportedModel.from_pretrained(str(folder), device=device, trust_remote_code=trust_remote_code, **options)
+    exported = ExportedModel.from_pretrained(
+        str(folder), device=device, trust_remote_code=trust_remote_code, **options
+    )
+    if format == "openvino":
+        # The CPU plugin of 2026.4 gives the thread a stack for signals. Where graphs are let go in the order they came
+        # in, it leaves one that is gone, and the next signal (Ctrl-C, a loader's worker that ends) kills the process.
+        _kept.append(exported)
+    return exported
 
 
 class ExportedGraph(nn.Module):

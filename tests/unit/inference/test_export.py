@@ -1,7 +1,10 @@
 """Exported graphs answer as the model at every shape, with the processor beside them; what is missing is named."""
 
+import gc
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -11,6 +14,7 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
+from tests.processes import read_output, start_process
 from tests.unit.inference.test_search import save_model
 from tests.unit.modeling.tiny_models import build_config, build_model
 from tests.unit.video_files import write_video
@@ -229,6 +233,26 @@ def test_the_report_is_all_of_standard_output(format, folders, tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["is_int8"] is True
+
+
+def load_twice_and_signal(folder):
+    """Two graphs that are let go in the order they came, then a signal that Python handles."""
+    signal.signal(signal.SIGUSR1, lambda *_: print("handled", flush=True))
+    first, second = load_exported(folder), load_exported(folder)
+    del first
+    gc.collect()
+    del second
+    gc.collect()
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+@needs_exporters
+def test_a_process_that_has_let_graphs_go_still_handles_signals(exported, tmp_path):
+    require_format("openvino")
+    folder = str(exported("classifier", "openvino"))
+    process = start_process(load_twice_and_signal, folder, environment={}, output=tmp_path / "output")
+    process.join(120)
+    assert process.exitcode == 0 and read_output(tmp_path / "output").stdout.endswith("handled\n")
 
 
 @needs_exporters
