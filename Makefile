@@ -7,7 +7,7 @@ SOURCES = umt_hf umt_hf_launcher.py setup.py tests benchmarks examples docs
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-heavy test-extras test-oldest faults soak quality workflows style notebooks bench bench-inference bench-cuda check-zoo test-readme docs docs-serve dist clean
+.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-heavy test-extras test-oldest faults soak quality workflows style notebooks bench bench-inference bench-cuda check-zoo test-readme docs docs-serve dist release-fixtures clean
 
 # Minutes on two cores.
 demo: $(VENV)/.installed
@@ -140,6 +140,10 @@ docs: $(VENV)/.installed
 
 docs-serve: $(VENV)/.installed
 	$(BIN)/mkdocs serve
+
+# What this version leaves on a disk, for tests of later ones: the last thing before its tag, and never again after it.
+release-fixtures: $(VENV)/.installed
+	$(BIN)/python -m tests.e2e.releases
 
 # What a release uploads, built in an environment without PyTorch; TAG=v0.1.0 also checks that this is the version.
 dist:
