@@ -23,6 +23,7 @@ OF_A_CLONE = (
     "e2e/test_docs.py",
     "e2e/test_examples.py",
     "e2e/test_pretraining_value.py",
+    "e2e/test_processes.py::test_everything_is_imported_before",
     "e2e/test_restarting.py",
     "e2e/test_vbench.py",
     "e2e/test_wheel.py",

@@ -185,6 +185,8 @@ def choose_exit_code(error: BaseException) -> int:
 
 
 def _end_by(error: Exception, describe_interruption: Callable[[], str]) -> None:
+    if hasattr(signal, "SIGCHLD"):  # of a worker that ends now PyTorch would speak at any place below, too
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     message, code = f"Error: {summarize(error)}", choose_exit_code(error)
     if code == MACHINE_CODE:  # the command is to be started again: say from where
         message = f"{message.rstrip('.')}. {describe_interruption()}"

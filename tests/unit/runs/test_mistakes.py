@@ -9,15 +9,17 @@ import psutil
 import pytest
 
 from tests.processes import build_environment, start_process
-from umt_hf.runs.mistakes import DivergenceError, end_in_one_line, end_with_launcher
+from umt_hf.runs.mistakes import DivergenceError, MachineError, end_in_one_line, end_with_launcher
 from umt_hf.runs.scripts import LAUNCHER_VARIABLE
 
 
 @pytest.fixture(autouse=True)
-def sigterm():
-    handler = signal.getsignal(signal.SIGTERM)
+def handlers():
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGCHLD") if hasattr(signal, name)]
+    kept = {number: signal.getsignal(number) for number in numbers}
     yield
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in kept.items():
+        signal.signal(number, handler)
 
 
 def end(*errors: Exception) -> None:
@@ -44,6 +46,19 @@ def test_an_error_that_comes_while_another_is_on_its_way_out_does_not_hide_it(ca
 def test_other_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="a fault"):
         end(KeyError("cause"), RuntimeError("a fault"))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="needs SIGCHLD")
+def test_a_worker_that_dies_while_the_line_is_written_changes_nothing(capsys):
+    """PyTorch then raises wherever Python is."""
+
+    def raise_error(*_):
+        raise RuntimeError("worker is killed")
+
+    signal.signal(signal.SIGCHLD, raise_error)
+    with pytest.raises(SystemExit) as caught, end_in_one_line(lambda: os.kill(os.getpid(), signal.SIGCHLD)):
+        raise MachineError("No data came for 3 s.")
+    assert caught.value.code == 4 and "Error: No data came for 3 s." in capsys.readouterr().err
 
 
 def start_script_and_be_killed(folder: Path) -> None:
