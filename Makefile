@@ -7,7 +7,7 @@ SOURCES = umt_hf umt_hf_launcher.py setup.py tests benchmarks examples docs
 DEMO = outputs/moving_shapes
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-heavy test-extras test-oldest faults soak quality workflows style notebooks bench bench-inference bench-cuda check-zoo test-readme docs docs-serve dist clean
+.PHONY: demo demo-full demo-seeds demo-finetune test test-fast test-forkserver test-heavy test-extras test-oldest faults soak quality audit workflows style notebooks bench bench-inference bench-cuda check-zoo test-readme docs docs-serve dist test-dist release-fixtures clean
 
 # Minutes on two cores.
 demo: $(VENV)/.installed
@@ -143,6 +143,18 @@ docs: $(VENV)/.installed
 docs-serve: $(VENV)/.installed
 	$(BIN)/mkdocs serve
 
+# Licences of the libraries, then what is known against them, which needs https://pypi.org.
+audit: $(VENV)/.installed
+	$(BIN)/python -m tests.audit licenses
+	$(PYTHON) -m venv --clear .venv-audit
+	.venv-audit/bin/python -m pip install --quiet "pip-audit>=2.9"
+	.venv-audit/bin/pip-audit --path $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") \
+		--progress-spinner off --format json | $(BIN)/python -m tests.audit vulnerabilities
+
+# What this version leaves on a disk, for tests of later ones: the last thing before its tag, and never again after it.
+release-fixtures: $(VENV)/.installed
+	$(BIN)/python -m tests.e2e.releases
+
 # What a release uploads, built in an environment without PyTorch; TAG=v0.1.0 also checks that this is the version.
 dist:
 	rm -rf dist build
@@ -152,6 +164,12 @@ dist:
 	.venv-dist/bin/python -m twine check --strict dist/*
 	@test -z "$$TAG" || test -f "dist/umt_hf-$${TAG#v}-py3-none-any.whl" || \
 		{ echo "The tag $$TAG is not the version in: $$(cd dist && echo *)" >&2; exit 1; }
+
+# What `make dist` has built, installed beside the libraries of $(VENV) and tested by the tests of the source distribution,
+# far from the tree; all of them: make test-dist DIST_TESTS=tests
+DIST_TESTS ?= -m "not slow" tests/e2e/test_releases.py $(addprefix tests/,faults hub parity properties transformers_common unit)
+test-dist: $(VENV)/.installed
+	$(BIN)/python -m tests.dist -n $(WORKERS) --dist worksteal $(DIST_TESTS)
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 ifdef UV
@@ -164,4 +182,4 @@ endif
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-dist outputs build dist site *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-dist .venv-audit outputs build dist site *.egg-info .pytest_cache .ruff_cache

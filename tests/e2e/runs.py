@@ -98,12 +98,12 @@ def save_student(folder: Path, **changes) -> Path:
     return folder
 
 
-def save_teacher(folder: Path) -> Path:
-    """An untrained CLIP for clips of 64 pixels."""
+def save_teacher(folder: Path, image_size: int = 64, patch_size: int = 16) -> Path:
+    """An untrained CLIP for small clips."""
     torch.manual_seed(0)
     config = CLIPVisionConfig(
-        image_size=64,
-        patch_size=16,
+        image_size=image_size,
+        patch_size=patch_size,
         hidden_size=24,
         num_hidden_layers=3,
         num_attention_heads=2,

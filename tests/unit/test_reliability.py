@@ -1,4 +1,4 @@
-"""The tests that docs/reliability.md names are there, with what is collected under each name."""
+"""The tests that docs/reliability.md and SECURITY.md name are there, with what is collected under each name."""
 
 import re
 import subprocess
@@ -9,11 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
+PAGES = (PAGE, ROOT / "SECURITY.md")
 TEST_ID = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
-def test_each_test_that_the_page_names_is_collected(request):
-    named = TEST_ID.findall(PAGE.read_text(encoding="utf-8"))
+def test_each_test_that_the_pages_name_is_collected(request):
+    named = [found for page in PAGES for found in TEST_ID.findall(page.read_text(encoding="utf-8"))]
     assert len(named) > 25 and len(set(named)) > 25
     pytest.importorskip("gradio", reason="the tests of the page are not collected without it")
     collected = {item.nodeid.split("[")[0] for item in request.session.items}

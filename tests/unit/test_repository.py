@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import OF_A_CLONE
+from umt_hf.version import __version__
+
 try:
     import tomllib
 except ImportError:  # Python 3.10, where pytest brings tomli
@@ -18,6 +21,7 @@ except ImportError:  # Python 3.10, where pytest brings tomli
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 FORMS = sorted(file for file in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if file.name != "config.yml")
+RELEASES = ROOT / "tests" / "fixtures" / "releases"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "mkdocs.yml", ROOT / "CITATION.cff"])
 OWN_ADDRESS = re.compile(r"(?:https?://|git@)[^\s<>()\"'`]*\bumt[_-]hf\b(?:\.git)?(?![\w.-]*\w)", re.IGNORECASE)
 
@@ -171,6 +175,21 @@ def test_the_citation_is_the_papers():
     authors = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
     assert authors == bibtex["author"] and paper["title"] == bibtex["title"]
     assert paper["collection-title"] == bibtex["booktitle"] and str(paper["year"]) == bibtex["year"]
+
+
+def test_the_tests_of_a_clone_are_there():
+    for name in OF_A_CLONE:
+        file, _, test = name.partition("::")
+        assert f"def {test or 'test_'}" in (ROOT / "tests" / file).read_text(encoding="utf-8"), name
+
+
+def test_the_release_has_one_date():
+    """In the changelog and the citation, and its files are kept for later versions."""
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## (\d+\.\d+\.\d+) \((\d{4}-\d\d-\d\d)\)$", changelog, re.MULTILINE)
+    citation = read_yaml(ROOT / "CITATION.cff")
+    assert released[0] == (__version__, str(citation["date-released"])) and citation["version"] == __version__
+    assert {version for version, _ in released} == {path.name for path in RELEASES.iterdir()}
 
 
 def test_no_address_before_there_is_one():

@@ -108,6 +108,9 @@ def test_card_of_every_released_model(name, tmp_path):
     sections = re.findall(r"^## (.+)$", str(card), flags=re.MULTILINE)
     assert {"How to use", "Training", "Limits", "Licence", "Citation"} <= set(sections)
     assert ("Evaluation" in sections) == bool(entry.figures) and ("Compute" in sections) == (name == "umt-vit-l16-25m")
+    licence = str(card).partition("## Licence\n")[2].partition("##")[0]
+    assert "Weights: no licence of the released weights is known here; ask at [OpenGVLab/UMT](https://" in licence
+    assert "Published code: MIT, at [OpenGVLab/unmasked_teacher](https://" in licence
     for figure in entry.figures:
         assert f"| {figure.metric} | {figure.value} |" in str(card)
     assert (

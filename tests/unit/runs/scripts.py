@@ -4,7 +4,9 @@ import importlib
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+import umt_hf
+
+ROOT = Path(umt_hf.__file__).parents[1]
 
 
 def list_scripts() -> list[str]:
