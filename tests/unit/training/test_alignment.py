@@ -105,7 +105,9 @@ def batch() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("mask_type", ["attention", "tube", "random"])
 def test_one_step_of_stage_1(mask_type, calls, teacher, batch):
     model = UMTVideoForPreTraining(UMTVideoConfig(**VISION, mask_type=mask_type))
-    stage = SimpleNamespace(model=model, teacher=teacher, config=model.config, compute_targets=compute_targets)
+    stage = SimpleNamespace(
+        model=model, teacher=teacher, other_teachers=(), config=model.config, compute_targets=compute_targets
+    )
     with SortingCounter(calls):
         Stage1.forward_step(stage, batch)["uta_loss"].backward()
     # The indices are ordered once after the draw; the backward pass of the gathers does not order anything.
@@ -143,7 +145,9 @@ def test_loss_and_gradients_equal_those_of_the_public_loss(teacher, batch):
     """`uta_loss` normalises both sides by default, which changes unit vectors by rounding alone."""
     torch.manual_seed(0)
     model = UMTVideoForPreTraining(UMTVideoConfig(**VISION))
-    stage = SimpleNamespace(model=model, teacher=teacher, config=model.config, compute_targets=compute_targets)
+    stage = SimpleNamespace(
+        model=model, teacher=teacher, other_teachers=(), config=model.config, compute_targets=compute_targets
+    )
     loss = Stage1.forward_step(stage, batch)["uta_loss"]
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     visible, targets = compute_targets(teacher, batch["pixel_values"], batch["mask_noise"], "attention", 0.8)
