@@ -2,8 +2,6 @@
 """VideoMAE as a further teacher: features of clips, in which a token is a tubelet of frames.
 
 Source: Tong et al., "VideoMAE", NeurIPS 2022.
-
-Legend: B batch, T frames, N tubelets of a clip, D width.
 """
 
 from typing import Any, ClassVar

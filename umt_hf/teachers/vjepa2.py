@@ -2,8 +2,6 @@
 """V-JEPA 2 as a further teacher: features of clips, in which a token is a tubelet of frames.
 
 Source: Assran et al., "V-JEPA 2", 2025.
-
-Legend: B batch, T frames, N tubelets of a clip, D width.
 """
 
 from typing import Any, ClassVar
