@@ -46,9 +46,9 @@ class Arguments(ReportArguments):
         default=Path("outputs/moving_shapes"), metadata={"help": "Of `make demo`: its data and teacher."}
     )
     seeds: list[int] = field(default_factory=lambda: [51, 52, 53], metadata={"help": "Weights, order, masks."})
-    steps: int = field(default=400, metadata={"help": "Optimizer steps with the image teacher alone."})
+    steps: int = field(default=480, metadata={"help": "Optimizer steps with the image teacher alone."})
     teacher_weights: list[float] = field(default_factory=lambda: [1.0, 1.0], metadata={"help": "Of the two losses."})
-    video_teacher_steps: int = field(default=1200, metadata={"help": "Optimizer steps of the video teacher."})
+    video_teacher_steps: int = field(default=1000, metadata={"help": "Optimizer steps of the video teacher."})
     probe_steps: int = field(default=800, metadata={"help": "Optimizer steps of a probe."})
 
 

@@ -581,7 +581,7 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
     """UMT stage 1: the encoder sees the visible tokens and aligns its last layers with a frozen teacher's on them.
 
     The teacher is not part of the model: see [`UMTTeacher`]. With `config.other_teachers` it aligns them with several,
-    each by heads of its own.
+    with a set of heads for each.
 
     Examples:
         >>> import torch
