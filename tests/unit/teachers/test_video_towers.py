@@ -93,9 +93,7 @@ def test_a_folder_is_read_strictly_and_in_its_own_pixels(kind, tmp_path):
     torch.testing.assert_close(
         loaded.compute_features(video), UMTTeacher(build_tower(kind), 2).compute_features(video)
     )
-    assert not loaded.state_dict().keys() & {"tower.pixel_scale"} and not any(
-        "predictor" in n for n in loaded.state_dict()
-    )
+    assert not any("predictor" in name for name in loaded.state_dict())
     # V-JEPA 2 comes with a processor of videos, VideoMAE with one of images.
     name = "video_preprocessor_config.json" if kind == "vjepa2" else "preprocessor_config.json"
     (tmp_path / "whole" / name).write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}))
