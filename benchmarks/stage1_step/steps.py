@@ -140,6 +140,7 @@ class UMTStep(TrainingStep):
         self.teacher = UMTTeacher(tower, size.aligned_layers).to(device)
         if quantization is not None:
             quantize_teacher(self.teacher, quantization)
+        self.other_teachers = ()
         self.config, self.compute_targets = self.model.config, compute_targets
         optimizer = build_optimizer(self.model, self.args, LEARNING_RATE, device)
         compile_stage(self, choose_compilation(self.args, self.accelerator))

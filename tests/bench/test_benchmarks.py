@@ -646,7 +646,7 @@ def test_phases_are_added_up_and_time_between_steps_is_left_out(monkeypatch):
     "stage1_step", "stage2", "cuda", "teacher_precision", "decoding", "search", "features", "threads", "annotations",
     "prepared_frames", "exports",
     "prepared_frames", "forward", "rerank", "kept_tokens",
-    "prepared_frames", "inference",
+    "prepared_frames", "inference", "two_teachers",
 ])  # fmt: skip
 def test_readme_has_the_place_for_its_table(question):
     text = (Path(stage1_step.__file__).parents[1] / question / "README.md").read_text()

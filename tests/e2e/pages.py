@@ -476,8 +476,10 @@ def find_command(command, arguments: list[str]):
 
 
 def run_module(name: str, arguments: list[str]) -> None:
-    module = importlib.import_module(name)
-    module.main([*arguments, *shlex.split(CUTS[name])])
+    module, cut = importlib.import_module(name), CUTS[name]
+    if "--teacher_weights" in arguments:  # an image teacher and a video one
+        cut = cut.replace("--teacher_name_or_path teacher", "--teacher_name_or_path teacher videomae")
+    module.main([*arguments, *shlex.split(cut)])
 
 
 def parse_module(name: str, arguments: list[str]) -> None:

@@ -30,12 +30,17 @@ from ..runs.hub_access import find_on_hub
 from ..runs.model_names import find_released
 from ..runs.models import ALL_CLASSES, COMPLETE_FOR, MODEL_TYPES, MODELS_BY_NAME, TRAINED_BY, ModelClass
 from ..runs.scripts import SCRIPTS_BY_MODULE
-from ..teachers.teacher import NO_TEACHERS, TEACHER_TYPES
+from ..teachers.teacher import NO_TEACHERS, TEACHER_TYPES, VIDEO_TEACHER_TYPES
 from ..zoo import ZooEntry, load_zoo
 
 # Models of others that a run does use, and where.
 OTHER_PLACES = {
     **dict.fromkeys(TEACHER_TYPES, "such an image tower is a teacher: --teacher_name_or_path"),
+    **dict.fromkeys(
+        VIDEO_TEACHER_TYPES,
+        "such a video model teaches beside an image tower, which draws the masks: name it second in "
+        "--teacher_name_or_path of `umt-hf pretrain stage1`",
+    ),
     **NO_TEACHERS,
     "bert": "a BERT is where the text tower of stage 2 starts: --text_name_or_path of `umt-hf pretrain stage2`",
     "umt_text": "it is a text tower alone",

@@ -24,6 +24,7 @@ SIZES = (
     "num_attention_heads", "intermediate_size", "position_embedding_frames", "position_embedding_image_size",
     "num_aligned_layers", "teacher_hidden_size", "teacher_image_size",
 )  # fmt: skip
+OTHER_TEACHER = {"name_or_path", "image_size", "hidden_size"}
 
 
 @strict
@@ -69,6 +70,9 @@ class UMTVideoConfig(PreTrainedConfig):
         image_mask_ratio: Share of image tokens hidden in stage 2, in [0, 1).
         teacher_name_or_path: Hub id or folder of the teacher: a CLIP, SigLIP, DINO, ...
         teacher_image_size: Side of the frames the teacher sees, in pixels (196 for CLIP-L/14, so that grids agree).
+        other_teachers: Further teachers, which draw no masks: of each its `name_or_path`, `image_size` and
+            `hidden_size`, as the three fields above say them of the first.
+        teacher_weights: Weight of the loss of each teacher; `None` is 1 for each.
         keep_ratio: Share of the tokens of each frame that the model sees where a call gives neither mask nor indices,
             in (0, 1]: fewer are faster and less accurate. It may be set when loading, as any field, and is saved.
         token_selector: Which ones are kept: "random" (the same places for every clip), "frame_difference" (those that
@@ -135,6 +139,8 @@ class UMTVideoConfig(PreTrainedConfig):
     image_mask_ratio: float | int = 0.5
     teacher_name_or_path: str = "openai/clip-vit-base-patch16"
     teacher_image_size: int = 224
+    other_teachers: list[dict[str, Any]] | None = None
+    teacher_weights: list[float | int] | None = None
     keep_ratio: float | int = 1.0
     token_selector: Literal["random", "frame_difference", "teacher_saliency"] = "frame_difference"
     token_selector_seed: int = 0
@@ -152,6 +158,10 @@ class UMTVideoConfig(PreTrainedConfig):
             not_negative=("initializer_range", "layer_scale_init_value", "token_selector_seed"),
         )  # fmt: skip
         require_keep_ratio(self.keep_ratio)
+        for teacher in self.other_teachers or []:
+            if teacher.keys() != OTHER_TEACHER:
+                raise ValueError(f"other_teachers need {', '.join(sorted(OTHER_TEACHER))} each, got {teacher}.")
+        require_teacher_weights(self.teacher_weights, 1 + len(self.other_teachers or []))
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
@@ -230,6 +240,22 @@ def require_keep_ratio(keep_ratio: float) -> None:
     """
     if not 0 < keep_ratio <= 1:
         raise ValueError(f"keep_ratio must be above 0 and at most 1, got {keep_ratio}.")
+
+
+def require_teacher_weights(weights: list[float | int] | None, num_teachers: int) -> None:
+    """Check the weights of the teachers' losses.
+
+    Raises:
+        ValueError: If there are others than one for each teacher, or one is not positive.
+    """
+    if weights is None:
+        return
+    if len(weights) != num_teachers:
+        raise ValueError(
+            f"teacher_weights has {len(weights)} values and there are {num_teachers} teachers: give one for each."
+        )
+    if any(not 0 < weight < math.inf for weight in weights):
+        raise ValueError(f"teacher_weights must be positive, got {weights}.")
 
 
 def select_aligned_layers(num_hidden_layers: int, num_aligned_layers: int, interval: float) -> list[int]:

@@ -17,7 +17,7 @@ Legend: B batch, T frames, N tokens, V visible tokens, D width, K aligned layers
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -310,12 +310,13 @@ class UMTVideoLayer(GradientCheckpointingLayer):
 
 
 class UMTVideoAlignmentHead(nn.Module):
-    """Projects the tokens of one student layer to the teacher's feature space."""
+    """Projects the tokens of one student layer to a teacher's feature space, of width `teacher_hidden_size`."""
 
-    def __init__(self, config: UMTVideoConfig):
+    def __init__(self, config: UMTVideoConfig, teacher_hidden_size: int | None = None):
         super().__init__()
-        self.dense = UMTFloatLinear(config.hidden_size, config.teacher_hidden_size)
-        self.norm = nn.LayerNorm(config.teacher_hidden_size, eps=config.alignment_norm_eps)
+        width = teacher_hidden_size or config.teacher_hidden_size
+        self.dense = UMTFloatLinear(config.hidden_size, width)
+        self.norm = nn.LayerNorm(width, eps=config.alignment_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.norm(self.dense(hidden_states))
@@ -579,7 +580,8 @@ def select_targets(
 class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
     """UMT stage 1: the encoder sees the visible tokens and aligns its last layers with a frozen teacher's on them.
 
-    The teacher is not part of the model: see [`UMTTeacher`].
+    The teacher is not part of the model: see [`UMTTeacher`]. With `config.other_teachers` it aligns them with several,
+    with a set of heads for each.
 
     Examples:
         >>> import torch
@@ -595,10 +597,19 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
         >>> outputs.loss.backward()
     """
 
+    # Of a folder that several teachers trained, where it is trained further with the first one.
+    _keys_to_ignore_on_load_unexpected = [r"^other_alignment_heads\."]
+
     def __init__(self, config: UMTVideoConfig):
         super().__init__(config)
         self.vision_model = UMTVideoModel(config)
-        self.alignment_heads = nn.ModuleList(UMTVideoAlignmentHead(config) for _ in config.aligned_layer_indices)
+        layers = config.aligned_layer_indices
+        self.alignment_heads = nn.ModuleList(UMTVideoAlignmentHead(config) for _ in layers)
+        # CODEPATH: every released checkpoint has one teacher; several are for students trained anew.
+        self.other_alignment_heads = nn.ModuleList(
+            nn.ModuleList(UMTVideoAlignmentHead(config, teacher["hidden_size"]) for _ in layers)
+            for teacher in config.other_teachers or []
+        )
         self.post_init()
 
     @can_return_tuple
@@ -606,7 +617,7 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         bool_masked_pos: torch.Tensor | None = None,
-        teacher_features: torch.Tensor | None = None,
+        teacher_features: torch.Tensor | Sequence[torch.Tensor] | None = None,
         visible_indices: torch.Tensor | None = None,
         normalize_teacher_features: bool = True,
         **kwargs: Unpack[TransformersKwargs],
@@ -617,7 +628,8 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
             pixel_values: Normalised video `(B, T, channels, height, width)`.
             bool_masked_pos: Boolean mask `(B, N)`, `True` = hidden, with the same count in every row.
             teacher_features: Teacher's features `(K, B, V, C)` at the visible tokens in raster order, or
-                `(K, B, N, C)` at all tokens, of which the visible ones are gathered.
+                `(K, B, N, C)` at all tokens, of which the visible ones are gathered; with `config.other_teachers` a
+                list of those of each teacher.
             visible_indices: Indices of the visible tokens `(B, V)` instead of the mask.
             normalize_teacher_features: Whether to normalise `teacher_features` as the student's are. `False` for those
                 of [`UMTTeacher`], which come normalised.
@@ -627,7 +639,8 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
             [`UMTVideoForPreTrainingOutput`]; no loss without `teacher_features`.
 
         Raises:
-            ValueError: If the features' shape fits neither, or `tubelet_size > 1` meets a frame-wise teacher.
+            ValueError: If the features' shape fits neither, they are of another number of teachers, or
+                `tubelet_size > 1` meets a frame-wise teacher.
 
         Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.1.
         """
@@ -647,21 +660,38 @@ class UMTVideoForPreTraining(UMTVideoPreTrainedModel):
         if visible_indices is None:
             visible_indices = outputs.kept_indices
         positions = self.vision_model.embeddings.compute_position_embeddings(grid, visible_indices, fixed=True)
-        features = project_aligned_states(
-            self.alignment_heads, outputs.aligned_hidden_states, positions, self.config.alignment_norm
-        )
-        loss = None
+        others: Any = self.other_alignment_heads
+        features = [
+            project_aligned_states(heads, outputs.aligned_hidden_states, positions, self.config.alignment_norm)
+            for heads in (self.alignment_heads, *others)
+        ]
+        losses = None
         if teacher_features is not None:
-            targets = select_targets(teacher_features, visible_indices, grid)
+            given = [teacher_features] if isinstance(teacher_features, torch.Tensor) else teacher_features
+            targets = [select_targets(one, visible_indices, grid) for one in given]
             if normalize_teacher_features:
-                targets = normalize_features(targets, self.config.alignment_norm)
-            loss = uta_loss(features, targets, norm="none", loss=self.config.alignment_loss)
+                targets = [normalize_features(one, self.config.alignment_norm) for one in targets]
+            losses = self._compare(features, targets)
         return UMTVideoForPreTrainingOutput(
-            loss=loss,
-            aligned_features=features,
+            loss=None if losses is None else sum(losses[1:], losses[0]),
+            aligned_features=features[0],
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            other_aligned_features=tuple(features[1:]) or None,
+            teacher_losses=tuple(losses) if losses is not None and len(losses) > 1 else None,
         )
+
+    def _compare(self, features: list[torch.Tensor], targets: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Weighted loss of each teacher, of normalised features and targets `(K, B, V, C)`."""
+        if len(targets) != len(features):
+            raise ValueError(
+                f"teacher_features are those of {len(targets)} teachers, and the configuration names {len(features)}."
+            )
+        weights = self.config.teacher_weights or [1] * len(features)
+        return [
+            weight * uta_loss(*pair, norm="none", loss=self.config.alignment_loss)
+            for weight, *pair in zip(weights, features, targets, strict=True)
+        ]
 
 
 def count_labels(config: UMTVideoConfig) -> int:

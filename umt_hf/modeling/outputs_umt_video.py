@@ -50,12 +50,16 @@ class UMTVideoForPreTrainingOutput(ModelOutput):
         aligned_features: Projected and normalised student features `(K, B, V, C)`, shallowest layer first, float32.
         hidden_states: Embeddings and every layer's output, when asked for.
         attentions: Attention probabilities of every layer, when asked for.
+        other_aligned_features: Those for each further teacher, where there are any.
+        teacher_losses: Weighted loss of each of several teachers, whose sum is `loss`.
     """
 
     loss: torch.Tensor | None = None
     aligned_features: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    other_aligned_features: tuple[torch.Tensor, ...] | None = None
+    teacher_losses: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass

@@ -25,7 +25,7 @@ NEVER_QUANTIZED = tuple(
     for name in (
         r"patch_embeddings\.projection",
         r"classifier",
-        r"alignment_heads\.\d+\.dense",
+        r"(?:other_)?alignment_heads(?:\.\d+)+\.dense",
         r"video_projection",
         r"text_projection",
         r"matching_head",

@@ -81,6 +81,7 @@ def load_video_tower(
     if model_type not in (UMTVideoConfig.model_type, UMTVideoTextConfig.model_type):
         raise ValueError(f"{source} holds a model of type {model_type!r}, not a UMT video encoder.")
     config = UMTVideoConfig.from_pretrained(source, **fields)
+    config.other_teachers = config.teacher_weights = None  # of several, the first goes on to teach with text
     # pyrefly: ignore[not-iterable]  a pair, with output_loading_info
     model, info = UMTVideoForPreTraining.from_pretrained(
         source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True

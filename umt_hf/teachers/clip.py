@@ -17,12 +17,12 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..modeling.modeling_umt_video import eager_attention_forward, gather_tokens, interpolate_position_table
-from .tower import ImageTower, LayerInput, average_attention
+from .tower import LayerInput, TeacherTower, average_attention
 
 QUICK_GELU_SLOPE = 1.702
 
 
-class CLIPTower(ImageTower):
+class CLIPTower(TeacherTower):
     """A tower with a class token before the patches, and a projection after the last LayerNorm.
 
     Features are tokens through both, as CLIP's own feature of a picture is its class token through both. The

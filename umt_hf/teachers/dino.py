@@ -14,10 +14,10 @@ from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..modeling.modeling_umt_video import gather_tokens
-from .tower import ImageTower, LayerInput, average_attention
+from .tower import LayerInput, TeacherTower, average_attention
 
 
-class DinoTower(ImageTower):
+class DinoTower(TeacherTower):
     """A tower with a class token, registers or none, then the patches.
 
     Features are the patches through the last LayerNorm, for layers below the last one too, as DINO's own

@@ -16,10 +16,10 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 
 from ..modeling.modeling_umt_video import gather_tokens
 from .clip import resize_position_embedding
-from .tower import ImageTower, LayerInput, average_attention
+from .tower import LayerInput, TeacherTower, average_attention
 
 
-class SiglipTower(ImageTower):
+class SiglipTower(TeacherTower):
     """A tower without a class token, pooled by an attention head.
 
     Features are tokens through the last LayerNorm, as the pooling head sees them.
@@ -73,7 +73,9 @@ class SiglipTower(ImageTower):
         return average_attention(query, key, attention.num_heads, attention.head_dim**-0.5)
 
     def run_last(self, last: LayerInput, indices: torch.Tensor | None = None) -> torch.Tensor:
-        """Output of the last layer, which has run for the saliency."""
+        """Output of the last layer, which has run for the saliency, if that was asked for."""
+        if last.kept is None:
+            last.kept = self.layers[-1](last.states, **last.options)
         return last.kept if indices is None else gather_tokens(last.kept, indices)
 
     def finish(self, tokens: torch.Tensor) -> torch.Tensor:

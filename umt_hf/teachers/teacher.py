@@ -1,5 +1,5 @@
 # Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
-"""The frozen teacher: an image tower of Transformers, giving per-token features and a saliency map per frame.
+"""The frozen teacher: a tower of Transformers, giving per-token features and, of images, a saliency map per frame.
 
 Legend: B batch, T frames, N tokens, P patches per frame, V visible tokens, D width, K aligned layers, C feature width.
 """
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from ..modeling.configuration_umt_video import select_aligned_layers
 from ..modeling.losses_umt import normalize_features
@@ -24,17 +25,21 @@ from ..modeling.modeling_umt_video import gather_tokens, require_normalized
 from .clip import CLIPTower, MetaCLIP2Tower
 from .dino import DinoTower, TipsTower
 from .siglip import SiglipTower
-from .tower import ImageTower, LayerInput
+from .tower import LayerInput, TeacherTower, run_layer
+from .videomae import VideoMAETower
+from .vjepa2 import VJEPA2Tower
 
 logger = logging.getLogger(__name__)
 
-TOWERS: dict[str, type[ImageTower]] = {
+TOWERS: dict[str, type[TeacherTower]] = {
     model_type: tower
-    for tower in (CLIPTower, MetaCLIP2Tower, SiglipTower, DinoTower, TipsTower)
+    for tower in (CLIPTower, MetaCLIP2Tower, SiglipTower, DinoTower, TipsTower, VideoMAETower, VJEPA2Tower)
     for model_type in tower.classes
 }
-TEACHER_TYPES = tuple(TOWERS)
+VIDEO_TEACHER_TYPES = (*VideoMAETower.classes, *VJEPA2Tower.classes)
+TEACHER_TYPES = tuple(model_type for model_type in TOWERS if model_type not in VIDEO_TEACHER_TYPES)
 TEACHERS = "a CLIP, MetaCLIP 2, SigLIP, DINOv2, DINOv3 or TIPSv2"
+OTHER_TEACHERS = f"{TEACHERS}, a VideoMAE or V-JEPA 2"
 _NAFLEX = "a SigLIP 2 of any size (NaFlex), which sees no square frames: take one of fixed size, of type 'siglip'"
 _PE = "a Perception Encoder, whose tower is in timm and not in Transformers"
 # Towers that one might expect to teach, and why they do not.
@@ -67,7 +72,8 @@ class UMTTeacherOutput:
 class UMTTeacher(nn.Module):
     """Frozen image tower that looks at every frame of a clip by itself: a CLIP, SigLIP, DINO, ...
 
-    Always in evaluation mode and without gradients. Keep it outside the student, so that it is not saved with it.
+    Always in evaluation mode and without gradients. Keep it outside the student, so that it is not saved with it. A
+    VideoMAE or V-JEPA 2, which looks at clips, gives features without a saliency: see `compute_features`.
 
     Args:
         vision_tower: Tower of Transformers, such as `CLIPVisionModelWithProjection`, `SiglipVisionModel` or
@@ -117,12 +123,12 @@ class UMTTeacher(nn.Module):
         self.aligned_layer_indices = select_aligned_layers(
             config.num_hidden_layers, num_aligned_layers, alignment_interval
         )
-        own_size, patch_size = config.image_size, config.patch_size
+        self.tower = kind(vision_tower)
+        own_size, patch_size = self.tower.image_size, config.patch_size
         if not isinstance(own_size, int) or not isinstance(patch_size, int):
             raise ValueError(
                 f"The teacher must see square frames and patches, got image_size={own_size}, patch_size={patch_size}."
             )
-        self.tower = kind(vision_tower)
         self.alignment_norm = alignment_norm
         self.image_size: int = image_size or own_size
         self.patch_size: int = patch_size
@@ -214,6 +220,25 @@ class UMTTeacher(nn.Module):
         return UMTTeacherOutput(features=features, saliency=saliency)
 
     @torch.no_grad()
+    def compute_features(
+        self, pixel_values: torch.Tensor, visible_indices: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Features alone, of an image or a video tower.
+
+        Args:
+            pixel_values: `(B, T, channels, height, width)`.
+            visible_indices: `(B, V)`; default: all tokens.
+
+        Returns:
+            `(K, B, V, C)`, float32. A tower whose tokens are tubelets gives each frame the features of its tubelet.
+
+        Raises:
+            ValueError: If the video holds raw integers, or frames that do not fill its tubelets.
+        """
+        aligned, last = self._encode_below(pixel_values)
+        return self.project([*aligned, self.tower.run_last(last)], pixel_values.shape[0], visible_indices)
+
+    @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """One pass through the tower, with the saliency.
 
@@ -266,7 +291,7 @@ class UMTTeacher(nn.Module):
         visible = draw_visible(saliency)
         in_frame = visible.unflatten(1, (num_frames, -1)).flatten(0, 1) % saliency.shape[1]
         last = self.tower.run_last(last_input, in_frame)
-        patches = [gather_tokens(self._take_patches(states, batch_size), visible) for states in aligned]
+        patches = [self._take_patches(states, batch_size, visible) for states in aligned]
         return visible, self._align([*patches, _join_frames(last, batch_size)])
 
     def _encode_below(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], LayerInput]:
@@ -279,10 +304,13 @@ class UMTTeacher(nn.Module):
             )
         if self.pixel_scale is not None and self.pixel_shift is not None:
             frames = frames * self.pixel_scale.to(frames) + self.pixel_shift.to(frames)
+        if self.tower.tubelet_size is not None:
+            self.require_tubelets(pixel_values.shape[1])
+            frames = frames.unflatten(0, pixel_values.shape[:2])
         given = self.tower.embed(frames)
         aligned = []
         for i, layer in enumerate(self.tower.layers[:-1]):
-            given = LayerInput(layer(given.states, **given.options), given.options)
+            given = LayerInput(run_layer(layer, given), given.options)
             if i in self.aligned_layer_indices:
                 aligned.append(given.states)
         return aligned, given
@@ -301,14 +329,34 @@ class UMTTeacher(nn.Module):
         Returns:
             `(K, B, N or V, C)`, float32.
         """
-        patches = [self._take_patches(states, batch_size) for states in hidden_states]
-        if visible_indices is not None:
-            patches = [gather_tokens(tokens, visible_indices) for tokens in patches]
-        return self._align(patches)
+        return self._align([self._take_patches(states, batch_size, visible_indices) for states in hidden_states])
 
-    def _take_patches(self, states: torch.Tensor, batch_size: int) -> torch.Tensor:
-        """Tokens of frames `(B * T, prefix + P, D)` as patches of clips `(B, T * P, D)`."""
-        return _join_frames(states[:, self.tower.num_prefix_tokens :], batch_size)
+    def require_tubelets(self, num_frames: int) -> None:
+        """Check that clips of so many frames fill the tubelets of a video tower.
+
+        Raises:
+            ValueError: If a rest of them would be left out.
+        """
+        size = self.tower.tubelet_size or 1
+        if num_frames % size:
+            raise ValueError(
+                f"A clip of {num_frames} frames cannot be cut into the tubelets of {size} frames of a "
+                f"{self.tower.title}; set num_frames to a multiple of {size}."
+            )
+
+    def _take_patches(
+        self, states: torch.Tensor, batch_size: int, visible_indices: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Tokens of frames `(B * T, prefix + P, D)` or of tubelets `(B, N, D)` as those of clips."""
+        if (tubelet_size := self.tower.tubelet_size) is None:
+            patches = _join_frames(states[:, self.tower.num_prefix_tokens :], batch_size)
+            return patches if visible_indices is None else gather_tokens(patches, visible_indices)
+        if visible_indices is None:
+            num_tokens = tubelet_size * states.shape[1]
+            visible_indices = torch.arange(num_tokens, device=states.device).expand(batch_size, -1)
+        per_frame = self.grid_size**2
+        tubelets = visible_indices // (tubelet_size * per_frame)
+        return gather_tokens(states, tubelets * per_frame + visible_indices % per_frame)
 
     def _align(self, patches: list[torch.Tensor]) -> torch.Tensor:
         """Tokens of the aligned layers, each `(B, V, D)`, as features `(K, B, V, C)`."""
@@ -316,7 +364,7 @@ class UMTTeacher(nn.Module):
         return normalize_features(torch.stack(features), self.alignment_norm)
 
 
-def find_tower(model_type: str | None, name: str = "The vision tower") -> type[ImageTower]:
+def find_tower(model_type: str | None, name: str = "The vision tower") -> type[TeacherTower]:
     """How towers of a type are read.
 
     Args:
@@ -332,7 +380,7 @@ def find_tower(model_type: str | None, name: str = "The vision tower") -> type[I
     raise ValueError(f"{name} holds a model of type {model_type!r}{reason}; the teacher must be {TEACHERS}.")
 
 
-def find_class(name_or_path: str, **options: Any) -> tuple[type[ImageTower], Any]:
+def find_class(name_or_path: str, **options: Any) -> tuple[type[TeacherTower], Any]:
     """How a tower is read, and its class in Transformers.
 
     Args:
@@ -361,7 +409,7 @@ def read_patch_size(name_or_path: str) -> int:
 
 
 def read_statistics(name_or_path: str, **options: Any) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-    """Mean and standard deviation of the pixels that a tower expects, as the image processor beside it says.
+    """Mean and standard deviation of the pixels that a tower expects, as the image or video processor beside it says.
 
     Args:
         name_or_path: Folder or Hub id.
@@ -370,13 +418,15 @@ def read_statistics(name_or_path: str, **options: Any) -> tuple[Sequence[float] 
     Returns:
         `None` for each that it does not say.
     """
-    try:
-        fields, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path, **options)
-    except OSError:
-        return None, None
-    if fields.get("do_normalize") is False:
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return fields.get("image_mean"), fields.get("image_std")
+    for read in (ImageProcessingMixin.get_image_processor_dict, BaseVideoProcessor.get_video_processor_dict):
+        try:
+            fields, _ = read(name_or_path, **options)
+        except OSError:
+            continue
+        if fields.get("do_normalize") is False:
+            return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        return fields.get("image_mean"), fields.get("image_std")
+    return None, None
 
 
 def _compute_renormalization(

@@ -1,7 +1,8 @@
 # Copyright 2026 The umt_hf authors. Licensed under the Apache License, Version 2.0.
-"""What an image tower of Transformers answers to be a teacher; one subclass per family, in the files beside this one.
+"""What a tower of Transformers answers to be a teacher; one subclass per family, in the files beside this one.
 
-Legend: F frames, P patches per frame, V visible patches per frame, D width, C width of the features.
+Legend: F frames, P patches per frame, V visible patches per frame, B clips, T frames of a clip, D width, C width of
+features.
 """
 
 from abc import ABC, abstractmethod
@@ -28,8 +29,10 @@ class LayerInput:
     kept: Any = None
 
 
-class ImageTower(ABC):
+class TeacherTower(ABC):
     """How the towers of a family are read. It owns no weights; those are the model's.
+
+    An image tower sees each frame by itself, as the shapes below say; see [`VideoTower`] for one that sees clips.
 
     Attributes:
         title: What errors call such a tower.
@@ -58,6 +61,16 @@ class ImageTower(ABC):
         return self.model.config.hidden_size
 
     @property
+    def image_size(self) -> Any:
+        """Side of the frames it was trained with."""
+        return self.model.config.image_size
+
+    @property
+    def tubelet_size(self) -> int | None:
+        """Frames of a token; `None` = each frame is seen by itself."""
+        return None
+
+    @property
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches: the class token, and registers if any."""
         return 1 + (getattr(self.model.config, "num_register_tokens", 0) or 0)
@@ -81,11 +94,11 @@ class ImageTower(ABC):
 
     @abstractmethod
     def run_last(self, last: LayerInput, indices: torch.Tensor | None = None) -> torch.Tensor:
-        """Output of the last layer, after `weigh`.
+        """Output of the last layer.
 
         Args:
             last: Its input.
-            indices: Patches `(F, V)`, counted from the first patch.
+            indices: Patches `(F, V)`, counted from the first patch; only after `weigh`.
 
         Returns:
             All tokens `(F, tokens, D)`, or the patches `(F, V, D)` at `indices`.
@@ -94,6 +107,41 @@ class ImageTower(ABC):
     @abstractmethod
     def finish(self, tokens: torch.Tensor) -> torch.Tensor:
         """Features `(..., C)` of tokens `(..., D)` of any layer, before they are normalised."""
+
+
+class VideoTower(TeacherTower):
+    """A tower that sees clips `(B, T, 3, H, W)`, whose tokens are tubelets of frames, without a class token.
+
+    It says nothing of which patches carry meaning, so that it teaches beside an image tower alone.
+    """
+
+    @property
+    def tubelet_size(self) -> int:
+        """Frames of a token."""
+        return self.model.config.tubelet_size
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """None: tubelets are all there is."""
+        return 0
+
+    def weigh(self, last: LayerInput) -> torch.Tensor:  # noqa: ARG002 (what an image tower answers)
+        """Nothing.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(f"A {self.title} has no saliency, from which masks are drawn: name an image teacher first.")
+
+    def run_last(self, last: LayerInput, indices: torch.Tensor | None = None) -> torch.Tensor:  # noqa: ARG002
+        """Output of the last layer, at all tokens."""
+        return run_layer(self.layers[-1], last)
+
+
+def run_layer(layer: nn.Module, given: LayerInput) -> torch.Tensor:
+    """States after a layer, which may return its attention beside them."""
+    states = layer(given.states, **given.options)
+    return states[0] if isinstance(states, tuple) else states
 
 
 def average_attention(query: torch.Tensor, key: torch.Tensor, num_heads: int, scale: float) -> torch.Tensor:
@@ -113,4 +161,4 @@ def average_attention(query: torch.Tensor, key: torch.Tensor, num_heads: int, sc
     return scores.softmax(dim=-1).mean(dim=1)[:, 0]
 
 
-__all__ = ["ImageTower", "LayerInput", "average_attention"]
+__all__ = ["LayerInput", "TeacherTower", "VideoTower", "average_attention", "run_layer"]

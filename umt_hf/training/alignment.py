@@ -1,5 +1,6 @@
 """What both pre-training stages need of the frozen teacher: loading it, drawing masks, and its features as targets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,14 @@ from ..modeling.masking_umt_video import (
 )
 from ..runs.config import require
 from ..teachers.quantization import quantize_teacher, require_quantization
-from ..teachers.teacher import TEACHER_TYPES, TEACHERS, UMTTeacher
+from ..teachers.teacher import (
+    OTHER_TEACHERS,
+    TEACHER_TYPES,
+    TEACHERS,
+    VIDEO_TEACHER_TYPES,
+    UMTTeacher,
+    read_patch_size,
+)
 from .arguments import MaskArguments, TeacherArguments
 
 
@@ -41,7 +49,7 @@ def build_grid(config: UMTVideoConfig, num_frames: int | None = None) -> TokenGr
 def load_teacher(
     args: TeacherArguments, attn_implementation: str, accelerator: Accelerator, flag: str = "--teacher_name_or_path"
 ) -> UMTTeacher:
-    """The frozen teacher, on the run's device and in its precision.
+    """The frozen teacher, the first one of several, on the run's device and in its precision.
 
     Args:
         args: Which teacher, and which of its layers.
@@ -57,15 +65,46 @@ def load_teacher(
     if args.teacher_quantization is not None:
         require_quantization(args.teacher_quantization, accelerator.device)
     try:
-        name = require(args.teacher_name_or_path, "teacher_name_or_path")
+        name = require(args.list_teachers()[0], "teacher_name_or_path")
         name = require_other_model(name, TEACHER_TYPES, f"{TEACHERS}, which the teacher must be")
     except OSError as error:
         raise FileNotFoundError(f"The teacher is missing, give a CLIP, SigLIP or DINO by {flag}: {error}") from error
+    return _load_tower(name, args.teacher_image_size, args, attn_implementation, accelerator)
+
+
+def load_other_teachers(
+    args: TeacherArguments, attn_implementation: str, accelerator: Accelerator, first: UMTTeacher
+) -> list[UMTTeacher]:
+    """The teachers behind the first one, which see as many patches as it does.
+
+    Args:
+        args: Which teachers, and which of their layers.
+        attn_implementation: Attention of their layers.
+        accelerator: Of the run.
+        first: Of them all.
+
+    Raises:
+        OSError: If there is no such folder or repository.
+        ImportError: As for the first.
+        ValueError: If one is not a complete model that can teach, or cannot be quantised so on the run's device.
+    """
+    teachers = []
+    for given in args.list_teachers()[1:]:
+        types = (*TEACHER_TYPES, *VIDEO_TEACHER_TYPES)
+        name = require_other_model(given, types, f"{OTHER_TEACHERS}, which a further teacher must be")
+        image_size = first.grid_size * read_patch_size(name)
+        teachers.append(_load_tower(name, image_size, args, attn_implementation, accelerator))
+    return teachers
+
+
+def _load_tower(
+    name: str, image_size: int | None, args: TeacherArguments, attn_implementation: str, accelerator: Accelerator
+) -> UMTTeacher:
     teacher = UMTTeacher.from_pretrained(
         name,
         args.num_aligned_layers,
         args.alignment_interval,
-        args.teacher_image_size,
+        image_size,
         args.alignment_norm,
         dtype=choose_precision(accelerator),
         attn_implementation=attn_implementation,
@@ -86,8 +125,15 @@ def choose_precision(accelerator: Accelerator) -> torch.dtype:
     return names.get(accelerator.mixed_precision, torch.float32)
 
 
-def describe_alignment(args: TeacherArguments, mask: MaskArguments, teacher: UMTTeacher) -> dict[str, Any]:
-    """Fields of the student's configuration that record the run's teacher and mask."""
+def describe_alignment(
+    args: TeacherArguments, mask: MaskArguments, teacher: UMTTeacher, others: Sequence[UMTTeacher] = ()
+) -> dict[str, Any]:
+    """Fields of the student's configuration that record the run's teachers and mask."""
+    name, *other_names = args.list_teachers()
+    recorded = [
+        {"name_or_path": other_name, "image_size": other.image_size, "hidden_size": other.hidden_size}
+        for other_name, other in zip(other_names, others, strict=True)
+    ]
     return {
         "mask_type": mask.mask_type,
         "mask_ratio": mask.mask_ratio,
@@ -95,18 +141,21 @@ def describe_alignment(args: TeacherArguments, mask: MaskArguments, teacher: UMT
         "alignment_interval": args.alignment_interval,
         "alignment_norm": args.alignment_norm,
         "alignment_loss": args.alignment_loss,
-        "teacher_name_or_path": args.teacher_name_or_path,
+        "teacher_name_or_path": name,
         "teacher_image_size": teacher.image_size,
         "teacher_hidden_size": teacher.hidden_size,
+        "other_teachers": recorded or None,
+        "teacher_weights": args.teacher_weights or None,
     }
 
 
 def check_grids(config: UMTVideoConfig, teacher: UMTTeacher) -> None:
-    """Make sure that student and teacher divide a frame alike.
+    """Make sure that student and teacher divide a frame alike, and that a clip fills the teacher's tubelets, if any.
 
     Raises:
         ValueError: If they do not.
     """
+    teacher.require_tubelets(config.num_frames)
     side = config.image_size // config.patch_size
     if side != teacher.grid_size:
         raise ValueError(
@@ -121,7 +170,8 @@ def compute_targets(
     mask_noise: torch.Tensor,
     mask_type: str,
     mask_ratio: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    others: Sequence[UMTTeacher] = (),
+) -> tuple[torch.Tensor, ...]:
     """Teacher sees all tokens, the mask is drawn, and its features at the visible ones are the student's targets.
 
     Args:
@@ -130,9 +180,10 @@ def compute_targets(
         mask_noise: Exponential noise `(B, N)` that came with the clips.
         mask_type: "attention", "tube" or "random".
         mask_ratio: Share of tokens hidden.
+        others: Further teachers, which give features alone.
 
     Returns:
-        Indices of the visible tokens `(B, V)` and features `(K, B, V, C)`.
+        Indices of the visible tokens `(B, V)` and the features `(K, B, V, C)` of each teacher.
     """
     num_frames = pixel_values.shape[1]
     grid = TokenGrid(num_frames, mask_noise.shape[1] // num_frames)
@@ -141,11 +192,13 @@ def compute_targets(
         return draw_visible_indices(mask_type, mask_ratio, saliency, mask_noise, grid)
 
     if mask_type != "random":
-        return teacher.align_visible(pixel_values, draw)
-    # Its frames have unequal numbers of visible tokens, for which the last layer cannot run in one batch.
-    states, saliency = teacher.encode(pixel_values)
-    visible = draw(saliency)
-    return visible, teacher.project(states, pixel_values.shape[0], visible)
+        visible, features = teacher.align_visible(pixel_values, draw)
+    else:
+        # Its frames have unequal numbers of visible tokens, for which the last layer cannot run in one batch.
+        states, saliency = teacher.encode(pixel_values)
+        visible = draw(saliency)
+        features = teacher.project(states, pixel_values.shape[0], visible)
+    return visible, features, *(other.compute_features(pixel_values, visible) for other in others)
 
 
 def draw_visible_indices(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..modeling.configuration_umt_video import require_teacher_weights
 from ..runs.arguments import (
     CaptionArguments,
     ClipSizeArguments,
@@ -48,10 +49,17 @@ class ModelArguments(ModelSourceArguments, ClipSizeArguments, EncoderSizeArgumen
 @dataclass(kw_only=True)
 @set_defaults(teacher_name_or_path="openai/clip-vit-base-patch16")
 class TeacherArguments(TeacherNameArguments):
-    """The frozen teacher and the alignment with it."""
+    """The frozen teacher and the alignment with it; or several teachers, of which the first draws the masks."""
 
+    teacher_name_or_path: str | list[str]  # pyrefly: ignore[bad-override]  elsewhere one teacher chooses tokens
+    teacher_weights: list[float] = describe(
+        [],
+        "Weights of the losses of several teachers: an image tower, and others behind it in teacher_name_or_path, a "
+        "VideoMAE or V-JEPA 2 too; default: 1 for each.",
+    )
     teacher_image_size: int | None = describe(
-        None, "Side of the frames that the teacher sees, in pixels; default: its own."
+        None,
+        "Side of the frames that the teacher sees, in pixels; default: its own. Further teachers follow its grid.",
     )
     num_aligned_layers: int = describe(6, "Layers aligned, counted from the last.")
     alignment_interval: float = describe(1.0, "Step between aligned layers.")
@@ -60,6 +68,19 @@ class TeacherArguments(TeacherNameArguments):
     teacher_quantization: Literal["int8_weight_only", "int8_dynamic", "fp8_dynamic"] | None = describe(
         None, "8 bits for the teacher, by torchao; fp8 wants a GPU of compute capability 8.9. Default: off."
     )
+
+    def __post_init__(self) -> None:
+        if len(names := self.list_teachers()) == 1:
+            self.teacher_name_or_path = names[0]
+        if self.teacher_weights:
+            if len(names) == 1:
+                raise ValueError("teacher_weights is for several teachers, and teacher_name_or_path names one.")
+            require_teacher_weights(self.teacher_weights, len(names))
+
+    def list_teachers(self) -> list[str]:
+        """Names of all teachers."""
+        names = self.teacher_name_or_path
+        return names if isinstance(names, list) else [names]
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ Source: Li et al., "Unmasked Teacher", ICCV 2023, section 3.1.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,14 @@ from ..runs.config import dump_config, flatten_config, script
 from ..runs.folder import UNREADABLE_FILE
 from ..runs.mistakes import read_rank
 from ..teachers.teacher import UMTTeacher
-from .alignment import build_grid, check_grids, compute_targets, describe_alignment, load_teacher
+from .alignment import (
+    build_grid,
+    check_grids,
+    compute_targets,
+    describe_alignment,
+    load_other_teachers,
+    load_teacher,
+)
 from .arguments import (
     DataArguments,
     MaskArguments,
@@ -97,6 +104,7 @@ class Stage1:
         training: Batch sizes and seed.
         tables: Training rows and, if any, held-out rows.
         resolved: The run's sections, saved beside every export.
+        other_teachers: Further ones, likewise, whose features the student learns as well.
     """
 
     def __init__(
@@ -108,10 +116,11 @@ class Stage1:
         training: PretrainingArguments,
         tables: tuple[TrainingTable, TrainingTable | None],
         resolved: dict[str, Any],
+        other_teachers: Sequence[UMTTeacher] = (),
     ):
         self.model: nn.Module = model  # later as the accelerator has prepared it
         self.compute_targets = compute_targets  # later compiled, where that is asked for
-        self.teacher = teacher
+        self.teacher, self.other_teachers = teacher, other_teachers
         self.config: UMTVideoConfig = model.config
         self.data, self.augmentation = data, augmentation
         self.training, self.resolved = training, resolved
@@ -203,22 +212,26 @@ class Stage1:
 
 
 def build_student(
-    model: ModelArguments, teacher: TeacherArguments, mask: MaskArguments, teacher_tower: UMTTeacher
+    model: ModelArguments,
+    teacher: TeacherArguments,
+    mask: MaskArguments,
+    teacher_tower: UMTTeacher,
+    other_towers: Sequence[UMTTeacher] = (),
 ) -> UMTVideoForPreTraining:
-    """A student from scratch, or one that goes on from a folder; its config records the run's mask and teacher.
+    """A student from scratch, or one that goes on from a folder; its config records the run's mask and teachers.
 
     Raises:
-        ValueError: If student and teacher do not divide a frame into the same grid, or the folder to go on from is not
+        ValueError: If student and teachers do not divide a clip into the same grid, or the folder to go on from is not
             a complete stage-1 model.
     """
-    recorded = describe_alignment(teacher, mask, teacher_tower)
+    recorded = describe_alignment(teacher, mask, teacher_tower, other_towers)
     if model.model_name_or_path:
         student = load_complete_model(
             UMTVideoForPreTraining,
             model.model_name_or_path,
             attn_implementation=model.attn_implementation,
             drop_path_rate=model.drop_path_rate,
-            hint="Its alignment heads must fit the run's teacher, num_aligned_layers and alignment_interval.",
+            hint="Its alignment heads must fit the run's teachers, num_aligned_layers and alignment_interval.",
             **recorded,
         )
     else:
@@ -232,7 +245,8 @@ def build_student(
         setattr(model, name, getattr(student.config, name))
     if model.gradient_checkpointing:
         student.gradient_checkpointing_enable()
-    check_grids(student.config, teacher_tower)
+    for tower in (teacher_tower, *other_towers):
+        check_grids(student.config, tower)
     return student
 
 
@@ -349,8 +363,9 @@ def main(
     per_epoch = count_steps(tables[0], training.per_device_train_batch_size, shape)
     schedule = build_schedule(training, per_epoch, accelerator.num_processes, augmentation.repeated_augmentation)
     teacher = load_teacher(teacher_args, model_args.attn_implementation, accelerator)
-    student = build_student(model_args, teacher_args, mask_args, teacher)
-    stage = Stage1(student, teacher, data, augmentation, training, tables, resolved)
+    others = load_other_teachers(teacher_args, model_args.attn_implementation, accelerator, teacher)
+    student = build_student(model_args, teacher_args, mask_args, teacher, others)
+    stage = Stage1(student, teacher, data, augmentation, training, tables, resolved, others)
     logger.info(
         "Attention: student %s, precision %s", student.config._attn_implementation, accelerator.mixed_precision
     )

@@ -388,6 +388,8 @@ def main(
     training: PretrainingArguments,
 ) -> TrainState:
     """Build and train."""
+    if len(names := teacher_args.list_teachers()) > 1:
+        raise ValueError(f"Stage 2 aligns with one teacher, and teacher_name_or_path names {len(names)}: give one.")
     parsed = (model_args, teacher_args, mask_args, loss_args, data, augmentation, training)
     convert_named(model_args)
     require_towers(model_args)

@@ -82,7 +82,7 @@ class Stage(Protocol):
 
     model: nn.Module
 
-    compute_targets: Callable[..., tuple[torch.Tensor, torch.Tensor]]  # the teacher's part of a step; may be compiled
+    compute_targets: Callable[..., tuple[torch.Tensor, ...]]  # the teacher's part of a step; may be compiled
 
     batch_sizes: list[int]  # videos that a process takes at a time, for each kind of batch
 

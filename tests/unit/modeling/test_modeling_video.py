@@ -1,6 +1,7 @@
 """Behaviour of the models that no reference number covers."""
 
 import copy
+import re
 import subprocess
 import sys
 
@@ -28,6 +29,7 @@ from umt_hf.modeling.modeling_umt_video import (
     compute_sinusoid_table,
     gather_tokens,
 )
+from umt_hf.modeling.quantization_umt import NEVER_QUANTIZED
 from umt_hf.teachers.teacher import UMTTeacher
 
 TINY = {
@@ -142,6 +144,35 @@ def test_teacher_features_may_be_raw(norm, covers_all_tokens, video, mask):
     normalized = normalize_features(raw if covers_all_tokens else visible, norm)
     loss = model(video, mask, normalized, normalize_teacher_features=False).loss
     torch.testing.assert_close(loss, outputs.loss, atol=1e-7, rtol=1e-6)
+
+
+def test_several_teachers_have_heads_and_weighted_losses_of_their_own(video, mask, tmp_path):
+    other = {"name_or_path": "a-videomae", "image_size": 32, "hidden_size": 6}
+    fields = TINY | {"other_teachers": [other], "teacher_weights": [1.0, 0.5]}
+    model = UMTVideoForPreTraining(UMTVideoConfig(**fields)).eval()
+    first, second = torch.randn(2, 2, 16, 12), torch.randn(2, 2, 64, 6)  # at visible tokens, and at all
+    outputs = model(video, mask, [first, second])
+    (features,) = outputs.other_aligned_features
+    own = uta_loss(features, gather_tokens(second, compute_visible_indices(mask, 16)))
+    torch.testing.assert_close(outputs.teacher_losses[1], 0.5 * own)
+    torch.testing.assert_close(outputs.teacher_losses[0], uta_loss(outputs.aligned_features, first))
+    assert torch.equal(outputs.loss, outputs.teacher_losses[0] + outputs.teacher_losses[1])
+    outputs.loss.backward()
+    assert all(head.dense.weight.grad.abs().sum() > 0 for head in model.other_alignment_heads[0])
+    with pytest.raises(ValueError, match="are those of 1 teachers, and the configuration names 2"):
+        model(video, mask, first)
+    names = [name for name, _ in model.named_modules() if name.endswith("dense") and "alignment" in name]
+    assert len(names) == 4
+    assert all(any(re.fullmatch(pattern, name) for pattern in NEVER_QUANTIZED) for name in names)
+
+    # Without the second one everything is where it was.
+    model.save_pretrained(tmp_path)
+    alone = UMTVideoForPreTraining.from_pretrained(tmp_path, other_teachers=None, teacher_weights=None)
+    expected = UMTVideoForPreTraining(UMTVideoConfig(**TINY)).state_dict().keys()
+    assert alone.state_dict().keys() == expected
+    found = alone(video, mask, first)
+    torch.testing.assert_close(found.loss, outputs.teacher_losses[0])
+    assert found.teacher_losses is found.other_aligned_features is None
 
 
 def test_a_checked_grid_takes_indices_only(video, mask):

@@ -24,13 +24,23 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dinov3_vit": ("DINOv3ViTConfig", "DINOv3ViTModel", {**WIDE, "num_register_tokens": 3}),
     "tipsv2": ("Tipsv2VisionConfig", "Tipsv2VisionModel", {"mlp_ratio": 2}),
 }
+# Those that see clips, which teach beside another one alone.
+VIDEO_KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "videomae": ("VideoMAEConfig", "VideoMAEModel", {**WIDE, "num_frames": 4, "use_mean_pooling": False}),
+    "vjepa2": (
+        "VJEPA2Config",
+        "VJEPA2Model",
+        {"crop_size": 32, "frames_per_clip": 4, "mlp_ratio": 2, "pred_hidden_size": 12, "pred_num_hidden_layers": 1,
+         "pred_num_attention_heads": 2},
+    ),
+}  # fmt: skip
 # Those that the installed version of Transformers has.
 INSTALLED = [kind for kind, (_, name, _) in KINDS.items() if hasattr(transformers, name)]
 
 
 def build_tower(kind: str, attention: str = "sdpa", **options: Any) -> Any:
     """A tower whose weights differ enough for every part of it to matter."""
-    config_name, class_name, own = KINDS[kind]
+    config_name, class_name, own = {**KINDS, **VIDEO_KINDS}[kind]
     config = getattr(transformers, config_name)(**{**SIZES, **own, **options})
     torch.manual_seed(0)
     tower: PreTrainedModel = getattr(transformers, class_name)(config)

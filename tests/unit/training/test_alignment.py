@@ -22,6 +22,7 @@ from umt_hf.teachers.teacher import UMTTeacher
 from umt_hf.training.alignment import TokenGrid, compute_targets, count_visible, draw_visible_indices
 from umt_hf.training.stage1 import Stage1
 from umt_hf.training.stage2 import Stage2
+from umt_hf.training.step.forward import name_losses
 
 VISION = {
     "image_size": 32,
@@ -105,7 +106,9 @@ def batch() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("mask_type", ["attention", "tube", "random"])
 def test_one_step_of_stage_1(mask_type, calls, teacher, batch):
     model = UMTVideoForPreTraining(UMTVideoConfig(**VISION, mask_type=mask_type))
-    stage = SimpleNamespace(model=model, teacher=teacher, config=model.config, compute_targets=compute_targets)
+    stage = SimpleNamespace(
+        model=model, teacher=teacher, other_teachers=(), config=model.config, compute_targets=compute_targets
+    )
     with SortingCounter(calls):
         Stage1.forward_step(stage, batch)["uta_loss"].backward()
     # The indices are ordered once after the draw; the backward pass of the gathers does not order anything.
@@ -143,7 +146,9 @@ def test_loss_and_gradients_equal_those_of_the_public_loss(teacher, batch):
     """`uta_loss` normalises both sides by default, which changes unit vectors by rounding alone."""
     torch.manual_seed(0)
     model = UMTVideoForPreTraining(UMTVideoConfig(**VISION))
-    stage = SimpleNamespace(model=model, teacher=teacher, config=model.config, compute_targets=compute_targets)
+    stage = SimpleNamespace(
+        model=model, teacher=teacher, other_teachers=(), config=model.config, compute_targets=compute_targets
+    )
     loss = Stage1.forward_step(stage, batch)["uta_loss"]
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     visible, targets = compute_targets(teacher, batch["pixel_values"], batch["mask_noise"], "attention", 0.8)
@@ -162,3 +167,12 @@ def test_indices_have_the_counted_length(mask_type):
     # A clip's mask does not depend on the others of its batch.
     alone = draw_visible_indices(mask_type, 0.8, torch.ones(4, 16), noise[1:], grid)
     assert torch.equal(alone, draw_visible_indices(mask_type, 0.8, torch.ones(8, 16), noise, grid)[1:])
+
+
+def test_losses_of_several_teachers_are_named_by_type():
+    def name(*types: str) -> list[str]:
+        towers = [SimpleNamespace(config=SimpleNamespace(model_type=model_type)) for model_type in types]
+        return name_losses([SimpleNamespace(vision_tower=tower) for tower in towers])
+
+    assert name("clip_vision_model", "vjepa2") == ["clip_uta_loss", "vjepa2_uta_loss"]
+    assert name("dinov2", "videomae", "dinov2") == ["dinov2_1_uta_loss", "videomae_uta_loss", "dinov2_2_uta_loss"]

@@ -1,6 +1,6 @@
 """From a batch to the losses of a stage: the teacher's targets, then the student."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,28 +20,56 @@ class AlignedStage(Protocol):
 
     model: nn.Module
     config: Any
-    compute_targets: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    compute_targets: Callable[..., tuple[torch.Tensor, ...]]
 
     @property
     def teacher(self) -> UMTTeacher | None:
         """Frozen; in stage 2 `None` where nothing is aligned or masked."""
 
 
-def align_student(stage: AlignedStage, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Loss of stage 1: the student sees the visible tokens and is compared with the teacher on them.
+class TaughtStage(AlignedStage, Protocol):
+    """What stage 1 has.
 
     Args:
-        stage: Student and teacher.
+        other_teachers: Further ones, whose features are learned as well.
+    """
+
+    other_teachers: Sequence[UMTTeacher]
+
+    @property
+    def teacher(self) -> UMTTeacher:
+        """Frozen; it draws the masks."""
+
+
+def align_student(stage: TaughtStage, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Losses of stage 1: the student sees the visible tokens and is compared with each teacher on them.
+
+    Args:
+        stage: Student and teachers.
         batch: With `pixel_values (B, T, channels, H, W)` and `mask_noise (B, N)`.
     """
     pixel_values = batch["pixel_values"]
-    visible, features = stage.compute_targets(
-        stage.teacher, pixel_values, batch["mask_noise"], stage.config.mask_type, stage.config.mask_ratio
+    visible, *features = stage.compute_targets(
+        stage.teacher,
+        pixel_values,
+        batch["mask_noise"],
+        stage.config.mask_type,
+        stage.config.mask_ratio,
+        stage.other_teachers,
     )
     outputs = stage.model(
         pixel_values, visible_indices=visible, teacher_features=features, normalize_teacher_features=False
     )
-    return {"uta_loss": outputs.loss}
+    if outputs.teacher_losses is None:
+        return {"uta_loss": outputs.loss}
+    return dict(zip(name_losses([stage.teacher, *stage.other_teachers]), outputs.teacher_losses, strict=True))
+
+
+def name_losses(teachers: Sequence[UMTTeacher]) -> list[str]:
+    """What the log calls the loss of each of several teachers: by its type, numbered if that repeats."""
+    types = [teacher.vision_tower.config.model_type.removesuffix("_vision_model") for teacher in teachers]
+    numbers = [f"_{types[: i + 1].count(name)}" if types.count(name) > 1 else "" for i, name in enumerate(types)]
+    return [f"{name}{number}_uta_loss" for name, number in zip(types, numbers, strict=True)]
 
 
 def join_video_and_text(stage: AlignedStage, batch: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,1 @@
+"""Does a video teacher beside an image teacher help motion?"""
