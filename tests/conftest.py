@@ -19,6 +19,7 @@ OF_A_CLONE = (
     "bench/test_benchmarks.py",
     "bench/test_cuda_script.py",
     "bench/test_scaling.py",
+    "bench/test_two_teachers.py",
     "e2e/test_detection.py::test_commands_of_the_guide_run",
     "e2e/test_docs.py",
     "e2e/test_examples.py",
