@@ -172,6 +172,8 @@ test-dist: $(VENV)/.installed
 	$(BIN)/python -m tests.dist -n $(WORKERS) --dist worksteal $(DIST_TESTS)
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	@test ! -e $(VENV) || test -e $@ || { echo "$(VENV) was not made, or not finished, by make, which would empty it:" \
+		"delete it, or name another folder: make VENV=.venv-make ..." >&2; exit 1; }
 ifdef UV
 	$(UV) venv --quiet --clear --python $(PYTHON) $(VENV)
 	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -e ".[dev]" $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))

@@ -35,6 +35,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processor = AutoVideoProcessor.from_pretrained(args.model, **PREPARATION, **VIEWS)
     model = AutoModelForVideoClassification.from_pretrained(args.model).eval().to(device)
+    classes = {label.lower() for label in model.config.id2label.values()}
     num_right = 0
     for video in args.videos:
         try:
@@ -49,7 +50,8 @@ def main() -> None:
         action = read_action(video)
         is_right = action in [label.lower() for label, probability in found if probability >= THRESHOLD]
         num_right += is_right
-        print(json.dumps({"video": video, "action": action, "is_right": is_right, "best": found}))
+        said = {"video": video, "action": action, "is_class": action in classes, "is_right": is_right, "best": found}
+        print(json.dumps(said))
     print(f"{num_right} of {len(args.videos)}: {num_right / len(args.videos):.4f}")
 
 

@@ -92,3 +92,16 @@ def test_where_the_published_figure_lies_is_said(accuracy, place):
     compared = compare_with_published(NAME, accuracy, 500, 8, 3, 4)
     assert compared.agrees == (place == "within")
     assert compared.format().endswith(f"published for Kinetics-400, 8x3x4 views: 87.4 %, {place} the interval.")
+
+
+@pytest.mark.parametrize("record", [None, {"name": "umt-vit-b16-k400"}])
+def test_another_model_under_the_name_of_a_released_one_is_refused(record, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "umt-vit-b16-ssv2").mkdir()
+    if record is not None:
+        (tmp_path / "umt-vit-b16-ssv2" / "conversion.json").write_text(json.dumps(record))
+    found = "says umt-vit-b16-k400" if record else "is not there"
+    with pytest.raises(
+        ValueError, match=rf"the folder umt-vit-b16-ssv2 is not umt-vit-b16-ssv2 as released \(.*{found}"
+    ):
+        main(["--published", "umt-vit-b16-ssv2", "--data", "k400"])

@@ -50,9 +50,10 @@ from ..runs.arguments import (
 )
 from ..runs.config import describe, script
 from ..runs.folder import CONFUSION_PICTURE
+from ..runs.model_names import find_released
 from .metrics.accuracy import TopKAccuracy, compute_confusion_matrix
 from .metrics.labels import THRESHOLD, compute_f1, compute_ranking_precisions
-from .published import compare_with_published, find_published_accuracy
+from .published import compare_with_published, find_published_accuracy, require_conversion
 from .report import describe_run, write_report
 from .setup import measured_run, override_settings, require_names, say_tested
 
@@ -345,6 +346,8 @@ def main(model_args: ClassifierArguments, data: LabelledDataArguments, args: Vie
     """
     accelerator = Accelerator(mixed_precision=model_args.mixed_precision)
     name, source = require_names(model_args, data)
+    if model_args.published is not None:
+        require_conversion(name, find_released(name))
     # It refuses a model without a trained head, which gives a number too.
     classifier = VideoClassifier(
         name, accelerator.device, model_args.attn_implementation, torch.float32, tokens=model_args

@@ -4,9 +4,12 @@ Source of the interval: Wilson, Journal of the American Statistical Association 
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ..runs.folder import CONVERSION_FILE
 from ..zoo import PublishedFigure, find_entry, load_zoo
 
 NORMAL_QUANTILE = 1.959964  # of 0.975: 95 % lie within
@@ -50,6 +53,21 @@ class PublishedComparison:
     def to_dict(self) -> dict[str, Any]:
         """For the report."""
         return {**dataclasses.asdict(self), "agrees": self.agrees}
+
+
+def require_conversion(name: str, folder: str) -> None:
+    """Refuse a folder that has the name of a released checkpoint, and holds another model.
+
+    Raises:
+        ValueError: If no conversion of that checkpoint has written it.
+    """
+    record = Path(folder, CONVERSION_FILE)
+    found = json.loads(record.read_text(encoding="utf-8")).get("name") if record.is_file() else None
+    if found != name:
+        raise ValueError(
+            f"published: the folder {folder} is not {name} as released ({CONVERSION_FILE} "
+            f"{'is not there' if found is None else f'says {found}'}): rename it, or run the test in another folder."
+        )
 
 
 def find_published_accuracy(name: str) -> PublishedFigure:

@@ -103,10 +103,11 @@ def test_templates_come_from_sets_files_and_sentences(tmp_path):
         (["{} and {}"], "must have one {}"),
         (["{} of {name}"], "must have one {}"),
         (["plain", "{}"], "'{}' comes twice"),
+        ("clip_kinetics", "templates must be a list of texts, got 'clip_kinetics'"),
     ],
 )
 def test_templates_that_make_no_sense(templates, message):
-    with pytest.raises(ValueError) as found:
+    with pytest.raises((TypeError, ValueError)) as found:
         read_templates(templates)
     assert message in str(found.value)
 

@@ -52,8 +52,11 @@ def read_templates(templates: Sequence[str]) -> list[str]:
         templates: Names of `TEMPLATE_SETS`, files with a prompt a line, and prompts, in any mixture.
 
     Raises:
+        TypeError: If they are one text.
         ValueError: If there is none, one of them has no place `{}` for the class or two, or comes twice.
     """
+    if isinstance(templates, str):
+        raise TypeError(f"templates must be a list of texts, got {templates!r}.")
     found: list[str] = []
     for template in templates:
         if template in TEMPLATE_SETS:
@@ -164,7 +167,7 @@ class ZeroShotVideoClassifier(VideoClassifier):
 
     Raises:
         OSError: If there is no model, or no processor beside it.
-        TypeError: If the labels are not a list of texts.
+        TypeError: If the labels or the templates are not a list of texts.
         ValueError: If the model lacks weights of the dual encoder, a label or a template makes no sense.
 
     Examples:
