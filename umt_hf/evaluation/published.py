@@ -4,12 +4,12 @@ Source of the interval: Wilson, Journal of the American Statistical Association 
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..runs.folder import CONVERSION_FILE
+from ..runs.summary import read_optional_json
 from ..zoo import PublishedFigure, find_entry, load_zoo
 
 NORMAL_QUANTILE = 1.959964  # of 0.975: 95 % lie within
@@ -61,8 +61,7 @@ def require_conversion(name: str, folder: str) -> None:
     Raises:
         ValueError: If no conversion of that checkpoint has written it.
     """
-    record = Path(folder, CONVERSION_FILE)
-    found = json.loads(record.read_text(encoding="utf-8")).get("name") if record.is_file() else None
+    found = read_optional_json(Path(folder, CONVERSION_FILE)).get("name")
     if found != name:
         raise ValueError(
             f"published: the folder {folder} is not {name} as released ({CONVERSION_FILE} "

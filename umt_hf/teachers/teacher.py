@@ -25,7 +25,7 @@ from ..modeling.modeling_umt_video import gather_tokens, require_normalized
 from .clip import CLIPTower, MetaCLIP2Tower
 from .dino import DinoTower, TipsTower
 from .siglip import SiglipTower
-from .tower import LayerInput, TeacherTower, run_layer
+from .tower import LayerInput, TeacherTower, VideoTower, run_layer
 from .videomae import VideoMAETower
 from .vjepa2 import VJEPA2Tower
 
@@ -36,7 +36,7 @@ TOWERS: dict[str, type[TeacherTower]] = {
     for tower in (CLIPTower, MetaCLIP2Tower, SiglipTower, DinoTower, TipsTower, VideoMAETower, VJEPA2Tower)
     for model_type in tower.classes
 }
-VIDEO_TEACHER_TYPES = (*VideoMAETower.classes, *VJEPA2Tower.classes)
+VIDEO_TEACHER_TYPES = tuple(model_type for model_type, tower in TOWERS.items() if issubclass(tower, VideoTower))
 TEACHER_TYPES = tuple(model_type for model_type in TOWERS if model_type not in VIDEO_TEACHER_TYPES)
 TEACHERS = "a CLIP, MetaCLIP 2, SigLIP, DINOv2, DINOv3 or TIPSv2"
 OTHER_TEACHERS = f"{TEACHERS}, a VideoMAE or V-JEPA 2"
