@@ -20,7 +20,7 @@ import functools
 import io
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 from urllib.parse import parse_qs, urlsplit
@@ -201,7 +201,7 @@ def open_url(av: Any, url: str, protocol: str, max_frame_pixels: int | None, wai
         raise ValueError(f"{url} asks to wait at a port for whoever calls: leave out `listen`.")
     allowed, formats = STREAM_PROTOCOLS[protocol]
     options = _build_options(max_frame_pixels)
-    options["options"] |= {"protocol_whitelist": allowed, "format_whitelist": formats}
+    options["container_options"] = {"protocol_whitelist": allowed, "format_whitelist": formats}
     return av.open(url, **options, timeout=(wait_seconds, wait_seconds))
 
 
@@ -215,6 +215,17 @@ def describe_address(url: str) -> str:
         )
     names = ", ".join(sorted(STREAM_PROTOCOLS))
     return f"{url} is not read: give the path of a file, or an address that begins with one of {names}."
+
+
+def demux(container: Any, streams: Any) -> Iterator[Any]:
+    """Packets of a stream, or of several, as PyAV's `demux`, and without its loss of memory.
+
+    PyAV 18 is built for Python's stable interface, in which its generators do not end when they are dropped: each that
+    is left before its end keeps its buffers for good (https://github.com/cython/cython/issues/6405). Those of Python
+    do end, and this one then closes PyAV's. PyAV's `decode` has such a generator inside, which nothing can close.
+    """
+    with closing(container.demux(streams)) as packets:
+        yield from packets
 
 
 def read_packets(av: Any, container: Any, stream: Any, file: OneWayFile | None) -> Iterator[Any]:
@@ -231,7 +242,7 @@ def read_packets(av: Any, container: Any, stream: Any, file: OneWayFile | None) 
     """
     has_begun = False
     try:
-        for packet in container.demux(stream):
+        for packet in demux(container, stream):
             has_begun = True
             if file is not None:
                 file.raise_error()
@@ -250,10 +261,10 @@ def _refuse(url: str, *_: object) -> None:
 
 def _build_options(max_frame_pixels: int | None) -> dict[str, Any]:
     """Arguments of `av.open`: which formats may be read, and that nothing further is opened."""
-    options = {"format_whitelist": ALLOWED_FORMATS, "protocol_whitelist": "none"}
-    if max_frame_pixels is not None:
-        options["max_pixels"] = str(pad_limit(max_frame_pixels))
-    return {"metadata_errors": "ignore", "options": options}
+    allowed = {"format_whitelist": ALLOWED_FORMATS, "protocol_whitelist": "none"}
+    # Apart: PyAV copies `options` for each stream, and keeps the copies for good where none can be opened.
+    limits = {} if max_frame_pixels is None else {"max_pixels": str(pad_limit(max_frame_pixels))}
+    return {"metadata_errors": "ignore", "container_options": allowed, "options": limits}
 
 
 def is_cover(stream: Any) -> bool:
@@ -288,7 +299,7 @@ def choose_stream(container: Any) -> tuple[int | None, bool]:
 def find_moving_streams(container: Any, streams: Sequence[Any]) -> set[int]:
     """Indices of the streams with more than one packet (read up to the place where all have shown theirs)."""
     counts = {stream.index: 0 for stream in streams}
-    for packet in container.demux(list(streams)):
+    for packet in demux(container, list(streams)):
         if packet.size > 0:  # the empty ones at the end do not say which stream they are of
             counts[packet.stream_index] += 1
         if min(counts.values()) > 1:
@@ -679,6 +690,9 @@ class NamedMedia:
 class PyAVFrames(NamedMedia):
     """What reading of files and of streams with PyAV shares."""
 
+    _container: Any
+    _stream: Any
+
     def _load_library(self) -> None:
         """Import PyAV and set up the conversion of its frames."""
         try:
@@ -694,6 +708,15 @@ class PyAVFrames(NamedMedia):
         # One converter for all frames: by default PyAV sets up a new one, with several threads, for each.
         self._reformatter = VideoReformatter()
         self._reformat_options = {"threads": 1} if "threads" in (self._reformatter.reformat.__doc__ or "") else {}
+
+    def _demux(self) -> Iterator[Any]:
+        """Packets of the video from where the file is."""
+        return demux(self._container, self._stream)
+
+    def _decode_all(self) -> Iterator[Any]:
+        """Its frames from there on, in the order in which they are shown."""
+        for packet in self._demux():
+            yield from packet.decode()
 
     def _set_up_codec(self, codec: Any) -> None:
         """One thread, no damaged picture, no picture that is too large."""

@@ -429,11 +429,11 @@ class PyAVReader(PyAVFrames, VideoReader):
             and int(getattr(self._codec, "field_order", 0)) in PROGRESSIVE_FIELD_ORDERS
         )
         if not is_indexable:
-            packets = self._container.demux(self._stream)
+            packets = self._demux()
             self._packet_index = build_packet_index(packets, self._container.format.name, self._codec)
             return
         packet_pts, key_pts, frame_pts = [], [], []
-        for packet in self._container.demux(self._stream):
+        for packet in self._demux():
             if packet.size == 0:
                 continue
             if packet.is_corrupt:
@@ -470,11 +470,11 @@ class PyAVReader(PyAVFrames, VideoReader):
         if not allows_edit_lists and len(self._packet_order) > len(self._frame_pts):
             return "an edit list that hides frames"
         self._open()
-        first = next(self._container.decode(self._stream), None)
+        first = next(self._decode_all(), None)
         if first is not None and read_orientation(first).is_mirrored:
             return "a display matrix that mirrors"
         self._open()
-        key_frames = describe_key_frames(self._codec.name, self._container.demux(self._stream))
+        key_frames = describe_key_frames(self._codec.name, self._demux())
         if key_frames == "gradual" or (key_frames == "open" and not allows_open_key_frames):
             return f"pictures that refer to ones before the last key frame ({KEY_FRAME_NAMES[key_frames]})"
         return None
@@ -485,7 +485,7 @@ class PyAVReader(PyAVFrames, VideoReader):
         if self._packet_index is not None:
             return self._packet_index.num_frames
         self._open()
-        self._decoded_pts = [frame.pts for frame in self._container.decode(self._stream)]
+        self._decoded_pts = [frame.pts for frame in self._decode_all()]
         return len(self._decoded_pts)
 
     def compute_timestamps(self) -> np.ndarray:
@@ -524,7 +524,7 @@ class PyAVReader(PyAVFrames, VideoReader):
             return
         wanted, last = set(indices[given:]), indices[-1]  # all, where the file does not match its index
         self._open()
-        for i, frame in enumerate(self._container.decode(self._stream)):
+        for i, frame in enumerate(self._decode_all()):
             if i in wanted:
                 yield i, frame
             if i == last:
@@ -567,7 +567,7 @@ class PyAVReader(PyAVFrames, VideoReader):
     def _decode_from_start(self, indices: list[int]) -> dict[int, np.ndarray]:
         self._open()  # afresh, since the formats that come here cannot be trusted to seek back either
         frames, wanted = {}, set(indices)
-        for i, frame in enumerate(self._container.decode(self._stream)):
+        for i, frame in enumerate(self._decode_all()):
             if i in wanted:
                 frames[i] = self._to_upright_rgb(frame)
                 if len(frames) == len(wanted):
@@ -617,7 +617,7 @@ class PyAVReader(PyAVFrames, VideoReader):
         """Decode from the key frames before the frames asked for; `None` if frames do not come as numbered."""
         self._open()  # at the start, where packets are counted from
         wanted, frames = set(indices), {}
-        packets = enumerate(self._container.demux(self._stream))
+        packets = enumerate(self._demux())
         try:
             for first, last in index.plan(indices):
                 previous = -1
@@ -648,7 +648,7 @@ class PyAVReader(PyAVFrames, VideoReader):
 
     def _packets_up_to(self, last_pts: int) -> Iterator[Any]:
         """Yield packets from the current place to that of `last_pts`, then `None`, which empties the decoder."""
-        for packet in self._container.demux(self._stream):
+        for packet in self._demux():
             if packet.size == 0:
                 continue
             yield packet
