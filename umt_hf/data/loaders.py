@@ -80,13 +80,25 @@ class NamingDataLoader(DataLoader):
                 if batch is None:
                     return
                 yield batch
-        except (RuntimeError, OSError, EOFError) as error:
+        except GeneratorExit:
+            raise
+        except BaseException as error:
             with unheard_children():
-                if (explained := guard.explain(error)) is None:
-                    raise
-                notes.kill()
-                getattr(batches, "_shutdown_workers", lambda: None)()
+                explained = guard.explain(error) if isinstance(error, (RuntimeError, OSError, EOFError)) else None
+                self._end_workers(batches, notes)
+            if explained is None:
+                raise
             raise explained from error
+
+    def _end_workers(self, batches: Iterator[Any], notes: ReadNotes) -> None:
+        """End the workers now.
+
+        The error holds the iterator. When both are collected, the queue by which workers are asked to end may be gone
+        already: PyTorch waits 5 seconds for each of them, and after its SIGTERM, which they outlive, as long again.
+        """
+        notes.kill()
+        getattr(batches, "_shutdown_workers", lambda: None)()
+        self._iterator = None  # else persistent workers would be asked for more
 
 
 def _explain_broken_connection(error: Exception, notes: ReadNotes) -> StuckReadingError | None:

@@ -1,5 +1,6 @@
 """Workers of loaders that are stopped, wait for a file for ever, or die: the videos in flight are named."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -95,7 +96,28 @@ def test_nothing_changes_without_workers_or_trouble(paths):
     assert load(paths) == load(paths, num_workers=0) == [[7]] * 4
 
 
-def test_other_errors_stay(paths):
-    paths[0].unlink()
-    with pytest.raises(FileNotFoundError):
-        load(paths)
+@pytest.mark.parametrize("is_persistent", [False, True])
+def test_other_errors_stay_and_workers_do_not(paths, is_persistent):
+    """While the error is held, as in a notebook; a loader whose workers were to stay starts new ones."""
+    paths[2].unlink()
+    plan = [[number] for number in range(4)]
+    loader = build_loader(Readings(paths), plan, 2, 2, collate_fn=list, persistent_workers=is_persistent)
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError) as caught:
+            list(loader)
+        workers = {read.process for read in loader.notes.list_reads()}
+        assert caught.value is not None and workers
+        assert not workers & {child.pid for child in multiprocessing.active_children()}
+    paths[2].write_bytes(b"content")
+    assert list(loader) == [[7]] * 4
+
+
+def test_an_interruption_ends_the_workers(paths):
+    loader = build_loader(Readings(paths), [[number] for number in [0, 1, 2, 3] * 8], 2, 20, collate_fn=list)
+    batches = iter(loader)
+    next(batches)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        batches.throw(KeyboardInterrupt)
+    workers = {read.process for read in loader.notes.list_reads()}
+    assert caught.value is not None and workers
+    assert not workers & {child.pid for child in multiprocessing.active_children()}
