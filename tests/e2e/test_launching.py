@@ -1,9 +1,12 @@
 """The scripts as users start them, by `accelerate launch -m`; other tests call `main`, here or in a forked process."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -27,6 +30,30 @@ def test_stage_1_in_two_processes(flags, tmp_path):
     launch(*words, "-m", "umt_hf.training.stage1", *flags(output_dir=tmp_path / "two", max_steps=2))
     assert read_losses(tmp_path / "two") == pytest.approx(read_losses(tmp_path / "one"), abs=1e-5)
     assert_same_weights(tmp_path / "one", tmp_path / "two", atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no groups of processes here")
+@pytest.mark.parametrize(("whom", "times"), [("command", 1), ("group", 3)])
+def test_an_interruption_reaches_the_script_once(flags, tmp_path, whom, times):
+    """Of the command alone, as by a notebook or a supervisor, or of all that it has started, as by `timeout`."""
+    command = [sys.executable, "-m", "umt_hf.cli", "pretrain", "stage1", *flags(max_steps=100_000)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    with (tmp_path / "log").open("wb") as log:
+        run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for _ in range(times):
+            os.kill(run.pid, signal.SIGINT) if whom == "command" else os.killpg(run.pid, signal.SIGINT)
+        code = run.wait(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+    said = (tmp_path / "log").read_text(errors="replace")
+    assert code == 130 and said.count("Interrupted. No checkpoint was saved.") == 1, said[-3000:]
+    assert "Traceback" not in said
 
 
 @pytest.mark.heavy

@@ -131,15 +131,17 @@ def _to_exit_code(code: int) -> int:
 
 @contextlib.contextmanager
 def _pass_signals_on() -> Generator[None]:
-    """Leave Ctrl-C to the script, which is in the same group of processes, and hand SIGTERM on to it."""
+    """Hand signals on to the script, but for a terminal's Ctrl-C, which all processes of its group get."""
     import psutil
 
     def hand_on(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and _is_in_foreground():
+            return
         for child in psutil.Process().children():
             child.send_signal(number)
 
     # Python's own handlers, not SIG_IGN, which the script would inherit.
-    handlers: dict[int, Any] = {signal.SIGINT: lambda *_: None, signal.SIGTERM: hand_on}
+    handlers: dict[int, Any] = {signal.SIGINT: hand_on, signal.SIGTERM: hand_on}
     # By which schedulers announce the end, see `--preemption_signal`; Windows has none of them.
     named = (getattr(signal, name, None) for name in ("SIGUSR1", "SIGUSR2"))
     handlers |= {number: hand_on for number in named if number is not None}
@@ -149,3 +151,14 @@ def _pass_signals_on() -> Generator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def _is_in_foreground() -> bool:
+    """Whether Ctrl-C of a terminal reaches this process, and with it those that it has started."""
+    if os.name == "nt":  # a console has no groups
+        return True
+    try:
+        with open("/dev/tty", "rb") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:  # there is none, as under a scheduler
+        return False

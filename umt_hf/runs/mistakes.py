@@ -26,6 +26,7 @@ TRACEBACK_FLAG = "--traceback"
 SECONDS_BETWEEN_LOOKS = 1.0
 # A process that fails like the main one is stopped by the launcher before it speaks; one that fails alone is heard.
 SECONDS_TO_BE_STOPPED = 10.0
+SECONDS_OF_ONE_INTERRUPTION = 1.0
 WORKER_TRACEBACK = "Original Traceback (most recent call last):"
 # Where launchers say it: torchrun and Accelerate, and MPI in its variants; the order is Accelerate's.
 RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -179,9 +180,26 @@ def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]
     try:
         yield
     except BaseException as error:
+        _hear_interruption_once()
         with unheard_children():  # one that is being killed would interrupt the sentence
             _end_for(error, describe_interruption)
         raise
+
+
+def _hear_interruption_once() -> None:
+    """Leave out the same Ctrl-C that comes by another way: of the launcher, to the group, by an impatient finger."""
+    former = signal.getsignal(signal.SIGINT)
+    began = time.monotonic()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - began < SECONDS_OF_ONE_INTERRUPTION:
+            return
+        signal.signal(number, former)
+        if callable(former):
+            former(number, frame)
+
+    if callable(former):
+        signal.signal(signal.SIGINT, handle)
 
 
 def _end_for(error: BaseException, describe_interruption: Callable[[], str]) -> None:

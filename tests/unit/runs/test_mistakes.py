@@ -12,15 +12,34 @@ import pytest
 from torch.utils.data import DataLoader
 
 from tests.processes import build_environment, read_output, start_process
+from umt_hf.runs import mistakes
 from umt_hf.runs.mistakes import DivergenceError, MachineError, call_at_end, end_in_one_line, end_with_launcher
 from umt_hf.runs.scripts import LAUNCHER_VARIABLE
 
 
 @pytest.fixture(autouse=True)
-def sigterm():
-    handler = signal.getsignal(signal.SIGTERM)
+def handlers():
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
+def test_an_interruption_that_comes_by_two_ways_is_told_once_and_a_later_one_is_heard(capsys, monkeypatch):
+    def describe() -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return "Nothing was saved."
+
+    with pytest.raises(SystemExit) as caught, end_in_one_line(describe):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert caught.value.code == 130 and capsys.readouterr().err.splitlines() == ["Interrupted. Nothing was saved."]
+    monkeypatch.setattr(mistakes, "SECONDS_OF_ONE_INTERRUPTION", 0.0)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
 
 
 def end(*errors: Exception) -> None:
