@@ -44,7 +44,7 @@ def read_mistake(*words: str, exit_code: int = 2) -> str:
         ("ask x q --model umt-vit-b16-25m-msvd-qa", "run `umt-hf convert umt-vit-b16-25m-msvd-qa`"),
         ("detect x --model umt-vit-b16-ava --boxes 1,2,3,4 --frame 1", "run `umt-hf convert umt-vit-b16-ava`"),
         ("detect x --model y", "Give at least one box"),
-        ("search missing words", "missing is not an index"),
+        ("search missing words", "missing is not an index: there is no such folder."),
         ("demo --student x", "student needs its teacher"),
         ("finetune classification --mixed_precision x", "no, bf16, fp16, got 'x'"),
     ],

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
 
 from ..inference.loading import list_class_names
 from ..inference.starts import read_model_fields, require_model_type
@@ -57,8 +58,10 @@ def write_model_card(folder: str | Path, zoo_entry: ZooEntry | None = None, repo
         The card.
 
     Raises:
-        ValueError: If the folder holds no model of ours.
+        ValueError: If the folder holds no model of ours, or the Hub would not take the name.
     """
+    if repo_id is not None:
+        validate_repo_id(repo_id)
     folder = Path(folder)
     card = build_model_card(folder, zoo_entry, repo_id)
     path = folder / CARD_FILE

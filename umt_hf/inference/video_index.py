@@ -437,7 +437,9 @@ class VideoIndex:
     def _read_settings(self) -> dict[str, Any]:
         require_lancedb()
         if not self.exists():
-            raise FileNotFoundError(f"{self.folder} is not an index: it has no videos. `umt-hf embed` makes one.")
+            is_there = self.is_remote or os.path.isdir(self.folder)
+            lack = "it has no videos" if is_there else "there is no such folder"
+            raise FileNotFoundError(f"{self.folder} is not an index: {lack}. `umt-hf embed` makes one.")
         metadata = self._retry(lambda: self._open_existing(VIDEOS_TABLE).schema.metadata) or {}
         if _SETTINGS not in metadata:
             raise ValueError(f"{self.folder} is a LanceDB database of something else; choose another folder.")

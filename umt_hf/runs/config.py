@@ -416,7 +416,12 @@ def list_optional(section: type) -> list[str]:
 def _accept_none(action: argparse.Action) -> None:
     """Let a flag read `none` as None, whatever else it reads."""
     read: Any = action.type or str
-    action.type = lambda text: None if text == "none" else read(text)
+
+    @functools.wraps(read)  # its name is in errors
+    def read_or_none(text: str) -> Any:
+        return None if text == "none" else read(text)
+
+    action.type = read_or_none
     if action.choices is not None:
         words = [str(choice) for choice in action.choices]
         action.choices = [*action.choices, None]

@@ -158,6 +158,14 @@ def test_card_of_a_pre_training_run(encoder):
     assert "![Losses of the run](losses.png)" in text and (encoder / "losses.png").stat().st_size > 5000
 
 
+def test_a_name_that_the_hub_does_not_take_is_refused(encoder):
+    before = sorted(path.name for path in encoder.iterdir())
+    for name in ("a/b/c", "my model", "me/-encoder"):
+        with pytest.raises(ValueError, match=f"'{name}'"):
+            write_model_card(encoder, repo_id=name)
+    assert sorted(path.name for path in encoder.iterdir()) == before
+
+
 def run_example(folder, monkeypatch, capsys):
     """What the card's first example prints, run beside the folder and a video."""
     write_video(folder.parent / "video.mp4", num_frames=48)

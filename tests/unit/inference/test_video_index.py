@@ -272,9 +272,12 @@ def test_what_a_command_left_that_was_killed_while_it_made_the_index(tmp_path):
 def test_folders_that_are_not_an_index_or_another_models(tmp_path):
     index = VideoIndex(tmp_path / "index")
     index.check_encoder(ENCODER)
-    with pytest.raises(FileNotFoundError, match="is not an index: it has no videos. `umt-hf embed` makes one"):
+    with pytest.raises(FileNotFoundError, match="is not an index: there is no such folder. `umt-hf embed` makes one"):
         index.load()
     assert not (tmp_path / "index").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="is not an index: it has no videos. `umt-hf embed` makes one"):
+        VideoIndex(tmp_path / "empty").load()
     index.create(ENCODER)
     index.check_encoder(ENCODER | {"model": "moved/elsewhere"})
     with pytest.raises(ValueError, match="built by another model: its weights is '0'"):

@@ -25,7 +25,7 @@ def handlers():
         signal.signal(number, handler)
 
 
-def test_an_interruption_that_comes_by_two_ways_is_told_once_and_a_later_one_is_heard(capsys, monkeypatch):
+def test_an_interruption_that_comes_by_two_ways_is_said_once_and_a_later_one_is_heard(capsys, monkeypatch):
     def describe() -> str:
         os.kill(os.getpid(), signal.SIGINT)
         return "Nothing was saved."

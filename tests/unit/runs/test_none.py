@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import pickle
 import sys
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
@@ -102,6 +102,17 @@ def test_none_stays_a_word_where_it_is_a_choice(tmp_path):
     flags = build_command("umt_hf.finetuning.classification")
     *_, training = parse_config(classification.SECTIONS, [*flags, "--class_weighting", "none", "--report_to", "none"])
     assert training.class_weighting == "none" and training.report_to in ([], "none")
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if not name.startswith("umt_hf.moving_shapes.tiny")])
+def test_a_value_of_another_kind_is_told_by_its_kind(name):
+    sections = load_sections(name)
+    hints = {flag: get_type_hints(section)[flag] for section in sections.values() for flag in list_optional(section)}
+    numbers = [flag for flag, hint in hints.items() if {int, float} & set(get_args(hint))]
+    assert numbers
+    for flag in numbers:
+        with pytest.raises(ValueError, match=rf"--{flag}: invalid (int|float) value: '2\.5x'"):
+            parse_config(sections, [*build_command(name), f"--{flag}", "2.5x"])
 
 
 def test_what_must_have_a_value_refuses_none(tmp_path):
