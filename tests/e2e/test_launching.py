@@ -34,7 +34,7 @@ def test_stage_1_in_two_processes(flags, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="no groups of processes here")
-@pytest.mark.parametrize(("whom", "times"), [("command", 1), ("group", 3)])
+@pytest.mark.parametrize(("whom", "times"), [("command", 1), pytest.param("group", 3, marks=pytest.mark.heavy)])
 def test_an_interruption_reaches_the_script_once(flags, tmp_path, whom, times):
     """Of the command alone, as by a notebook or a supervisor, or of all that it has started, as by `timeout`."""
     command = [sys.executable, "-m", "umt_hf.cli", "pretrain", "stage1", *flags(max_steps=100_000)]

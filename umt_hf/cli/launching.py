@@ -138,7 +138,8 @@ def _pass_signals_on() -> Generator[None]:
         if number == signal.SIGINT and _is_in_foreground():
             return
         for child in psutil.Process().children():
-            child.send_signal(number)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
 
     # Python's own handlers, not SIG_IGN, which the script would inherit.
     handlers: dict[int, Any] = {signal.SIGINT: hand_on, signal.SIGTERM: hand_on}

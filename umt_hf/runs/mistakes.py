@@ -177,29 +177,41 @@ def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]
     """
     end_with_launcher()
     signal.signal(signal.SIGTERM, _build_handler(os.getpid()))
+    _hear_interruptions()
     try:
         yield
     except BaseException as error:
-        _hear_interruption_once()
+        if callable(handler := _hear_interruptions()):
+            signal.signal(signal.SIGINT, _HeardOnce(handler))
         with unheard_children():  # one that is being killed would interrupt the sentence
             _end_for(error, describe_interruption)
         raise
 
 
-def _hear_interruption_once() -> None:
-    """Leave out the same Ctrl-C that comes by another way: of the launcher, to the group, by an impatient finger."""
-    former = signal.getsignal(signal.SIGINT)
-    began = time.monotonic()
+class _HeardOnce:
+    """Leaves out the same Ctrl-C that comes by another way: of the launcher, to the group, by an impatient finger.
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if time.monotonic() - began < SECONDS_OF_ONE_INTERRUPTION:
-            return
-        signal.signal(number, former)
-        if callable(former):
-            former(number, frame)
+    Args:
+        former: What handles a later one.
+    """
 
-    if callable(former):
-        signal.signal(signal.SIGINT, handle)
+    def __init__(self, former: Callable[[int, FrameType | None], Any]):
+        self.former = former
+        self.began = time.monotonic()
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - self.began >= SECONDS_OF_ONE_INTERRUPTION:
+            signal.signal(number, self.former)
+            self.former(number, frame)
+
+
+def _hear_interruptions() -> Any:
+    """Let the next Ctrl-C be heard again, in a process that goes on after a script; gives what handles it."""
+    handler = signal.getsignal(signal.SIGINT)
+    if isinstance(handler, _HeardOnce):
+        handler = handler.former
+        signal.signal(signal.SIGINT, handler)
+    return handler
 
 
 def _end_for(error: BaseException, describe_interruption: Callable[[], str]) -> None:

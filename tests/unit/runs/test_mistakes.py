@@ -20,6 +20,7 @@ from umt_hf.runs.scripts import LAUNCHER_VARIABLE
 @pytest.fixture(autouse=True)
 def handlers():
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in former.items():
         signal.signal(number, handler)
@@ -30,11 +31,13 @@ def test_an_interruption_that_comes_by_two_ways_is_said_once_and_a_later_one_is_
         os.kill(os.getpid(), signal.SIGINT)
         return "Nothing was saved."
 
-    with pytest.raises(SystemExit) as caught, end_in_one_line(describe):
+    for _ in range(3):  # as in a notebook
+        with pytest.raises(SystemExit) as caught, end_in_one_line(describe):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(10)
-    os.kill(os.getpid(), signal.SIGINT)
-    assert caught.value.code == 130 and capsys.readouterr().err.splitlines() == ["Interrupted. Nothing was saved."]
+        assert caught.value.code == 130
+        assert capsys.readouterr().err.splitlines() == ["Interrupted. Nothing was saved."]
     monkeypatch.setattr(mistakes, "SECONDS_OF_ONE_INTERRUPTION", 0.0)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
