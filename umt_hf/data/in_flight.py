@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import psutil
 import torch
 
 from ..runs.mistakes import MachineError, unheard_children
 
 NOTE_BYTES = 1024
 SECONDS_TO_OUTLIVE = 300
+SECONDS_TO_DIE = 2.0  # a worker that waits for a disk may be beyond signals
 FIRST = 1000  # at the end of a process
 HEADER = struct.Struct("qd?H")  # process, when it began, whether it still reads, bytes of the name
 NAMED_READS = 5
@@ -101,10 +103,25 @@ class ReadNotes:
         return reads
 
     def kill(self) -> None:
-        """End the workers; a stopped one does not answer to less."""
-        for read in self.list_reads():
+        """End the workers, and wait until they have ended; a stopped one does not answer to less.
+
+        The system's word of it comes while they are waited for, when it can be left out, and not at any later place.
+        """
+        processes = [read.process for read in self.list_reads()]
+        for process in processes:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(read.process, getattr(signal, "SIGKILL", signal.SIGTERM))
+                os.kill(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+        deadline = time.monotonic() + SECONDS_TO_DIE
+        while not all(map(_has_ended, processes)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def _has_ended(process: int) -> bool:
+    """Whether a process is gone, or waits for its parent to read its exit code."""
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _end_workers() -> None:

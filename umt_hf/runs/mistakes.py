@@ -181,9 +181,9 @@ def end_in_one_line(describe_interruption: Callable[[], str]) -> Generator[None]
     try:
         yield
     except BaseException as error:
-        if callable(handler := _hear_interruptions()):
-            signal.signal(signal.SIGINT, _HeardOnce(handler))
         with unheard_children():  # one that is being killed would interrupt the sentence
+            if callable(handler := _hear_interruptions()):
+                signal.signal(signal.SIGINT, _HeardOnce(handler))
             _end_for(error, describe_interruption)
         raise
 

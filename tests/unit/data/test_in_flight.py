@@ -6,11 +6,13 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from umt_hf.data.in_flight import StuckReadingError, noted
 from umt_hf.data.loaders import build_loader
+from umt_hf.runs.mistakes import unheard_children
 
 
 class Readings(torch.utils.data.Dataset):
@@ -110,6 +112,9 @@ def test_other_errors_stay_and_workers_do_not(paths, is_persistent):
         assert not workers & {child.pid for child in multiprocessing.active_children()}
     paths[2].write_bytes(b"content")
     assert list(loader) == [[7]] * 4
+    if is_persistent:  # else they would outlive this test
+        with unheard_children():
+            loader._end_workers(loader._iterator, loader.notes)
 
 
 def test_an_interruption_ends_the_workers(paths):
@@ -121,3 +126,18 @@ def test_an_interruption_ends_the_workers(paths):
     workers = {read.process for read in loader.notes.list_reads()}
     assert caught.value is not None and workers
     assert not workers & {child.pid for child in multiprocessing.active_children()}
+
+
+def test_workers_that_are_ended_are_gone_when_it_is_said(paths):
+    """So that nothing of PyTorch's interrupts what comes next."""
+    for _ in range(5):
+        loader = build_loader(Readings(paths), [[number] for number in [0, 1, 2, 3] * 8], 2, 20, collate_fn=list)
+        batches = iter(loader)
+        next(batches)
+        workers = [psutil.Process(read.process) for read in loader.notes.list_reads()]
+        workers[0].send_signal(signal.SIGSTOP)
+        with unheard_children():
+            loader.notes.kill()
+            assert {worker.status() for worker in workers} == {psutil.STATUS_ZOMBIE}
+        with pytest.raises(StuckReadingError):
+            list(batches)
