@@ -26,7 +26,7 @@ from ..runs.mistakes import MachineError, unheard_children
 
 NOTE_BYTES = 1024
 SECONDS_TO_OUTLIVE = 300
-SECONDS_TO_DIE = 2.0  # a worker that waits for a disk may be beyond signals
+SECONDS_TO_END = 2.0  # a worker that waits for a disk may be beyond signals
 FIRST = 1000  # at the end of a process
 HEADER = struct.Struct("qd?H")  # process, when it began, whether it still reads, bytes of the name
 NAMED_READS = 5
@@ -111,7 +111,7 @@ class ReadNotes:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, getattr(signal, "SIGKILL", signal.SIGTERM))
-        deadline = time.monotonic() + SECONDS_TO_DIE
+        deadline = time.monotonic() + SECONDS_TO_END
         while not all(map(_has_ended, processes)) and time.monotonic() < deadline:
             time.sleep(0.01)
 
